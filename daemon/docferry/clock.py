@@ -1,0 +1,54 @@
+"""Time, as something that can be handed in: wall seconds for people and remotes, steady seconds for waiting."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the house asks about time. Tests hand in one they can turn."""
+
+    def now(self) -> float:
+        """Seconds since 1970, UTC. May jump."""
+
+    def steady(self) -> float:
+        """Seconds since some start; never jumps, goes on while the machine sleeps."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def steady(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True)
+class TurnableClock:
+    """A clock that moves only when it is told to: simulations and tests reach any hour at once."""
+
+    wall: float = 1_790_000_000.0
+    running: float = field(default=1_000.0)
+
+    def now(self) -> float:
+        return self.wall
+
+    def steady(self) -> float:
+        return self.running
+
+    def turn(self, seconds: float) -> None:
+        """Let `seconds` pass on both clocks."""
+        self.wall += seconds
+        self.running += seconds
+
+
+def iso(seconds: float | None) -> str | None:
+    """`2026-11-21T04:26:54.123Z` for wall seconds; None stays None."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

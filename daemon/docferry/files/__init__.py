@@ -1,0 +1,1 @@
+"""The outer wall to the disk: watching, scanning, reading and landing files."""

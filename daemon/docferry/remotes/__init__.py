@@ -1,0 +1,1 @@
+"""The outer wall to HTTP: what Codat and Wootiv are to docferry."""

@@ -1,0 +1,1 @@
+"""A local Codat, Wootiv and S3 to try things against."""

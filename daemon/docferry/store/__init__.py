@@ -1,0 +1,1 @@
+"""The outer wall to SQLite: the queue and everything docferry remembers."""

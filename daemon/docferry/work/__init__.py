@@ -1,0 +1,1 @@
+"""Where documents are carried: intake, runner, carry and pull."""
