@@ -140,6 +140,7 @@ class Transfer:
     tries: int  # attempts since a person or the first sighting made it due
     generation: int  # which idempotency key is in force
     created: float
+    due_since: float  # wall seconds: since when it counts as not delivered; a retry starts it again
     first_sent: float | None  # wall seconds: when the first attempt that may have stored it began
     last_sent: float | None  # when the latest such attempt ended, or began if nobody saw it end
     reason: str | None

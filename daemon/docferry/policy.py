@@ -1,0 +1,140 @@
+"""Failure + tries → outcome. Pure: no clock, no I/O; the only place that decides what a failure means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from docferry.errors import RemoteError
+from docferry.model import Gate, Outcome, Reason, State
+
+#: A remote that asks for a longer pause than this is asked again after it all the same.
+LONGEST_PAUSE = 86_400.0
+#: Idempotency keys are kept 90 minutes at Codat; a margin keeps a retry from falling on the edge.
+KEY_LIFETIME = 85 * 60.0
+#: So many refused connections in a row close the remote for all; fewer are one document's bad luck.
+STRIKES = 3
+
+_GATE_REASONS = {401: Reason.KEY, 402: Reason.ACCOUNT, 403: Reason.COMPANY, 404: Reason.CONNECTION}
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before try n+1: `initial` x `factor`^n, at most `longest`, jittered; seconds."""
+
+    initial: float = 0.5
+    factor: float = 1.5
+    longest: float = 60.0
+
+    def pause(self, tries: int, dice: float) -> float:
+        """Seconds after `tries` failures; `dice` in [0, 1) spreads them over the upper half."""
+        exponent = min(tries - 1, 64) if tries > 0 else 0
+        full = min(self.longest, self.initial * self.factor**exponent)
+        return full * (0.5 + dice / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """What policy must know of the attempt that failed."""
+
+    lane: str
+    tries: int  # this one included
+    now: float
+    dice: float
+    gate_tries: int = 0  # how often the gate in question has been probed in vain
+    strikes: int = 1  # how often in a row the remote could not be reached, this one included
+
+
+def after_failure(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+    """What a failed send means for its transfer."""
+    if failure.kind == "signature":
+        return _again(failure, attempt, backoff, costs_a_try=False)
+    if failure.scope is not None:
+        return _closed(failure, attempt, backoff)
+    if failure.kind == "redirect":
+        return _closed(failure, attempt, backoff, scope=attempt.lane.split("/", 1)[0])
+    if failure.kind == "redo":
+        return _again(failure, attempt, backoff)
+    if _refuses(failure):
+        reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
+        return Outcome(State.HELD, reason, f"{failure}; mend it, then `docferry retry`")
+    if failure.handed_over:
+        return _in_doubt(failure, attempt, backoff)
+    if failure.kind == "unreachable" and attempt.strikes >= STRIKES:
+        return _closed(failure, attempt, backoff, scope=attempt.lane.split("/", 1)[0], patient=True)
+    return _again(failure, attempt, backoff)
+
+
+def after_silence(detail: str, *, fresh_key: bool = False) -> Outcome:
+    """The request may have been stored and nobody knows: stopped, killed, or cut after the body."""
+    return Outcome(State.DOUBTFUL, None, detail, fresh_key=fresh_key)
+
+
+def pause_of(failure: RemoteError, attempt: Try, backoff: Backoff) -> float:
+    """Seconds until the next try: the remote's wish if it had one, but never less than nothing nor over a day."""
+    if failure.retry_after is not None:
+        return min(max(failure.retry_after, 0.0), LONGEST_PAUSE)
+    return backoff.pause(attempt.tries, attempt.dice)
+
+
+def _refuses(failure: RemoteError) -> bool:
+    """A clear no to this document: repeating it would bring the same answer."""
+    if failure.kind != "answer" or failure.status is None or failure.should_retry:
+        return False
+    return failure.status in {400, 405, 410, 411, 413, 414, 415, 416, 431, 501} or (
+        failure.should_retry is False and 400 <= failure.status < 500
+    )
+
+
+def _in_doubt(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes.
+    spent = failure.status is not None and failure.status not in {408, 409, 429}
+    return Outcome(State.DOUBTFUL, None, str(failure), delay=pause_of(failure, attempt, backoff), fresh_key=spent)
+
+
+def _again(failure: RemoteError, attempt: Try, backoff: Backoff, *, costs_a_try: bool = True) -> Outcome:
+    return Outcome(
+        State.WAITING,
+        None,
+        str(failure),
+        delay=pause_of(failure, attempt, backoff) if costs_a_try else 0.0,
+        fresh_key=failure.status is not None and failure.status >= 500,
+        costs_a_try=costs_a_try,
+    )
+
+
+def _closed(
+    failure: RemoteError, attempt: Try, backoff: Backoff, *, scope: str | None = None, patient: bool = False
+) -> Outcome:
+    """Nothing is wrong with the document: what the remote refused is closed for all, and one probes."""
+    key = scope or failure.scope or attempt.lane
+    probe = Try(attempt.lane, attempt.gate_tries + 1, attempt.now, attempt.dice)
+    pause = pause_of(failure, probe, backoff)
+    reason = _gate_reason(failure)
+    gate = Gate(
+        key=key,
+        reason=reason,
+        detail=str(failure),
+        until=attempt.now + pause,
+        tries=attempt.gate_tries + 1,
+        since=attempt.now,
+        lets_doubts_pass=reason == Reason.RATE,
+    )
+    return Outcome(
+        State.WAITING,
+        reason,
+        str(failure),
+        delay=0.0,
+        gate=gate,
+        fresh_key=failure.status is not None and failure.status not in {408, 409, 429},
+        costs_a_try=patient,
+    )
+
+
+def _gate_reason(failure: RemoteError) -> Reason:
+    if failure.kind == "unreachable":
+        return Reason.UNREACHABLE
+    if failure.kind == "redirect":
+        return Reason.REDIRECTED
+    if failure.status == 429:
+        return Reason.RATE
+    return _GATE_REASONS.get(failure.status or 0, Reason.CONNECTION)

@@ -1,0 +1,181 @@
+"""One SQLite file: a single writer that commits gathered work together, and readers beside it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from docferry.errors import DatabaseLost, StateError
+from docferry.store import schema
+
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+#: How long a foreign lock on the database is waited for, seconds.
+BUSY_TIMEOUT = 30.0
+#: How long the writer pauses before it tries again on a full disk or a lock that stays, seconds.
+PAUSE = 1.0
+#: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
+GATHERED = 256
+
+
+@dataclass(slots=True)
+class _Request:
+    work: Work[Any]
+    done: anyio.Event = field(default_factory=anyio.Event)
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Database:
+    """`read(work)` sees a snapshot; `write(work)` is committed, synchronous FULL, when it returns.
+
+    Writers are gathered: whatever waits is run inside one BEGIN IMMEDIATE and committed together. A piece of work
+    must await nothing but its connection. When a piece fails, the whole commit is undone and each is run alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trouble: str | None = None  # why the writer is pausing, for `status`
+        self._queue: deque[_Request] = deque()
+        self._wake = anyio.Event()
+        self._identity = _identity(path)
+        self._writer = _engine(path, "BEGIN IMMEDIATE")
+        self._reader = _engine(path, "BEGIN")
+        self._closing = False
+
+    async def read(self, work: Work[T]) -> T:
+        """Run `work` on a snapshot of its own."""
+        async with self._reader.connect() as connection:
+            return await work(connection)
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` and commit it; cannot be cancelled half way, so the caller always learns what happened."""
+        request = _Request(work)
+        self._queue.append(request)
+        self._wake.set()
+        with anyio.CancelScope(shield=True):
+            await request.done.wait()
+        if request.error is not None:
+            raise request.error
+        return request.value  # type: ignore[no-any-return]  # what `work` gave, untyped in the queue
+
+    def assert_ours(self) -> None:
+        """DatabaseLost when the file is no longer the one that was opened (SQLite itself would not notice)."""
+        try:
+            found = _identity(self.path)
+        except FileNotFoundError:
+            found = None
+        if found != self._identity:
+            raise DatabaseLost(
+                f"{self.path} was {'removed' if found is None else 'replaced'} while docferry was using it; docferry "
+                "stops so that nothing is sent twice. Put the file back, or run `docferry sync --adopt`"
+            )
+
+    async def serve(self) -> None:
+        """The writer; ends when `close` was called and nothing waits any more."""
+        async with self._writer.connect() as connection:
+            while True:
+                if not self._queue:
+                    if self._closing:
+                        return
+                    self._wake = anyio.Event()
+                    await self._wake.wait()
+                    continue
+                gathered = [self._queue.popleft() for _ in range(min(len(self._queue), GATHERED))]
+                await self._commit(connection, gathered)
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+
+    async def dispose(self) -> None:
+        await self._writer.dispose()
+        await self._reader.dispose()
+
+    async def _commit(self, connection: AsyncConnection, gathered: list[_Request]) -> None:
+        while True:
+            try:
+                async with connection.begin():
+                    for request in gathered:
+                        request.value = await request.work(connection)
+            except OperationalError as error:
+                if self._closing or not _passes(error):
+                    await self._fail(connection, gathered, error)
+                    return
+                self.trouble = f"the database cannot be written: {error.orig}"
+                await anyio.sleep(PAUSE)
+                continue
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever asked, not to the writer
+                await self._fail(connection, gathered, error)
+                return
+            self.trouble = None
+            for request in gathered:
+                request.done.set()
+            return
+
+    async def _fail(self, connection: AsyncConnection, gathered: list[_Request], error: Exception) -> None:
+        if len(gathered) == 1:
+            if isinstance(error, DatabaseError) and "malformed" in str(error):
+                error = StateError(schema.broken(self.path, error.orig))
+            gathered[0].error = error
+            gathered[0].done.set()
+            return
+        for request in gathered:
+            await self._commit(connection, [request])
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """The database at `path`, made or upgraded first; StateError when it cannot be used."""
+    await anyio.to_thread.run_sync(schema.prepare, path)
+    database = Database(path)
+    async with anyio.create_task_group() as group:
+        group.start_soon(database.serve, name="database writer")
+        try:
+            yield database
+        finally:
+            database.close()
+    with anyio.CancelScope(shield=True):
+        await database.dispose()
+
+
+def _engine(path: Path, begin: str) -> AsyncEngine:
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT, "cached_statements": 64},
+        pool_size=4,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _pragmas(driver: Any, _record: Any) -> None:
+        cursor = driver.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "temp_store=MEMORY"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _passes(error: OperationalError) -> bool:
+    """Whether waiting may cure it: a full disk, a lock that stays, an I/O error of the moment."""
+    text = str(error.orig).lower()
+    return any(sign in text for sign in ("full", "locked", "busy", "disk i/o", "unable to open"))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino

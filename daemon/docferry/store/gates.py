@@ -1,0 +1,72 @@
+"""Gates: a remote, company or connection that is closed for all until a time, kept over restarts."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from docferry.model import Gate
+from docferry.store.database import Database
+
+_CLOSE = text("""
+INSERT INTO gate (key, reason, detail, until, tries, since, lets_doubts_pass)
+VALUES (:key, :reason, :detail, :until, :tries, :since, :lets_doubts_pass)
+ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
+  until = max(until, excluded.until), tries = excluded.tries,
+  since = CASE WHEN reason = excluded.reason THEN since ELSE excluded.since END,
+  lets_doubts_pass = excluded.lets_doubts_pass
+""")
+
+
+class Gates:
+    """The gate table."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> dict[str, Gate]:
+        """Every gate that is not open, by key; one whose `until` has passed lets one document probe."""
+
+        async def work(connection: AsyncConnection) -> dict[str, Gate]:
+            rows = await connection.execute(
+                text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate")
+            )
+            return {r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in rows.all()}
+
+        return await self._database.read(work)
+
+    async def close(self, gate: Gate) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                _CLOSE,
+                {
+                    "key": gate.key,
+                    "reason": gate.reason,
+                    "detail": gate.detail,
+                    "until": gate.until,
+                    "tries": gate.tries,
+                    "since": gate.since,
+                    "lets_doubts_pass": gate.lets_doubts_pass,
+                },
+            )
+
+        await self._database.write(work)
+
+    async def open(self, lane: str) -> None:
+        """Something in `lane` worked: open every gate on its way."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                text("DELETE FROM gate WHERE key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/'"),
+                {"lane": lane},
+            )
+
+        await self._database.write(work)
+
+    async def open_all(self) -> None:
+        """A person said: try again."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(text("DELETE FROM gate"))
+
+        await self._database.write(work)

@@ -1,0 +1,213 @@
+"""What people and scripts ask of the queue: counts, rows and histories; reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import bindparam, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from docferry.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One document as `list` shows it; `path` is relative to the mapping's root, times are wall seconds."""
+
+    id: int
+    mapping: str
+    path: bytes
+    size: int
+    sha256: str | None
+    state: str
+    reason: str | None
+    detail: str | None
+    attempts: int
+    remote_name: str
+    company_id: str | None
+    connection_id: str | None
+    next_attempt: float | None
+    first_seen: float
+    updated: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One try of a transfer."""
+
+    lease: int
+    began: float
+    ended: float | None
+    state: str
+    detail: str | None
+    status: int | None
+    correlation_id: str | None
+    etag: str | None
+    proof: str | None
+
+
+_ROW = """
+SELECT d.id, d.mapping, d.folder, d.name, d.size, d.sha256, t.state, t.reason, t.detail,
+  (SELECT count(*) FROM attempt a WHERE a.transfer_id = t.id) AS attempts,
+  t.remote_name, t.company_id, t.connection_id,
+  CASE WHEN t.state IN ('waiting', 'doubtful') THEN t.next_attempt END AS next_attempt,
+  d.first_seen, max(d.updated, t.updated) AS updated
+FROM document d JOIN transfer t ON t.id = d.transfer_id
+"""
+
+
+class Reports:
+    """Read-only questions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def counts(self) -> dict[str, dict[str, int]]:
+        """Documents by mapping and state."""
+
+        async def work(connection: AsyncConnection) -> dict[str, dict[str, int]]:
+            rows = await connection.execute(
+                text(
+                    "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id "
+                    "GROUP BY 1, 2"
+                )
+            )
+            found: dict[str, dict[str, int]] = {}
+            for mapping, state, count in rows.all():
+                found.setdefault(mapping, {})[state] = count
+            return found
+
+        return await self._database.read(work)
+
+    async def open_counts(self, mappings: Collection[str]) -> dict[str, int]:
+        """Transfers that are not final, by state, over these mappings; quick however many are final."""
+
+        async def work(connection: AsyncConnection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for state in ("waiting", "leased", "sending", "doubtful", "asking", "held"):
+                rows = await connection.execute(_OPEN[state], {"mappings": list(mappings)})
+                found[state] = int(rows.scalar_one())
+            return found
+
+        return await self._database.read(work)
+
+    async def arrivals(self) -> dict[str, int]:
+        """Files that downloads brought, by mapping."""
+
+        async def work(connection: AsyncConnection) -> dict[str, int]:
+            rows = await connection.execute(
+                text("SELECT mapping, count(*) FROM arrival WHERE landed AND path IS NOT NULL GROUP BY 1")
+            )
+            return {row[0]: row[1] for row in rows.all()}
+
+        return await self._database.read(work)
+
+    async def held_reasons(self) -> list[tuple[str, str, int]]:
+        """Held documents by mapping and reason."""
+
+        async def work(connection: AsyncConnection) -> list[tuple[str, str, int]]:
+            rows = await connection.execute(
+                text(
+                    "SELECT d.mapping, t.reason, count(*) FROM transfer t JOIN document d ON d.transfer_id = t.id "
+                    "WHERE t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
+                )
+            )
+            return [(row[0], row[1], row[2]) for row in rows.all()]
+
+        return await self._database.read(work)
+
+    async def rows(
+        self,
+        *,
+        mapping: str | None = None,
+        states: Collection[str] = (),
+        reason: str | None = None,
+        limit: int | None = None,
+        after: int = 0,
+    ) -> list[Row]:
+        """Documents in the order they were first seen, from the one after id `after`."""
+        where, parameters = ["d.id > :after"], {"after": after, "most": -1 if limit is None else limit}
+        query: dict[str, Any] = dict(parameters)
+        if mapping is not None:
+            where.append("d.mapping = :mapping")
+            query["mapping"] = mapping
+        if states:
+            where.append("t.state IN :states")
+            query["states"] = list(states)
+        if reason is not None:
+            where.append("t.reason = :reason")
+            query["reason"] = reason
+        statement = text(f"{_ROW} WHERE {' AND '.join(where)} ORDER BY d.id LIMIT :most")
+        if states:
+            statement = statement.bindparams(bindparam("states", expanding=True))
+
+        async def work(connection: AsyncConnection) -> list[Row]:
+            return [_row(row) for row in (await connection.execute(statement, query)).all()]
+
+        return await self._database.read(work)
+
+    async def by_id(self, document_id: int) -> Row | None:
+        async def work(connection: AsyncConnection) -> Row | None:
+            row = (await connection.execute(text(f"{_ROW} WHERE d.id = :id"), {"id": document_id})).first()
+            return None if row is None else _row(row)
+
+        return await self._database.read(work)
+
+    async def by_path(self, mapping: str, path: bytes) -> list[Row]:
+        """Every version of a path, the newest first."""
+        folder, _, name = path.rpartition(b"/")
+
+        async def work(connection: AsyncConnection) -> list[Row]:
+            rows = await connection.execute(
+                text(f"{_ROW} WHERE d.mapping = :mapping AND d.folder = :folder AND d.name = :name ORDER BY d.id DESC"),
+                {"mapping": mapping, "folder": folder, "name": name},
+            )
+            return [_row(row) for row in rows.all()]
+
+        return await self._database.read(work)
+
+    async def attempts(self, document_id: int) -> list[AttemptRow]:
+        """Every try for a document, the first first."""
+
+        async def work(connection: AsyncConnection) -> list[AttemptRow]:
+            rows = await connection.execute(
+                text(
+                    "SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof "
+                    "FROM attempt a JOIN document d ON d.transfer_id = a.transfer_id WHERE d.id = :id ORDER BY a.lease"
+                ),
+                {"id": document_id},
+            )
+            return [AttemptRow(*row) for row in rows.all()]
+
+        return await self._database.read(work)
+
+
+_OPEN = {
+    state: text(f"SELECT count(*) FROM transfer WHERE state = '{state}' AND mapping IN :mappings").bindparams(
+        bindparam("mappings", expanding=True)
+    )
+    for state in ("waiting", "leased", "sending", "doubtful", "asking", "held")
+}
+
+
+def _row(row: Any) -> Row:
+    path = row.folder + b"/" + row.name if row.folder else row.name
+    return Row(
+        id=row.id,
+        mapping=row.mapping,
+        path=path,
+        size=row.size,
+        sha256=row.sha256,
+        state=row.state,
+        reason=row.reason,
+        detail=row.detail,
+        attempts=row.attempts,
+        remote_name=row.remote_name,
+        company_id=row.company_id,
+        connection_id=row.connection_id,
+        next_attempt=row.next_attempt,
+        first_seen=row.first_seen,
+        updated=row.updated,
+    )

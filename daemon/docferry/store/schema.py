@@ -1,0 +1,82 @@
+"""Brings a database to the schema this program knows, in one transaction, or says why it can't."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from docferry.errors import StateError
+
+#: The newest revision in migrations/; a test holds it against the folder.
+HEAD: Final = "0001"
+KNOWN: Final = frozenset({HEAD})
+
+
+def prepare(database: Path) -> None:
+    """Create or upgrade `database`. StateError: it comes from a newer docferry, or it is broken."""
+    found = _revision(database)
+    if found == HEAD:
+        return
+    if found is not None and found not in KNOWN:
+        raise StateError(
+            f"{database} was written by a newer docferry (schema {found}, this one knows {HEAD}); "
+            "install that version again, or restore the copy from before the upgrade"
+        )
+    _migrate(database)
+
+
+def _revision(database: Path) -> str | None:
+    try:
+        connection = sqlite3.connect(database, timeout=30)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            row = connection.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+            ).fetchone()
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row else None
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise StateError(broken(database, error)) from error
+    return row[0] if row else None
+
+
+def broken(database: Path, error: object) -> str:
+    """The sentence for a database that SQLite cannot read."""
+    return (
+        f"{database} cannot be used ({error}); nothing was sent. Move it away and run `docferry sync --adopt`: "
+        "it rebuilds the queue from the folders and from what the remotes have"
+    )
+
+
+def _migrate(database: Path) -> None:
+    # Imported here: alembic costs a quarter of a second that only the first start has to pay.
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    engine = create_engine(f"sqlite:///{database}", connect_args={"isolation_level": None, "timeout": 30})
+    try:
+        with engine.connect() as connection:
+            # One transaction for all steps: killed in between, the old schema is still there.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.exec_driver_sql("COMMIT")
+    except SQLAlchemyError as error:
+        raise StateError(f"{database} could not be upgraded: {error}") from error
+    finally:
+        engine.dispose()
+
+
+def migrations() -> Path:
+    """The folder of migrations: beside the package in a wheel, two floors up in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_migrations", package.parent.parent / "migrations"):
+        if folder.is_dir():
+            return folder
+    raise StateError("this installation of docferry has no migrations; install it again")

@@ -1,0 +1,107 @@
+"""The tables as SQLAlchemy sees them; `migrations/` makes them."""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, MetaData, Table, Text
+
+metadata = MetaData()
+
+#: A path of a mapping. One row with `present` a path; a change makes a new row.
+document = Table(
+    "document",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("mapping", Text, nullable=False),
+    Column("folder", LargeBinary, nullable=False),  # relative to the mapping's root, bytes as the kernel has them
+    Column("name", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+    Column("ctime_ns", Integer, nullable=False),
+    Column("sha256", Text),
+    Column("transfer_id", Integer),  # NULL: it came down by a download and is not sent back
+    Column("present", Boolean, nullable=False),
+    Column("first_seen", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+)
+
+#: One digest of one document to one target.
+transfer = Table(
+    "transfer",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uid", Text, nullable=False),
+    Column("mapping", Text, nullable=False),
+    Column("lane", Text, nullable=False),
+    Column("remote", Text, nullable=False),
+    Column("company_id", Text),
+    Column("connection_id", Text),
+    Column("remote_name", Text, nullable=False),
+    Column("sha256", Text),  # NULL while a rule holds it: nothing was read
+    Column("once", Text, nullable=False),  # what goes once per lane: a digest, a name, or for a held file itself
+    Column("size", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("lease", Integer, nullable=False),
+    Column("owner", Text),
+    Column("tries", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("due_since", Float, nullable=False),
+    Column("next_attempt", Float, nullable=False),
+    Column("first_sent", Float),
+    Column("last_sent", Float),
+    Column("reason", Text),
+    Column("detail", Text),
+    Column("updated", Float, nullable=False),
+)
+
+#: One try under one lease.
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("transfer_id", Integer, primary_key=True),
+    Column("lease", Integer, primary_key=True),
+    Column("began", Float, nullable=False),
+    Column("ended", Float),
+    Column("state", Text, nullable=False),
+    Column("detail", Text),
+    Column("status", Integer),
+    Column("correlation_id", Text),
+    Column("etag", Text),
+    Column("proof", Text),
+)
+
+#: A remote, company or connection closed for all until a time.
+gate = Table(
+    "gate",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("lets_doubts_pass", Boolean, nullable=False),
+)
+
+#: How far something got: a pull's day or object, a connection's trust in batches, a mapping's target.
+bookmark = Table(
+    "bookmark",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("mark", Text, nullable=False),
+    Column("updated", Float, nullable=False),
+)
+
+#: A file that a download brought, or is about to bring; written before the file appears.
+arrival = Table(
+    "arrival",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("mapping", Text, nullable=False),
+    Column("origin", Text, nullable=False),  # company/day/source/name, or the object's name
+    Column("sha256", Text, nullable=False),
+    Column("path", LargeBinary),  # where it lies, absolute; NULL: our own upload, not brought back
+    Column("landed", Boolean, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("updated", Float, nullable=False),
+)
