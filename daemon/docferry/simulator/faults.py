@@ -1,0 +1,214 @@
+"""Rules that say which requests go wrong, and how; read from TOML or JSON for those who try things out."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import random
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from docferry.errors import ConfigError
+from docferry.simulator.switches import Switches
+
+#: Every kind, and the parameters it knows.
+KINDS: Mapping[str, frozenset[str]] = {
+    # the socket
+    "refuse": frozenset({"seconds", "mode", "all"}),
+    "reset_before": frozenset(),
+    "reset_inside": frozenset({"after"}),
+    "reset_after": frozenset(),
+    "lost_answer": frozenset({"how", "late"}),
+    "stall": frozenset({"stored", "seconds", "late"}),
+    "slow_read": frozenset({"rate"}),
+    "slow_answer": frozenset({"rate"}),
+    "truncated_answer": frozenset({"extra", "at"}),
+    "stale_keepalive": frozenset(),
+    # something between the client and the service answers
+    "html_200": frozenset({"stored", "late"}),
+    "html_502": frozenset({"stored", "late"}),
+    "gzip_bomb": frozenset({"stored", "size"}),
+    "endless_json": frozenset({"stored", "size"}),
+    "redirect": frozenset({"location", "status"}),
+    "early_413": frozenset(),
+    "early_401": frozenset(),
+    # the service itself
+    "status": frozenset({"status", "stored", "late", "code", "headers"}),
+    "too_many": frozenset({"retry_after", "seconds"}),
+    "swallow": frozenset(),
+    "late": frozenset({"late"}),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One rule. `match` is a route's name ("codat.upload", "s3.*", "*"), a pattern for method and path
+    ("POST */files") or, after "re:", a regular expression for them. Of the requests that match, `nth` strikes the
+    one, `first` that many, and `rate` each with that probability."""
+
+    kind: str
+    match: str = "*"
+    rate: float = 1.0
+    first: int | None = None
+    nth: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if problems := list(_problems_of(self)):
+            raise ConfigError(problems)
+
+    def matches(self, route: str, line: str) -> bool:
+        """Is the request of this route, with this method and path, meant?"""
+        if self.match == "*":
+            return True
+        if self.match.startswith("re:"):
+            return re.search(self.match[3:], line) is not None
+        return fnmatch.fnmatchcase(line if "/" in self.match else route, self.match)
+
+
+class Rules:
+    """The rules in force. The first that strikes wins; all that match count the request."""
+
+    def __init__(self, faults: Sequence[Fault], dice: random.Random) -> None:
+        self._dice = dice
+        self.faults: list[Fault] = []
+        self._seen: list[int] = []
+        self._struck: list[int] = []
+        self.replace(faults)
+
+    def replace(self, faults: Sequence[Fault]) -> None:
+        """Other rules from now on, their counts at zero."""
+        self.faults = list(faults)
+        self._seen = [0] * len(self.faults)
+        self._struck = [0] * len(self.faults)
+
+    def draw(self, route: str, line: str, *, reused: bool) -> Fault | None:
+        """The fault that strikes this request, if one does. `reused`: its connection had one before."""
+        struck = None
+        for index, fault in enumerate(self.faults):
+            if fault.kind == "stale_keepalive" and not reused:
+                continue  # only a connection that was kept alive can be stale
+            if not fault.matches(route, line):
+                continue
+            self._seen[index] += 1
+            if struck is None and self._strikes(index, fault):
+                self._struck[index] += 1
+                struck = fault
+        return struck
+
+    def _strikes(self, index: int, fault: Fault) -> bool:
+        if fault.nth is not None and self._seen[index] != fault.nth:
+            return False
+        if fault.first is not None and self._struck[index] >= fault.first:
+            return False
+        return fault.rate >= 1 or self._dice.random() < fault.rate
+
+
+def load_faults(path: Path) -> list[Fault]:
+    """The rules of a file: `[[fault]]` tables in TOML, or in JSON a list or `{"fault": […]}`. Parameters may stand
+    beside `kind`, or under `params`."""
+    return faults_from(_read(path).get("fault", []))
+
+
+def load_switches(path: Path) -> Switches:
+    """The `[switches]` table of the same file; as they come where it has none."""
+    switches = Switches()
+    wishes = _read(path).get("switches", {})
+    if not isinstance(wishes, dict):
+        raise ConfigError([f"{path}: switches must be a table"])
+    switches.change(wishes)
+    return switches
+
+
+def faults_from(rows: object) -> list[Fault]:
+    """Rules from decoded TOML or JSON; ConfigError with every problem."""
+    if not isinstance(rows, list):
+        raise ConfigError(["fault must be a list of tables, each with a kind"])
+    faults: list[Fault] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            faults.append(_fault(row))
+        except ConfigError as error:
+            problems += [f"fault {number}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return faults
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError([f"{path} cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{path} is no {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"]) from None
+    table = {"fault": found} if isinstance(found, list) else found
+    if not isinstance(table, dict):
+        raise ConfigError([f"{path} must hold a table or a list of faults"])
+    if unknown := table.keys() - {"fault", "switches"}:
+        raise ConfigError([f"{path}: unknown key {name!r}; known are fault and switches" for name in sorted(unknown)])
+    return table
+
+
+def _fault(row: object) -> Fault:
+    if not isinstance(row, dict):
+        raise ConfigError(["must be a table with a kind"])
+    if "kind" not in row:
+        raise ConfigError([f"has no kind; known are {', '.join(KINDS)}"])
+    own = {each.name for each in fields(Fault)}
+    params = row.get("params", {})
+    if not isinstance(params, dict):
+        raise ConfigError(["params must be a table"])
+    beside = {name: value for name, value in row.items() if name not in own}
+    return Fault(**{name: row[name] for name in own & row.keys()} | {"params": {**params, **beside}})
+
+
+def _problems_of(fault: Fault) -> list[str]:
+    if fault.kind not in KINDS:
+        near = get_close_matches(str(fault.kind), KINDS, 1)
+        cure = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(KINDS)}"
+        return [f"unknown kind {fault.kind!r}; {cure}"]
+    problems = [
+        f"{fault.kind} has no parameter {name!r}; it knows {', '.join(sorted(KINDS[fault.kind])) or 'none'}"
+        for name in fault.params
+        if name not in KINDS[fault.kind]
+    ]
+    if not isinstance(fault.match, str):
+        problems.append("match must be a string")
+    elif fault.match.startswith("re:"):
+        problems += _expression_problems(fault.match[3:])
+    if isinstance(fault.rate, bool) or not isinstance(fault.rate, int | float) or not 0 <= fault.rate <= 1:
+        problems.append(f"rate must be between 0 and 1, not {fault.rate!r}")
+    for name, count in (("first", fault.first), ("nth", fault.nth)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            problems.append(f"{name} must be a whole number from 1 on, not {count!r}")
+    return problems + _param_problems(fault.params)
+
+
+def _expression_problems(expression: str) -> list[str]:
+    try:
+        re.compile(expression)
+    except re.error as error:
+        return [f"match is no regular expression: {error}"]
+    return []
+
+
+def _param_problems(params: Mapping[str, Any]) -> list[str]:
+    """Numbers must be numbers and switches switches, or the fault would fail when it strikes."""
+    problems = []
+    for name, value in params.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if name in {"seconds", "late", "rate", "after", "at", "extra", "size", "status"} and not number:
+            problems.append(f"{name} must be a number, not {value!r}")
+        if name == "rate" and number and not value:
+            problems.append("rate must be above 0")
+        if name in {"stored", "all"} and not isinstance(value, bool):
+            problems.append(f"{name} must be true or false, not {value!r}")
+    return problems

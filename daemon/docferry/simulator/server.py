@@ -1,0 +1,325 @@
+"""The simulator itself: one port on which Codat, Wootiv and S3 answer, and on which faults strike."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from email.utils import formatdate
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import anyio
+from anyio.abc import TaskStatus
+
+from docferry.clock import Clock, SystemClock, iso
+from docferry.simulator.codat import Codat
+from docferry.simulator.control import Control
+from docferry.simulator.faults import Fault, Rules
+from docferry.simulator.http import Answer, Malformed, Request, deliver, next_request
+from docferry.simulator.ledger import Event, Ledger, RequestSeen, S3Object, Stored
+from docferry.simulator.s3 import S3
+from docferry.simulator.sigv4 import Credentials
+from docferry.simulator.switches import Switches
+from docferry.simulator.trouble import Case, suffer
+from docferry.simulator.wire import Gone, Reset, Wire
+from docferry.simulator.wootiv import Wootiv
+
+if TYPE_CHECKING:
+    from collections import Counter, deque
+
+_log = logging.getLogger(__name__)
+_KEEP_ALL = 1 << 62
+_Shore = Codat | Wootiv | S3 | Control
+#: Names of errors that S3 gives with a status, where a rule does not say.
+_S3_CODES = {400: "InvalidRequest", 401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchKey", 409: "OperationAborted"}
+_S3_CODES |= {413: "EntityTooLarge", 429: "SlowDown", 500: "InternalError", 503: "SlowDown"}
+
+
+class Simulator:
+    """A local Codat, Wootiv and S3. What they have got and seen can be asked at any time, from any thread."""
+
+    def __init__(
+        self,
+        switches: Switches | None = None,
+        faults: Sequence[Fault] = (),
+        seed: int = 0,
+        clock: Clock | None = None,
+        keep_bytes: bool = True,
+        on_event: Callable[[Event], None] | None = None,
+        digests: bool = True,
+    ) -> None:
+        self.switches = switches if switches is not None else Switches()
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        dice = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
+        keep = _KEEP_ALL if keep_bytes else 0
+        self.ledger = Ledger(self.clock, on_event)
+        self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - as above
+        self.codat = Codat(self.switches, self.clock, self.ledger, dice, keep, digest=digests)
+        self.s3 = S3(self.switches, self.clock, self.ledger, dice, keep, digest=digests)
+        self.wootiv = Wootiv(self.switches, self.ledger, self.s3, dice)
+        self._control = Control(self)
+        self._wires: set[Wire] = set()
+        self._listener: socket.socket | None = None
+        self._ssl: ssl.SSLContext | None = None
+        self._address = ("", 0)
+        self._closed_until = 0.0
+        self._resetting_until = 0.0
+        self._date = (0, "")
+
+    # what it has got and seen
+
+    @property
+    def url(self) -> str:
+        host, port = self._address
+        return f"{'https' if self._ssl is not None else 'http'}://{host}:{port}"
+
+    @property
+    def stored(self) -> list[Stored]:
+        """Every file stored by now, in order; for S3 each PUT counts, `objects` has what stands."""
+        return list(self.ledger.stored)
+
+    @property
+    def objects(self) -> dict[tuple[str, str], S3Object]:
+        return dict(self.ledger.objects)
+
+    @property
+    def requests(self) -> Counter[str]:
+        """How often each route was asked for."""
+        return self.ledger.requests
+
+    @property
+    def log(self) -> deque[RequestSeen]:
+        """The latest requests, one by one."""
+        return self.ledger.log
+
+    @property
+    def most_at_once(self) -> Counter[str]:
+        """The most requests at once that each company has had."""
+        return self.codat.limits.most_at_once
+
+    @property
+    def credentials(self) -> Credentials:
+        """Whose signatures the simulated S3 believes."""
+        return self.s3.credentials
+
+    # what can be done to it
+
+    def put_company_file(
+        self,
+        company: str,
+        name: str,
+        content: bytes,
+        source_type: str | None = None,
+        uploaded: datetime | str | None = None,
+        integration: str | None = None,
+    ) -> Stored:
+        """What a customer uploads on Codat's own page. `uploaded` as a string is listed as it is."""
+        at = self.clock.now()
+        if isinstance(uploaded, datetime):
+            at = uploaded.timestamp()
+            uploaded = iso(at) if uploaded.tzinfo else uploaded.isoformat()
+        stored = Stored(
+            "codat", company, None, name, content, sha256(content).hexdigest(), len(content), at, via="page"
+        )
+        self.codat.put(stored, uploaded=uploaded, source_type=source_type, integration=integration)
+        return stored
+
+    def put_object(self, key: str, content: bytes, bucket: str = "wootiv-documents") -> S3Object:
+        """What somebody else puts into the bucket."""
+        catch = self.s3.catch()
+        catch.write(content)
+        return self.s3.keep(bucket, key, catch, "binary/octet-stream")
+
+    def set_faults(self, faults: Sequence[Fault]) -> None:
+        """Other rules from now on."""
+        self.rules.replace(faults)
+
+    def refuse(self, seconds: float, mode: str = "refuse", everyone: bool = True) -> None:
+        """Refuse connections for some seconds, by a closed port or ("reset") by an RST after accepting; `everyone`
+        who is connected is thrown out too. Call it on the simulator's own thread."""
+        if mode == "reset":
+            self._resetting_until = anyio.current_time() + seconds
+        elif self._listener is not None:
+            self._closed_until = anyio.current_time() + seconds
+            # On Linux a listening socket that is shut down refuses, keeps its port, and may listen again.
+            self._listener.shutdown(socket.SHUT_RD)
+        for wire in self._wires if everyone else ():
+            wire.reset()
+
+    def reset(self) -> None:
+        """Forget everything that came; no faults, switches as they come."""
+        self.ledger.reset()
+        self.codat.reset()
+        self.rules.replace(())
+        self.switches.reset()
+
+    # serving
+
+    async def serve(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer until cancelled. The port is told by `task_status`."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family, backlog=1024) as listener:
+            listener.setblocking(False)
+            self._listener, self._ssl = listener, ssl_context
+            self._address = (f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+            try:
+                async with anyio.create_task_group() as connections:
+                    task_status.started(self._address[1])
+                    await self._accept(listener, connections)
+            finally:
+                self._listener = None
+
+    async def _accept(self, listener: socket.socket, connections: anyio.abc.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError:
+                await self._reopen(listener)
+                continue
+            if anyio.current_time() < self._resetting_until:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                client.close()
+            else:
+                connections.start_soon(self._connection, client)
+
+    async def _reopen(self, listener: socket.socket) -> None:
+        """Accepting failed: the door is closed by a fault, or there are no descriptors left for a moment."""
+        if self._closed_until:
+            await anyio.sleep_until(self._closed_until)
+            self._closed_until = 0.0
+            listener.listen(1024)
+        else:
+            await anyio.sleep(0.05)
+
+    async def _connection(self, client: socket.socket) -> None:
+        wire = Wire(self.clock.now)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(lambda: wire, client, ssl=self._ssl)
+        except OSError:  # a broken TLS handshake too
+            client.close()
+            return
+        self._wires.add(wire)
+        try:
+            reused = False
+            while await self._exchange(wire, reused=reused):
+                reused = True
+            wire.close()
+        except Gone:
+            wire.close()
+        except Reset:
+            wire.reset()
+        finally:
+            self._wires.discard(wire)
+            if not wire.closing:
+                wire.abort()
+
+    async def _exchange(self, wire: Wire, *, reused: bool) -> bool:
+        """One request and its answer; True when another may come."""
+        try:
+            request = await next_request(wire, secure=self._ssl is not None)
+        except Malformed as malformed:
+            await deliver(wire, Answer(400, f"{malformed}\n".encode(), then="close"), self._dated())
+            return False
+        if request is None:
+            return False
+        name, shore, handler = self._route(request)
+        line = f"{request.method} {request.path}"
+        fault = None if shore is self._control else self.rules.draw(name, line, reused=reused)
+        first_byte = self.clock.now() if wire.first_byte is None else wire.first_byte
+        seen = RequestSeen(name, request.method, request.path, fault.kind if fault else None, first_byte)
+        if shore is not self._control:
+            self.ledger.requests[name] += 1
+            self.ledger.log.append(seen)
+        try:
+            answer = await self._answer(request, name, shore, handler, fault)
+            await self._settle_body(request, answer)
+            seen.status = answer.status
+            await deliver(wire, answer, self._dated(), to_head=request.method == "HEAD")
+        finally:
+            self.codat.leave(request)
+            seen.at = self.clock.now()
+        if answer.then == "reset":
+            raise Reset
+        wire.between_requests()
+        return answer.then == "keep"
+
+    async def _answer(
+        self,
+        request: Request,
+        name: str,
+        shore: _Shore,
+        handler: Callable[[Request], Awaitable[Answer]],
+        fault: Fault | None,
+    ) -> Answer:
+        async def run() -> Answer:
+            request.latency = self.switches.latency
+            try:
+                answer = await shore.serve(request, handler)
+            except (Gone, Reset):
+                raise
+            except Exception:  # noqa: BLE001 - a fault of the simulator's own is told as a 500, and in the log
+                _log.exception("the simulator failed at %s", name)
+                answer = (
+                    shore.error(500, "InternalError", "the simulator failed")
+                    if isinstance(shore, S3)
+                    else shore.error(500, "the simulator failed")
+                )
+            await request.pause()
+            return answer
+
+        if fault is None:
+            return await run()
+        self.ledger.struck(name, fault.kind)
+        return await suffer(
+            Case(fault, request, self.s3.now(), run, lambda status, code: _error(shore, status, code), self.refuse)
+        )
+
+    @staticmethod
+    async def _settle_body(request: Request, answer: Answer) -> None:
+        """What of the body nobody read is read now, so that the client sees the answer."""
+        if not request.keep_alive and answer.then == "keep":
+            answer.then = "close"
+        if answer.then == "reset" or request.body.done:
+            return
+        if request.body.unwanted:
+            answer.then = "close"
+        else:
+            await request.body.drain()
+
+    def _route(self, request: Request) -> tuple[str, _Shore, Callable[[Request], Awaitable[Answer]]]:
+        segments = request.segments
+        for shore in (self.codat, self.s3, self.wootiv, self._control):
+            if (found := shore.route(request.method, segments)) is not None:
+                return found[0], shore, found[1]
+        return "unknown", self.wootiv, self._nowhere
+
+    async def _nowhere(self, request: Request) -> Answer:
+        return request.forced or self.wootiv.error(404, f"There is nothing at {request.path}")
+
+    def _dated(self) -> str:
+        """The server's time as its Date header; written once a second."""
+        now = int(self.s3.now())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True))
+        return self._date[1]
+
+
+def _error(shore: _Shore, status: int, code: str | None) -> Answer:
+    """An error as this service would give it, though a rule wants it."""
+    if isinstance(shore, S3):
+        return shore.error(status, code or _S3_CODES.get(status, "InternalError"), "A fault was asked for")
+    return shore.error(status, code or "A fault was asked for")

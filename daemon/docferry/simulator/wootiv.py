@@ -1,0 +1,155 @@
+"""Wootiv: a thin service that signs S3 URLs, and takes files itself as well."""
+
+from __future__ import annotations
+
+import mimetypes
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+from docferry.simulator.http import Answer, Malformed, Request
+from docferry.simulator.ledger import Ledger
+from docferry.simulator.multipart import Catch, Part, read_form
+from docferry.simulator.postpolicy import sign_policy
+from docferry.simulator.s3 import S3
+from docferry.simulator.switches import Switches
+
+BUCKET = "wootiv-documents"
+#: A field of presigned POSTs that no client knows: all must be passed on as they are.
+UNKNOWN_FIELD = ("x-amz-meta-origin", "wootiv")
+_LARGEST = 5 * 1024**3
+
+Handler = Callable[[Request], Awaitable[Answer]]
+
+
+class Wootiv:
+    """The shore; its objects live in the simulated S3."""
+
+    def __init__(self, switches: Switches, ledger: Ledger, s3: S3, dice: random.Random) -> None:
+        self._switches = switches
+        self._ledger = ledger
+        self._s3 = s3
+        self._dice = dice
+
+    def route(self, method: str, segments: list[str]) -> tuple[str, Handler] | None:
+        match method, segments:
+            case "POST", ["aws", "get-signed-put-url"]:
+                return "wootiv.sign", self._sign
+            case "POST", ["aws", "buckets", "upload"]:
+                return "wootiv.upload", self._upload
+            case "POST", ["aws", "buckets", "bulk_upload"]:
+                return "wootiv.bulk", self._bulk
+            case "GET", ["aws", "buckets", "health"]:
+                return "wootiv.health", self._health
+            case "GET", ["aws", "buckets"]:
+                return "wootiv.buckets", self._buckets
+            case "GET", ["aws", "objects"]:
+                return "wootiv.objects", self._objects
+            case "GET", ["aws", "buckets", *path] if path:
+                return "wootiv.fetch", lambda request: self._fetch(request, "/".join(path))
+            case _, ["aws", *_]:
+                return "wootiv.other", self._not_found
+        return None
+
+    async def serve(self, request: Request, handler: Handler) -> Answer:
+        if request.headers.get("authorization") != f"Bearer {self._switches.wootiv_key}":
+            return self.error(401, "Unauthorized")
+        try:
+            if request.forced is not None and not request.stores:
+                await request.body.drain()
+                return request.forced
+            answer = await handler(request)
+        except Malformed as malformed:
+            return self.error(422, str(malformed))
+        return request.forced or answer
+
+    def error(self, status: int, message: str, headers: dict[str, str] | None = None) -> Answer:
+        value = {"statusCode": status, "message": message, "requestId": f"{self._dice.getrandbits(64):016x}"}
+        return Answer.of_json(status, value, headers)
+
+    # signing
+
+    async def _sign(self, request: Request) -> Answer:
+        wish = await request.json()
+        name = wish.get("filename") if isinstance(wish, dict) else None
+        if not isinstance(name, str) or not name.strip("/"):
+            return self.error(422, "filename must be a string that is not empty")
+        signed = self._put_url if self._switches.signed == "put" else self._post_form
+        return Answer.of_json(200, signed(request.base, name))
+
+    def _put_url(self, base: str, name: str) -> dict[str, Any]:
+        content_type = {"content-type": _kind(name)} if self._switches.sign_content_type else {}
+        url = self._s3.sign("PUT", base, BUCKET, name, content_type)
+        fields = {"bucket": BUCKET, "key": name, "Policy": ""}
+        return {"url": url, "fields": fields | ({"Content-Type": _kind(name)} if content_type else {})}
+
+    def _post_form(self, base: str, name: str) -> dict[str, Any]:
+        fields = {"bucket": BUCKET, "key": name, UNKNOWN_FIELD[0]: UNKNOWN_FIELD[1]}
+        if self._switches.sign_content_type:
+            fields["Content-Type"] = _kind(name)
+        conditions: list[object] = [["content-length-range", 0, _LARGEST]]
+        lifetime = self._switches.url_lifetime
+        signed = sign_policy(self._s3.credentials, fields, conditions, now=self._s3.now(), lifetime=lifetime)
+        return {"url": f"{base}/s3/{BUCKET}", "fields": signed}
+
+    # taking files itself
+
+    async def _upload(self, request: Request) -> Answer:
+        path, files = await self._form(request, "file")
+        if len(files) != 1:
+            return self.error(422, "one part named file is required")
+        return Answer.of_json(200, self._taken(request, path, files[0]))
+
+    async def _bulk(self, request: Request) -> Answer:
+        path, files = await self._form(request, "bulk[]")
+        if not files:
+            return self.error(422, "parts named bulk[] are required")
+        return Answer.of_json(200, [self._taken(request, path, part) for part in files])
+
+    async def _form(self, request: Request, name: str) -> tuple[str, list[Part]]:
+        def opener(_name: str, filename: str | None) -> Catch:
+            return Catch(keep=64 * 1024) if filename is None else self._s3.catch()
+
+        parts = await read_form(request, opener)
+        path = next((part.text for part in parts if part.name == "path"), "")
+        return path.strip("/"), [part for part in parts if part.name == name and part.filename]
+
+    def _taken(self, request: Request, path: str, part: Part) -> dict[str, str]:
+        name = part.filename or ""
+        key = f"{path}/{name}" if path else name
+        self._s3.keep(BUCKET, key, part.catch, _kind(name), self._switches.store_lag + request.late)
+        return {
+            "baseUrl": f"{request.base}/s3/{BUCKET}",
+            "filename": name,
+            "mime": _kind(name),
+            "path": path,
+            "pathWithFilename": key,
+            "signedUrl": self._s3.sign("GET", request.base, BUCKET, key),
+        }
+
+    # reading
+
+    async def _fetch(self, request: Request, key: str) -> Answer:
+        if (BUCKET, key) not in self._ledger.objects:
+            return self.error(404, f"There is no object {quote(key)}")
+        return Answer.of_json(200, {"signedUrl": self._s3.sign("GET", request.base, BUCKET, key)})
+
+    async def _health(self, _request: Request) -> Answer:
+        return Answer.of_json(200, {"status": "ok"})
+
+    async def _buckets(self, _request: Request) -> Answer:
+        return Answer.of_json(200, {"buckets": sorted({BUCKET, *(bucket for bucket, _ in self._ledger.objects)})})
+
+    async def _objects(self, _request: Request) -> Answer:
+        objects = [stands for (bucket, _), stands in self._ledger.objects.items() if bucket == BUCKET]
+        return Answer.of_json(
+            200, {"objects": [{"key": each.key, "size": each.size, "etag": each.etag} for each in objects]}
+        )
+
+    async def _not_found(self, request: Request) -> Answer:
+        return self.error(404, f"There is nothing at {request.path}")
+
+
+def _kind(name: str) -> str:
+    return mimetypes.guess_type(name)[0] or "application/octet-stream"
