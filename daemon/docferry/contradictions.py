@@ -1,0 +1,163 @@
+"""Where values that are right by themselves don't go together, and what is allowed and yet unwise."""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+from collections.abc import Iterator, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from docferry.mappings import Download, Upload
+from docferry.model import escaped
+from docferry.sources import Loc
+
+if TYPE_CHECKING:
+    from docferry.settings import Settings
+
+Found = Iterator[tuple[Loc, str]]
+
+
+def found(settings: Settings, upload_places: Sequence[int], download_places: Sequence[int]) -> Found:
+    """Each contradiction: the key that should be changed, and what to do. The places are the mappings' numbers."""
+    uploads = list(zip(upload_places, settings.uploads, strict=True))
+    downloads = list(zip(download_places, settings.downloads, strict=True))
+    if settings.retry.max < settings.retry.initial:
+        yield ("retry", "max"), "must not be shorter than retry.initial"
+    if "wootiv" in settings.remotes and settings.wootiv.base_url is None:
+        yield ("wootiv", "base_url"), 'is missing and a mapping uses it; write base_url = "https://…" under [wootiv]'
+    named = [("upload", at, upload.name) for at, upload in uploads]
+    yield from _names_twice(named + [("download", at, download.name) for at, download in downloads])
+    yield from _folders_twice(uploads)
+    for at, upload in uploads:
+        checks = (_of_codat_upload, _of_archive) if upload.to == "codat" else (_of_wootiv_upload, _of_archive)
+        for check in checks:
+            yield from ((("upload", at, key), predicate) for key, predicate in check(upload))
+    for at, download in downloads:
+        check_download = _of_codat_download if download.source == "codat" else _of_wootiv_download
+        yield from ((("download", at, key), predicate) for key, predicate in check_download(download))
+
+
+def warnings(settings: Settings) -> tuple[str, ...]:
+    """What is allowed and yet unwise, one sentence each."""
+    return tuple(_warnings(settings))
+
+
+def _names_twice(named: Sequence[tuple[str, int, str]]) -> Found:
+    first: dict[str, tuple[str, int]] = {}
+    for kind, at, name in named:
+        other = first.setdefault(name, (kind, at))
+        if other != (kind, at):
+            yield (kind, at, "name"), f'"{escaped(name)}" is the name of {other[0]}[{other[1]}] too; choose another'
+
+
+def _folders_twice(uploads: Sequence[tuple[int, Upload]]) -> Found:
+    first: dict[tuple[object, ...], int] = {}
+    for at, upload in uploads:
+        other = first.setdefault((upload.folder, upload.to, upload.company_id, upload.connection_id), at)
+        if other != at:
+            yield ("upload", at, "folder"), f"upload[{other}] brings it to the same place already; make one of the two"
+
+
+def _of_codat_upload(upload: Upload) -> Iterator[tuple[str, str]]:
+    for key, given in (("company_id", upload.company_id), ("connection_id", upload.connection_id)):
+        if given is None and key not in upload.placeholders:
+            yield key, f"is missing; give Codat's UUID, or put {{{key}}} into the folder"
+        if given is not None and key in upload.placeholders:
+            yield key, f"is given twice, here and as {{{key}}} in the folder; remove one"
+
+
+def _of_wootiv_upload(upload: Upload) -> Iterator[tuple[str, str]]:
+    for key, given in (("company_id", upload.company_id), ("connection_id", upload.connection_id)):
+        if given is not None:
+            yield key, "is for Codat, and this mapping goes to wootiv; remove it"
+    if upload.levels:
+        yield "folder", "has placeholders, which are for Codat; name the folder and use {path} in object_name"
+
+
+def _of_archive(upload: Upload) -> Iterator[tuple[str, str]]:
+    archive = upload.archive_folder
+    if archive is None:
+        if upload.after_upload == "archive":
+            yield "archive_folder", 'is missing, and after_upload is "archive"; say where sent files go'
+        return
+    if "{" in str(archive) or "}" in str(archive):
+        yield "archive_folder", "takes no placeholders; files keep their path below it"
+    elif _scans(upload, archive):
+        yield "archive_folder", "lies inside the mapping's folder; put it elsewhere, or exclude it"
+    elif archive in upload.root.parents:
+        yield "archive_folder", "has the mapping's folder inside it; put it elsewhere"
+
+
+def _of_codat_download(download: Download) -> Iterator[tuple[str, str]]:
+    companies = download.companies
+    if not companies:
+        yield "company_id", "is missing; give Codat's UUID, or a list of them"
+    if len(set(companies)) < len(companies):
+        yield "company_id", "names one company twice; remove one"
+    if len(companies) > 1 and "{company_id}" not in download.folder:
+        yield "folder", "is one for several companies; put {company_id} into it"
+    if download.objects:
+        yield "objects", "is for wootiv, and this mapping is from codat; remove it"
+
+
+def _of_wootiv_download(download: Download) -> Iterator[tuple[str, str]]:
+    if not download.objects:
+        yield "objects", 'is missing; name what to bring: ["reports/latest.pdf"]'
+    if download.companies:
+        yield "company_id", "is for Codat, and this mapping is from wootiv; remove it"
+    if "{" in download.folder:
+        yield "folder", "has a placeholder, which is for Codat; name the folder"
+
+
+def _scans(upload: Upload, folder: Path) -> bool:
+    """Whether a mapping's scan would enter a folder."""
+    if folder == upload.root:
+        return True
+    return upload.root in folder.parents and upload.enters(bytes(folder.relative_to(upload.root)))
+
+
+def _warnings(settings: Settings) -> Iterator[str]:
+    if not settings.uploads and not settings.downloads:
+        yield "there is no [[upload]] and no [[download]]: nothing will be carried"
+    for remote, section in (("codat", settings.codat), ("wootiv", settings.wootiv)):
+        if remote in settings.remotes and section.base_url and not _is_private(section.base_url):
+            yield f"{remote}.base_url is http: the key and the documents go over the network in the clear; use https"
+        if section.api_key_file and _open_to_others(section.api_key_file):
+            shown = escaped(str(section.api_key_file))
+            yield f"{remote}.api_key_file: others can read {shown}; run: chmod 600 {shown}"
+    for at, upload in enumerate(settings.uploads):
+        if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
+            yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
+        unused = "object_name" if upload.to == "codat" else "file_name"
+        if unused in upload.model_fields_set:
+            yield f"upload[{at}].{unused} is not used for {upload.to}; remove it"
+        if upload.archive_folder and upload.after_upload != "archive":
+            yield f'upload[{at}].archive_folder is not used while after_upload is "{upload.after_upload}"'
+    yield from _taken_away(settings.uploads)
+
+
+def _taken_away(uploads: Sequence[Upload]) -> Iterator[str]:
+    for (at, upload), (other_at, other) in permutations(enumerate(uploads), 2):
+        if upload.after_upload != "keep" and (_scans(upload, other.root) or _scans(other, upload.root)):
+            verb = "archives" if upload.after_upload == "archive" else "deletes"
+            yield f"upload[{at}] {verb} files that upload[{other_at}] may still have to send; use keep where both look"
+
+
+def _is_private(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _open_to_others(path: Path) -> bool:
+    try:
+        return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
+    except OSError:
+        return False

@@ -1,0 +1,99 @@
+"""Where the API keys come from: environment, systemd credential, key file, configuration file; the first found wins."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from docferry.model import RemoteName, escaped
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One remote's key, in words where it was found, and what was wrong if it was not."""
+
+    value: str | None = field(default=None, repr=False)
+    origin: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The keys of both remotes as they are just now. Shows none of them."""
+
+    codat: str | None = field(default=None, repr=False)
+    wootiv: str | None = field(default=None, repr=False)
+    codat_key: Key = field(default_factory=Key)
+    wootiv_key: Key = field(default_factory=Key)
+
+    def known(self) -> tuple[str, ...]:
+        """Every key there is, for `logs.hide`."""
+        return tuple(key for key in (self.codat, self.wootiv) if key)
+
+
+def find(
+    remote: RemoteName,
+    environ: Mapping[str, str],
+    *,
+    key_file: Path | None,
+    written: str | None,
+    written_in: Path | None,
+) -> Key:
+    """The key of a remote, read afresh from the first place that has one."""
+    for variable in (f"DOCFERRY_{remote.upper()}__API_KEY", f"{remote.upper()}_API_KEY"):
+        if environ.get(variable, "").strip():
+            return _proved(environ[variable], f"${variable}")
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    credential = Path(directory, f"{remote}_api_key") if directory else None
+    if credential is not None and credential.exists():
+        return _from_file(credential, f"the systemd credential {remote}_api_key")
+    if key_file is not None:
+        return _from_file(key_file, f"api_key_file {escaped(str(key_file))}")
+    if written is not None and written_in is not None:
+        again = _written_again(remote, written_in)
+        return _proved(again if again is not None else written, f"api_key in {escaped(str(written_in))}")
+    return Key()
+
+
+def exposed(status: os.stat_result, path: Path) -> str | None:
+    """Why a file is no place for a key, with the cure; None if nobody else can read it."""
+    shown = escaped(str(path))
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        return f"others can read {shown}; run: chmod 600 {shown}"
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{shown} belongs to somebody else; run: chown {os.geteuid()} {shown}"
+    return None
+
+
+def _from_file(path: Path, origin: str) -> Key:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        return Key(origin=origin, problem=f"{origin} cannot be read: {(error.strerror or 'unknown error').lower()}")
+    return _proved(raw.decode("utf-8", "replace"), origin)
+
+
+def _proved(written: str, origin: str) -> Key:
+    value = written.strip()
+    if not value:
+        return Key(origin=origin, problem=f"{origin} is empty")
+    if not (value.isascii() and value.isprintable()):
+        return Key(origin=origin, problem=f"{origin} holds more than one line, or characters that no key has")
+    return Key(value=value, origin=origin)
+
+
+def _written_again(remote: RemoteName, path: Path) -> str | None:
+    """A key may have been changed in the file since it was loaded; a file that is broken now changes nothing."""
+    try:
+        with path.open("rb") as file:
+            if exposed(os.fstat(file.fileno()), path):
+                return None
+            section = tomllib.load(file).get(remote)
+    except (OSError, ValueError):
+        return None
+    value = section.get("api_key") if isinstance(section, dict) else None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,291 @@
+"""The mappings of a configuration: which folder's documents go where, and what is brought down into which folder."""
+
+from __future__ import annotations
+
+import os.path
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
+
+from docferry import patterns, templates, units
+from docferry.model import Target, escaped
+
+
+def _positive(number: float) -> float:
+    if number <= 0:
+        raise ValueError("must be more than nothing")
+    return number
+
+
+def _no_bool(written: object) -> object:
+    if written is True or written is False:
+        raise ValueError("must be a whole number")
+    return written
+
+
+def _plain_text(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be text that can be printed, and not empty")
+    return text
+
+
+def _folder(folder: str, allowed: tuple[str, ...] = templates.IDS) -> str:
+    if not folder.strip() or not templates.fit(folder):
+        raise ValueError("must be a path, and not empty")
+    words = [word for level in templates.divided(folder, allowed)[1] if (word := templates.word_of(level))]
+    if len(set(words)) < len(words):
+        raise ValueError("has one placeholder twice")
+    return folder
+
+
+def _remote_name(template: str) -> str:
+    words = templates.words_of(template, templates.NAME_WORDS)
+    if not templates.fit(template) or template.startswith("/") or ".." in template.split("/"):
+        raise ValueError('must be a plain name, without control characters, a leading "/" or ".."')
+    if not {"name", "stem", "path", "sha256", "token"} & set(words):
+        raise ValueError("gives every document the same name; use {name}, {path} or {token} in it")
+    return template
+
+
+def _layout(template: str) -> str:
+    words = templates.words_of(template, templates.LAYOUT_WORDS)
+    if not templates.fit(template) or template.startswith("/") or ".." in template.split("/"):
+        raise ValueError('must be a path below the folder, without a leading "/" or ".."')
+    if "name" not in words:
+        raise ValueError("gives every document the same name; use {name} in it")
+    return template
+
+
+def _object(name: str) -> str:
+    if not name or not templates.fit(name) or name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
+        raise ValueError(f'has "{escaped(name)}", which is no object name; write it like "reports/latest.pdf"')
+    return name
+
+
+def _uuid(written: str) -> str:
+    found = templates.uuid(written)
+    if found is None:
+        raise ValueError('is no UUID; write it like "8a210b68-6988-11ed-a1eb-0242ac120002"')
+    return found
+
+
+def _patterns(written: tuple[str, ...]) -> tuple[str, ...]:
+    if written != patterns.EVERYTHING:
+        patterns.compiled(written)
+    return written
+
+
+def _listed(written: object) -> object:
+    return (written,) if isinstance(written, str) else written
+
+
+def _day(written: object) -> object:
+    if isinstance(written, datetime):
+        return written.date()
+    if isinstance(written, date):
+        return written
+    try:
+        return date.fromisoformat(str(written))
+    except ValueError:
+        raise ValueError('is no date; write it like "2026-01-01"') from None
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(units.seconds),
+    WithJsonSchema({"type": ["string", "number"], "pattern": units.DURATION_PATTERN, "minimum": 0}),
+]
+SomeSeconds = Annotated[Seconds, AfterValidator(_positive)]
+Octets = Annotated[
+    int,
+    BeforeValidator(units.octets),
+    AfterValidator(_positive),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": units.SIZE_PATTERN, "minimum": 1}),
+]
+Share = Annotated[
+    float,
+    BeforeValidator(units.share),
+    WithJsonSchema({"type": ["string", "number"], "pattern": units.SHARE_PATTERN, "minimum": 0, "maximum": 1}),
+]
+Count = Annotated[int, BeforeValidator(_no_bool)]
+Name = Annotated[str, AfterValidator(_plain_text)]
+Uuid = Annotated[str, AfterValidator(_uuid)]
+PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
+
+_FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where one path of a mapping goes. Without a target, `problem` says why; `ignored`: it lies above the folder
+    that the placeholders name, or beside it."""
+
+    target: Target | None
+    inner: bytes
+    problem: str | None = None
+    ignored: bool = False
+
+
+class Upload(BaseModel):
+    """One `[[upload]]`: a folder whose documents go to a remote. Paths given to it are relative to `root`."""
+
+    model_config = _FROZEN
+
+    name: Name = Field(description="unique over uploads and downloads")
+    folder: Annotated[str, AfterValidator(_folder)] = Field(
+        description="may have the placeholders {company_id} and {connection_id}, each a whole path segment"
+    )
+    to: Literal["codat", "wootiv"] = Field(description="the remote")
+    company_id: Uuid | None = Field(
+        default=None, description="Codat's company, unless it is a placeholder in the folder"
+    )
+    connection_id: Uuid | None = Field(
+        default=None, description="Codat's connection, unless it is a placeholder in the folder"
+    )
+    include: PatternList = Field(
+        default=patterns.EVERYTHING, description="gitignore-style patterns, relative to the folder"
+    )
+    exclude: PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
+    own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
+    max_size: Octets | None = Field(default=None, description="larger documents are held")
+    after_upload: Literal["keep", "archive", "delete"] = Field(
+        default="keep", description="what becomes of a sent file"
+    )
+    archive_folder: Path | None = Field(default=None, description='where after_upload = "archive" moves sent files')
+    dedupe: Literal["content", "name"] = Field(
+        default="content", description="content: the same bytes go once per target; name: once per target and name"
+    )
+    poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
+    file_name: Annotated[str, AfterValidator(_remote_name)] = Field(default="{name}", description="the name at Codat")
+    object_name: Annotated[str, AfterValidator(_remote_name)] = Field(
+        default="{path}", description="the name at Wootiv"
+    )
+
+    _common_settle: float = PrivateAttr(5.0)
+
+    @property
+    def settle(self) -> float:
+        """Seconds a file must have held still: this mapping's, else everybody's."""
+        return self._common_settle if self.own_settle is None else self.own_settle
+
+    @cached_property
+    def _split(self) -> tuple[Path, tuple[str, ...]]:
+        root, levels = templates.divided(self.folder)
+        return Path(root), levels
+
+    @property
+    def root(self) -> Path:
+        """The fixed part of the folder, before the first placeholder."""
+        return self._split[0]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The folder's segments after `root` as written: `{company_id}`, or plain text to be met exactly."""
+        return self._split[1]
+
+    @cached_property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names of the folder's placeholders, in order."""
+        return tuple(word for level in self.levels if (word := templates.word_of(level)))
+
+    @cached_property
+    def _chosen(self) -> patterns.Patterns:
+        return patterns.Patterns(self.include, self.exclude)
+
+    @cached_property
+    def _levels_as_bytes(self) -> tuple[bytes | None, ...]:
+        return tuple(None if templates.word_of(level) else os.fsencode(level) for level in self.levels)
+
+    @cached_property
+    def _only_target(self) -> Target:
+        if self.to == "wootiv":
+            return Target("wootiv")
+        return Target("codat", self.company_id, self.connection_id)
+
+    def route(self, path: bytes) -> Route:
+        """Which company and connection a path belongs to."""
+        if not self.levels:
+            return Route(self._only_target, path)
+        segments = path.split(b"/")
+        depth = len(self.levels)
+        if len(segments) <= depth:
+            wanted = "/".join(self.levels)
+            sentence = f'lies above the folder "{wanted}" that says where it goes; move it there'
+            return Route(None, segments[-1], sentence, ignored=True)
+        inner = b"/".join(segments[depth:])
+        if not self._on_the_way(segments[:depth]):
+            return Route(None, inner, f'lies outside the mapping\'s folder "{escaped(self.folder)}"', ignored=True)
+        return self._routed(segments[:depth], inner)
+
+    def wanted(self, path: bytes) -> bool:
+        """Whether a file is a document: not excluded, neither by the mapping nor by the built-in excludes."""
+        if not self.levels:
+            return self._chosen.wanted(path)
+        segments = path.split(b"/")
+        depth = min(len(self.levels), len(segments) - 1)
+        if not self._on_the_way(segments[:depth]) or any(segment.startswith(b".") for segment in segments[:depth]):
+            return False
+        return self._chosen.wanted(b"/".join(segments[depth:]))
+
+    def enters(self, folder: bytes) -> bool:
+        """Whether documents can lie in a folder: not hidden, not excluded as a whole, on the way of the mapping."""
+        if not self.levels:
+            return self._chosen.enters(folder)
+        if folder.startswith(b".") or b"/." in folder:
+            return False
+        segments = folder.split(b"/") if folder else []
+        depth = len(self.levels)
+        return self._on_the_way(segments[:depth]) and self._chosen.enters(b"/".join(segments[depth:]))
+
+    def remote_name(self, path: bytes, *, token: str, sha256: str, now: float) -> str:
+        """The name a document gets at the remote. `{path}` is the path below the placeholders."""
+        inner = b"/".join(path.split(b"/")[len(self.levels) :]) or path.rpartition(b"/")[2]
+        template = self.file_name if self.to == "codat" else self.object_name
+        return templates.rendered(template, templates.name_words(inner, token=token, sha256=sha256, now=now))
+
+    def _on_the_way(self, segments: list[bytes]) -> bool:
+        pairs = zip(self._levels_as_bytes, segments, strict=False)
+        return all(level is None or level == segment for level, segment in pairs)
+
+    def _routed(self, segments: list[bytes], inner: bytes) -> Route:
+        ids = {"company_id": self.company_id, "connection_id": self.connection_id}
+        for level, segment in zip(self.levels, segments, strict=True):
+            if (word := templates.word_of(level)) is not None:
+                text = escaped(segment)
+                ids[word] = templates.uuid(text) if text == text.strip() else None
+                if ids[word] is None:
+                    sentence = f'the folder "{text}" stands for {{{word}}} and is no UUID; rename it'
+                    return Route(None, inner, sentence)
+        return Route(Target("codat", ids["company_id"], ids["connection_id"]), inner)
+
+
+class Download(BaseModel):
+    """One `[[download]]`: what is brought from a remote into a folder."""
+
+    model_config = _FROZEN
+
+    name: Name = Field(description="unique over uploads and downloads")
+    source: Literal["codat", "wootiv"] = Field(alias="from", description="the remote")
+    companies: Annotated[tuple[Uuid, ...], BeforeValidator(_listed)] = Field(
+        default=(), alias="company_id", description="Codat's company, or a list with {company_id} in the folder"
+    )
+    objects: tuple[Annotated[str, AfterValidator(_object)], ...] = Field(
+        default=(), description="Wootiv's objects by name"
+    )
+    folder: Annotated[str, AfterValidator(lambda folder: _folder(folder, ("company_id",)))] = Field(
+        description="may have {company_id} as a whole path segment"
+    )
+    every: SomeSeconds = Field(default=900.0, description="how often to look for something new")
+    since: Annotated[date | None, BeforeValidator(_day)] = Field(default=None, description="default: everything")
+    layout: Annotated[str, AfterValidator(_layout)] = Field(
+        default="{date}/{source}/{name}", description="where a document lies below the folder"
+    )
+    include_own: bool = Field(default=False, description="whether documents that docferry uploaded are brought back")
+
+    def folder_of(self, company_id: str | None) -> Path:
+        """The folder with its placeholder filled in."""
+        return Path(templates.rendered(self.folder, {"company_id": company_id or ""}))

@@ -1,0 +1,189 @@
+"""Where settings are written: the file in its five places, and the environment laid over it. No judgement here."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from docferry import keys
+from docferry.errors import ConfigError
+from docferry.model import escaped
+
+Loc = tuple[str | int, ...]  # ("upload", 2, "folder")
+
+PREFIX: Final = "DOCFERRY_"
+_NO_SETTINGS: Final = frozenset({"DOCFERRY_CONFIG", "DOCFERRY_CODAT__API_KEY", "DOCFERRY_WOOTIV__API_KEY"})
+_PATHS: Final = frozenset({"state_dir", "folder", "archive_folder", "ca_file", "api_key_file"})
+
+
+@dataclass(slots=True)
+class Written:
+    """What was written, where, and what is wrong before any value has been looked at."""
+
+    path: Path
+    values: dict[str, Any]
+    variables: dict[Loc, str] = field(default_factory=dict)  # which values the environment gave
+    problems: list[str] = field(default_factory=list)
+
+
+def gathered(path: Path | None, environ: Mapping[str, str]) -> Written:
+    """The configuration file with the environment laid over it, its paths made absolute."""
+    file = chosen(path, environ)
+    written = _read(file)
+    _lay_over(written, environ)
+    _make_absolute(written.values, file.parent, environ)
+    if not written.values.get("state_dir"):
+        written.values["state_dir"] = str(_state_dir(environ, file.parent))
+    return written
+
+
+def chosen(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """The file to read: the one named, else the first of the usual places that is there."""
+    named = path or (Path(environ["DOCFERRY_CONFIG"]) if environ.get("DOCFERRY_CONFIG") else None)
+    if named is not None:
+        if _there(named):
+            return named.absolute()
+        by = "--config" if path else "$DOCFERRY_CONFIG"
+        raise ConfigError([f"{by} names {escaped(str(named))}, which is not there; name a file that is"])
+    places = usual_places(environ)
+    for place in places:
+        if _there(place):
+            return place
+    listed = ", ".join(escaped(str(place)) for place in places)
+    raise ConfigError(
+        [f"no configuration found; looked for {listed}. Write one with: docferry config init > docferry.toml"]
+    )
+
+
+def usual_places(environ: Mapping[str, str]) -> list[Path]:
+    """Where the file is looked for when nobody names it, the first one first."""
+    home = _home(environ)
+    given = environ.get("XDG_CONFIG_HOME", "")
+    config = Path(given) if given.startswith("/") else home / ".config" if home else None
+    own = [config / "docferry" / "docferry.toml"] if config else []
+    return [Path("docferry.toml").absolute(), *own, Path("/etc/docferry/docferry.toml")]
+
+
+def _there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError) and os.access(path.parent, os.X_OK)
+    return True
+
+
+def _read(path: Path) -> Written:
+    shown = escaped(str(path))
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            values = tomllib.loads(file.read().decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError([f"{shown} cannot be read: {(error.strerror or 'unknown error').lower()}"]) from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{shown}, line {line}: is not UTF-8; save the file as UTF-8"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax(shown, str(error))]) from None
+    exposed = keys.exposed(status, path)
+    sections = [name for name in ("codat", "wootiv") if "api_key" in _table(values.get(name))]
+    problems = [f"{name}.api_key stands in the file, and {exposed} (or use api_key_file)" for name in sections]
+    return Written(path, values, problems=problems if exposed else [])
+
+
+def _syntax(shown: str, message: str) -> str:
+    said, _, place = message.rpartition(" (at ")
+    found = re.match(r"line (\d+), column (\d+)", place)
+    where = f", line {found[1]}, column {found[2]}" if found else " at its end"
+    return f"{shown}{where}: {escaped((said or message).lower())}; the file must be TOML"
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _lay_over(written: Written, environ: Mapping[str, str]) -> None:
+    for variable, loc in sorted(_locs(environ), key=lambda pair: [str(part).zfill(9) for part in pair[1]]):
+        try:
+            _put(written.values, loc, environ[variable])
+        except LookupError as error:
+            written.problems.append(f"${variable}: {error.args[0]}")
+        else:
+            written.variables[loc] = variable
+
+
+def _locs(environ: Mapping[str, str]) -> Iterator[tuple[str, Loc]]:
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX) and variable not in _NO_SETTINGS and value:
+            parts = variable.removeprefix(PREFIX).lower().split("__")
+            yield variable, tuple(int(part) if part.isascii() and part.isdecimal() else part for part in parts)
+
+
+def _put(values: Any, loc: Loc, value: str) -> None:
+    """Set one value, making the tables on its way. A list takes an index it has, or the next one."""
+    for part, following in pairwise(loc):
+        values = _part(values, part, [] if isinstance(following, int) else {})
+    if isinstance(values, dict):
+        values[str(loc[-1])] = value
+    else:
+        _part(values, loc[-1], value)
+        values[loc[-1]] = value
+
+
+def _part(values: Any, part: str | int, fresh: Any) -> Any:
+    """The part of that name or number, made if it is not there yet."""
+    if isinstance(values, dict):
+        return values.setdefault(str(part), fresh)
+    length = len(values) if isinstance(values, list) and isinstance(part, int) else -1
+    if length < 0:
+        raise LookupError("names a part of something that has no such part")
+    if int(part) > length:
+        raise LookupError(f"there are {length}, counted from 0; number {part} is not among them")
+    if part == length:
+        values.append(fresh)
+    return values[part]
+
+
+def _make_absolute(values: Any, base: Path, environ: Mapping[str, str]) -> None:
+    """Relative paths are relative to the configuration file; `~/` is the home folder."""
+    if isinstance(values, list):
+        for value in values:
+            _make_absolute(value, base, environ)
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            if key in _PATHS and isinstance(value, str) and value.strip():
+                values[key] = _absolute(value, base, environ)
+            else:
+                _make_absolute(value, base, environ)
+
+
+def _absolute(written: str, base: Path, environ: Mapping[str, str]) -> str:
+    home = _home(environ)
+    if home and (written == "~" or written.startswith("~/")):
+        written = str(home) + written[1:]
+    return os.path.normpath(base / written) if "\0" not in written else written
+
+
+def _home(environ: Mapping[str, str]) -> Path | None:
+    home = environ.get("HOME", "")
+    if home.startswith("/"):
+        return Path(home)
+    try:
+        return Path.home() if not home and environ is os.environ else None
+    except RuntimeError:  # a user without an entry in passwd
+        return None
+
+
+def _state_dir(environ: Mapping[str, str], base: Path) -> Path:
+    if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(first)
+    given = environ.get("XDG_STATE_HOME", "")
+    home = _home(environ)
+    root = Path(given) if given.startswith("/") else home / ".local" / "state" if home else base
+    return root / "docferry"

@@ -1,0 +1,80 @@
+"""Placeholders: `{company_id}` in folders, `{stem}~{token}{suffix}` in the names documents get."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Final
+
+IDS: Final = ("company_id", "connection_id")
+NAME_WORDS: Final = ("name", "stem", "suffix", "token", "path", "sha256", "date")
+LAYOUT_WORDS: Final = ("date", "source", "name")
+_WORD: Final = re.compile(r"\{([^{}]*)\}")
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def rendered(template: str, words: Mapping[str, str]) -> str:
+    """The template with each placeholder filled in; it was proved by `words_of` before."""
+    return _WORD.sub(lambda match: words[match[1]], template)
+
+
+def words_of(template: str, allowed: Collection[str]) -> tuple[str, ...]:
+    """The placeholders of a template, in order. Raises ValueError naming the allowed ones."""
+    found = tuple(_WORD.findall(template))
+    for word in found:
+        if word not in allowed:
+            raise ValueError(f'has the unknown placeholder "{{{word}}}"; allowed are {_listed(allowed)}')
+    if "{" in (rest := _WORD.sub("", template)) or "}" in rest:
+        raise ValueError(f"has a brace without its partner; allowed placeholders are {_listed(allowed)}")
+    return found
+
+
+def divided(folder: str, allowed: Collection[str] = IDS) -> tuple[str, tuple[str, ...]]:
+    """The fixed part of a folder, and its levels from the first placeholder on, as written."""
+    segments = PurePosixPath(folder).parts
+    for segment in segments:
+        if words_of(segment, allowed) and not _WORD.fullmatch(segment):
+            raise ValueError(f'has "{segment}": a placeholder takes a whole path segment, as in "/srv/{{company_id}}"')
+    first = next((at for at, segment in enumerate(segments) if "{" in segment), len(segments))
+    return str(PurePosixPath(*segments[:first])), segments[first:]
+
+
+def word_of(level: str) -> str | None:
+    """`company_id` for the level `{company_id}`, None for a plain one."""
+    return level[1:-1] if level.startswith("{") else None
+
+
+def name_words(path: bytes, *, token: str, sha256: str, now: float) -> dict[str, str]:
+    """What the placeholders of `file_name` and `object_name` mean for one document."""
+    whole = _UNFIT.sub("_", path.decode("utf-8", "surrogateescape"))
+    name = whole.rpartition("/")[2]
+    dot = name.rfind(".")
+    stem, suffix = (name[:dot], name[dot:]) if dot > 0 else (name, "")
+    date = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d")
+    return {
+        "name": name,
+        "stem": stem,
+        "suffix": suffix,
+        "token": token,
+        "path": whole,
+        "sha256": sha256,
+        "date": date,
+    }
+
+
+def uuid(written: str) -> str | None:
+    """The UUID in lower case, or None if it is none."""
+    lowered = written.strip().lower()
+    return lowered if _UUID.fullmatch(lowered) else None
+
+
+def fit(text: str) -> bool:
+    """Free of control characters and of bytes that are not UTF-8."""
+    return _UNFIT.search(text) is None
+
+
+def _listed(words: Collection[str]) -> str:
+    return ", ".join(f"{{{word}}}" for word in words) if words else "none here"
