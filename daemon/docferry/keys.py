@@ -8,8 +8,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from docferry.model import RemoteName, escaped
+
+HIDDEN: Final = "(hidden)"  # what `config show` writes instead of a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ def _proved(written: str, origin: str) -> Key:
     value = written.strip()
     if not value:
         return Key(origin=origin, problem=f"{origin} is empty")
+    if value == HIDDEN:
+        return Key(origin=origin, problem=f"{origin} is what `config show` writes instead of a key")
     if not (value.isascii() and value.isprintable()):
         return Key(origin=origin, problem=f"{origin} holds more than one line, or characters that no key has")
     return Key(value=value, origin=origin)

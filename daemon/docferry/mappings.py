@@ -114,6 +114,11 @@ Share = Annotated[
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Name = Annotated[str, AfterValidator(_plain_text)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
+Companies = Annotated[
+    tuple[Uuid, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
 PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
 
 _FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
@@ -146,10 +151,20 @@ class Upload(BaseModel):
     connection_id: Uuid | None = Field(
         default=None, description="Codat's connection, unless it is a placeholder in the folder"
     )
-    include: PatternList = Field(
+    include: Companies = Annotated[
+    tuple[Uuid, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+PatternList = Field(
         default=patterns.EVERYTHING, description="gitignore-style patterns, relative to the folder"
     )
-    exclude: PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
+    exclude: Companies = Annotated[
+    tuple[Uuid, ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
     own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
     after_upload: Literal["keep", "archive", "delete"] = Field(
@@ -270,7 +285,7 @@ class Download(BaseModel):
 
     name: Name = Field(description="unique over uploads and downloads")
     source: Literal["codat", "wootiv"] = Field(alias="from", description="the remote")
-    companies: Annotated[tuple[Uuid, ...], BeforeValidator(_listed)] = Field(
+    companies: Companies = Field(
         default=(), alias="company_id", description="Codat's company, or a list with {company_id} in the folder"
     )
     objects: tuple[Annotated[str, AfterValidator(_object)], ...] = Field(

@@ -1,0 +1,130 @@
+"""`docferry config`: a commented example, the effective settings with secrets hidden, and their JSON Schema."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from docferry import units
+from docferry.keys import HIDDEN, Key
+from docferry.model import escaped
+from docferry.settings import Download, Settings, Upload
+
+_DURATIONS: Final = frozenset(
+    {"settle", "rescan", "stop_grace", "initial", "max", "give_up_after", "timeout", "list_lag", "every"}
+)
+_UNUSED: Final[Mapping[tuple[str, str] | None, tuple[str, ...]]] = {
+    ("upload", "codat"): ("object_name",),
+    ("upload", "wootiv"): ("file_name",),
+    ("download", "codat"): ("objects",),
+    ("download", "wootiv"): ("company_id",),
+}
+
+
+def init_text() -> str:
+    """The commented example."""
+    package = Path(__file__).parents[1]
+    for place in (package / "_config" / "docferry.toml", package.parents[1] / "config" / "docferry.toml"):
+        if place.is_file():
+            return place.read_text(encoding="utf-8")
+    raise FileNotFoundError("docferry.toml is missing from the installation; install docferry again")
+
+
+def show(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """The effective settings as TOML; of a key only where it came from."""
+    return "\n".join(_lines(settings, environ)) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file, for editors."""
+    found = Settings.model_json_schema(by_alias=True)
+    found["required"] = [key for key in found.get("required", []) if key != "state_dir"]  # it has a default
+    _without_titles(found)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "docferry.toml", **found}
+
+
+def _lines(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    secrets = settings.secrets(environ)
+    if settings.path:
+        yield f"# from {escaped(str(settings.path))} and the environment"
+    yield from _pairs(settings)
+    yield from ("", "[retry]", *_pairs(settings.retry))
+    for name, section, key in (
+        ("codat", settings.codat, secrets.codat_key),
+        ("wootiv", settings.wootiv, secrets.wootiv_key),
+    ):
+        yield from ("", f"[{name}]", *_pairs(section), _key(key))
+    for upload in settings.uploads:
+        yield from ("", "[[upload]]", *_pairs(upload))
+    for download in settings.downloads:
+        yield from ("", "[[download]]", *_pairs(download))
+
+
+def _key(key: Key) -> str:
+    if key.value is not None:
+        return f'api_key = "{HIDDEN}"  # from {key.origin}'
+    return f"# api_key: {key.problem or 'none found'}"
+
+
+def _pairs(model: BaseModel) -> Iterator[str]:
+    """`key = value` for each plain value that is set."""
+    for field, facts in type(model).model_fields.items():
+        key = facts.alias or field
+        value = getattr(model, key, None) if key == "settle" else getattr(model, field)
+        tables = isinstance(value, BaseModel) or key in ("upload", "download")
+        if value is None or tables or key == "api_key" or key in _UNUSED.get(_remote(model), ()):
+            continue
+        yield f"{key} = {_toml(_said(key, value))}"
+
+
+def _remote(model: BaseModel) -> tuple[str, str] | None:
+    if isinstance(model, Upload):
+        return "upload", model.to
+    return ("download", model.source) if isinstance(model, Download) else None
+
+
+def _said(key: str, value: Any) -> Any:
+    """A value as a person would write it, where that loses nothing."""
+    if key == "proxy":
+        scheme, _, rest = value.partition("://")
+        return f"{scheme}://{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else value
+    if key in _DURATIONS and units.seconds(units.duration(value)) == value:
+        return units.duration(value)
+    return value
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case date():
+            return value.isoformat()
+        case tuple():
+            return f"[{', '.join(_toml(each) for each in value)}]"
+        case _:
+            return f'"{"".join(_character(char) for char in str(value))}"'
+
+
+def _character(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    return char if char.isprintable() else f"\\U{ord(char):08x}"
+
+
+def _without_titles(node: Any) -> None:
+    """Titles made from field names say nothing that the key does not."""
+    if isinstance(node, list):
+        for each in node:
+            _without_titles(each)
+    if isinstance(node, dict):
+        if isinstance(node.get("title"), str):
+            del node["title"]
+        for each in node.values():
+            _without_titles(each)
