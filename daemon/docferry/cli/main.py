@@ -1,0 +1,131 @@
+"""From arguments to an exit code: finds the command, and turns errors into sentences on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from docferry.cli.parser import Misused, parse
+
+WRONG = 2  # the configuration or the command line
+BROKEN = 70  # a mistake of docferry's own (EX_SOFTWARE)
+INTERRUPTED = 130
+PIPE_CLOSED = 141  # as a program ends that SIGPIPE ended
+
+Command = Callable[[Namespace], int]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what `argv` asks for; the exit code. Nothing escapes but SystemExit after --help and --version."""
+    try:
+        code = _command(parse(argv))
+        sys.stdout.flush()
+    except Misused as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _quiet()
+    except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, not a traceback
+        return _failed(error)
+    return code
+
+
+def _command(asked: Namespace) -> int:
+    """Each command is imported only when it is wanted: `--version` and `list` start fast."""
+    return _COMMANDS[asked.command]()(asked)
+
+
+def _run() -> Command:
+    from docferry.cli.run import command
+
+    return command
+
+
+def _sync() -> Command:
+    from docferry.cli.sync import command
+
+    return command
+
+
+def _config() -> Command:
+    return _tell_config
+
+
+_COMMANDS: Final[dict[str, Callable[[], Command]]] = {
+    "run": _run,
+    "sync": _sync,
+    "config": _config,
+}
+
+
+def _tell_config(asked: Namespace) -> int:
+    from docferry.cli import config
+
+    match asked.what:
+        case "init":
+            text = config.init_text()
+        case "show":
+            from docferry.settings import load
+
+            text = config.show(load(asked.config))
+        case _:
+            text = json.dumps(config.schema(), indent=2, ensure_ascii=False) + "\n"
+    sys.stdout.write(text)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    from docferry.errors import ConfigError, DocferryError
+
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        return _quiet()
+    strangers = [leaf for leaf in leaves if not isinstance(leaf, DocferryError)]
+    if strangers:
+        return _stumbled(strangers[0])
+    said = [each for leaf in leaves for each in (leaf.problems if isinstance(leaf, ConfigError) else (str(leaf),))]
+    return _complain(*dict.fromkeys(said))
+
+
+def _stumbled(error: BaseException) -> int:
+    """A mistake of docferry's own; the traceback is for whoever asks for it."""
+    from docferry import logs
+
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f" ({os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno})" if where else ""  # noqa: PTH119 - a name, not a file
+    _complain(logs.redacted(f"this should not have happened: {type(error).__name__}: {error}{place}"))
+    if os.environ.get("DOCFERRY_LOG_LEVEL", "").lower() == "debug":
+        logs.configure("debug")
+        logs.get("cli").debug("failed", exc=error)
+    else:
+        _complain("nothing is lost. Run it again with DOCFERRY_LOG_LEVEL=debug for the traceback, and report it")
+    return BROKEN
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors themselves: task groups wrap what happens inside them."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _complain(*sentences: str) -> int:
+    from docferry.cli.screen import complain
+
+    complain(*sentences)
+    return WRONG
+
+
+def _quiet() -> int:
+    """Whoever read our output has gone (`| head`): say nothing, and keep Python from saying it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return PIPE_CLOSED

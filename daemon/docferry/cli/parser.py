@@ -1,0 +1,261 @@
+"""The command line: every command, its options and its help; standard library only, so that it is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final, NoReturn
+
+from docferry import __version__
+
+_STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
+_CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
+_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose from (.*)\)", re.DOTALL)
+
+_ABOUT: Final = """\
+Carries documents from folders to Codat and Wootiv, each exactly once, and brings new ones down.
+"""
+_TO_BEGIN: Final = """\
+to begin:
+  docferry demo                            see the whole thing at work, nothing needed
+  docferry config init > docferry.toml     write a configuration, then edit it
+  docferry check                           is it right, do the keys work
+  docferry sync                            one pass, with a progress bar
+  docferry run                             the daemon
+
+exit codes:
+  0 all done   1 some documents are held   2 configuration or command line wrong
+  75 something is still due, or a folder can't be read: nothing is lost, run it again
+"""
+
+
+class Misused(Exception):
+    """The command line is wrong; the message says what, and what was probably meant."""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What was asked for. Misused when it is not understood; SystemExit after --help and --version."""
+    parser = _parser()
+    asked, rest = parser.parse_known_args(list(argv))
+    if rest:
+        raise Misused(_unknown(rest[0], parser, asked.command))
+    if asked.command is None:
+        parser.print_help()
+        raise SystemExit(2)
+    return asked
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="docferry",
+        description=_ABOUT,
+        epilog=_TO_BEGIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"docferry {__version__}")
+    parser.add_argument("--config", type=Path, metavar="PATH", help=_CONFIG_HELP)
+    parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for add in (_run, _sync, _status, _list, _show, _retry, _check, _config, _simulate, _demo):
+        add(parser)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that raises instead of ending the program, and knows its commands."""
+
+    commands: argparse._SubParsersAction[_Parser]
+
+    def error(self, message: str) -> NoReturn:
+        found = _CHOICE.search(message)
+        if found is None:
+            raise Misused(f"{message}; see `{self.prog} --help`")
+        what, wrong, choices = found[1], found[2], [each.strip(" '") for each in found[3].split(",")]
+        near = get_close_matches(wrong, choices, n=1, cutoff=0.5)
+        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+        kind = "command" if what in {"COMMAND", "WHAT"} else what
+        raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
+
+    def command(self, name: str, summary: str, *examples: str, more: str = "") -> _Parser:
+        """Add a command; each example is a line that can be typed."""
+        shown = "examples:\n" + "\n".join(f"  docferry {name} {each}".rstrip() for each in examples)
+        added = self.commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.\n{more}".rstrip(),
+            epilog=shown if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Accepted after the command too; SUPPRESS, or its default would undo the one given before.
+        added.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=_CONFIG_HELP)
+        return added
+
+
+def _run(parser: _Parser) -> None:
+    parser.command(
+        "run",
+        "the daemon, in the foreground, as systemd wants it",
+        "",
+        "--config /etc/docferry/docferry.toml",
+        more="SIGTERM and Ctrl-C end it when what is in flight has arrived; SIGHUP reads the configuration again.",
+    )
+
+
+def _sync(parser: _Parser) -> None:
+    sync = parser.command(
+        "sync",
+        "one pass: scan, upload all that is due, download what is new, then exit",
+        "",
+        "--dry-run",
+        "--mapping acme-bank --mapping scans --timeout 10m",
+        "--json | jq .uploaded",
+        more="Safe beside a running daemon, and beside another sync.",
+    )
+    sync.add_argument("--mapping", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
+    sync.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    sync.add_argument("--json", action="store_true", help="one object when it is done (with --dry-run, one a line)")
+    sync.add_argument("--no-upload", action="store_true", help="only download")
+    sync.add_argument("--no-download", action="store_true", help="only upload")
+    sync.add_argument("--timeout", metavar="TIME", type=_duration, help='stop after so long, such as "10m"')
+    sync.add_argument(
+        "--adopt",
+        action="store_true",
+        help="after a lost database: take for sent what the remote proves to have, and send the rest",
+    )
+
+
+def _status(parser: _Parser) -> None:
+    status = parser.command(
+        "status",
+        "counts by mapping and state, what each remote is doing, what needs a person",
+        "",
+        "--watch",
+        "--json | jq .held",
+    )
+    status.add_argument("--json", action="store_true", help="one object")
+    status.add_argument("--watch", action="store_true", help="show it again and again, until Ctrl-C")
+
+
+def _list(parser: _Parser) -> None:
+    listing = parser.command(
+        "list",
+        "documents, one a line",
+        "--state held",
+        "--state waiting --state doubtful --mapping acme-bank",
+        "--reason too_large --json",
+    )
+    listing.add_argument("--mapping", metavar="NAME", help="only those of this mapping")
+    listing.add_argument(
+        "--state", action="append", default=[], choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"
+    )
+    listing.add_argument("--reason", metavar="CODE", help="only those held, or waiting, for this reason")
+    listing.add_argument("--limit", type=_count, metavar="N", help="at most so many")
+    listing.add_argument("--json", action="store_true", help="one object a line")
+
+
+def _show(parser: _Parser) -> None:
+    show = parser.command(
+        "show", "one document and every attempt made", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
+    )
+    show.add_argument("document", metavar="ID|PATH", help="its number in `docferry list`, or its path")
+    show.add_argument("--json", action="store_true", help="one object; an array when a path had several versions")
+
+
+def _retry(parser: _Parser) -> None:
+    retry = parser.command(
+        "retry",
+        "makes held and waiting documents due now, and opens closed gates",
+        "17 18",
+        "--reason too_large",
+        "--mapping acme-bank",
+        "--all",
+        more="A running daemon goes on with them within seconds; else run `docferry sync`.",
+    )
+    retry.add_argument("ids", nargs="*", type=_count, metavar="ID", help="numbers as `docferry list` shows them")
+    retry.add_argument("--mapping", metavar="NAME", help="those of this mapping")
+    retry.add_argument("--reason", metavar="CODE", help="those held, or waiting, for this reason")
+    retry.add_argument("--all", action="store_true", help="all of them")
+
+
+def _check(parser: _Parser) -> None:
+    check = parser.command(
+        "check",
+        "is the configuration right, do the keys work, are the folders readable; says how to mend each",
+        "",
+        "--offline",
+    )
+    check.add_argument("--offline", action="store_true", help="ask no remote")
+    check.add_argument("--json", action="store_true", help="one object")
+
+
+def _config(parser: _Parser) -> None:
+    config = parser.command(
+        "config",
+        "a commented example; the effective settings, secrets hidden; JSON Schema",
+        "init > docferry.toml",
+        "show",
+        "schema > docferry.schema.json",
+    )
+    config.add_argument("what", choices=("init", "show", "schema"), metavar="WHAT", help="init, show or schema")
+
+
+def _simulate(parser: _Parser) -> None:
+    simulate = parser.command(
+        "simulate",
+        "a local Codat and Wootiv to try things against",
+        "",
+        "--port 8025",
+        "--faults faults.toml",
+        more="It listens on this machine alone, prints a configuration to use it with, and ends on Ctrl-C.",
+    )
+    simulate.add_argument("--port", type=_port, default=0, metavar="N", help="default: any that is free")
+    simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: which requests go wrong, and how")
+
+
+def _demo(parser: _Parser) -> None:
+    parser.command(
+        "demo",
+        "the whole thing on a temporary folder against the simulator, shown as it happens",
+        "",
+        more="Needs no account, no key and no configuration; ends by itself within a minute.",
+    )
+
+
+def _duration(written: str) -> float:
+    from docferry import units
+
+    try:
+        return units.seconds(written)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'"{written}" {error}') from None
+
+
+def _count(written: str) -> int:
+    if not written.isascii() or not written.isdecimal() or not 0 < int(written) < 2**63:
+        raise argparse.ArgumentTypeError(f'"{written}" is no number from 1 on')
+    return int(written)
+
+
+def _port(written: str) -> int:
+    if not written.isascii() or not written.isdecimal() or int(written) > 65535:
+        raise argparse.ArgumentTypeError(f'"{written}" is no port; choose one from 1024 to 65535')
+    return int(written)
+
+
+def _unknown(wrong: str, parser: _Parser, command: str | None) -> str:
+    known = list(_options(parser))
+    if command is not None:
+        known += _options(parser.commands.choices[command])
+    if not wrong.startswith("-"):
+        return f'"{wrong}" is one word too many; see `docferry {command} --help`'
+    near = get_close_matches(wrong.partition("=")[0], known, n=1, cutoff=0.5)
+    cure = f"did you mean {near[0]}?" if near else f"see `docferry {command or ''} --help`".replace("  ", " ")
+    return f"there is no option {wrong}; {cure}"
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterable[str]:
+    return (option for action in parser._actions for option in action.option_strings)

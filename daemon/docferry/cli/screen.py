@@ -1,0 +1,172 @@
+"""What people see: lines and tables, fitted and coloured on a terminal, aligned and plain in a pipe, always escaped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TextIO
+
+from docferry.model import escaped
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table as RichTable
+
+GOOD, WARN, BAD, FAINT, STRONG = "green", "yellow", "red", "bright_black", "bold"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A piece of text, with a colour for terminals."""
+
+    text: str | bytes | int
+    style: str = ""
+
+    def __str__(self) -> str:
+        return escaped(self.text if isinstance(self.text, bytes) else str(self.text))
+
+
+Content = Cell | str | bytes | int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of cells, one after the other."""
+
+    cells: tuple[Content, ...]
+
+    def __str__(self) -> str:
+        return " ".join(str(cell(each)) for each in self.cells)
+
+
+@dataclass(slots=True)
+class Table:
+    """Rows under headings; the columns in `right` are numbers, those in `folds` may take several lines."""
+
+    headings: Sequence[str]
+    rows: list[Sequence[Content]] = field(default_factory=list)
+    right: frozenset[int] = frozenset()
+    folds: frozenset[int] = frozenset()
+
+    def lines(self) -> list[str]:
+        """The table in plain text."""
+        texts = [list(self.headings)] if any(self.headings) else []
+        texts += [[str(cell(each)) for each in row] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        return [self._line(row, widths) for row in texts]
+
+    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
+        padded = [
+            text.rjust(width) if at in self.right else text.ljust(width)
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+
+Block = Line | Table
+
+
+def cell(content: Content) -> Cell:
+    return content if isinstance(content, Cell) else Cell(content)
+
+
+def line(*cells: Content) -> Line:
+    return Line(cells)
+
+
+class Screen:
+    """Standard output, as a terminal or as a pipe."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self.tty = self._stream.isatty()
+
+    def show(self, *blocks: Block) -> None:
+        if not self.tty:
+            self.write("".join(f"{text}\n" for block in blocks for text in _plain(block)))
+            return
+        console = self.console()
+        for block in blocks:
+            console.print(rendered(block), soft_wrap=isinstance(block, Line))
+
+    def write(self, text: str) -> None:
+        """Text that is safe already: JSON, or what `show` made plain."""
+        self._stream.write(text)
+        self._stream.flush()
+
+    def console(self) -> Console:
+        """The terminal for rich; NO_COLOR is honoured by it."""
+        from rich.console import Console
+
+        return Console(file=self._stream, highlight=False, markup=False, emoji=False)
+
+
+def complain(*sentences: str) -> None:
+    """Problems, one a line, on stderr."""
+    text = "".join(f"docferry: {escaped(part)}\n" for each in sentences for part in each.split("\n"))
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        return  # nobody listens: the exit code still tells
+
+
+def rendered(block: Block) -> RenderableType:
+    """A block for rich."""
+    from rich.text import Text
+
+    if isinstance(block, Table):
+        return _rich_table(block)
+    text = Text()
+    for at, each in enumerate(block.cells):
+        if at:
+            text.append(" ")
+        text.append(str(cell(each)), style=cell(each).style or None)
+    return text
+
+
+def size(octets: float) -> str:
+    """`1.4 MB`: as people read sizes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if octets < 1000 or unit == "GB":
+            return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
+        octets /= 1000
+    raise AssertionError
+
+
+def span(seconds: float) -> str:
+    """`40 min`, `3 h`, `2 d`: roughly how long."""
+    for limit, length, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{max(seconds, 0) / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 document`, `2 documents`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def _plain(block: Block) -> list[str]:
+    return block.lines() if isinstance(block, Table) else [str(block).rstrip()]
+
+
+def _rich_table(block: Table) -> RichTable:
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(
+        box=None, show_header=any(block.headings), header_style=STRONG, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for at, heading in enumerate(block.headings):
+        folds = at in block.folds
+        table.add_column(
+            heading,
+            justify="right" if at in block.right else "left",
+            overflow="fold" if folds else "ellipsis",
+            no_wrap=not folds,
+        )
+    for row in block.rows:
+        table.add_row(*(Text(str(cell(each)), style=cell(each).style) for each in row))
+    return table

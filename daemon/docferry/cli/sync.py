@@ -1,0 +1,108 @@
+"""`docferry sync`: one pass, with a progress bar on a terminal and a summary at the end."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+
+from docferry import app, logs
+from docferry.cli.screen import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
+from docferry.cli.wanted import load, mappings
+from docferry.model import escaped
+from docferry.settings import Settings
+
+if TYPE_CHECKING:
+    from docferry.app import PreviewRow, Progress, SyncReport
+
+    Tell = Callable[[Progress], None] | None
+
+
+def command(asked: Namespace) -> int:
+    settings = load(asked.config)
+    chosen = mappings(settings, asked.mapping)
+    screen = Screen()
+    logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
+    if asked.dry_run:
+        return _dry_run(anyio.run(partial(app.preview, settings, mappings=chosen)), screen, as_json=asked.json)
+    report = anyio.run(_one_pass, settings, asked, chosen, screen)
+    complain(*report.problems)
+    _show(report, screen, as_json=asked.json)
+    return report.exit_code
+
+
+async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], screen: Screen) -> SyncReport:
+    with _bar(screen, quiet=asked.json) as tell:
+        return await app.sync(
+            settings,
+            mappings=chosen,
+            uploads=not asked.no_upload,
+            downloads=not asked.no_download,
+            timeout=asked.timeout,
+            adopt=asked.adopt,
+            on_progress=tell,
+        )
+
+
+def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[Tell]:
+    if quiet or not screen.tty:
+        return nullcontext()
+    from docferry.cli.bar import Bar
+
+    return Bar(screen.console())
+
+
+def _level(settings: Settings, screen: Screen, *, quiet: bool) -> str:
+    """The summary tells what the log would; lines of a log would tear the bar apart."""
+    if settings.log_level != "info":
+        return settings.log_level
+    return "error" if screen.tty and not quiet else "warning"
+
+
+def _dry_run(rows: list[PreviewRow], screen: Screen, *, as_json: bool) -> int:
+    if as_json:
+        for row in rows:
+            shown = {name: getattr(row, name) for name in ("mapping", "size", "would", "to", "remote_name", "reason")}
+            screen.write(json.dumps({"path": escaped(row.path), **shown}, ensure_ascii=False) + "\n")
+        return 0
+    table = Table(("would", "size", "mapping", "path", "to", "why"), right=frozenset({1}), folds=frozenset({3, 5}))
+    styles = {"upload": GOOD, "held": BAD}
+    for row in rows:
+        if row.would != "unchanged":
+            would = Cell(row.would, styles.get(row.would, WARN))
+            table.rows.append((would, size(row.size), row.mapping, row.path, row.to, row.reason or ""))
+    if table.rows:
+        screen.show(table)
+    due = [row for row in rows if row.would == "upload"]
+    screen.show(
+        line(
+            f"{count(len(due), 'document')} ({size(sum(row.size for row in due))}) would be uploaded,",
+            f"{len(rows) - len(table.rows):,} unchanged; nothing was done",
+        )
+    )
+    return 0
+
+
+def _show(report: SyncReport, screen: Screen, *, as_json: bool) -> None:
+    names = ("uploaded", "downloaded", "unchanged", "held", "due", "bytes_up", "bytes_down", "requests", "seconds")
+    figures = {name: getattr(report, name) for name in names} | {"seconds": round(report.seconds, 3)}
+    if as_json:
+        screen.write(json.dumps(figures) + "\n")
+        return
+    table = Table(("", "", ""), right=frozenset({1}))
+    table.rows.append(
+        ("uploaded", Cell(f"{report.uploaded:,}", GOOD if report.uploaded else ""), size(report.bytes_up))
+    )
+    if report.downloaded or report.bytes_down:
+        table.rows.append(("downloaded", Cell(f"{report.downloaded:,}", GOOD), size(report.bytes_down)))
+    table.rows.append(("unchanged", f"{report.unchanged:,}", ""))
+    if report.held:
+        table.rows.append(("held", Cell(f"{report.held:,}", BAD), "see why: docferry list --state held"))
+    if report.due:
+        table.rows.append(("still due", Cell(f"{report.due:,}", WARN), "nothing is lost: run it again"))
+    screen.show(table, line(f"in {span(report.seconds)}, {count(report.requests, 'request')}"))
