@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 from docferry.clock import Clock, SystemClock, iso
 from docferry.simulator.codat import Codat
 from docferry.simulator.control import Control
+from docferry.simulator.door import Door, listen
 from docferry.simulator.faults import Fault, Rules
 from docferry.simulator.http import Answer, Malformed, Request, deliver, next_request
 from docferry.simulator.ledger import Event, Ledger, RequestSeen, S3Object, Stored
@@ -64,11 +65,9 @@ class Simulator:
         self.wootiv = Wootiv(self.switches, self.ledger, self.s3, dice)
         self._control = Control(self)
         self._wires: set[Wire] = set()
-        self._listener: socket.socket | None = None
+        self._door: Door | None = None
         self._ssl: ssl.SSLContext | None = None
         self._address = ("", 0)
-        self._closed_until = 0.0
-        self._resetting_until = 0.0
         self._date = (0, "")
 
     # what it has got and seen
@@ -142,12 +141,8 @@ class Simulator:
     def refuse(self, seconds: float, mode: str = "refuse", everyone: bool = True) -> None:
         """Refuse connections for some seconds, by a closed port or ("reset") by an RST after accepting; `everyone`
         who is connected is thrown out too. Call it on the simulator's own thread."""
-        if mode == "reset":
-            self._resetting_until = anyio.current_time() + seconds
-        elif self._listener is not None:
-            self._closed_until = anyio.current_time() + seconds
-            # On Linux a listening socket that is shut down refuses, keeps its port, and may listen again.
-            self._listener.shutdown(socket.SHUT_RD)
+        if self._door is not None:
+            self._door.close(seconds, resetting=mode == "reset")
         for wire in self._wires if everyone else ():
             wire.reset()
 
@@ -169,40 +164,14 @@ class Simulator:
         task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Answer until cancelled. The port is told by `task_status`."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=1024) as listener:
-            listener.setblocking(False)
-            self._listener, self._ssl = listener, ssl_context
+        with listen(host, port) as listener:
+            self._ssl = ssl_context
             self._address = (f"[{host}]" if ":" in host else host, listener.getsockname()[1])
-            try:
-                async with anyio.create_task_group() as connections:
+            async with anyio.create_task_group() as connections:
+                self._door = Door(listener, lambda client: connections.start_soon(self._connection, client))
+                with self._door:
                     task_status.started(self._address[1])
-                    await self._accept(listener, connections)
-            finally:
-                self._listener = None
-
-    async def _accept(self, listener: socket.socket, connections: anyio.abc.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(listener)
-            except OSError:
-                await self._reopen(listener)
-                continue
-            if anyio.current_time() < self._resetting_until:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-                client.close()
-            else:
-                connections.start_soon(self._connection, client)
-
-    async def _reopen(self, listener: socket.socket) -> None:
-        """Accepting failed: the door is closed by a fault, or there are no descriptors left for a moment."""
-        if self._closed_until:
-            await anyio.sleep_until(self._closed_until)
-            self._closed_until = 0.0
-            listener.listen(1024)
-        else:
-            await anyio.sleep(0.05)
+                    await anyio.sleep_forever()
 
     async def _connection(self, client: socket.socket) -> None:
         wire = Wire(self.clock.now)

@@ -14,7 +14,8 @@ import anyio
 LONGEST_HEAD = 64 * 1024
 #: So much may wait here unread before the socket is left alone.
 MOST_UNREAD = 1024 * 1024
-_LINGER_ZERO = struct.pack("ii", 1, 0)
+#: With it, closing a socket sends an RST.
+LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class Gone(Exception):
@@ -179,7 +180,7 @@ class Wire(asyncio.Protocol):
     def reset(self) -> None:
         """Break off: the client sees `Connection reset by peer`."""
         if (sock := self._socket()) is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
         self.abort()
 
     # helpers

@@ -1,0 +1,24 @@
+"""A simulator in a thread, made to order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from docferry.simulator import Running, Simulator
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(switches, faults=…)` runs a simulator until the test ends."""
+    with ExitStack() as stack:
+
+        def starting(*args: Any, ssl_context: Any = None, **kwargs: Any) -> Running:
+            return stack.enter_context(Running.start(Simulator(*args, **kwargs), ssl_context=ssl_context))
+
+        yield starting

@@ -1,0 +1,333 @@
+"""Every kind of fault: what the client sees, and whether the file was stored."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import ssl
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+
+import pytest
+import trustme
+
+from docferry.clock import TurnableClock
+from docferry.simulator import KINDS, Fault, Running
+from simulator.conftest import Start
+from simulator.rawclient import (
+    CODAT,
+    COMPANY,
+    LIST,
+    UPLOAD,
+    Cut,
+    Raw,
+    Reply,
+    ask,
+    form,
+    form_headers,
+    listed,
+    upload,
+)
+
+BROKEN = (ConnectionResetError, BrokenPipeError)
+#: Larger than all buffers on the way.
+BIG = ("big.pdf", b"x" * 9_000_000)
+tested: set[str] = set()
+
+
+def faulty(start: Start, kind: str, match: str = "codat.upload", **params: object) -> Running:
+    tested.add(kind)
+    return start(faults=[Fault(kind, match, first=1, params=params)])
+
+
+def then_all_is_well(running: Running, *, stored: int) -> None:
+    """What the fault left behind, and that the next request is served."""
+    assert len(running.simulator.stored) == stored
+    assert upload(running.url, key="next").status == 200
+    assert len(running.simulator.stored) == stored + 1
+
+
+def over_tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"), [("reset_before", 0), ("reset_inside", 0), ("reset_after", 0), ("lost_answer", 1)]
+)
+def test_resets_over_tls(start: Start, kind: str, stored: int) -> None:
+    server, client = over_tls()
+    running = start(faults=[Fault(kind, "codat.upload", first=1)], ssl_context=server)
+    with pytest.raises((*BROKEN, ssl.SSLError, Cut)):  # Python's ssl tells an RST as an end, at times
+        upload(running.url, tls=client)
+    assert (running.simulator.log[0].fault, running.simulator.log[0].status) == (kind, None)
+    assert len(running.simulator.stored) == stored
+    assert upload(running.url, tls=client).status == 200
+
+
+@pytest.mark.parametrize("kind", ["reset_before", "reset_after", "lost_answer"])
+def test_a_reset_is_an_rst(start: Start, kind: str) -> None:
+    running = faulty(start, kind)
+    with pytest.raises(BROKEN):
+        upload(running.url)
+    then_all_is_well(running, stored=1 if kind == "lost_answer" else 0)
+
+
+def test_reset_inside_reads_only_so_much(start: Start) -> None:
+    running = faulty(start, "reset_inside", after=1000)
+    body = form(BIG)
+    with Raw(running.url) as raw:
+        raw.sock.sendall(raw.head("POST", UPLOAD, form_headers(), len(body)) + body[:2000])
+        with pytest.raises(BROKEN):
+            next(raw.blocks())
+    then_all_is_well(running, stored=0)
+
+
+def test_a_lost_answer_may_end_in_peace(start: Start) -> None:
+    running = faulty(start, "lost_answer", how="close")
+    with pytest.raises(Cut):
+        upload(running.url)
+    then_all_is_well(running, stored=1)
+
+
+def test_a_lost_answer_is_given_again_to_the_same_key(start: Start) -> None:
+    running = faulty(start, "lost_answer")
+    with pytest.raises(BROKEN):
+        upload(running.url, key="k")
+    assert upload(running.url, key="k").status == 200
+    assert len(running.simulator.stored) == 1
+
+
+def test_a_lost_answer_may_be_stored_late(start: Start) -> None:
+    clock = TurnableClock()
+    tested.add("late")
+    running = start(faults=[Fault("lost_answer", first=1, params={"late": 45})], clock=clock)
+    with pytest.raises(BROKEN):
+        upload(running.url)
+    assert running.simulator.stored == []
+    clock.turn(45.0)
+    assert len(running.simulator.stored) == 1
+    running.simulator.set_faults([Fault("late", "codat.upload", params={"late": 10})])
+    assert upload(running.url).status == 200
+    assert len(running.simulator.stored) == 1
+    clock.turn(10.0)
+    assert listed(running.url) == ["a.pdf", "a.pdf"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_refused_connections(start: Start, tls: bool) -> None:
+    tested.add("refuse")
+    server, client = over_tls() if tls else (None, None)
+    running = start(faults=[Fault("refuse", "codat.upload", first=1, params={"seconds": 0.5})], ssl_context=server)
+    with Raw(running.url, tls=client) as other:  # whoever is connected is thrown out too
+        with pytest.raises((*BROKEN, ssl.SSLError, Cut)):
+            upload(running.url, tls=client)
+        with pytest.raises((*BROKEN, ssl.SSLError, Cut)):
+            other.ask("GET", LIST, CODAT)
+    with pytest.raises(ConnectionRefusedError):
+        upload(running.url, tls=client)
+    assert running.simulator.stored == []
+    assert _as_soon_as_it_works(lambda: upload(running.url, tls=client)).status == 200
+    assert len(running.simulator.stored) == 1
+
+
+def test_connections_accepted_and_reset(start: Start) -> None:
+    running = faulty(start, "refuse", mode="reset", seconds=0.5)
+    for _ in range(3):
+        with pytest.raises(BROKEN):
+            upload(running.url)
+    assert running.simulator.requests["codat.upload"] == 1
+    assert _as_soon_as_it_works(lambda: upload(running.url)).status == 200
+    assert len(running.simulator.stored) == 1
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_stall_never_answers_and_ends_with_the_client(start: Start, stored: bool) -> None:
+    running = faulty(start, "stall", stored=stored)
+    with Raw(running.url, timeout=0.3) as raw:
+        raw.send("POST", UPLOAD, form_headers(), form(("a.pdf", b"a")))
+        with pytest.raises(TimeoutError):
+            raw.reply()
+    then_all_is_well(running, stored=int(stored))
+
+
+def test_a_stall_may_end_by_itself(start: Start) -> None:
+    running = faulty(start, "stall", seconds=0.1)
+    with pytest.raises(BROKEN):
+        upload(running.url)
+    then_all_is_well(running, stored=0)
+
+
+def test_slow_reading_is_felt_by_the_client(start: Start) -> None:
+    running = faulty(start, "slow_read", rate=10_000)
+    with Raw(running.url, timeout=0.3) as raw, pytest.raises(TimeoutError):
+        raw.send("POST", UPLOAD, form_headers(), form(BIG))
+    then_all_is_well(running, stored=0)
+    running = faulty(start, "slow_read", rate=100_000)
+    before = time.monotonic()
+    assert upload(running.url, ("a.pdf", b"x" * 40_000)).status == 200
+    assert time.monotonic() - before >= 0.3
+    then_all_is_well(running, stored=1)
+
+
+def test_a_slow_answer_comes_byte_by_byte(start: Start) -> None:
+    running = faulty(start, "slow_answer", rate=100)
+    with Raw(running.url) as raw:
+        raw.send("POST", UPLOAD, form_headers(), form(("a.pdf", b"a")))
+        assert len(next(raw.blocks())) <= 10
+    then_all_is_well(running, stored=1)
+    running = faulty(start, "slow_answer", rate=2000)
+    assert upload(running.url).status == 200
+
+
+def test_a_truncated_answer(start: Start) -> None:
+    running = faulty(start, "truncated_answer", extra=7)
+    with Raw(running.url) as raw:
+        raw.send("POST", UPLOAD, form_headers(), form(("a.pdf", b"a")))
+        came = b"".join(raw.blocks())
+    assert came.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Content-Length: 7\r\n" in came
+    assert came.endswith(b"\r\n\r\n")
+    then_all_is_well(running, stored=1)
+
+
+def test_a_zip_cut_where_it_is_wanted(start: Start) -> None:
+    running = start()
+    running.simulator.put_company_file(COMPANY, "a.pdf", b"x" * 5000)
+    whole = ask(running.url, "GET", f"{LIST}/download", CODAT)
+    running.simulator.set_faults([Fault("truncated_answer", "codat.download", params={"at": 1024})])
+    with Raw(running.url) as raw:
+        raw.send("GET", f"{LIST}/download", CODAT)
+        head, _, body = b"".join(raw.blocks()).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(whole.body)}".encode() in head
+    assert body == whole.body[:1024]
+
+
+@pytest.mark.parametrize(("kind", "status"), [("html_200", 200), ("html_502", 502)])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_proxy_speaks_html(start: Start, kind: str, status: int, stored: bool) -> None:
+    running = faulty(start, kind, stored=stored)
+    reply = upload(running.url)
+    assert reply.status == status
+    assert reply.headers["content-type"].startswith("text/html")
+    then_all_is_well(running, stored=int(stored))
+
+
+@pytest.mark.parametrize("status", [500, 503, 401, 402, 403, 404, 400, 409])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_status_of_the_service(start: Start, status: int, stored: bool) -> None:
+    running = faulty(start, "status", status=status, stored=stored, headers={"x-should-retry": "false"})
+    reply = upload(running.url, key="k")
+    assert reply.status == status
+    assert reply.json["statusCode"] == status
+    assert reply.json["correlationId"]
+    assert reply.headers["x-should-retry"] == "false"
+    assert len(running.simulator.stored) == stored
+    # It is kept for its key; only a new one can succeed.
+    assert upload(running.url, key="k").status == status
+    assert len(running.simulator.stored) == stored
+    then_all_is_well(running, stored=int(stored))
+
+
+@pytest.mark.parametrize("wish", ["seconds", "date", "past", "garbage", "huge", 17])
+def test_too_many_requests_with_every_retry_after(start: Start, wish: str | int) -> None:
+    running = faulty(start, "too_many", retry_after=wish, seconds=5)
+    reply = upload(running.url, key="k")
+    assert reply.status == 429
+    _check_retry_after(wish, reply)
+    assert running.simulator.stored == []
+    assert upload(running.url, key="k").status == 200  # a 429 is not kept for its key
+    assert len(running.simulator.stored) == 1
+
+
+def _check_retry_after(wish: str | int, reply: Reply) -> None:
+    value = reply.headers["retry-after"]
+    if wish in ("date", "past"):
+        ahead = (parsedate_to_datetime(value) - parsedate_to_datetime(reply.headers["date"])).total_seconds()
+        assert 4 <= ahead <= 6 if wish == "date" else ahead < -3000
+    else:
+        assert value == {"seconds": "5", "garbage": "soon, perhaps", "huge": "1000000000", 17: "17"}[wish]
+
+
+@pytest.mark.parametrize(("kind", "status"), [("early_413", b"413"), ("early_401", b"401")])
+def test_an_early_answer_comes_before_the_body_and_then_a_reset(start: Start, kind: str, status: bytes) -> None:
+    running = faulty(start, kind)
+    with Raw(running.url) as raw:
+        raw.sock.sendall(raw.head("POST", UPLOAD, form_headers(), 9_000_000))
+        came = next(blocks := raw.blocks())
+        with pytest.raises(BROKEN):
+            next(blocks)
+    assert came.startswith(b"HTTP/1.1 " + status)
+    then_all_is_well(running, stored=0)
+    running = faulty(start, kind)
+    with pytest.raises(BROKEN), Raw(running.url) as raw:  # and whoever goes on sending is cut off
+        raw.send("POST", UPLOAD, form_headers(), form(BIG))
+    then_all_is_well(running, stored=0)
+
+
+def test_a_gzip_bomb(start: Start) -> None:
+    running = faulty(start, "gzip_bomb", "codat.list", size=50_000_000)
+    reply = ask(running.url, "GET", LIST, CODAT)
+    assert reply.headers["content-encoding"] == "gzip"
+    assert len(reply.body) < 100_000
+    assert len(whole := gzip.decompress(reply.body)) > 49_000_000
+    assert json.loads(whole) == []
+
+
+def test_an_endless_json(start: Start) -> None:
+    running = faulty(start, "endless_json", "codat.list")
+    came = 0
+    with Raw(running.url) as raw:
+        raw.send("GET", LIST, CODAT)
+        for block in raw.blocks():
+            came += len(block)
+            if came > 20_000_000:
+                break
+    assert came > 20_000_000
+    then_all_is_well(running, stored=0)
+    running.simulator.set_faults([Fault("endless_json", "codat.list", params={"size": 10})])
+    with Raw(running.url) as raw:
+        raw.send("GET", LIST, CODAT)
+        assert sum(map(len, raw.blocks())) > 1000
+
+
+def test_a_redirect(start: Start) -> None:
+    running = faulty(start, "redirect", location="http://elsewhere.invalid/")
+    reply = upload(running.url)
+    assert (reply.status, reply.headers["location"]) == (307, "http://elsewhere.invalid/")
+    then_all_is_well(running, stored=0)
+
+
+def test_a_kept_connection_is_stale_as_the_next_request_comes(start: Start) -> None:
+    running = faulty(start, "stale_keepalive")
+    body = form(("a.pdf", b"a"))
+    with Raw(running.url) as raw:
+        assert raw.ask("POST", UPLOAD, form_headers(), body).status == 200  # the first on a connection is never struck
+        with pytest.raises(BROKEN):
+            raw.ask("POST", UPLOAD, form_headers(), body)
+    then_all_is_well(running, stored=1)
+
+
+def test_a_file_is_swallowed(start: Start) -> None:
+    running = faulty(start, "swallow")
+    assert upload(running.url).status == 200
+    then_all_is_well(running, stored=0)
+
+
+def _as_soon_as_it_works(doing: Callable[[], Reply]) -> Reply:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return doing()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)  # the server is away for a time of its own
+
+
+def test_every_kind_is_tested_here() -> None:
+    assert tested == KINDS.keys()
