@@ -9,8 +9,8 @@ from docferry.model import Gate, Outcome, Reason, State
 
 #: A remote that asks for a longer pause than this is asked again after it all the same.
 LONGEST_PAUSE = 86_400.0
-#: Idempotency keys are kept 90 minutes at Codat; a margin keeps a retry from falling on the edge.
-KEY_LIFETIME = 85 * 60.0
+#: A remote that asks for more than this has run out of something, not of breath.
+LONG_PAUSE = 120.0
 #: So many refused connections in a row close the remote for all; fewer are one document's bad luck.
 STRIKES = 3
 
@@ -56,7 +56,8 @@ def after_failure(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outco
         return _again(failure, attempt, backoff)
     if _refuses(failure):
         reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
-        return Outcome(State.HELD, reason, f"{failure}; mend it, then `docferry retry`")
+        # Codat repeats a kept answer to the same key: a person's retry needs a new one.
+        return Outcome(State.HELD, reason, f"{failure}; mend it, then `docferry retry`", fresh_key=True)
     if failure.handed_over:
         return _in_doubt(failure, attempt, backoff)
     if failure.kind == "unreachable" and attempt.strikes >= STRIKES:
@@ -117,7 +118,6 @@ def _closed(
         until=attempt.now + pause,
         tries=attempt.gate_tries + 1,
         since=attempt.now,
-        lets_doubts_pass=reason == Reason.RATE,
     )
     return Outcome(
         State.WAITING,
@@ -136,5 +136,5 @@ def _gate_reason(failure: RemoteError) -> Reason:
     if failure.kind == "redirect":
         return Reason.REDIRECTED
     if failure.status == 429:
-        return Reason.RATE
+        return Reason.QUOTA if (failure.retry_after or 0) > LONG_PAUSE else Reason.RATE
     return _GATE_REASONS.get(failure.status or 0, Reason.CONNECTION)

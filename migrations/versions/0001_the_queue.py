@@ -65,6 +65,7 @@ def upgrade() -> None:
         "CREATE INDEX transfer_in_flight ON transfer (owner, state) WHERE state IN ('leased', 'sending', 'asking')"
     )
     op.execute("CREATE INDEX transfer_held ON transfer (mapping, reason) WHERE state = 'held'")
+    op.execute("CREATE INDEX transfer_sent ON transfer (company_id, last_sent) WHERE state = 'sent'")
     op.execute("CREATE INDEX transfer_digest ON transfer (sha256)")
 
     op.create_table(

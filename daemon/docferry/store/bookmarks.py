@@ -131,7 +131,8 @@ _ARRIVALS = text(
 _EXPECT = text("""
 INSERT INTO arrival (mapping, origin, sha256, path, landed, size, updated)
 VALUES (:mapping, :origin, :sha256, :path, :landed, :size, :now)
-ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, landed = excluded.landed, updated = excluded.updated
+ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, landed = excluded.landed,
+  updated = excluded.updated
 """)
 _CAME_DOWN = text("SELECT path, sha256 FROM arrival WHERE path IN :paths").bindparams(
     bindparam("paths", expanding=True)

@@ -30,6 +30,7 @@ class Planned:
     state: State = State.WAITING
     reason: str | None = None
     detail: str | None = None
+    sent_since: float | None = None  # for DOUBTFUL: it may have been sent at any time from then on
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,18 @@ class Documents:
 
         return await self._database.read(work)
 
+    async def is_queued(self, lane: str, once: str) -> bool:
+        """Whether a transfer that is not gone already carries this, or did."""
+
+        async def work(connection: AsyncConnection) -> bool:
+            row = await connection.execute(
+                text("SELECT 1 FROM transfer WHERE lane = :lane AND once = :once AND state <> 'gone'"),
+                {"lane": lane, "once": once},
+            )
+            return row.first() is not None
+
+        return await self._database.read(work)
+
     async def removed(self, document_ids: Sequence[int]) -> None:
         """These files were archived or deleted after their upload, as the mapping asks."""
 
@@ -189,7 +202,8 @@ class Documents:
 
 
 _KNOWN = text(
-    "SELECT folder, name, size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND folder IN :folders AND present"
+    "SELECT folder, name, size, mtime_ns, ctime_ns FROM document "
+    "WHERE mapping = :mapping AND folder IN :folders AND present"
 ).bindparams(bindparam("folders", expanding=True))
 _FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
 _PLACES = text(
@@ -210,14 +224,31 @@ _STATES = text(
 _PLAN_TABLE = text(
     "CREATE TEMP TABLE IF NOT EXISTS plan (n INTEGER PRIMARY KEY, mapping TEXT, folder BLOB, name BLOB, size INTEGER, "
     "mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT, uid TEXT, lane TEXT, remote TEXT, company_id TEXT, "
-    "connection_id TEXT, remote_name TEXT, once TEXT, state TEXT, reason TEXT, detail TEXT, known INTEGER DEFAULT 0)"
+    "connection_id TEXT, remote_name TEXT, once TEXT, state TEXT, reason TEXT, detail TEXT, sent_since REAL)"
 )
 _PLAN_CLEAR = text("DELETE FROM plan")
-_PLAN_FILL = text(
-    "INSERT INTO plan (n, mapping, folder, name, size, mtime_ns, ctime_ns, sha256, uid, lane, remote, company_id, "
-    "connection_id, remote_name, once, state, reason, detail) VALUES (:n, :mapping, :folder, :name, :size, :mtime_ns, "
-    ":ctime_ns, :sha256, :uid, :lane, :remote, :company_id, :connection_id, :remote_name, :once, :state, :reason, :detail)"
-)
+_PLANNED = [
+    "n",
+    "mapping",
+    "folder",
+    "name",
+    "size",
+    "mtime_ns",
+    "ctime_ns",
+    "sha256",
+    "uid",
+    "lane",
+    "remote",
+    "company_id",
+    "connection_id",
+    "remote_name",
+    "once",
+    "state",
+    "reason",
+    "detail",
+    "sent_since",
+]
+_PLAN_FILL = text(f"INSERT INTO plan ({', '.join(_PLANNED)}) VALUES (:{', :'.join(_PLANNED)})")
 _PLAN_PATHS = text("INSERT INTO plan (mapping, folder, name) VALUES (:mapping, :folder, :name)")
 # The same bytes to the same place as before: a touch. Only the stamp is new.
 _SAME = text("""
@@ -231,7 +262,8 @@ _RETIRE = text("""
 UPDATE document SET present = 0, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
   AND document.name = p.name
-  AND (document.size, document.mtime_ns, document.ctime_ns, document.sha256) IS NOT (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
+  AND (document.size, document.mtime_ns, document.ctime_ns, document.sha256)
+    IS NOT (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
 RETURNING document.transfer_id
 """)
 _GONE = text("""
@@ -240,16 +272,17 @@ WHERE state IN ('waiting', 'held') AND id IN (SELECT value FROM json_each(:retir
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)
 """)
 _TRANSFERS = text("""
-INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state, lease,
-  tries, generation, created, due_since, next_attempt, reason, detail, updated)
-SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state, 0, 0, 0, :now, :now,
-  :now, reason, detail, :now
+INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state,
+  lease, tries, generation, created, due_since, next_attempt, reason, detail, first_sent, last_sent, updated)
+SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state, 0, 0, 0, :now,
+  :now,  :now, reason, detail, sent_since, sent_since, :now
 FROM plan WHERE lane IS NOT NULL ORDER BY n
 ON CONFLICT (lane, once) WHERE state <> 'gone' DO NOTHING
 RETURNING state
 """)
 _DOCUMENTS = text("""
-INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen, updated)
+INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen,
+  updated)
 SELECT p.mapping, p.folder, p.name, p.size, p.mtime_ns, p.ctime_ns, p.sha256,
   (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once AND t.state <> 'gone'), 1, :now, :now
 FROM plan p WHERE true ORDER BY p.n
@@ -286,4 +319,5 @@ def _plan_row(index: int, mapping: str, plan: Planned) -> dict[str, object]:
         "state": plan.state,
         "reason": plan.reason,
         "detail": plan.detail,
+        "sent_since": plan.sent_since,
     }

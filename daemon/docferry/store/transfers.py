@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,26 +204,44 @@ class Transfers:
 
         return await self._database.read(work)
 
-    async def accounted(self, target: Target, *, names_since: float, digests_since: float) -> Accounted:
+    async def accounted(
+        self, target: Target, *, names_since: float, digests_since: float, until: float = 1e12
+    ) -> Accounted:
         """What SENT transfers of a company explain: names since one time, digests since another, wall seconds."""
-        parameters = {"remote": target.remote, "company": target.company_id, "names": names_since}
+        parameters = {"remote": target.remote, "company": target.company_id, "names": names_since, "until": until}
 
         async def work(connection: AsyncConnection) -> Accounted:
             names = await connection.execute(
                 text(
                     "SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
-                    "AND company_id IS :company AND last_sent >= :names GROUP BY 1"
+                    "AND company_id = :company AND last_sent >= :names AND last_sent < :until GROUP BY 1"
                 ),
                 parameters,
             )
             digests = await connection.execute(
                 text(
                     "SELECT sha256, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
-                    "AND company_id IS :company AND last_sent >= :digests GROUP BY 1"
+                    "AND company_id = :company AND last_sent >= :digests AND last_sent < :until GROUP BY 1"
                 ),
                 parameters | {"digests": digests_since},
             )
             return Accounted({r[0]: r[1] for r in names}, {r[0]: r[1] for r in digests})
+
+        return await self._database.read(work)
+
+    async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> Accounted:
+        """What may or may not show at the remote yet: just sent, on the wire, or in doubt, apart from some."""
+        parameters = {
+            "remote": target.remote,
+            "company": target.company_id,
+            "since": sent_since,
+            "apart": json.dumps(sorted(apart_from)),
+        }
+
+        async def work(connection: AsyncConnection) -> Accounted:
+            rows = (await connection.execute(_UNSETTLED, parameters)).all()
+            names, digests = Counter(r[0] for r in rows), Counter(r[1] for r in rows)
+            return Accounted(dict(names), dict(digests))
 
         return await self._database.read(work)
 
@@ -333,6 +352,15 @@ class _Batch:
         self.moved = await _apply(connection, self.rows)
 
 
+_UNSETTLED = text("""
+SELECT remote_name, sha256 FROM transfer WHERE state = 'sent' AND company_id = :company AND last_sent >= :since
+UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state = 'doubtful' AND company_id = :company
+  AND id NOT IN (SELECT value FROM json_each(:apart))
+UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND state <> 'leased'
+  AND company_id = :company AND id NOT IN (SELECT value FROM json_each(:apart))
+""")
 _SWEEP_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
 SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,

@@ -1,0 +1,326 @@
+"""Runs the house: `ferry()` is the daemon, `sync()` one pass, over the same rooms."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs, pulse, systemd
+from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
+from docferry.files.source import guard_signals
+from docferry.house import House, accept_empty, open_house
+from docferry.preview import preview
+from docferry.pulse import read_pulse
+from docferry.settings import Download, Settings, missing_keys
+from docferry.store import tenure
+
+__all__ = ["Progress", "SyncReport", "accept_empty", "ferry", "preview", "read_pulse", "sync"]
+
+log = logs.get("app")
+
+#: `sync` waits for documents that are due again within this, seconds; for doubts as long as the list may lag.
+PATIENCE = 5.0
+#: `sync` waits so much longer than `settle` for files that are still being written, seconds.
+UNSETTLED_PATIENCE = 10.0
+#: How late a loop may be before the watchdog is no longer fed, seconds.
+LATE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one pass got."""
+
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+    held: int
+    scanning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one pass did, and what is left."""
+
+    uploaded: int
+    downloaded: int
+    unchanged: int
+    held: int
+    due: int
+    bytes_up: int
+    bytes_down: int
+    requests: int
+    seconds: float
+    problems: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 75 run it again; 1 a person is needed."""
+        if self.due or self.problems:
+            return 75
+        return 1 if self.held else 0
+
+
+# -- the daemon --------------------------------------------------------------------------------------------------------
+
+
+async def ferry(
+    settings: Settings, *, reload: Callable[[], Settings], notify: Callable[[str], None] = systemd.notify
+) -> None:
+    """The daemon: until SIGTERM or SIGINT. SIGHUP builds the house anew with what `reload` reads, if it is sound."""
+    guard_signals()
+    await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
+    received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    with tenure.sole(settings.state_dir), received as signals:
+        following: Settings | None = settings
+        while following is not None:
+            following = await _serve(following, signals, partial(_reloaded, reload, settings), notify)
+    notify("STOPPING=1")
+
+
+def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | None:
+    """The configuration as it is now; None, and said, when it can't be taken."""
+    try:
+        fresh = reload()
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("reload_refused", problem)
+        log.error("reload_refused", "the configuration is broken; docferry goes on with the old one")
+        return None
+    if fresh.state_dir != running.state_dir:
+        log.error("reload_refused", "state_dir can't change while docferry runs; stop it and start it again")
+        return None
+    return fresh
+
+
+async def _serve(
+    settings: Settings, signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+) -> Settings | None:
+    """One configuration's life: returns the next one, or None to stop."""
+    for sentence in missing_keys(settings, settings.secrets()):
+        log.error("key_missing", sentence)
+    following: Settings | None = None
+    async with open_house(settings) as house:
+        await house.runner.prepare()
+        async with anyio.create_task_group() as outer:
+            await outer.start(house.runner.run)
+            async with anyio.create_task_group() as rooms:
+                rooms.start_soon(house.lookout.run, name="lookout")
+                for download in house.downloads:
+                    rooms.start_soon(_pull_for_ever, house, download, name=f"pull {download.name}")
+                rooms.start_soon(_pulse, house, notify, name="pulse")
+                rooms.start_soon(_ready, house, notify, name="ready")
+                following = await _until_told(signals, reloaded, notify)
+                rooms.cancel_scope.cancel()
+            await _finish(house, outer)
+    pulse.forget(settings.state_dir)
+    return following
+
+
+async def _until_told(
+    signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+) -> Settings | None:
+    async for number in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
+        if number != signal.SIGHUP:
+            log.info("stopping", signal=signal.Signals(number).name)
+            notify("STOPPING=1\nSTATUS=finishing what is in flight")
+            return None
+        notify("RELOADING=1")
+        fresh = await anyio.to_thread.run_sync(reloaded)
+        if fresh is not None:
+            log.info("reloaded", "the configuration was read again")
+            return fresh
+        notify("READY=1")
+    return None
+
+
+async def _finish(house: House, group: anyio.abc.TaskGroup) -> None:
+    """No new claims; what is in flight gets `stop_grace`; the rest is cut and handed back."""
+    house.runner.stop()
+    with anyio.move_on_after(house.settings.stop_grace):
+        await house.runner.ended.wait()
+    group.cancel_scope.cancel()
+
+
+async def _ready(house: House, notify: Callable[[str], None]) -> None:
+    await house.lookout.first_round.wait()
+    log.info("ready", mappings=len(house.uploads) + len(house.downloads))
+    notify("READY=1")
+
+
+async def _pulse(house: House, notify: Callable[[str], None]) -> None:
+    """Tell `status` and systemd how things stand; feed the watchdog only while scans and workers move."""
+    watchdog = systemd.watchdog_seconds()
+    every = min(pulse.EVERY, watchdog) if watchdog else pulse.EVERY
+    started = house.clock.now()
+    while True:
+        now = house.clock.steady()
+        moving = now - house.runner.beat < LATE and now - house.lookout.beat < LATE
+        if watchdog and moving:
+            notify("WATCHDOG=1")
+        notify(f"STATUS={pulse.sentence(house)}")
+        await anyio.to_thread.run_sync(pulse.write, house.settings.state_dir, pulse.describe(house, started))
+        await anyio.sleep(every)
+
+
+async def _pull_for_ever(house: House, download: Download) -> None:
+    while True:
+        try:
+            await house.puller.pull(download)
+            house.intake.state(download.name).problem = None
+        except (RemoteError, FolderError, ArchiveError, OSError) as error:
+            log.warning("pull_failed", f"{error}; tried again in {download.every:g} s", mapping=download.name)
+            house.intake.state(download.name).problem = str(error)
+        house.intake.state(download.name).last_scan = house.clock.now()
+        await anyio.sleep(download.every)
+
+
+# -- one pass ----------------------------------------------------------------------------------------------------------
+
+
+async def sync(
+    settings: Settings,
+    *,
+    mappings: Sequence[str] = (),
+    uploads: bool = True,
+    downloads: bool = True,
+    timeout: float | None = None,
+    adopt: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SyncReport:
+    """One pass: scan, settle, upload all that is due, download what is new. Safe beside a running daemon."""
+    guard_signals()
+    problems = missing_keys(settings, settings.secrets())
+    if problems:
+        raise ConfigError(problems)
+    async with open_house(settings, mappings=mappings, downloads=downloads, adopt=adopt) as house:
+        return await _Pass(house, uploads=uploads, on_progress=on_progress).run(timeout)
+
+
+class _Pass:
+    """One `sync` under way."""
+
+    def __init__(self, house: House, *, uploads: bool, on_progress: Callable[[Progress], None] | None) -> None:
+        self._house = house
+        self._uploads = uploads
+        self._on_progress = on_progress
+        self._problems: list[str] = []
+        self._scanning = True
+        self._open_before = 0  # documents that were known and not yet sent
+
+    async def run(self, timeout: float | None) -> SyncReport:
+        house = self._house
+        began = house.clock.steady()
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with anyio.create_task_group() as side:
+                with anyio.CancelScope(deadline=anyio.current_time() + (timeout or float("inf"))) as scope:
+                    side.start_soon(self._stop_at, signals, scope)
+                    if self._on_progress is not None:
+                        side.start_soon(self._show, self._on_progress)
+                    async with anyio.create_task_group() as work:
+                        for download in house.downloads:
+                            work.start_soon(self._pull, download)
+                        if self._uploads:
+                            await self._upload()
+                side.cancel_scope.cancel()
+        return await self._report(house.clock.steady() - began)
+
+    async def _stop_at(self, signals: object, scope: anyio.CancelScope) -> None:
+        async for _ in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
+            scope.cancel()
+
+    async def _upload(self) -> None:
+        house = self._house
+        await house.runner.prepare()
+        self._open_before = sum((await house.reports.open_counts(house.uploads)).values()) if house.uploads else 0
+        async with anyio.create_task_group() as group:
+            await group.start(house.runner.run)
+            self._problems += await house.lookout.round()
+            self._scanning = False
+            await self._settle()
+            await self._drain()
+            await _finish(house, group)
+
+    async def _settle(self) -> None:
+        """Wait for files that are still being written, but not for ever."""
+        house, quiet = self._house, self._house.intake.quiet
+        longest = max((upload.settle for upload in house.uploads.values()), default=0.0)
+        deadline = house.clock.steady() + longest + UNSETTLED_PATIENCE
+        while (due := quiet.next_due()) is not None and house.clock.steady() < deadline:
+            await anyio.sleep(min(max(due - house.clock.steady(), 0.0), deadline - house.clock.steady()))
+            await house.lookout.serve_hints()
+        crowded = [name for name in house.uploads if quiet.take_overflow(name)]
+        if crowded and house.clock.steady() < deadline:
+            self._problems += await house.lookout.round()
+            await self._settle()
+
+    async def _drain(self) -> None:
+        """Until nothing is in hand and nothing becomes due soon."""
+        house = self._house
+        lag = max((remote.confirm_after for remote in house.remotes.values()), default=0.0)
+        progress, since = -1, house.clock.steady()
+        while True:
+            await house.lookout.serve_hints()
+            if not house.runner.in_hand:
+                await house.runner.look()
+                if house.carrier.tally.uploaded != progress:
+                    progress, since = house.carrier.tally.uploaded, house.clock.steady()
+                waited = house.clock.steady() - since
+                due = house.runner.worth_waiting(PATIENCE, lag + PATIENCE if waited < 2 * lag + PATIENCE else 0.0)
+                if due is None:
+                    return
+                house.runner.wake()
+            await anyio.sleep(0.02 if house.runner.in_hand else 0.05)  # nothing announces "all done" sooner
+
+    async def _pull(self, download: Download) -> None:
+        try:
+            await self._house.puller.pull(download)
+        except (RemoteError, FolderError, ArchiveError, OSError) as error:
+            self._problems.append(f"{download.name}: {error}")
+
+    async def _show(self, on_progress: Callable[[Progress], None]) -> None:
+        while True:
+            on_progress(await self._progress())
+            await anyio.sleep(0.2)
+
+    async def _progress(self) -> Progress:
+        counts = await self._house.reports.open_counts(self._house.uploads) if self._house.uploads else {}
+        left = sum(count for state, count in counts.items() if state != "held")
+        tally = self._house.carrier.tally
+        done = tally.uploaded
+        average = tally.bytes_up / done if done else 0.0
+        return Progress(
+            done,
+            done + left,
+            tally.bytes_up,
+            tally.bytes_up + int(left * average),
+            counts.get("held", 0),
+            self._scanning,
+        )
+
+    async def _report(self, seconds: float) -> SyncReport:
+        house = self._house
+        counts = await house.reports.open_counts(house.uploads) if self._uploads and house.uploads else {}
+        held = counts.get("held", 0)
+        due = sum(count for state, count in counts.items() if state != "held")
+        unsettled = sum(len(house.intake.quiet.unsettled(name)) for name in house.uploads)
+        gates = await house.gates.all() if due else {}
+        problems = (*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values()))
+        known = sum(house.intake.state(name).known for name in house.uploads) - self._open_before
+        return SyncReport(
+            uploaded=house.carrier.tally.uploaded,
+            downloaded=house.puller.brought.files,
+            unchanged=max(0, known) + house.intake.unchanged,
+            held=held,
+            due=due + unsettled,
+            bytes_up=house.carrier.tally.bytes_up,
+            bytes_down=house.puller.brought.bytes,
+            requests=sum(remote.health.requests for remote in house.remotes.values()),
+            seconds=round(seconds, 3),
+            problems=problems,
+        )

@@ -1,0 +1,267 @@
+"""Builds the house for one configuration: opens the database, the remotes and the rooms, and closes them again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio.to_thread
+
+from docferry import logs, policy
+from docferry.clock import Clock, SystemClock
+from docferry.errors import ConfigError, FolderError
+from docferry.remotes.base import Remote, Rules
+from docferry.remotes.codat import RULES as CODAT_RULES
+from docferry.remotes.codat import Codat
+from docferry.remotes.wootiv import RULES as WOOTIV_RULES
+from docferry.remotes.wootiv import Wootiv
+from docferry.settings import Download, Secrets, Settings, Upload
+from docferry.store import tenure
+from docferry.store.bookmarks import Bookmarks
+from docferry.store.database import Database, open_database
+from docferry.store.documents import Documents
+from docferry.store.gates import Gates
+from docferry.store.reports import Reports
+from docferry.store.transfers import Transfers
+from docferry.work.carry import Carrier
+from docferry.work.intake import Intake
+from docferry.work.lookout import Lookout
+from docferry.work.pull import Puller
+from docferry.work.runner import Runner
+from docferry.work.tidy import tidy
+
+log = logs.get("house")
+
+#: What each remote takes, known without asking it.
+RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
+
+
+class KeyRing:
+    """The keys in use; read again when a remote says 401."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._secrets = Secrets(None, None)
+        self.read()
+
+    def read(self) -> None:
+        self._secrets = self._settings.secrets()
+        for key in (self._secrets.codat, self._secrets.wootiv):
+            if key:
+                logs.hide(key)
+
+    def codat(self) -> str:
+        return self._secrets.codat or ""
+
+    def wootiv(self) -> str:
+        return self._secrets.wootiv or ""
+
+
+@dataclass(slots=True)
+class House:
+    """Every room of one configuration."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    documents: Documents
+    transfers: Transfers
+    gates: Gates
+    reports: Reports
+    remotes: Mapping[str, Remote]
+    intake: Intake
+    lookout: Lookout
+    carrier: Carrier
+    runner: Runner
+    puller: Puller
+    uploads: Mapping[str, Upload]
+    downloads: Sequence[Download]
+
+
+def database_path(settings: Settings) -> Path:
+    """Where the queue is kept."""
+    return settings.state_dir / "docferry.db"
+
+
+@asynccontextmanager
+async def open_house(
+    settings: Settings, *, mappings: Sequence[str] = (), downloads: bool = True, adopt: bool = False
+) -> AsyncIterator[House]:
+    """The rooms for `mappings` (all when empty). ConfigError: no such mapping; StateError: the state folder."""
+    uploads, pulls = chosen(settings, mappings)
+    await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        owner = stack.enter_context(tenure.owner(settings.state_dir))
+        database = await stack.enter_async_context(open_database(database_path(settings)))
+        await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
+        keys = KeyRing(settings)
+        remotes = open_remotes(settings, keys, clock)
+        for remote in remotes.values():
+            stack.push_async_callback(remote.aclose)
+        house = _furnish(settings, clock, database, owner, remotes, keys, uploads, pulls if downloads else [], adopt)
+        for upload in uploads.values():
+            await house.intake.follow(upload)
+        yield house
+
+
+def chosen(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Upload], list[Download]]:
+    """The mappings of these names, all when there are none; ConfigError names one that does not exist."""
+    known = [mapping.name for mapping in (*settings.uploads, *settings.downloads)]
+    unknown = [name for name in mappings if name not in known]
+    if unknown:
+        raise ConfigError([f'no mapping is named "{name}"; there are: {", ".join(known)}' for name in unknown])
+    wanted = set(mappings or known)
+    return (
+        {upload.name: upload for upload in settings.uploads if upload.name in wanted},
+        [download for download in settings.downloads if download.name in wanted],
+    )
+
+
+def open_remotes(settings: Settings, keys: KeyRing, clock: Clock) -> dict[str, Remote]:
+    """The remotes that some mapping uses."""
+    remotes: dict[str, Remote] = {}
+    spool = settings.state_dir / "spool"
+    if "codat" in settings.remotes:
+        codat = settings.codat
+        remotes["codat"] = Codat(
+            base_url=codat.base_url,
+            key=keys.codat,
+            timeout=codat.timeout,
+            requests_per_minute=codat.requests_per_minute,
+            concurrent_per_company=codat.concurrent_per_company,
+            list_lag=codat.list_lag,
+            connections=settings.workers + 4,
+            proxy=codat.proxy,
+            ca_file=codat.ca_file,
+            clock=clock,
+            spool=spool,
+        )
+    wootiv = settings.wootiv
+    if "wootiv" in settings.remotes and wootiv.base_url is not None:
+        remotes["wootiv"] = Wootiv(
+            base_url=wootiv.base_url,
+            key=keys.wootiv,
+            timeout=wootiv.timeout,
+            connections=settings.workers + 4,
+            proxy=wootiv.proxy,
+            ca_file=wootiv.ca_file,
+            clock=clock,
+        )
+    return remotes
+
+
+def _furnish(
+    settings: Settings,
+    clock: Clock,
+    database: Database,
+    owner: str,
+    remotes: Mapping[str, Remote],
+    keys: KeyRing,
+    uploads: Mapping[str, Upload],
+    downloads: Sequence[Download],
+    adopt: bool,
+) -> House:
+    documents, bookmarks = Documents(database, clock), Bookmarks(database, clock)
+    transfers, gates = Transfers(database, clock, owner), Gates(database)
+    intake = Intake(
+        documents=documents,
+        bookmarks=bookmarks,
+        rules=RULES,
+        clock=clock,
+        queued=lambda: runner.wake(),
+        watching=lambda: lookout.stir(),
+        adopt=adopt,
+    )
+    lookout = Lookout(intake, uploads, clock, settings.rescan)
+
+    async def delivered(mapping: str) -> None:
+        if mapping in uploads:
+            await tidy(uploads[mapping], documents)
+
+    carrier = Carrier(
+        uploads=uploads,
+        remotes=remotes,
+        transfers=transfers,
+        gates=gates,
+        clock=clock,
+        backoff=policy.Backoff(settings.retry.initial, settings.retry.factor, settings.retry.max),
+        give_up_after=settings.retry.give_up_after,
+        look_again=lambda mapping, path: lookout.hint(mapping, {path}),
+        delivered=delivered,
+        batch_seen=lambda lane, whole: runner.batch_seen(lane, whole),
+        trusts_batches=lambda lane: runner.trusts_batches(lane),
+        key_refused=keys.read,
+    )
+    runner = Runner(
+        database=database,
+        transfers=transfers,
+        documents=documents,
+        gates=gates,
+        bookmarks=bookmarks,
+        carrier=carrier,
+        clock=clock,
+        state_dir=settings.state_dir,
+        workers=settings.workers,
+        company_limits={"codat": settings.codat.concurrent_per_company},
+        batch=settings.codat.batch,
+        reserve={"codat": settings.codat.quota_reserve},
+    )
+    codat, wootiv = remotes.get("codat"), remotes.get("wootiv")
+    puller = Puller(
+        codat=codat if isinstance(codat, Codat) else None,
+        wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
+        bookmarks=bookmarks,
+        transfers=transfers,
+        clock=clock,
+        spool=settings.state_dir / "spool",
+    )
+    return House(
+        settings=settings,
+        clock=clock,
+        database=database,
+        documents=documents,
+        transfers=transfers,
+        gates=gates,
+        reports=Reports(database),
+        remotes=remotes,
+        intake=intake,
+        lookout=lookout,
+        carrier=carrier,
+        runner=runner,
+        puller=puller,
+        uploads=uploads,
+        downloads=downloads,
+    )
+
+
+def _clear_spool(state_dir: Path, owner: str) -> None:
+    """Remove half downloads of processes that no longer live; parts that can be resumed stay."""
+    spool = state_dir / "spool"
+    left = {path.name: "-".join(path.name.split("-")[:2]) for path in spool.iterdir() if path.is_dir()}
+    gone = tenure.dead(state_dir, set(left.values()), owner)
+    for name, whose in left.items():
+        if whose in gone:
+            shutil.rmtree(spool / name, ignore_errors=True)
+
+
+async def accept_empty(settings: Settings, mapping: str) -> int:
+    """A person says that the mapping's folder was emptied on purpose: number of documents that are absent now."""
+    uploads, _ = chosen(settings, [mapping])
+    async with open_house(settings, mappings=[mapping], downloads=False) as house:
+        total = 0
+        for upload in uploads.values():
+            if not _is_empty(upload.root):
+                raise FolderError(f"{upload.root} is not empty")
+            for folder in await house.documents.folders(upload.name):
+                looks = (await house.documents.known(upload.name, [folder])).get(folder, set())
+                paths = [folder + b"/" + look[0] if folder else look[0] for look in looks]
+                total += await house.documents.vanished(upload.name, paths)
+        return total
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())

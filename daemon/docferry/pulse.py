@@ -1,0 +1,95 @@
+"""What a running daemon says of itself: a small file for `status`, a sentence for systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from docferry.clock import iso
+from docferry.house import House
+from docferry.model import escaped
+from docferry.store import tenure
+
+#: How often the file is written, seconds.
+EVERY = 2.0
+#: Files still being written that are named in it.
+NAMED = 20
+
+
+def describe(house: House, started: float) -> dict[str, Any]:
+    """What the daemon is doing now; times are wall seconds."""
+    return {
+        "pid": os.getpid(),
+        "started": started,
+        "updated": house.clock.now(),
+        "in_flight": house.runner.in_flight,
+        "remotes": {
+            name: {
+                "limit": remote.health.limit,
+                "remaining": remote.health.remaining,
+                "reset": remote.health.reset,
+                "clock_offset": remote.health.clock_offset,
+                "last_answer": remote.health.last_answer,
+                "in_flight": house.runner.in_flight_at(name),
+            }
+            for name, remote in house.remotes.items()
+        },
+        "mappings": {name: _mapping(house, name) for name in _names(house)},
+        "trouble": house.database.trouble,
+    }
+
+
+def sentence(house: House) -> str:
+    """One line for systemd's STATUS."""
+    stopped = sum(state.problem is not None for state in house.intake.folders.values())
+    parts = [f"{house.runner.in_flight} in flight", f"{house.carrier.tally.uploaded} sent"]
+    if house.carrier.closed:
+        parts.append("closed: " + ", ".join(sorted(house.carrier.closed)))
+    if stopped:
+        parts.append(f"{stopped} mappings stopped")
+    if house.database.trouble:
+        parts.append(house.database.trouble)
+    return ", ".join(parts)
+
+
+def write(state_dir: Path, pulse: dict[str, Any]) -> None:
+    """Replace the file whole; a full disk must not stop the ferry."""
+    path, fresh = state_dir / "pulse.json", state_dir / "pulse.json.new"
+    try:
+        fresh.write_text(json.dumps(pulse))
+        fresh.replace(path)
+    except OSError:
+        return
+
+
+def forget(state_dir: Path) -> None:
+    """The daemon ends in good order."""
+    (state_dir / "pulse.json").unlink(missing_ok=True)
+
+
+def read_pulse(state_dir: Path) -> dict[str, Any] | None:
+    """What a running daemon last wrote; None when none runs."""
+    pid = tenure.running(state_dir)
+    if pid is None:
+        return None
+    try:
+        found = json.loads((state_dir / "pulse.json").read_text())
+    except (OSError, ValueError):
+        return {"pid": pid, "started": None, "updated": None, "remotes": {}, "mappings": {}, "trouble": None}
+    return dict(found)
+
+
+def _names(house: House) -> list[str]:
+    return [*house.uploads, *(download.name for download in house.downloads)]
+
+
+def _mapping(house: House, name: str) -> dict[str, Any]:
+    state = house.intake.state(name)
+    return {
+        "problem": state.problem or next(iter(state.subfolders.values()), None),
+        "watch": state.watch if name in house.uploads else "on a schedule",
+        "last_scan": iso(state.last_scan),
+        "unsettled": [[escaped(path), iso(since)] for path, since in house.intake.quiet.unsettled(name)[:NAMED]],
+    }

@@ -1,0 +1,95 @@
+"""Which lanes are served next: gates, shares and one question at a time. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from docferry.model import Gate
+from docferry.store.transfers import Lane, Pick
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the choice depends on."""
+
+    now: float
+    room: int  # loads that may be claimed
+    mappings: Collection[str]
+    gates: Mapping[str, Gate]
+    in_hand: Mapping[str, int]  # loads we hold, by lane
+    company_limit: int  # loads we hold for one company at most
+    asking: Collection[str]  # company lanes in which somebody asks now
+    batch: Callable[[str], int]  # documents in one load of a lane
+
+
+def choose(lanes: Sequence[Lane], scene: Scene) -> list[Pick]:
+    """What to claim now, the emptiest companies first. A gate whose time has passed lets one document probe."""
+    eligible = [lane for lane in lanes if lane.mapping in scene.mappings and lane.due <= scene.now]
+    in_hand = dict(scene.in_hand)
+    eligible.sort(key=lambda lane: (not lane.doubtful, _in_company(in_hand, lane.lane), lane.due))
+    share = max(1, scene.room // max(1, len(eligible)))
+    picks: list[Pick] = []
+    probed: set[str] = set()
+    asked = set(scene.asking)
+    room = scene.room
+    for lane in eligible:
+        if room <= 0:
+            break
+        gate = closed_by(lane.lane, scene.gates)
+        if gate is not None and not _may_probe(lane, gate, scene.now, probed, in_hand):
+            continue
+        company = company_of(lane.lane)
+        loads = min(share, scene.company_limit - _in_company(in_hand, lane.lane), room)
+        if gate is not None:
+            loads = min(loads, 1)
+            probed.add(gate.key)
+        if lane.doubtful:
+            if company in asked:
+                continue
+            asked.add(company)
+            loads = 1
+        if loads <= 0:
+            continue
+        picks.append(Pick(lane, QUESTIONS if lane.doubtful else loads * (1 if gate else scene.batch(lane.lane))))
+        in_hand[lane.lane] = in_hand.get(lane.lane, 0) + loads
+        room -= loads
+    return picks
+
+
+#: Doubts of one connection that one look at the list resolves together.
+QUESTIONS = 20
+
+
+def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[str, Gate]) -> float | None:
+    """Wall seconds at which something may next be claimed, None when nothing waits."""
+    times = []
+    for lane in lanes:
+        if lane.mapping in mappings:
+            gate = closed_by(lane.lane, gates)
+            blocked = gate is not None and not (lane.doubtful and gate.lets_doubts_pass)
+            times.append(max(lane.due, gate.until) if gate is not None and blocked else lane.due)
+    return min(times, default=None)
+
+
+def closed_by(lane: str, gates: Mapping[str, Gate]) -> Gate | None:
+    """The gate on the way of `lane` that opens last."""
+    found = [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
+    return max(found, key=lambda gate: gate.until, default=None)
+
+
+def company_of(lane: str) -> str:
+    """`codat/COMPANY` of `codat/COMPANY/CONNECTION`; `wootiv` of itself."""
+    return "/".join(lane.split("/")[:2])
+
+
+def _in_company(in_hand: Mapping[str, int], lane: str) -> int:
+    company = company_of(lane)
+    return sum(count for other, count in in_hand.items() if company_of(other) == company)
+
+
+def _may_probe(lane: Lane, gate: Gate, now: float, probed: Collection[str], in_hand: Mapping[str, int]) -> bool:
+    if gate.until > now:
+        return lane.doubtful and gate.lets_doubts_pass
+    under = any(count and (key == gate.key or key.startswith(gate.key + "/")) for key, count in in_hand.items())
+    return gate.key not in probed and not under

@@ -1,0 +1,307 @@
+"""Claims what is due, gives it to carriers, and lets nothing wait on anything but its own lane."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from docferry import logs
+from docferry.clock import Clock
+from docferry.errors import LeaseLost
+from docferry.model import Gate, Reason, State, Transfer
+from docferry.store import tenure
+from docferry.store.bookmarks import Bookmarks
+from docferry.store.database import Database
+from docferry.store.documents import Documents
+from docferry.store.gates import Gates
+from docferry.store.transfers import Lane, Transfers
+from docferry.work.carry import Carrier, Load
+from docferry.work.choose import Scene, choose, company_of, next_due
+
+log = logs.get("runner")
+
+#: How often the queue is looked at when nothing hurries it: another command may have changed it. Seconds.
+POLL = 1.0
+#: How often leases of dead owners are taken back, and the database file is looked at, seconds.
+SWEEP = 5.0
+#: Failures in a row after which a lane gets one worker at a time.
+WARY = 2
+#: A jump of the wall clock smaller than this is drift, seconds.
+JUMP = 30.0
+
+
+class Runner:
+    """One process's share of the queue."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        transfers: Transfers,
+        documents: Documents,
+        gates: Gates,
+        bookmarks: Bookmarks,
+        carrier: Carrier,
+        clock: Clock,
+        state_dir: Path,
+        workers: int,
+        company_limits: Mapping[str, int],
+        batch: int,
+        reserve: Mapping[str, float],
+    ) -> None:
+        self._database = database
+        self._transfers = transfers
+        self._documents = documents
+        self._gates = gates
+        self._bookmarks = bookmarks
+        self.carrier = carrier
+        self._clock = clock
+        self._state_dir = state_dir
+        self._workers = workers
+        self._company_limits = company_limits
+        self._batch = batch
+        self._reserve = reserve
+        self._trust: dict[str, str] = {}
+        self._ready: deque[Load] = deque()
+        self._running: list[Load] = []
+        self._wake = anyio.Event()
+        self._stopping = False
+        self.ended = anyio.Event()
+        self._lanes: list[Lane] = []
+        self._drift = clock.now() - clock.steady()
+        self._swept = -SWEEP
+        self.beat = clock.steady()  # when the loop last came round, for the watchdog
+
+    # -- what others say to the runner -----------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something may be due."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing more; `run` ends when what is in flight has ended."""
+        self._stopping = True
+        self._wake.set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def in_flight_at(self, remote: str) -> int:
+        return sum(load.transfers[0].target.remote == remote for load in self._running)
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether something is claimed or being carried."""
+        return bool(self._ready or self._running)
+
+    def worth_waiting(self, patience: float, doubts_patience: float) -> float | None:
+        """Wall seconds of the next thing due within `patience` (for doubts `doubts_patience`), None when none is."""
+        now = self._clock.now()
+        mappings, gates = self.carrier.uploads.keys(), self.carrier.closed
+        times = [
+            due
+            for lane in self._lanes
+            if (due := next_due([lane], mappings, gates)) is not None
+            and due - now <= (doubts_patience if lane.doubtful else patience)
+        ]
+        return min(times, default=None)
+
+    async def look(self) -> None:
+        """Read the lanes and gates afresh."""
+        self._lanes = await self._transfers.lanes()
+        self.carrier.closed = await self._gates.all()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Take back what dead processes left, before anything is claimed."""
+        await self._transfers.from_the_future()
+        await self._sweep()
+        for subject, mark in (await self._bookmarks.marks("batch/")).items():
+            # A trial that was cut off by a stop is begun again.
+            if mark != "trial":
+                self._trust[subject.removeprefix("batch/")] = mark
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Carry until stopped; cancel it to cut what is in flight."""
+        try:
+            async with anyio.create_task_group() as group:
+                task_status.started()
+                while not (self._stopping and not self._running):
+                    self._wake = anyio.Event()
+                    self.beat = self._clock.steady()
+                    await self._watch_time()
+                    if not self._stopping:
+                        await self._fill()
+                        self._dispatch(group)
+                    with anyio.move_on_after(self._nap()):
+                        await self._wake.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._hand_back()
+            self.ended.set()
+
+    async def _fill(self) -> None:
+        if len(self._ready) >= self._workers:
+            return
+        await self.look()
+        scene = Scene(
+            now=self._clock.now(),
+            room=4 * self._workers - len(self._ready),
+            mappings=self.carrier.uploads.keys(),
+            gates=self.carrier.closed,
+            in_hand=self._in_hand(),
+            company_limit=2 * self._workers,
+            asking={company_of(load.lane) for load in self._in_hands() if load.asks}
+            | ({company_of(lane) for lane in await self._asking_elsewhere()}),
+            batch=self._batch_of,
+        )
+        picks = choose(self._lanes, scene)
+        if not picks:
+            return
+        claimed = await self._transfers.claim(picks, room=scene.room * self._batch)
+        try:
+            places = await self._documents.places([transfer.id for transfer in claimed])
+        except BaseException:
+            self._ready += [Load([transfer], {}) for transfer in claimed]  # to be handed back
+            raise
+        self._ready += [Load(transfers, places) for transfers in await self._loads(claimed)]
+
+    async def _asking_elsewhere(self) -> Collection[str]:
+        return await self._transfers.asking_elsewhere() if any(lane.doubtful for lane in self._lanes) else ()
+
+    def _in_hands(self) -> list[Load]:
+        return [*self._ready, *self._running]
+
+    def _in_hand(self) -> dict[str, int]:
+        held: dict[str, int] = {}
+        for load in self._in_hands():
+            held[load.lane] = held.get(load.lane, 0) + 1
+        return held
+
+    def _dispatch(self, group: TaskGroup) -> None:
+        """Start what may start: a free worker, room in its company, and no more than one where things fail."""
+        blocked: deque[Load] = deque()
+        while self._ready and len(self._running) < self._workers:
+            load = self._ready.popleft()
+            if self._may_start(load):
+                self._running.append(load)
+                group.start_soon(self._work, load, name=f"carry {load.lane}")
+            else:
+                blocked.append(load)
+        self._ready.extendleft(reversed(blocked))
+
+    def _may_start(self, load: Load) -> bool:
+        company = company_of(load.lane)
+        running = sum(company_of(other.lane) == company for other in self._running)
+        if self.carrier.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
+            return not any(other.lane == load.lane and not other.asks for other in self._running)
+        others = len({company_of(lane.lane) for lane in self._lanes} | {company_of(o.lane) for o in self._in_hands()})
+        # Where several companies are served, one that hangs never has the last worker.
+        spare = 1 if others > 1 and self._workers > 1 else 0
+        remote = load.transfers[0].target.remote
+        return running < min(self._company_limits.get(remote, self._workers), self._workers - spare)
+
+    async def _work(self, load: Load) -> None:
+        try:
+            await self.carrier.carry(load)
+            await self._guard_quota(load.transfers[0].target.remote)
+        finally:
+            self._running.remove(load)
+            self._wake.set()
+
+    async def _guard_quota(self, remote: str) -> None:
+        """Close the remote for new documents when only the reserve of its daily quota is left."""
+        health = self.carrier.remotes[remote].health
+        if not health.limit or health.remaining is None or health.reset is None:
+            return
+        now = self._clock.now()
+        if health.remaining <= health.limit * self._reserve.get(remote, 0.0) and health.reset > now:
+            known = self.carrier.closed.get(remote)
+            if known is None or known.until < health.reset:
+                detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
+                gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, now, lets_doubts_pass=health.remaining > 0)
+                self.carrier.closed = {**self.carrier.closed, remote: gate}
+                await self._gates.close(gate)
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def trusts_batches(self, lane: str) -> bool:
+        return self._trust.get(lane) == "trusted"
+
+    async def batch_seen(self, lane: str, whole: bool | None) -> None:
+        """What the list said about a connection's first batch."""
+        if whole is not None and self._trust.get(lane) != "singly":
+            self._trust[lane] = "trusted" if whole else "singly"
+            await self._bookmarks.note(f"batch/{lane}", self._trust[lane])
+
+    def _batch_of(self, lane: str) -> int:
+        """Documents in one load of a lane: one, unless its connection takes batches or may prove it now."""
+        if not lane.startswith("codat/") or self._trust.get(lane, "trusted") != "trusted":
+            return 1
+        return self._batch
+
+    async def _loads(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
+        """Claimed transfers as loads, lanes taking turns. An unknown connection gets one batch, the rest singly."""
+        by_lane: dict[tuple[str, bool], list[Transfer]] = {}
+        for transfer in claimed:
+            by_lane.setdefault((transfer.target.lane, transfer.state is State.ASKING), []).append(transfer)
+        turns: list[tuple[int, list[Transfer]]] = []
+        for (lane, asks), transfers in by_lane.items():
+            size, rest = self._batch_of(lane), transfers
+            if asks:
+                size = len(transfers)
+            elif size > 1 and len(transfers) > 1 and lane not in self._trust:
+                self._trust[lane] = "trial"
+                await self._bookmarks.note(f"batch/{lane}", "trial")
+                turns.append((0, transfers[:size]))
+                size, rest = 1, transfers[size:]
+            turns += [(start // size + 1, rest[start : start + size]) for start in range(0, len(rest), size)]
+        turns.sort(key=lambda turn: turn[0])
+        return [transfers for _, transfers in turns]
+
+    # -- time, dead owners, the end --------------------------------------------------------------------------------
+
+    async def _watch_time(self) -> None:
+        steady = self._clock.steady()
+        if steady - self._swept >= SWEEP:
+            self._swept = steady
+            self._database.assert_ours()
+            await self._sweep()
+        drift = self._clock.now() - steady
+        if abs(drift - self._drift) > JUMP:
+            log.warning(
+                "clock_jumped", "what is due stays due in as long as before", seconds=round(drift - self._drift)
+            )
+            await self._transfers.turned(drift - self._drift)
+            self._drift = drift
+
+    async def _sweep(self) -> None:
+        owners = await self._transfers.owners()
+        dead = tenure.dead(self._state_dir, owners, self._transfers.owner)
+        if dead:
+            swept = await self._transfers.sweep(dead)
+            tenure.forget(self._state_dir, dead)
+            log.info("leases_taken_back", transfers=swept)
+
+    def _nap(self) -> float:
+        if self._stopping:
+            return POLL
+        due = next_due(self._lanes, self.carrier.uploads.keys(), self.carrier.closed)
+        if due is None or (self._ready and len(self._running) < self._workers):
+            return POLL
+        if len(self._running) >= self._workers or len(self._ready) >= self._workers:
+            return POLL
+        return min(POLL, max(0.02, due - self._clock.now()))
+
+    async def _hand_back(self) -> None:
+        for load in self._ready:
+            with contextlib.suppress(LeaseLost):
+                await self.carrier.hand_back(load)
+        self._ready.clear()
