@@ -1,0 +1,205 @@
+"""Codat's Files API: documents up, the list and the dated ZIP down, and what each of its answers means."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from docferry.clock import Clock
+from docferry.errors import RemoteError
+from docferry.model import Parcel, Receipt, Target
+from docferry.remotes.answers import Answer, parsed, plain, whole
+from docferry.remotes.base import Checked, Health, Rules
+from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
+from docferry.remotes.http import Http, written
+from docferry.remotes.limits import AtOnce, PerMinute
+from docferry.remotes.multipart import Form
+
+EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
+RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
+#: More documents than this do not fit in one request.
+BATCH: Final = 20
+_LARGEST_ARCHIVE: Final = 8 * 1024**3
+#: A clock that is further off makes "since then" questions wrong.
+_CLOCK_TOLERANCE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One row of a company's list, as Codat wrote it."""
+
+    file_name: str | None
+    display_name: str | None
+    source_type: str | None
+    uploaded: str
+
+
+class Codat:
+    """The shore. `key` is asked before each request, so that a renewed key counts at once."""
+
+    name: Final = "codat"
+    rules: Final = RULES
+    needs_md5: Final = False
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        key: Callable[[], str | None],
+        clock: Clock,
+        spool: Path,
+        timeout: float = 60.0,
+        requests_per_minute: int = 1000,
+        concurrent_per_company: int = 10,
+        list_lag: float = 30.0,
+        connections: int = 16,
+        proxy: str | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
+        self._base = base_url.rstrip("/")
+        self._key = key
+        self._clock = clock
+        self._spool = spool
+        self.find_after = list_lag
+        self.confirm_after = 2.5 * list_lag
+        self._minute = PerMinute(requests_per_minute, clock)
+        self._at_once = AtOnce(concurrent_per_company)
+        self._http = Http("Codat", clock=clock, timeout=timeout, connections=connections, proxy=proxy, ca_file=ca_file)
+        self._quota = Health()
+
+    @property
+    def health(self) -> Health:
+        http = self._http
+        return replace(
+            self._quota, clock_offset=http.clock_offset, last_answer=http.last_answer, requests=http.requests
+        )
+
+    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:
+        """One request with all of them, to the connection of the first; 200 is the receipt."""
+        target = parcels[0].transfer.target
+        form = Form(parcels)
+        headers = {"Content-Type": form.content_type, "Idempotency-Key": key}
+        path = f"{_connection_path(target)}/files"
+        answer = await self._ask("POST", path, target, headers=headers, body=form)
+        if not is_receipt(answer):
+            raise strange(answer)
+        return Receipt(answer.status, correlation_id=correlation(answer, answer.table()))
+
+    async def listing(self, company: str) -> list[Listed]:
+        """What the company has: by API and by Codat's own upload page."""
+        answer = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
+        return [_listed(row) for row in _rows(parsed(answer, "Codat"))]
+
+    async def fetch(self, company: str, day: str | None, to: Path) -> None:
+        """The ZIP of what was uploaded on a day (YYYY-MM-DD), or ever, into the file `to`."""
+        query = f"?date={quote(day)}" if day else ""
+        path = f"{_company_path(company)}/files/download{query}"
+        answer = await self._ask(
+            "GET", path, Target("codat", company), cap=_LARGEST_ARCHIVE, into=lambda *_: written(to)
+        )
+        whole(answer, "Codat")
+        if answer.is_html:
+            raise strange(answer)
+
+    async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
+        """What Codat knows of a connection: `status` must be `Linked` for uploads."""
+        target = Target("codat", company, connection)
+        found = parsed(await self._ask("GET", _connection_path(target), target), "Codat")
+        return found if isinstance(found, dict) else {}
+
+    async def check(self, targets: Sequence[Target]) -> list[Checked]:
+        """The key against the list of each company, the status of each connection, and the clocks."""
+        found: list[Checked] = []
+        for company in dict.fromkeys(target.company_id for target in targets if target.company_id):
+            found.append(await self._check_company(company))
+            if not found[-1].ok:
+                continue
+            connections = dict.fromkeys(each.connection_id for each in targets if each.company_id == company)
+            found += [await self._check_connection(company, each) for each in connections if each]
+        return [*found, *self._check_clock()]
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    # one request
+
+    async def _ask(self, method: str, path: str, target: Target, **more: Any) -> Answer:
+        """A good answer to one request about a company, in its turn; RemoteError for any other."""
+        headers = {"Authorization": _authorization(self._key()), **more.pop("headers", {})}
+        async with self._at_once.inside(target.company_id or ""):
+            await self._minute.turn()
+            answer = await self._http.call(method, self._base + path, headers=headers, **more)
+        self._quota = quota(answer) or self._quota
+        if not answer.ok:
+            raise refusal(answer, target, self._clock.now())
+        return answer
+
+    # checks
+
+    async def _check_company(self, company: str) -> Checked:
+        try:
+            count = len(await self.listing(company))
+        except RemoteError as error:
+            return Checked(f"codat company {company}", ok=False, detail=str(error), cure=_cure(error))
+        return Checked(f"codat company {company}", ok=True, detail=f"the key works; {count} files are listed")
+
+    async def _check_connection(self, company: str, connection: str) -> Checked:
+        subject = f"codat connection {connection}"
+        try:
+            status = plain((await self.connection(company, connection)).get("status"))
+        except RemoteError as error:
+            return Checked(subject, ok=False, detail=str(error), cure=_cure(error))
+        if status == "Linked":
+            return Checked(subject, ok=True, detail="Linked")
+        return Checked(subject, ok=False, detail=f"its status is {status}", cure="link it in Codat's portal")
+
+    def _check_clock(self) -> list[Checked]:
+        offset = self._http.clock_offset
+        if offset is None:
+            return []
+        detail = f"this machine and Codat differ by {abs(offset):.0f} s"
+        ok = abs(offset) <= _CLOCK_TOLERANCE
+        return [Checked("clock", ok, detail, cure="" if ok else "set the clock, e.g. `timedatectl set-ntp true`")]
+
+
+def _authorization(key: str | None) -> str:
+    key = (key or "").strip()
+    if not key:
+        raise RemoteError(
+            "there is no API key for Codat; set CODAT_API_KEY or api_key_file in [codat]", status=401, scope="codat"
+        )
+    return key if key.startswith("Basic ") else "Basic " + base64.b64encode(key.encode()).decode("ascii")
+
+
+def _company_path(company: str) -> str:
+    return f"/companies/{quote(company, safe='')}"
+
+
+def _connection_path(target: Target) -> str:
+    return f"{_company_path(target.company_id or '')}/connections/{quote(target.connection_id or '', safe='')}"
+
+
+def _rows(found: object) -> list[Any]:
+    if not isinstance(found, list):
+        raise RemoteError("Codat's list of files is no list; it is asked for again", kind="not_ours", status=200)
+    return found
+
+
+def _listed(row: object) -> Listed:
+    if not isinstance(row, dict):
+        raise RemoteError("Codat's list of files has a row that is none; it is asked for again", kind="not_ours")
+    texts = [row.get(name) for name in ("fileName", "displayName", "sourceType", "uploaded")]
+    name, display, source, uploaded = (text if isinstance(text, str) else None for text in texts)
+    return Listed(name, display, source, uploaded or "")
+
+
+def _cure(error: RemoteError) -> str:
+    if error.kind in ("unreachable", "timeout"):
+        return "check base_url, proxy and ca_file in [codat], and the network"
+    return {401: "set CODAT_API_KEY", 403: "use a key with access", 404: "mend company_id and connection_id"}.get(
+        error.status or 0, "see the detail; try again later"
+    )

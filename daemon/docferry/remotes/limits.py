@@ -1,0 +1,68 @@
+"""Waiting for one's turn: so many requests a minute, and so many at once for one company."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+
+from docferry.clock import Clock
+
+#: A minute as we count it: requests that leave evenly may arrive bunched.
+_WINDOW: Final = 61.0
+
+
+class PerMinute:
+    """Lets `limit` through in any minute, in the order of asking."""
+
+    def __init__(self, limit: int, clock: Clock, sleep: Callable[[float], Awaitable[None]] = anyio.sleep) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._sleep = sleep
+        self._passed: deque[float] = deque()
+        self._line = anyio.Lock(fast_acquire=True)  # first come, first served
+
+    async def turn(self) -> None:
+        """Wait until one more may go, and count it."""
+        async with self._line:
+            while (pause := self._pause()) > 0:
+                await self._sleep(pause)
+            self._passed.append(self._clock.steady())
+
+    def _pause(self) -> float:
+        now, passed = self._clock.steady(), self._passed
+        while passed and passed[0] <= now - _WINDOW:
+            passed.popleft()
+        return passed[0] + _WINDOW - now if len(passed) >= self._limit else 0.0
+
+
+class AtOnce:
+    """Lets `limit` be inside for each company, in the order of asking; knows only companies that are busy."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._busy: dict[str, _Door] = {}
+
+    @asynccontextmanager
+    async def inside(self, company: str) -> AsyncIterator[None]:
+        door = self._busy.get(company)
+        if door is None:
+            door = self._busy[company] = _Door(anyio.Semaphore(self._limit, fast_acquire=True))
+        door.people += 1
+        try:
+            async with door.places:
+                yield
+        finally:
+            door.people -= 1
+            if not door.people:
+                del self._busy[company]
+
+
+@dataclass(slots=True)
+class _Door:
+    places: anyio.Semaphore
+    people: int = field(default=0)  # inside or waiting
