@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs, pulse, systemd
-from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
+from docferry.errors import ArchiveError, ConfigError, DocferryError, FolderError, RemoteError
 from docferry.files.source import guard_signals
 from docferry.house import House, accept_empty, open_house
 from docferry.preview import preview
@@ -74,6 +75,11 @@ async def ferry(
 ) -> None:
     """The daemon: until SIGTERM or SIGINT. SIGHUP builds the house anew with what `reload` reads, if it is sound."""
     guard_signals()
+    with _plain_errors():
+        await _ferry(settings, reload, notify)
+
+
+async def _ferry(settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None]) -> None:
     await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
     received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with tenure.sole(settings.state_dir), received as signals:
@@ -180,6 +186,24 @@ async def _pull_for_ever(house: House, download: Download) -> None:
         await anyio.sleep(download.every)
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors meant for people come out as themselves, not in the groups that task groups make of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        meant, others = group.split(DocferryError)
+        if meant is not None and others is None:
+            raise _first(meant) from group
+        raise
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 # -- one pass ----------------------------------------------------------------------------------------------------------
 
 
@@ -198,8 +222,10 @@ async def sync(
     problems = missing_keys(settings, settings.secrets())
     if problems:
         raise ConfigError(problems)
-    async with open_house(settings, mappings=mappings, downloads=downloads, adopt=adopt) as house:
-        return await _Pass(house, uploads=uploads, on_progress=on_progress).run(timeout)
+    with _plain_errors():
+        async with open_house(settings, mappings=mappings, downloads=downloads, adopt=adopt) as house:
+            return await _Pass(house, uploads=uploads, on_progress=on_progress).run(timeout)
+    raise AssertionError("unreachable: _plain_errors never swallows")
 
 
 class _Pass:
