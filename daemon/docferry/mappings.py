@@ -151,20 +151,10 @@ class Upload(BaseModel):
     connection_id: Uuid | None = Field(
         default=None, description="Codat's connection, unless it is a placeholder in the folder"
     )
-    include: Companies = Annotated[
-    tuple[Uuid, ...],
-    BeforeValidator(_listed),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
-]
-PatternList = Field(
+    include: PatternList = Field(
         default=patterns.EVERYTHING, description="gitignore-style patterns, relative to the folder"
     )
-    exclude: Companies = Annotated[
-    tuple[Uuid, ...],
-    BeforeValidator(_listed),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
-]
-PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
+    exclude: PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
     own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
     after_upload: Literal["keep", "archive", "delete"] = Field(
