@@ -307,7 +307,7 @@ def test_answers_take_as_long_as_the_latency_and_overlap(start: Start) -> None:
         assert list(pool.map(one, range(8))) == [200] * 8
     spans = [seen.at - seen.at_first_byte for seen in running.simulator.log]
     assert min(spans) >= 0.19
-    assert max(seen.at_first_byte for seen in running.simulator.log) < min(seen.at for seen in running.simulator.log)
+    assert running.simulator.most_at_once[COMPANY] >= 2
 
 
 def test_the_date_header_runs_ahead_by_the_skew(start: Start) -> None:

@@ -7,13 +7,14 @@ import json
 import ssl
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
 import pytest
 import trustme
 
 from docferry.clock import TurnableClock
-from docferry.simulator import KINDS, Fault, Running
+from docferry.simulator import KINDS, Fault, Running, Switches
 from simulator.conftest import Start
 from simulator.rawclient import (
     CODAT,
@@ -33,11 +34,9 @@ from simulator.rawclient import (
 BROKEN = (ConnectionResetError, BrokenPipeError)
 #: Larger than all buffers on the way.
 BIG = ("big.pdf", b"x" * 9_000_000)
-tested: set[str] = set()
 
 
 def faulty(start: Start, kind: str, match: str = "codat.upload", **params: object) -> Running:
-    tested.add(kind)
     return start(faults=[Fault(kind, match, first=1, params=params)])
 
 
@@ -104,7 +103,6 @@ def test_a_lost_answer_is_given_again_to_the_same_key(start: Start) -> None:
 
 def test_a_lost_answer_may_be_stored_late(start: Start) -> None:
     clock = TurnableClock()
-    tested.add("late")
     running = start(faults=[Fault("lost_answer", first=1, params={"late": 45})], clock=clock)
     with pytest.raises(BROKEN):
         upload(running.url)
@@ -120,7 +118,6 @@ def test_a_lost_answer_may_be_stored_late(start: Start) -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_refused_connections(start: Start, tls: bool) -> None:
-    tested.add("refuse")
     server, client = over_tls() if tls else (None, None)
     running = start(faults=[Fault("refuse", "codat.upload", first=1, params={"seconds": 0.5})], ssl_context=server)
     with Raw(running.url, tls=client) as other:  # whoever is connected is thrown out too
@@ -329,5 +326,36 @@ def _as_soon_as_it_works(doing: Callable[[], Reply]) -> Reply:
             time.sleep(0.02)  # the server is away for a time of its own
 
 
-def test_every_kind_is_tested_here() -> None:
-    assert tested == KINDS.keys()
+#: After these the file is there, whatever the client was told.
+STORING = {None, "lost_answer", "slow_read", "slow_answer", "truncated_answer", "late"}
+
+
+def test_a_storm_of_everything_at_once(start: Start) -> None:
+    quick = {"slow_read": {"rate": 1e6}, "slow_answer": {"rate": 1e6}, "stall": {"seconds": 0.01}}
+    quick |= {"gzip_bomb": {"size": 1_000_000}, "endless_json": {"size": 1000}}
+    kinds = KINDS.keys() - {"refuse"}  # it strikes connections that no rule has chosen
+    faults = [Fault(kind, "codat.upload", rate=0.03, params=quick.get(kind, {})) for kind in sorted(kinds)]
+    running = start(Switches(requests_per_minute=0), faults)
+
+    def send(sender: int) -> None:
+        raw = None
+        for number in range(100):
+            try:
+                raw = raw or Raw(running.url)
+                body = form((f"{sender}-{number}.pdf", b"x" * 20_000))
+                raw.ask("POST", UPLOAD, form_headers(), body)
+            except (*BROKEN, Cut, KeyError):  # an endless answer has no length
+                if raw is not None:
+                    raw.sock.close()
+                raw = None
+        if raw is not None:
+            raw.sock.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(send, range(8)))
+    running.stop()
+    seen = [each for each in running.simulator.log if each.route == "codat.upload"]
+    assert {each.fault for each in seen} - {None} == kinds
+    assert len(running.simulator.stored) == sum(each.fault in STORING for each in seen)
+    assert len({stored.name for stored in running.simulator.stored}) == len(running.simulator.stored)
+    assert running.simulator.codat.limits.at_once(COMPANY) == 0

@@ -61,6 +61,10 @@ class Limits:
     def leave(self, company: str) -> None:
         self._at_once[company] -= 1
 
+    def at_once(self, company: str) -> int:
+        """How many requests of a company are running."""
+        return self._at_once[company]
+
     def headers(self) -> dict[str, str]:
         """The rate headers of every answer."""
         now = self._now()

@@ -75,12 +75,18 @@ async def run_simulator(
 ) -> None:
     """Serve until cancelled; `on_ready` is told once the port is open. ConfigError when it cannot be had."""
     simulator = Simulator(switches, faults, seed, keep_bytes=keep_bytes, on_event=on_event)
-    async with anyio.create_task_group() as tree:
-        try:
-            await tree.start(
-                lambda *, task_status: simulator.serve(host, port, ssl_context=ssl_context, task_status=task_status)
-            )
-        except OSError as error:
-            raise ConfigError([f"port {port} on {host} cannot be had: {error.strerror}; choose another port"]) from None
-        if on_ready is not None:
-            on_ready(simulator)
+    ready = _Ready(lambda: on_ready(simulator) if on_ready is not None else None)
+    try:
+        await simulator.serve(host, port, ssl_context=ssl_context, task_status=ready)
+    except OSError as error:
+        raise ConfigError([f"port {port} on {host} cannot be had: {error.strerror}; choose another port"]) from None
+
+
+class _Ready:
+    """A task status for who needs no task."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._then = then
+
+    def started(self, value: int | None = None) -> None:  # noqa: ARG002 - anyio's signature; the port is in the URL
+        self._then()

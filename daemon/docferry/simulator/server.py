@@ -216,7 +216,7 @@ class Simulator:
         try:
             answer = await self._answer(request, name, shore, handler, fault)
             await self._settle_body(request, answer)
-            seen.status = answer.status
+            seen.status, seen.at = answer.status, self.clock.now()
             await deliver(wire, answer, self._dated(), to_head=request.method == "HEAD")
         finally:
             self.codat.leave(request)
