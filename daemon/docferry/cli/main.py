@@ -52,6 +52,30 @@ def _sync() -> Command:
     return command
 
 
+def _status() -> Command:
+    from docferry.cli.status import command
+
+    return command
+
+
+def _list() -> Command:
+    from docferry.cli.documents import list_command
+
+    return list_command
+
+
+def _show() -> Command:
+    from docferry.cli.documents import show_command
+
+    return show_command
+
+
+def _retry() -> Command:
+    from docferry.cli.retry import command
+
+    return command
+
+
 def _config() -> Command:
     return _tell_config
 
@@ -59,6 +83,10 @@ def _config() -> Command:
 _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "run": _run,
     "sync": _sync,
+    "status": _status,
+    "list": _list,
+    "show": _show,
+    "retry": _retry,
     "config": _config,
 }
 

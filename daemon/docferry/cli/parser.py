@@ -162,7 +162,7 @@ def _show(parser: _Parser) -> None:
         "show", "one document and every attempt made", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
     )
     show.add_argument("document", metavar="ID|PATH", help="its number in `docferry list`, or its path")
-    show.add_argument("--json", action="store_true", help="one object; an array when a path had several versions")
+    show.add_argument("--json", action="store_true", help="one object a line, the newest version of a path first")
 
 
 def _retry(parser: _Parser) -> None:

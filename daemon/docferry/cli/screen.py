@@ -49,12 +49,18 @@ class Table:
     right: frozenset[int] = frozenset()
     folds: frozenset[int] = frozenset()
 
-    def lines(self) -> list[str]:
-        """The table in plain text."""
-        texts = [list(self.headings)] if any(self.headings) else []
-        texts += [[str(cell(each)) for each in row] for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        return [self._line(row, widths) for row in texts]
+    def lines(self, widths: list[int] | None = None) -> list[str]:
+        """The table in plain text. `widths` are those of the chunk before, which had the headings; they may grow."""
+        texts = [[str(cell(each)) for each in row] for row in self.rows]
+        if any(self.headings) and not widths:
+            texts.insert(0, list(self.headings))
+        if not texts:
+            return []
+        found = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        if widths is not None:
+            found = [max(pair) for pair in zip(found, widths or found, strict=True)]
+            widths[:] = found
+        return [self._line(row, found) for row in texts]
 
     def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
         padded = [
@@ -89,6 +95,13 @@ class Screen:
         console = self.console()
         for block in blocks:
             console.print(rendered(block), soft_wrap=isinstance(block, Line))
+
+    def append(self, table: Table, widths: list[int]) -> None:
+        """One more chunk of a long table; `widths` is empty before the first."""
+        if self.tty:
+            self.show(table)
+        else:
+            self.write("".join(f"{text}\n" for text in table.lines(widths)))
 
     def write(self, text: str) -> None:
         """Text that is safe already: JSON, or what `show` made plain."""

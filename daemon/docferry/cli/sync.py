@@ -18,7 +18,8 @@ from docferry.model import escaped
 from docferry.settings import Settings
 
 if TYPE_CHECKING:
-    from docferry.app import PreviewRow, Progress, SyncReport
+    from docferry.app import Progress, SyncReport
+    from docferry.preview import PreviewRow
 
     Tell = Callable[[Progress], None] | None
 
@@ -29,7 +30,9 @@ def command(asked: Namespace) -> int:
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
     if asked.dry_run:
-        return _dry_run(anyio.run(partial(app.preview, settings, mappings=chosen)), screen, as_json=asked.json)
+        from docferry.preview import preview
+
+        return _dry_run(anyio.run(partial(preview, settings, mappings=chosen)), screen, as_json=asked.json)
     report = anyio.run(_one_pass, settings, asked, chosen, screen)
     complain(*report.problems)
     _show(report, screen, as_json=asked.json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from docferry import settings
 from docferry.errors import ConfigError
-from docferry.model import escaped
+from docferry.model import Reason, escaped
 from docferry.settings import Settings
 
 
@@ -25,8 +26,19 @@ def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -
     return list(dict.fromkeys(names))
 
 
-def _unknown(name: str, known: Sequence[str]) -> str:
+def reason(code: str | None) -> str | None:
+    """The code as it is; ConfigError names the nearest one when there is none such."""
+    if code is not None and code not in list(Reason):
+        raise ConfigError([_unknown(code, list(Reason), "reason")])
+    return code
+
+
+def roots(wanted: Settings) -> dict[str, bytes]:
+    """Where each upload mapping's documents lie, as the kernel has it."""
+    return {upload.name: os.fsencode(upload.root) for upload in wanted.uploads}
+
+
+def _unknown(name: str, known: Sequence[str], kind: str = "mapping") -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.5)
-    listed = ", ".join(known) or "none"
-    cure = f'did you mean "{near[0]}"?' if near else f"the configuration has {listed}"
-    return escaped(f'there is no mapping "{name}"; {cure}')
+    cure = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(known) or 'none'}"
+    return escaped(f'there is no {kind} "{name}"; {cure}')

@@ -1,0 +1,88 @@
+"""`docferry retry`: held and waiting documents become due now, and closed gates open."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import anyio
+import anyio.to_thread
+
+from docferry.cli import wanted
+from docferry.cli.parser import Misused
+from docferry.cli.queue import open_queue
+from docferry.cli.screen import Screen, complain, count, line
+from docferry.clock import SystemClock
+from docferry.errors import FolderError
+from docferry.settings import Settings
+from docferry.store import tenure
+from docferry.store.database import Database
+from docferry.store.gates import Gates
+from docferry.store.reports import Reports
+from docferry.store.transfers import Transfers
+
+
+def command(asked: Namespace) -> int:
+    chosen = sum((bool(asked.ids), bool(asked.mapping or asked.reason), asked.all))
+    if chosen != 1:
+        what = "say which documents" if chosen == 0 else "choose one of these ways"
+        raise Misused(f"{what}: docferry retry ID…, --mapping NAME and/or --reason CODE, or --all")
+    return anyio.run(_retry, wanted.load(asked.config), asked)
+
+
+async def _retry(settings: Settings, asked: Namespace) -> int:
+    wanted.reason(asked.reason)
+    async with open_queue(settings) as database:
+        if asked.mapping is not None:
+            left = [] if database is None else list(await Reports(database).counts())
+            wanted.mappings(settings, [asked.mapping], also=left)
+        if database is None:
+            Screen().show(line("nothing to retry: docferry has not seen any document yet"))
+            return 0
+        code = await _answer_for(database, asked.ids)
+        await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
+        with tenure.owner(settings.state_dir) as owner:
+            number = await Transfers(database, SystemClock(), owner).retry(
+                ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all
+            )
+        await Gates(database).open_all()
+    _tell(settings, number)
+    if asked.mapping is not None and asked.reason is None:
+        await _accept_empty(settings, asked.mapping)
+    return code
+
+
+async def _answer_for(database: Database, ids: list[int]) -> int:
+    """Say which of the numbers name nothing that can be retried."""
+    code = 0
+    for number in ids:
+        row = await Reports(database).by_id(number)
+        if row is None:
+            complain(f"there is no document {number}; `docferry list` shows their numbers")
+            code = 2
+        elif row.state not in {"held", "waiting", "doubtful"}:
+            complain(f"document {number} is {row.state}: there is nothing to retry")
+    return code
+
+
+def _tell(settings: Settings, number: int) -> None:
+    if not number:
+        Screen().show(line("nothing was held or waiting; all gates are open"))
+        return
+    due = f"{count(number, 'document')} {'is' if number == 1 else 'are'} due now, and all gates are open;"
+    runs = tenure.running(settings.state_dir) is not None
+    Screen().show(line(due, "the daemon goes on with them" if runs else "`docferry sync` sends them"))
+
+
+async def _accept_empty(settings: Settings, mapping: str) -> None:
+    """Whoever names a mapping whose folder is empty says that it was emptied on purpose."""
+    root = next((upload.root for upload in settings.uploads if upload.name == mapping), None)
+    if root is None or not root.is_dir() or any(root.iterdir()):
+        return
+    from docferry.app import accept_empty
+
+    try:
+        number = await accept_empty(settings, mapping)
+    except FolderError:
+        return  # something came into it just now: then it is not empty, and nothing need be said
+    if number:
+        Screen().show(line(f"the folder of {mapping} is taken as emptied: {count(number, 'document')} left it"))
