@@ -167,7 +167,8 @@ async def _pulse(house: House, notify: Callable[[str], None]) -> None:
     while True:
         now = house.clock.steady()
         moving = now - house.runner.beat < LATE and now - house.lookout.beat < LATE
-        if watchdog and moving:
+        # A full disk is waited out: a restart would not make room.
+        if watchdog and (moving or house.database.trouble):
             notify("WATCHDOG=1")
         notify(f"STATUS={pulse.sentence(house)}")
         await anyio.to_thread.run_sync(pulse.write, house.settings.state_dir, pulse.describe(house, started))

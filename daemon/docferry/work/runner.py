@@ -71,6 +71,7 @@ class Runner:
         self._running: list[Load] = []
         self._wake = anyio.Event()
         self._stopping = False
+        self._claimed = False  # whether the last look at the queue brought something
         self.ended = anyio.Event()
         self._lanes: list[Lane] = []
         self._drift = clock.now() - clock.steady()
@@ -148,6 +149,7 @@ class Runner:
             self.ended.set()
 
     async def _fill(self) -> None:
+        self._claimed = False
         if len(self._ready) >= self._workers:
             return
         await self.look()
@@ -166,6 +168,7 @@ class Runner:
         if not picks:
             return
         claimed = await self._transfers.claim(picks, room=scene.room * self._batch)
+        self._claimed = bool(claimed)
         try:
             places = await self._documents.places([transfer.id for transfer in claimed])
         except BaseException:
@@ -298,7 +301,11 @@ class Runner:
             return POLL
         if len(self._running) >= self._workers or len(self._ready) >= self._workers:
             return POLL
-        return min(POLL, max(0.02, due - self._clock.now()))
+        wait = due - self._clock.now()
+        if wait <= 0:
+            # What is due and was not claimed waits for something in hand, which wakes us when it ends.
+            return 0.0 if self._claimed else POLL
+        return min(POLL, wait)
 
     async def _hand_back(self) -> None:
         for load in self._ready:
