@@ -8,15 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+from uuid import uuid4
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
 
 from docferry.clock import Clock
 from docferry.errors import RemoteError
-from docferry.model import Parcel, Receipt, Target
+from docferry.model import Accounted, Finding, Parcel, Receipt, Target, Transfer
 from docferry.remotes.answers import Answer, parsed, plain, whole
-from docferry.remotes.base import Checked, Health, Rules
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
+from docferry.remotes.doubts import Case, Members, Row, since
 from docferry.remotes.http import Http, written
 from docferry.remotes.limits import AtOnce, PerMinute
+from docferry.remotes.members import count
 from docferry.remotes.multipart import Form
 
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
@@ -89,6 +95,32 @@ class Codat:
             raise strange(answer)
         return Receipt(answer.status, correlation_id=correlation(answer, answer.table()))
 
+    def since(self, doubts: Sequence[Transfer]) -> Since:
+        return since(doubts)
+
+    async def find(
+        self, doubts: Sequence[Transfer], accounted: Accounted, unsettled: Accounted = NOTHING
+    ) -> Mapping[int, Finding]:
+        """The list once for all of them; then, for those it does not decide, the ZIPs of the dates in question."""
+        if not doubts:
+            return {}
+        company = doubts[0].target.company_id or ""
+        listed = await self.listing(company)
+        offset = self._http.clock_offset or 0.0
+
+        def judge() -> tuple[Case, dict[int, Finding]]:
+            rows = [Row.read(each.file_name, each.uploaded, offset) for each in listed]
+            case = Case(doubts, accounted, unsettled, rows, self._clock.now())
+            return case, case.by_list()
+
+        case, found = await run_sync(judge)
+        if len(found) == len(doubts):
+            return found
+        members = Members()
+        for day in sorted(case.days):
+            await self._count(company, day.isoformat(), members)
+        return found | case.by_archive(members)
+
     async def listing(self, company: str) -> list[Listed]:
         """What the company has: by API and by Codat's own upload page."""
         answer = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
@@ -124,6 +156,17 @@ class Codat:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def _count(self, company: str, day: str, members: Members) -> None:
+        """Add what the ZIP of a day holds; the ZIP itself is not kept."""
+        await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))
+        archive = self._spool / f"doubt-{uuid4().hex}.zip"
+        try:
+            await self.fetch(company, day, archive)
+            await run_sync(count, archive, members)
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(lambda: archive.unlink(missing_ok=True))
 
     # one request
 

@@ -1,0 +1,205 @@
+"""The judgement about doubts: what list and ZIP may and may not say. Times are seconds around the first attempt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import pytest
+
+from contract.parcels import transfer
+from docferry.clock import iso
+from docferry.model import Accounted, Found, Transfer
+from docferry.remotes.base import NOTHING
+from docferry.remotes.doubts import Case, Members, Row, same, since
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
+
+
+def doubt(name: str, content: bytes = b"ours", at: float = 0.0) -> Transfer:
+    return transfer(name, content, first_sent=NOON + at, last_sent=NOON + at + 1)
+
+
+def row(name: str, at: float = 1.0, uploaded: str | None = None) -> Row:
+    return Row.read(name, uploaded if uploaded is not None else iso(NOON + at) or "", 0.0)
+
+
+def others(*documents: tuple[str, bytes]) -> Accounted:
+    names = Counter(name for name, _ in documents)
+    return Accounted(dict(names), dict(Counter(sha256(content).hexdigest() for _, content in documents)))
+
+
+def zipped(*documents: tuple[str, bytes]) -> Members:
+    members = Members()
+    for name, content in documents:
+        members.add(f"Business file upload/{name}", sha256(content).hexdigest())
+    return members
+
+
+def judged(
+    doubts: list[Transfer],
+    rows: list[Row],
+    members: Members | None = None,
+    accounted: Accounted = NOTHING,
+    unsettled: Accounted = NOTHING,
+) -> list[tuple[Found, str]]:
+    """What becomes of each doubt; without `members` the list has to do."""
+    case = Case(doubts, accounted, unsettled, rows, NOON + 60)
+    found = case.by_list()
+    if members is not None:
+        assert case.days, "the list decided alone"
+        found |= case.by_archive(members)
+    return [(found[each.id].found, found[each.id].proof) for each in doubts]
+
+
+def test_a_token_decides_by_the_list_alone() -> None:
+    ours = doubt("")
+    ours = replace(ours, remote_name=f"invoice~{ours.token}.pdf")
+    assert judged([ours], [row(ours.remote_name), row("other.pdf")]) == [(Found.THERE, "list")]
+    assert judged([ours], [row("other.pdf"), row("invoice.pdf")]) == [(Found.ABSENT, "list")]
+
+
+def test_a_token_that_may_have_been_cut_off_needs_the_zip() -> None:
+    ours = doubt("")
+    ours = replace(ours, remote_name=f"{'a' * 70}~{ours.token}.pdf")
+    cut = "a" * 60 + ".pdf"
+    assert judged([ours], [row(cut)], zipped((cut, b"ours"))) == [(Found.THERE, "zip")]
+
+
+def test_a_list_with_nothing_unexplained_means_absent() -> None:
+    assert judged([doubt("a.pdf")], []) == [(Found.ABSENT, "list")]
+    assert judged([doubt("a.pdf")], [row("a.pdf", -900)]) == [(Found.ABSENT, "list")]
+    known = others(("b.pdf", b"b"))
+    assert judged([doubt("a.pdf")], [row("b.pdf")], accounted=known) == [(Found.ABSENT, "list")]
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "something else.pdf"])
+def test_whatever_is_unexplained_is_looked_at_by_digest(name: str) -> None:
+    assert judged([doubt("a.pdf")], [row(name)], zipped((name, b"ours"))) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], [row(name)], zipped((name, b"foreign"))) == [(Found.ABSENT, "zip")]
+
+
+def test_a_zip_that_lags_decides_nothing() -> None:
+    rows = [row("a.pdf"), row("b.pdf")]
+    assert judged([doubt("a.pdf")], rows, zipped(("b.pdf", b"b"))) == [(Found.UNSURE, "zip")]
+    assert judged([doubt("a.pdf")], rows, zipped()) == [(Found.UNSURE, "zip")]
+
+
+@pytest.mark.parametrize("rows", [[], [row("much earlier.pdf", -500_000)]], ids=["empty", "stale"])
+def test_a_list_that_lacks_what_is_known_to_be_there_decides_nothing(rows: list[Row]) -> None:
+    known = others(("b.pdf", b"b"))
+    assert judged([doubt("a.pdf")], rows, zipped(), accounted=known)[0][0] is Found.UNSURE
+
+
+def test_a_stale_list_is_no_matter_when_the_zips_show_all() -> None:
+    known = others(("b.pdf", b"b"))
+    both = zipped(("b.pdf", b"b"), ("a.pdf", b"ours"))
+    assert judged([doubt("a.pdf")], [], both, accounted=known) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], [], zipped(("b.pdf", b"b")), accounted=known) == [(Found.ABSENT, "zip")]
+
+
+def test_twins_of_one_name_are_counted_by_digest() -> None:
+    known = others(("a.pdf", b"theirs"))
+    rows = [row("a.pdf", -60), row("a.pdf", 1)]
+    both = zipped(("a.pdf", b"theirs"), ("a.pdf", b"ours"))
+    assert judged([doubt("a.pdf")], rows, both, accounted=known) == [(Found.THERE, "zip")]
+    one = zipped(("a.pdf", b"theirs"))
+    assert judged([doubt("a.pdf")], rows[:1], one, accounted=known) == [(Found.ABSENT, "zip")]
+
+
+def test_twins_of_one_digest_are_counted() -> None:
+    known = others(("a.pdf", b"ours"))
+    rows = [row("a.pdf", -60), row("b.pdf", 1)]
+    both = zipped(("a.pdf", b"ours"), ("b.pdf", b"ours"))
+    assert judged([doubt("b.pdf")], rows, both, accounted=known) == [(Found.THERE, "zip")]
+    assert judged([doubt("b.pdf")], [*rows[:1], row("c.pdf")], zipped(("a.pdf", b"ours"), ("c.pdf", b"c")), known) == [
+        (Found.ABSENT, "zip")
+    ]
+
+
+def test_one_copy_settles_one_doubt_only() -> None:
+    doubts = [doubt("b.pdf"), doubt("a.pdf")]
+    found = judged(doubts, [row("a.pdf")], zipped(("a.pdf", b"ours")))
+    assert found == [(Found.ABSENT, "zip"), (Found.THERE, "zip")], "the name tells which"
+
+
+def test_what_others_may_have_stored_is_not_taken_for_ours() -> None:
+    maybe = others(("a.pdf", b"ours"))
+    members = zipped(("a.pdf", b"ours"))
+    assert judged([doubt("a.pdf")], [row("a.pdf")], members, unsettled=maybe)[0][0] is Found.UNSURE
+    two = zipped(("a.pdf", b"ours"), ("a.pdf", b"ours"))
+    assert judged([doubt("a.pdf")], [row("a.pdf")] * 2, two, unsettled=maybe) == [(Found.THERE, "zip")]
+
+
+def test_others_in_flight_with_other_names_need_no_zip() -> None:
+    maybe = others(("b.pdf", b"b"), ("c.pdf", b"c"))
+    assert judged([doubt("a.pdf")], [row("b.pdf")], unsettled=maybe) == [(Found.ABSENT, "list")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ('a "b".pdf', "a %22b%22.pdf"),
+        ("na\u0308ive.pdf", "n\u00e4ive.pdf"),
+        ("long " * 20 + ".pdf", ("long " * 20)[:60] + ".pdf"),
+        ("long " * 20 + ".pdf", ("long " * 20)[:64]),
+    ],
+)
+def test_a_name_that_the_server_changed_is_explained(sent: str, kept: str) -> None:
+    known = others((sent, b"b"))
+    assert judged([doubt("a.pdf")], [row(kept)], accounted=known) == [(Found.ABSENT, "list")]
+
+
+def test_a_cut_name_that_may_be_ours_is_not_explained_away() -> None:
+    known = others(("a" * 70 + "1.pdf", b"theirs"))
+    ours = doubt("a" * 70 + "2.pdf")
+    rows = [row("a" * 60 + ".pdf")]
+    assert judged([ours], rows, zipped(("a" * 60 + ".pdf", b"ours")), accounted=known) == [(Found.THERE, "zip")]
+
+
+@pytest.mark.parametrize(
+    ("uploaded", "days"),
+    [
+        ("2026-11-21T12:00:00Z", {21}),
+        ("2026-11-21T12:00:00.1234567Z", {21}),
+        ("2026-11-22T01:00:00+13:00", {21, 22}),
+        ("2026-11-21T12:00:00", {20, 21, 22}),
+        ("yesterday", set()),
+        ("", set()),
+    ],
+)
+def test_dates_in_every_form(uploaded: str, days: set[int]) -> None:
+    made = Row.read("a.pdf", uploaded, 0.0)
+    assert {day.day for day in made.days} == days
+    assert made.vague == (len(days) != 1 and "+" not in uploaded)
+
+
+def test_a_row_without_a_readable_time_is_a_candidate() -> None:
+    ours = doubt("a.pdf")
+    assert judged([ours], [row("x.pdf", uploaded="garbage")], zipped(("x.pdf", b"ours"))) == [(Found.THERE, "zip")]
+
+
+def test_a_remote_clock_that_is_ahead_hides_nothing() -> None:
+    early = Row.read("a.pdf", iso(NOON - 3600) or "", offset=-3600.0)  # their clock is an hour late
+    assert early.at == pytest.approx(NOON)
+
+
+def test_since_reaches_back_to_the_first_attempt() -> None:
+    early, late = doubt("a.pdf", at=-7200), doubt("b.pdf")
+    asked = since([late, early])
+    assert asked.names == NOON - 7200 - 300
+    assert datetime.fromtimestamp(asked.digests, UTC) == datetime(2026, 11, 19, tzinfo=UTC)
+
+
+def test_the_dates_cover_all_that_is_counted_when_bytes_have_twins() -> None:
+    case = Case([doubt("a.pdf")], others(("b.pdf", b"ours")), NOTHING, [row("a.pdf"), row("b.pdf")], NOON + 60)
+    case.by_list()
+    assert sorted(day.day for day in case.days) == [19, 20, 21, 22]
+
+
+def test_names_are_compared_as_servers_keep_them() -> None:
+    assert same("a%22b") == same('a"b')
+    assert same("na\u0308ive") == same("n\u00e4ive")
+    assert same("a.pdf") != same("A.pdf")
