@@ -131,6 +131,8 @@ def _warnings(settings: Settings) -> Iterator[str]:
     for at, upload in enumerate(settings.uploads):
         if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
             yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
+        if upload.to == "codat" and ("/" in upload.file_name or "{path}" in upload.file_name):
+            yield f"upload[{at}].file_name: Codat may keep only what follows the last slash; use {{name}}"
         unused = "object_name" if upload.to == "codat" else "file_name"
         if unused in upload.model_fields_set:
             yield f"upload[{at}].{unused} is not used for {upload.to}; remove it"

@@ -42,6 +42,12 @@ def _folder(folder: str, allowed: tuple[str, ...] = templates.IDS) -> str:
     return folder
 
 
+def _path(path: Path) -> Path:
+    if not path.is_absolute() or not templates.fit(str(path)):
+        raise ValueError("must be a path, and not empty")
+    return path
+
+
 def _remote_name(template: str) -> str:
     words = templates.words_of(template, templates.NAME_WORDS)
     if not templates.fit(template) or template.startswith("/") or ".." in template.split("/"):
@@ -112,6 +118,7 @@ Share = Annotated[
     WithJsonSchema({"type": ["string", "number"], "pattern": units.SHARE_PATTERN, "minimum": 0, "maximum": 1}),
 ]
 Count = Annotated[int, BeforeValidator(_no_bool)]
+PlainPath = Annotated[Path, AfterValidator(_path)]  # `sources` made it absolute, unless it is empty
 Name = Annotated[str, AfterValidator(_plain_text)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
 Companies = Annotated[
@@ -160,7 +167,9 @@ class Upload(BaseModel):
     after_upload: Literal["keep", "archive", "delete"] = Field(
         default="keep", description="what becomes of a sent file"
     )
-    archive_folder: Path | None = Field(default=None, description='where after_upload = "archive" moves sent files')
+    archive_folder: PlainPath | None = Field(
+        default=None, description='where after_upload = "archive" moves sent files'
+    )
     dedupe: Literal["content", "name"] = Field(
         default="content", description="content: the same bytes go once per target; name: once per target and name"
     )

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from docferry import complaints, contradictions, keys, sources
 from docferry.errors import ConfigError
 from docferry.keys import Secrets
-from docferry.mappings import Count, Download, Route, Seconds, Share, SomeSeconds, Upload
+from docferry.mappings import Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
 from docferry.model import RemoteName
 
 __all__ = ["Codat", "Download", "Retry", "Route", "Secrets", "Settings", "Upload", "Wootiv", "load", "missing_keys"]
@@ -81,7 +81,7 @@ def _lowered(written: object) -> object:
 
 Url = Annotated[str, AfterValidator(_url)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
-CaFile = Annotated[Path, AfterValidator(_readable)]
+CaFile = Annotated[PlainPath, AfterValidator(_readable)]
 
 
 class Retry(BaseModel):
@@ -104,11 +104,11 @@ class _Remote(BaseModel):
     proxy: Proxy | None = Field(default=None, repr=False, description="the environment's proxies are not used")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
     api_key: SecretStr | None = Field(default=None, repr=False, description="only in a file that nobody else can read")
-    api_key_file: Path | None = Field(default=None, description="a file that holds the key alone")
+    api_key_file: PlainPath | None = Field(default=None, description="a file that holds the key alone")
 
 
 class Codat(_Remote):
-    """`[codat]`"""
+    """`[codat]`: where it is, and how much it may be asked."""
 
     base_url: Url = Field(default="https://api.codat.io", description="the server")
     requests_per_minute: Count = Field(default=1000, ge=1, description="over all companies")
@@ -119,7 +119,7 @@ class Codat(_Remote):
 
 
 class Wootiv(_Remote):
-    """`[wootiv]`"""
+    """`[wootiv]`: where it is."""
 
     base_url: Url | None = Field(default=None, description="the server; required when a mapping uses it")
 
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
-    state_dir: Path = Field(description="default: $STATE_DIRECTORY, else $XDG_STATE_HOME/docferry")
+    state_dir: PlainPath = Field(description="default: $STATE_DIRECTORY, else $XDG_STATE_HOME/docferry")
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -47,10 +48,7 @@ def chosen(path: Path | None, environ: Mapping[str, str]) -> Path:
     """The file to read: the one named, else the first of the usual places that is there."""
     named = path or (Path(environ["DOCFERRY_CONFIG"]) if environ.get("DOCFERRY_CONFIG") else None)
     if named is not None:
-        if _there(named):
-            return named.absolute()
-        by = "--config" if path else "$DOCFERRY_CONFIG"
-        raise ConfigError([f"{by} names {escaped(str(named))}, which is not there; name a file that is"])
+        return _named(named, "--config" if path else "$DOCFERRY_CONFIG")
     places = usual_places(environ)
     for place in places:
         if _there(place):
@@ -70,11 +68,18 @@ def usual_places(environ: Mapping[str, str]) -> list[Path]:
     return [Path("docferry.toml").absolute(), *own, Path("/etc/docferry/docferry.toml")]
 
 
+def _named(path: Path, by: str) -> Path:
+    with suppress(PermissionError):  # whoever reads it will say so
+        if not path.exists():
+            raise ConfigError([f"{by} names {escaped(str(path))}, which is not there; name a file that is"])
+    return path.absolute()
+
+
 def _there(path: Path) -> bool:
     try:
         path.stat()
-    except OSError as error:
-        return isinstance(error, PermissionError) and os.access(path.parent, os.X_OK)
+    except OSError:
+        return False
     return True
 
 
@@ -91,6 +96,8 @@ def _read(path: Path) -> Written:
         raise ConfigError([f"{shown}, line {line}: is not UTF-8; save the file as UTF-8"]) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_syntax(shown, str(error))]) from None
+    except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand brackets
+        raise ConfigError([f"{shown}: a value is larger than any setting can be; the file must be TOML"]) from None
     exposed = keys.exposed(status, path)
     sections = [name for name in ("codat", "wootiv") if "api_key" in _table(values.get(name))]
     problems = [f"{name}.api_key stands in the file, and {exposed} (or use api_key_file)" for name in sections]
