@@ -1,0 +1,72 @@
+# `make demo` shows docferry at work, `make test` proves it. Both need Python 3.11 or newer with pip, and nothing else.
+# `make help` lists the rest.
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP   := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# Arguments for one run: make test ARGS="tests/simulator -x"
+ARGS ?=
+# COV=1 measures line coverage too, and fails below 90 %.
+COVERAGE := $(if $(COV),--cov --cov-report=term:skip-covered --cov-fail-under=90)
+
+# The first of these that runs and is new enough; PYTHON=/path/to/python overrides the search.
+PYTHONS := $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14)
+define find_python
+python=; for each in $(PYTHONS); do \
+    if "$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$each; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+    echo "docferry needs Python 3.11 or newer; tried: $(PYTHONS). Name yours with: make PYTHON=/path/to/python3.11" >&2; \
+    exit 1; \
+fi
+endef
+
+.PHONY: help demo test lint check lock dist clean
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
+
+demo: $(STAMP) ## the whole thing on a temporary folder against a local simulator, within a minute
+	@$(BIN)/docferry demo
+
+test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 for coverage of at least 90 %
+	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases tests
+	$(BIN)/lint-imports
+
+check: lint test ## lint and test, as CI does it
+
+dist: $(STAMP) ## a wheel and a source archive, in dist/
+	$(BIN)/python -m hatchling build -d dist
+
+# uv is asked for only here. Everything is resolved anew: look at the difference before you commit it.
+lock: $(STAMP) ## write requirements.lock afresh from pyproject.toml
+	$(PIP) install --quiet 'uv>=0.5'
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal \
+	    --python-version 3.11 --extra test --extra lint --extra build --output-file requirements.lock
+
+clean: ## remove everything that was made here
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made again whenever what it is made from has changed. Without ensurepip (Debian without python3-venv) pip itself
+# furnishes the new environment.
+$(STAMP): requirements.lock pyproject.toml
+	@$(BIN)/python -c '' 2>/dev/null && $(PIP) --version >/dev/null 2>&1 || { $(find_python); \
+	    echo "making $(VENV) with $$python"; \
+	    "$$python" -m venv --clear $(VENV) >/dev/null 2>&1 \
+	        || { "$$python" -m venv --clear --without-pip $(VENV) \
+	             && "$$python" -m pip --python $(BIN)/python install --quiet pip; } \
+	        || { echo "$$python cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }; }
+	@echo "installing what requirements.lock names"
+	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
