@@ -26,6 +26,8 @@ log = logs.get("app")
 
 #: `sync` waits for documents that are due again within this, seconds; for doubts as long as the list may lag.
 PATIENCE = 5.0
+#: `sync` goes on for so long without a document arriving (and as long as the list may lag, twice), seconds.
+STANDSTILL = 10.0
 #: `sync` waits so much longer than `settle` for files that are still being written, seconds.
 UNSETTLED_PATIENCE = 10.0
 #: How late a loop may be before the watchdog is no longer fed, seconds.
@@ -298,8 +300,8 @@ class _Pass:
                 if house.carrier.tally.uploaded != progress:
                     progress, since = house.carrier.tally.uploaded, house.clock.steady()
                 waited = house.clock.steady() - since
-                due = house.runner.worth_waiting(PATIENCE, lag + PATIENCE if waited < 2 * lag + PATIENCE else 0.0)
-                if due is None:
+                stuck = waited > STANDSTILL + 2 * lag
+                if stuck or house.runner.worth_waiting(PATIENCE, lag + PATIENCE) is None:
                     return
                 house.runner.wake()
             await anyio.sleep(0.02 if house.runner.in_hand else 0.05)  # nothing announces "all done" sooner

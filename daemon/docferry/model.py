@@ -75,6 +75,7 @@ class Reason(StrEnum):
     QUOTA = "quota"
     RATE = "rate"
     UNREACHABLE = "unreachable"
+    FAILING = "failing"
     REDIRECTED = "redirected"
 
 

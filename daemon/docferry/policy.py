@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State
@@ -13,6 +13,8 @@ LONGEST_PAUSE = 86_400.0
 LONG_PAUSE = 120.0
 #: So many refused connections in a row close the remote for all; fewer are one document's bad luck.
 STRIKES = 3
+#: So many failures in a row close a lane, whatever they were: a remote that hangs costs one worker, not all.
+LANE_STRIKES = 5
 
 _GATE_REASONS = {401: Reason.KEY, 402: Reason.ACCOUNT, 403: Reason.COMPANY, 404: Reason.CONNECTION}
 
@@ -42,10 +44,20 @@ class Try:
     dice: float
     gate_tries: int = 0  # how often the gate in question has been probed in vain
     strikes: int = 1  # how often in a row the remote could not be reached, this one included
+    lane_strikes: int = 1  # how often in a row the lane failed in whatever way, this one included
 
 
 def after_failure(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
-    """What a failed send means for its transfer."""
+    """What a failed send means for its transfer, and for those that wait behind it."""
+    outcome = _of_the_transfer(failure, attempt, backoff)
+    again = outcome.state in {State.WAITING, State.DOUBTFUL} and outcome.costs_a_try
+    if again and outcome.gate is None and attempt.lane_strikes >= LANE_STRIKES:
+        gate = _closed(failure, attempt, backoff, scope=attempt.lane).gate
+        return replace(outcome, gate=gate and replace(gate, reason=Reason.FAILING))
+    return outcome
+
+
+def _of_the_transfer(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
     if failure.kind == "signature":
         return _again(failure, attempt, backoff, costs_a_try=False)
     if failure.scope is not None:

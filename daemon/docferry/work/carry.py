@@ -381,7 +381,7 @@ class Carrier:
 
     def _attempt(self, transfer: Transfer, failure: RemoteError, strikes: int) -> policy.Try:
         lane = transfer.target.lane
-        gate = self.closed.get(failure.scope or lane.split("/", 1)[0])
+        gate = self.closed.get(failure.scope or lane) or self.closed.get(lane.split("/", 1)[0])
         return policy.Try(
             lane=lane,
             tries=transfer.tries + 1,
@@ -389,6 +389,7 @@ class Carrier:
             dice=self._dice.random(),
             gate_tries=gate.tries if gate is not None else 0,
             strikes=strikes,
+            lane_strikes=self.tally.strikes.get(lane, 1),
         )
 
     def _strike(self, lane: str, remote: str, failure: RemoteError) -> int:
