@@ -19,6 +19,7 @@ import httpx
 from docferry.clock import Clock
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.answers import Answer, moment
+from docferry.remotes.wire import Wire
 
 #: No answer that is read into memory is longer, decoded.
 CAP: Final = 16 * 1024 * 1024
@@ -135,8 +136,10 @@ class Http:
                     await pool.transport.aclose()
 
     def _transport(self) -> httpx.AsyncBaseTransport:
+        if self._proxy is None:
+            return Wire(lambda: _trust(self._ca_file))
         limits = httpx.Limits(max_connections=self._connections, max_keepalive_connections=self._connections)
-        proxy = httpx.Proxy(self._proxy) if self._proxy else None
+        proxy = httpx.Proxy(self._proxy)
         return httpx.AsyncHTTPTransport(
             verify=_trust(self._ca_file), trust_env=False, limits=limits, retries=0, proxy=proxy
         )
