@@ -76,6 +76,24 @@ def _retry() -> Command:
     return command
 
 
+def _check() -> Command:
+    from docferry.cli.check import command
+
+    return command
+
+
+def _simulate() -> Command:
+    from docferry.cli.simulate import command
+
+    return command
+
+
+def _demo() -> Command:
+    from docferry.cli.demo import command
+
+    return command
+
+
 def _config() -> Command:
     return _tell_config
 
@@ -87,7 +105,10 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "list": _list,
     "show": _show,
     "retry": _retry,
+    "check": _check,
     "config": _config,
+    "simulate": _simulate,
+    "demo": _demo,
 }
 
 

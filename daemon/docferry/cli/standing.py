@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Block, Cell, Content, Table, count, line, span
 
 Figures = dict[str, Any]
+Row = Sequence[Content]
 
 #: A file that has been written for so long is worth a word, seconds.
 LONG_WRITTEN: Final = 60.0
@@ -134,21 +135,21 @@ def _reset(row: Figures, now: float) -> str:
 
 
 def _troubles(figures: Figures, now: float) -> list[Block]:
-    rows = [*_held(figures), *_gates(figures, now), *_folders(figures), *_rest(figures, now)]
+    rows: list[Row] = [*_held(figures), *_gates(figures, now), *_folders(figures), *_rest(figures, now)]
     if not rows:
         return []
     table = Table(("", "", ""), rows, folds=frozenset({1, 2}))
     return [line(Cell("needs a look", STRONG)), table]
 
 
-def _held(figures: Figures) -> Iterator[list[Content]]:
+def _held(figures: Figures) -> Iterator[Row]:
     for row in figures["held"]:
         what = f"{count(row['count'], 'document')} held: {row['reason']}"
         cure = CURES.get(row["reason"], "see why")
         yield [Cell(row["mapping"], BAD), what, f"{cure} (docferry list --reason {row['reason']})"]
 
 
-def _gates(figures: Figures, now: float) -> Iterator[list[Content]]:
+def _gates(figures: Figures, now: float) -> Iterator[Row]:
     for row in figures["gates"]:
         left = _seconds(row["next_probe"]) - now
         probe = f"next probe in {span(left)}" if left > 0 else "probing now"
@@ -157,7 +158,7 @@ def _gates(figures: Figures, now: float) -> Iterator[list[Content]]:
         yield [Cell(row["gate"], BAD), what, " ".join(part for part in (row["detail"], cure and f"({cure})") if part)]
 
 
-def _folders(figures: Figures) -> Iterator[list[Content]]:
+def _folders(figures: Figures) -> Iterator[Row]:
     for row in (*figures["uploads"], *figures["downloads"]):
         if row["problem"]:
             yield [Cell(row["mapping"], BAD), "folder" if "to" in row else "download", row["problem"]]
@@ -167,7 +168,7 @@ def _folders(figures: Figures) -> Iterator[list[Content]]:
             yield [Cell(row["mapping"], WARN), watch, why.strip()]
 
 
-def _rest(figures: Figures, now: float) -> Iterator[list[Content]]:
+def _rest(figures: Figures, now: float) -> Iterator[Row]:
     for row in figures["uploads"]:
         for each in row["unsettled"]:
             age = now - _seconds(each["since"])

@@ -1,0 +1,115 @@
+"""`docferry check`: is the configuration right, do the keys work, are the folders readable; how to mend each."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.cli import looks, wanted
+from docferry.cli.looks import Finding, Level
+from docferry.cli.screen import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
+from docferry.clock import SystemClock
+from docferry.house import KeyRing, open_remotes
+from docferry.remotes.base import Checked, Remote
+from docferry.settings import Settings
+
+#: How far a remote's clock may be off before it is worth a word, and before signatures fail, seconds.
+CLOCK_WARN, CLOCK_FAIL = 60.0, 300.0
+WRONG, AWAY = 2, 75
+_MARKS: Final[dict[Level, tuple[str, str, str]]] = {
+    "ok": ("✓", "ok", GOOD),
+    "note": ("·", "note", FAINT),
+    "warn": ("!", "warn", WARN),
+    "fail": ("✗", "FAIL", BAD),
+}
+
+
+def command(asked: Namespace) -> int:
+    settings = wanted.load(asked.config)
+    logs.configure("error", settings.log_format)  # the findings say what a log would
+    findings = anyio.run(_gathered, settings, asked.offline)
+    if asked.json:
+        _as_json(findings)
+    else:
+        _tell(findings)
+    return _code(findings)
+
+
+async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
+    findings = await anyio.to_thread.run_sync(lambda: list(looks.local(settings)))
+    if offline:
+        return [*findings, Finding("note", "remotes", "not asked (--offline)")]
+    targets, more = await anyio.to_thread.run_sync(looks.targets, settings)
+    remotes = open_remotes(settings, KeyRing(settings), SystemClock())
+    secrets = settings.secrets()
+    for name, remote in remotes.items():
+        try:
+            if getattr(secrets, name):  # without a key there is nothing to ask, and it was said above
+                checked = [target for target in targets if target.remote == name]
+                findings += _judged(remote, await remote.check(checked))
+        finally:
+            await remote.aclose()
+    if more:
+        findings.append(Finding("note", "codat", f"{more:,} more connections have a folder; they were not asked for"))
+    return findings
+
+
+def _judged(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
+    """What the remote found; its clock is judged here, for all remotes alike."""
+    away = remote.health.last_answer is None
+    findings = [
+        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=away)
+        for each in checked
+        if each.subject != "clock"
+    ]
+    offset = remote.health.clock_offset
+    if offset is not None:
+        level: Level = "fail" if abs(offset) > CLOCK_FAIL else "warn" if abs(offset) > CLOCK_WARN else "ok"
+        said = "agrees with this machine's" if level == "ok" else f"is {span(abs(offset))} off this machine's"
+        cure = "" if level == "ok" else "set this machine's clock: timedatectl set-ntp true"
+        findings.append(Finding(level, remote.name, f"its clock {said}", cure))
+    if remote.health.remaining is not None:
+        findings.append(_quota(remote.name, remote.health.remaining, remote.health.limit))
+    return findings
+
+
+def _quota(name: str, remaining: int, limit: int | None) -> Finding:
+    of = f" of {limit:,}" if limit else ""
+    level: Level = "warn" if remaining == 0 else "ok"
+    return Finding(level, name, f"{remaining:,}{of} requests left today", "" if remaining else "wait until 00:00 UTC")
+
+
+def _code(findings: Sequence[Finding]) -> int:
+    failed = [finding for finding in findings if finding.level == "fail"]
+    if not failed:
+        return 0
+    return AWAY if all(finding.away for finding in failed) else WRONG
+
+
+def _as_json(findings: Sequence[Finding]) -> None:
+    rows = [
+        {"level": each.level, "subject": each.subject, "detail": each.detail, "cure": each.cure or None}
+        for each in findings
+    ]
+    told = {"ok": not any(each.level == "fail" for each in findings), "findings": rows}
+    Screen().write(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def _tell(findings: Sequence[Finding]) -> None:
+    screen = Screen()
+    table = Table(("", "", "", ""), folds=frozenset({2, 3}))
+    for each in findings:
+        mark, word, style = _MARKS[each.level]
+        shown = Cell(mark if screen.tty else word, style)
+        table.rows.append((shown, each.subject, each.detail, Cell(each.cure and f"→ {each.cure}", style)))
+    failed = sum(each.level == "fail" for each in findings)
+    warned = sum(each.level == "warn" for each in findings)
+    warnings = f"({count(warned, 'warning')})" if warned else ""
+    verdict = Cell(f"{count(failed, 'thing')} to mend" if failed else "all is right", BAD if failed else GOOD)
+    screen.show(table, line(), line(verdict, Cell(warnings, WARN)))

@@ -1,0 +1,131 @@
+"""`docferry simulate`: a local Codat and Wootiv to try things against, with every request shown as it comes."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from argparse import Namespace
+from collections import Counter
+from itertools import islice
+
+import anyio
+from anyio.abc import TaskStatus
+
+from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Cell, Line, Screen, Table, count, line, size
+from docferry.simulator import Fault, Simulator, Switches, load_faults, load_switches, run_simulator
+from docferry.simulator.ledger import RequestSeen
+
+#: How often the log of requests is looked at, seconds.
+LOOKED = 0.1
+_CONFIG = """\
+# docferry.toml
+state_dir = "state"
+settle = "1s"
+
+[codat]
+base_url = "{url}"
+list_lag = "2s"
+
+[wootiv]
+base_url = "{url}"
+
+[[upload]]
+name = "to-codat"
+folder = "outbox/codat"
+to = "codat"
+company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"
+connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
+
+[[upload]]
+name = "to-wootiv"
+folder = "outbox/wootiv"
+to = "wootiv"
+"""
+
+
+def command(asked: Namespace) -> int:
+    faults = load_faults(asked.faults) if asked.faults else []
+    switches = load_switches(asked.faults) if asked.faults else Switches()
+    screen = Screen()
+    simulated = anyio.run(_simulate, screen, asked.port, faults, switches)
+    if simulated is not None:
+        _sum_up(screen, simulated)
+    return 0
+
+
+async def _simulate(screen: Screen, port: int, faults: list[Fault], switches: Switches) -> Simulator | None:
+    """Serve until a signal; the simulator as it was in the end, None when the signal came before the port."""
+    ready: Simulator | None = None
+
+    def greet(simulator: Simulator) -> None:
+        nonlocal ready
+        ready = simulator
+        _greet(screen, simulator)
+        group.start_soon(_follow, screen, simulator)
+
+    async with anyio.create_task_group() as group:
+        await group.start(_until_signal, group.cancel_scope)
+        await run_simulator(port, faults, switches, on_ready=greet)
+    return ready
+
+
+async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+def _greet(screen: Screen, simulator: Simulator) -> None:
+    switches = simulator.switches
+    screen.show(
+        line("Codat, Wootiv and S3 are simulated at", Cell(simulator.url, STRONG)),
+        line(),
+        line(Cell("1. the keys it takes, for the shell you run docferry in:", FAINT)),
+        line(f"export CODAT_API_KEY={shlex.quote(switches.codat_key)}"),
+        line(f"export WOOTIV_API_KEY={shlex.quote(switches.wootiv_key)}"),
+        line(),
+        line(Cell("2. a configuration (any UUIDs do):", FAINT)),
+        *(line(text) for text in _CONFIG.format(url=simulator.url).splitlines()),
+        line(),
+        line(Cell("3. mkdir -p outbox/codat outbox/wootiv, put a PDF there, and: docferry sync", FAINT)),
+        line(),
+        line(Cell("requests as they come; Ctrl-C ends it", FAINT)),
+    )
+
+
+async def _follow(screen: Screen, simulator: Simulator) -> None:
+    """Show each request when it is over. The log forgets the oldest, so it is read by its count."""
+    known = 0
+    under_way: list[RequestSeen] = []
+    while True:
+        total = simulator.requests.total()
+        fresh = min(total - known, len(simulator.log))
+        known = total
+        under_way += islice(simulator.log, len(simulator.log) - fresh, None)
+        screen.show(*(_seen(each) for each in under_way if each.at))
+        under_way = [each for each in under_way if not each.at]
+        await anyio.sleep(LOOKED)
+
+
+def _seen(each: RequestSeen) -> Line:
+    when = time.strftime("%H:%M:%S", time.localtime(each.at))
+    status = "no answer" if each.status is None else str(each.status)
+    style = GOOD if each.status is not None and each.status < 300 else BAD
+    took = f"{(each.at - each.at_first_byte) * 1000:.0f} ms"
+    fault = Cell(f"[{each.fault}]" if each.fault else "", WARN)
+    return line(Cell(when, FAINT), Cell(status, style), each.method, each.path, Cell(took, FAINT), fault)
+
+
+def _sum_up(screen: Screen, simulator: Simulator) -> None:
+    table = Table(("asked for", "times"), right=frozenset({1}))
+    table.rows += [(route, f"{times:,}") for route, times in sorted(simulator.requests.items())]
+    stored = [each for each in simulator.stored if each.via == "api"]
+    struck = Counter(each.fault for each in simulator.log if each.fault)
+    faults = ", ".join(f"{kind} {times}" for kind, times in struck.most_common())
+    if table.rows:
+        screen.show(line(), table)
+    total = size(sum(each.size for each in stored))
+    screen.show(line(), line(f"{count(len(stored), 'document')} stored, {total};", f"faults: {faults or 'none'}"))
