@@ -15,6 +15,7 @@ from docferry import logs, pulse, systemd
 from docferry.errors import ArchiveError, ConfigError, DocferryError, FolderError, RemoteError
 from docferry.files.source import guard_signals
 from docferry.house import House, accept_empty, open_house
+from docferry.model import Reason
 from docferry.preview import preview
 from docferry.pulse import read_pulse
 from docferry.settings import Download, Settings, missing_keys
@@ -26,6 +27,10 @@ log = logs.get("app")
 
 #: `sync` waits for documents that are due again within this, seconds; for doubts as long as the list may lag.
 PATIENCE = 5.0
+#: A pass is somebody's wish: it tries these gates at once, where the daemon would wait for the next probe.
+A_PERSON_SAW_TO_IT = frozenset(
+    {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.UNREACHABLE}
+)
 #: `sync` goes on for so long without a document arriving (and as long as the list may lag, twice), seconds.
 STANDSTILL = 10.0
 #: `sync` waits so much longer than `settle` for files that are still being written, seconds.
@@ -266,6 +271,7 @@ class _Pass:
     async def _upload(self) -> None:
         house = self._house
         await house.runner.prepare()
+        await house.gates.let_probe(A_PERSON_SAW_TO_IT, house.clock.now())
         self._open_before = sum((await house.reports.open_counts(house.uploads)).values()) if house.uploads else 0
         async with anyio.create_task_group() as group:
             await group.start(house.runner.run)

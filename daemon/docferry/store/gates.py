@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -59,6 +62,17 @@ class Gates:
             await connection.execute(
                 text("DELETE FROM gate WHERE key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/'"),
                 {"lane": lane},
+            )
+
+        await self._database.write(work)
+
+    async def let_probe(self, reasons: Collection[str], now: float) -> None:
+        """Let one document try each gate closed for these reasons now: perhaps somebody saw to it."""
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(
+                text("UPDATE gate SET until = :now WHERE reason IN (SELECT value FROM json_each(:reasons))"),
+                {"now": now, "reasons": json.dumps(sorted(reasons))},
             )
 
         await self._database.write(work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from docferry.model import Gate
+from docferry.model import Gate, Reason
 from docferry.store.transfers import Lane, Pick
 
 
@@ -76,6 +76,11 @@ def closed_by(lane: str, gates: Mapping[str, Gate]) -> Gate | None:
     """The gate on the way of `lane` that opens last."""
     found = [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
     return max(found, key=lambda gate: gate.until, default=None)
+
+
+def needs_a_person(gate: Gate | None) -> bool:
+    """Whether a gate opens only after somebody did something, however long one waits."""
+    return gate is not None and gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING}
 
 
 def company_of(lane: str) -> str:

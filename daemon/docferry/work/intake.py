@@ -109,6 +109,8 @@ class Intake:
                 await self._assert_not_emptied(upload, chunk[0])
             first = False
             known = await self._documents.known(upload.name, [listing.folder for listing in chunk])
+            fresh: list[Sighting] = []
+            gone: list[bytes] = []
             for listing in chunk:
                 self._report(upload, listing, state)
                 if listing.problem is not None:
@@ -119,10 +121,10 @@ class Intake:
                 now = set(listing.files)
                 known_files += len(before & now) if before else 0
                 names = {look[0] for look in now}
-                gone = [_join(listing.folder, look[0]) for look in before if look[0] not in names]
-                await self._documents.vanished(upload.name, gone)
-                fresh = [listing.sighting(look) for look in now - before]
-                await self.sighted(upload, fresh)
+                gone += [_join(listing.folder, look[0]) for look in before if look[0] not in names]
+                fresh += [listing.sighting(look) for look in now - before]
+            await self._documents.vanished(upload.name, gone)
+            await self.sighted(upload, fresh)
         if not start:
             state.known = known_files
             await self._forget_folders(upload, visited, broken)

@@ -21,7 +21,7 @@ from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.transfers import Lane, Transfers
 from docferry.work.carry import Carrier, Load
-from docferry.work.choose import Scene, choose, company_of, next_due
+from docferry.work.choose import Scene, choose, closed_by, company_of, needs_a_person, next_due
 
 log = logs.get("runner")
 
@@ -108,7 +108,8 @@ class Runner:
         times = [
             due
             for lane in self._lanes
-            if (due := next_due([lane], mappings, gates)) is not None
+            if not needs_a_person(closed_by(lane.lane, gates))
+            and (due := next_due([lane], mappings, gates)) is not None
             and due - now <= (doubts_patience if lane.doubtful else patience)
         ]
         return min(times, default=None)
