@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from docferry.cli.screen import count
 from docferry.errors import FolderError, StateError
 from docferry.files import scan
 from docferry.files.lease import at_rest
@@ -171,7 +172,7 @@ def _upload(upload: Upload, walked: Walked) -> Iterator[Finding]:
     if not walked.files:
         yield Finding("note", upload.name, f"{root} has no documents; if it is a share: is it mounted?")
         return
-    yield Finding("ok", upload.name, f"{root}: {walked.files:,} documents in {walked.folders:,} folders")
+    yield Finding("ok", upload.name, f"{root}: {count(walked.files, 'document')} in {count(walked.folders, 'folder')}")
     yield from _lease(upload, walked)
     if upload.after_upload != "keep" and not os.access(upload.root, os.W_OK):
         cure = 'let docferry\'s user write there, or set after_upload = "keep"'
@@ -226,14 +227,14 @@ def _download(download: Download, state_dir: Path) -> Iterator[Finding]:
 
 def _limits(folders: int, roots: int) -> Iterator[Finding]:
     for name, needed, what in (
-        ("max_user_watches", folders, "folders"),
-        ("max_user_instances", roots + 2, "watchers"),
+        ("max_user_watches", folders, "folders to watch"),
+        ("max_user_instances", roots + 2, "watches of whole trees, to be safe"),
     ):
         try:
             limit = int(Path("/proc/sys/fs/inotify", name).read_text())
         except (OSError, ValueError):
             continue
-        said = f"{needed:,} {what} to watch, the kernel allows {limit:,}"
+        said = f"{needed:,} {what}; the kernel allows {limit:,}"
         if needed <= limit * 0.9:
             yield Finding("ok", "inotify", said)
             continue

@@ -149,7 +149,9 @@ def size(octets: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """`40 min`, `3 h`, `2 d`: roughly how long."""
+    """`0.4 s`, `40 min`, `3 h`, `2 d`: roughly how long."""
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
     for limit, length, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
             return f"{max(seconds, 0) / length:.0f} {unit}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import anyio
 
 from docferry import app, logs
 from docferry.cli.screen import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
-from docferry.cli.wanted import load, mappings
+from docferry.cli.wanted import load, mappings, roots
 from docferry.model import escaped
 from docferry.settings import Settings
 
@@ -32,7 +32,8 @@ def command(asked: Namespace) -> int:
     if asked.dry_run:
         from docferry.preview import preview
 
-        return _dry_run(anyio.run(partial(preview, settings, mappings=chosen)), screen, as_json=asked.json)
+        rows = anyio.run(partial(preview, settings, mappings=chosen))
+        return _dry_run(rows, roots(settings), screen, as_json=asked.json)
     report = anyio.run(_one_pass, settings, asked, chosen, screen)
     complain(*report.problems)
     _show(report, screen, as_json=asked.json)
@@ -67,18 +68,21 @@ def _level(settings: Settings, screen: Screen, *, quiet: bool) -> str:
     return "error" if screen.tty and not quiet else "warning"
 
 
-def _dry_run(rows: list[PreviewRow], screen: Screen, *, as_json: bool) -> int:
+def _dry_run(rows: list[PreviewRow], below: Mapping[str, bytes], screen: Screen, *, as_json: bool) -> int:
     if as_json:
         for row in rows:
             shown = {name: getattr(row, name) for name in ("mapping", "size", "would", "to", "remote_name", "reason")}
-            screen.write(json.dumps({"path": escaped(row.path), **shown}, ensure_ascii=False) + "\n")
+            path = escaped(below[row.mapping].rstrip(b"/") + b"/" + row.path)
+            screen.write(json.dumps({"path": path, **shown}, ensure_ascii=False) + "\n")
         return 0
     table = Table(("would", "size", "mapping", "path", "to", "why"), right=frozenset({1}), folds=frozenset({3, 5}))
     styles = {"upload": GOOD, "held": BAD}
     for row in rows:
         if row.would != "unchanged":
             would = Cell(row.would, styles.get(row.would, WARN))
-            table.rows.append((would, size(row.size), row.mapping, row.path, row.to, row.reason or ""))
+            table.rows.append(
+                (would, size(row.size), row.mapping, row.path, row.to.partition("/")[0], row.reason or "")
+            )
     if table.rows:
         screen.show(table)
     due = [row for row in rows if row.would == "upload"]
