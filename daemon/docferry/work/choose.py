@@ -78,9 +78,9 @@ def closed_by(lane: str, gates: Mapping[str, Gate]) -> Gate | None:
     return max(found, key=lambda gate: gate.until, default=None)
 
 
-def needs_a_person(gate: Gate | None) -> bool:
+def needs_a_person(gate: Gate) -> bool:
     """Whether a gate opens only after somebody did something, however long one waits."""
-    return gate is not None and gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING}
+    return gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING}
 
 
 def company_of(lane: str) -> str:

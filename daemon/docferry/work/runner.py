@@ -71,6 +71,7 @@ class Runner:
         self._running: list[Load] = []
         self._wake = anyio.Event()
         self._stopping = False
+        self._filling = False  # something may be claimed and not in hand yet
         self._claimed = False  # whether the last look at the queue brought something
         self.ended = anyio.Event()
         self._lanes: list[Lane] = []
@@ -99,7 +100,7 @@ class Runner:
     @property
     def in_hand(self) -> bool:
         """Whether something is claimed or being carried."""
-        return bool(self._ready or self._running)
+        return bool(self._ready or self._running or self._filling)
 
     def worth_waiting(self, patience: float, doubts_patience: float) -> float | None:
         """Wall seconds of the next thing due within `patience` (for doubts `doubts_patience`), None when none is."""
@@ -108,7 +109,7 @@ class Runner:
         times = [
             due
             for lane in self._lanes
-            if not needs_a_person(closed_by(lane.lane, gates))
+            if not ((gate := closed_by(lane.lane, gates)) and gate.until > now and needs_a_person(gate))
             and (due := next_due([lane], mappings, gates)) is not None
             and due - now <= (doubts_patience if lane.doubtful else patience)
         ]
@@ -140,8 +141,10 @@ class Runner:
                     self.beat = self._clock.steady()
                     await self._watch_time()
                     if not self._stopping:
+                        self._filling = True
                         await self._fill()
                         self._dispatch(group)
+                        self._filling = False
                     with anyio.move_on_after(self._nap()):
                         await self._wake.wait()
         finally:
