@@ -48,9 +48,9 @@ def described(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
         "sha256": row.sha256,
         "state": row.state,
         "reason": row.reason,
-        "detail": row.detail,
+        "detail": _safe(row.detail),
         "attempts": row.attempts,
-        "remote_name": row.remote_name,
+        "remote_name": escaped(row.remote_name),
         "company_id": row.company_id,
         "connection_id": row.connection_id,
         "next_attempt": iso(row.next_attempt),
@@ -63,6 +63,10 @@ def full_path(row: Row, roots: Mapping[str, bytes]) -> str:
     """The absolute path, escaped; relative when the mapping is no longer configured."""
     root = roots.get(row.mapping)
     return escaped(row.path if root is None else root.rstrip(b"/") + b"/" + row.path)
+
+
+def _safe(text: str | None) -> str | None:
+    return None if text is None else escaped(text)
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -162,10 +166,10 @@ def _attempt(row: AttemptRow) -> dict[str, Any]:
         "began": iso(row.began),
         "ended": iso(row.ended),
         "state": row.state,
-        "detail": row.detail,
+        "detail": _safe(row.detail),
         "status": row.status,
-        "correlation_id": row.correlation_id,
-        "etag": row.etag,
+        "correlation_id": _safe(row.correlation_id),
+        "etag": _safe(row.etag),
         "proof": row.proof,
     }
 

@@ -39,6 +39,9 @@ class Misused(Exception):
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """What was asked for. Misused when it is not understood; SystemExit after --help and --version."""
     parser = _parser()
+    if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in _options(parser):
+        # Before the command: else its value would be taken for the command.
+        raise Misused(_unknown(argv[0], parser, None))
     asked, rest = parser.parse_known_args(list(argv))
     if rest:
         raise Misused(_unknown(rest[0], parser, asked.command))

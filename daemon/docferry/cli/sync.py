@@ -71,9 +71,16 @@ def _level(settings: Settings, screen: Screen, *, quiet: bool) -> str:
 def _dry_run(rows: list[PreviewRow], below: Mapping[str, bytes], screen: Screen, *, as_json: bool) -> int:
     if as_json:
         for row in rows:
-            shown = {name: getattr(row, name) for name in ("mapping", "size", "would", "to", "remote_name", "reason")}
-            path = escaped(below[row.mapping].rstrip(b"/") + b"/" + row.path)
-            screen.write(json.dumps({"path": path, **shown}, ensure_ascii=False) + "\n")
+            told = {
+                "path": escaped(below[row.mapping].rstrip(b"/") + b"/" + row.path),
+                "mapping": row.mapping,
+                "size": row.size,
+                "would": row.would,
+                "to": row.to,
+                "remote_name": escaped(row.remote_name),
+                "reason": None if row.reason is None else escaped(row.reason),
+            }
+            screen.write(json.dumps(told, ensure_ascii=False) + "\n")
         return 0
     table = Table(("would", "size", "mapping", "path", "to", "why"), right=frozenset({1}), folds=frozenset({3, 5}))
     styles = {"upload": GOOD, "held": BAD}

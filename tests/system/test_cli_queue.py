@@ -1,0 +1,416 @@
+"""`status`, `list`, `show`, `retry` and `sync` as people and scripts use them, on a real queue."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docferry.cli.main import main
+from docferry.simulator import Fault, Running, Simulator, Switches
+from docferry.store import tenure
+from ground import COMPANY, CONNECTION, Ground, digest, until
+
+LIST_KEYS = [
+    "id", "mapping", "path", "size", "sha256", "state", "reason", "detail", "attempts", "remote_name", "company_id",
+    "connection_id", "next_attempt", "first_seen", "updated",
+]  # fmt: skip
+SYNC_KEYS = ["uploaded", "downloaded", "unchanged", "held", "due", "bytes_up", "bytes_down", "requests", "seconds"]
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    with Running(Simulator(Switches())) as shore:
+        ground = Ground(tmp_path, shore)
+        ground.settings["log_level"] = '"info"'
+        yield ground
+
+
+@pytest.fixture
+def say(ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """`say("list", "--json")` runs a command in this process: exit code, stdout, stderr."""
+    monkeypatch.chdir(ground.root)
+    for name, value in ground.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def saying(*words: str) -> tuple[int, str, str]:
+        ground.write_config()
+        code = main(["--config", str(ground.root / ground.config_name), *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return saying
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# -- sync --------------------------------------------------------------------------------------------------------------
+
+
+def test_sync_tells_in_aligned_lines_and_in_one_object(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a" * 1500)
+    (folder / "b.exe").write_bytes(b"b")
+    code, out, _ = say("sync")
+    assert code == 1
+    assert re.search(r"^uploaded +1 +1.5 kB$", out, re.MULTILINE)
+    assert re.search(r"^held +1 +see why: docferry list --state held$", out, re.MULTILINE)
+    assert "\x1b" not in out
+    code, out, _ = say("sync", "--json")
+    assert code == 1
+    (told,) = objects(out)
+    assert list(told) == SYNC_KEYS
+    assert (told["uploaded"], told["unchanged"], told["held"], told["requests"]) == (0, 1, 1, 0)
+
+
+def test_sync_of_an_unknown_mapping_names_the_nearest(ground: Ground, say: Say) -> None:
+    ground.upload("acme-bank")
+    code, out, err = say("sync", "--mapping", "acme-bnk")
+    assert (code, out, err) == (2, "", 'docferry: there is no mapping "acme-bnk"; did you mean "acme-bank"?\n')
+
+
+def test_a_folder_that_is_not_there_is_told_on_stderr_and_ends_with_75(ground: Ground, say: Say) -> None:
+    ground.upload("bank").rmdir()
+    code, out, err = say("sync", "--json")
+    assert code == 75
+    assert list(objects(out)[0]) == SYNC_KEYS
+    assert str(ground.root / "bank") in err
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    (folder / "b.exe").write_bytes(b"b")
+    for each in folder.iterdir():
+        os.utime(each, (1, 1))
+    until(lambda: "would be uploaded" in (out := say("sync", "--dry-run")[1]) and "1 document (1 B)" in out)
+    code, out, _ = say("sync", "--dry-run", "--json")
+    assert code == 0
+    told = {Path(row["path"]).name: (row["would"], row["path"], row["mapping"]) for row in objects(out)}
+    assert told == {
+        "a.pdf": ("upload", str(folder / "a.pdf"), "bank"),
+        "b.exe": ("held", str(folder / "b.exe"), "bank"),
+    }
+    assert not ground.state.exists()
+    assert ground.simulator.requests.total() == 0
+
+
+def test_on_a_terminal_there_is_a_bar_and_a_summary(ground: Ground) -> None:
+    folder = ground.upload("bank")
+    for number in range(30):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+    ground.simulator.switches.latency = 0.1
+    code, shown = on_a_terminal(ground, "sync")
+    assert code == 0
+    assert "of 30 files" in shown
+    assert re.search(r"uploaded +\x1b\[\S*30", shown)
+    code, shown = on_a_terminal(ground, "sync", "--json")
+    assert json.loads(shown)["unchanged"] == 30
+
+
+def test_no_colour_is_honoured(ground: Ground) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.exe").write_bytes(b"a")
+    ground.sync(code=1)
+    assert "\x1b[31m" in on_a_terminal(ground, "list")[1]
+    assert not re.search(r"\x1b\[[\d;]*3\d", on_a_terminal(ground, "list", NO_COLOR="1")[1])
+
+
+def test_an_interrupted_pass_ends_in_order_and_nothing_is_lost(ground: Ground) -> None:
+    folder = ground.upload("bank")
+    made = {}
+    for number in range(40):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+        made[f"{number}.pdf"] = digest(b"%d" % number)
+    ground.simulator.switches.latency = 0.2
+    ground.write_config()
+    pass_ = subprocess.Popen(ground.command("sync"), env=ground.environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(ground.simulator.stored) >= 4)
+    pass_.send_signal(signal.SIGINT)
+    _, err = pass_.communicate(timeout=30)
+    assert pass_.returncode in {75, 130}
+    assert "Traceback" not in err
+    ground.simulator.switches.latency = 0
+    ground.sync()
+    assert ground.stored() == dict.fromkeys(made.items(), 1)
+
+
+# -- list and show -----------------------------------------------------------------------------------------------------
+
+
+def test_list_has_exactly_the_promised_keys_in_their_order(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    say("sync")
+    code, out, _ = say("list", "--json")
+    assert code == 0
+    (row,) = objects(out)
+    assert list(row) == LIST_KEYS
+    assert row["path"] == str(folder / "a.pdf")
+    assert (row["state"], row["attempts"], row["sha256"]) == ("sent", 1, digest(b"a"))
+    assert (row["company_id"], row["connection_id"], row["next_attempt"]) == (COMPANY, CONNECTION, None)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", row["first_seen"])
+
+
+def test_list_filters_and_stops_at_the_limit(ground: Ground, say: Say) -> None:
+    bank, other = ground.upload("bank"), ground.upload("other")
+    for number in range(3):
+        (bank / f"{number}.pdf").write_bytes(b"%d" % number)
+        (other / f"{number}.exe").write_bytes(b"%d" % number)
+    (other / "empty.pdf").touch()
+    say("sync")
+    assert len(objects(say("list", "--json")[1])) == 7
+    assert len(objects(say("list", "--json", "--limit", "2")[1])) == 2
+    assert {row["mapping"] for row in objects(say("list", "--json", "--state", "sent")[1])} == {"bank"}
+    assert len(objects(say("list", "--json", "--state", "sent", "--state", "held")[1])) == 7
+    assert len(objects(say("list", "--json", "--mapping", "other", "--reason", "empty")[1])) == 1
+    assert say("list", "--reason", "emty")[2] == 'docferry: there is no reason "emty"; did you mean "empty"?\n'
+    assert say("list", "--mapping", "nobody")[0] == 2
+
+
+def test_a_long_list_comes_in_chunks_and_stays_aligned(
+    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ground.upload("bank")
+    for number in range(25):
+        (folder / f"{'long-' * (number // 10)}{number}.exe").write_bytes(b"x")
+    say("sync")
+    monkeypatch.setattr("docferry.cli.documents.CHUNK", 10)
+    _, out, _ = say("list")
+    lines = out.splitlines()
+    assert len(lines) == 26
+    assert sum("state" in line for line in lines) == 1
+    assert len(objects(say("list", "--json")[1])) == 25
+    assert len(objects(say("list", "--json", "--limit", "20")[1])) == 20
+
+
+def test_a_mapping_that_is_no_longer_configured_is_listed_with_relative_paths(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    say("sync")
+    ground.sections.clear()
+    ground.upload("other")
+    (row,) = objects(say("list", "--json", "--mapping", "bank")[1])
+    assert row["path"] == "a.pdf"
+    assert "no longer configured" in say("status")[1]
+    assert json.loads(say("status", "--json")[1])["uploads"][1]["configured"] is False
+
+
+def test_names_that_could_fool_a_terminal_are_escaped_everywhere(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    name = "evil\x1b[31m\n\u202efdp.exe"
+    (folder / name).write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.exe")).write_bytes(b"y")
+    say("sync")
+    for words in (["list"], ["list", "--json"], ["show", "1"], ["show", "1", "--json"], ["sync", "--dry-run"]):
+        _, out, _ = say(*words)
+        assert "\x1b" not in out
+        assert "\u202e" not in out
+    paths = {row["path"] for row in objects(say("list", "--json")[1])}
+    assert paths == {f"{folder}/evil\\x1b[31m\\n\\u202efdp.exe", f"{folder}/\\xff.exe"}
+    assert "\x1b[31m\\n" not in on_a_terminal(ground, "list")[1]
+
+
+def test_show_tells_every_attempt_by_number_and_by_path(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    ground.simulator.set_faults([Fault("lost_answer", "codat.upload", first=1)])
+    (folder / "a.pdf").write_bytes(b"a")
+    until(lambda: say("sync")[0] == 0)
+    (row,) = objects(say("show", "1", "--json")[1])
+    assert list(row) == [*LIST_KEYS, "history"]
+    assert [each["state"] for each in row["history"]] == ["doubtful", "sent"]
+    assert row["history"][-1]["proof"] in {"list", "zip"}
+    for path in ("bank/a.pdf", str(folder / "a.pdf"), "./bank/../bank/a.pdf"):
+        assert objects(say("show", path, "--json")[1]) == [row]
+    _, out, _ = say("show", "bank/a.pdf")
+    assert re.search(r"^state +sent$", out, re.MULTILINE)
+    assert "doubtful" in out
+
+
+def test_show_tells_every_version_of_a_path_the_newest_first(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    for content in (b"first", b"second!"):
+        (folder / "a.pdf").write_bytes(content)
+        assert say("sync")[0] == 0
+    rows = objects(say("show", str(folder / "a.pdf"), "--json")[1])
+    assert [row["sha256"] for row in rows] == [digest(b"second!"), digest(b"first")]
+    assert "an earlier version" in say("show", str(folder / "a.pdf"))[1]
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
+    [
+        ("99", "there is no document 99"),
+        ("99999999999999999999999", "there is no document"),
+        ("bank/none.pdf", "has not seen bank/none.pdf yet"),
+        ("/etc/hostname", "lies in no mapping's folder"),
+    ],
+)
+def test_show_of_nothing_is_a_sentence_and_2(ground: Ground, say: Say, document: str, why: str) -> None:
+    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
+    say("sync")
+    code, out, err = say("show", document)
+    assert (code, out) == (2, "")
+    assert why in err
+
+
+# -- status ------------------------------------------------------------------------------------------------------------
+
+
+def test_status_counts_and_says_what_needs_a_person(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    (folder / "b.exe").write_bytes(b"b")
+    say("sync")
+    code, out, _ = say("status")
+    assert code == 0
+    assert "no daemon runs" in out
+    assert "1 document held: extension" in out
+    assert "docferry list --reason extension" in out
+    told = json.loads(say("status", "--json")[1])
+    assert told["running"] is None
+    assert told["documents"]["sent"] == told["documents"]["held"] == 1
+    assert told["held"] == [{"mapping": "bank", "reason": "extension", "count": 1}]
+
+
+def test_status_tells_which_gate_is_closed_and_retry_opens_it(
+    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    with monkeypatch.context() as wrong:
+        wrong.setenv("CODAT_API_KEY", "wrong")
+        assert say("sync")[0] == 75
+    told = json.loads(say("status", "--json")[1])
+    assert [(gate["gate"], gate["reason"]) for gate in told["gates"]] == [("codat", "key")]
+    assert "put the right key in place" in say("status")[1]
+    code, out, _ = say("retry", "--all")
+    assert code == 0
+    assert "1 document is due now" in out
+    assert json.loads(say("status", "--json")[1])["gates"] == []
+    assert say("sync")[0] == 0
+
+
+def test_status_of_a_folder_that_is_away(ground: Ground, say: Say) -> None:
+    ground.upload("bank").rmdir()
+    assert "is not there" in say("status")[1]
+
+
+def test_status_beside_a_daemon_tells_its_pid_and_the_remotes_quota(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    ground.simulator.switches.daily_quota = 5000
+    (folder / "a.pdf").write_bytes(b"a")
+    with ground.daemon() as daemon:
+        told = until(lambda: (now := json.loads(say("status", "--json")[1]))["remotes"][0]["limit"] and now)
+        assert told["running"]["pid"] == daemon.running.pid
+        assert told["remotes"][0]["remaining"] < 5000
+        out = say("status")[1]
+        assert f"pid {daemon.running.pid}" in out
+        assert "of 5,000" in out
+        code, _, err = say("run")
+        assert code == 2
+        assert f"pid {daemon.running.pid}" in err
+    assert json.loads(say("status", "--json")[1])["running"] is None
+
+
+def test_status_watch_prints_again_and_again_in_a_pipe_and_ends_with_0(ground: Ground) -> None:
+    ground.upload("bank")
+    ground.write_config()
+    watching = subprocess.Popen(
+        ground.command("status", "--watch", "--json"), env=ground.environment, stdout=subprocess.PIPE, text=True
+    )
+    assert watching.stdout is not None
+    assert {json.loads(watching.stdout.readline())["running"] for _ in range(2)} == {None}
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(10) == 0
+
+
+# -- retry -------------------------------------------------------------------------------------------------------------
+
+
+def test_retry_makes_held_documents_due(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    ground.simulator.set_faults([Fault("status", "codat.upload", params={"status": 400})])
+    (folder / "a.pdf").write_bytes(b"a")
+    (folder / "b.pdf").write_bytes(b"b")
+    assert say("sync")[0] == 1
+    ground.simulator.set_faults([])
+    assert say("sync")[0] == 1  # held stays held
+    first, second = (row["id"] for row in objects(say("list", "--state", "held", "--json")[1]))
+    assert "1 document is due now" in say("retry", str(first))[1]
+    assert json.loads(say("sync", "--json")[1])["uploaded"] == 1
+    code, out, err = say("retry", str(first), str(second), "99")
+    assert code == 2
+    assert "1 document is due now" in out
+    assert f"document {first} is sent" in err
+    assert "no document 99" in err
+    assert say("sync")[0] == 0
+    assert "nothing was held" in say("retry", "--mapping", "bank")[1]
+
+
+def test_naming_a_mapping_whose_folder_is_empty_accepts_that(ground: Ground, say: Say) -> None:
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+    assert say("sync")[0] == 0
+    (folder / "a.pdf").unlink()
+    assert say("sync")[0] == 75  # suddenly empty
+    assert "taken as emptied: 1 document left it" in say("retry", "--mapping", "bank")[1]
+    assert say("sync")[0] == 0
+
+
+# -- run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_run_ends_with_0_on_sigterm(ground: Ground, say: Say) -> None:
+    """In this process, so the signal is ours too: it is sent once the daemon has said that it runs."""
+    folder = ground.upload("bank")
+    (folder / "a.pdf").write_bytes(b"a")
+
+    def stop() -> None:
+        until(lambda: tenure.running(ground.state) and len(ground.simulator.stored) == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    code, _, _ = say("run")
+    stopper.join()
+    assert code == 0
+
+
+def on_a_terminal(ground: Ground, *words: str, **environment: str) -> tuple[int, str]:
+    """A command with a terminal of 120 columns for its output: exit code, and what came."""
+    ground.write_config()
+    near, far = pty.openpty()
+    with subprocess.Popen(
+        ground.command(*words),
+        env={**ground.environment, "TERM": "xterm-256color", "COLUMNS": "120", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=far,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        os.close(far)
+        shown = b""
+        while select.select([near], [], [], 60)[0]:
+            try:
+                block = os.read(near, 65536)
+            except OSError:  # the other end was closed
+                break
+            if not block:
+                break
+            shown += block
+        os.close(near)
+        code = running.wait(10)
+    return code, shown.decode()
