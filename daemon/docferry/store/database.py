@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+from anyio.abc import TaskStatus
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -26,6 +27,8 @@ BUSY_TIMEOUT = 30.0
 PAUSE = 1.0
 #: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
 GATHERED = 256
+#: How SQLite says that the file is not what it should be.
+_BROKEN = ("malformed", "not a database")
 
 
 @dataclass(slots=True)
@@ -52,14 +55,20 @@ class Database:
         self._writer = _engine(path, "BEGIN IMMEDIATE")
         self._reader = _engine(path, "BEGIN")
         self._closing = False
+        self._ended = False
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a snapshot of its own."""
-        async with self._reader.connect() as connection:
-            return await work(connection)
+        try:
+            async with self._reader.connect() as connection:
+                return await work(connection)
+        except DatabaseError as error:
+            raise self._meant(error) from error
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` and commit it; cannot be cancelled half way, so the caller always learns what happened."""
+        if self._ended:
+            raise StateError(f"{self.path} is closed; nothing more can be written")
         request = _Request(work)
         self._queue.append(request)
         self._wake.set()
@@ -81,18 +90,28 @@ class Database:
                 "stops so that nothing is sent twice. Put the file back, or run `docferry sync --adopt`"
             )
 
-    async def serve(self) -> None:
-        """The writer; ends when `close` was called and nothing waits any more."""
-        async with self._writer.connect() as connection:
-            while True:
-                if not self._queue:
-                    if self._closing:
-                        return
-                    self._wake = anyio.Event()
-                    await self._wake.wait()
-                    continue
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """The writer; ends when `close` was called and nothing waits any more. Whoever is being cancelled still has
+        to write what it leaves behind, so a cancellation from outside does not reach it."""
+        with anyio.CancelScope(shield=True):
+            try:
+                async with self._writer.connect() as connection:
+                    task_status.started()
+                    await self._serve(connection)
+            finally:
+                self._ended = True
+                for request in self._queue:
+                    request.error = StateError(f"{self.path} is closed; this was not written")
+                    request.done.set()
+
+    async def _serve(self, connection: AsyncConnection) -> None:
+        while self._queue or not self._closing:
+            if self._queue:
                 gathered = [self._queue.popleft() for _ in range(min(len(self._queue), GATHERED))]
                 await self._commit(connection, gathered)
+            else:
+                self._wake = anyio.Event()
+                await self._wake.wait()
 
     def close(self) -> None:
         self._closing = True
@@ -125,13 +144,16 @@ class Database:
 
     async def _fail(self, connection: AsyncConnection, gathered: list[_Request], error: Exception) -> None:
         if len(gathered) == 1:
-            if isinstance(error, DatabaseError) and "malformed" in str(error):
-                error = StateError(schema.broken(self.path, error.orig))
-            gathered[0].error = error
+            gathered[0].error = self._meant(error)
             gathered[0].done.set()
             return
         for request in gathered:
             await self._commit(connection, [request])
+
+    def _meant(self, error: Exception) -> Exception:
+        """A broken file as the error that says how to mend it; any other as it is."""
+        broken = isinstance(error, DatabaseError) and any(sign in str(error.orig) for sign in _BROKEN)
+        return StateError(schema.broken(self.path, error.orig)) if broken else error  # type: ignore[attr-defined]  # as above
 
 
 @asynccontextmanager
@@ -140,7 +162,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     await anyio.to_thread.run_sync(schema.prepare, path)
     database = Database(path)
     async with anyio.create_task_group() as group:
-        group.start_soon(database.serve, name="database writer")
+        await group.start(database.serve, name="database writer")
         try:
             yield database
         finally:

@@ -105,10 +105,12 @@ class Documents:
             await connection.execute(_PLAN_TABLE)
             await connection.execute(_PLAN_CLEAR)
             await connection.execute(_PLAN_FILL, rows)
+            await connection.execute(_PLAN_SPENT)
             await connection.execute(_SAME, {"now": now})
             await _retire(connection, now)
             made = await connection.execute(_TRANSFERS, {"now": now})
             states = [row[0] for row in made.all()]
+            await connection.execute(_FOLLOW)
             await connection.execute(_DOCUMENTS, {"now": now})
             held = sum(state == State.HELD for state in states)
             return Applied(len(states) - held, held, len(rows) - len(states))
@@ -250,6 +252,13 @@ _PLANNED = [
 ]
 _PLAN_FILL = text(f"INSERT INTO plan ({', '.join(_PLANNED)}) VALUES (:{', :'.join(_PLANNED)})")
 _PLAN_PATHS = text("INSERT INTO plan (mapping, folder, name) VALUES (:mapping, :folder, :name)")
+# Of a path that was seen twice the later look counts; and what another process held just now is not held again.
+_PLAN_SPENT = text("""
+DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)
+  OR sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present AND d.mapping = plan.mapping
+    AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 IS NULL
+    AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
+""")
 # The same bytes to the same place as before: a touch. Only the stamp is new.
 _SAME = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
@@ -268,7 +277,8 @@ RETURNING document.transfer_id
 """)
 _GONE = text("""
 UPDATE transfer SET state = 'gone', detail = 'the file went away or changed before it was sent', updated = :now
-WHERE state IN ('waiting', 'held') AND id IN (SELECT value FROM json_each(:retired))
+WHERE (state = 'waiting' OR state = 'held' AND reason IS NOT 'undecidable')
+  AND id IN (SELECT value FROM json_each(:retired))
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)
 """)
 _TRANSFERS = text("""
@@ -279,6 +289,12 @@ SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha25
 FROM plan WHERE lane IS NOT NULL ORDER BY n
 ON CONFLICT (lane, once) WHERE state <> 'gone' DO NOTHING
 RETURNING state
+""")
+# A transfer belongs to the mapping that last had its bytes: one that was renamed or removed serves nobody any more.
+_FOLLOW = text("""
+UPDATE transfer SET mapping = p.mapping FROM plan p
+WHERE transfer.lane = p.lane AND transfer.once = p.once AND transfer.mapping <> p.mapping
+  AND transfer.state IN ('waiting', 'doubtful', 'held')
 """)
 _DOCUMENTS = text("""
 INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen,

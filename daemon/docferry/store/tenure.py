@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +64,9 @@ def sole(folder: Path) -> Iterator[None]:
     """The right to be the only `run` on this state folder; AlreadyRunning with the other's pid."""
     descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locks(descriptor):
             text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            raise AlreadyRunning(int(text) if text.isdigit() else None) from None
+            raise AlreadyRunning(int(text) if text.isdigit() else None)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -90,6 +89,18 @@ def running(folder: Path) -> int | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def _locks(descriptor: int) -> bool:
+    """`running` takes the lock for a moment to see whether it is free: that is no other `run`."""
+    for _ in range(20):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)  # flock has no timeout; only a start waits here
+        else:
+            return True
+    return False
 
 
 def _lives(path: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -58,14 +59,16 @@ UPDATE transfer SET
   next_attempt = m.value ->> 'next_attempt',
   tries = tries + (m.value ->> 'tried'),
   generation = generation + (m.value ->> 'fresh_key'),
-  first_sent = coalesce(first_sent, m.value ->> 'sending'),
-  last_sent = coalesce(m.value ->> 'last_sent', last_sent),
+  first_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'first_sent'
+    ELSE coalesce(first_sent, m.value ->> 'sending') END,
+  last_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'last_sent'
+    ELSE coalesce(m.value ->> 'last_sent', last_sent) END,
   owner = CASE WHEN m.value ->> 'state' IN ('leased', 'sending', 'asking') THEN owner END,
   updated = m.value ->> 'at'
 FROM json_each(:moves) m
 WHERE transfer.id = m.value ->> 'id' AND transfer.lease = m.value ->> 'lease' AND transfer.owner = m.value ->> 'owner'
   AND transfer.state = m.value ->> 'from'
-RETURNING transfer.id
+RETURNING transfer.id, transfer.lease
 """)
 _ATTEMPT = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
@@ -78,6 +81,15 @@ ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = e
 """)
 
 _ABSENT = text("UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone))")
+
+
+#: A jump of the wall clock smaller than this is drift, seconds.
+JUMP = 30.0
+#: What was sent longer ago is counted for no doubt any more, seconds.
+_COUNTED = 7 * 86_400.0
+
+#: After these the remote may have the document.
+_MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +166,9 @@ class Transfers:
             "fresh_key": int(outcome.fresh_key),
             "last_sent": now if was is State.SENDING else None,
         }
+        if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
+            # It was surely not taken: as far as the remote is concerned, this try never was.
+            row |= {"untaken": 1, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
         if outcome.receipt is not None:
             receipt = outcome.receipt
             row |= {
@@ -264,17 +279,25 @@ class Transfers:
 
         return await self._database.write(work)
 
-    async def turned(self, seconds: float) -> None:
-        """The wall clock jumped by `seconds`: what was due in a minute is still due in a minute."""
+    async def turned(self, drift: float) -> float:
+        """The wall clock is `drift` ahead of the steady one: when that changed, every time that still matters moves
+        with it, so that what was due in a minute is due in a minute. Seconds of the jump; the first process to notice
+        does it for all."""
+        subject, now = f"clock/{_boot()}", self._clock.now()
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
-                text("UPDATE transfer SET next_attempt = next_attempt + :s WHERE state IN ('waiting', 'doubtful')"),
-                {"s": seconds},
-            )
-            await connection.execute(text("UPDATE gate SET until = until + :s"), {"s": seconds})
+        async def work(connection: AsyncConnection) -> float:
+            known = (await connection.execute(_DRIFT, {"subject": subject})).scalar_one_or_none()
+            jump = 0.0 if known is None else drift - float(known)
+            if known is not None and abs(jump) < JUMP:
+                return 0.0
+            await connection.execute(_NOTE_DRIFT, {"subject": subject, "drift": repr(drift), "now": now})
+            if jump:
+                parameters = {"jump": jump, "recent": now - jump - _COUNTED}
+                for statement in _TURN:
+                    await connection.execute(statement, parameters)
+            return jump
 
-        await self._database.write(work)
+        return await self._database.write(work)
 
     async def from_the_future(self) -> int:
         """Rows written later than now (the clock was set back while docferry was off) are due at once."""
@@ -324,7 +347,7 @@ class Transfers:
                 await batch.done.wait()
         if batch.error is not None:
             raise batch.error
-        lost = [row["id"] for row in rows if row["id"] not in batch.moved]
+        lost = [row["id"] for row in rows if (row["id"], row["lease"]) not in batch.moved]
         if lost:
             raise LeaseLost(f"transfer {lost[0]} is no longer ours")
 
@@ -335,7 +358,7 @@ class _Batch:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.sealed = False
-        self.moved: frozenset[int] = frozenset()
+        self.moved: frozenset[tuple[int, int]] = frozenset()
         self.error: Exception | None = None
         self.done = anyio.Event()
 
@@ -382,7 +405,8 @@ RETURNING id
 _RETRIED = """
 UPDATE transfer SET
   state = CASE WHEN state <> 'held' THEN state WHEN reason = 'undecidable' THEN 'doubtful' ELSE 'waiting' END,
-  next_attempt = :now, due_since = :now, tries = 0, updated = :now, reason = NULL
+  reason = CASE WHEN state = 'doubtful' THEN reason END,
+  next_attempt = :now, due_since = :now, tries = 0, updated = :now
 WHERE {which}
 RETURNING id
 """
@@ -400,17 +424,34 @@ _RETRY = text(
 )
 
 
+_DRIFT = text("SELECT mark FROM bookmark WHERE subject = :subject")
+_NOTE_DRIFT = text(
+    "INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :drift, :now) "
+    "ON CONFLICT (subject) DO UPDATE SET mark = excluded.mark, updated = excluded.updated"
+)
+_TURN = (
+    text(
+        "UPDATE transfer SET next_attempt = next_attempt + :jump, due_since = due_since + :jump, "
+        "updated = updated + :jump, first_sent = first_sent + :jump, last_sent = last_sent + :jump "
+        "WHERE state NOT IN ('sent', 'gone')"
+    ),
+    text("UPDATE transfer SET last_sent = last_sent + :jump WHERE state = 'sent' AND last_sent > :recent"),
+    text("UPDATE gate SET until = until + :jump, since = since + :jump"),
+)
+
+
 async def _lanes(connection: AsyncConnection) -> list[Lane]:
     doubtful = [Lane(row[0], row[1], row[2], True) for row in (await connection.execute(_DOUBTFUL_LANES)).all()]
     waiting = [Lane(row[0], row[1], row[2], False) for row in (await connection.execute(_WAITING_LANES)).all()]
     return doubtful + waiting
 
 
-async def _apply(connection: AsyncConnection, rows: list[dict[str, Any]]) -> frozenset[int]:
-    moved = frozenset(row[0] for row in (await connection.execute(_MOVE, {"moves": json.dumps(rows)})).all())
-    done = rows if len(moved) == len(rows) else [row for row in rows if row["id"] in moved]
+async def _apply(connection: AsyncConnection, rows: list[dict[str, Any]]) -> frozenset[tuple[int, int]]:
+    moves = json.dumps(rows)
+    moved = frozenset((row[0], row[1]) for row in (await connection.execute(_MOVE, {"moves": moves})).all())
+    done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
     if done:
-        await connection.execute(_ATTEMPT, {"moves": json.dumps(done)})
+        await connection.execute(_ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
     gone = [row["id"] for row in done if row["state"] == State.GONE]
     if gone:
         # A path whose transfer is gone is unknown again: the next look plans what lies there now.
@@ -438,3 +479,11 @@ def _transfer(row: Any) -> Transfer:
         reason=row.reason,
         detail=row.detail,
     )
+
+
+def _boot() -> str:
+    """The steady clock starts anew with the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -19,7 +19,7 @@ from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
-from docferry.store.transfers import Lane, Transfers
+from docferry.store.transfers import JUMP, Lane, Transfers
 from docferry.work.carry import Carrier, Load
 from docferry.work.choose import Scene, choose, closed_by, company_of, needs_a_person, next_due
 
@@ -31,8 +31,6 @@ POLL = 1.0
 SWEEP = 5.0
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
-#: A jump of the wall clock smaller than this is drift, seconds.
-JUMP = 30.0
 
 
 class Runner:
@@ -124,6 +122,7 @@ class Runner:
 
     async def prepare(self) -> None:
         """Take back what dead processes left, before anything is claimed."""
+        await self._transfers.turned(self._drift)
         await self._transfers.from_the_future()
         await self._sweep()
         for subject, mark in (await self._bookmarks.marks("batch/")).items():
@@ -286,7 +285,7 @@ class Runner:
             log.warning(
                 "clock_jumped", "what is due stays due in as long as before", seconds=round(drift - self._drift)
             )
-            await self._transfers.turned(drift - self._drift)
+            await self._transfers.turned(drift)
             self._drift = drift
 
     async def _sweep(self) -> None:

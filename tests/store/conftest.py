@@ -1,0 +1,119 @@
+"""A real database in a folder of its own, and words to fill it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from docferry.clock import TurnableClock
+from docferry.model import Outcome, Sighting, Stamp, State, Target, Transfer
+from docferry.store.database import Database, open_database
+from docferry.store.documents import Documents, Planned
+from docferry.store.transfers import Lane, Pick, Transfers
+
+ACME = Target("codat", "acme", "bank")
+
+
+@dataclass
+class Shop:
+    """The rooms of the store over one file."""
+
+    database: Database
+    clock: TurnableClock
+    documents: Documents
+    transfers: Transfers
+
+    def other(self, owner: str) -> Transfers:
+        """The queue as another process sees it."""
+        return Transfers(self.database, self.clock, owner)
+
+    async def enqueue(self, *names: str, mapping: str = "m", target: Target = ACME) -> None:
+        await self.documents.apply(mapping, [planned(name, target=target) for name in names])
+
+    async def claimed(self, most: int = 100, *, transfers: Transfers | None = None) -> list[Transfer]:
+        """Everything that is due, leased."""
+        queue = transfers or self.transfers
+        picks = [Pick(lane, most) for lane in await queue.lanes()]
+        return await queue.claim(picks, most)
+
+    async def sending(self, name: str) -> Transfer:
+        """A transfer that is being sent."""
+        await self.enqueue(name)
+        (transfer,) = await self.claimed()
+        await self.transfers.mark_sending([transfer])
+        return replace(transfer, state=State.SENDING)
+
+    async def doubtful(self, name: str) -> Transfer:
+        transfer = await self.sending(name)
+        await self.transfers.settle(transfer, Outcome(State.DOUBTFUL, None, "cut"), was=State.SENDING)
+        return replace(transfer, state=State.DOUBTFUL)
+
+    async def asking(self, name: str) -> Transfer:
+        await self.doubtful(name)
+        (transfer,) = await self.claimed()
+        assert transfer.state is State.ASKING
+        return transfer
+
+    async def held(self, name: str, reason: str) -> Transfer:
+        transfer = await self.sending(name)
+        await self.transfers.settle(transfer, Outcome(State.HELD, reason, "why"), was=State.SENDING)
+        return transfer
+
+    async def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+        async def work(connection: AsyncConnection) -> list[tuple[Any, ...]]:
+            return [tuple(row) for row in (await connection.execute(text(statement), values)).all()]
+
+        return await self.database.read(work)
+
+    async def column(self, statement: str, **values: Any) -> list[Any]:
+        return [row[0] for row in await self.rows(statement, **values)]
+
+    async def change(self, statement: str, **values: Any) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(text(statement), values)
+
+        await self.database.write(work)
+
+    async def everything(self) -> list[list[tuple[Any, ...]]]:
+        """All there is, to see that nothing changed."""
+        tables = ("transfer", "attempt", "document", "gate")
+        return [await self.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]  # noqa: S608 - our names
+
+
+def planned(
+    path: str,
+    content: str | None = None,
+    *,
+    target: Target | None = ACME,
+    mtime: int = 1,
+    once: str | None = None,
+    **more: Any,
+) -> Planned:
+    """The plan for a file of this content (its path, if nothing else is said)."""
+    digest = sha256((content if content is not None else path).encode()).hexdigest()
+    folder, _, name = path.rpartition("/")
+    uid = sha256(f"{path} {content} {mtime} {more}".encode()).hexdigest()[:32]
+    sighting = Sighting(folder.encode(), name.encode(), Stamp(len(digest), mtime, mtime))
+    return Planned(sighting, target, uid, name, digest, once or digest, **more)
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+    clock = TurnableClock()
+    async with open_database(tmp_path / "docferry.db") as database:
+        yield Shop(database, clock, Documents(database, clock), Transfers(database, clock, "me"))
+
+
+@pytest.fixture
+def lane() -> Callable[..., Lane]:
+    return lambda name="codat/acme/bank", mapping="m", due=0.0, doubtful=False: Lane(mapping, name, due, doubtful)
+
+
+Verb = Callable[[], Awaitable[Any]]

@@ -1,0 +1,263 @@
+"""The writer: gathered commits, pieces of work that fail, cancellation, locks, and a file that is lost or broken."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from docferry.errors import DatabaseLost, StateError
+from docferry.store.database import Database, open_database
+from store.conftest import Shop
+
+pytestmark = pytest.mark.anyio
+
+
+def noting(mark: str) -> Callable[[AsyncConnection], Awaitable[str]]:
+    async def work(connection: AsyncConnection) -> str:
+        await connection.execute(text("INSERT INTO bookmark VALUES (:mark, :mark, 0)"), {"mark": mark})
+        return mark
+
+    return work
+
+
+async def marks(database: Database) -> set[str]:
+    async def work(connection: AsyncConnection) -> set[str]:
+        return {row[0] for row in await connection.execute(text("SELECT subject FROM bookmark"))}
+
+    return await database.read(work)
+
+
+async def trouble(database: Database) -> str:
+    with anyio.fail_after(10):
+        while database.trouble is None:
+            await anyio.sleep(0.01)  # noqa: ASYNC110 - `status` reads it now and then, and so does this
+    return database.trouble
+
+
+async def test_what_waits_together_is_committed_together(shop: Shop, tmp_path: Path) -> None:
+    observer = sqlite3.connect(tmp_path / "docferry.db")
+    commits: set[int] = set()
+
+    async def writes(number: int) -> None:
+        assert await shop.database.write(noting(f"m{number}")) == f"m{number}"
+        commits.add(observer.execute("PRAGMA data_version").fetchone()[0])
+
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(writes, number)
+    observer.close()
+    assert await marks(shop.database) == {f"m{number}" for number in range(200)}
+    assert len(commits) <= 3
+
+
+async def test_a_write_is_seen_by_others_when_it_returns(shop: Shop, tmp_path: Path) -> None:
+    await shop.database.write(noting("here"))
+    with sqlite3.connect(tmp_path / "docferry.db") as other:
+        assert other.execute("SELECT mark FROM bookmark").fetchall() == [("here",)]
+    other.close()
+
+
+async def test_commits_are_synced(shop: Shop) -> None:
+    async def work(connection: AsyncConnection) -> tuple[int, str]:
+        synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
+        return synchronous, (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
+
+    assert await shop.database.write(work) == (2, "wal")
+
+
+async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
+    failed: list[str] = []
+
+    async def writes(mark: str) -> None:
+        try:
+            await shop.database.write(noting(mark))
+        except IntegrityError:
+            failed.append(mark)
+
+    async with anyio.create_task_group() as group:
+        for number in range(20):
+            group.start_soon(writes, f"m{number}")
+            if number % 5 == 0:
+                group.start_soon(writes, f"m{number}")  # the same again: it must be unique
+    assert await marks(shop.database) == {f"m{number}" for number in range(20)}
+    assert sorted(failed) == ["m0", "m10", "m15", "m5"]
+
+
+async def test_what_is_not_of_the_database_is_raised_where_it_belongs(shop: Shop) -> None:
+    async def bad(connection: AsyncConnection) -> None:
+        await noting("half")(connection)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await shop.database.write(bad)
+    assert await marks(shop.database) == set()
+
+
+async def test_a_cancelled_write_still_tells_what_happened(shop: Shop) -> None:
+    """Cancelled at any moment: the value is handed out, or nothing was begun."""
+    returned: set[str] = set()
+
+    async def writes(mark: str) -> None:
+        returned.add(await shop.database.write(noting(mark)))
+
+    for number in range(300):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(writes, f"m{number}")
+                for _ in range(number % 12):
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+    assert await marks(shop.database) == returned
+
+
+async def test_who_is_cancelled_from_outside_can_still_write(tmp_path: Path) -> None:
+    """The whole house is cancelled: what was in flight is handed back in a shielded write all the same."""
+    with anyio.fail_after(10), anyio.CancelScope() as everything:
+        async with open_database(tmp_path / "docferry.db") as database:
+            try:
+                everything.cancel()
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await database.write(noting("last words"))
+    with sqlite3.connect(tmp_path / "docferry.db") as other:
+        assert other.execute("SELECT mark FROM bookmark").fetchall() == [("last words",)]
+    other.close()
+
+
+async def test_what_waits_is_written_before_the_end(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as group, open_database(tmp_path / "docferry.db") as database:
+        for number in range(20):
+            group.start_soon(database.write, noting(f"m{number}"))
+        await anyio.lowlevel.checkpoint()
+    with sqlite3.connect(tmp_path / "docferry.db") as other:
+        assert other.execute("SELECT count(*) FROM bookmark").fetchone() == (20,)
+    other.close()
+
+
+async def test_after_the_end_nothing_waits_for_ever(tmp_path: Path) -> None:
+    async with open_database(tmp_path / "docferry.db") as database:
+        pass
+    with anyio.fail_after(5), pytest.raises(StateError, match="closed"):
+        await database.write(noting("late"))
+
+
+async def test_a_foreign_lock_is_waited_for_and_the_loop_goes_on(shop: Shop, tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "docferry.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    lags: list[float] = []
+
+    async def heartbeat() -> None:
+        while True:
+            before = time.monotonic()
+            await anyio.sleep(0.01)
+            lags.append(time.monotonic() - before - 0.01)
+
+    async def releases() -> None:
+        await anyio.sleep(1.5)  # the lock's length is what is tested
+        other.execute("COMMIT")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(heartbeat)
+        group.start_soon(releases)
+        began = time.monotonic()
+        await shop.database.write(noting("patient"))
+        group.cancel_scope.cancel()
+    other.close()
+    assert time.monotonic() - began >= 1.4
+    assert len(lags) > 50
+    assert max(lags) < 0.2
+    assert await marks(shop.database) == {"patient"}
+
+
+async def test_a_lock_that_stays_is_told_and_waited_for(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("docferry.store.database.PAUSE", 0.02)
+    await shop.change("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "docferry.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    async with anyio.create_task_group() as group:
+        group.start_soon(shop.database.write, noting("patient"))
+        assert "locked" in await trouble(shop.database)
+        other.execute("COMMIT")
+    other.close()
+    assert shop.database.trouble is None
+    assert await marks(shop.database) == {"patient"}
+
+
+async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's own limit on pages gives the very error of a full disk."""
+    monkeypatch.setattr("docferry.store.database.PAUSE", 0.02)
+    pages = (await shop.column("PRAGMA page_count"))[0]
+    await shop.change(f"PRAGMA max_page_count = {pages}")
+
+    async def large(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO bookmark VALUES ('large', hex(zeroblob(200000)), 0)"))
+
+    lifted: list[bool] = []
+
+    async def twice(connection: AsyncConnection) -> None:
+        if lifted:  # somebody made room; the limit is this connection's own
+            await connection.execute(text("PRAGMA max_page_count = 1000000"))
+        await large(connection)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(shop.database.write, twice)
+        assert "full" in await trouble(shop.database)
+        lifted.append(True)
+    assert await marks(shop.database) == {"large"}
+    assert shop.database.trouble is None
+
+
+async def test_a_commit_that_fails_leaves_no_transaction_open(shop: Shop) -> None:
+    async def broken(connection: AsyncConnection) -> None:
+        await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+        await noting("gone")(connection)
+        await connection.execute(text("SELECT nonsense"))
+
+    with pytest.raises(Exception, match="nonsense"):
+        await shop.database.write(broken)
+    await shop.database.write(noting("next"))
+    assert await marks(shop.database) == {"next"}
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+async def test_a_database_that_went_away_is_noticed(shop: Shop, tmp_path: Path, how: str) -> None:
+    shop.database.assert_ours()
+    path = tmp_path / "docferry.db"
+    os.rename(path, tmp_path / "elsewhere.db")  # noqa: PTH104 - a plain move
+    if how == "replaced":
+        path.write_bytes(b"")
+    with pytest.raises(DatabaseLost, match=rf"{how}.*sync --adopt"):
+        shop.database.assert_ours()
+
+
+async def test_a_broken_file_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "docferry.db"
+    path.write_bytes(b"this is no database" * 1000)
+    with pytest.raises(StateError, match="sync --adopt"):
+        async with open_database(path):
+            pass
+
+
+async def test_a_file_that_breaks_later_is_told_with_the_cure(tmp_path: Path) -> None:
+    path = tmp_path / "docferry.db"
+    async with open_database(path) as database:
+        await database.write(noting("before"))
+    page = 4096
+    content = bytearray(path.read_bytes())
+    content[page:] = b"\xa5" * (len(content) - page)
+    path.write_bytes(bytes(content))
+    with pytest.raises(StateError, match="sync --adopt"):
+        async with open_database(path) as database:
+            await marks(database)
