@@ -27,7 +27,8 @@ _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical
 _QUERY: Final = re.compile(r"(https?://[^\s?\"'<>#]*)\?[^\s\"'<>]*", re.IGNORECASE)
 _USER: Final = re.compile(r"(https?://)[^\s/?#\"'@]*@", re.IGNORECASE)
 _AUTHORIZATION: Final = re.compile(r"(authorization\\?[\"']?\s*[:=,]\s*b?\\?[\"']?)[^\"'\\\n]+", re.IGNORECASE)
-_SCHEME: Final = re.compile(r"\b(basic|bearer)(\s+|%20|\+)[\w+/=.~%-]{6,}", re.IGNORECASE)
+#: prose goes on in small letters after "basic"; credentials have a capital, a digit or a sign in them
+_SCHEME: Final = re.compile(r"\b((?i:basic|bearer))(?:\s+|%20|\+)(?=[\w+/=.~%-]*[A-Z0-9=+/])[\w+/=.~%-]{6,}")
 _SIGNED: Final = re.compile(
     r"(X-Amz-(?:Signature|Credential|Security-Token)[\\\"']*\s*[:=]\s*[\\\"']*)[^&\s\"'\\,}]+", re.IGNORECASE
 )
@@ -86,7 +87,7 @@ def hide(secret: str) -> None:
     global _known  # one process has one set of secrets, and every log must know them
     if len(secret) >= 4:
         _secrets.update(_guises(secret))
-        _known = re.compile("|".join(re.escape(each) for each in sorted(_secrets, key=len, reverse=True)))
+        _known = re.compile("|".join(map(_however_escaped, sorted(_secrets, key=len, reverse=True))))
 
 
 def redacted(text: str) -> str:
@@ -116,8 +117,13 @@ def _guises(secret: str) -> set[str]:
         for after in (b"", b":"):  # a key alone, and as the user of a user:password pair
             guises.add(base64.b64encode(raw + after).decode().rstrip("="))
             guises.add(base64.urlsafe_b64encode(raw + after).decode().rstrip("="))
-        guises.update((quote(raw, safe=""), quote(raw), quote_plus(raw), repr(each)[1:-1], json.dumps(each)[1:-1]))
+        guises.update((quote(raw, safe=""), quote(raw), quote_plus(raw)))
     return {each for each in guises if len(each) >= 4}
+
+
+def _however_escaped(secret: str) -> str:
+    """A pattern that also meets the secret inside a repr, a JSON string, or one within the other."""
+    return "".join(r"\\+" if char == "\\" else rf"\\*{char}" if char in "\"'/" else re.escape(char) for char in secret)
 
 
 def _decoded(text: str) -> set[str]:
@@ -181,7 +187,7 @@ class _Json(logging.Formatter):
         told |= {f"{key}_" if key in _FIXED else key: value for key, value in fields.items()}
         if lines := _traceback(record):
             told["traceback"] = "\n".join(lines)
-        return json.dumps({key: _redacted_value(value) for key, value in told.items()}, ensure_ascii=False)
+        return json.dumps({redacted(key): _redacted_value(value) for key, value in told.items()}, ensure_ascii=False)
 
 
 def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
