@@ -132,6 +132,21 @@ def test_refused_connections(start: Start, tls: bool) -> None:
     assert len(running.simulator.stored) == 1
 
 
+@pytest.mark.parametrize("moment", [0.0, 0.00002, 0.00005, 0.0002, 0.01])
+def test_the_door_may_be_closed_by_hand_at_any_moment(start: Start, moment: float) -> None:
+    running = start()
+    with Raw(running.url) as raw:
+        began = time.perf_counter()
+        while time.perf_counter() < began + moment:
+            pass  # waiting for the queue, the task and the transport takes far less than a sleep
+        running.simulator.refuse(0.3)
+        with pytest.raises(BROKEN):
+            raw.reply()
+    with pytest.raises(ConnectionRefusedError):
+        upload(running.url)
+    assert _as_soon_as_it_works(lambda: upload(running.url)).status == 200
+
+
 def test_connections_accepted_and_reset(start: Start) -> None:
     running = faulty(start, "refuse", mode="reset", seconds=0.5)
     for _ in range(3):
@@ -264,6 +279,15 @@ def test_an_early_answer_comes_before_the_body_and_then_a_reset(start: Start, ki
     with pytest.raises(BROKEN), Raw(running.url) as raw:  # and whoever goes on sending is cut off
         raw.send("POST", UPLOAD, form_headers(), form(BIG))
     then_all_is_well(running, stored=0)
+
+
+def test_an_early_answer_over_tls_is_cut_off_too(start: Start) -> None:
+    server, client = over_tls()
+    running = start(faults=[Fault("early_413", "codat.upload", first=1)], ssl_context=server)
+    with pytest.raises((*BROKEN, ssl.SSLError, Cut)), Raw(running.url, tls=client) as raw:
+        raw.send("POST", UPLOAD, form_headers(), form(BIG))
+    assert [seen.status for seen in running.simulator.log] == [413]
+    assert running.simulator.stored == []
 
 
 def test_a_gzip_bomb(start: Start) -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import fnmatch
 import random
-import unicodedata
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from datetime import UTC, date, datetime
-from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from docferry.clock import Clock, iso
 from docferry.simulator.archive import Filed, blocks_of, zip_of
+from docferry.simulator.filerules import LARGEST_FILE, MOST_FILES, problems_of, renamed
 from docferry.simulator.http import Answer, Malformed, Request
 from docferry.simulator.keys import Keys, OtherBody
 from docferry.simulator.ledger import Ledger, Stored
@@ -22,11 +21,6 @@ from docferry.simulator.limits import Limits
 from docferry.simulator.multipart import Catch, Part, read_form
 from docferry.simulator.switches import Switches
 
-EXTENSIONS = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
-#: "10 MB" in Codat's words; whether 10^7 or this many is not documented, and this server is the generous one.
-LARGEST_FILE = 10 * 1024 * 1024
-MOST_FILES = 20
-LONGEST_NAME = 64  # where `rename = "cut"` cuts
 _LARGEST_BODY = MOST_FILES * LARGEST_FILE + 1024 * 1024
 
 Handler = Callable[[Request], Awaitable[Answer]]
@@ -213,11 +207,11 @@ class Codat:
                 f"The connection is {status}",
                 (connection, f"The connection is {status}", "ConnectionStatus"),
             )
-        problems = _problems(parts)
+        problems = problems_of(parts)
         return self.error(400, "Validation failed", *problems) if problems else None
 
     def _stored(self, part: Part, company: str, connection: str, key: str | None, late: float) -> Stored:
-        name = _renamed(part.filename or "", self._switches.rename)
+        name = renamed(part.filename or "", self._switches.rename)
         catch = part.catch
         at = self._clock.now() + late
         return Stored("codat", company, connection, name, catch.content, catch.sha256, catch.size, at, "api", key)
@@ -289,32 +283,6 @@ def _is_uuid(text: str) -> bool:
         return len(text) == 36 and bool(uuid.UUID(text))
     except ValueError:
         return False
-
-
-def _problems(parts: list[Part]) -> list[tuple[str, str, str]]:
-    if not parts or not all(part.filename for part in parts):
-        return [("file", "A part named file with a file name is required", "FileRequired")]
-    if len(parts) > MOST_FILES:
-        return [("file", f"There are {len(parts)} files, more than {MOST_FILES}", "FileCount")]
-    problems = []
-    for part in parts:
-        name = part.filename or ""
-        if PurePosixPath(name).suffix[1:].lower() not in EXTENSIONS:
-            problems.append((name, "The extension is not supported", "FileExtension"))
-        if part.catch.size > LARGEST_FILE:
-            problems.append((name, f"The file has {part.catch.size} bytes, more than {LARGEST_FILE}", "FileSize"))
-    return problems
-
-
-def _renamed(name: str, how: str | None) -> str:
-    if how == "quote":
-        return name.replace('"', "%22")
-    if how == "nfc":
-        return unicodedata.normalize("NFC", name)
-    if how == "cut":
-        path = PurePosixPath(name)
-        return path.stem[: LONGEST_NAME - len(path.suffix)] + path.suffix
-    return name
 
 
 def _day(text: str) -> date:

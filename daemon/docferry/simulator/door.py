@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextvars import copy_context
 
 from docferry.simulator.wire import LINGER_ZERO
 
@@ -31,6 +32,8 @@ class Door:
         self._listener = listener
         self._welcome = welcome
         self._loop = asyncio.get_running_loop()
+        # anyio starts tasks only in a context that knows it; whoever closes the door may come from elsewhere.
+        self._context = copy_context()
         self._resetting = False
         self._opening: asyncio.TimerHandle | None = None
 
@@ -52,7 +55,7 @@ class Door:
             self._loop.remove_reader(self._listener)
             # On Linux a listening socket that is shut down refuses, keeps its port, and may listen again.
             self._listener.shutdown(socket.SHUT_RD)
-        self._opening = self._loop.call_later(seconds, self._open)
+        self._opening = self._loop.call_later(seconds, self._open, context=self._context)
 
     def _open(self) -> None:
         self._opening = None
@@ -68,7 +71,7 @@ class Door:
                 return
             except OSError:
                 self._loop.remove_reader(self._listener)
-                self._opening = self._loop.call_later(_BREATH, self._open)
+                self._opening = self._loop.call_later(_BREATH, self._open, context=self._context)
                 return
             if self._resetting:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)

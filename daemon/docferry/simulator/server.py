@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from datetime import datetime
 from email.utils import formatdate
 from hashlib import sha256
@@ -65,6 +66,7 @@ class Simulator:
         self.wootiv = Wootiv(self.switches, self.ledger, self.s3, dice)
         self._control = Control(self)
         self._wires: set[Wire] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._door: Door | None = None
         self._ssl: ssl.SSLContext | None = None
         self._address = ("", 0)
@@ -140,11 +142,20 @@ class Simulator:
 
     def refuse(self, seconds: float, mode: str = "refuse", everyone: bool = True) -> None:
         """Refuse connections for some seconds, by a closed port or ("reset") by an RST after accepting; `everyone`
-        who is connected is thrown out too. Call it on the simulator's own thread."""
-        if self._door is not None:
-            self._door.close(seconds, resetting=mode == "reset")
-        for wire in self._wires if everyone else ():
-            wire.reset()
+        who is connected is thrown out too. From any thread, and done when it returns."""
+        if self._loop is None:
+            raise RuntimeError("the simulator does not serve yet")
+        if _running_loop() is self._loop:
+            self._shut(seconds, mode, everyone)
+            return
+        done: Future[None] = Future()
+
+        def shut() -> None:
+            self._shut(seconds, mode, everyone)
+            done.set_result(None)
+
+        self._loop.call_soon_threadsafe(shut)
+        done.result()
 
     def reset(self) -> None:
         """Forget everything that came; no faults, switches as they come."""
@@ -165,36 +176,39 @@ class Simulator:
     ) -> None:
         """Answer until cancelled. The port is told by `task_status`."""
         with listen(host, port) as listener:
-            self._ssl = ssl_context
+            self._loop, self._ssl = asyncio.get_running_loop(), ssl_context
             self._address = (f"[{host}]" if ":" in host else host, listener.getsockname()[1])
             async with anyio.create_task_group() as connections:
-                self._door = Door(listener, lambda client: connections.start_soon(self._connection, client))
-                with self._door:
+
+                def welcome(client: socket.socket) -> None:
+                    wire = Wire(client, self.clock.now)
+                    self._wires.add(wire)  # at once: whoever is let in can be thrown out
+                    connections.start_soon(self._connection, wire)
+
+                with Door(listener, welcome) as self._door:
                     task_status.started(self._address[1])
                     await anyio.sleep_forever()
 
-    async def _connection(self, client: socket.socket) -> None:
-        wire = Wire(self.clock.now)
-        loop = asyncio.get_running_loop()
+    def _shut(self, seconds: float, mode: str, everyone: bool) -> None:
+        if self._door is not None:
+            self._door.close(seconds, resetting=mode == "reset")
+        for wire in self._wires if everyone else ():
+            wire.reset()
+
+    async def _connection(self, wire: Wire) -> None:
         try:
-            await loop.connect_accepted_socket(lambda: wire, client, ssl=self._ssl)
-        except OSError:  # a broken TLS handshake too
-            client.close()
-            return
-        self._wires.add(wire)
-        try:
+            await wire.open(self._ssl)
             reused = False
             while await self._exchange(wire, reused=reused):
                 reused = True
             wire.close()
-        except Gone:
-            wire.close()
         except Reset:
             wire.reset()
+        except (Gone, OSError):  # a broken TLS handshake too
+            wire.close()
         finally:
             self._wires.discard(wire)
-            if not wire.closing:
-                wire.abort()
+            wire.free()
 
     async def _exchange(self, wire: Wire, *, reused: bool) -> bool:
         """One request and its answer; True when another may come."""
@@ -285,6 +299,13 @@ class Simulator:
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
         return self._date[1]
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _error(shore: _Shore, status: int, code: str | None) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +30,8 @@ class Reset(Exception):
 class Wire(asyncio.Protocol):
     """A client's connection. Reading waits for bytes; `Gone` is raised when none will come."""
 
-    def __init__(self, now: Callable[[], float]) -> None:
+    def __init__(self, client: socket.socket, now: Callable[[], float]) -> None:
+        self._client = client
         self._now = now
         self._blocks: deque[bytes] = deque()
         self._unread = 0
@@ -41,6 +43,7 @@ class Wire(asyncio.Protocol):
         self._writable.set()
         self._over = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        self._doomed = False  # to be reset as soon as there is something to reset
         self.peer = ""
         self.first_byte: float | None = None
 
@@ -51,6 +54,8 @@ class Wire(asyncio.Protocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else ""
+        if self._doomed:
+            self.reset()
 
     def data_received(self, data: bytes) -> None:
         if self.first_byte is None:
@@ -80,6 +85,10 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable.set()
+
+    async def open(self, tls: ssl.SSLContext | None) -> None:
+        """Take the socket over, after a handshake if there is one; OSError when that fails."""
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._client, ssl=tls)
 
     # reading
 
@@ -142,10 +151,6 @@ class Wire(asyncio.Protocol):
     def ended(self) -> bool:
         return self._ended
 
-    @property
-    def closing(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
-
     def between_requests(self) -> None:
         """What comes next is another request's first byte, unless it is here already."""
         self.first_byte = self._now() if self._blocks else None
@@ -177,8 +182,16 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def free(self) -> None:
+        """Let nothing stay open."""
+        if self._transport is None:
+            self._client.close()
+        elif not self._transport.is_closing():
+            self._transport.abort()
+
     def reset(self) -> None:
         """Break off: the client sees `Connection reset by peer`."""
+        self._doomed = True
         if (sock := self._socket()) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
         self.abort()
