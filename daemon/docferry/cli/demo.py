@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from docferry.cli import proof
-from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Cell, Content, Screen, complain, line
+from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Cell, Content, Screen, cell, complain, line
 from docferry.cli.stage import Stage, daemon, perform, set_up
 from docferry.simulator import Event
 from docferry.store.database import open_database
@@ -150,9 +150,9 @@ class _Show:
             how = _PROOFS.get(attempt.proof or "", "" if number == 1 else "sent again, and taken")
             self._say(Cell("sent", GOOD), name, where, Cell(how, GOOD))
         elif attempt.state == "doubtful":
-            self._say(Cell("in doubt", WARN), name, where, Cell(attempt.detail or "", WARN))
+            self._say(Cell("in doubt", WARN), name, where, Cell(_short(attempt.detail), WARN))
         elif attempt.state == "waiting":
-            self._say(Cell("again", WARN), name, where, Cell(attempt.detail or "", WARN))
+            self._say(Cell("again", WARN), name, where, Cell(_short(attempt.detail), WARN))
 
     def _tell_arrivals(self) -> None:
         for path in proof.arrived(self.stage):
@@ -162,7 +162,14 @@ class _Show:
 
     def _say(self, what: Cell, *rest: Content) -> None:
         passed = f"{time.monotonic() - self._began:5.1f} s"
-        self.screen.show(line(Cell(passed, FAINT), Cell(f"{what!s:<9}", what.style), *rest))
+        first, *others = rest
+        padded = Cell(f"{cell(first)!s:<28}")
+        self.screen.show(line(Cell(passed, FAINT), Cell(f"{what!s:<9}", what.style), padded, *others))
+
+
+def _short(detail: str | None) -> str:
+    """The sentence without what only support needs; `docferry show` has it all."""
+    return (detail or "").partition(" — ")[0].partition(" [")[0]
 
 
 def _shore(event: Event) -> str:

@@ -164,7 +164,7 @@ def _lay_out(outbox: Path) -> None:
     for number in range(1, 4):
         (scans / "receipts" / f"receipt-{number}.jpg").write_bytes(papers.jpeg(number))
         (scans / f"scan-{number}.png").write_bytes(papers.png(number))
-    (acme / "a-copy-of-statement-01.pdf").write_bytes(papers.statement(1))
+    (acme / "the-same-as-statement-01.pdf").write_bytes(papers.statement(1))
     (acme / "too-large.pdf").write_bytes(papers.pdf("Too large", ["more than Codat takes"], _TOO_LARGE))
     (acme / "wrong-type.exe").write_bytes(b"MZ this is no document")
 

@@ -1,0 +1,278 @@
+"""`demo`, `simulate` and `check`: from the first look to a real account, as a newcomer meets them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from docferry.cli import papers
+from docferry.cli.main import main
+from docferry.simulator import Running, Simulator, Switches
+from ground import COMPANY, CONNECTION, Ground, until
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    with Running(Simulator(Switches())) as shore:
+        ground = Ground(tmp_path, shore)
+        ground.state.mkdir(mode=0o700)
+        yield ground
+
+
+@pytest.fixture
+def say(ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """`say("check")` runs a command in this process: exit code, stdout, stderr."""
+    for name, value in ground.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def saying(*words: str) -> tuple[int, str, str]:
+        ground.write_config()
+        code = main(["--config", str(ground.root / ground.config_name), *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return saying
+
+
+# -- demo --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_shows_everything_proves_it_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCFERRY_WORKERS", "broken")  # somebody's own settings must not get into it
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    began = time.monotonic()
+    code = main(["demo"])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, ""), out
+    assert time.monotonic() - began < 60
+    assert "Proved against what the remotes have: 22 documents, each exactly once" in out
+    assert re.search(r"held +too-large.pdf +too_large", out)
+    assert re.search(r"sent +slowly-written.pdf +→ Codat", out)
+    assert re.search(r"came down +inbox/acme/[\d-]+/from-the-customer-3.pdf", out)
+    assert out.count(" fault ") == 5
+    assert "docferry config init > docferry.toml" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_demo_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "docferry", "demo"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        assert running.stdout is not None
+        until(lambda: " sent " in running.stdout.readline())  # type: ignore[union-attr]  # it is a pipe
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demos_papers_are_what_they_say() -> None:
+    assert papers.statement(1) != papers.statement(2)
+    document = papers.statement(1)
+    assert document.startswith(b"%PDF-1.4")
+    table = int(document.rsplit(b"startxref\n", 1)[1].split()[0])
+    assert document[table:].startswith(b"xref\n0 6\n")
+    for number, line in enumerate(document[table:].split(b"\n")[3:8], 1):
+        assert document[int(line.split()[0]) :].startswith(b"%d 0 obj" % number)
+    assert len(papers.pdf("x", [], 5000)) > 5000
+    _assert_png(papers.png(3))
+    picture = papers.jpeg(3)
+    assert (picture[:2], picture[-2:]) == (b"\xff\xd8", b"\xff\xd9")
+    assert papers.csv(1).startswith(b"date,payee,amount\r\n")
+
+
+def _assert_png(content: bytes) -> None:
+    file = io.BytesIO(content)
+    assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+    kinds = []
+    while head := file.read(8):
+        length, kind = struct.unpack(">I4s", head)
+        body = file.read(length)
+        assert struct.unpack(">I", file.read(4))[0] == zlib.crc32(kind + body)
+        kinds.append(kind)
+    assert kinds == [b"IHDR", b"IDAT", b"IEND"]
+
+
+# -- simulate ----------------------------------------------------------------------------------------------------------
+
+
+def test_simulate_gives_all_that_is_needed_and_docferry_works_with_it(tmp_path: Path) -> None:
+    faults = tmp_path / "faults.toml"
+    faults.write_text('[[fault]]\nkind = "lost_answer"\nmatch = "codat.upload"\nnth = 1\n')
+    command = [sys.executable, "-m", "docferry", "simulate", "--faults", str(faults)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCFERRY_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as running:
+        assert running.stdout is not None
+        shown = ""
+        while "Ctrl-C ends it" not in shown:
+            shown += running.stdout.readline()
+        config = re.search(r"# docferry.toml\n(.*?)\n\n3\.", shown, re.DOTALL)
+        assert config
+        (tmp_path / "docferry.toml").write_text(config[1])
+        keys = dict(line.removeprefix("export ").split("=") for line in shown.splitlines() if "export" in line)
+        for folder, name in (("codat", "a.pdf"), ("wootiv", "b.txt")):
+            (tmp_path / "outbox" / folder).mkdir(parents=True)
+            (tmp_path / "outbox" / folder / name).write_bytes(papers.statement(1))
+        pass_ = subprocess.run(
+            [sys.executable, "-m", "docferry", "sync", "--json"],
+            cwd=tmp_path,
+            env=environment | keys,
+            capture_output=True,
+            check=False,
+        )
+        assert json.loads(pass_.stdout)["uploaded"] == 2, pass_.stderr
+        url = re.search(r"http://\S+", shown)
+        assert url
+        with urllib.request.urlopen(f"{url[0]}/_sim/stored") as answer:  # noqa: S310 - loopback
+            assert len(json.load(answer)) == 2
+        running.send_signal(signal.SIGTERM)
+        rest = running.stdout.read()
+    assert running.returncode == 0
+    assert re.search(r"no answer POST /companies/\S+/files .*\[lost_answer\]", rest)
+    assert "X-Amz-Signature" not in rest
+    assert re.search(r"codat.upload +1", rest)
+    assert "2 documents stored" in rest
+
+
+@pytest.mark.parametrize("text", ['[[fault]]\nkind = "lost_anwser"\n', "[[fault\n"])
+def test_a_wrong_fault_file_is_told_and_ends_with_2(say: Say, tmp_path: Path, text: str) -> None:
+    (tmp_path / "faults.toml").write_text(text)
+    code, out, err = say("simulate", "--faults", str(tmp_path / "faults.toml"))
+    assert (code, out) == (2, "")
+    assert err.startswith("docferry: ")
+
+
+def test_a_port_that_is_taken_is_told_and_ends_with_2(ground: Ground, say: Say) -> None:
+    code, _, err = say("simulate", "--port", str(ground.shore.port))
+    assert code == 2
+    assert "choose another port" in err
+
+
+# -- check -------------------------------------------------------------------------------------------------------------
+
+
+def findings(say: Say, *words: str) -> tuple[int, dict[str, list[tuple[str, str, str]]]]:
+    """`check --json`: the exit code, and by subject what was found: level, detail, cure."""
+    code, out, err = say("check", "--json", *words)
+    assert err == ""
+    told = json.loads(out)
+    assert told["ok"] == (code == 0)
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    for each in told["findings"]:
+        found.setdefault(each["subject"], []).append((each["level"], each["detail"], each["cure"] or ""))
+    return code, found
+
+
+def levels(found: dict[str, list[tuple[str, str, str]]], subject: str) -> set[str]:
+    return {level for level, _, _ in found[subject]}
+
+
+def test_when_all_is_right_check_says_so_and_ends_with_0(ground: Ground, say: Say) -> None:
+    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
+    ground.upload("scans", "wootiv")
+    ground.download("inbox", company_id=f'"{COMPANY}"')
+    code, found = findings(say)
+    assert code == 0
+    assert levels(found, f"codat company {COMPANY}") == {"ok"}
+    assert levels(found, f"codat connection {CONNECTION}") == {"ok"}
+    assert levels(found, "wootiv") == {"ok"}
+    assert levels(found, "bank") <= {"ok", "note"}
+    assert levels(found, "inotify") == {"ok"}
+    assert ground.simulator.stored == []
+    code, out, _ = say("check")
+    assert code == 0
+    assert re.search(r"^ok +configuration ", out, re.MULTILINE)
+    assert out.splitlines()[-1].startswith("all is right")
+
+
+def test_offline_asks_nobody(ground: Ground, say: Say) -> None:
+    ground.upload("bank")
+    assert findings(say, "--offline")[0] == 0
+    assert ground.simulator.requests.total() == 0
+
+
+def test_a_wrong_key_and_an_unlinked_connection_are_told(
+    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ground.upload("bank")
+    ground.simulator.switches.connection_status = {CONNECTION: "Deauthorized"}
+    code, found = findings(say)
+    assert code == 2
+    (wrong,) = found[f"codat connection {CONNECTION}"]
+    assert wrong[0] == "fail"
+    assert "Deauthorized" in wrong[1]
+    assert wrong[2]
+    monkeypatch.setenv("CODAT_API_KEY", "wrong-key-here")
+    code, found = findings(say)
+    assert code == 2
+    assert levels(found, f"codat company {COMPANY}") == {"fail"}
+    monkeypatch.delenv("CODAT_API_KEY")
+    code, found = findings(say)
+    assert code == 2
+    assert found["key"][0][0] == "fail"
+    assert "CODAT_API_KEY" in found["key"][0][2]
+
+
+def test_a_remote_that_is_away_ends_with_75(ground: Ground, say: Say) -> None:
+    ground.upload("bank")
+    ground.write_config()
+    ground.shore.stop()
+    assert findings(say)[0] == 75
+
+
+def test_a_clock_that_is_off_is_told(ground: Ground, say: Say) -> None:
+    ground.upload("bank")
+    ground.simulator.switches.date_skew = 100
+    code, found = findings(say)
+    assert code == 0
+    assert "warn" in levels(found, "codat")
+    ground.simulator.switches.date_skew = 1000
+    code, found = findings(say)
+    assert code == 2
+    assert any("timedatectl" in cure for level, _, cure in found["codat"] if level == "fail")
+
+
+def test_folders_that_cannot_be_used_are_told_with_their_cure(ground: Ground, say: Say) -> None:
+    ground.upload("bank").rmdir()
+    code, found = findings(say, "--offline")
+    assert code == 75
+    assert levels(found, "bank") == {"fail"}
+    ground.state.chmod(0o755)
+    code, found = findings(say, "--offline")
+    assert code == 2
+    assert found["state folder"][0][2] == f"run `chmod 700 {ground.state}`"
+    assert stat.S_IMODE(ground.state.stat().st_mode) == 0o755  # told, not changed
+
+
+def test_a_folder_with_placeholders_is_asked_for_by_its_subfolders(ground: Ground, say: Say) -> None:
+    ground.upload("customers", folder="customers/{company_id}/{connection_id}")
+    for number in range(3):
+        place = ground.root / "customers" / COMPANY / f"{CONNECTION[:-1]}{number}"
+        place.mkdir(parents=True)
+        (place / "a.pdf").write_bytes(b"a")
+    (ground.root / "customers" / "no-uuid" / CONNECTION).mkdir(parents=True)
+    code, found = findings(say)
+    assert code == 0
+    assert sum(subject.startswith("codat connection") for subject in found) == 3
