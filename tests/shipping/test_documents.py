@@ -48,6 +48,8 @@ def test_every_command_can_be_typed(documents: dict[str, str]) -> None:
     seen = set()
     for name, text in documents.items():
         for command in _commands(text):
+            if command.removesuffix(" --json") in _NAMED:
+                continue
             spelled = command.replace("…", "").replace(" NAME", " acme").replace(" CODE", " empty")
             spelled = spelled.replace(" ID", " 17").replace("[", "").replace("]", "")
             try:
