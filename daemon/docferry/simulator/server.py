@@ -43,7 +43,9 @@ _S3_CODES |= {413: "EntityTooLarge", 429: "SlowDown", 500: "InternalError", 503:
 
 
 class Simulator:
-    """A local Codat, Wootiv and S3. What they have got and seen can be asked at any time, from any thread."""
+    """A local Codat, Wootiv and S3. What they have got and seen can be asked at any time, from any thread. Without
+    `keep_bytes` no ZIP and no GET has content; without `digests` too, for big loads, nothing is hashed: no ETag is an
+    MD5, and an Idempotency-Key is held against heads alone."""
 
     def __init__(
         self,

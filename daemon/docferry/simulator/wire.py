@@ -115,17 +115,6 @@ class Wire(asyncio.Protocol):
             block = block[:limit]
         return block
 
-    async def exactly(self, size: int) -> bytes:
-        block = await self.at_most(size)
-        if len(block) == size:
-            return block
-        blocks, missing = [block], size - len(block)
-        while missing:
-            block = await self.at_most(missing)
-            blocks.append(block)
-            missing -= len(block)
-        return b"".join(blocks)
-
     async def until(self, mark: bytes, limit: int = LONGEST_HEAD) -> bytes:
         """All up to `mark`, which is taken off too."""
         block = await self.some()
