@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -93,6 +94,7 @@ class Carrier:
         self._dice = random.Random()  # noqa: S311 - jitter, not cryptography
         self.tally = Tally()
         self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
+        self.closings = 0  # gates closed here so far
 
     async def carry(self, load: Load) -> None:
         """Bring a load to its outcomes. A lost lease is somebody else's transfer now: nothing is left to do."""
@@ -103,12 +105,18 @@ class Carrier:
                 await self._send(load.transfers, load.places, was=State.LEASED)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=load.lane)
+            await self.hand_back(load)
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self.hand_back(load)
+            raise
 
     async def hand_back(self, load: Load) -> None:
-        """Nothing was done for it: LEASED waits again, a question is still open."""
+        """For what is still as it was claimed nothing was done: LEASED waits again, a question is still open."""
+        back = State.DOUBTFUL if load.asks else State.WAITING
         for transfer in load.transfers:
-            back = State.DOUBTFUL if load.asks else State.WAITING
-            await self._settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
+            with contextlib.suppress(LeaseLost):  # it went on its way
+                await self._settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +219,7 @@ class Carrier:
         """The body was never completed, so nothing was stored. Alone it is gone; of a batch the rest is innocent."""
         for transfer in sending:
             if len(sending) > 1:
-                outcome = Outcome(State.WAITING, None, str(changed), costs_a_try=False)
+                outcome = Outcome(State.WAITING, None, str(changed))  # what failed once goes alone from then on
             elif isinstance(changed, SourceUnreadable) and transfer.tries + 1 < READ_TRIES:
                 pause = self._backoff.pause(transfer.tries + 1, self._dice.random())
                 outcome = Outcome(State.WAITING, None, str(changed), delay=pause)
@@ -227,8 +235,18 @@ class Carrier:
     async def _failed(self, sending: Sequence[Transfer], failure: RemoteError) -> None:
         lane, remote = sending[0].target.lane, sending[0].target.remote
         strikes = self._strike(lane, remote, failure)
-        for transfer in sending:
-            outcome = policy.after_failure(failure, self._attempt(transfer, failure, strikes), self._backoff)
+        outcomes = [
+            policy.after_failure(failure, self._attempt(transfer, failure, strikes), self._backoff)
+            for transfer in sending
+        ]
+        # First the gate, then the transfers: else one of them is claimed again before the gate is closed.
+        if (gate := outcomes[0].gate) is not None:
+            await self.close(gate)
+        for transfer, each in zip(sending, outcomes, strict=True):
+            outcome = each
+            if outcome.state is State.HELD and len(sending) > 1:
+                # One of them is to blame, and nobody says that nothing of the others was kept.
+                outcome = Outcome(State.DOUBTFUL, None, f"with others: {failure}", fresh_key=True)
             outcome = self._with_limits(transfer, outcome)
             if failure.status is not None or failure.correlation_id is not None:
                 outcome = replace(outcome, receipt=Receipt(failure.status, failure.correlation_id, proof="none"))
@@ -241,8 +259,6 @@ class Carrier:
                 delay=round(outcome.delay, 3),
             )
             await self._settle(transfer, outcome)
-        if outcome.gate is not None:
-            await self._close(outcome.gate)
 
     def _with_limits(self, transfer: Transfer, outcome: Outcome) -> Outcome:
         """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""
@@ -273,10 +289,6 @@ class Carrier:
             findings = await remote.find(ripe, *await self._counted(ripe, remote))
         except RemoteError as failure:
             await self._no_answer(ripe, failure)
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await self.hand_back(Load(ripe, {}))
-            raise
         else:
             await self._worked(load.lane)
             await self._decide(ripe, findings, load.places, remote)
@@ -287,8 +299,10 @@ class Carrier:
         if target.company_id is None:
             return NOTHING, NOTHING  # where a request may be repeated there is nothing to count
         since = remote.since(asking)
-        certain = await self._transfers.accounted(target, names_since=since.names, digests_since=since.digests)
         fresh = self._clock.now() - remote.find_after
+        certain = await self._transfers.accounted(
+            target, names_since=since.names, digests_since=since.digests, until=fresh
+        )
         perhaps = await self._transfers.unsettled(target, sent_since=fresh, apart_from=[t.id for t in asking])
         return certain, perhaps
 
@@ -296,6 +310,7 @@ class Carrier:
         lane, remote = asking[0].target.lane, asking[0].target.remote
         strikes = self._strike(lane, remote, failure)
         gate: Gate | None = None
+        settled: list[tuple[Transfer, Outcome]] = []
         for transfer in asking:
             attempt = self._attempt(transfer, failure, strikes)
             gate = policy.after_failure(failure, attempt, self._backoff).gate or gate
@@ -303,9 +318,11 @@ class Carrier:
             outcome = Outcome(State.DOUBTFUL, transfer.reason, f"asking: {failure}", delay=delay)
             if self._clock.now() - transfer.due_since > self._give_up_after:
                 outcome = _undecidable(f"nobody could say whether it arrived: {failure}")
-            await self._settle(transfer, outcome)
+            settled.append((transfer, outcome))
         if gate is not None:
-            await self._close(gate)
+            await self.close(gate)
+        for transfer, outcome in settled:
+            await self._settle(transfer, outcome)
 
     async def _decide(
         self,
@@ -328,7 +345,7 @@ class Carrier:
                 await self._settle(transfer, self._still_doubtful(transfer, finding, remote))
         if trial and not all(trial):
             await self._batch_seen(asking[0].target.lane, False)
-        elif len(trial) > 1 and len(trial) == len(asking):
+        elif len(trial) > 1 and len(trial) == sum(transfer.reason == BATCH for transfer in asking):
             await self._batch_seen(asking[0].target.lane, True)
         await self._send_again(again, places)
 
@@ -343,22 +360,9 @@ class Carrier:
             except LeaseLost as lost:
                 log.warning("lease_lost", str(lost), lane=transfer.target.lane)
 
-        try:
-            async with anyio.create_task_group() as group:
-                for transfer in absent:
-                    group.start_soon(one, transfer)
-        except anyio.get_cancelled_exc_class():
-            # What did not come to be sent is still a question; what did has settled itself.
-            with anyio.CancelScope(shield=True):
-                for transfer in absent:
-                    await self._hand_back_quietly(transfer)
-            raise
-
-    async def _hand_back_quietly(self, transfer: Transfer) -> None:
-        try:
-            await self._settle(transfer, Outcome(State.DOUBTFUL, transfer.reason, transfer.detail, costs_a_try=False))
-        except LeaseLost:
-            return
+        async with anyio.create_task_group() as group:
+            for transfer in absent:
+                group.start_soon(one, transfer)
 
     def _still_doubtful(self, transfer: Transfer, finding: Finding, remote: Remote) -> Outcome:
         age = self._age(transfer)
@@ -387,10 +391,16 @@ class Carrier:
             tries=transfer.tries + 1,
             now=self._clock.now(),
             dice=self._dice.random(),
-            gate_tries=gate.tries if gate is not None else 0,
+            gate_tries=self._in_vain(gate),
             strikes=strikes,
             lane_strikes=self.tally.strikes.get(lane, 1),
         )
+
+    def _in_vain(self, gate: Gate | None) -> int:
+        """Probes of a gate that failed. What was under way when it closed is no probe."""
+        if gate is None:
+            return 0
+        return gate.tries if gate.until <= self._clock.now() else gate.tries - 1
 
     def _strike(self, lane: str, remote: str, failure: RemoteError) -> int:
         """Count a failure; returns how often in a row the remote could not be reached at all."""
@@ -403,15 +413,17 @@ class Carrier:
         self.tally.strikes.pop(lane, None)
         self.tally.strikes.pop(lane.split("/", 1)[0], None)
         if self.closed:
-            await self._gates.open(lane)
+            await self._gates.open(lane, self._clock.now())
 
-    async def _close(self, gate: Gate) -> None:
+    async def close(self, gate: Gate) -> None:
+        """Close a gate for all, from this moment on."""
         known = self.closed.get(gate.key)
         if known is None or known.reason != gate.reason:
             log.error("gate_closed", gate.detail, gate=gate.key, reason=str(gate.reason))
         if gate.reason == Reason.KEY:
             self._key_refused()
         self.closed = {**self.closed, gate.key: gate}
+        self.closings += 1
         await self._gates.close(gate)
 
 

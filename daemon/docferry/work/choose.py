@@ -21,6 +21,7 @@ class Scene:
     company_limit: int  # loads we hold for one company at most
     asking: Collection[str]  # company lanes in which somebody asks now
     batch: Callable[[str], int]  # documents in one load of a lane
+    wary: Collection[str] = ()  # lanes that fail: one load at a time
 
 
 def choose(lanes: Sequence[Lane], scene: Scene) -> list[Pick]:
@@ -36,14 +37,15 @@ def choose(lanes: Sequence[Lane], scene: Scene) -> list[Pick]:
     for lane in eligible:
         if room <= 0:
             break
-        gate = closed_by(lane.lane, scene.gates)
-        if gate is not None and not _may_probe(lane, gate, scene.now, probed, in_hand):
+        gates = gates_of(lane.lane, scene.gates)
+        if not all(_may_probe(lane, gate, scene.now, probed, in_hand) for gate in gates):
             continue
         company = company_of(lane.lane)
         loads = min(share, scene.company_limit - _in_company(in_hand, lane.lane), room)
-        if gate is not None:
+        if lane.lane in scene.wary:
+            loads = min(loads, 1 - in_hand.get(lane.lane, 0))
+        if gates:
             loads = min(loads, 1)
-            probed.add(gate.key)
         if lane.doubtful:
             if company in asked:
                 continue
@@ -51,7 +53,8 @@ def choose(lanes: Sequence[Lane], scene: Scene) -> list[Pick]:
             loads = 1
         if loads <= 0:
             continue
-        picks.append(Pick(lane, QUESTIONS if lane.doubtful else loads * (1 if gate else scene.batch(lane.lane))))
+        probed |= {gate.key for gate in gates}
+        picks.append(Pick(lane, QUESTIONS if lane.doubtful else loads * (1 if gates else scene.batch(lane.lane))))
         in_hand[lane.lane] = in_hand.get(lane.lane, 0) + loads
         room -= loads
     return picks
@@ -66,16 +69,20 @@ def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[st
     times = []
     for lane in lanes:
         if lane.mapping in mappings:
-            gate = closed_by(lane.lane, gates)
-            blocked = gate is not None and not (lane.doubtful and gate.lets_doubts_pass)
-            times.append(max(lane.due, gate.until) if gate is not None and blocked else lane.due)
+            on_the_way = gates_of(lane.lane, gates)
+            blocking = [gate.until for gate in on_the_way if not (lane.doubtful and gate.lets_doubts_pass)]
+            times.append(max([lane.due, *blocking]))
     return min(times, default=None)
 
 
 def closed_by(lane: str, gates: Mapping[str, Gate]) -> Gate | None:
     """The gate on the way of `lane` that opens last."""
-    found = [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
-    return max(found, key=lambda gate: gate.until, default=None)
+    return max(gates_of(lane, gates), key=lambda gate: gate.until, default=None)
+
+
+def gates_of(lane: str, gates: Mapping[str, Gate]) -> list[Gate]:
+    """Every gate on the way of `lane`: of its remote, its company, its connection."""
+    return [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
 
 
 def needs_a_person(gate: Gate) -> bool:

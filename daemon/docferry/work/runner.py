@@ -21,7 +21,7 @@ from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.transfers import JUMP, Lane, Transfers
 from docferry.work.carry import Carrier, Load
-from docferry.work.choose import Scene, choose, closed_by, company_of, needs_a_person, next_due
+from docferry.work.choose import Scene, choose, closed_by, company_of, gates_of, needs_a_person, next_due
 
 log = logs.get("runner")
 
@@ -64,6 +64,9 @@ class Runner:
         self._company_limits = company_limits
         self._batch = batch
         self._reserve = reserve
+        uploads = carrier.uploads.values()
+        places = {(upload.to, upload.company_id) for upload in uploads}
+        self._several = len(places) > 1 or any(upload.placeholders for upload in uploads)
         self._trust: dict[str, str] = {}
         self._ready: deque[Load] = deque()
         self._running: list[Load] = []
@@ -116,7 +119,11 @@ class Runner:
     async def look(self) -> None:
         """Read the lanes and gates afresh."""
         self._lanes = await self._transfers.lanes()
-        self.carrier.closed = await self._gates.all()
+        closings = -1
+        while closings != self.carrier.closings:  # one that was closed while we read must not be forgotten
+            closings = self.carrier.closings
+            gates = await self._gates.all()
+        self.carrier.closed = gates
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -141,6 +148,7 @@ class Runner:
                     await self._watch_time()
                     if not self._stopping:
                         self._filling = True
+                        await self._give_back()
                         await self._fill()
                         self._dispatch(group)
                         self._filling = False
@@ -151,14 +159,25 @@ class Runner:
                 await self._hand_back()
             self.ended.set()
 
+    async def _give_back(self) -> None:
+        """What was claimed before a gate closed on its way is not carried against it."""
+        now, gates = self._clock.now(), self.carrier.closed
+        for load in list(self._ready) if gates else ():
+            on_the_way = gates_of(load.lane, gates)
+            if any(gate.until > now and not (load.asks and gate.lets_doubts_pass) for gate in on_the_way):
+                await self.carrier.hand_back(load)
+                self._ready.remove(load)
+
     async def _fill(self) -> None:
         self._claimed = False
-        if len(self._ready) >= self._workers:
+        # What is blocked behind its own company must not keep others from being claimed.
+        startable = sum(self._may_start(load) for load in self._ready)
+        if startable >= self._workers:
             return
         await self.look()
         scene = Scene(
             now=self._clock.now(),
-            room=4 * self._workers - len(self._ready),
+            room=4 * self._workers - startable,
             mappings=self.carrier.uploads.keys(),
             gates=self.carrier.closed,
             in_hand=self._in_hand(),
@@ -166,6 +185,7 @@ class Runner:
             asking={company_of(load.lane) for load in self._in_hands() if load.asks}
             | ({company_of(lane) for lane in await self._asking_elsewhere()}),
             batch=self._batch_of,
+            wary={lane for lane, count in self.carrier.tally.strikes.items() if count >= WARY},
         )
         picks = choose(self._lanes, scene)
         if not picks:
@@ -208,9 +228,8 @@ class Runner:
         running = sum(company_of(other.lane) == company for other in self._running)
         if self.carrier.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
             return not any(other.lane == load.lane and not other.asks for other in self._running)
-        others = len({company_of(lane.lane) for lane in self._lanes} | {company_of(o.lane) for o in self._in_hands()})
         # Where several companies are served, one that hangs never has the last worker.
-        spare = 1 if others > 1 and self._workers > 1 else 0
+        spare = 1 if self._several and self._workers > 1 else 0
         remote = load.transfers[0].target.remote
         return running < min(self._company_limits.get(remote, self._workers), self._workers - spare)
 
@@ -233,8 +252,7 @@ class Runner:
             if known is None or known.until < health.reset:
                 detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
                 gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, now, lets_doubts_pass=health.remaining > 0)
-                self.carrier.closed = {**self.carrier.closed, remote: gate}
-                await self._gates.close(gate)
+                await self.carrier.close(gate)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
@@ -260,15 +278,19 @@ class Runner:
             by_lane.setdefault((transfer.target.lane, transfer.state is State.ASKING), []).append(transfer)
         turns: list[tuple[int, list[Transfer]]] = []
         for (lane, asks), transfers in by_lane.items():
-            size, rest = self._batch_of(lane), transfers
             if asks:
-                size = len(transfers)
-            elif size > 1 and len(transfers) > 1 and lane not in self._trust:
+                turns.append((1, transfers))
+                continue
+            # What failed once goes alone from then on: perhaps it spoils the others' request.
+            alone, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
+            size = self._batch_of(lane)
+            if size > 1 and len(rest) > 1 and lane not in self._trust:
                 self._trust[lane] = "trial"
                 await self._bookmarks.note(f"batch/{lane}", "trial")
-                turns.append((0, transfers[:size]))
-                size, rest = 1, transfers[size:]
-            turns += [(start // size + 1, rest[start : start + size]) for start in range(0, len(rest), size)]
+                turns.append((0, rest[:size]))
+                size, rest = 1, rest[size:]
+            loads = [rest[start : start + size] for start in range(0, len(rest), size)] + [[each] for each in alone]
+            turns += enumerate(loads, 1)
         turns.sort(key=lambda turn: turn[0])
         return [transfers for _, transfers in turns]
 
