@@ -110,7 +110,7 @@ async def open_house(
 
 def chosen(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Upload], list[Download]]:
     """The mappings of these names, all when there are none; ConfigError names one that does not exist."""
-    known = [mapping.name for mapping in (*settings.uploads, *settings.downloads)]
+    known = [upload.name for upload in settings.uploads] + [download.name for download in settings.downloads]
     unknown = [name for name in mappings if name not in known]
     if unknown:
         raise ConfigError([f'no mapping is named "{name}"; there are: {", ".join(known)}' for name in unknown])

@@ -14,6 +14,7 @@ from docferry.clock import Clock
 from docferry.errors import FolderError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.quiet import Quiet
+from docferry.files.scan import Listing
 from docferry.files.source import Digest, digests
 from docferry.model import Reason, Sighting, State, Target, escaped
 from docferry.remotes.base import Rules
@@ -129,14 +130,14 @@ class Intake:
             state.known = known_files
             await self._forget_folders(upload, visited, broken)
 
-    async def _assert_not_emptied(self, upload: Upload, root: scan.Listing) -> None:
+    async def _assert_not_emptied(self, upload: Upload, root: Listing) -> None:
         if not root.files and not root.folders and await self._documents.any_present(upload.name):
             raise FolderError(
                 f"{upload.root} is suddenly empty: is it mounted? If you emptied it yourself, "
                 f"`docferry retry --mapping {upload.name}` says so"
             )
 
-    def _report(self, upload: Upload, listing: scan.Listing, state: FolderState) -> None:
+    def _report(self, upload: Upload, listing: Listing, state: FolderState) -> None:
         if listing.problem is None:
             state.subfolders.pop(listing.folder, None)
         elif state.subfolders.get(listing.folder) != listing.problem:
