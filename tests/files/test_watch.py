@@ -1,0 +1,450 @@
+"""The watcher hurries the scan, says when it cannot, and comes back after everything that ends a watch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import watchfiles
+
+from docferry.clock import SystemClock
+from docferry.files import scan, sentry
+from docferry.files.ailments import diagnosis
+from docferry.files.watch import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
+
+Unprivileged = Callable[[], AbstractContextManager[None]]
+pytestmark = pytest.mark.anyio
+
+
+class Ear:
+    """Hears what one root's watch says."""
+
+    def __init__(self) -> None:
+        self.events: list[WatchEvent] = []
+        self._news = anyio.Event()
+
+    def __call__(self, event: WatchEvent) -> None:
+        self.events.append(event)
+        self._news.set()
+
+    @property
+    def hinted(self) -> set[bytes]:
+        return {path for event in self.events if isinstance(event, Hint) for path in event.paths}
+
+    def clear(self) -> None:
+        self.events.clear()
+
+    async def until(self, told: Callable[[Ear], object], seconds: float = 8) -> None:
+        with anyio.fail_after(seconds):
+            while not told(self):
+                self._news = anyio.Event()
+                await self._news.wait()
+
+    async def hints(self, *paths: bytes) -> None:
+        await self.until(lambda ear: ear.hinted >= set(paths))
+
+    async def kinds(self, *kinds: type[WatchEvent], seconds: float = 8) -> None:
+        """Wait for these to have been said, in this order, whatever else was."""
+
+        def told(ear: Ear) -> bool:
+            rest = iter(ear.events)
+            return all(any(isinstance(event, kind) for event in rest) for kind in kinds)
+
+        await self.until(told, seconds)
+
+
+@asynccontextmanager
+async def watching(*roots: Path, watcher: Watcher | None = None) -> AsyncIterator[list[Ear]]:
+    watcher = watcher or Watcher(SystemClock())
+    ears = [Ear() for _ in roots]
+    async with anyio.create_task_group() as group:
+        for root, ear in zip(roots, ears, strict=True):
+            group.start_soon(watcher.watch, root, ear)
+        yield ears
+        group.cancel_scope.cancel()
+
+
+async def write_until_hinted(ear: Ear, path: Path, seconds: float = 8) -> None:
+    """What is written is reported, if not yet then soon: a scan covers the time between."""
+    with anyio.fail_after(seconds):
+        while os.fsencode(path.name) not in {name.rpartition(b"/")[2] for name in ear.hinted}:
+            touch(path)
+            await anyio.sleep(0.1)  # the time a watcher has for one report
+
+
+def touch(path: Path | bytes) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
+        file.write(b"x")
+
+
+def watch_threads() -> int:
+    return sum(thread.name == "docferry watch" for thread in threading.enumerate())
+
+
+async def test_changes_are_hinted(root: Path) -> None:
+    (root / "old").mkdir()
+    (root / "old" / "gone.pdf").touch()
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        (root / "a.pdf").write_bytes(b"x")
+        (root / "old" / "b.pdf").write_bytes(b"x")
+        (root / "new").mkdir()
+        (root / "old" / "gone.pdf").unlink()
+        await ear.hints(b"a.pdf", b"old/b.pdf", b"new", b"old/gone.pdf")
+        await write_until_hinted(ear, root / "new" / "c.pdf")
+    assert not [event for event in ear.events if isinstance(event, Lost | Degraded)]
+
+
+async def test_a_hint_comes_soon(root: Path) -> None:
+    delays = []
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        for number in range(20):
+            name = b"%d.pdf" % number
+            began = time.perf_counter()
+            (root / os.fsdecode(name)).write_bytes(b"x")
+            await ear.hints(name)
+            delays.append(time.perf_counter() - began)
+    assert sorted(delays)[len(delays) // 2] < 0.25
+
+
+async def test_it_stops_at_once_and_leaves_no_thread(root: Path) -> None:
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        assert watch_threads() == 1
+        began = time.perf_counter()
+    assert time.perf_counter() - began < 0.5
+    assert watch_threads() == 0
+
+
+async def test_a_name_that_is_not_utf8(root: Path) -> None:
+    """W10: the watch ends and is back within a second; the scan finds the file."""
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        began = time.perf_counter()
+        touch(os.fsencode(root) + b"/\xff.pdf")
+        await ear.kinds(Armed, Lost, Armed)
+        assert time.perf_counter() - began < 1
+        assert "not UTF-8" in next(event.reason for event in ear.events if isinstance(event, Lost))
+        await write_until_hinted(ear, root / "b.pdf")
+
+
+async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
+    """A scan opens a folder of such a name, which ends the watch, which asks for a scan: no such circle."""
+    other = root / "other"
+    bad = root / "bad"
+    other.mkdir()
+    bad.mkdir()
+    os.mkdir(os.fsencode(bad) + b"/\xff")  # noqa: PTH102 - pathlib takes no bytes
+
+    async def scan_when_told() -> None:
+        while not any(isinstance(event, Degraded) for event in ear.events):
+            for _ in scan.walk(bad):
+                pass
+            await anyio.sleep(0.05)  # a scan that is asked for again and again
+
+    async with watching(bad, other, watcher=Watcher(SystemClock())) as [ear, another]:
+        await ear.kinds(Armed)
+        with anyio.fail_after(15):
+            await scan_when_told()
+        lost = [event for event in ear.events if isinstance(event, Lost)]
+        assert 1 <= len(lost) <= sentry.QUICK_DEATHS + 1
+        await write_until_hinted(another, other / "a.pdf")
+
+
+async def test_a_root_that_is_removed_and_made_again(root: Path) -> None:
+    """W6: inodes are used again at once, so that the number alone does not tell."""
+    watched = root / "in"
+    watched.mkdir()
+    async with watching(watched) as [ear]:
+        await ear.kinds(Armed)
+        for number in range(5):
+            ear.clear()
+            shutil.rmtree(watched)
+            watched.mkdir()
+            await ear.kinds(Armed, seconds=5)
+            await write_until_hinted(ear, watched / f"{number}.pdf")
+
+
+async def test_a_root_that_is_renamed_and_another_put_in_its_place(root: Path) -> None:
+    watched = root / "in"
+    watched.mkdir()
+    async with watching(watched) as [ear]:
+        await ear.kinds(Armed)
+        watched.rename(root / "away")
+        await ear.kinds(Armed, Lost, seconds=5)
+        ear.clear()
+        watched.mkdir()
+        await ear.kinds(Armed, seconds=5)
+        await write_until_hinted(ear, watched / "a.pdf")
+
+
+async def test_a_folder_above_the_root_that_is_exchanged(root: Path) -> None:
+    """Nothing happens to what is watched, so only device and inode tell."""
+    watched = root / "above" / "in"
+    watched.mkdir(parents=True)
+    async with watching(watched) as [ear]:
+        await ear.kinds(Armed)
+        (root / "above").rename(root / "away")
+        watched.mkdir(parents=True)
+        await ear.kinds(Armed, Lost, Armed, seconds=5)
+        await write_until_hinted(ear, watched / "a.pdf")
+
+
+async def test_a_root_that_appears_later_and_others_meanwhile(root: Path) -> None:
+    """W8."""
+    (root / "there").mkdir()
+    later = root / "later"
+    async with watching(root / "there", later, root / "never") as [there, ear, never]:
+        await there.kinds(Armed)
+        await ear.kinds(Lost)
+        await write_until_hinted(there, root / "there" / "a.pdf")
+        later.mkdir()
+        await ear.kinds(Lost, Armed, seconds=5)
+        await write_until_hinted(ear, later / "b.pdf")
+        await write_until_hinted(there, root / "there" / "c.pdf")
+    assert [type(event) for event in never.events] == [Lost]
+
+
+async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unprivileged: Unprivileged) -> None:
+    """W9: a folder with such a part cannot be watched, and says so; what shares its thread is."""
+    roots = [root / str(number) for number in range(5)]
+    for one in roots:
+        one.mkdir()
+    (roots[0] / "shut").mkdir(mode=0o000)
+    with unprivileged():
+        async with watching(*roots) as [shut, *others]:
+            await shut.kinds(Degraded)
+            for ear in others:
+                await ear.kinds(Armed)
+    assert "let the user that runs docferry read it" in next(e.reason for e in shut.events if isinstance(e, Degraded))
+    assert not any(isinstance(event, Degraded) for ear in others for event in ear.events)
+
+
+async def test_a_degraded_folder_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentry, "RETRY", 0.5)
+    cured = False
+
+    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+        if not cured and str(root / "ill") in places:
+            raise OSError(errno.ENOSPC, "OS file watch limit reached.")
+        yield from watchfiles.watch(*places, **options)
+
+    (root / "ill").mkdir()
+    (root / "well").mkdir()
+    async with watching(root / "ill", root / "well", watcher=Watcher(SystemClock(), look_out=look_out)) as [ill, well]:
+        await ill.kinds(Degraded)
+        await well.kinds(Armed)
+        cured = True
+        await ill.kinds(Degraded, Armed)
+        await write_until_hinted(ill, root / "ill" / "a.pdf")
+    assert "sysctl fs.inotify.max_user_watches" in next(e.reason for e in ill.events if isinstance(e, Degraded))
+
+
+async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
+    """W14."""
+    calls = 0
+
+    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+        nonlocal calls
+        calls += 1
+        for changes in watchfiles.watch(*places, **options):
+            yield changes
+            if calls == 1:
+                raise RuntimeError("out of the blue")
+
+    async with watching(root, watcher=Watcher(SystemClock(), look_out=look_out)) as [ear]:
+        await ear.kinds(Armed)
+        (root / "a.pdf").touch()
+        await ear.kinds(Armed, Lost, Armed)
+        await write_until_hinted(ear, root / "b.pdf")
+    assert "out of the blue" in next(event.reason for event in ear.events if isinstance(event, Lost))
+
+
+async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
+    """W14."""
+    let_go = threading.Event()
+    calls = 0
+
+    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            let_go.wait()
+        yield from watchfiles.watch(*places, **options)
+
+    try:
+        async with watching(root, watcher=Watcher(SystemClock(), look_out=look_out, hung=0.4)) as [ear]:
+            await ear.kinds(Lost, Armed)
+            await write_until_hinted(ear, root / "a.pdf")
+            assert [type(event) for event in ear.events if not isinstance(event, Hint)] == [Lost, Armed]
+    finally:
+        let_go.set()
+
+
+async def test_links_lead_nowhere(root: Path) -> None:
+    """W11: watchfiles follows links to folders; what it says of them is inside the root, where nothing is found."""
+    (root / "in").mkdir()
+    (root / "out").mkdir()
+    (root / "in" / "before").symlink_to(root / "out")
+    (root / "in" / "loop").symlink_to(root / "in")
+    async with watching(root / "in") as [ear]:
+        await ear.kinds(Armed)
+        (root / "in" / "after").symlink_to(root / "out")
+        (root / "out" / "secret.pdf").write_bytes(b"x")
+        await write_until_hinted(ear, root / "in" / "a.pdf")
+    seen = [scan.look(root / "in", path) for path in ear.hinted]
+    assert {sighting.path for sighting in seen if sighting} == {b"a.pdf"}
+
+
+async def test_a_root_that_is_a_link(root: Path) -> None:
+    (root / "real").mkdir()
+    (root / "alias").symlink_to(root / "real")
+    async with watching(root / "alias") as [ear]:
+        await ear.kinds(Armed)
+        await write_until_hinted(ear, root / "alias" / "a.pdf")
+    assert ear.hinted == {b"a.pdf"}
+
+
+async def test_a_mapping_inside_another(root: Path) -> None:
+    (root / "inner").mkdir()
+    watcher = Watcher(SystemClock())
+    async with watching(root, root / "elsewhere", root / "inner", watcher=watcher) as [outer, _, inner]:
+        await outer.kinds(Armed)
+        await inner.kinds(Armed)
+        (root / "inner" / "a.pdf").write_bytes(b"x")
+        await inner.hints(b"a.pdf")
+        await outer.hints(b"inner/a.pdf")
+
+
+async def test_many_mappings_few_threads(root: Path) -> None:
+    roots = [root / f"{number}" for number in range(200)]
+    for one in roots:
+        one.mkdir()
+    async with watching(*roots) as ears:
+        for ear in ears:
+            await ear.kinds(Armed)
+        assert watch_threads() == 2
+        for one in roots:
+            (one / "a.pdf").touch()
+        for ear in ears:
+            await ear.hints(b"a.pdf")
+            assert ear.hinted == {b"a.pdf"}
+    assert watch_threads() == 0
+
+
+async def test_one_run_shares_its_watcher_and_polls_say_nothing(root: Path) -> None:
+    ears = [Ear() for _ in range(4)]
+    roots = [root / f"{number}" for number in range(4)]
+    async with anyio.create_task_group() as group:
+        for one, ear in zip(roots, ears, strict=True):
+            one.mkdir()
+            group.start_soon(partial(watch, one, ear, poll=one.name == "3", clock=SystemClock()))
+        for ear in ears[:3]:
+            await ear.kinds(Armed)
+        assert watch_threads() == 2
+        (roots[3] / "a.pdf").touch()
+        await write_until_hinted(ears[0], roots[0] / "a.pdf")
+        group.cancel_scope.cancel()
+    assert ears[3].events == []
+
+
+def test_every_ailment_has_its_cure() -> None:
+    assert "ulimit -n" in diagnosis(RuntimeError("Error creating recommended watcher: Too many open files"))
+    assert "not UTF-8" in diagnosis(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"))
+    assert diagnosis(RuntimeError("a\x1b[31mb")) == "the watcher failed: a\\x1b[31mb"
+
+
+# -- what needs a kernel of its own limits and mounts ----------------------------------------------------------------
+
+PREAMBLE = """
+import os, subprocess, sys
+from pathlib import Path
+import anyio
+from docferry.clock import SystemClock
+from docferry.files.watch import Armed, Degraded, Lost, Watcher
+root, events = Path(sys.argv[1]), []
+async def until(kind, seconds=8):
+    with anyio.fail_after(seconds):
+        while not any(isinstance(event, kind) for event in events):
+            await anyio.sleep(0.02)
+    found = next(event for event in events if isinstance(event, kind))
+    events.clear()
+    return found
+async def main():
+    async with anyio.create_task_group() as group:
+        group.start_soon(Watcher(SystemClock()).watch, root, events.append)
+        await scenario()
+        group.cancel_scope.cancel()
+"""
+
+
+def in_own_namespace(scenario: str, root: Path, *, limit: str = "") -> str:
+    probe = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs none /mnt"]
+    if shutil.which("unshare") is None or subprocess.run(probe, check=False, capture_output=True).returncode != 0:
+        pytest.skip("no user namespaces here, which give limits and mounts of one's own")
+    program = f"{PREAMBLE}\nasync def scenario():\n{scenario}\nanyio.run(main)\nprint('as it should be')\n"
+    setting = f"echo {limit.split('=')[1]} > /proc/sys/user/{limit.split('=')[0]} && " if limit else ""
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f'{setting}exec "$0" -c "$1" "$2"', sys.executable, program, root],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.endswith("as it should be\n"), done.stderr
+    return done.stdout
+
+
+def test_too_many_folders_to_watch(root: Path) -> None:
+    for number in range(60):
+        (root / str(number)).mkdir()
+    said = in_own_namespace("    print((await until(Degraded)).reason)", root, limit="max_inotify_watches=50")
+    assert "no inotify watch left" in said
+
+
+def test_the_watch_limit_reached_at_run_time(root: Path) -> None:
+    """W4: a new folder goes unwatched without a word from anyone, so it is found out; and when it is over, too."""
+    scenario = """
+    await until(Armed)
+    for number in range(60):
+        (root / str(number)).mkdir()
+    print((await until(Degraded)).reason)
+    for number in range(60):
+        (root / str(number)).rmdir()
+    await until(Armed)
+"""
+    assert "sysctl fs.inotify.max_user_watches" in in_own_namespace(scenario, root, limit="max_inotify_watches=50")
+
+
+def test_no_instance_to_be_had(root: Path) -> None:
+    """W5."""
+    said = in_own_namespace("    print((await until(Degraded)).reason)", root, limit="max_inotify_instances=0")
+    assert "max_user_instances" in said
+
+
+def test_mounts_come_and_go(root: Path) -> None:
+    """W7: mounted over, and unmounted."""
+    scenario = """
+    await until(Armed)
+    subprocess.run(["mount", "-t", "tmpfs", "none", root], check=True)
+    await until(Lost, 5)
+    await until(Armed, 5)
+    (root / "on-it.pdf").touch()
+    subprocess.run(["umount", root], check=True)
+    await until(Lost, 5)
+    await until(Armed, 5)
+"""
+    in_own_namespace(scenario, root)
