@@ -63,6 +63,15 @@ class Checked:
     cure: str = ""
 
 
+def clocks(remote: str, offset: float | None, tolerance: float) -> list[Checked]:
+    """Whether the remote's clock and ours agree, if it has told its own."""
+    if offset is None:
+        return []
+    ok = abs(offset) <= tolerance
+    cure = "" if ok else "set the clock of this machine, e.g. `timedatectl set-ntp true`"
+    return [Checked("clock", ok, f"this machine and {remote} differ by {abs(offset):.0f} s", cure)]
+
+
 @dataclass(frozen=True, slots=True)
 class Since:
     """How far back `find` needs to know what is accounted for: wall seconds, for names and for digests."""

@@ -17,7 +17,7 @@ from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Parcel, Receipt, Target, Transfer
 from docferry.remotes.answers import Answer, parsed, plain, whole
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.doubts import Case, Members, Row, since
 from docferry.remotes.http import Http, written
@@ -152,7 +152,7 @@ class Codat:
                 continue
             connections = dict.fromkeys(each.connection_id for each in targets if each.company_id == company)
             found += [await self._check_connection(company, each) for each in connections if each]
-        return [*found, *self._check_clock()]
+        return [*found, *clocks("Codat", self._http.clock_offset, _CLOCK_TOLERANCE)]
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -199,14 +199,6 @@ class Codat:
         if status == "Linked":
             return Checked(subject, ok=True, detail="Linked")
         return Checked(subject, ok=False, detail=f"its status is {status}", cure="link it in Codat's portal")
-
-    def _check_clock(self) -> list[Checked]:
-        offset = self._http.clock_offset
-        if offset is None:
-            return []
-        detail = f"this machine and Codat differ by {abs(offset):.0f} s"
-        ok = abs(offset) <= _CLOCK_TOLERANCE
-        return [Checked("clock", ok, detail, cure="" if ok else "set the clock, e.g. `timedatectl set-ntp true`")]
 
 
 def _authorization(key: str | None) -> str:

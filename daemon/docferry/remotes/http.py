@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final, Literal, Protocol
 
@@ -27,6 +28,7 @@ CAP: Final = 16 * 1024 * 1024
 SLOWEST: Final = 64 * 1024
 CONNECT_TIMEOUT: Final = 10.0
 _SPOOLED: Final = 1024 * 1024
+_LARGE: Final = 128 * 1024
 Sink = Callable[[bytes], Awaitable[None]]
 #: Opens a sink for the body of a 2xx, given its status and headers.
 Into = Callable[[int, Mapping[str, str]], AbstractAsyncContextManager[Sink]]
@@ -64,6 +66,7 @@ class Http:
         self._ca_file = ca_file
         self._pool: _Pool | None = None
         self._date = ""
+        self._asks_first: bool | None = False  # before a large body; None: the remote does not know how to answer
         self.clock_offset: float | None = None
         self.last_answer: float | None = None
         self.requests = 0
@@ -83,7 +86,7 @@ class Http:
 
         A 2xx body goes `into` a sink, where one is given, and others into memory; both up to `cap` bytes."""
         watched = _Watched(body) if body is not None else None
-        request = _request(method, url, headers, content, watched)
+        request = _request(method, url, {**(headers or {}), **self._first_asking(body)}, content, watched)
         request.extensions["timeout"] = self._limits
         size = body.length if body is not None else 0
         reading: _Reading | None = None
@@ -105,13 +108,27 @@ class Http:
             raise self._failure(request, "unreachable", _why(error), None) from None
         except httpx.HTTPError as error:
             raise self._failure(request, "cut", _why(error), watched) from None
-        return reading.answer(handed_over=watched is not None and watched.handed_over)
+        answer = reading.answer(handed_over=watched is not None and watched.handed_over)
+        self._learn(answer, body)
+        return answer
 
     async def aclose(self) -> None:
         """Close what is open; a later call opens it again."""
         pool, self._pool = self._pool, None
         if pool is not None:
             await pool.transport.aclose()
+
+    def _first_asking(self, body: Body | None) -> Mapping[str, str]:
+        """After a large body broke off unexplained, the next asks before it comes: a server that refuses early and
+        hangs up is heard then, and the document is not sent over and over."""
+        asks = self._asks_first and self._proxy is None and body is not None and body.length > _LARGE
+        return {"Expect": "100-continue"} if asks else {}
+
+    def _learn(self, answer: Answer, body: Body | None) -> None:
+        if answer.status == 417:
+            self._asks_first = None
+        elif self._asks_first and body is not None and body.length > _LARGE and answer.ok:
+            self._asks_first = False
 
     @asynccontextmanager
     async def _response(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
@@ -155,6 +172,8 @@ class Http:
                 self.clock_offset = said + 0.5 - now  # dates are cut to the second
 
     def _failure(self, request: httpx.Request, kind: str, why: str, watched: _Watched | None) -> RemoteError:
+        if kind == "cut" and watched is not None and watched.body.length > _LARGE and self._asks_first is False:
+            self._asks_first = True
         # Only the host is named: paths say little, and a signed URL's query is a secret.
         where = f"{self._name} at {request.url.host}"
         sentence = {
@@ -257,10 +276,7 @@ def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
 def _request(
     method: str, url: str, headers: Mapping[str, str] | None, content: bytes | None, watched: _Watched | None
 ) -> httpx.Request:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        raise RemoteError("the remote gave an address that is none; ask its operator", kind="not_ours") from None
+    parsed = _parsed(url) if "?" in url else _remembered(url)
     lines = {"Host": parsed.netloc.decode("ascii"), "Accept": "*/*", "Accept-Encoding": "identity"}
     lines["User-Agent"] = "docferry"
     if watched is not None:
@@ -286,6 +302,17 @@ def _why(error: httpx.HTTPError) -> str:
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(ca_file) if ca_file else certifi.where())
+
+
+def _parsed(url: str) -> httpx.URL:
+    try:
+        return httpx.URL(url)
+    except httpx.InvalidURL:
+        raise RemoteError("the remote gave an address that is none; ask its operator", kind="not_ours") from None
+
+
+#: Parsing an address costs as much as sending a small document. Signed ones have a query and are not remembered.
+_remembered = lru_cache(maxsize=512)(_parsed)
 
 
 @asynccontextmanager

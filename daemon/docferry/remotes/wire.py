@@ -27,6 +27,8 @@ _HEAD_CAP: Final = 64 * 1024
 _BLOCK: Final = 256 * 1024
 #: A first block up to this size travels with the request's head.
 _TOGETHER: Final = 256 * 1024
+#: So long a server that was asked whether it wants a body may stay silent; then it gets it.
+_INVITATION: Final = 1.0
 #: So often a line that takes no more is looked at for an answer that came early.
 _GLANCE: Final = 0.25
 _PORTS: Final = {b"http": 80, b"https": 443}
@@ -52,7 +54,8 @@ class Wire(httpx.AsyncBaseTransport):
         head = heads.request(request.method, url.raw_path, request.headers.raw)
         line = self._reusable(origin) or await self._connect(origin, patience.get("connect"))
         try:
-            whole = await line.send(head, request.stream, patience.get("write"))
+            asks = "expect" in request.headers
+            whole = await line.send(head, request.stream, patience.get("write"), asks=asks)
             reply = await line.head(request.method, patience.get("read"))
         except BaseException:
             line.close()
@@ -131,10 +134,17 @@ class _Line:
         self._socket = opened
         self.unread = bytearray()
         self._ended = False
+        self._interims = 0
         self.until = 0.0
 
-    async def send(self, head: bytes, stream: httpx.AsyncByteStream, patience: float | None) -> bool:
+    async def send(
+        self, head: bytes, stream: httpx.AsyncByteStream, patience: float | None, *, asks: bool = False
+    ) -> bool:
         """The request; each block is asked for when the one before has been taken. False: an answer came first."""
+        if asks:
+            if not (await self._push(head, patience) and await self._is_invited()):
+                return False
+            head = b""
         first = True
         async for block in stream:
             if first and len(block) <= _TOGETHER:
@@ -187,6 +197,16 @@ class _Line:
     def close(self) -> None:
         self._socket.close()
 
+    async def _is_invited(self) -> bool:
+        """Does the server want the body? False when it has said all it has to say."""
+        with anyio.move_on_after(_INVITATION):
+            while not self._has_answer():
+                if self._interims:
+                    return True
+                await anyio.wait_readable(self._socket)
+            return False
+        return True
+
     async def _push(self, block: bytes, patience: float | None) -> bool:
         rest = memoryview(block)
         waited = 0.0
@@ -230,6 +250,7 @@ class _Line:
             if not heads.is_interim(self.unread):
                 return True
             del self.unread[: end + 4]
+            self._interims += 1
         return self._ended
 
     def _has_come(self) -> bool:

@@ -14,7 +14,7 @@ from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Found, Parcel, Receipt, Target, Transfer
 from docferry.remotes import download, s3
 from docferry.remotes.answers import Answer, parsed, plain, retry_after, should_retry
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks
 from docferry.remotes.download import Fetched
 from docferry.remotes.http import Http
 from docferry.remotes.multipart import Form, Plain, content_type
@@ -103,11 +103,8 @@ class Wootiv:
             cure = "set WOOTIV_API_KEY" if error.status == 401 else "check base_url, proxy and ca_file in [wootiv]"
             return [Checked("wootiv", ok=False, detail=str(error), cure=cure)]
         how = "PUT" if signed.is_put else "POST"
-        offset = self._http.clock_offset or 0.0
-        clock = Checked(
-            "clock", abs(offset) <= _CLOCK_TOLERANCE, f"this machine and Wootiv differ by {abs(offset):.0f} s"
-        )
-        return [Checked("wootiv", ok=True, detail=f"the key works; documents go up by {how}"), clock]
+        clock = clocks("Wootiv", self._http.clock_offset, _CLOCK_TOLERANCE)
+        return [Checked("wootiv", ok=True, detail=f"the key works; documents go up by {how}"), *clock]
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -1,0 +1,327 @@
+"""What holds for every remote, whatever carries the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+
+from contract.conftest import Shore
+from docferry.errors import RemoteError, SourceChanged
+from docferry.model import Found
+from docferry.remotes.base import NOTHING
+from docferry.remotes.codat import RULES as CODAT_RULES
+from docferry.remotes.wootiv import RULES as WOOTIV_RULES
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., Shore]
+
+
+@pytest.mark.parametrize("size", [1, 40_000, 3_000_000])
+async def test_a_document_arrives_once_with_its_bytes_and_name(shore: Make, size: int) -> None:
+    shores = shore()
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    receipt = await shores.send("report.pdf", content)
+    (stored,) = shores.sim.stored
+    assert (stored.name, stored.sha256, stored.size) == ("report.pdf", hashlib.sha256(content).hexdigest(), size)
+    assert receipt.status is not None
+    assert 200 <= receipt.status < 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        'a "quoted" name.pdf',
+        "two\r\nlines.pdf",
+        "na\u0308ive \u4f60\u597d.pdf",
+        "semi;colon=%22.pdf",
+        "x" * 251 + ".pdf",
+    ],
+)
+async def test_awkward_names_arrive_as_they_are(shore: Make, name: str) -> None:
+    shores = shore()
+    await shores.send(name)
+    # The simulator undoes %22 as servers do, so that a name that has it literally cannot be told from a quote.
+    assert shores.names in ([name], [name.replace("%22", '"')])
+
+
+async def test_a_file_that_changes_is_never_stored(shore: Make) -> None:
+    shores = shore()
+    for size in (10, 500_000):
+        with pytest.raises(SourceChanged):
+            await shores.send("a.pdf", b"x" * size, changes=True)
+    await shores.send("b.pdf")
+    assert shores.names == ["b.pdf"], "the line is fit for use afterwards, and the others were never whole"
+
+
+async def test_a_file_that_grows_or_shrinks_is_never_stored(shore: Make) -> None:
+    shores = shore()
+    for delta in (-1, 1):
+        changed = shores.parcel("a.pdf", b"x" * 200_000)
+        source = changed.source
+        pretended = type("Pretended", (), {"size": source.size + delta, "blocks": source.blocks, "md5": None})()
+        with pytest.raises(SourceChanged):
+            await shores.remote.send([type(changed)(changed.transfer, pretended)], "key")
+    assert shores.names == []
+
+
+async def test_no_connection_is_surely_not_stored(shore: Make) -> None:
+    shores = shore()
+    closed = shores.sim.url
+    shores.strike("refuse", match="*", seconds=30.0)
+    with pytest.raises(RemoteError):
+        await shores.send("a.pdf")
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over, failure.value.status) == ("unreachable", False, None)
+    assert "127.0.0.1" in str(failure.value)
+    assert closed not in str(failure.value)
+
+
+async def test_a_lost_answer_may_have_been_stored(shore: Make) -> None:
+    shores = shore()
+    shores.strike("lost_answer")
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over) == ("cut", True)
+    assert shores.names == ["a.pdf"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["reset_before", "reset_inside", "reset_after", "lost_answer", "early_413", "html_502"]
+)
+async def test_whatever_was_not_handed_over_is_not_there(shore: Make, kind: str) -> None:
+    """The promise on which "certainly not stored" stands."""
+    shores = shore()
+    shores.strike(kind)
+    for size in (10, 100_000, 2_000_000):
+        before = len(shores.names)
+        with pytest.raises(RemoteError) as failure:
+            await shores.send(f"{size}.pdf", b"x" * size)
+        assert failure.value.handed_over or len(shores.names) == before
+
+
+async def test_a_200_with_a_cut_body_is_a_200(shore: Make) -> None:
+    shores = shore()
+    shores.strike("truncated_answer")
+    await shores.send("a.pdf")
+    assert shores.names == ["a.pdf"]
+
+
+@pytest.mark.parametrize("kind", ["html_200", "gzip_bomb", "endless_json"])
+@pytest.mark.parametrize("stored", [False, True])
+async def test_an_answer_that_is_not_the_remote_s_is_no_receipt(shore: Make, kind: str, stored: bool) -> None:
+    shores = shore()
+    params: dict[str, Any] = {"size": 20_000_000} if kind != "html_200" else {}
+    shores.strike(kind, stored=stored, **params)
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over) == ("not_ours", True)
+
+
+@pytest.mark.parametrize("kind", ["early_413", "early_401"])
+async def test_an_early_refusal_is_heard_through_the_reset(shore: Make, kind: str) -> None:
+    shores = shore()
+    shores.strike(kind)
+    for _ in range(10):
+        with pytest.raises(RemoteError) as failure:
+            await shores.send("a.pdf", b"x" * 5_000_000)
+        assert failure.value.status == int(kind[-3:])
+    assert shores.names == []
+
+
+async def test_after_a_large_body_broke_off_the_next_asks_before_it_comes(shore: Make) -> None:
+    shores = shore()
+    large = b"x" * 3_000_000
+    shores.strike("reset_inside", after=1)
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf", large)
+    assert failure.value.status is None
+    shores.strike("early_413")
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf", large)
+    assert (failure.value.status, failure.value.handed_over) == (413, False), "not one byte of it went out"
+    shores.sim.set_faults([])
+    await shores.send("a.pdf", large)
+    assert shores.names == ["a.pdf"]
+
+
+async def test_a_stall_is_cut_at_the_deadline(shore: Make) -> None:
+    shores = shore(timeout=0.3)
+    shores.strike("stall")
+    with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over) == ("timeout", True)
+
+
+async def test_one_byte_a_second_is_cut_at_the_deadline(shore: Make) -> None:
+    shores = shore(timeout=0.4)
+    shores.strike("slow_answer", rate=5.0)
+    with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over) == ("timeout", True)
+
+
+async def test_a_server_that_takes_bytes_slowly_is_cut_at_the_deadline(shore: Make) -> None:
+    shores = shore(timeout=0.4)
+    shores.strike("slow_read", rate=5000.0)
+    with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf", b"x" * 70_000)
+    assert failure.value.kind == "timeout"
+    assert shores.names == []
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [("seconds", 7.0), ("date", 7.0), ("past", 0.0), ("garbage", None), ("huge", 86_400.0), ("-3", 0.0), ("nan", None)],
+)
+async def test_retry_after_in_every_form(shore: Make, said: str, expected: float | None) -> None:
+    shores = shore()
+    shores.strike("too_many", retry_after=said, seconds=7.0)
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert failure.value.status == 429
+    assert failure.value.retry_after == (pytest.approx(expected, abs=1.5) if expected else expected)
+
+
+async def test_a_redirect_is_not_followed(shore: Make) -> None:
+    shores = shore()
+    shores.strike("redirect", location="http://localhost:1/elsewhere?secret=1")
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert failure.value.kind == "redirect"
+    assert "secret" not in str(failure.value)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_server_error_after_the_body_is_a_doubt(shore: Make, status: int) -> None:
+    shores = shore()
+    shores.strike("status", status=status, stored=True)
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    error = failure.value
+    assert (error.kind, error.status, error.handed_over, error.scope) == ("answer", status, True, None)
+    assert error.correlation_id
+
+
+async def test_x_should_retry_is_passed_on(shore: Make) -> None:
+    shores = shore()
+    for said, expected in (("true", True), ("false", False), ("perhaps", None)):
+        shores.strike("status", status=409, headers={"X-Should-Retry": said})
+        with pytest.raises(RemoteError) as failure:
+            await shores.send("a.pdf")
+        assert failure.value.should_retry is expected
+
+
+async def test_a_kept_line_that_dies_as_the_request_arrives_makes_no_second_copy(shore: Make) -> None:
+    shores = shore()
+    await shores.send("before.pdf")
+    shores.strike("stale_keepalive", match="*", first=1)
+    with pytest.raises(RemoteError):
+        await shores.send("struck.pdf")
+    assert shores.names == ["before.pdf"]
+    await shores.send("after.pdf")
+    assert shores.names == ["before.pdf", "after.pdf"]
+
+
+async def test_a_storm_of_cancels_leaves_the_remote_usable(shore: Make) -> None:
+    shores = shore(connections=10)
+    shores.sim.switches.latency = 0.01
+    for round_ in range(10):
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(shores.send, f"{round_}-{number}.pdf", b"x" * 10_000)
+            await anyio.sleep(0.003 * round_)  # the storm strikes at another point of the request each time
+            group.cancel_scope.cancel()
+    shores.sim.switches.latency = 0.0
+    with anyio.fail_after(5):
+        await shores.send("after the storm.pdf")
+    assert "after the storm.pdf" in shores.names
+
+
+async def test_the_environment_s_proxies_are_not_believed(shore: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    shores = shore()
+    await shores.send("a.pdf")
+    assert shores.names == ["a.pdf"]
+
+
+async def test_a_renewed_key_counts_at_once(shore: Make) -> None:
+    keys = ["old-secret-key"]
+    shores = shore(key=lambda: keys[0])
+    with pytest.raises(RemoteError) as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.status, failure.value.scope) == (401, shores.target.remote)
+    assert shores.names == []
+    assert "old-secret-key" not in str(failure.value)
+    keys[0] = shores.sim.switches.codat_key if shores.target.remote == "codat" else shores.sim.switches.wootiv_key
+    await shores.send("a.pdf")
+    assert shores.names == ["a.pdf"]
+
+
+async def test_a_missing_key_is_said_before_anything_is_sent(shore: Make) -> None:
+    shores = shore(key=lambda: None)
+    with pytest.raises(RemoteError, match="no API key") as failure:
+        await shores.send("a.pdf")
+    assert (failure.value.status, failure.value.scope) == (401, shores.target.remote)
+    assert not shores.sim.requests
+
+
+async def test_nothing_to_ask_brings_nothing(shore: Make) -> None:
+    assert await shore().remote.find([], NOTHING) == {}
+
+
+async def test_what_was_never_sent_is_absent(shore: Make) -> None:
+    shores = shore()
+    doubt = shores.parcel("never.pdf").transfer
+    found = await shores.remote.find([doubt], NOTHING)
+    assert found[doubt.id].found is Found.ABSENT
+
+
+async def test_check_says_what_works_and_what_does_not(shore: Make) -> None:
+    shores = shore()
+    assert all(each.ok for each in await shores.remote.check([shores.target]))
+    assert not shores.sim.stored
+    shores.sim.switches.date_skew = 3600.0
+    shores.strike("status", match="nothing")
+    wrong = [each for each in await shores.remote.check([shores.target]) if not each.ok]
+    assert [each.subject for each in wrong] == ["clock"]
+    assert wrong[0].cure
+
+
+async def test_check_names_a_refused_key(shore: Make) -> None:
+    shores = shore(key=lambda: "wrong")
+    first = (await shores.remote.check([shores.target]))[0]
+    assert not first.ok
+    assert "API_KEY" in first.cure
+
+
+async def test_health_tells_of_the_last_answer_and_the_clock(shore: Make) -> None:
+    shores = shore()
+    assert shores.remote.health.last_answer is None
+    shores.sim.switches.date_skew = -120.0
+    await shores.send("a.pdf")
+    health = shores.remote.health
+    assert health.last_answer is not None
+    assert health.clock_offset == pytest.approx(-120.0, abs=3.0)
+    assert health.requests >= 1
+
+
+def test_the_rules_name_the_cure() -> None:
+    assert CODAT_RULES.broken("a.PDF", 10 * 1024 * 1024) is None
+    assert WOOTIV_RULES.broken("a.exe", 5 * 1024**3) is None
+    for rules, name, size, code in (
+        (CODAT_RULES, "a.pdf", 0, "empty"),
+        (CODAT_RULES, "a.pdf", 10 * 1024 * 1024 + 1, "too_large"),
+        (CODAT_RULES, "a.exe", 1, "extension"),
+        (CODAT_RULES, "pdf", 1, "extension"),
+        (WOOTIV_RULES, "a.pdf", 5 * 1024**3 + 1, "too_large"),
+    ):
+        broken = rules.broken(name, size)
+        assert broken is not None
+        assert broken[0] == code
+        assert "exclude" in broken[1]
