@@ -59,7 +59,9 @@ def after_failure(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outco
 
 def _of_the_transfer(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
     if failure.kind == "signature":
-        return _again(failure, attempt, backoff, costs_a_try=False)
+        # A new URL cures what expired, at once; it does not cure a signer that is wrong.
+        pause = backoff.pause(attempt.lane_strikes - 1, attempt.dice) if attempt.lane_strikes > 1 else 0.0
+        return Outcome(State.WAITING, None, str(failure), delay=pause, costs_a_try=False)
     if failure.scope is not None:
         return _closed(failure, attempt, backoff)
     if failure.kind == "redirect":
@@ -83,9 +85,10 @@ def after_silence(detail: str, *, fresh_key: bool = False) -> Outcome:
 
 
 def pause_of(failure: RemoteError, attempt: Try, backoff: Backoff) -> float:
-    """Seconds until the next try: the remote's wish if it had one, but never less than nothing nor over a day."""
-    if failure.retry_after is not None:
-        return min(max(failure.retry_after, 0.0), LONGEST_PAUSE)
+    """Seconds until the next try: the remote's wish, at most a day. A wish for less than any pause of ours is none:
+    "now", said by a remote that fails all the time, would be asked for without end."""
+    if failure.retry_after is not None and failure.retry_after >= backoff.initial:
+        return min(failure.retry_after, LONGEST_PAUSE)
     return backoff.pause(attempt.tries, attempt.dice)
 
 
@@ -99,19 +102,21 @@ def _refuses(failure: RemoteError) -> bool:
 
 
 def _in_doubt(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
-    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes.
-    spent = failure.status is not None and failure.status not in {408, 409, 429}
+    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes. What a proxy said
+    # was not kept: there the old key still guards against a second copy.
+    # 409 says that the first request still runs, once; said again, it is a kept answer too.
+    unspent = {429} if attempt.tries > 1 else {409, 429}
+    spent = failure.kind == "answer" and failure.status is not None and failure.status not in unspent
     return Outcome(State.DOUBTFUL, None, str(failure), delay=pause_of(failure, attempt, backoff), fresh_key=spent)
 
 
-def _again(failure: RemoteError, attempt: Try, backoff: Backoff, *, costs_a_try: bool = True) -> Outcome:
+def _again(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
     return Outcome(
         State.WAITING,
         None,
         str(failure),
-        delay=pause_of(failure, attempt, backoff) if costs_a_try else 0.0,
+        delay=pause_of(failure, attempt, backoff),
         fresh_key=failure.status is not None and failure.status >= 500,
-        costs_a_try=costs_a_try,
     )
 
 

@@ -55,13 +55,17 @@ class Gates:
 
         await self._database.write(work)
 
-    async def open(self, lane: str) -> None:
-        """Something in `lane` worked: open every gate on its way."""
+    async def open(self, lane: str, now: float) -> None:
+        """Something in `lane` worked: open every gate on its way whose time has come. One that still has to stay
+        closed says nothing about requests that began before it was."""
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(
-                text("DELETE FROM gate WHERE key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/'"),
-                {"lane": lane},
+                text(
+                    "DELETE FROM gate WHERE until <= :now "
+                    "AND (key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/')"
+                ),
+                {"lane": lane, "now": now},
             )
 
         await self._database.write(work)

@@ -1,0 +1,113 @@
+"""The house over real files and the simulator: documents are laid down, carried, and looked for at the far shore."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from docferry import settings
+from docferry.house import House, open_house
+from docferry.model import State
+from docferry.simulator import Fault, Running, Simulator, Switches
+from ground import COMPANY, Ground
+
+OPEN = {State.WAITING, State.LEASED, State.SENDING, State.DOUBTFUL, State.ASKING}
+#: No company of anybody's.
+OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
+
+
+@dataclass
+class Harbour:
+    """One test's folders, house and far shore. `lag` is the lag of Codat's list that docferry reckons with."""
+
+    ground: Ground
+    key: list[str] = field(default_factory=list)
+
+    @property
+    def simulator(self) -> Simulator:
+        return self.ground.simulator
+
+    def strike(self, *faults: Fault) -> None:
+        """These faults from now on."""
+        self.simulator.set_faults(faults)
+
+    def lay(self, folder: Path, *names: str, content: Callable[[str], bytes] = str.encode) -> None:
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content(name))
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+
+    @asynccontextmanager
+    async def house(self, **more: Any) -> AsyncIterator[House]:
+        """The rooms, with every folder scanned once."""
+        loaded = settings.load(self.ground.write_config(), self.ground.environment)
+        os.environ.update({k: v for k, v in self.ground.environment.items() if k.endswith("_API_KEY")})
+        async with open_house(loaded, **more) as house:
+            await house.runner.prepare()
+            await house.lookout.round()
+            yield house
+
+    async def carried(self, house: House, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
+        """Let the runner work until nothing is open any more, or `done` says so: documents by state."""
+
+        def settled(counts: dict[str, int]) -> bool:
+            resting = house.intake.quiet.next_due() is None
+            return resting and not house.runner.in_hand and not any(counts.get(state) for state in OPEN)
+
+        counts: dict[str, int] = {}
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                await group.start(house.runner.run)
+                while not (done or settled)(counts := await self.states(house)):
+                    await house.lookout.serve_hints()
+                    await anyio.sleep(0.02)  # between two looks at the queue
+                house.runner.stop()
+        return counts
+
+    async def states(self, house: House) -> dict[str, int]:
+        """Present documents by state, and what is open."""
+        present = await house.documents.present(house.uploads)
+        return {**await house.reports.open_counts(house.uploads), **present}
+
+    async def ferry(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
+        """Open the house, carry everything, close it."""
+        async with self.house() as house:
+            return await self.carried(house, done)
+
+    def at_codat(self, company: str = COMPANY) -> Counter[tuple[str, str]]:
+        """Name and digest of what docferry brought to Codat."""
+        stored = self.simulator.stored
+        return Counter((s.name, s.sha256) for s in stored if s.remote == "codat" and s.company == company)
+
+    def requests(self, route: str) -> int:
+        return self.simulator.requests[route]
+
+
+def once(*names: str) -> Counter[tuple[str, str]]:
+    """Each of these, with its name as its bytes, once."""
+    return Counter((name, sha256(name.encode()).hexdigest()) for name in names)
+
+
+@pytest.fixture
+def harbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harbour]:
+    for key in ("CODAT_API_KEY", "WOOTIV_API_KEY"):
+        monkeypatch.setenv(key, "to be set")  # so that it is taken away again
+    with Running(Simulator(Switches(requests_per_minute=0))) as shore:
+        ground = Ground(tmp_path, shore)
+        ground.settings |= {"settle": '"10ms"', "log_level": '"error"'}
+        ground.codat |= {"list_lag": '"150ms"', "timeout": '"1s"'}
+        yield Harbour(ground)
+
+
+def names_of(count: int, start: str = "d") -> Sequence[str]:
+    return [f"{start}{number}.pdf" for number in range(count)]

@@ -1,0 +1,208 @@
+"""Through every fault of the wire: each document arrives exactly once, with its own bytes and name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from docferry.model import State
+from docferry.simulator import Fault
+from ground import COMPANY, CONNECTION
+from work.conftest import Harbour, names_of, once
+
+pytestmark = pytest.mark.anyio
+
+#: What can happen to an upload, with how much time the tests give it.
+FAULTS: list[tuple[str, dict[str, Any]]] = [
+    ("refuse", {"seconds": 0.2}),
+    ("reset_before", {}),
+    ("reset_inside", {}),
+    ("reset_after", {}),
+    ("lost_answer", {}),
+    ("lost_answer", {"how": "close"}),
+    ("lost_answer", {"late": 0.1}),
+    ("stall", {"stored": True, "seconds": 1.5}),
+    ("stall", {"stored": False, "seconds": 1.5}),
+    ("truncated_answer", {}),
+    ("stale_keepalive", {}),
+    ("html_200", {"stored": True}),
+    ("html_200", {"stored": False}),
+    ("html_502", {"stored": True}),
+    ("html_502", {"stored": False}),
+    ("status", {"status": 500, "stored": True}),
+    ("status", {"status": 500, "stored": False}),
+    ("status", {"status": 503, "headers": {"Retry-After": "0"}}),
+    ("status", {"status": 409}),
+    ("status", {"status": 408}),
+    ("too_many", {"seconds": 0.2, "retry_after": "past"}),
+    ("too_many", {"retry_after": "garbage"}),
+    ("early_401", {}),
+    ("redirect", {}),
+]
+#: A wrong key and an address that redirects are the same at both; a stall costs Wootiv's whole timeout.
+NOT_WOOTIVS = ("early_401", "redirect", "stall")
+
+
+def named(case: object) -> str:
+    if isinstance(case, dict):
+        return "-".join(f"{key}_{value}" for key, value in case.items() if key != "headers") or "plain"
+    return str(case)
+
+
+@pytest.mark.parametrize("idempotency", [True, False], ids=["keyed", "keyless"])
+@pytest.mark.parametrize(("kind", "params"), FAULTS, ids=named)
+async def test_codat(harbour: Harbour, kind: str, params: dict[str, Any], idempotency: bool) -> None:
+    harbour.simulator.switches.idempotency = idempotency
+    folder = harbour.ground.upload("bank")
+    names = names_of(5)
+    harbour.lay(folder, *names)
+    harbour.strike(Fault(kind, "codat.upload", first=2, params=params))
+    counts = await harbour.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 5}
+    assert harbour.at_codat() == once(*names)
+
+
+@pytest.mark.parametrize("signed", ["put", "post"])
+@pytest.mark.parametrize(("kind", "params"), [case for case in FAULTS if case[0] not in NOT_WOOTIVS], ids=named)
+async def test_wootiv(harbour: Harbour, kind: str, params: dict[str, Any], signed: Any) -> None:
+    harbour.simulator.switches.signed = signed
+    harbour.ground.settings["workers"] = "2"
+    folder = harbour.ground.upload("scans", "wootiv", object_name='"in/{path}"')
+    names = names_of(3)
+    harbour.lay(folder, *names)
+    harbour.strike(Fault(kind, "s3.*", first=2, params=params), Fault(kind, "wootiv.*", first=1, params=params))
+    counts = await harbour.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
+    objects = {(key, held.sha256) for (_, key), held in harbour.simulator.objects.items()}
+    assert objects == {(f"in/{name}", digest) for name, digest in once(*names)}
+
+
+async def test_a_list_that_lags_is_waited_for(harbour: Harbour) -> None:
+    harbour.ground.codat["list_lag"] = '"500ms"'
+    harbour.simulator.switches.list_lag = 0.4
+    harbour.simulator.switches.idempotency = False
+    names = names_of(4)
+    harbour.lay(harbour.ground.upload("bank"), *names)
+    harbour.strike(Fault("lost_answer", "codat.upload"))
+    await harbour.ferry()
+    assert harbour.at_codat() == once(*names)
+    assert harbour.requests("codat.upload") == 4
+
+
+async def test_what_is_stored_late_is_waited_for(harbour: Harbour) -> None:
+    harbour.ground.codat["list_lag"] = '"400ms"'
+    harbour.simulator.switches.idempotency = False
+    harbour.lay(harbour.ground.upload("bank"), *names_of(3))
+    harbour.strike(Fault("lost_answer", "codat.upload", params={"late": 0.7}))
+    await harbour.ferry()
+    assert harbour.at_codat() == once(*names_of(3))
+
+
+async def test_other_documents_do_not_wait_for_a_doubt(harbour: Harbour) -> None:
+    harbour.ground.codat["list_lag"] = '"60s"'
+    harbour.lay(harbour.ground.upload("bank"), *names_of(20))
+    harbour.strike(Fault("lost_answer", "codat.upload", first=1))
+    await harbour.ferry(lambda counts: counts.get("sent") == 19 and counts["doubtful"] == 1)
+    assert sum(harbour.at_codat().values()) == 20
+
+
+async def test_a_name_with_a_token_is_decided_by_the_list_alone(harbour: Harbour) -> None:
+    folder = harbour.ground.upload("bank", file_name='"{stem}~{token}{suffix}"')
+    harbour.lay(folder, *names_of(3))
+    harbour.strike(Fault("lost_answer", "codat.upload"))
+    await harbour.ferry()
+    assert harbour.requests("codat.download") == 0
+    assert harbour.requests("codat.upload") == 3
+
+
+async def test_twins_of_one_name_are_told_apart_by_their_bytes(harbour: Harbour) -> None:
+    """N13, N14: a.pdf of two folders, and a stranger's a.pdf while ours is in doubt."""
+    folder = harbour.ground.upload("bank")
+    harbour.lay(folder, "x/a.pdf", "y/a.pdf")
+    harbour.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
+    harbour.strike(Fault("reset_after", "codat.upload", first=1), Fault("lost_answer", "codat.upload", first=1))
+    await harbour.ferry()
+    ours = Counter({("a.pdf", digest): count for (_, digest), count in once("x/a.pdf", "y/a.pdf").items()})
+    stranger = Counter({("a.pdf", next(s.sha256 for s in harbour.simulator.stored if s.via == "page")): 1})
+    assert harbour.at_codat() == ours + stranger
+
+
+async def test_a_strangers_upload_of_that_name_is_not_taken_for_ours(harbour: Harbour) -> None:
+    harbour.lay(harbour.ground.upload("bank"), "a.pdf")
+    harbour.strike(Fault("reset_after", "codat.upload", first=1))
+    async with harbour.house() as house:
+        await harbour.carried(house, lambda counts: counts["doubtful"] + counts["asking"] == 1)
+        harbour.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
+    await harbour.ferry()
+    assert [(s.via, s.content) for s in harbour.simulator.stored] == [("page", b"a stranger's"), ("api", b"a.pdf")]
+
+
+@pytest.mark.parametrize("rename", ["quote", "nfc", "cut"])
+async def test_names_that_the_server_changes_are_recognised(harbour: Harbour, rename: Any) -> None:
+    harbour.simulator.switches.rename = rename
+    harbour.simulator.switches.idempotency = False
+    names = ['say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf"]
+    harbour.lay(harbour.ground.upload("bank"), *names)
+    harbour.strike(Fault("lost_answer", "codat.upload", first=3))
+    await harbour.ferry()
+    digests = Counter(digest for _, digest in harbour.at_codat().elements())
+    assert digests == Counter(digest for _, digest in once(*names).elements())
+
+
+@pytest.mark.parametrize("kind", ["status", "html_200", "truncated_answer", "lost_answer"])
+async def test_a_list_that_cannot_be_read_decides_nothing(harbour: Harbour, kind: str) -> None:
+    harbour.simulator.switches.idempotency = False
+    harbour.lay(harbour.ground.upload("bank"), *names_of(2))
+    params = {"at": 3} if kind == "truncated_answer" else {}
+    harbour.strike(
+        Fault("lost_answer", "codat.upload", nth=1),
+        Fault("reset_after", "codat.upload", nth=2),
+        Fault(kind, "codat.list", first=3, params=params),
+    )
+    await harbour.ferry()
+    assert harbour.at_codat() == once(*names_of(2))
+
+
+async def test_a_list_that_misses_what_is_surely_there_is_not_believed(harbour: Harbour) -> None:
+    """What docferry itself brought is not on it: the dated ZIP has the last word."""
+    folder = harbour.ground.upload("bank")
+    harbour.lay(folder, "before.pdf")
+    await harbour.ferry()
+    harbour.simulator.switches.list_lag = 3600.0
+    harbour.lay(folder, "doubt.pdf")
+    harbour.strike(Fault("lost_answer", "codat.upload", first=1))
+    await harbour.ferry()
+    assert harbour.at_codat() == once("before.pdf", "doubt.pdf")
+    assert harbour.requests("codat.upload") == 2
+
+
+async def test_several_connections_of_one_company_are_counted_together(harbour: Harbour) -> None:
+    root = harbour.ground.root / "customers"
+    other = CONNECTION.replace("2e9d2c44", "2e9d2c45")
+    (root / COMPANY / CONNECTION).mkdir(parents=True)
+    (root / COMPANY / other).mkdir(parents=True)
+    harbour.ground.upload("customers", folder="customers/{company_id}/{connection_id}")
+    for connection in (CONNECTION, other):
+        harbour.lay(root / COMPANY / connection, *names_of(4))
+    harbour.strike(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
+    await harbour.ferry()
+    found = Counter((s.connection, s.name) for s in harbour.simulator.stored)
+    assert found == Counter((c, n) for c in (CONNECTION, other) for n in names_of(4))
+
+
+async def test_a_mixed_storm(harbour: Harbour) -> None:
+    """Half of all requests fail, some uploads are large, both remotes at once."""
+    names = names_of(40)
+    harbour.lay(harbour.ground.upload("bank"), *names)
+    large = {name: name.encode() * 100_000 for name in names_of(4, "large")}
+    harbour.lay(harbour.ground.root / "bank", *large, content=lambda name: large[name])
+    scans = names_of(20, "s")
+    harbour.lay(harbour.ground.upload("scans", "wootiv"), *scans)
+    kinds = ["reset_before", "reset_inside", "reset_after", "lost_answer", "html_502", "status", "truncated_answer"]
+    harbour.strike(*(Fault(kind, rate=0.08) for kind in kinds))
+    counts = await harbour.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 64}
+    assert Counter(name for name, _ in harbour.at_codat().elements()) == Counter([*names, *large])
+    assert len(harbour.simulator.objects) == 20
