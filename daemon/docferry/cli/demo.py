@@ -135,7 +135,7 @@ class _Show:
             self._ended.add(row.id)
             self._say(Cell("known", FAINT), name, Cell(f"has the bytes of {twin}: goes once", FAINT))
             return
-        attempts = [each for each in await reports.attempts(row.id) if each.ended is not None]
+        attempts = proof.tries(await reports.attempts(row.id))
         for at, attempt in enumerate(attempts[self._told.get(row.id, 0) :], self._told.get(row.id, 0)):
             self._tell_attempt(row, name, attempt, at + 1)
         self._told[row.id] = len(attempts)
@@ -180,7 +180,7 @@ async def _proved(screen: Screen, stage: Stage) -> int:
     """The tables, and whether the far shore has exactly what it should."""
     async with open_database(stage.base / "state" / "docferry.db") as database:
         rows = await Reports(database).rows()
-        tries = {row.id: len(await Reports(database).attempts(row.id)) for row in rows}
+        tries = {row.id: len(proof.tries(await Reports(database).attempts(row.id))) for row in rows}
     verdict = await anyio.to_thread.run_sync(proof.judged, stage, rows, tries)
     screen.show(line(), *verdict.blocks)
     complain(*verdict.problems)

@@ -143,6 +143,8 @@ def _failed(error: Exception) -> int:
 
 def _stumbled(error: BaseException) -> int:
     """A mistake of docferry's own; the traceback is for whoever asks for it."""
+    import logging
+
     from docferry import logs
 
     where = error.__traceback__
@@ -152,8 +154,8 @@ def _stumbled(error: BaseException) -> int:
     _complain(logs.redacted(f"this should not have happened: {type(error).__name__}: {error}{place}"))
     if os.environ.get("DOCFERRY_LOG_LEVEL", "").lower() == "debug":
         logs.configure("debug")
-        logs.get("cli").debug("failed", exc=error)
-    else:
+    logs.get("cli").debug("failed", exc=error)
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
         _complain("nothing is lost. Run it again with DOCFERRY_LOG_LEVEL=debug for the traceback, and report it")
     return BROKEN
 

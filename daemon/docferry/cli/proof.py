@@ -10,7 +10,7 @@ from pathlib import Path
 
 from docferry.cli.screen import BAD, FAINT, GOOD, Block, Cell, Table, count, line, size
 from docferry.cli.stage import OBJECT, Stage
-from docferry.store.reports import Row
+from docferry.store.reports import AttemptRow, Row
 
 #: What must be held, and why.
 HELD = {b"too-large.pdf": "too_large", b"wrong-type.exe": "extension"}
@@ -38,6 +38,11 @@ def arrived(stage: Stage) -> list[Path]:
     if not stage.inbox.is_dir():
         return []
     return sorted(path for path in stage.inbox.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+def tries(attempts: Iterable[AttemptRow]) -> list[AttemptRow]:
+    """Those that came to something: a lease that was handed back unused (the remote had asked for a pause) did not."""
+    return [each for each in attempts if each.ended is not None and (each.state != "waiting" or each.detail)]
 
 
 def judged(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Verdict:

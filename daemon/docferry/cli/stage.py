@@ -63,7 +63,7 @@ layout = "{{date}}/{{name}}"
 name = "reports"
 from = "wootiv"
 objects = ["{object}"]
-folder = "{base}/inbox/reports"
+folder = "{base}/inbox/wootiv"
 every = "2s"
 """
 #: What goes wrong. Each strikes once, at a request that is sure to come.
@@ -150,6 +150,7 @@ async def perform(stage: Stage) -> None:
         for number in (31, 32):
             (quarter / f"statement-{number}.pdf").write_bytes(papers.statement(number))
         (stage.outbox / "scans" / "late.png").write_bytes(papers.png(33))
+        (stage.outbox / "acme" / "the-same-as-statement-01.pdf").write_bytes(papers.statement(1))
         stage.simulator.put_company_file(COMPANY, "from-the-customer-3.pdf", papers.statement(43))
 
 
@@ -164,7 +165,6 @@ def _lay_out(outbox: Path) -> None:
     for number in range(1, 4):
         (scans / "receipts" / f"receipt-{number}.jpg").write_bytes(papers.jpeg(number))
         (scans / f"scan-{number}.png").write_bytes(papers.png(number))
-    (acme / "the-same-as-statement-01.pdf").write_bytes(papers.statement(1))
     (acme / "too-large.pdf").write_bytes(papers.pdf("Too large", ["more than Codat takes"], _TOO_LARGE))
     (acme / "wrong-type.exe").write_bytes(b"MZ this is no document")
 
