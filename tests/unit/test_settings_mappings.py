@@ -85,6 +85,8 @@ def test_built_in_excludes(name: str) -> None:
         assert not mapping.wanted(name.encode())
         assert not mapping.wanted(b"deep/er/" + name.encode())
     assert not customers().wanted(IDS + name.encode())
+    assert not scans().wanted(b"a/.git/x.pdf")
+    assert not scans().wanted(b".git/x.pdf")
     assert not customers().wanted(name.encode())
 
 
@@ -119,7 +121,7 @@ def test_folders_that_are_hidden_or_excluded_are_not_entered() -> None:
 
 
 def test_an_excluded_folder_is_entered_if_something_in_it_is_brought_back() -> None:
-    mapping = scans(exclude=["drafts/*", "!drafts/final.pdf"])
+    mapping = scans(exclude=["drafts/**", "!drafts/final.pdf"])
     assert mapping.enters(b"drafts")
     assert mapping.wanted(b"drafts/final.pdf")
     assert not mapping.wanted(b"drafts/first.pdf")

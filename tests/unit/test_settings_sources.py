@@ -153,7 +153,7 @@ def test_the_environment_may_add_the_next_mapping_and_no_later_one(tmp_path: Pat
     added = load(path, {f"DOCFERRY_UPLOAD__2__{key}": value for key, value in mapping.items()})
     assert [upload.name for upload in added.uploads] == ["scans", "more", "third"]
     (problem,) = problems(path, {"DOCFERRY_UPLOAD__5__NAME": "x"})
-    assert "$DOCFERRY_UPLOAD__5__NAME" in problem
+    assert problem == "$DOCFERRY_UPLOAD__5__NAME: there are 2, counted from 0; number 5 is not among them"
 
 
 def test_unknown_variables_are_told_with_the_nearest_key(tmp_path: Path) -> None:
