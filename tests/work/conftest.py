@@ -74,6 +74,16 @@ class Harbour:
                 house.runner.stop()
         return counts
 
+    async def carried_beside(self, house: House, done: Callable[[], bool]) -> None:
+        """Let the runner work until `done`, and cut what is in flight then."""
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                await group.start(house.runner.run)
+                while not done():
+                    await house.lookout.serve_hints()
+                    await anyio.sleep(0.01)  # between two looks
+                group.cancel_scope.cancel()
+
     async def states(self, house: House) -> dict[str, int]:
         """Present documents by state, and what is open."""
         present = await house.documents.present(house.uploads)

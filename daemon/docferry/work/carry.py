@@ -265,7 +265,9 @@ class Carrier:
         if outcome.state is State.DOUBTFUL:
             return replace(outcome, delay=max(outcome.delay, self.remotes[transfer.target.remote].find_after))
         expired = self._clock.now() - transfer.due_since > self._give_up_after
-        if outcome.state is State.WAITING and outcome.gate is None and expired:
+        # What the remote refused for everybody is no document's fault, however long it lasts.
+        at_fault = outcome.gate is None or outcome.costs_a_try
+        if outcome.state is State.WAITING and at_fault and expired:
             detail = f"tried for {self._give_up_after / 86_400:.3g} days: {outcome.detail}; then `docferry retry`"
             return Outcome(State.HELD, Reason.GAVE_UP, detail, fresh_key=True)
         return outcome
