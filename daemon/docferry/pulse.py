@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from docferry.clock import iso
-from docferry.house import House
 from docferry.model import escaped
 from docferry.store import tenure
+
+if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to be imported
+    from docferry.house import House
 
 #: How often the file is written, seconds.
 EVERY = 2.0
