@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from docferry.settings import Settings
-from docferry.units import seconds
+from docferry.settings.units import seconds
 
 PROGRAM = "/usr/local/bin/docferry"
 SERVICES = ("docferry.service", "docferry-sync.service")

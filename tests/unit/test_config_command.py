@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from docferry import units
 from docferry.cli import config
-from docferry.settings import Settings, load
+from docferry.settings import Settings, load, units
 
 CANARY = "canary-7f3a9c2e-key"
 

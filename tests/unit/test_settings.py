@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from docferry import complaints, sources, units
 from docferry.errors import ConfigError
-from docferry.settings import Settings, load
+from docferry.settings import Settings, complaints, load, sources, units
 
 COMPANY = "8a210b68-6988-11ed-a1eb-0242ac120002"
 CONNECTION = "2e9d2c44-f675-40ba-8049-353bfcb5e171"

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from docferry import sources
 from docferry.errors import ConfigError
-from docferry.settings import load
+from docferry.settings import load, sources
 
 PLAIN = """
 [wootiv]

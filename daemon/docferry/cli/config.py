@@ -10,10 +10,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from docferry import units
-from docferry.keys import HIDDEN, Key
 from docferry.model import escaped
-from docferry.settings import Download, Settings, Upload
+from docferry.settings import Download, Settings, Upload, units
+from docferry.settings.keys import HIDDEN, Key
 
 _DURATIONS: Final = frozenset(
     {"settle", "rescan", "stop_grace", "initial", "max", "give_up_after", "timeout", "list_lag", "every"}

@@ -229,7 +229,7 @@ def _demo(parser: _Parser) -> None:
 
 
 def _duration(written: str) -> float:
-    from docferry import units
+    from docferry.settings import units
 
     try:
         return units.seconds(written)

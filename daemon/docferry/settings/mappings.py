@@ -11,8 +11,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
-from docferry import patterns, templates, units
 from docferry.model import Target, escaped
+from docferry.settings import patterns, templates, units
 
 
 def _positive(number: float) -> float:

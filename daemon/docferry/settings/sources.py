@@ -12,9 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from docferry import keys
 from docferry.errors import ConfigError
 from docferry.model import escaped
+from docferry.settings import keys
 
 Loc = tuple[str | int, ...]  # ("upload", 2, "folder")
 

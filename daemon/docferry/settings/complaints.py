@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from docferry import contradictions
 from docferry.model import escaped
-from docferry.sources import Loc, Written
+from docferry.settings import contradictions
+from docferry.settings.sources import Loc, Written
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

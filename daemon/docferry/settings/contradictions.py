@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from docferry.mappings import Download, Upload
 from docferry.model import escaped
-from docferry.sources import Loc
+from docferry.settings.mappings import Download, Upload
+from docferry.settings.sources import Loc
 
 if TYPE_CHECKING:
     from docferry.settings import Settings

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from docferry import complaints, contradictions, keys, sources
 from docferry.errors import ConfigError
-from docferry.keys import Secrets
-from docferry.mappings import Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
 from docferry.model import RemoteName
+from docferry.settings import complaints, contradictions, keys, sources
+from docferry.settings.keys import Secrets
+from docferry.settings.mappings import Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
 
 __all__ = ["Codat", "Download", "Retry", "Route", "Secrets", "Settings", "Upload", "Wootiv", "load", "missing_keys"]
 
