@@ -1,0 +1,117 @@
+"""The kill harness: documents are dropped all the time while daemon and `sync` are killed; then all is counted."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+
+from crash.nursery import KILLED, Life, Nursery
+from docferry.simulator import Fault
+from ground import Ground, digest
+
+#: What goes wrong meanwhile, each with its share of the uploads.
+TROUBLES = ("lost_answer", "reset_after", "reset_inside", "reset_before", "status", "truncated_answer")
+
+
+class Dropper:
+    """Lays documents into folders, at random moments, until it is told to stop."""
+
+    def __init__(self, folders: dict[str, Path], seed: int, most: int, pause: float) -> None:
+        self.made: Counter[tuple[str, str]] = Counter()
+        self._folders = folders
+        self._dice = random.Random(seed)  # noqa: S311 - the same documents for the same seed
+        self._most = most
+        self._pause = pause
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Dropper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for number in range(self._most):
+            if self._stop.wait(self._dice.uniform(0, 2 * self._pause)):
+                return
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        dice = self._dice
+        folder = self._folders[dice.choice(list(self._folders))] / f"a{number % 7}" / f"b{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = b"%d:" % number + dice.randbytes(dice.choice((10, 3_000, 60_000, 400_000)))
+        path = folder / f"{number}.pdf"
+        if dice.random() < 0.5:
+            fresh = folder / f".{number}.part"
+            fresh.write_bytes(content)
+            fresh.rename(path)
+        else:
+            half = dice.randrange(len(content))
+            with path.open("wb") as file:
+                file.write(content[:half])
+                file.flush()
+                self._stop.wait(dice.uniform(0, 0.05))
+                file.write(content[half:])
+        self.made[path.name, digest(content)] += 1
+
+
+class Siege:
+    """Kills at random moments, with trouble on the wire."""
+
+    def __init__(self, ground: Ground, nursery: Nursery, seed: int) -> None:
+        self.ground = ground
+        self.nursery = nursery
+        self.kills: Counter[str] = Counter()
+        self._dice = random.Random(seed)  # noqa: S311 - as above
+        ground.settings |= {"settle": '"100ms"', "rescan": '"1s"', "log_level": '"warning"'}
+        ground.codat |= {"list_lag": '"200ms"', "timeout": '"2s"'}
+        switches = ground.simulator.switches
+        switches.list_lag, switches.latency = 0.1, 0.01
+        ground.simulator.set_faults(
+            [Fault(kind, "codat.upload", rate=0.05) for kind in TROUBLES]
+            + [Fault("status", "codat.list", rate=0.1), Fault("lost_answer", "s3.*", rate=0.05)]
+        )
+
+    def storm(self, kills: int) -> None:
+        """So many deaths of daemons, and of passes beside them."""
+        while self.kills.total() < kills:
+            daemon = self.nursery.bear(self.ground, "run")
+            beside = [self.nursery.bear(self.ground, "sync", "--json") for _ in range(self._dice.random() < 0.5)]
+            self._wait(daemon, self._dice.choice((0.15, 0.4, 0.8, 1.6)))
+            if self._dice.random() < 0.5:
+                beside.append(self.nursery.bear(self.ground, "sync", "--json"))
+                self._wait(daemon, 0.6)
+            for name, life in [("run", daemon), *(("sync", each) for each in beside)]:
+                if not life.ended():
+                    life.kill()
+                    self.kills[name] += life.code == KILLED
+
+    def _wait(self, daemon: Life, longest: float) -> None:
+        """A random while. The daemon must not die of itself meanwhile."""
+        threading.Event().wait(self._dice.uniform(0, longest))
+        assert not daemon.ended(), daemon.text()[-3000:]
+
+    def peace(self) -> dict[str, int]:
+        """No more trouble: passes until nothing is due."""
+        self.ground.simulator.set_faults([])
+        return self.nursery.drained(self.ground, 20)
+
+
+def judge(ground: Ground, made: Counter[tuple[str, str]]) -> str:
+    """The far shore's store against what was laid down: nothing lost, doubled or torn, and a sound database."""
+    stored = ground.stored()
+    lost, more = made - stored, stored - made
+    doubled = Counter({key: count for key, count in more.items() if key in made})
+    torn = more - doubled
+    assert (dict(lost), dict(doubled), dict(torn)) == ({}, {}, {})
+    with sqlite3.connect(ground.state / "docferry.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM transfer WHERE state = 'held'").fetchone() == (0,)
+    return f"{len(made)} documents: 0 lost, 0 doubled, 0 torn; integrity_check ok"
