@@ -264,13 +264,18 @@ class Carrier:
         """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""
         if outcome.state is State.DOUBTFUL:
             return replace(outcome, delay=max(outcome.delay, self.remotes[transfer.target.remote].find_after))
-        expired = self._clock.now() - transfer.due_since > self._give_up_after
         # What the remote refused for everybody is no document's fault, however long it lasts.
         at_fault = outcome.gate is None or outcome.costs_a_try
-        if outcome.state is State.WAITING and at_fault and expired:
-            detail = f"tried for {self._give_up_after / 86_400:.3g} days: {outcome.detail}; then `docferry retry`"
-            return Outcome(State.HELD, Reason.GAVE_UP, detail, fresh_key=True)
+        if outcome.state is State.WAITING and at_fault and self._expired(transfer):
+            return self._given_up(outcome.detail)
         return outcome
+
+    def _expired(self, transfer: Transfer) -> bool:
+        return self._clock.now() - transfer.due_since > self._give_up_after
+
+    def _given_up(self, detail: str | None) -> Outcome:
+        tried = f"tried for {self._give_up_after / 86_400:.3g} days: {detail}; then `docferry retry`"
+        return Outcome(State.HELD, Reason.GAVE_UP, tried, fresh_key=True)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -318,7 +323,7 @@ class Carrier:
             gate = policy.after_failure(failure, attempt, self._backoff).gate or gate
             delay = policy.pause_of(failure, attempt, self._backoff)
             outcome = Outcome(State.DOUBTFUL, transfer.reason, f"asking: {failure}", delay=delay)
-            if self._clock.now() - transfer.due_since > self._give_up_after:
+            if self._expired(transfer):
                 outcome = _undecidable(f"nobody could say whether it arrived: {failure}")
             settled.append((transfer, outcome))
         if gate is not None:
@@ -342,7 +347,10 @@ class Carrier:
                 await self._arrived(transfer, Receipt(None, detail=finding.detail, proof=finding.proof))
             elif finding.found is Found.ABSENT and self._age(transfer) >= remote.confirm_after:
                 trial += [False] if transfer.reason == BATCH else []
-                again.append(transfer)
+                if self._expired(transfer):
+                    await self._settle(transfer, self._given_up(finding.detail))
+                else:
+                    again.append(transfer)
             else:
                 await self._settle(transfer, self._still_doubtful(transfer, finding, remote))
         if trial and not all(trial):
