@@ -16,7 +16,8 @@ _MD5: Final = re.compile(r"[0-9a-f]{32}")
 def receipt(answer: Answer, md5: str | None) -> Receipt:
     """The receipt for a good answer. RemoteError when it is not S3's, or when the ETag tells of other bytes."""
     etag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
-    if not etag or answer.is_html:
+    # Not every S3-like server gives an ETag; but none gives text of its own for a PUT that it took.
+    if answer.is_html or (not etag and answer.body.strip()):
         raise RemoteError(
             f"something that is not S3 answered with {answer.status}: there is no ETag; check proxies in between",
             kind="not_ours",
@@ -24,7 +25,7 @@ def receipt(answer: Answer, md5: str | None) -> Receipt:
             handed_over=answer.handed_over,
         )
     if md5 is None or not is_md5(answer, etag):
-        return Receipt(answer.status, etag=etag)
+        return Receipt(answer.status, etag=etag or None)
     if etag.lower() != md5:
         raise RemoteError(
             f"S3 has other bytes than were sent: its ETag is {plain(etag)}, their MD5 {md5}; it is sent again",
