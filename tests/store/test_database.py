@@ -38,8 +38,8 @@ async def marks(database: Database) -> set[str]:
 
 async def trouble(database: Database) -> str:
     with anyio.fail_after(10):
-        while database.trouble is None:
-            await anyio.sleep(0.01)  # noqa: ASYNC110 - `status` reads it now and then, and so does this
+        while database.trouble is None:  # noqa: ASYNC110 - `status` reads it now and then, and so does this
+            await anyio.sleep(0.01)
     return database.trouble
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
-from sqlalchemy import event
+from sqlalchemy import URL, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -173,7 +173,7 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
 
 def _engine(path: Path, begin: str) -> AsyncEngine:
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
+        URL.create("sqlite+aiosqlite", database=str(path)),
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT, "cached_statements": 64},
         pool_size=4,
     )

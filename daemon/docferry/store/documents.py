@@ -98,6 +98,8 @@ class Documents:
     async def apply(self, mapping: str, planned: Sequence[Planned]) -> Applied:
         """Make the plans true in one commit. A path that was known otherwise becomes a new document; what nobody
         else needs of the old one is gone, unless bytes of it may be on the wire."""
+        if not planned:
+            return Applied(0, 0, 0)
         now = self._clock.now()
         rows = [_plan_row(index, mapping, plan) for index, plan in enumerate(planned)]
 

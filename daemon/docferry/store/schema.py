@@ -54,12 +54,16 @@ def _migrate(database: Path) -> None:
     # Imported here: alembic costs a quarter of a second that only the first start has to pay.
     from alembic import command
     from alembic.config import Config
-    from sqlalchemy import create_engine
+    from sqlalchemy import URL, create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
-    engine = create_engine(f"sqlite:///{database}", connect_args={"isolation_level": None, "timeout": 30})
+    engine = create_engine(
+        # Put together by hand, a path with a % in it would be another path.
+        URL.create("sqlite", database=str(database)),
+        connect_args={"isolation_level": None, "timeout": 30},
+    )
     try:
         with engine.connect() as connection:
             # One transaction for all steps: killed in between, the old schema is still there.
