@@ -297,7 +297,7 @@ def _why(error: httpx.HTTPError) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}"
+    return str(error)[:200] or type(error).__name__
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext:

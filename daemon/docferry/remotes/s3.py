@@ -17,7 +17,7 @@ def receipt(answer: Answer, md5: str | None) -> Receipt:
     """The receipt for a good answer. RemoteError when it is not S3's, or when the ETag tells of other bytes."""
     etag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
     # Not every S3-like server gives an ETag; but none gives text of its own for a PUT that it took.
-    if answer.is_html or (not etag and answer.body.strip()):
+    if answer.is_html or (not etag and (answer.body.strip() or answer.flaw == "large")):
         raise RemoteError(
             f"something that is not S3 answered with {answer.status}: there is no ETag; check proxies in between",
             kind="not_ours",

@@ -1,0 +1,435 @@
+"""The line itself, against servers that say exactly what a test wants, byte by byte."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketListener, SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from contract.conftest import Certificates
+from contract.parcels import parcel
+from docferry.clock import SystemClock
+from docferry.errors import RemoteError
+from docferry.remotes.answers import Answer
+from docferry.remotes.http import Http
+from docferry.remotes.multipart import Plain
+from docferry.simulator import Switches
+
+pytestmark = pytest.mark.anyio
+Speak = Callable[[SocketStream], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Server:
+    """A port where `speak` talks to whoever comes."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/"
+        self.connections = 0
+        self.open = 0
+        self._closed = anyio.Event()
+
+    def closed(self) -> None:
+        self.open -= 1
+        self._closed.set()
+
+    async def all_closed(self) -> None:
+        while self.open:
+            self._closed = anyio.Event()
+            await self._closed.wait()
+
+
+@asynccontextmanager
+async def serving(speak: Speak) -> AsyncIterator[Server]:
+    door = socket.create_server(("127.0.0.1", 0))
+    listener = await SocketListener.from_socket(door)
+    async with listener, anyio.create_task_group() as group:
+        server = Server(door.getsockname()[1])
+
+        async def talk(client: SocketStream) -> None:
+            server.connections += 1
+            server.open += 1
+            try:
+                async with client:
+                    await speak(client)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.IncompleteRead):
+                pass
+            finally:
+                server.closed()
+
+        group.start_soon(listener.serve, talk)
+        yield server
+        group.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def line(**more: Any) -> AsyncIterator[Http]:
+    http = Http("Test", clock=SystemClock(), **({"timeout": 2.0} | more))
+    try:
+        yield http
+    finally:
+        await http.aclose()
+
+
+async def head_of(client: SocketStream) -> bytes:
+    return await BufferedByteReceiveStream(client).receive_until(b"\r\n\r\n", 65536)
+
+
+def saying(*blocks: bytes, ends: bool = True) -> Speak:
+    """Answer every request with these blocks, each a packet of its own."""
+
+    async def speak(client: SocketStream) -> None:
+        while True:
+            await head_of(client)
+            for block in blocks:
+                await client.send(block)
+                await anyio.lowlevel.checkpoint()
+            if ends:
+                return
+
+    return speak
+
+
+async def asked(speak: Speak, method: str = "GET", **more: Any) -> Answer:
+    async with serving(speak) as server, line() as http:
+        try:
+            return await http.call(method, server.url, **more)
+        except RemoteError as error:
+            failed = error
+    raise failed  # outside, as a task group would wrap it
+
+
+# answers of every shape
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (OK, b"ok"),
+        (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"until the end"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", b""),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", b""),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n" + OK, b"ok"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nfour\r\n0A\r\nten more..\r\n0\r\n\r\n", None),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n4\r\nfour\r\n0\r\nTrailer: x\r\n\r\n", b"four"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nX-Empty:\r\n\r\nok", b"ok"),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+async def test_an_answer_is_read_however_it_is_cut(answer: bytes, body: bytes | None, step: int) -> None:
+    blocks = [answer[start : start + step] for start in range(0, len(answer), step)]
+    got = await asked(saying(*blocks))
+    assert got.flaw is None
+    assert got.body == (b"fourten more.." if body is None else body)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/2 200\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\nY: b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1e3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+        b"",
+    ],
+)
+async def test_what_is_no_answer_is_an_error(answer: bytes) -> None:
+    with pytest.raises(RemoteError) as failure:
+        await asked(saying(answer))
+    assert (failure.value.kind, failure.value.status) == ("cut", None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 100\r\n\r\ntoo short",
+        b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n4\r\nfour and more\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n-4\r\nfour\r\n0\r\n\r\n",
+        b"Content-Encoding: gzip\r\n\r\nno gzip at all",
+    ],
+)
+async def test_a_status_counts_although_its_body_is_broken(body: bytes) -> None:
+    got = await asked(saying(b"HTTP/1.1 200 OK\r\n" + body))
+    assert (got.status, got.flaw) == (200, "cut")
+
+
+async def test_a_body_past_its_cap_is_not_read() -> None:
+    got = await asked(saying(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100_000), cap=10_000)
+    assert (got.status, got.flaw, got.body) == (200, "large", b"")
+
+
+async def test_a_head_request_has_no_body() -> None:
+    got = await asked(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"), "HEAD")
+    assert (got.body, got.flaw) == (b"", None)
+
+
+# lines that are kept
+
+
+async def test_a_line_is_used_again() -> None:
+    async with serving(saying(OK, ends=False)) as server, line() as http:
+        for _ in range(5):
+            await http.call("GET", server.url)
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nand something that nobody asked for",
+        b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_a_line_that_may_not_be_used_again_is_not(answer: bytes) -> None:
+    async with serving(saying(answer, ends=False)) as server, line() as http:
+        for _ in range(3):
+            assert (await http.call("GET", server.url)).status == 200
+        assert server.connections == 3
+
+
+async def test_a_line_that_the_server_closed_costs_no_attempt() -> None:
+    gone = anyio.Event()
+
+    async def speak(client: SocketStream) -> None:
+        await head_of(client)
+        await client.send(OK)
+        await client.aclose()
+        gone.set()
+
+    async with serving(speak) as server, line() as http:
+        for _ in range(20):
+            gone = anyio.Event()
+            sent = Plain(parcel("a.pdf", b"x" * 10))
+            assert (await http.call("GET", server.url, body=sent if server.connections > 10 else None)).status == 200
+            await gone.wait()
+        assert server.connections == 20
+
+
+async def test_a_line_on_which_the_server_spoke_unasked_is_not_used() -> None:
+    spoken = anyio.Event()
+
+    async def speak(client: SocketStream) -> None:
+        await head_of(client)
+        await client.send(OK)
+        await client.send(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        spoken.set()
+        await client.receive()
+
+    async with serving(speak) as server, line() as http:
+        for _ in range(3):
+            spoken = anyio.Event()
+            assert (await http.call("GET", server.url)).status == 200
+            await spoken.wait()
+
+
+# bodies on their way
+
+
+async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() -> None:
+    """A server that takes nothing more is surely without the whole body."""
+    with socket.create_server(("127.0.0.1", 0)) as door:  # nobody ever accepts: the kernel takes what it has room for
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with line(timeout=0.5) as http:
+            sent = Plain(parcel("a.pdf", b"x" * 30_000_000, block=1 << 20))
+            with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
+                await http.call("PUT", f"http://127.0.0.1:{door.getsockname()[1]}/", body=sent)
+    assert (failure.value.kind, failure.value.handed_over) == ("timeout", False)
+
+
+async def test_an_answer_that_comes_early_ends_the_sending() -> None:
+    async def speak(client: SocketStream) -> None:
+        await head_of(client)
+        await client.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await anyio.sleep_forever()  # it reads nothing more, and does not hang up either
+
+    async with serving(speak) as server, line(timeout=5.0) as http:
+        sent = Plain(parcel("a.pdf", b"x" * 30_000_000, block=1 << 20))
+        with anyio.fail_after(3):
+            got = await http.call("PUT", server.url, body=sent)
+        assert (got.status, got.handed_over) == (413, False)
+
+
+async def test_an_interim_answer_does_not_end_the_sending() -> None:
+    async def speak(client: SocketStream) -> None:
+        stream = BufferedByteReceiveStream(client)
+        await stream.receive_until(b"\r\n\r\n", 65536)
+        await client.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+        await stream.receive_exactly(5_000_000)
+        await client.send(OK)
+
+    async with serving(speak) as server, line() as http:
+        got = await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
+        assert (got.status, got.handed_over) == (200, True)
+
+
+async def test_a_server_that_never_heard_of_asking_first_still_gets_the_body() -> None:
+    requests: list[bytes] = []
+
+    async def speak(client: SocketStream) -> None:
+        stream = BufferedByteReceiveStream(client)
+        requests.append(await stream.receive_until(b"\r\n\r\n", 65536))
+        if len(requests) == 1:
+            return  # hangs up inside the first body
+        await stream.receive_exactly(5_000_000)
+        await client.send(OK)
+
+    async with serving(speak) as server, line(timeout=5.0) as http:
+        with pytest.raises(RemoteError):
+            await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
+        got = await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
+        assert got.status == 200
+        assert [b"100-continue" in request for request in requests] == [False, True]
+
+
+async def test_a_request_is_written_as_it_should_be() -> None:
+    seen: list[bytes] = []
+
+    async def speak(client: SocketStream) -> None:
+        stream = BufferedByteReceiveStream(client)
+        seen.append(await stream.receive_until(b"\r\n\r\n", 65536))
+        seen.append(await stream.receive_exactly(10))
+        await client.send(OK)
+
+    async with serving(speak) as server, line() as http:
+        await http.call(
+            "PUT", f"{server.url}a%20b?x=%2F", headers={"X-Own": "1"}, body=Plain(parcel("a", b"0123456789"))
+        )
+        first, *fields = seen[0].decode().split("\r\n")
+        assert first == "PUT /a%20b?x=%2F HTTP/1.1"
+        assert {"Content-Length: 10", "X-Own: 1", "Accept-Encoding: identity"} < set(fields)
+        assert fields[0] == f"Host: {server.url[7:-1]}"
+        assert seen[1] == b"0123456789"
+
+
+async def test_a_line_break_in_a_header_is_refused() -> None:
+    async with serving(saying(OK)) as server, line() as http:
+        with pytest.raises(RemoteError):
+            await http.call("GET", server.url, headers={"X": "a\r\nY: b"})
+        assert server.connections == 0
+
+
+# the way to a server
+
+
+async def test_an_unknown_host_cannot_be_reached() -> None:
+    async with line() as http:
+        with pytest.raises(RemoteError) as failure:
+            await http.call("PUT", "http://nowhere.invalid/", body=Plain(parcel("a.pdf")))
+    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+    assert "nowhere.invalid" in str(failure.value)
+
+
+async def test_an_untrusted_certificate_is_named_with_its_cure(simulated: Any, certificates: Certificates) -> None:
+    sim = simulated(tls=certificates.server)
+    async with line() as http:
+        with pytest.raises(RemoteError, match="ca_file") as failure:
+            await http.call("PUT", sim.url, body=Plain(parcel("a.pdf")))
+    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+
+
+async def test_a_certificate_for_another_name_is_refused(simulated: Any, certificates: Certificates) -> None:
+    sim = simulated(tls=certificates.server)
+    async with line(ca_file=certificates.ca_file) as http:
+        assert (await http.call("GET", sim.url.replace("127.0.0.1", "localhost"))).status == 401
+        with pytest.raises(RemoteError) as failure:
+            await http.call("GET", sim.url.replace("127.0.0.1", "127.0.0.2"))
+    assert failure.value.kind == "unreachable"
+
+
+async def test_a_handshake_that_hangs_is_cut() -> None:
+    async def speak(_client: SocketStream) -> None:
+        await anyio.sleep_forever()
+
+    async with serving(speak) as server, line(timeout=0.3) as http:
+        with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+            await http.call("PUT", server.url.replace("http:", "https:"), body=Plain(parcel("a.pdf")))
+        assert failure.value.kind in ("unreachable", "timeout")
+        assert not failure.value.handed_over
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "http://[", "http://127.0.0.1:99999/", "nothing"])
+async def test_an_address_that_is_none_is_said(url: str) -> None:
+    async with line() as http:
+        with pytest.raises(RemoteError):
+            await http.call("GET", url)
+
+
+async def test_nothing_stays_open() -> None:
+    async with serving(saying(OK, ends=False)) as server:
+        async with line() as http:
+            for cancelled in (False, True):
+                async with anyio.create_task_group() as group:
+                    for _ in range(10):
+                        group.start_soon(http.call, "GET", server.url)
+                    await anyio.lowlevel.checkpoint()
+                    if cancelled:
+                        group.cancel_scope.cancel()
+        with anyio.fail_after(3):
+            await server.all_closed()
+
+
+# by a proxy, on httpx's own transport
+
+
+async def test_a_proxy_that_is_set_is_used(codat: Any, certificates: Certificates, simulated: Any) -> None:
+    sim = simulated(Switches(requests_per_minute=0), tls=certificates.server)
+
+    async def speak(client: SocketStream) -> None:
+        head = await head_of(client)
+        port = int(head.split(b" ")[1].rpartition(b":")[2])
+        async with await anyio.connect_tcp("127.0.0.1", port) as there:
+            await client.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            async with anyio.create_task_group() as group:
+                group.start_soon(_pump, client, there, group.cancel_scope)
+                group.start_soon(_pump, there, client, group.cancel_scope)
+
+    async with serving(speak) as proxy:
+        shore = codat(sim, proxy=proxy.url, ca_file=certificates.ca_file)
+        await shore.send("a.pdf", b"x" * 500_000)
+        async with anyio.create_task_group() as group:  # a storm, as httpcore's pool leaks slots to it
+            for number in range(40):
+                group.start_soon(shore.send, f"{number}.pdf")
+            await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+        with anyio.fail_after(5):
+            await shore.send("b.pdf")
+        await shore.remote.aclose()
+        assert shore.names[0] == "a.pdf"
+        assert shore.names[-1] == "b.pdf"
+        assert proxy.connections >= 1
+
+
+async def test_a_proxy_that_is_away_is_surely_not_stored(codat: Any) -> None:
+    shore = codat(proxy="http://127.0.0.1:1")
+    with pytest.raises(RemoteError) as failure:
+        await shore.send("a.pdf")
+    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+
+
+async def _pump(here: SocketStream, there: SocketStream, scope: anyio.CancelScope) -> None:
+    try:
+        async for block in here:
+            await there.send(block)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        pass
+    scope.cancel()

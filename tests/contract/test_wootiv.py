@@ -1,0 +1,233 @@
+"""Wootiv: signed URLs used as they are given, ETags that tell of other bytes, downloads that break off and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.conftest import Shore
+from contract.parcels import WOOTIV, Bytes, transfer
+from docferry.clock import SystemClock
+from docferry.errors import RemoteError
+from docferry.model import Found, Parcel
+from docferry.remotes.base import NOTHING
+from docferry.simulator import Simulator, Switches
+
+pytestmark = pytest.mark.anyio
+Make = Callable[..., Any]
+
+
+class OtherMd5(Bytes):
+    """As if the bytes had been damaged on their way."""
+
+    @property
+    def md5(self) -> str:
+        return "0" * 32
+
+
+class HastyClock(SystemClock):
+    """Each look at it finds a minute gone."""
+
+    def __init__(self) -> None:
+        self.ahead, self.step = 0.0, 60.0
+
+    def now(self) -> float:
+        self.ahead += self.step
+        return super().now() + self.ahead
+
+
+async def refused(shore: Shore) -> RemoteError:
+    with pytest.raises(RemoteError) as failure:
+        await shore.send("a.pdf")
+    return failure.value
+
+
+# sending
+
+
+@pytest.mark.parametrize("signed", ["put", "post"])
+@pytest.mark.parametrize("sign_content_type", [False, True])
+async def test_what_was_signed_is_sent_as_it_was_signed(wootiv: Make, signed: str, sign_content_type: bool) -> None:
+    shore = wootiv(signed=signed)
+    shore.sim.switches.sign_content_type = sign_content_type
+    receipt = await shore.send("scans/2026/na\u0308ive 100%.pdf", b"x" * 100_000)
+    assert receipt.proof == "etag"
+    ((_, key),) = shore.sim.objects
+    assert key == "scans/2026/na\u0308ive 100%.pdf"
+
+
+@pytest.mark.parametrize("signed", ["put", "post"])
+async def test_an_etag_of_other_bytes_means_send_again(wootiv: Make, signed: str) -> None:
+    shore = wootiv(signed=signed)
+    with pytest.raises(RemoteError) as failure:
+        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+    assert (failure.value.kind, failure.value.handed_over) == ("redo", True)
+
+
+async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) -> None:
+    shore = wootiv()
+    for headers in (
+        {"ETag": '"abc-12"'},
+        {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption": "aws:kms"},
+        {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption-customer-algorithm": "AES256"},
+    ):
+        shore.strike("status", status=200, headers=headers, stored=True)
+        assert (await shore.send("a.pdf")).proof == "answer"
+
+
+async def test_a_200_without_an_etag_is_believed_only_without_words(wootiv: Make) -> None:
+    shore = wootiv()
+    shore.strike("swallow")
+    receipt = await shore.send("a.pdf")
+    assert (receipt.etag, receipt.proof) == (None, "answer")
+    shore.strike("status", status=200)
+    assert (await refused(shore)).kind == "not_ours"
+
+
+@pytest.mark.parametrize("signed", ["put", "post"])
+async def test_an_expired_url_asks_for_a_new_one(wootiv: Make, simulated: Make, signed: str) -> None:
+    clock = HastyClock()
+    shore = wootiv(simulated(Switches(requests_per_minute=0, url_lifetime=5.0), clock=clock), signed)
+    error = await refused(shore)
+    assert (error.kind, error.status, error.scope) == ("signature", 403, None)
+    clock.step = 0.0
+    await shore.send("a.pdf")
+
+
+async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> None:
+    shore = wootiv()
+    shore.strike("status", status=403, code="SignatureDoesNotMatch")
+    assert (await refused(shore)).kind == "signature"
+    shore.strike("status", status=403, code="AccessDenied")
+    error = await refused(shore)
+    assert (error.kind, error.scope) == ("answer", None)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 429])
+async def test_wootiv_s_own_refusal_closes_wootiv(wootiv: Make, status: int) -> None:
+    shore = wootiv()
+    shore.strike("status", match="wootiv.sign", status=status)
+    error = await refused(shore)
+    assert (error.status, error.scope, error.handed_over) == (status, "wootiv", False)
+
+
+async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
+    shore = wootiv()
+    shore.strike("status", match="wootiv.sign", status=422)
+    error = await refused(shore)
+    assert (error.scope, error.should_retry) == (None, False)
+
+
+@pytest.mark.parametrize("kind", ["html_200", "lost_answer", "endless_json", "truncated_answer", "redirect"])
+async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: str) -> None:
+    shore = wootiv()
+    shore.strike(kind, match="wootiv.sign")
+    error = await refused(shore)
+    assert not error.handed_over
+    assert not shore.sim.requests["s3.put"]
+
+
+async def test_no_error_shows_a_signature(wootiv: Make) -> None:
+    shore = wootiv()
+    for kind in ("lost_answer", "html_502", "redirect", "early_413", "reset_inside", "html_200"):
+        shore.strike(kind)
+        text = repr((await refused(shore)).__dict__) + str(await refused(shore))
+        assert "X-Amz" not in text
+        assert "/s3/" not in text
+
+
+async def test_a_put_may_be_repeated(wootiv: Make) -> None:
+    shore = wootiv()
+    doubt = transfer("a.pdf", target=WOOTIV)
+    finding = (await shore.remote.find([doubt], NOTHING))[doubt.id]
+    assert (finding.found, finding.proof) == (Found.ABSENT, "put")
+    await shore.send("a.pdf")
+    await shore.send("a.pdf")
+    assert len(shore.sim.objects) == 1
+
+
+async def test_an_empty_document_can_be_put(wootiv: Make) -> None:
+    shore = wootiv()
+    await shore.send("empty.txt", b"")
+    assert shore.names == ["empty.txt"]
+
+
+# fetching
+
+
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def stored(sim: Simulator, content: bytes) -> str:
+    return sim.put_object("reports/latest 1.pdf", content).etag.strip('"')
+
+
+async def test_an_object_comes_whole_and_only_when_it_changed(wootiv: Make, tmp_path: Path) -> None:
+    shore = wootiv()
+    to = tmp_path / "latest"
+    etag = stored(shore.sim, b"x" * 3_000_000)
+    fetched = await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    assert (fetched.etag, fetched.changed, to.read_bytes()) == (etag, True, b"x" * 3_000_000)
+    to.unlink()
+    assert not (await shore.remote.fetch("reports/latest 1.pdf", to, etag)).changed
+    assert left_in(tmp_path) == [], "nothing is left behind"
+
+
+async def test_a_download_goes_on_where_it_broke_off(wootiv: Make, tmp_path: Path) -> None:
+    shore = wootiv()
+    to = tmp_path / "latest"
+    content = bytes(range(256)) * 8000
+    stored(shore.sim, content)
+    shore.strike("truncated_answer", match="s3.get", at=1_500_000, extra=0, first=1)
+    with pytest.raises(RemoteError) as failure:
+        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    assert (failure.value.kind, to.stat().st_size) == ("cut", 1_500_000)
+    assert (await shore.remote.fetch("reports/latest 1.pdf", to, None)).changed
+    assert to.read_bytes() == content
+    assert [seen.status for seen in shore.sim.log if seen.route == "s3.get"] == [200, 206]
+    assert left_in(tmp_path) == [to]
+
+
+async def test_an_object_that_changed_meanwhile_is_not_glued_together(wootiv: Make, tmp_path: Path) -> None:
+    shore = wootiv()
+    to = tmp_path / "latest"
+    stored(shore.sim, b"old" * 500_000)
+    shore.strike("truncated_answer", match="s3.get", at=1_000_000, extra=0, first=1)
+    with pytest.raises(RemoteError):
+        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    stored(shore.sim, b"new" * 600_000)
+    with pytest.raises(RemoteError, match="changed"):
+        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    assert (await shore.remote.fetch("reports/latest 1.pdf", to, None)).changed
+    assert to.read_bytes() == b"new" * 600_000
+
+
+async def test_bytes_that_are_not_the_object_s_are_thrown_away(wootiv: Make, tmp_path: Path) -> None:
+    shore = wootiv()
+    to = tmp_path / "latest"
+    etag = stored(shore.sim, b"x" * 1000)
+    shore.strike("status", match="s3.get", status=200, headers={"ETag": f'"{etag}"'})
+    with pytest.raises(RemoteError, match="ETag"):
+        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    assert left_in(tmp_path) == []
+
+
+async def test_an_object_that_is_not_there_is_said(wootiv: Make, tmp_path: Path) -> None:
+    with pytest.raises(RemoteError) as failure:
+        await wootiv().remote.fetch("nothing.pdf", tmp_path / "x", None)
+    assert (failure.value.status, failure.value.scope) == (404, None)
+
+
+async def test_a_url_without_tls_is_not_used_behind_tls(
+    wootiv: Make, simulated: Make, certificates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sim = simulated(tls=certificates.server)
+    shore = wootiv(sim, ca_file=certificates.ca_file)
+    sign = sim.s3.sign
+    monkeypatch.setattr(sim.s3, "sign", lambda *args, **more: sign(*args, **more).replace("https://", "http://"))
+    assert "TLS" in str(await refused(shore))
+    assert not sim.requests["s3.put"]
