@@ -1,0 +1,136 @@
+"""What each failure means, in one table; and how long the pauses are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from docferry.errors import RemoteError
+from docferry.model import Outcome, State
+from docferry.policy import LANE_STRIKES, LONG_PAUSE, LONGEST_PAUSE, STRIKES, Backoff, Try, after_failure, pause_of
+
+LANE = "codat/acme/bank"
+BACKOFF = Backoff(0.5, 1.5, 60.0)
+NOW = 1000.0
+
+
+def outcome(*, tries: int = 1, strikes: int = 1, lane_strikes: int = 1, gate_tries: int = 0, **failure: Any) -> Outcome:
+    attempt = Try(LANE, tries, NOW, 0.0, gate_tries=gate_tries, strikes=strikes, lane_strikes=lane_strikes)
+    return after_failure(RemoteError("why", **failure), attempt, BACKOFF)
+
+
+#: the failure → state, reason, whether the next request has a new key
+TABLE: list[tuple[dict[str, Any], State, str | None, bool]] = [
+    # nothing was handed over: again
+    ({"kind": "unreachable"}, State.WAITING, None, False),
+    ({"kind": "timeout"}, State.WAITING, None, False),
+    ({"kind": "cut"}, State.WAITING, None, False),
+    ({"kind": "not_ours", "status": 200}, State.WAITING, None, False),
+    ({"status": 500}, State.WAITING, None, True),
+    ({"status": 408}, State.WAITING, None, False),
+    ({"kind": "redo", "status": 200, "handed_over": True}, State.WAITING, None, False),
+    # it was handed over and nobody knows: a doubt
+    ({"kind": "timeout", "handed_over": True}, State.DOUBTFUL, None, False),
+    ({"kind": "cut", "handed_over": True}, State.DOUBTFUL, None, False),
+    ({"kind": "not_ours", "status": 200, "handed_over": True}, State.DOUBTFUL, None, False),
+    ({"kind": "not_ours", "status": 502, "handed_over": True}, State.DOUBTFUL, None, False),
+    ({"status": 500, "handed_over": True}, State.DOUBTFUL, None, True),
+    ({"status": 503, "handed_over": True, "should_retry": False}, State.DOUBTFUL, None, True),
+    ({"status": 408, "handed_over": True}, State.DOUBTFUL, None, True),
+    ({"status": 409, "handed_over": True}, State.DOUBTFUL, None, False),
+    ({"status": 422, "handed_over": True}, State.DOUBTFUL, None, True),
+    # a clear no
+    ({"status": 400, "handed_over": True}, State.HELD, "refused", True),
+    ({"status": 413}, State.HELD, "too_large", True),
+    ({"status": 501, "handed_over": True}, State.HELD, "refused", True),
+    ({"status": 422, "handed_over": True, "should_retry": False}, State.HELD, "refused", True),
+    ({"status": 400, "should_retry": True}, State.WAITING, None, False),
+    # everybody's matter
+    ({"status": 401, "scope": "codat"}, State.WAITING, "key", True),
+    ({"status": 402, "scope": "codat"}, State.WAITING, "account", True),
+    ({"status": 403, "scope": "codat/acme", "handed_over": True}, State.WAITING, "company", True),
+    ({"status": 404, "scope": LANE, "handed_over": True}, State.WAITING, "connection", True),
+    ({"status": 429, "scope": "codat", "retry_after": 3.0}, State.WAITING, "rate", False),
+    ({"status": 429, "scope": "codat", "retry_after": LONG_PAUSE + 1}, State.WAITING, "quota", False),
+    ({"kind": "redirect", "status": 307}, State.WAITING, "redirected", True),
+]
+
+
+@pytest.mark.parametrize(("failure", "state", "reason", "fresh_key"), TABLE, ids=lambda value: str(value)[:60])
+def test_what_a_failure_means(failure: dict[str, Any], state: State, reason: str | None, fresh_key: bool) -> None:
+    found = outcome(**failure)
+    assert (found.state, found.reason, found.fresh_key) == (state, reason, fresh_key)
+
+
+@pytest.mark.parametrize("failure", [row[0] for row in TABLE], ids=str)
+def test_a_gate_holds_no_document_and_costs_it_no_try(failure: dict[str, Any]) -> None:
+    found = outcome(**failure)
+    everybodys = "scope" in failure or failure.get("kind") == "redirect"
+    assert (found.gate is not None) == everybodys
+    if found.gate is not None:
+        assert (found.state, found.costs_a_try) == (State.WAITING, False)
+        assert found.gate.key == failure.get("scope", "codat")
+        assert found.gate.until > NOW
+
+
+@pytest.mark.parametrize("failure", [row[0] for row in TABLE], ids=str)
+@pytest.mark.parametrize("wish", [None, 0.0, 1e9])
+def test_nothing_is_tried_again_at_once_without_end(failure: dict[str, Any], wish: float | None) -> None:
+    found = outcome(**{**failure, "retry_after": wish}, lane_strikes=2)
+    rest = found.delay if found.gate is None else found.gate.until - NOW
+    assert found.state is State.HELD or 0.25 <= rest <= LONGEST_PAUSE
+
+
+def test_an_expired_signature_costs_nothing_once_and_does_not_spin() -> None:
+    first = outcome(kind="signature", status=403)
+    assert (first.state, first.delay, first.costs_a_try) == (State.WAITING, 0.0, False)
+    assert outcome(kind="signature", status=403, lane_strikes=9).delay > 1
+
+
+def test_what_is_refused_again_with_409_was_kept() -> None:
+    assert outcome(status=409, handed_over=True, tries=2).fresh_key
+
+
+def test_a_remote_that_is_away_is_closed_for_all_after_some_strikes() -> None:
+    assert outcome(kind="unreachable", strikes=STRIKES - 1).gate is None
+    gate = outcome(kind="unreachable", strikes=STRIKES).gate
+    assert gate is not None
+    assert (gate.key, gate.reason) == ("codat", "unreachable")
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_a_lane_that_only_fails_is_closed(handed_over: bool) -> None:
+    assert outcome(kind="cut", handed_over=handed_over, lane_strikes=LANE_STRIKES - 1).gate is None
+    found = outcome(kind="cut", handed_over=handed_over, lane_strikes=LANE_STRIKES)
+    assert found.gate is not None
+    assert (found.gate.key, found.gate.reason) == (LANE, "failing")
+    assert found.state is (State.DOUBTFUL if handed_over else State.WAITING)
+
+
+def test_a_gate_that_is_probed_in_vain_waits_longer() -> None:
+    waits = [outcome(status=401, scope="codat", gate_tries=tries).gate for tries in range(20)]
+    until = [gate.until - NOW for gate in waits if gate is not None]
+    assert until == sorted(until)
+    assert until[0] == 0.25
+    assert until[-1] == 30.0
+
+
+@given(st.integers(-3, 10**6), st.floats(0, 1, exclude_max=True), st.floats(0.001, 10), st.floats(1, 5))
+def test_a_pause_is_never_nothing_nor_longer_than_the_longest(
+    tries: int, dice: float, initial: float, factor: float
+) -> None:
+    backoff = Backoff(initial, factor, 60.0)
+    pause = backoff.pause(tries, dice)
+    assert min(initial, 60.0) / 2 <= pause <= 60.0
+    assert backoff.pause(tries + 1, dice) >= pause
+
+
+@given(st.one_of(st.none(), st.floats(-1e12, 1e12)), st.integers(1, 100), st.floats(0, 1, exclude_max=True))
+def test_a_wish_is_obeyed_up_to_a_day(wish: float | None, tries: int, dice: float) -> None:
+    pause = pause_of(RemoteError("", retry_after=wish), Try(LANE, tries, NOW, dice), BACKOFF)
+    assert 0.25 <= pause <= LONGEST_PAUSE
+    if wish is not None:
+        assert pause >= min(wish, LONGEST_PAUSE)
