@@ -33,6 +33,8 @@ A_PERSON_SAW_TO_IT = frozenset(
 )
 #: `sync` goes on for so long without a document arriving (and as long as the list may lag, twice), seconds.
 STANDSTILL = 10.0
+#: `sync` waits so long for a full disk or a foreign lock, seconds; the daemon waits for ever.
+WRITE_PATIENCE = 60.0
 #: `sync` waits so much longer than `settle` for files that are still being written, seconds.
 UNSETTLED_PATIENCE = 10.0
 #: How late a loop may be before the watchdog is no longer fed, seconds.
@@ -231,7 +233,9 @@ async def sync(
     if problems:
         raise ConfigError(problems)
     with _plain_errors():
-        async with open_house(settings, mappings=mappings, downloads=downloads, adopt=adopt) as house:
+        async with open_house(
+            settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
+        ) as house:
             return await _Pass(house, uploads=uploads, on_progress=on_progress).run(timeout)
     raise AssertionError("unreachable: _plain_errors never swallows")
 

@@ -4,7 +4,8 @@ DocferryError
 ├── ConfigError          the configuration or command line is wrong: exit 2, all problems at once
 ├── StateError           the state folder or database cannot be used: exit 2
 │   ├── AlreadyRunning   another `run` has this state folder
-│   └── DatabaseLost     the database was removed or replaced under us
+│   ├── DatabaseLost     the database was removed or replaced under us
+│   └── DatabaseBusy     it can't be written now (a full disk, a lock that stays): exit 75, run it again
 ├── SourceError          a document's file; nothing was sent, or the body was never completed
 │   ├── SourceVanished
 │   ├── SourceChanged
@@ -46,6 +47,10 @@ class AlreadyRunning(StateError):
 
 class DatabaseLost(StateError):
     """The database file was removed or replaced while it was in use."""
+
+
+class DatabaseBusy(StateError):
+    """The database cannot be written for now; nothing is wrong with it."""
 
 
 class SourceError(DocferryError):

@@ -19,7 +19,7 @@ from docferry.remotes.codat import Codat
 from docferry.remotes.wootiv import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv import Wootiv
 from docferry.settings import Download, Secrets, Settings, Upload
-from docferry.store import tenure
+from docferry.store import schema, tenure
 from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
@@ -88,15 +88,22 @@ def database_path(settings: Settings) -> Path:
 
 @asynccontextmanager
 async def open_house(
-    settings: Settings, *, mappings: Sequence[str] = (), downloads: bool = True, adopt: bool = False
+    settings: Settings,
+    *,
+    mappings: Sequence[str] = (),
+    downloads: bool = True,
+    adopt: bool = False,
+    patience: float = float("inf"),
 ) -> AsyncIterator[House]:
-    """The rooms for `mappings` (all when empty). ConfigError: no such mapping; StateError: the state folder."""
+    """The rooms for `mappings` (all when empty). ConfigError: no such mapping; StateError: the state folder. A full
+    disk is waited for `patience` seconds."""
     uploads, pulls = chosen(settings, mappings)
     await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(tenure.owner(settings.state_dir))
-        database = await stack.enter_async_context(open_database(database_path(settings)))
+        await anyio.to_thread.run_sync(schema.read_through, database_path(settings))
+        database = await stack.enter_async_context(open_database(database_path(settings), patience))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
         keys = KeyRing(settings)
         remotes = open_remotes(settings, keys, clock)

@@ -12,6 +12,7 @@ from typing import Final
 from docferry.cli.parser import Misused, parse
 
 WRONG = 2  # the configuration or the command line
+LATER = 75  # nothing is lost: run it again (EX_TEMPFAIL)
 BROKEN = 70  # a mistake of docferry's own (EX_SOFTWARE)
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # as a program ends that SIGPIPE ended
@@ -129,7 +130,7 @@ def _tell_config(asked: Namespace) -> int:
 
 
 def _failed(error: Exception) -> int:
-    from docferry.errors import ConfigError, DocferryError
+    from docferry.errors import ConfigError, DatabaseBusy, DocferryError
 
     leaves = list(_leaves(error))
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
@@ -138,7 +139,8 @@ def _failed(error: Exception) -> int:
     if strangers:
         return _stumbled(strangers[0])
     said = [each for leaf in leaves for each in (leaf.problems if isinstance(leaf, ConfigError) else (str(leaf),))]
-    return _complain(*dict.fromkeys(said))
+    code = _complain(*dict.fromkeys(said))
+    return LATER if any(isinstance(leaf, DatabaseBusy) for leaf in leaves) else code
 
 
 def _stumbled(error: BaseException) -> int:

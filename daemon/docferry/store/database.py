@@ -15,7 +15,7 @@ from sqlalchemy import URL, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from docferry.errors import DatabaseLost, StateError
+from docferry.errors import DatabaseBusy, DatabaseLost, StateError
 from docferry.store import schema
 
 T = TypeVar("T")
@@ -46,9 +46,11 @@ class Database:
     must await nothing but its connection. When a piece fails, the whole commit is undone and each is run alone.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = float("inf")) -> None:
         self.path = path
         self.trouble: str | None = None  # why the writer is pausing, for `status`
+        self._patience = patience  # for so long the writer pauses, then it gives up; seconds
+        self._troubled: float | None = None  # since when, steady seconds
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._identity = _identity(path)
@@ -128,19 +130,33 @@ class Database:
                     for request in gathered:
                         request.value = await request.work(connection)
             except OperationalError as error:
-                if self._closing or not _passes(error):
+                if self._closing or not schema.passes(error.orig):
                     await self._fail(connection, gathered, error)
                     return
                 self.trouble = f"the database cannot be written: {error.orig}"
+                if self._is_out_of_patience():
+                    self._give_up(gathered, DatabaseBusy(schema.unwritable(self.path, error.orig)))
+                    return
                 await anyio.sleep(PAUSE)
                 continue
             except Exception as error:  # noqa: BLE001 - it belongs to whoever asked, not to the writer
                 await self._fail(connection, gathered, error)
                 return
-            self.trouble = None
+            self.trouble = self._troubled = None
             for request in gathered:
                 request.done.set()
             return
+
+    def _is_out_of_patience(self) -> bool:
+        now = anyio.current_time()
+        self._troubled = now if self._troubled is None else self._troubled
+        return now - self._troubled >= self._patience
+
+    @staticmethod
+    def _give_up(gathered: list[_Request], error: DatabaseBusy) -> None:
+        for request in gathered:
+            request.error = error
+            request.done.set()
 
     async def _fail(self, connection: AsyncConnection, gathered: list[_Request], error: Exception) -> None:
         if len(gathered) == 1:
@@ -157,10 +173,11 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(path: Path) -> AsyncIterator[Database]:
-    """The database at `path`, made or upgraded first; StateError when it cannot be used."""
+async def open_database(path: Path, patience: float = float("inf")) -> AsyncIterator[Database]:
+    """The database at `path`, made or upgraded first; StateError when it cannot be used. Its writer waits for a full
+    disk or a lock for `patience` seconds: a daemon for ever, a command that somebody waits for not."""
     await anyio.to_thread.run_sync(schema.prepare, path)
-    database = Database(path)
+    database = Database(path, patience)
     async with anyio.create_task_group() as group:
         await group.start(database.serve, name="database writer")
         try:
@@ -190,12 +207,6 @@ def _engine(path: Path, begin: str) -> AsyncEngine:
         connection.exec_driver_sql(begin)
 
     return engine
-
-
-def _passes(error: OperationalError) -> bool:
-    """Whether waiting may cure it: a full disk, a lock that stays, an I/O error of the moment."""
-    text = str(error.orig).lower()
-    return any(sign in text for sign in ("full", "locked", "busy", "disk i/o", "unable to open"))
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -6,11 +6,15 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from docferry.errors import StateError
+from docferry.errors import DatabaseBusy, StateError
 
 #: The newest revision in migrations/; a test holds it against the folder.
 HEAD: Final = "0001"
 KNOWN: Final = frozenset({HEAD})
+#: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
+READ_THROUGH: Final = 64 * 1024 * 1024
+#: Signs that waiting may cure an error: a full disk, a lock that stays, an I/O error of the moment.
+_PASSING: Final = ("full", "locked", "busy", "disk i/o", "unable to open")
 
 
 def prepare(database: Path) -> None:
@@ -26,6 +30,41 @@ def prepare(database: Path) -> None:
     _migrate(database)
 
 
+def read_through(database: Path) -> None:
+    """StateError when anything in `database` is not what SQLite wrote: a document's state may be wrong then."""
+    if not database.exists() or database.stat().st_size > READ_THROUGH:
+        return
+    try:
+        connection = sqlite3.connect(database, timeout=30)
+        try:
+            # Not quick_check: a broken index would let a document be queued twice.
+            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise meant(database, error) from error
+    if found != "ok":
+        raise StateError(broken(database, found))
+
+
+def passes(error: object) -> bool:
+    """Whether waiting may cure it."""
+    text = str(error).lower()
+    return any(sign in text for sign in _PASSING)
+
+
+def meant(database: Path, error: sqlite3.DatabaseError) -> StateError:
+    """The error for the person who must act: wait, or recover."""
+    if isinstance(error, sqlite3.OperationalError) and passes(error):
+        return DatabaseBusy(unwritable(database, error))
+    return StateError(broken(database, error))
+
+
+def unwritable(database: Path, error: object) -> str:
+    """The sentence for a database that is sound and can't be written now."""
+    return f"{database} cannot be written now ({error}); nothing is lost. Make room or end what locks it; run it again"
+
+
 def _revision(database: Path) -> str | None:
     try:
         connection = sqlite3.connect(database, timeout=30)
@@ -38,7 +77,7 @@ def _revision(database: Path) -> str | None:
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        raise StateError(broken(database, error)) from error
+        raise meant(database, error) from error
     return row[0] if row else None
 
 

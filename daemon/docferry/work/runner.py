@@ -27,7 +27,7 @@ log = logs.get("runner")
 
 #: How often the queue is looked at when nothing hurries it: another command may have changed it. Seconds.
 POLL = 1.0
-#: How often leases of dead owners are taken back, and the database file is looked at, seconds.
+#: How often leases of dead owners are taken back, seconds.
 SWEEP = 5.0
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
@@ -298,9 +298,9 @@ class Runner:
 
     async def _watch_time(self) -> None:
         steady = self._clock.steady()
+        self._database.assert_ours()
         if steady - self._swept >= SWEEP:
             self._swept = steady
-            self._database.assert_ours()
             await self._sweep()
         drift = self._clock.now() - steady
         if abs(drift - self._drift) > JUMP:
