@@ -13,6 +13,8 @@ HEAD: Final = "0001"
 KNOWN: Final = frozenset({HEAD})
 #: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
 READ_THROUGH: Final = 64 * 1024 * 1024
+#: Up to this size its indexes are held against its rows too: a broken one would let a document be queued twice.
+COMPARED: Final = 16 * 1024 * 1024
 #: Signs that waiting may cure an error: a full disk, a lock that stays, an I/O error of the moment.
 _PASSING: Final = ("full", "locked", "busy", "disk i/o", "unable to open")
 
@@ -32,13 +34,14 @@ def prepare(database: Path) -> None:
 
 def read_through(database: Path) -> None:
     """StateError when anything in `database` is not what SQLite wrote: a document's state may be wrong then."""
-    if not database.exists() or database.stat().st_size > READ_THROUGH:
+    size = database.stat().st_size if database.exists() else 0
+    if not 0 < size <= READ_THROUGH:
         return
+    check = "integrity_check" if size <= COMPARED else "quick_check"
     try:
         connection = sqlite3.connect(database, timeout=30)
         try:
-            # Not quick_check: a broken index would let a document be queued twice.
-            (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+            (found,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
