@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import re
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from docferry.model import escaped
 
 _BLOCK = 256 * 1024
 _ENCRYPTED = 0x1
+_LOCAL_HEADER = 30
 #: A small file of zeros packs a thousandfold; below this many bytes a ratio proves nothing.
 _RATIO_COUNTS_FROM = 1024 * 1024
-RESERVED = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
-    f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)
-}
+#: Bytes of the table of contents for each member it may have: room for long names, none for a table that fills memory.
+_TABLE = 512
+#: The other methods unpack a whole block at once, whatever was asked for: 256 KiB become gigabytes.
+_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,41 +52,65 @@ class Member:
 def unzip(archive: Path, into: Path, caps: Caps | None = None) -> list[Member]:
     """Extract every file of `archive` into the fresh folder `into`, as 0001, 0002, …; for a worker thread.
 
-    Raises ArchiveError when it is broken or hostile; then `into` is gone again."""
+    Raises ArchiveError when it is broken or hostile, OSError when the disk says no; then `into` is gone again."""
     into.mkdir(mode=0o700)
     try:
         return _unzip(archive, into, caps or Caps())
-    except ArchiveError:
+    except BaseException as error:
         shutil.rmtree(into, ignore_errors=True)
-        raise
-    except (
-        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error,
-        UnicodeError, OverflowError,
-    ) as error:  # fmt: skip
-        shutil.rmtree(into, ignore_errors=True)
+        if isinstance(error, ArchiveError) or not _is_the_archives_fault(error):
+            raise
         raise ArchiveError(f"the archive is broken: {escaped(str(error)) or type(error).__name__}") from error
-    except OSError:
-        shutil.rmtree(into, ignore_errors=True)
-        raise
+
+
+def _is_the_archives_fault(error: BaseException) -> bool:
+    """zipfile stumbles over a broken archive in many ways: BadZipFile, struct.error, zlib.error, UnicodeError, … and
+    EINVAL where an offset makes no sense. Any other OSError is the disk's."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL
+    return isinstance(error, Exception)
 
 
 def _unzip(archive: Path, into: Path, caps: Caps) -> list[Member]:
     members: list[Member] = []
-    left = caps.size
-    with zipfile.ZipFile(archive) as opened:
+    with _Wary(archive, caps.count * _TABLE) as file, zipfile.ZipFile(file) as opened:
         entries = opened.infolist()
-        if len(entries) > caps.count:
-            raise ArchiveError(f"the archive has {len(entries)} members, more than {caps.count}")
+        _assert_within(entries, caps)
         _assert_apart(entries)
         for entry in entries:
             folder, name = _parted(entry)
             if not name:
                 continue
             spool = into / f"{len(members) + 1:04}"
-            sha256, size = _extract(opened, entry, spool, min(left, caps.member), caps.ratio)
-            left -= size
+            sha256, size = _extract(opened, entry, spool, caps)
             members.append(Member(folder, name, spool, sha256, size))
     return members
+
+
+class _Wary(io.FileIO):
+    """A file that is never read into memory as a whole, whatever its table of contents says of its own size."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path, "rb")
+        self._most = max(most, _BLOCK, 1 << 17)  # the table's end is looked for in the last 64 KiB
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
+        if wanted > self._most:
+            raise ArchiveError(f"the archive has a table of contents of more than {self._most:,} bytes")
+        return super().read(size) or b""
+
+
+def _assert_within(entries: list[zipfile.ZipInfo], caps: Caps) -> None:
+    """Nothing is unpacked of what is too much by its own words; by more than those words zipfile gives nothing out."""
+    if len(entries) > caps.count:
+        raise ArchiveError(f"the archive has {len(entries):,} members, more than {caps.count:,}")
+    total = sum(entry.file_size for entry in entries)
+    if total > caps.size:
+        raise ArchiveError(f"the archive unfolds to {total:,} bytes, more than {caps.size:,}")
+    for entry in entries:
+        if entry.file_size > caps.member:
+            raise ArchiveError(f"{_shown(entry)} unfolds to {entry.file_size:,} bytes, more than {caps.member:,}")
 
 
 def _assert_apart(entries: list[zipfile.ZipInfo]) -> None:
@@ -91,11 +119,12 @@ def _assert_apart(entries: list[zipfile.ZipInfo]) -> None:
     for entry in sorted(entries, key=lambda each: each.header_offset):
         if entry.header_offset < end:
             raise ArchiveError(f"{_shown(entry)} shares its bytes with another member")
-        end = entry.header_offset + 30 + entry.compress_size
+        end = entry.header_offset + _LOCAL_HEADER + entry.compress_size
 
 
 def _parted(entry: zipfile.ZipInfo) -> tuple[str, str]:
-    """Folder and name; an empty name for a folder. ArchiveError for whatever could lead elsewhere."""
+    """Folder and name; an empty name for a folder. ArchiveError for whatever could lead elsewhere. What is merely
+    odd, such as the name of a device, is left to `landing.safe_name`."""
     # `filename` is cut at a NUL; what the archive really says is in `orig_filename`.
     name = entry.orig_filename
     kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -105,29 +134,32 @@ def _parted(entry: zipfile.ZipInfo) -> tuple[str, str]:
         raise ArchiveError(f"{_shown(entry)} is a link or a device")
     if entry.flag_bits & _ENCRYPTED:
         raise ArchiveError(f"{_shown(entry)} is encrypted")
+    if entry.compress_type not in _METHODS:
+        raise ArchiveError(f"{_shown(entry)} is packed by method {entry.compress_type}, which is not taken")
     segments = name.replace("\\", "/").split("/")
     is_folder = segments[-1] == ""
     if is_folder:
         segments.pop()
-    if not segments or any(segment in ("", ".", "..") or ":" in segment[:2] for segment in segments):
+    if not segments or _DRIVE.match(name) or any(segment in ("", ".", "..") for segment in segments):
         raise ArchiveError(f"{_shown(entry)} leads out of the archive")
-    if any(segment.split(".", 1)[0].strip().lower() in RESERVED for segment in segments):
-        raise ArchiveError(f"{_shown(entry)} is the name of a device")
     return ("/".join(segments), "") if is_folder else ("/".join(segments[:-1]), segments[-1])
 
 
-def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, spool: Path, cap: int, ratio: int) -> tuple[str, int]:
+def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, spool: Path, caps: Caps) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    descriptor = os.open(spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # The umask decides who may read it: what is landed keeps this mode, and the spool around it is nobody else's.
+    descriptor = os.open(spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb") as target, opened.open(entry) as source:
         while block := source.read(_BLOCK):
             size += len(block)
-            if size > cap:
-                raise ArchiveError(f"{_shown(entry)} unfolds to more than {cap:,} bytes")
-            if size > _RATIO_COUNTS_FROM and size > ratio * max(entry.compress_size, 1):
-                raise ArchiveError(f"{_shown(entry)} unfolds to more than {ratio} times its size")
+            if size > caps.member:
+                raise ArchiveError(f"{_shown(entry)} unfolds to more than {caps.member:,} bytes")
+            if size > _RATIO_COUNTS_FROM and size > caps.ratio * max(entry.compress_size, 1):
+                raise ArchiveError(f"{_shown(entry)} unfolds to more than {caps.ratio} times its size")
             digest.update(block)
             target.write(block)
+    if size != entry.file_size:
+        raise ArchiveError(f"{_shown(entry)} has {size:,} bytes where {entry.file_size:,} were promised")
     return digest.hexdigest(), size
 
 
