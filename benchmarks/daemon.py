@@ -1,0 +1,85 @@
+"""docferry as a daemon: how soon it notices a file, and what it costs while nothing happens."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.ferry import KEYS, Ferry
+from benchmarks.programs import PROJECT, Failed, Sink, environment
+
+#: How long a start may take, seconds.
+_PATIENCE = 120.0
+
+
+@contextmanager
+def daemon(ferry: Ferry) -> Iterator[int]:
+    """`docferry run`, past its first round; its process id."""
+    log = ferry.place / "run.log"
+    with (
+        log.open("wb") as told,
+        subprocess.Popen(
+            ferry.command("run"), stdout=told, stderr=told, env=environment(KEYS), cwd=PROJECT
+        ) as program,
+    ):
+        try:
+            deadline = time.monotonic() + _PATIENCE
+            while b" ready" not in log.read_bytes() and b'"ready"' not in log.read_bytes():
+                if program.poll() is not None or time.monotonic() > deadline:
+                    raise Failed(f"docferry run did not start: {log.read_text(errors='replace')[-2000:]}")
+                time.sleep(0.05)  # nothing else announces it but its log
+            yield program.pid
+        finally:
+            program.send_signal(signal.SIGTERM)
+
+
+def detection(ferry: Ferry, sink: Sink, *, probes: int, others: int, every: float) -> list[float]:
+    """Seconds from the last write of a small file to the first byte of its request, less `settle`; sorted.
+    `others` are written meanwhile, evenly."""
+    settle = float(ferry.settle.removesuffix("ms")) / 1000
+    written: dict[str, float] = {}
+    with daemon(ferry):
+        time.sleep(1.0)  # the watch is armed just after the first round
+        sink.reset()
+        began, number = time.monotonic(), 0
+        for probe in range(probes):
+            while number < others * probe // probes:
+                _write(ferry.folder / f"d{number % 10}" / f"other{number:05}.pdf")
+                number += 1
+            name = f"probe{probe:05}.pdf"
+            _write(ferry.folder / f"d{probe % 10}" / name)
+            written[name] = time.monotonic()
+            time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
+        deadline = time.monotonic() + _PATIENCE
+        while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
+            time.sleep(0.2)
+        arrived = {name: at for at, name in sink.figures()["arrivals"]}
+    missing = written.keys() - arrived.keys()
+    if missing:
+        raise Failed(f"{len(missing)} of {probes} files were never sent")
+    return sorted(arrived[name] - at - settle for name, at in written.items())
+
+
+def idle(ferry: Ferry, seconds: float) -> float:
+    """The share of a core that a daemon takes which has nothing to do."""
+    with daemon(ferry) as pid:
+        time.sleep(5.0)  # what belongs to the start is over
+        before, began = _used(pid), time.monotonic()
+        time.sleep(seconds)
+        return (_used(pid) - before) / (time.monotonic() - began)
+
+
+def _used(pid: int) -> float:
+    """CPU seconds of all threads so far, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+
+
+def _write(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.write(path.name.encode())

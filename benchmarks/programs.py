@@ -1,0 +1,138 @@
+"""Whole programs, timed from outside: wall, user + system, and the largest size they had in memory."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+#: So often a program's size is looked at; the kernel keeps the peak itself, so only its last moments can be missed.
+_GLANCE = 0.02
+
+
+class Failed(Exception):
+    """A program that should have worked did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one program cost."""
+
+    wall: float
+    cpu: float
+    peak: float  # MB
+    said: str
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, may_fail: bool = False) -> Run:
+    """Run `command` to its end. Failed: it ended badly, with what it said."""
+    began = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(env), cwd=PROJECT
+    ) as program:
+        watch = _Watch(program.pid)
+        said: list[bytes] = []
+        assert program.stdout is not None
+        assert program.stderr is not None
+        complaints: list[bytes] = []
+        listener = threading.Thread(target=lambda: complaints.append(program.stderr.read() if program.stderr else b""))
+        listener.start()
+        said.append(program.stdout.read())
+        listener.join()
+        _, status, usage = os.wait4(program.pid, 0)
+        wall = time.perf_counter() - began
+        program.returncode = os.waitstatus_to_exitcode(status)
+        peak = watch.stop()
+    if program.returncode and not may_fail:
+        text = b"".join([*said, *complaints]).decode("utf-8", "replace")
+        raise Failed(f"{' '.join(command)} ended with {program.returncode}: {text[-2000:]}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak, b"".join(said).decode("utf-8", "replace"))
+
+
+class _Watch:
+    """Reads VmHWM of a program and of its children while it lives: getrusage would count our own size in."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peak = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def stop(self) -> float:
+        self._over.set()
+        self._thread.join()
+        return self._peak
+
+    def _look(self) -> None:
+        while not self._over.wait(_GLANCE):
+            self._peak = max([self._peak, *(high_water(pid) for pid in [self._pid, *_children(self._pid)])])
+
+
+def high_water(pid: int) -> float:
+    """The largest size a program had so far, MB; 0 when it is gone."""
+    with suppress(OSError, ValueError, IndexError):
+        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        return int(text.split("VmHWM:", 1)[1].split(None, 1)[0]) / 1024
+    return 0.0
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    return []
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Ours, without proxies: everything stays on loopback."""
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return kept | dict(more or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A running sink."""
+
+    port: int
+    pid: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def figures(self) -> dict[str, Any]:
+        return self._ask("GET")
+
+    def reset(self) -> None:
+        self._ask("DELETE")
+
+    def _ask(self, method: str) -> dict[str, Any]:
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            line.request(method, "/_sink")
+            found: dict[str, Any] = json.loads(line.getresponse().read())
+        finally:
+            line.close()
+        return found
+
+
+@contextmanager
+def sink(*arguments: str) -> Iterator[Sink]:
+    """A sink for as long as the context lasts."""
+    command = [sys.executable, "-m", "benchmarks.sink", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), cwd=PROJECT) as program:
+        assert program.stdout is not None
+        try:
+            yield Sink(int(program.stdout.readline()), program.pid)
+        finally:
+            program.terminate()
