@@ -222,3 +222,20 @@ def test_wootiv_objects_come_down_when_they_change(ground: Ground) -> None:
     ground.sync("--mapping", "scans")
     assert ground.sync("--mapping", "statements")["downloaded"] == 1
     assert {path.read_bytes() for path in inbox.rglob("*.pdf")} == {b"one", b"two"}
+
+
+def test_after_the_database_was_lost_adopt_sends_nothing_again_whatever_the_names_are(ground: Ground) -> None:
+    folder = ground.upload("bank")
+    tokens = ground.upload("tokens", file_name='"{stem}~{token}{suffix}"')
+    made = _fill(folder, 12, 9)
+    _fill(tokens, 12, 10)
+    ground.sync()
+    for path in ground.state.glob("docferry.db*"):
+        path.unlink()
+    (folder / "new.pdf").write_bytes(b"new")
+    report = ground.sync("--adopt")
+    assert report["due"] == 0
+    names = [each.name for each in ground.simulator.stored]
+    assert len(names) == 25
+    assert {sha for _, sha in ground.stored()} >= {*made.values(), digest(b"new")}
+    assert ground.sync()["uploaded"] == 0

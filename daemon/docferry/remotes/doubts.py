@@ -124,7 +124,9 @@ class Case:
 
     def _by_list(self, doubt: Transfer) -> Finding | None:
         name = same(doubt.remote_name)
-        if doubt.token in doubt.remote_name:
+        # After the database was lost the token is a new one: a copy from before bears another.
+        adopted = doubt.first_sent is not None and doubt.first_sent < doubt.created
+        if doubt.token in doubt.remote_name and not adopted:
             if any(row.name == name for row in self._rows):
                 return Finding(Found.THERE, "Codat lists its name, and nobody else has that token", "list")
             maybe = any(_is_cut(row.name, name) for row in self._unexplained)
