@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from docferry.clock import Clock
 from docferry.errors import LeaseLost
 from docferry.model import MOVES, Accounted, Outcome, State, Target, Transfer
-from docferry.store.database import Database
+from docferry.store.database import Database, fetched
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
@@ -51,7 +51,7 @@ _CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=_COL
 _CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS))
 
 # All gathered moves in one statement. A row whose lease or state is another is not returned: its lease is lost.
-_MOVE = text("""
+_MOVE = """
 UPDATE transfer SET
   state = m.value ->> 'state',
   reason = m.value ->> 'reason',
@@ -69,8 +69,8 @@ FROM json_each(:moves) m
 WHERE transfer.id = m.value ->> 'id' AND transfer.lease = m.value ->> 'lease' AND transfer.owner = m.value ->> 'owner'
   AND transfer.state = m.value ->> 'from'
 RETURNING transfer.id, transfer.lease
-""")
-_ATTEMPT = text("""
+"""
+_ATTEMPT = """
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
 SELECT value ->> 'id', value ->> 'lease', value ->> 'at', value ->> 'ended', value ->> 'state', value ->> 'detail',
   value ->> 'status', value ->> 'correlation_id', value ->> 'etag', value ->> 'proof'
@@ -78,7 +78,7 @@ FROM json_each(:moves) WHERE true
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
   detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
   proof = excluded.proof
-""")
+"""
 
 _ABSENT = text("UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone))")
 
@@ -448,10 +448,10 @@ async def _lanes(connection: AsyncConnection) -> list[Lane]:
 
 async def _apply(connection: AsyncConnection, rows: list[dict[str, Any]]) -> frozenset[tuple[int, int]]:
     moves = json.dumps(rows)
-    moved = frozenset((row[0], row[1]) for row in (await connection.execute(_MOVE, {"moves": moves})).all())
+    moved = frozenset((row[0], row[1]) for row in await fetched(connection, _MOVE, {"moves": moves}))
     done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
     if done:
-        await connection.execute(_ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
+        await fetched(connection, _ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
     gone = [row["id"] for row in done if row["state"] == State.GONE]
     if gone:
         # A path whose transfer is gone is unknown again: the next look plans what lies there now.
