@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs, pulse, systemd
-from docferry.errors import ArchiveError, ConfigError, DocferryError, FolderError, RemoteError
+from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, DocferryError, FolderError, RemoteError
 from docferry.files.source import guard_signals
 from docferry.house import House, accept_empty, open_house
 from docferry.model import Reason
@@ -122,19 +122,33 @@ async def _serve(
     following: Settings | None = None
     async with open_house(settings) as house:
         await house.runner.prepare()
-        async with anyio.create_task_group() as outer:
-            await outer.start(house.runner.run)
-            async with anyio.create_task_group() as rooms:
-                rooms.start_soon(house.lookout.run, name="lookout")
-                for download in house.downloads:
-                    rooms.start_soon(_pull_for_ever, house, download, name=f"pull {download.name}")
-                rooms.start_soon(_pulse, house, notify, name="pulse")
-                rooms.start_soon(_ready, house, notify, name="ready")
-                following = await _until_told(signals, reloaded, notify)
-                rooms.cancel_scope.cancel()
-            await _finish(house, outer)
+        with _stopped_in_trouble(house):
+            async with anyio.create_task_group() as outer:
+                await outer.start(house.runner.run)
+                async with anyio.create_task_group() as rooms:
+                    rooms.start_soon(house.lookout.run, name="lookout")
+                    for download in house.downloads:
+                        rooms.start_soon(_pull_for_ever, house, download, name=f"pull {download.name}")
+                    rooms.start_soon(_pulse, house, notify, name="pulse")
+                    rooms.start_soon(_ready, house, notify, name="ready")
+                    following = await _until_told(signals, reloaded, notify)
+                    if following is None:
+                        house.database.hurry()
+                    rooms.cancel_scope.cancel()
+                await _finish(house, outer)
     pulse.forget(settings.state_dir)
     return following
+
+
+@contextmanager
+def _stopped_in_trouble(house: House) -> Iterator[None]:
+    """Told to stop while nothing can be written: what was under way is looked at again at the next start."""
+    try:
+        yield
+    except* DatabaseBusy as busy:
+        if not house.database.hurried:
+            raise
+        log.warning("stopped_in_trouble", f"{_first(busy)}; what was under way is looked at again at the next start")
 
 
 async def _until_told(
@@ -172,8 +186,11 @@ async def _pulse(house: House, notify: Callable[[str], None]) -> None:
     """Tell `status` and systemd how things stand; feed the watchdog only while scans and workers move."""
     watchdog = systemd.watchdog_seconds()
     every = min(pulse.EVERY, watchdog) if watchdog else pulse.EVERY
-    started = house.clock.now()
+    started, trouble = house.clock.now(), None
     while True:
+        if house.database.trouble != trouble:
+            trouble = house.database.trouble
+            log.error("database_trouble", trouble or "the database can be written again")
         now = house.clock.steady()
         moving = now - house.runner.beat < LATE and now - house.lookout.beat < LATE
         # A full disk is waited out: a restart would not make room.

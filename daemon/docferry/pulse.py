@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -57,13 +58,22 @@ def sentence(house: House) -> str:
 
 
 def write(state_dir: Path, pulse: dict[str, Any]) -> None:
-    """Replace the file whole; a full disk must not stop the ferry."""
+    """Replace the file whole; a full disk must not stop the ferry, and `status` has to say that it is full."""
     path, fresh = state_dir / "pulse.json", state_dir / "pulse.json.new"
+    said = json.dumps(pulse)
     try:
-        fresh.write_text(json.dumps(pulse))
+        fresh.write_text(said)
         fresh.replace(path)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            _overwrite(path, said)
+
+
+def _overwrite(path: Path, said: str) -> None:
+    """In the blocks that the file already has, for which there is room."""
+    with path.open("r+") as file:
+        file.write(said)
+        file.truncate()
 
 
 def forget(state_dir: Path) -> None:
