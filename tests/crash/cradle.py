@@ -1,8 +1,9 @@
 """A program that bears docferry processes from a warm parent, and lets one kill itself at a chosen arrow.
 
 Orders come as lines of JSON on stdin: {"birth": [words], "env": {…}, "out": path, "err": path, "fate": [arrow, nth],
-"clock": path} answers the child's pid; {"death": pid} waits for its end and answers how it ended; {"dead": pid} only
-looks. The product knows nothing of all this: the arrows are wrapped here, in the child, after the fork."""
+"clock": path, "patience": seconds} answers the child's pid; {"death": pid} waits for its end and answers how it ended;
+{"dead": pid} only looks. The product knows nothing of all this: the arrows are wrapped here, in the child,
+after the fork."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ import alembic.config  # noqa: F401 - as above
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from docferry import clock
+from docferry import app, clock
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat import Codat
@@ -99,6 +100,8 @@ def _live(order: Mapping[str, Any]) -> int:
         _doom(Fate(*order["fate"]))
     if order.get("clock"):
         _turn(Path(order["clock"]))
+    if order.get("patience"):
+        _swap(app, WRITE_PATIENCE=order["patience"])
     return cli.main(order["birth"])
 
 

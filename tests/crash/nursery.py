@@ -107,6 +107,7 @@ class Nursery:
         *words: str,
         fate: tuple[str, int] | None = None,
         clock: Path | None = None,
+        patience: float | None = None,
         **extra: str,
     ) -> Life:
         """A docferry command on this ground."""
@@ -121,6 +122,7 @@ class Nursery:
             "err": str(err),
             "fate": fate,
             "clock": str(clock) if clock else None,
+            "patience": patience,
         }
         return Life(self, self.order(order), out, err)
 
