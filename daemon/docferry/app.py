@@ -37,6 +37,8 @@ STANDSTILL = 10.0
 WRITE_PATIENCE = 60.0
 #: `sync` waits so much longer than `settle` for files that are still being written, seconds.
 UNSETTLED_PATIENCE = 10.0
+#: A share that hangs must not keep the service from being ready for the others, seconds.
+READY_AFTER = 60.0
 #: How late a loop may be before the watchdog is no longer fed, seconds.
 LATE = 60.0
 
@@ -177,7 +179,8 @@ async def _finish(house: House, group: anyio.abc.TaskGroup) -> None:
 
 
 async def _ready(house: House, notify: Callable[[str], None]) -> None:
-    await house.lookout.first_round.wait()
+    with anyio.move_on_after(READY_AFTER):
+        await house.lookout.first_round.wait()
     log.info("ready", mappings=len(house.uploads) + len(house.downloads))
     notify("READY=1")
 

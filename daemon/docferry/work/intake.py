@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -172,7 +173,7 @@ class Intake:
     async def sighted(self, upload: Upload, sightings: Iterable[Sighting]) -> None:
         """Plan those that are quiet; the others are watched until they are."""
         wanted = [s for s in sightings if upload.wanted(s.path)]
-        ready = [s for s in wanted if self.quiet.offer(upload.name, s, upload.settle)]
+        ready = [s for s in wanted if self.quiet.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
         if len(ready) < len(wanted):
             self._watching()
         for start in range(0, len(ready), PLANNED_AT_ONCE):
@@ -183,7 +184,7 @@ class Intake:
         by_mapping: dict[str, list[Sighting]] = {}
         ripe = self.quiet.ripe()
         looked = await anyio.to_thread.run_sync(
-            lambda: [scan.look(uploads[w.mapping].root, w.path) if w.mapping in uploads else None for w in ripe]
+            lambda: [_seen(uploads[w.mapping].root, w.path) if w.mapping in uploads else None for w in ripe]
         )
         for watched, sighting in zip(ripe, looked, strict=True):
             if self.quiet.again(watched, None if sighting is None else sighting.stamp) and sighting is not None:
@@ -231,7 +232,7 @@ class Intake:
                 continue
             elif isinstance(digest, SourceError) or digest.at_rest is False:
                 # It moved under the hash, or somebody still has it open for writing: not complete yet.
-                self.quiet.busy(upload.name, sighting, upload.settle)
+                self.quiet.busy(upload.name, sighting, upload.settle, by_watching=upload.poll)
                 self._watching()
             else:
                 planned.append(self._adopted(plan(upload, sighting, target, digest, self._clock.now())))
@@ -296,7 +297,10 @@ def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[Sighting], li
     for path in paths:
         if not all(upload.enters(folder) for folder in _parents(path)):
             continue
-        sighting = scan.look(upload.root, path)
+        try:
+            sighting = scan.look(upload.root, path)
+        except SourceUnreadable:
+            continue  # neither there nor gone: the next scan tells
         if sighting is not None:
             seen.append(sighting)
         elif scan.is_folder(upload.root, path):
@@ -305,6 +309,14 @@ def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[Sighting], li
         else:
             absent.append(path)
     return seen, folders, absent
+
+
+def _seen(root: Path, path: bytes) -> Sighting | None:
+    """How a file looks; one that cannot be looked at now is for the next scan to tell of."""
+    try:
+        return scan.look(root, path)
+    except (FolderError, SourceUnreadable):
+        return None
 
 
 def _groups(files: Sequence[tuple[Sighting, Target]]) -> Iterable[Sequence[tuple[Sighting, Target]]]:

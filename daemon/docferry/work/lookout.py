@@ -125,6 +125,8 @@ class Lookout:
                 log.info("watch_lost", event.reason, mapping=upload.name)
             self.scan_soon(upload.name)
 
+        if upload.poll:
+            state.watch = f"scanning every {min(self._rescan, UNWATCHED):g} s, as `poll` asks"
         await watch(upload.root, on_event, poll=upload.poll, clock=self._clock)
 
     async def _rescans(self, upload: Upload) -> None:

@@ -172,11 +172,12 @@ class Puller:
         size = (await anyio.to_thread.run_sync(spool.stat)).st_size
         target = await anyio.to_thread.run_sync(landing.choose, root, relative, sha256)
         await self._bookmarks.expect([Arrival(download.name, origin, sha256, bytes(target), False, size)])
-        await anyio.to_thread.run_sync(landing.put, spool, target, root, sha256)
-        await self._bookmarks.expect([Arrival(download.name, origin, sha256, bytes(target), True, size)])
+        # It is another path when somebody was faster: then that one is known as come down.
+        lies = await anyio.to_thread.run_sync(landing.put, spool, target, root, sha256)
+        await self._bookmarks.expect([Arrival(download.name, origin, sha256, bytes(lies), True, size)])
         self.brought.files += 1
         self.brought.bytes += size
-        log.info("landed", mapping=download.name, path=bytes(target), size=size)
+        log.info("landed", mapping=download.name, path=bytes(lies), size=size)
 
 
 def _fingerprint(entries: Sequence[Listed]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import anyio.to_thread
 
 from docferry import logs
+from docferry.errors import FolderError, SourceUnreadable
 from docferry.files import landing, scan
 from docferry.model import Stamp
 from docferry.settings import Upload
@@ -35,14 +36,14 @@ async def tidy(upload: Upload, documents: Documents) -> int:
 def _tidy(upload: Upload, delivered: Sequence[Delivered]) -> list[int]:
     done = []
     for document_id, path, stamp, sha256 in delivered:
-        sighting = scan.look(upload.root, path)
-        if sighting is not None and sighting.stamp != stamp:
-            continue
         try:
+            sighting = scan.look(upload.root, path)
+            if sighting is not None and sighting.stamp != stamp:
+                continue
             if sighting is not None:
                 _put_away(upload, path, sha256)
-        except OSError as error:
-            log.error("not_tidied", f"{error.strerror}; it stays where it is", mapping=upload.name, path=path)
+        except (OSError, FolderError, SourceUnreadable) as error:
+            log.error("not_tidied", f"{error}; it stays where it is", mapping=upload.name, path=path)
             continue
         done.append(document_id)
     return done
