@@ -1,1 +1,1 @@
-"""How fast docferry is beside its peers, measured on loopback: `make bench`, and docs/performance.md for what came out."""
+"""How fast docferry is beside its peers, on loopback: `make bench`; docs/performance.md tells what came out."""

@@ -15,24 +15,22 @@ COMPANY = "8a210b68-6988-11ed-a1eb-0242ac120002"
 CONNECTION = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 
 
-async def main(folder: str, url: str, at_once: str) -> None:
+async def main(url: str, at_once: int, paths: Iterator[Path]) -> None:
     sdk = CodatLending(security=shared.Security(auth_header="Basic YmVuY2htYXJr"), server_url=url)
-    paths = (path for path in Path(folder).rglob("*") if path.is_file())
 
-    async def worker(paths: Iterator[Path]) -> None:
+    async def worker() -> None:
         for path in paths:
             content = await asyncio.to_thread(path.read_bytes)
             await sdk.file_upload.upload_async(
                 request={
                     "company_id": COMPANY,
                     "connection_id": CONNECTION,
-                    "file_upload": shared.FileUpload(
-                        file=shared.CodatFile(file_name=path.name, content=content)
-                    ),
+                    "file_upload": shared.FileUpload(file=shared.CodatFile(file_name=path.name, content=content)),
                 }
             )
 
-    await asyncio.gather(*(worker(paths) for _ in range(int(at_once))))
+    await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
-asyncio.run(main(*sys.argv[1:4]))
+folder, address, number = sys.argv[1:4]
+asyncio.run(main(address, int(number), (path for path in Path(folder).rglob("*") if path.is_file())))

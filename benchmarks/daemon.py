@@ -22,9 +22,7 @@ def daemon(ferry: Ferry) -> Iterator[int]:
     log = ferry.place / "run.log"
     with (
         log.open("wb") as told,
-        subprocess.Popen(
-            ferry.command("run"), stdout=told, stderr=told, env=environment(KEYS), cwd=PROJECT
-        ) as program,
+        subprocess.Popen(ferry.command("run"), stdout=told, stderr=told, env=environment(KEYS), cwd=PROJECT) as program,
     ):
         try:
             deadline = time.monotonic() + _PATIENCE

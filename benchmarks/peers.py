@@ -50,7 +50,10 @@ def found(venv: Path) -> tuple[dict[str, Peer], list[str]]:
     if s5cmd is not None:
         peers["s5cmd"] = Peer("s5cmd → S3, 8 workers", lambda tree, url: _s5cmd(s5cmd, tree, url))
     python = venv / "bin" / "python"
-    if python.exists() and not subprocess.run([python, "-c", "import codat_lending"], check=False, capture_output=True).returncode:
+    if (
+        python.exists()
+        and not subprocess.run([python, "-c", "import codat_lending"], check=False, capture_output=True).returncode
+    ):
         peers["sdk"] = Peer("Codat's SDK, async, 8", lambda tree, url: _sdk(python, tree, url))
     for name in ("rclone", "s5cmd", "sdk"):
         if name not in peers:

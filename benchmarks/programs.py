@@ -38,7 +38,12 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, may_fai
     """Run `command` to its end. Failed: it ended badly, with what it said."""
     began = time.perf_counter()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment(env), cwd=PROJECT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env=environment(env),
+        cwd=PROJECT,
     ) as program:
         watch = _Watch(program.pid)
         said: list[bytes] = []

@@ -182,15 +182,19 @@ def _signed(port: int) -> bytes:
 def _s3(method: bytes, target: bytes) -> str:
     """Empty lists, and what an upload in several parts wants to hear."""
     if method == b"POST" and target.endswith((b"?uploads", b"?uploads=")):
-        return f"{_XML}<InitiateMultipartUploadResult {_NAMESPACE}><Bucket>bench</Bucket><Key>k</Key><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+        return _part("InitiateMultipartUploadResult", "<UploadId>u</UploadId>")
     if method == b"POST":
-        return f'{_XML}<CompleteMultipartUploadResult {_NAMESPACE}><Bucket>bench</Bucket><Key>k</Key><ETag>"aa-1"</ETag></CompleteMultipartUploadResult>'
+        return _part("CompleteMultipartUploadResult", '<ETag>"aa-1"</ETag>')
     if b"location" in target:
         return f"{_XML}<LocationConstraint {_NAMESPACE}/>"
     return (
         f"{_XML}<ListBucketResult {_NAMESPACE}><Name>bench</Name><Prefix></Prefix><KeyCount>0</KeyCount>"
         "<MaxKeys>1000</MaxKeys><IsTruncated>false</IsTruncated></ListBucketResult>"
     )
+
+
+def _part(name: str, says: str) -> str:
+    return f"{_XML}<{name} {_NAMESPACE}><Bucket>bench</Bucket><Key>k</Key>{says}</{name}>"
 
 
 async def _serve(shore: Shore) -> None:
