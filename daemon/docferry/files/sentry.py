@@ -217,6 +217,7 @@ class Sentry:
                 if self._is_disturbed(posts, ready, changes):
                     return
         except Exception as error:  # noqa: BLE001 - whatever ended the watch, it must be taken up again
+            pulse.on_armed = None  # it never was, and the next sign of life is another's
             if pulse.stopped:
                 return
             if armed:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ log = logs.get("intake")
 #: Files hashed in one visit to a thread: few enough that a stop is not kept waiting, by number and by bytes.
 HASHED_AT_ONCE = 64
 BYTES_AT_ONCE = 16 * 1024 * 1024
+#: A file that the disk does not give out is held after so many tries.
+READ_TRIES = 4
 #: Documents planned in one commit.
 PLANNED_AT_ONCE = 512
 
@@ -68,6 +72,7 @@ class Intake:
         self._hashing = anyio.CapacityLimiter(2)
         self.quiet = Quiet(clock)
         self.folders: dict[str, FolderState] = {}
+        self._stumbled: dict[tuple[str, bytes], int] = {}  # how often a file could not be read
 
     def state(self, mapping: str) -> FolderState:
         return self.folders.setdefault(mapping, FolderState())
@@ -190,8 +195,9 @@ class Intake:
             if self.quiet.again(watched, None if sighting is None else sighting.stamp) and sighting is not None:
                 by_mapping.setdefault(watched.mapping, []).append(sighting)
         for mapping, sightings in by_mapping.items():
-            for start in range(0, len(sightings), PLANNED_AT_ONCE):
-                await self._admit(uploads[mapping], sightings[start : start + PLANNED_AT_ONCE])
+            with contextlib.suppress(FolderError):  # the next scan says what is wrong, and finds them when it is over
+                for start in range(0, len(sightings), PLANNED_AT_ONCE):
+                    await self._admit(uploads[mapping], sightings[start : start + PLANNED_AT_ONCE])
 
     # -- plan and apply ------------------------------------------------------------------------------------------
 
@@ -201,7 +207,8 @@ class Intake:
         for sighting in sightings:
             verdict = judge(upload, sighting, self._rules)
             if isinstance(verdict, Planned):
-                planned.append(verdict)
+                if verdict.reason is not Reason.EMPTY or not await self._is_open(upload, sighting):
+                    planned.append(verdict)
             else:
                 to_hash.append((sighting, verdict))
         for group in _groups(to_hash):
@@ -225,6 +232,8 @@ class Intake:
         planned = []
         for (sighting, target), digest in zip(group, found, strict=True):
             if isinstance(digest, SourceUnreadable):
+                if self._may_pass(upload, sighting, digest):
+                    continue
                 planned.append(
                     held(upload, sighting, target, Reason.UNREADABLE, f"{digest}; mend it, then `docferry retry`")
                 )
@@ -232,11 +241,35 @@ class Intake:
                 continue
             elif isinstance(digest, SourceError) or digest.at_rest is False:
                 # It moved under the hash, or somebody still has it open for writing: not complete yet.
-                self.quiet.busy(upload.name, sighting, upload.settle, by_watching=upload.poll)
-                self._watching()
+                self._wait(upload, sighting)
             else:
+                self._stumbled.pop((upload.name, sighting.path), None)
                 planned.append(self._adopted(plan(upload, sighting, target, digest, self._clock.now())))
         return planned
+
+    async def _is_open(self, upload: Upload, sighting: Sighting) -> bool:
+        """Whether somebody is still about to write the first byte."""
+        (found,) = await anyio.to_thread.run_sync(digests, upload.root, [sighting.path])
+        if isinstance(found, SourceError) or found.at_rest is not False:
+            return False
+        self._wait(upload, sighting)
+        return True
+
+    def _may_pass(self, upload: Upload, sighting: Sighting, error: SourceUnreadable) -> bool:
+        """Disks and shares stumble: what could not be read for another reason than permission is tried again."""
+        key = (upload.name, sighting.path)
+        cause = error.__cause__
+        tries = self._stumbled.pop(key, 0) + 1
+        if not isinstance(cause, OSError) or cause.errno in (errno.EACCES, errno.EPERM) or tries >= READ_TRIES:
+            return False
+        self._stumbled[key] = tries
+        self._wait(upload, sighting)
+        return True
+
+    def _wait(self, upload: Upload, sighting: Sighting) -> None:
+        """Look at it again later."""
+        self.quiet.busy(upload.name, sighting, upload.settle, by_watching=upload.poll)
+        self._watching()
 
     def _adopted(self, planned: Planned) -> Planned:
         """After the database was lost a file may be there already: it can have been sent since it was written."""

@@ -1,0 +1,378 @@
+"""W1–W16 of the catalogue: what is dropped is found, whatever the kernel says or leaves unsaid."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faults.conftest import FULL, Terrain
+from ground import Daemon, digest, until
+
+PDF = b"%PDF-1.4\n"
+
+
+def _status(terrain: Terrain, mapping: str) -> dict[str, Any]:
+    """What `status` would say of a mapping, as the daemon last wrote it."""
+    try:
+        found: dict[str, Any] = json.loads((terrain.state / "pulse.json").read_text())["mappings"][mapping]
+    except (OSError, ValueError, KeyError):
+        return {"watch": "", "problem": None, "unsettled": []}
+    return found
+
+
+def _watched(terrain: Terrain, mapping: str = "bank") -> None:
+    until(lambda: _status(terrain, mapping)["watch"] == "watching", 15, "the folder being watched")
+
+
+def _planned(daemon: Daemon) -> int:
+    return sum(int(found) for found in re.findall(r"planned.*?queued=(\d+)", daemon.text()))
+
+
+def _in_namespace_of(daemon: Daemon, *words: str) -> None:
+    subprocess.run(["nsenter", "-t", str(daemon.running.pid), "-U", "-m", "--preserve-credentials", *words], check=True)
+
+
+def test_w1_inotify_overflow(terrain: Terrain) -> None:
+    """Files created while the daemon stood still, more than the kernel remembers, are all queued by the next scan."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"5s"'
+    count = 50_000 if FULL else 5_000
+    limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    with terrain.daemon() as daemon:
+        _watched(terrain)
+        daemon.running.send_signal(signal.SIGSTOP)
+        for number in range(count):
+            (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+        for _ in range(0 if FULL else max(0, limit - 3 * count)):  # what is left of the queue, cheaply
+            os.utime(folder / "0.pdf")
+            os.utime(folder / "1.pdf")
+        daemon.running.send_signal(signal.SIGCONT)
+        until(lambda: _planned(daemon) >= count, 110, "all being queued")
+    assert sum(1 for _ in terrain.rows()) == count
+
+
+def test_w2_mkdir_copy_race(terrain: Terrain) -> None:
+    """`mkdir -p` and a copy at once, idle and with a busy processor: none missing after settle + 2 s."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1h"'
+    trees = 1000 if FULL else 100
+    beside = terrain.root / "beside"
+    (beside / "b" / "c").mkdir(parents=True)
+    (beside / "b" / "c" / "x.pdf").write_bytes(PDF)
+    hogs = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(4 if FULL else 1)]
+    try:
+        with terrain.daemon():
+            _watched(terrain)
+            for number in range(trees):
+                place = folder / f"t{number}" / "a"
+                place.mkdir(parents=True)
+                if number % 2:
+                    shutil.copytree(beside / "b", place / "b")
+                    (place / "b" / "c" / "x.pdf").rename(place / "b" / "c" / f"{number}.pdf")
+                else:
+                    (place / "b").mkdir()
+                (place / "b" / f"{number}-{number}.pdf").write_bytes(PDF + b"%d" % number)
+                if number % 10 == 0:
+                    hogs[0].send_signal(signal.SIGCONT if number % 20 else signal.SIGSTOP)
+            wanted = {f"{number}-{number}.pdf" for number in range(trees)}
+            until(lambda: terrain.names() >= wanted, 60, "every tree's file arriving without a rescan")
+            until(lambda: not wanted - terrain.names())
+            assert len(terrain.names() - wanted) == 1  # twins of one content go once
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+def test_w3_filled_tree_renamed_in(terrain: Terrain) -> None:
+    """The subtree that came by one rename is walked at once."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1h"'
+    beside = terrain.root / "beside"
+    for number in range(30):
+        place = beside / f"d{number % 5}" / "e"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
+    with terrain.daemon():
+        _watched(terrain)
+        beside.rename(folder / "in")
+        until(lambda: len(terrain.names()) == 30, 20)
+        (folder / "in" / "d1" / "e" / "later.pdf").write_bytes(b"later")
+        until(lambda: "later.pdf" in terrain.names(), 20)
+
+
+def test_w4_watch_limit_at_run_time(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+    """No watch left: the scan covers, and `status` says so with the sysctl."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1s"'
+    terrain.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
+    with terrain.daemon():
+        _watched(terrain)
+        for number in range(70):
+            (folder / f"d{number}").mkdir()
+        until(lambda: "max_user_watches" in _status(terrain, "bank")["watch"], 20)
+        for number in range(70):
+            (folder / f"d{number}" / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
+        until(lambda: len(terrain.names()) == 70, 30)
+
+
+def test_w5_instance_limit(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+    """No inotify at all: scans only, no crash, and no loop of attempts."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1s"'
+    terrain.prefix = namespace("echo 0 > /proc/sys/user/max_inotify_instances")
+    with terrain.daemon() as daemon:
+        (folder / "a.pdf").write_bytes(PDF)
+        until(lambda: terrain.names() == {"a.pdf"}, 20)
+        until(lambda: "max_user_instances" in _status(terrain, "bank")["watch"], 20)
+        (folder / "b.pdf").write_bytes(PDF + b"b")
+        until(lambda: "b.pdf" in terrain.names(), 20)
+        assert daemon.text().count("watch_degraded") <= 2
+        assert daemon.running.poll() is None
+
+
+def test_w6_root_removed_made_again_renamed(terrain: Terrain) -> None:
+    """Watched again within 5 s, and nothing of it is taken for deleted; even while something is not quiet yet."""
+    folder = terrain.upload("bank")
+    other = terrain.upload("other")
+    terrain.settings["rescan"] = '"1h"'
+    with terrain.daemon() as daemon:
+        _watched(terrain)
+        (folder / "a.pdf").write_bytes(b"a")
+        until(lambda: terrain.names() == {"a.pdf"})
+        with (folder / "unsettled.pdf").open("wb") as writer:
+            writer.write(b"u")
+            writer.flush()
+            until(lambda: _status(terrain, "bank")["unsettled"], 20, "the file that is open being waited for")
+            folder.rename(terrain.root / "aside")
+            until(lambda: _status(terrain, "bank")["problem"], 20, "the missing folder being noticed")
+            (other / "x.pdf").write_bytes(b"x")
+            until(lambda: "x.pdf" in terrain.names(), 20)
+        (terrain.root / "aside").rename(folder)
+        until(lambda: "unsettled.pdf" in terrain.names(), 20)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "b.pdf").write_bytes(b"b")
+        until(lambda: "b.pdf" in terrain.names(), 20)
+        folder.rename(terrain.root / "old")
+        folder.mkdir()
+        (folder / "c.pdf").write_bytes(b"c")
+        until(lambda: "c.pdf" in terrain.names(), 20)
+        _watched(terrain)
+        assert daemon.running.poll() is None
+    assert {row["state"] for row in terrain.rows()} == {"sent"}
+
+
+def test_w7_mounts_come_and_go(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+    """Mounted over and unmounted: noticed within 5 s each time; an empty mount is not taken for a deletion."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1h"'
+    terrain.prefix = namespace("true")
+    with terrain.daemon() as daemon:
+        _watched(terrain)
+        (folder / "below.pdf").write_bytes(b"below")
+        until(lambda: "below.pdf" in terrain.names(), 20)
+        _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
+        until(lambda: _status(terrain, "bank")["problem"], 20, "an empty mount being noticed")
+        _in_namespace_of(daemon, "sh", "-c", f"echo over > {folder}/over.pdf")
+        until(lambda: "over.pdf" in terrain.names(), 20)
+        _in_namespace_of(daemon, "umount", str(folder))
+        until(lambda: daemon.text().count("watch_lost") >= 2, 20, "the unmount being noticed")
+        (folder / "again.pdf").write_bytes(b"again")
+        until(lambda: "again.pdf" in terrain.names(), 20)
+    assert {row["state"] for row in terrain.rows()} == {"sent"}
+
+
+def test_w8_root_missing_at_start(terrain: Terrain) -> None:
+    """That mapping waits, the others work; and it works as soon as it is there."""
+    folder, other = terrain.upload("bank"), terrain.upload("other")
+    terrain.settings["rescan"] = '"1h"'
+    folder.rmdir()
+    (other / "x.pdf").write_bytes(b"x")
+    with terrain.daemon():
+        until(lambda: terrain.names() == {"x.pdf"}, 20)
+        until(lambda: "does not exist" in (_status(terrain, "bank")["problem"] or ""), 20)
+        folder.mkdir()
+        (folder / "a.pdf").write_bytes(b"a")
+        until(lambda: "a.pdf" in terrain.names(), 20)
+        until(lambda: _status(terrain, "bank")["problem"] is None, 20)
+
+
+def test_w9_folder_unreadable_then_readable(terrain: Terrain, bounded: list[str]) -> None:
+    """Reported, the rest goes on, and it is picked up later."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1s"'
+    terrain.prefix = bounded
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "a.pdf").write_bytes(b"a")
+    closed.chmod(0)
+    try:
+        with terrain.daemon():
+            until(lambda: "closed may not be read" in (_status(terrain, "bank")["problem"] or ""), 20)
+            (folder / "b.pdf").write_bytes(b"b")
+            until(lambda: terrain.names() == {"b.pdf"}, 20)
+            closed.chmod(0o755)
+            until(lambda: "a.pdf" in terrain.names(), 30)
+            until(lambda: _status(terrain, "bank")["problem"] is None, 20)
+    finally:
+        closed.chmod(0o755)
+
+
+def test_w10_name_that_is_not_utf8(terrain: Terrain) -> None:
+    """The watcher is back at once, and the file goes under a replaced name; one only read does no harm either."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1h"'
+    odd = os.fsencode(folder) + b"/\xff.pdf"
+    with terrain.daemon():
+        _watched(terrain)
+        with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
+            file.write(b"latin")
+        until(lambda: digest(b"latin") in {sha for _, sha in terrain.stored()}, 20)
+        for number in range(5):
+            with open(odd, "rb") as file:  # noqa: PTH123 - as above
+                file.read()
+            (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+            until(lambda number=number: f"{number}.pdf" in terrain.names(), 20)
+    assert any(row["path"].endswith("/\\xff.pdf") and row["state"] == "sent" for row in terrain.rows())
+
+
+def test_w11_links_are_never_followed(terrain: Terrain) -> None:
+    """A loop, a link out and a link to a secret, there before the start and made after it."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1s"'
+    outside = terrain.root / "outside"
+    outside.mkdir()
+    (outside / "secret.pdf").write_bytes(b"secret")
+
+    def lay(when: str) -> None:
+        (folder / f"{when}-loop").symlink_to(folder)
+        (folder / f"{when}-out").symlink_to(outside)
+        (folder / f"{when}-secret.pdf").symlink_to(outside / "secret.pdf")
+        (folder / f"{when}-dangling.pdf").symlink_to(outside / "nothing.pdf")
+
+    lay("before")
+    with terrain.daemon() as daemon:
+        _watched(terrain)
+        lay("after")
+        (outside / "new.pdf").write_bytes(b"new")
+        (folder / "plain.pdf").write_bytes(b"plain")
+        until(lambda: "plain.pdf" in terrain.names(), 20)
+        scanned = _status(terrain, "bank")["last_scan"]
+        until(lambda: _status(terrain, "bank")["last_scan"] != scanned, 20, "one more scan")
+        assert daemon.running.poll() is None
+    assert terrain.names() == {"plain.pdf"}
+    assert len(terrain.rows()) == 1
+
+
+def test_w12_file_swapped_for_a_link(terrain: Terrain) -> None:
+    """A swapper races the scan and the sender: what lies behind the link never leaves."""
+    folder = terrain.upload("bank")
+    terrain.settings |= {"rescan": '"200ms"', "settle": '"1ms"'}
+    secret = terrain.root / "secret.pdf"
+    secret.write_bytes(b"secret")
+    os.utime(secret, (1, 1))
+    stop = threading.Event()
+
+    def swap() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            honest, link = folder / ".honest", folder / ".link"
+            honest.write_bytes(b"%d" % number)
+            honest.rename(folder / "a.pdf")
+            link.symlink_to(secret)
+            link.rename(folder / "a.pdf")
+
+    with terrain.daemon() as daemon:
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        try:
+            for number in range(10):
+                (folder / f"{number}.pdf").write_bytes(b"plain %d" % number)
+                until(lambda number=number: f"{number}.pdf" in terrain.names(), 30)
+        finally:
+            stop.set()
+            swapper.join()
+        assert daemon.running.poll() is None
+    assert digest(b"secret") not in {sha for _, sha in terrain.stored()}
+
+
+def test_w13_pipes_and_sockets_named_like_documents(terrain: Terrain) -> None:
+    """Ignored, and nobody waits for a writer who never comes."""
+    folder = terrain.upload("bank")
+    os.mkfifo(folder / "before.pdf")
+    with terrain.daemon() as daemon:
+        os.mkfifo(folder / "after.pdf")
+        if os.geteuid() == 0:
+            os.mknod(folder / "zero.pdf", 0o020666, os.makedev(1, 5))
+        (folder / "plain.pdf").write_bytes(b"plain")
+        until(lambda: terrain.names() == {"plain.pdf"}, 20)
+        (folder / "plain.pdf").unlink()
+        os.mkfifo(folder / "plain.pdf")
+        (folder / "next.pdf").write_bytes(b"next")
+        until(lambda: "next.pdf" in terrain.names(), 20)
+        assert daemon.running.poll() is None
+    assert terrain.names() == {"plain.pdf", "next.pdf"}
+
+
+DYING = """
+import threading, time, watchfiles
+import docferry.files.watch as ours
+real, turns = watchfiles.watch, [0]
+def look_out(*roots, **named):
+    turns[0] += 1
+    if turns[0] == 1:
+        raise RuntimeError("the watcher died at once")
+    if turns[0] == 2:
+        time.sleep(3600)
+    yield from real(*roots, **named)
+ours.Watcher.__init__.__kwdefaults__.update(look_out=look_out, hung=2.0)
+"""
+
+
+def test_w14_watcher_dies_then_hangs(terrain: Terrain) -> None:
+    """It is set up again, and a scan covers the time between."""
+    folder = terrain.upload("bank")
+    terrain.settings["rescan"] = '"1h"'
+    terrain.wrapper = DYING
+    with terrain.daemon():
+        (folder / "a.pdf").write_bytes(b"a")
+        until(lambda: "a.pdf" in terrain.names(), 60)
+        _watched(terrain)
+        (folder / "b.pdf").write_bytes(b"b")
+        until(lambda: "b.pdf" in terrain.names(), 60)
+
+
+def test_w15_share_without_events(terrain: Terrain) -> None:
+    """Where the kernel reports nothing, what is new, changed or gone is found within `rescan`."""
+    folder = terrain.upload("bank", poll="true")
+    terrain.settings["rescan"] = '"500ms"'
+    with terrain.daemon():
+        for number in range(3):
+            place = folder / f"d{number}"
+            place.mkdir()
+            (place / f"{number}.pdf").write_bytes(b"%d" % number)
+            until(lambda number=number: f"{number}.pdf" in terrain.names(), 20)
+        assert _status(terrain, "bank")["watch"] != "watching"
+
+
+def test_w16_a_flood(terrain: Terrain) -> None:
+    """Many files at once: all done, in flat memory."""
+    folder = terrain.upload("bank")
+    count = 100_000 if FULL else 3_000
+    with terrain.daemon() as daemon:
+        for number in range(count):
+            (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+        until(lambda: len(terrain.simulator.stored) >= count, 1800 if FULL else 100, "all arriving")
+        memory = Path(f"/proc/{daemon.running.pid}/status").read_text().split("VmHWM:")[1].split()[0]
+        assert int(memory) < 150 * 1024  # KiB
+    assert len(terrain.stored()) == count
