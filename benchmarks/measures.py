@@ -40,7 +40,7 @@ class Scale:
 
 FULL = Scale(5, 10_000, 200, 4 << 30, (100_000, 1_000_000), 100_000, 20_000, 2_000, 100, 1_000, (100_000, 1_000, 30.0),
              1_000_000, 9)  # fmt: skip
-QUICK = Scale(2, 1_500, 30, 512 << 20, (20_000,), 0, 4_000, 600, 30, 200, (10_000, 100, 6.0), 50_000, 3)
+QUICK = Scale(2, 1_000, 20, 512 << 20, (20_000,), 0, 2_000, 400, 20, 100, (10_000, 100, 5.0), 20_000, 3)
 Send = Callable[[], Run]
 
 
@@ -58,6 +58,7 @@ class Bench:
         ferry = Ferry(self.place / "ferry", tree.root, shore.url, to=to, batch=batch)
 
         def send() -> Run:
+            shore.reset()
             ferry.prepare()
             return ferry.sync(uploaded=tree.files)
 
@@ -196,7 +197,7 @@ def slow_server(bench: Bench) -> None:
     with sink("--delay", "0.05") as shore:
         for _ in range(bench.scale.rounds):
             shore.reset()
-            ferry = Ferry(bench.place / "ferry", tree.root, shore.url, workers=10)
+            ferry = Ferry(bench.place / "ferry", tree.root, shore.url, workers=16)
             ferry.prepare()
             ferry.sync(uploaded=tree.files)
             found = shore.figures()
@@ -272,7 +273,7 @@ def starting(bench: Bench) -> None:
 
 def growth(bench: Bench) -> None:
     """The same documents into an empty database and into one with a long past."""
-    files = min(2_000, bench.scale.small)
+    files = bench.scale.small // 2
     tree = build(bench.place, f"growth-{files}", files, 40_000, 20)
     past = bench.place / f"past-{bench.scale.rows}"
     if not past.exists():

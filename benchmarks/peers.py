@@ -82,6 +82,7 @@ def _rclone(rclone: str, tree: Tree, url: str) -> Run:
         "RCLONE_CONFIG_SINK_NO_CHECK_BUCKET": "true",
         "RCLONE_CONFIG_SINK_NO_HEAD": "true",
         "RCLONE_CONFIG_SINK_UPLOAD_CUTOFF": "5G",
+        "RCLONE_MULTI_THREAD_CUTOFF": "10G",  # one PUT, however large
     }
     return run([rclone, "copy", str(tree.root), "sink:bench", "--transfers", "8", "--retries", "1"], env=options)
 
