@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +108,7 @@ class Nursery:
         fate: tuple[str, int] | None = None,
         clock: Path | None = None,
         patience: float | None = None,
+        env: Mapping[str, str] | None = None,
         **extra: str,
     ) -> Life:
         """A docferry command on this ground."""
@@ -117,7 +118,7 @@ class Nursery:
         err.touch()
         order = {
             "birth": ["--config", str(ground.write_config()), *words],
-            "env": {**ground.environment, **extra},
+            "env": {**ground.environment, **(env or {}), **extra},
             "out": str(out),
             "err": str(err),
             "fate": fate,

@@ -94,7 +94,8 @@ class Carrier:
         self._dice = random.Random()  # noqa: S311 - jitter, not cryptography
         self.tally = Tally()
         self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
-        self.closings = 0  # gates closed here so far
+        self.closings = 0  # how often a gate was closed here, or its closing written down
+        self.closing: list[Gate] = []  # closed, and not written down yet
 
     async def carry(self, load: Load) -> None:
         """Bring a load to its outcomes. A lost lease is somebody else's transfer now: nothing is left to do."""
@@ -434,7 +435,12 @@ class Carrier:
             self._key_refused()
         self.closed = {**self.closed, gate.key: gate}
         self.closings += 1
-        await self._gates.close(gate)
+        self.closing.append(gate)
+        try:
+            await self._gates.close(gate)
+        finally:
+            self.closing.remove(gate)
+            self.closings += 1  # whoever read the gates meanwhile may have missed it
 
 
 #: The reason of a doubt that is only about whether a connection takes batches.

@@ -123,7 +123,7 @@ class Runner:
         while closings != self.carrier.closings:  # one that was closed while we read must not be forgotten
             closings = self.carrier.closings
             gates = await self._gates.all()
-        self.carrier.closed = gates
+        self.carrier.closed = gates | {gate.key: gate for gate in self.carrier.closing}
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
