@@ -185,7 +185,10 @@ async def test_several_connections_of_one_company_are_counted_together(harbour: 
     (root / COMPANY / other).mkdir(parents=True)
     harbour.ground.upload("customers", folder="customers/{company_id}/{connection_id}")
     for connection in (CONNECTION, other):
-        harbour.lay(root / COMPANY / connection, *names_of(4))
+        # The same names at both, and other bytes: neither list nor ZIP tells which connection a file came by.
+        harbour.lay(
+            root / COMPANY / connection, *names_of(4), content=lambda name, to=connection: f"{to}{name}".encode()
+        )
     harbour.strike(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
     await harbour.ferry()
     found = Counter((s.connection, s.name) for s in harbour.simulator.stored)
