@@ -23,7 +23,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test lint check lock dist clean
+.PHONY: help demo test soak lint check lock dist clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -34,6 +34,9 @@ demo: $(STAMP) ## the whole thing on a temporary folder against a local simulato
 
 test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 for coverage of at least 90 %
 	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+
+soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everything is counted; ARGS="--kills 200" for fewer
+	@$(BIN)/python tests/crash/soak.py $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check

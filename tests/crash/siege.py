@@ -8,12 +8,36 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+from crash.cradle import MOMENTS
 from crash.nursery import KILLED, Life, Nursery
 from docferry.simulator import Fault
 from ground import Ground, digest
 
 #: What goes wrong meanwhile, each with its share of the uploads.
 TROUBLES = ("lost_answer", "reset_after", "reset_inside", "reset_before", "status", "truncated_answer")
+
+
+LOST = [Fault("lost_answer", "codat.upload", first=3)]
+NEVER_CAME = [Fault("reset_after", "codat.upload", first=3)]
+
+#: Each arrow of a transfer's life, and what must happen at the far shore for it to be passed.
+ARROWS: dict[str, list[Fault]] = {
+    "new>waiting": [],
+    "waiting>leased": [],
+    "leased>sending": [],
+    "send": [],
+    "sending>sent": [],
+    "sending>waiting": [Fault("too_many", "codat.upload", first=3, params={"seconds": 0})],
+    "sending>doubtful": LOST,
+    "doubtful>asking": LOST,
+    "find": LOST,
+    "asking>sent": LOST,
+    "asking>sending": NEVER_CAME,
+    "asking>doubtful": [*LOST, Fault("status", "codat.list", first=3)],
+    "sweep": [],
+}
+#: A claim, a sweep and a question have no inside of their own: they are one statement, or none.
+WITHOUT_INSIDE = {"waiting>leased", "doubtful>asking", "find", "sweep"}
 
 
 class Dropper:
@@ -102,6 +126,32 @@ class Siege:
         """No more trouble: passes until nothing is due."""
         self.ground.simulator.set_faults([])
         return self.nursery.drained(self.ground, 20)
+
+
+def at_arrow(ground: Ground, nursery: Nursery, arrow: str, in_a_row: int) -> tuple[int, Counter[tuple[str, str]]]:
+    """Passes that die at an arrow, so many in a row, then passes that live: number of kills, and what was laid down."""
+    ground.settings |= {"settle": '"10ms"', "log_level": '"warning"'}
+    ground.codat |= {"list_lag": '"60ms"', "timeout": '"2s"'}
+    ground.simulator.switches.idempotency = False
+    folder = ground.upload("bank")
+    made: Counter[tuple[str, str]] = Counter()
+    kills = 0
+    for moment in MOMENTS:
+        if moment == "inside" and arrow in WITHOUT_INSIDE:
+            continue
+        ground.simulator.set_faults(ARROWS[arrow])
+        for number in range(3):
+            content = f"{moment} {number}".encode()
+            (folder / f"{moment}-{number}.pdf").write_bytes(content)
+            made[f"{moment}-{number}.pdf", digest(content)] += 1
+        if arrow == "sweep":
+            assert nursery.bear(ground, "sync", fate=("send:before", 1)).wait() == KILLED
+        for death in range(in_a_row):
+            ended = nursery.bear(ground, "sync", fate=(f"{arrow}:{moment}", 1)).wait()
+            assert ended == KILLED or death, f"{arrow}:{moment} was not passed"
+            kills += ended == KILLED
+        nursery.drained(ground)
+    return kills, made
 
 
 def judge(ground: Ground, made: Counter[tuple[str, str]]) -> str:
