@@ -188,7 +188,7 @@ def test_a_company_that_hangs_does_not_stop_another(ground: Ground) -> None:
     quick = ground.root / "customers" / other / other
     for place in (slow, quick):
         place.mkdir(parents=True)
-    ground.simulator.faults = [Fault("stall", "POST */companies/99999999*/files")]
+    ground.simulator.set_faults([Fault("stall", "POST */companies/99999999*/files")])
     with ground.daemon():
         for number in range(30):
             (slow / f"s{number}.pdf").write_bytes(PDF + b"s%d" % number)
@@ -200,7 +200,7 @@ def test_a_company_that_hangs_does_not_stop_another(ground: Ground) -> None:
 
 def test_no_secret_is_in_the_log_the_output_or_the_database(ground: Ground) -> None:
     folder, scans = ground.upload("bank"), ground.upload("scans", "wootiv")
-    ground.simulator.faults = [Fault("status", rate=0.3, params={"status": 500}), Fault("reset_inside", rate=0.2)]
+    ground.simulator.set_faults([Fault("status", rate=0.3, params={"status": 500}), Fault("reset_inside", rate=0.2)])
     with ground.daemon() as daemon:
         for number in range(10):
             (folder / f"{number}.pdf").write_bytes(PDF + b"%d" % number)

@@ -40,7 +40,7 @@ def test_with_a_fifth_of_all_requests_failing_everything_arrives_exactly_once(gr
         "reset_before", "reset_inside", "reset_after", "lost_answer", "html_200", "html_502", "truncated_answer",
         "too_many", "status", "stale_keepalive",
     ]  # fmt: skip
-    ground.simulator.faults = [Fault(kind, rate=0.022) for kind in kinds]
+    ground.simulator.set_faults([Fault(kind, rate=0.022) for kind in kinds])
     ground.codat["timeout"] = '"2s"'
     made = _fill(ground.upload("bank"), 100, 3)
     made |= _fill(ground.upload("scans", "wootiv", object_name='"{name}"'), 60, 4)
