@@ -191,9 +191,9 @@ async def _pulse(house: House, notify: Callable[[str], None]) -> None:
     every = min(pulse.EVERY, watchdog) if watchdog else pulse.EVERY
     started, trouble = house.clock.now(), None
     while True:
-        if house.database.trouble != trouble:
-            trouble = house.database.trouble
-            log.error("database_trouble", trouble or "the database can be written again")
+        if (house.database.alarm is None) != (trouble is None):
+            trouble = house.database.alarm
+            log.error("database_trouble", trouble or "all is well again with the database")
         now = house.clock.steady()
         moving = now - house.runner.beat < LATE and now - house.lookout.beat < LATE
         # A full disk is waited out: a restart would not make room.

@@ -40,7 +40,7 @@ def describe(house: House, started: float) -> dict[str, Any]:
             for name, remote in house.remotes.items()
         },
         "mappings": {name: _mapping(house, name) for name in _names(house)},
-        "trouble": house.database.trouble,
+        "trouble": house.database.alarm,
     }
 
 
@@ -52,8 +52,8 @@ def sentence(house: House) -> str:
         parts.append("closed: " + ", ".join(sorted(house.carrier.closed)))
     if stopped:
         parts.append(f"{stopped} mappings stopped")
-    if house.database.trouble:
-        parts.append(house.database.trouble)
+    if (alarm := house.database.alarm) is not None:
+        parts.append(alarm)
     return ", ".join(parts)
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -98,6 +99,32 @@ def test_d4_a_stop_on_a_full_disk_is_a_stop(ground: Ground, nursery: Nursery) ->
         (ground.state / "filler").unlink()
         nursery.drained(ground)
     assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+
+
+def test_d5_the_disk_gives_errors(ground: Ground, nursery: Nursery) -> None:
+    """Some writes and syncs of the database fail with EIO: waited out, never a false "sent", all arrives once."""
+    ground.simulator.switches.idempotency = False
+    folder = ground.upload("bank")
+    ground.write_config()
+    made: Counter[tuple[str, str]] = Counter()
+    for number in range(200 if FULL else 40):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+        made[f"{number}.pdf", digest(b"%d" % number)] += 1
+    unsound = {**ground.environment, "LD_PRELOAD": str(_compiled(ground.root)), "UNSOUND_DISK": "100"}
+    unsound["UNSOUND_DISK_LOG"] = str(ground.root / "struck")
+    codes = []
+    for _ in range(6):
+        done = subprocess.run(
+            ground.command("sync", "--json"), env=unsound, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr
+        codes.append(done.returncode)
+    assert set(codes) <= {0, 2, 75}, codes
+    assert (ground.root / "struck").stat().st_size > 3
+    sent = {row["path"].rsplit("/", 1)[1] for row in ground.rows() if row["state"] == "sent"}
+    assert sent <= {name for name, _ in ground.stored()}
+    nursery.drained(ground)
+    judge(ground, made)
 
 
 def test_d6_an_old_sqlite_and_a_second_checkpointer(ground: Ground, nursery: Nursery) -> None:
@@ -189,6 +216,25 @@ def test_d9_the_daemon_outlives_a_foreign_lock(ground: Ground, nursery: Nursery)
             stranger.execute("ROLLBACK")
         until(ground.stored, 60)
     assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+
+
+@pytest.mark.anyio
+async def test_d10_a_reader_that_never_ends(tmp_path: Path) -> None:
+    """The log grows, since what somebody reads is kept: there is an alarm, and it ends with the reader."""
+    path = tmp_path / "docferry.db"
+    async with open_database(path) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM transfer").fetchall()
+            assert database.alarm is None
+            for number in range(70):
+                await database.write(partial(_insert, number=number, size=1 << 20))
+            assert "fuser -v" in (database.alarm or "")
+            reader.execute("ROLLBACK")
+        for number in range(3):
+            await database.write(partial(_insert, number=100 + number))
+        with closing(sqlite3.connect(path)) as read:
+            assert read.execute("SELECT count(*) FROM bookmark").fetchone() == (73,)
 
 
 @pytest.mark.anyio
@@ -400,6 +446,16 @@ def _fill(path: Path) -> None:
                 continue
 
 
+def _compiled(folder: Path) -> Path:
+    """The library that makes a disk unsound; skipped without a compiler."""
+    library = folder / "unsound_disk.so"
+    if shutil.which("cc") is None:
+        pytest.skip("a disk with errors needs a C compiler (cc)")
+    source = Path(__file__).with_name("unsound_disk.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
+
+
 @contextmanager
 def _checkpointer(database: Path) -> Iterator[list[int]]:
     stop, rounds = threading.Event(), [0]
@@ -419,8 +475,8 @@ def _checkpointer(database: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-async def _insert(connection: AsyncConnection, number: int) -> None:
+async def _insert(connection: AsyncConnection, number: int, size: int = 0) -> None:
     await connection.execute(
         text("INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :mark, 0)"),
-        {"subject": f"test/{number}", "mark": str(number)},
+        {"subject": f"test/{number}", "mark": str(number).ljust(size)},
     )

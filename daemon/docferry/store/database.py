@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 BUSY_TIMEOUT = 30.0
 #: How long the writer pauses before it tries again on a full disk or a lock that stays, seconds.
 PAUSE = 1.0
+#: A write-ahead log of this size is no longer taken into the database: somebody reads an old state for ever; bytes.
+LOG_ALARM = 64 * 1024 * 1024
 #: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
 GATHERED = 256
 #: How SQLite says that the file is not what it should be.
@@ -115,6 +118,18 @@ class Database:
             else:
                 self._wake = anyio.Event()
                 await self._wake.wait()
+
+    @property
+    def alarm(self) -> str | None:
+        """What a person must know: the writer's trouble, or a log that only grows."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        with contextlib.suppress(FileNotFoundError):
+            if self.trouble is None and (size := log.stat().st_size) >= LOG_ALARM:
+                return (
+                    f"{log} has grown to {size >> 20} MiB: a program has been reading the database for too long; "
+                    f"end it (`fuser -v {self.path}` names it)"
+                )
+        return self.trouble
 
     def hurry(self) -> None:
         """docferry is to stop: from now on the writer waits for no full disk and no lock that stays."""
