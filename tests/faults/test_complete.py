@@ -1,0 +1,362 @@
+"""C1–C10 of the catalogue and seven models of writers: a document goes whole, in its last version, or not yet."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from docferry.simulator import Fault
+from faults.conftest import FULL, Terrain
+from ground import digest, until
+
+PDF = b"%PDF-1.4\n"
+STALL = 60.0 if FULL else 1.5  # seconds; many times `settle`
+
+
+def _digests(terrain: Terrain) -> set[str]:
+    return {sha256 for _, sha256 in terrain.stored()}
+
+
+def _final(folder: Path) -> dict[tuple[str, str], int]:
+    """Name and digest of every file as it is now, once each."""
+    return {(path.name, digest(path.read_bytes())): 1 for path in folder.rglob("*") if path.is_file()}
+
+
+def _pause(seconds: float) -> None:
+    """What is slow here is the writer: this is the fault itself, not a wait for the daemon."""
+    time.sleep(seconds)
+
+
+# -- the seven models ------------------------------------------------------------------------------------------------
+
+
+def _body(number: int) -> bytes:
+    return PDF + (b"%d/" % number) * 20_000
+
+
+def _stalls(path: Path, body: bytes) -> None:
+    """Writes half, waits, writes the rest, with the file open."""
+    with path.open("wb") as file:
+        file.write(body[: len(body) // 2])
+        file.flush()
+        _pause(STALL)
+        file.write(body[len(body) // 2 :])
+
+
+def _stalls_before_the_first_byte(path: Path, body: bytes) -> None:
+    with path.open("wb") as file:
+        _pause(STALL)
+        file.write(body)
+
+
+def _appends(path: Path, body: bytes) -> None:
+    """A little at a time, more seldom than `settle`."""
+    with path.open("ab", buffering=0) as file:
+        for start in range(0, len(body), len(body) // 4):
+            file.write(body[start : start + len(body) // 4])
+            _pause(STALL / 4)
+
+
+def _preallocates(path: Path, body: bytes) -> None:
+    """Full size at once, bytes later: the size says nothing."""
+    with path.open("wb") as file:
+        file.truncate(len(body))
+        _pause(STALL / 2)
+        os.pwrite(file.fileno(), body[: len(body) // 2], 0)
+        _pause(STALL / 2)
+        os.pwrite(file.fileno(), body[len(body) // 2 :], len(body) // 2)
+
+
+def _maps(path: Path, body: bytes) -> None:
+    """Through a map, with the descriptor closed: no write, no stamp at first."""
+    with path.open("w+b") as file:
+        file.truncate(len(body))
+        mapped = mmap.mmap(file.fileno(), len(body))
+    with mapped:
+        mapped[: len(body) // 2] = body[: len(body) // 2]
+        _pause(STALL)
+        mapped[len(body) // 2 :] = body[len(body) // 2 :]
+
+
+def _copies_with_old_times(path: Path, body: bytes) -> None:
+    """As `cp -p` and rsync do: the mtime is set back when all is written."""
+    _stalls(path, body)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def _renames_in(path: Path, body: bytes) -> None:
+    """Under a hidden name first."""
+    hidden = path.with_name(f".{path.name}.part")
+    _stalls(hidden, body)
+    hidden.rename(path)
+
+
+MODELS = (
+    _stalls,
+    _stalls_before_the_first_byte,
+    _appends,
+    _preallocates,
+    _maps,
+    _copies_with_old_times,
+    _renames_in,
+)
+
+
+def _leases(folder: Path) -> None:
+    """The lease is what tells that a silent writer is still there."""
+    import fcntl
+
+    probe = folder / ".probe"
+    probe.touch()
+    with probe.open("rb") as file:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError as error:
+            pytest.skip(f"this filesystem gives no leases: {error}")
+        finally:
+            probe.unlink()
+
+
+def test_c0_seven_models_of_writers(terrain: Terrain) -> None:
+    """All at once, many files each: no digest at the remote differs from that of the final file."""
+    folder = terrain.upload("bank")
+    _leases(folder)
+    files = 1430 if FULL else 12
+    with terrain.daemon():
+        writers = [
+            threading.Thread(target=model, args=(folder / f"{model.__name__[1:]}-{number}.pdf", _body(number)))
+            for number in range(files)
+            for model in MODELS
+        ]
+        for at_once in range(0, len(writers), 200):
+            for writer in writers[at_once : at_once + 200]:
+                writer.start()
+            for writer in writers[at_once : at_once + 200]:
+                writer.join()
+        # The same bytes go once per target, whatever their name: so a digest for each number.
+        until(lambda: len(_digests(terrain)) >= files, 60)
+        until(lambda: not terrain.sync(code=None)["due"], 60)
+    assert _digests(terrain) == {digest(_body(number)) for number in range(files)}
+    assert set(terrain.stored().values()) == {1}
+
+
+# -- the rows --------------------------------------------------------------------------------------------------------
+
+
+def _all_at_once(folder: Path, *writers: Callable[[Path, bytes], None]) -> None:
+    threads = [
+        threading.Thread(target=writer, args=(folder / f"{number}.pdf", _body(number)))
+        for number, writer in enumerate(writers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_c1_writer_stalls(terrain: Terrain) -> None:
+    """Never half a document, and no alarm: not even an empty file is held while somebody is about to write it."""
+    folder = terrain.upload("bank")
+    _leases(folder)
+    with terrain.daemon() as daemon:
+        _all_at_once(folder, _stalls, _stalls_before_the_first_byte, _appends)
+        until(lambda: len(terrain.names()) == 3)
+        assert " held " not in daemon.text()
+    assert terrain.stored() == _final(folder)
+
+
+def test_c2_preallocating_or_mmap_writer(terrain: Terrain) -> None:
+    """Never half, though the size is right from the start."""
+    folder = terrain.upload("bank")
+    _leases(folder)
+    with terrain.daemon():
+        _all_at_once(folder, _preallocates, _maps)
+        until(lambda: len(terrain.names()) == 2)
+    assert terrain.stored() == _final(folder)
+
+
+def test_c3_scanner_reopens(terrain: Terrain) -> None:
+    """A scanner that closes and reopens its file within `settle`: one final version."""
+    folder = terrain.upload("bank", settle='"2s"')
+    with terrain.daemon():
+        for page in range(6):
+            with (folder / "scan.pdf").open("ab") as file:
+                file.write(b"page %d" % page)
+            _pause(0.4)
+        until(lambda: terrain.names() == {"scan.pdf"})
+    assert terrain.stored() == _final(folder)
+
+
+def test_c4_mtime_old_or_in_the_future(terrain: Terrain) -> None:
+    """Neither early nor stuck."""
+    folder = terrain.upload("bank", settle='"1s"')
+    now = time.time()
+    with terrain.daemon():
+        began = {}
+        for name, mtime in (("old", 0), ("future", now + 10 * 365 * 86_400), ("tomorrow", now + 86_400), ("now", now)):
+            path = folder / f"{name}.pdf"
+            path.write_bytes(name.encode())
+            os.utime(path, (mtime, mtime))
+            began[path.name] = time.time()
+        until(lambda: len(terrain.names()) == 4, 30)
+    at = {each.name: each.at for each in terrain.simulator.stored}
+    assert all(at[name] - began[name] > 0.9 for name in at), "one went before it had been quiet for so long"
+    assert terrain.stored() == _final(folder)
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "changes"])
+def test_c5_changes_while_it_is_sent(terrain: Terrain, change: str) -> None:
+    """The attempt is void, the new version is sent, and nothing mixed is ever stored."""
+    folder = terrain.upload("bank")
+    old, new = _body(3) * 40, {"grows": _body(3) * 60, "shrinks": _body(4), "changes": _body(5) * 40}[change]
+    path = folder / "a.pdf"
+    terrain.simulator.set_faults([Fault("slow_read", "codat.upload", first=1, params={"rate": 1_500_000})])
+    with terrain.daemon():
+        path.write_bytes(old)
+        until(lambda: terrain.simulator.log, what="the request")
+        with path.open("r+b") as file:
+            file.write(new)
+            file.truncate(len(new))
+        until(lambda: digest(new) in _digests(terrain), 30)
+    assert _digests(terrain) <= {digest(old), digest(new)}
+    assert set(terrain.stored().values()) == {1}
+
+
+def test_c6_same_size_and_mtime(terrain: Terrain) -> None:
+    """A rewrite in place with the mtime set back is noticed by its ctime."""
+    folder = terrain.upload("bank")
+    path = folder / "a.pdf"
+    path.write_bytes(b"first")
+    before = path.stat()
+    with terrain.daemon():
+        until(lambda: digest(b"first") in _digests(terrain))
+        with path.open("r+b") as file:
+            file.write(b"other")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+        until(lambda: digest(b"other") in _digests(terrain))
+
+
+def test_c7_deleted_or_renamed_before_sending(terrain: Terrain) -> None:
+    """Gone, or followed to its new name; and no storm of attempts."""
+    folder = terrain.upload("bank")
+    for number in range(6):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+    terrain.sync(code=75, CODAT_API_KEY="wrong")  # planned, and the gate is closed
+    asked = sum(terrain.simulator.requests.values())
+    for number in range(3):
+        (folder / f"{number}.pdf").unlink()
+    (folder / "sub").mkdir()
+    for number in range(3, 6):
+        (folder / f"{number}.pdf").rename(folder / "sub" / f"moved-{number}.pdf")
+    terrain.sync()
+    terrain.sync()  # what was claimed in the moment it was renamed is found by the next look
+    assert _digests(terrain) == {digest(b"%d" % number) for number in range(3, 6)}
+    assert sum(terrain.simulator.requests.values()) - asked < 12
+    assert terrain.sync()["requests"] == 0
+    assert {row["state"] for row in terrain.rows()} <= {"sent", "gone"}
+
+
+EIO = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int struck(int fd) {
+    char link[64], path[4096];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t got = readlink(link, path, sizeof path - 1);
+    if (got < 0) return 0;
+    path[got] = 0;
+    const char *switched = getenv("FAULT_WHILE");
+    return strstr(path, "sick.pdf") && switched && access(switched, F_OK) == 0;
+}
+#define READ(name) ssize_t name(int fd, void *to, size_t count, off_t at) { \
+    static ssize_t (*real)(int, void *, size_t, off_t); \
+    if (!real) real = dlsym(RTLD_NEXT, #name); \
+    if (struck(fd)) { errno = NUMBER; return -1; } \
+    return real(fd, to, count, at); }
+READ(pread)
+READ(pread64)
+"""
+
+
+@pytest.mark.parametrize("number", ["EIO", "ESTALE"])
+def test_c8_disk_error_on_the_source(terrain: Terrain, preloaded: Callable[[str], str], number: str) -> None:
+    """Tried again for a while, then held as unreadable with a cure; others go on; a retry sends it."""
+    folder = terrain.upload("bank")
+    ill = terrain.root / "ill"
+    ill.touch()
+    terrain.extra = {"LD_PRELOAD": preloaded(EIO.replace("NUMBER", number)), "FAULT_WHILE": str(ill)}
+    (folder / "sick.pdf").write_bytes(b"sick")
+    (folder / "well.pdf").write_bytes(b"well")
+    with terrain.daemon() as daemon:
+        until(lambda: terrain.names() == {"well.pdf"})
+        until(lambda: "reason=unreadable" in daemon.text(), 30, "being held")
+        (held,) = terrain.rows("--state", "held")
+        assert "check the disk" in held["detail"]
+        ill.unlink()
+        assert terrain.run("retry", "--reason", "unreadable").returncode == 0
+        until(lambda: "sick.pdf" in terrain.names(), 30)
+
+
+def test_c8_a_passing_disk_error_holds_nothing(terrain: Terrain, preloaded: Callable[[str], str]) -> None:
+    """A share that stumbles once."""
+    folder = terrain.upload("bank", settle='"1s"')
+    ill = terrain.root / "ill"
+    ill.touch()
+    terrain.extra = {"LD_PRELOAD": preloaded(EIO.replace("NUMBER", "EIO")), "FAULT_WHILE": str(ill)}
+    with terrain.daemon() as daemon:
+        (folder / "sick.pdf").write_bytes(b"sick")
+        until(lambda: "sick.pdf" in str((terrain.state / "pulse.json").read_text()), 20, "its being waited for")
+        ill.unlink()
+        until(lambda: terrain.names() == {"sick.pdf"}, 30)
+        assert " held " not in daemon.text()
+
+
+def test_c9_empty_too_large_or_wrong_type(terrain: Terrain) -> None:
+    """Held with its reason and without a request; made right, it goes."""
+    folder = terrain.upload("bank")
+    (folder / "empty.pdf").touch()
+    (folder / "large.pdf").write_bytes(bytes(10 * 1024 * 1024 + 1))
+    (folder / "program.exe").write_bytes(b"MZ")
+    with terrain.daemon() as daemon:
+        until(lambda: daemon.text().count(" held ") == 3)
+        assert sum(terrain.simulator.requests.values()) == 0
+        reasons = {row["path"].rsplit("/", 1)[1]: row["reason"] for row in terrain.rows("--state", "held")}
+        assert reasons == {"empty.pdf": "empty", "large.pdf": "too_large", "program.exe": "extension"}
+        (folder / "empty.pdf").write_bytes(b"not empty")
+        (folder / "large.pdf").write_bytes(bytes(1024))
+        (folder / "program.exe").rename(folder / "program.pdf")
+        until(lambda: terrain.names() == {"empty.pdf", "large.pdf", "program.pdf"})
+    assert not terrain.rows("--state", "held")
+
+
+def test_c10_same_bytes_two_names_and_two_versions_one_name(terrain: Terrain) -> None:
+    """Both can be traced: `show` knows every path and every version."""
+    folder = terrain.upload("bank")
+    (folder / "one.pdf").write_bytes(b"same")
+    shutil.copy(folder / "one.pdf", folder / "two.pdf")
+    (folder / "versions.pdf").write_bytes(b"v1")
+    terrain.sync()
+    (folder / "versions.pdf").write_bytes(b"v2")
+    terrain.sync()
+    stored = terrain.stored()
+    assert _digests(terrain) == {digest(b"same"), digest(b"v1"), digest(b"v2")}
+    assert set(stored.values()) == {1}
+    for name in ("one.pdf", "two.pdf", "versions.pdf"):
+        done = terrain.run("show", str(folder / name), "--json")
+        assert done.returncode == 0, (name, done.stderr)
+        assert '"sent"' in done.stdout
+    assert {row["sha256"] for row in terrain.rows()} == {digest(b"same"), digest(b"v1"), digest(b"v2")}

@@ -1,0 +1,200 @@
+"""Z1–Z5 of the catalogue: whatever comes as a ZIP, a folder holds whole files under safe names, or nothing of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import zips
+from docferry.errors import ArchiveError, FolderError
+from docferry.files import archive, landing
+from docferry.simulator import Fault
+from faults.conftest import FULL, Terrain
+from ground import COMPANY, until
+
+CAPS = archive.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
+
+
+def _land(raw: bytes, ground: Path, caps: archive.Caps = CAPS) -> list[Path]:
+    """As a download does it: the archive into the spool, its members into the inbox."""
+    spool, inbox = ground / "spool", ground / "inbox"
+    spool.mkdir(exist_ok=True)
+    (spool / "day.zip").write_bytes(raw)
+    landed = []
+    for member in archive.unzip(spool / "day.zip", spool / "members", caps):
+        relative = landing.render_layout(
+            "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id=COMPANY
+        )
+        target = landing.choose(inbox, relative, member.sha256)
+        landed.append(landing.put(member.spool, target, inbox, member.sha256))
+    (spool / "members").rmdir()
+    return landed
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if not path.is_dir()]
+
+
+@pytest.fixture
+def inbox(terrain: Terrain) -> Path:
+    """A mapping that is pulled all the time, from a day with one file."""
+    terrain.simulator.put_company_file(COMPANY, "good.pdf", b"good", "Banking", "2026-03-04T10:00:00Z", "Bank")
+    return terrain.download("inbox", company_id=f'"{COMPANY}"', every='"1s"')
+
+
+def _serving(monkeypatch: pytest.MonkeyPatch, give: Callable[[], bytes]) -> None:
+    """The far shore answers with this archive."""
+
+    async def zip_of(_files: object) -> tuple[object, int]:
+        import io
+
+        raw = give()
+        return io.BytesIO(raw), len(raw)
+
+    monkeypatch.setattr("docferry.simulator.codat.zip_of", zip_of)
+
+
+def test_z1_cut_html_crc(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is visible, the daemon lives, `status` says so, and the next round brings it."""
+    whole = zips.plain({"Bank/good.pdf": b"good" * 500})
+    bad = [whole[: len(whole) // 2], b"<html>no</html>", whole[:45] + b"\xff" + whole[46:], b""]
+    served: list[bytes] = []
+
+    def give() -> bytes:
+        served.append(bad.pop(0) if bad else whole)
+        assert len(served) > 4 or not _files(inbox)
+        return served[-1]
+
+    _serving(monkeypatch, give)
+    terrain.simulator.set_faults([Fault("truncated_answer", "codat.download", first=1)])
+    with terrain.daemon() as daemon:
+        until(lambda: _files(inbox), 60, "the good archive being landed")
+        assert daemon.text().count("pull_failed") >= 4
+    assert [path.read_bytes() for path in _files(inbox)] == [b"good" * 500]
+    assert len(served) >= 5
+
+
+def test_z1_cut_everywhere(tmp_path: Path) -> None:
+    """Cut at every kilobyte: nothing of it is kept."""
+    whole = zips.plain({f"Bank/{number}.pdf": os.urandom(3000) for number in range(20)})
+    for cut in range(0, len(whole), 1024):
+        with pytest.raises(ArchiveError):
+            _land(whole[:cut], tmp_path)
+    assert {path.name for path in _files(tmp_path)} == {"day.zip"}
+
+
+@pytest.mark.parametrize("raw", [raw for _, raw in zips.hostile()], ids=[name for name, _ in zips.hostile()])
+def test_z2_slip_link_nul_drive(tmp_path: Path, raw: bytes) -> None:
+    """Refused whole: nothing in the inbox, nothing outside it."""
+    with pytest.raises(ArchiveError):
+        _land(raw, tmp_path)
+    assert {path.name for path in _files(tmp_path)} == {"day.zip"}
+
+
+def test_z2_mutations(tmp_path: Path) -> None:
+    """Thousands of damaged archives: refused, or landed inside; no other error, no byte outside."""
+    ground = tmp_path / "ground"
+    ground.mkdir()
+    taken = refused = 0
+    for seed in range(100_000 if FULL else 2_000):
+        try:
+            landed = _land(zips.mutated(seed), ground)
+        except (ArchiveError, FolderError):
+            refused += 1
+        else:
+            taken += 1
+            assert all(path.resolve().is_relative_to(ground / "inbox") for path in landed), seed
+        for path in _files(ground):
+            path.unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"ground"}
+    assert {path.name for path in ground.iterdir()} <= {"spool", "inbox"}
+    assert min(taken, refused) > 100
+
+
+def test_z2_through_the_daemon(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip is refused and said, uploads go on, nothing lies outside."""
+    _serving(monkeypatch, lambda: zips.odd("../../escape.pdf"))
+    folder = terrain.upload("bank")
+    with terrain.daemon() as daemon:
+        until(lambda: "leads out of the archive" in daemon.text())
+        (folder / "a.pdf").write_bytes(b"a")
+        until(lambda: "a.pdf" in terrain.names())
+        assert daemon.running.poll() is None
+    assert not list(terrain.root.rglob("escape*"))
+    assert not _files(inbox)
+    assert not list((terrain.state / "spool").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("what", "raw"),
+    [
+        ("ratio", zips.plain({"Bank/a.pdf": bytes(1_040_000 * 8)})),
+        ("size", zips.plain({f"{n}.pdf": os.urandom(900_000) for n in range(3)}, zipfile.ZIP_STORED)),
+        ("member", zips.plain({"a.pdf": os.urandom(1024 * 1024 + 1)}, zipfile.ZIP_STORED)),
+        ("count", zips.plain({f"{number}.pdf": b"" for number in range(201)})),
+        ("overlap", zips.sharing(150, b"x" * 5000)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_z3_bombs(tmp_path: Path, what: str, raw: bytes) -> None:
+    """Stopped at the caps, and little is ever on the disk."""
+    with pytest.raises(ArchiveError):
+        _land(raw, tmp_path)
+    assert {path.name for path in _files(tmp_path)} == {"day.zip"}, what
+
+
+def test_z4_names(tmp_path: Path) -> None:
+    """Duplicate, case, reserved, long, right-to-left: every byte lands once, under its own safe name."""
+    names = [*zips.ODD_NAMES, "same.pdf", "same.pdf", "Same.pdf", "a" * 300 + ".pdf"]
+    wanted = [(f"Bank/{name}", b"%d" % number) for number, name in enumerate(names)]
+    landed = _land(zips.plain(wanted), tmp_path)
+    assert sorted(path.read_bytes() for path in _files(tmp_path / "inbox")) == sorted(body for _, body in wanted)
+    assert len(set(landed)) == len(names)
+    for path in landed:
+        relative = PurePosixPath(path.relative_to(tmp_path / "inbox"))
+        assert all(part == landing.safe_name(part) for part in relative.parts[:-1])
+        assert path.name.isprintable()
+        assert len(path.name.encode()) <= 220
+        assert path.name.split(".")[0].lower() not in ("con", "aux", "nul", "com1")
+
+
+def test_z5_killed_while_landing(terrain: Terrain) -> None:
+    """Killed at any moment of a download, several times: old or whole new files only, each once, and no litter."""
+    members = {f"Bank/{number}.pdf": os.urandom(2000) + b"%d" % number for number in range(120)}
+    for name in members:
+        terrain.simulator.put_company_file(COMPANY, name[5:], members[name], "Banking", "2026-03-04T10:00:00Z", "Bank")
+    inbox = terrain.download("inbox", company_id=f'"{COMPANY}"', every='"100ms"')
+    whole = set(members.values())
+    for round_ in range(50 if FULL else 5):
+        with terrain.daemon(wait=False) as daemon:
+            more = len(_files(inbox)) + 3 + 7 * round_
+            until(lambda more=more: len(_files(inbox)) >= min(more, 120), 60)
+            daemon.running.send_signal(signal.SIGKILL)
+            daemon.running.wait()
+        assert {path.read_bytes() for path in _files(inbox)} <= whole
+    with terrain.daemon():
+        until(lambda: len(_files(inbox)) >= 120, 60)
+    assert sorted(path.read_bytes() for path in _files(inbox)) == sorted(whole)
+    assert terrain.sync()["downloaded"] == 0
+    assert not list((terrain.state / "spool").iterdir())
+
+
+def test_z5_disk_full(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+    """An inbox on a full disk: nothing half is visible, it is said, and it goes on when there is room."""
+    content = os.urandom(3 * 1024 * 1024)
+    terrain.simulator.put_company_file(COMPANY, "large.pdf", content, "Banking", "2026-03-04T10:00:00Z", "Bank")
+    inbox = terrain.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')
+    terrain.prefix = namespace(f"mount -t tmpfs -o size=2m none {inbox}")
+    with terrain.daemon() as daemon:
+        until(lambda: "No space left on device" in daemon.text(), 30)
+        inside = Path(f"/proc/{daemon.running.pid}/root{inbox}")
+        assert not _files(inside)
+        words = ["nsenter", "-t", str(daemon.running.pid), "-U", "-m", "--preserve-credentials"]
+        subprocess.run([*words, "mount", "-o", "remount,size=9m", str(inbox)], check=True)
+        until(lambda: [path.read_bytes() for path in _files(inside)] == [content], 30)
