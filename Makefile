@@ -23,7 +23,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test soak lint check lock dist clean
+.PHONY: help demo test soak bench lint check lock dist clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -37,6 +37,9 @@ test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 f
 
 soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everything is counted; ARGS="--kills 200" for fewer
 	@$(BIN)/python tests/crash/soak.py $(ARGS)
+
+bench: $(STAMP) ## docferry beside its peers, in turn, against its goals; QUICK=1 in under two minutes, ARGS="--only w1" for a part
+	@$(BIN)/python -m benchmarks --install-peers $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check

@@ -39,7 +39,7 @@ def main() -> int:
         shutil.rmtree(place, ignore_errors=True)
     print(table.text())
     whole = not asked.quick and not asked.only
-    table.write(asked.results, PROJECT / "docs" / "performance.svg" if whole else None)
+    table.write(asked.results, PROJECT / "docs" if whole and not failed else None)
     return 1 if failed else 0
 
 

@@ -30,13 +30,16 @@ class Peer:
 def furnish() -> None:
     """Install what pyproject.toml names under `bench`; what cannot be had is left out with one line."""
     wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    python = VENV / "bin" / "python"
+    python, done = VENV / "bin" / "python", VENV / "furnished"
+    if done.exists() and done.read_text(encoding="utf-8") == repr(wanted["bench"]):
+        return
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     for requirement in wanted["bench"]:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", requirement]
         if subprocess.run(pip, check=False, capture_output=True).returncode:
             print(f"{requirement} cannot be installed: it is left out")
+    done.write_text(repr(wanted["bench"]), encoding="utf-8")
 
 
 def found(venv: Path) -> tuple[dict[str, Peer], list[str]]:

@@ -14,6 +14,10 @@ from typing import Any
 from benchmarks.programs import Run
 
 
+#: Between these lines of docs/performance.md a full run puts its table.
+_OPEN, _CLOSE = "<!-- measured -->", "<!-- end of what was measured -->"
+
+
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One program in one workload."""
@@ -111,12 +115,17 @@ class Table:
         }
         return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
 
-    def write(self, folder: Path, chart: Path | None) -> None:
+    def write(self, folder: Path, docs: Path | None) -> None:
+        """The results; and into `docs`, where one is given, the table of performance.md and the chart."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "latest.json").write_text(self.as_json(), encoding="utf-8")
         (folder / "latest.txt").write_text(self.text() + "\n", encoding="utf-8")
-        if chart is not None and self.contenders:
-            chart.write_text(drawn(self.contenders), encoding="utf-8")
+        if docs is not None and self.contenders:
+            (docs / "performance.svg").write_text(drawn(self.contenders), encoding="utf-8")
+            page = docs / "performance.md"
+            before, _, rest = page.read_text(encoding="utf-8").partition(_OPEN)
+            after = rest.partition(_CLOSE)[2]
+            page.write_text(f"{before}{_OPEN}\n```\n{self.text()}\n```\n{_CLOSE}{after}", encoding="utf-8")
 
 
 def _row(each: Contender) -> tuple[str, ...]:
