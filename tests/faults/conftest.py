@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from docferry.simulator import Running, Simulator, Switches
-from ground import Ground
+from ground import Ground, until
 
 #: The sizes of the catalogue; without it, sizes that fit into a run of all tests.
 FULL = os.environ.get("DOCFERRY_FULL") == "1"
@@ -41,6 +41,10 @@ class Terrain(Ground):
     def names(self) -> set[str]:
         """Names of everything that the remotes have."""
         return {name for name, _ in self.stored()}
+
+    def arrives(self, name: str, seconds: float = 30.0) -> None:
+        """Wait for a document of this name."""
+        until(lambda: name in self.names(), seconds, f"the arrival of {name}")
 
 
 @pytest.fixture

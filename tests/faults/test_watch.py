@@ -241,7 +241,7 @@ def test_w10_name_that_is_not_utf8(terrain: Terrain) -> None:
             with open(odd, "rb") as file:  # noqa: PTH123 - as above
                 file.read()
             (folder / f"{number}.pdf").write_bytes(b"%d" % number)
-            until(lambda number=number: f"{number}.pdf" in terrain.names(), 20)
+            terrain.arrives(f"{number}.pdf")
     assert any(row["path"].endswith("/\\xff.pdf") and row["state"] == "sent" for row in terrain.rows())
 
 
@@ -298,7 +298,7 @@ def test_w12_file_swapped_for_a_link(terrain: Terrain) -> None:
         try:
             for number in range(10):
                 (folder / f"{number}.pdf").write_bytes(b"plain %d" % number)
-                until(lambda number=number: f"{number}.pdf" in terrain.names(), 30)
+                terrain.arrives(f"{number}.pdf")
         finally:
             stop.set()
             swapper.join()
@@ -361,7 +361,7 @@ def test_w15_share_without_events(terrain: Terrain) -> None:
             place = folder / f"d{number}"
             place.mkdir()
             (place / f"{number}.pdf").write_bytes(b"%d" % number)
-            until(lambda number=number: f"{number}.pdf" in terrain.names(), 20)
+            terrain.arrives(f"{number}.pdf")
         assert _status(terrain, "bank")["watch"] != "watching"
 
 

@@ -164,6 +164,10 @@ def test_z4_names(tmp_path: Path) -> None:
         assert path.name.split(".")[0].lower() not in ("con", "aux", "nul", "com1")
 
 
+def _wait_for(inbox: Path, count: int) -> None:
+    until(lambda: len(_files(inbox)) >= count, 60, f"{count} files")
+
+
 def test_z5_killed_while_landing(terrain: Terrain) -> None:
     """Killed at any moment of a download, several times: old or whole new files only, each once, and no litter."""
     members = {f"Bank/{number}.pdf": os.urandom(2000) + b"%d" % number for number in range(120)}
@@ -173,8 +177,7 @@ def test_z5_killed_while_landing(terrain: Terrain) -> None:
     whole = set(members.values())
     for round_ in range(50 if FULL else 5):
         with terrain.daemon(wait=False) as daemon:
-            more = len(_files(inbox)) + 3 + 7 * round_
-            until(lambda more=more: len(_files(inbox)) >= min(more, 120), 60)
+            _wait_for(inbox, min(len(_files(inbox)) + 3 + 7 * round_, 120))
             daemon.running.send_signal(signal.SIGKILL)
             daemon.running.wait()
         assert {path.read_bytes() for path in _files(inbox)} <= whole

@@ -1,0 +1,246 @@
+"""S1–S7 of the catalogue: the box around the daemon says stop, stops listening, or runs out of things."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from docferry.simulator import Fault, Switches
+from faults.conftest import FULL, Terrain
+from ground import Daemon, digest, until
+
+PDF = b"%PDF-1.4\n"
+
+
+def _drop(folder: Path, count: int, mark: str = "") -> dict[tuple[str, str], int]:
+    """Write documents; name and digest of each, once."""
+    made = {}
+    for number in range(count):
+        content = PDF + f"{mark}{number}".encode()
+        (folder / f"{mark}{number}.pdf").write_bytes(content)
+        made[f"{mark}{number}.pdf", digest(content)] = 1
+    return made
+
+
+def _in_flight(terrain: Terrain, requests: int) -> None:
+    until(lambda: terrain.simulator.requests["codat.upload"] >= requests, 30, f"{requests} requests")
+
+
+def test_s1_sigterm_with_8_in_flight(terrain: Terrain) -> None:
+    """Out within `stop_grace` and 5 s, cleanly, however the remote hangs; then goes on exactly."""
+    folder = terrain.upload("bank")
+    terrain.settings["stop_grace"] = '"1s"'
+    terrain.codat["timeout"] = '"60s"'
+    made: dict[tuple[str, str], int] = {}
+    for round_ in range(10 if FULL else 2):
+        terrain.simulator.set_faults(
+            [Fault("stall", "codat.upload", params={"seconds": 50, "stored": bool(round_ % 2)})]
+        )
+        made |= _drop(folder, 12, f"r{round_}-")
+        with terrain.daemon() as daemon:
+            _in_flight(terrain, terrain.simulator.requests["codat.upload"] + 8)
+            began = time.monotonic()
+            assert daemon.end() == 0
+            assert time.monotonic() - began < 6
+    terrain.simulator.set_faults([])
+    with terrain.daemon():
+        until(lambda: len(terrain.stored()) == len(made), 60)
+    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
+    assert terrain.stored() == made
+
+
+HANGING = """
+import signal, time
+def hang(*_):
+    time.sleep(3600)
+signal.signal(signal.SIGUSR1, hang)
+"""
+
+
+def _hear_out(manager: socket.socket) -> None:
+    """Until there is silence for as long as `manager` waits."""
+    try:
+        while True:
+            manager.recv(4096)
+    except TimeoutError:
+        return
+
+
+def test_s2_event_loop_hangs(terrain: Terrain) -> None:
+    """A loop that stands still feeds no watchdog; killed for it, as systemd does, nothing is lost or doubled."""
+    folder = terrain.upload("bank")
+    terrain.wrapper = HANGING
+    address = terrain.root / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(20)
+        terrain.extra = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000000"}
+        made = _drop(folder, 20)
+        with terrain.daemon() as daemon:
+            while b"WATCHDOG=1" not in manager.recv(4096):
+                continue
+            terrain.simulator.switches.latency = 0.3
+            made |= _drop(folder, 20, "b")
+            until(lambda: len(terrain.stored()) >= 22)
+            daemon.running.send_signal(signal.SIGUSR1)
+            manager.settimeout(3)  # the deadline that systemd would keep
+            _hear_out(manager)
+            daemon.kill()
+    terrain.extra, terrain.wrapper = {}, None
+    with terrain.daemon():
+        until(lambda: len(terrain.stored()) == 40, 60)
+    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
+    assert terrain.stored() == made
+
+
+def test_s3_64_descriptors(terrain: Terrain) -> None:
+    """With 64 descriptors and a remote that breaks connections all arrive, once."""
+    folder = terrain.upload("bank")
+    scans = terrain.upload("scans", "wootiv", object_name='"{name}"')
+    terrain.prefix = ["prlimit", "--nofile=64:64"]
+    terrain.simulator.set_faults([Fault("reset_before", rate=0.1), Fault("reset_after", rate=0.05)])
+    with terrain.daemon() as daemon:
+        made = _drop(folder, 60) | _drop(scans, 30, "s")
+        until(lambda: len(terrain.stored()) == 90, 90)
+        assert daemon.running.poll() is None
+    terrain.prefix = []
+    terrain.simulator.set_faults([])
+    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
+    assert terrain.stored() == made
+
+
+def _refused(daemon: Daemon, said: str) -> None:
+    until(lambda: any(said in line for line in daemon.text().split("reload_refused")[1:]), what=said)
+
+
+def test_s4_sighup_with_a_broken_file(terrain: Terrain) -> None:
+    """The old configuration stays, every problem is said, and work goes on, also what is in flight."""
+    folder = terrain.upload("bank")
+    config = terrain.root / terrain.config_name
+    with terrain.daemon() as daemon:
+        good = config.read_text()
+        for broken, said in (
+            ("nonsense = [\n" + good, "TOML"),
+            (good.replace("settle", "setle") + "\n[codat2]\n", "codat2"),
+            (good.replace('to = "codat"', 'to = "nowhere"'), "nowhere"),
+            ("", "state_dir can't change"),
+        ):
+            config.write_text(broken)
+            daemon.running.send_signal(signal.SIGHUP)
+            _refused(daemon, said)
+        assert "settle" in daemon.text()  # the nearest right key, said in the same breath as the other problem
+        (folder / "a.pdf").write_bytes(PDF)
+        until(lambda: terrain.names() == {"a.pdf"})
+        assert "reloaded" not in daemon.text()
+        config.write_text(good)
+        daemon.running.send_signal(signal.SIGHUP)
+        until(lambda: "reloaded" in daemon.text())
+        (folder / "b.pdf").write_bytes(PDF + b"b")
+        until(lambda: "b.pdf" in terrain.names())
+
+
+CANARIES = ("canary-codat-4711/with+odd=chars", "canary-wootiv-0815")
+
+
+def test_s5_secrets(terrain: Terrain) -> None:
+    """Neither keys nor signatures in the log at debug level, a traceback, any output, or any file of the state."""
+    switches: Switches = terrain.simulator.switches
+    switches.codat_key, switches.wootiv_key = CANARIES
+    folder, scans = terrain.upload("bank"), terrain.upload("scans", "wootiv", object_name='"{name}"')
+    terrain.simulator.set_faults(
+        [
+            Fault("status", "s3.*", rate=0.3, params={"status": 403}),
+            Fault("html_502", rate=0.1),
+            Fault("reset_inside", rate=0.1),
+            Fault("redirect", rate=0.05),
+        ]
+    )
+    shown = b""
+    with terrain.daemon() as daemon:
+        _drop(folder, 12)
+        _drop(scans, 12, "s")
+        until(lambda: len(terrain.simulator.objects) >= 8, 60)
+        daemon.running.send_signal(signal.SIGHUP)
+        until(lambda: "reloaded" in daemon.text())
+        for words in (["status", "--json"], ["status"], ["list", "--json"], ["config", "show"], ["check"]):
+            done = terrain.run(*words)
+            shown += (done.stdout + done.stderr).encode()
+        daemon.running.send_signal(signal.SIGABRT)  # a traceback of what runs, where one is printed at all
+        daemon.running.wait()
+        shown += daemon.log.read_bytes()
+    shown += b"".join(path.read_bytes() for path in terrain.state.rglob("*") if path.is_file())
+    for secret in (*CANARIES, "X-Amz-Signature="):
+        assert secret.encode() not in shown
+
+
+NASTY = (
+    "\x1b[31mred\x1b[0m.pdf",
+    "line\nbreak action=sent.pdf",
+    "return\rback.pdf",
+    "\u202efdp.exe.pdf",
+    "%s%n%d{0}{name!r}.pdf",
+    "[bold red]rich.pdf",
+    "\x07bell\x9b.pdf",
+    "zero\u200bwidth.pdf",
+)
+
+
+def test_s6_names_with_control_characters(terrain: Terrain) -> None:
+    """Sent, and escaped wherever they are shown: log, list, show, status, sync and check."""
+    folder = terrain.upload("bank")
+    held = terrain.upload("held")
+    for number, name in enumerate(NASTY):
+        (folder / name).write_bytes(b"%d" % number)
+        (held / name.replace(".pdf", ".exe")).write_bytes(b"%d" % number)
+        (folder / name.replace(".pdf", "")).mkdir()
+    with terrain.daemon() as daemon:
+        until(lambda: len(terrain.stored()) == len(NASTY), 30)
+        until(lambda: daemon.text().count(" held ") == len(NASTY), 30)
+        with (folder / NASTY[0].replace("red", "open")).open("wb") as writer:
+            writer.write(PDF)
+            writer.flush()
+            until(lambda: "open" in (terrain.state / "pulse.json").read_text(), 20)
+            shown = [
+                terrain.run(*words) for words in (["status"], ["list"], ["list", "--json"], ["check", "--offline"])
+            ]
+        shown.append(terrain.run("show", str(folder / NASTY[0])))
+        texts = [daemon.text(), *(each.stdout + each.stderr for each in shown)]
+    for text in texts:
+        for char in text:
+            assert char == "\n" or char.isprintable(), (repr(char), text[max(0, text.index(char) - 80) :][:160])
+    assert "%s%n%d{0}{name!r}.pdf" in texts[0]
+    assert "[bold red]rich" in texts[2] + texts[3]
+
+
+@pytest.mark.parametrize("sink", ["closed", "full"])
+def test_s7_log_goes_nowhere(terrain: Terrain, sink: str) -> None:
+    """Nobody reads the log any more, or its disk is full: it keeps working, and ends with 0."""
+    folder = terrain.upload("bank")
+    terrain.write_config()
+    if sink == "full":
+        target = os.open("/dev/full", os.O_WRONLY)
+        reader = None
+    else:
+        reader, target = os.pipe()
+    running = subprocess.Popen(
+        terrain.command("run"), env=terrain.environment, stdout=target, stderr=target, stdin=subprocess.DEVNULL
+    )
+    os.close(target)
+    try:
+        if reader is not None:
+            os.read(reader, 1)
+            os.close(reader)
+        made = _drop(folder, 20)
+        until(lambda: terrain.stored() == made, 30)
+        assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    finally:
+        running.kill()
+        running.wait()
