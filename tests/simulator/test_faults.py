@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 import trustme
 
 from docferry.clock import TurnableClock
-from docferry.simulator import KINDS, Fault, Running, Switches
+from docferry.simulator import KINDS, Fault, Running, Simulator, Switches
 from simulator.conftest import Start
 from simulator.rawclient import (
     CODAT,
@@ -383,3 +384,18 @@ def test_a_storm_of_everything_at_once(start: Start) -> None:
     assert len(running.simulator.stored) == sum(each.fault in STORING for each in seen)
     assert len({stored.name for stored in running.simulator.stored}) == len(running.simulator.stored)
     assert running.simulator.codat.limits.at_once(COMPANY) == 0
+
+
+def test_a_door_that_is_closed_again_while_it_is_closed_opens_all_the_same() -> None:
+    with Running(Simulator()) as running:
+        for seconds in (0.2, 0.2, 0.05):
+            running.simulator.refuse(seconds)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", running.port), timeout=1).close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline, "the door stayed closed"
+                time.sleep(0.01)  # between two knocks
+            else:
+                break

@@ -35,6 +35,7 @@ class Door:
         # anyio starts tasks only in a context that knows it; whoever closes the door may come from elsewhere.
         self._context = copy_context()
         self._resetting = False
+        self._shut = False
         self._opening: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Door:
@@ -51,7 +52,8 @@ class Door:
         if self._opening is not None:
             self._opening.cancel()
         self._resetting = resetting
-        if not resetting:
+        if not resetting and not self._shut:
+            self._shut = True  # a socket that no longer listens can't be shut down once more
             self._loop.remove_reader(self._listener)
             # On Linux a listening socket that is shut down refuses, keeps its port, and may listen again.
             self._listener.shutdown(socket.SHUT_RD)
@@ -59,7 +61,7 @@ class Door:
 
     def _open(self) -> None:
         self._opening = None
-        self._resetting = False
+        self._resetting = self._shut = False
         self._listener.listen(_BACKLOG)
         self._loop.add_reader(self._listener, self._accept)
 
