@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import peers
@@ -26,7 +27,8 @@ def main() -> int:
     place = Path(tempfile.mkdtemp(prefix="docferry-bench-", dir=asked.folder))
     failed = 0
     try:
-        bench = Bench(place, QUICK if asked.quick else FULL, contenders, table)
+        scale = QUICK if asked.quick else FULL
+        bench = Bench(place, replace(scale, rounds=asked.rounds or scale.rounds), contenders, table)
         for name in asked.only or ALL:
             began = time.monotonic()
             try:
@@ -38,7 +40,7 @@ def main() -> int:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     print(table.text())
-    whole = not asked.quick and not asked.only
+    whole = not asked.quick and not asked.only and not asked.rounds
     table.write(asked.results, PROJECT / "docs" if whole and not failed else None)
     return 1 if failed else 0
 
@@ -46,6 +48,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller trees and two rounds: under two minutes")
+    parser.add_argument("--rounds", type=int, help="so many instead of 5, or 2 in a quick run")
     parser.add_argument("--only", action="append", choices=list(ALL), help="measure this alone; may be given again")
     parser.add_argument(
         "--folder", type=Path, help="where trees and databases are built (default: the temporary folder)"

@@ -72,9 +72,9 @@ def idle(ferry: Ferry, seconds: float) -> float:
 
 
 def _used(pid: int) -> float:
-    """CPU seconds of all threads so far, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+    """CPU seconds so far, to the nanosecond, of threads that have ended too: the clock that clock_getcpuclockid(3)
+    names. A sum over the threads that live would run backwards when one ends."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _write(path: Path) -> None:

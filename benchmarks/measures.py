@@ -40,7 +40,7 @@ class Scale:
 
 FULL = Scale(5, 10_000, 200, 4 << 30, (100_000, 1_000_000), 100_000, 20_000, 2_000, 100, 1_000, (100_000, 1_000, 30.0),
              1_000_000, 9)  # fmt: skip
-QUICK = Scale(2, 1_000, 20, 512 << 20, (20_000,), 0, 2_000, 400, 20, 100, (10_000, 100, 5.0), 20_000, 3)
+QUICK = Scale(2, 1_000, 20, 512 << 20, (20_000,), 0, 2_000, 400, 40, 200, (10_000, 100, 5.0), 20_000, 3)
 Send = Callable[[], Run]
 
 
@@ -142,8 +142,6 @@ def large_file(bench: Bench) -> None:
         bench.table.contender("W3", name, done, tree.files, tree.total)
     bench.table.goal("W3 Wootiv ÷ rclone, single PUT", speed(runs, "wootiv", "rclone"), 1.0, 2.0)
     bench.table.goal("W3 peak memory, MB", runs["wootiv"].peak, 100, 70, most=True)
-    (tree.root.parent / f"{tree.root.name}.made").unlink()
-    shutil.rmtree(tree.root)
 
 
 def second_pass(bench: Bench) -> None:
@@ -221,13 +219,15 @@ def noticing(bench: Bench) -> None:
         when = f"while {others:,} others arrive" if others else "alone"
         bench.table.note(f"noticing a file {when}, median", p50, "ms")
         bench.table.goal(f"noticing a file {when}, p95, ms", p95, 150, 50, most=True)
-        bench.table.goal(f"noticing a file {when}, p99, ms", p99, 500, 500, most=True)
+        if len(late) >= 100:  # of fewer the 99th of a hundred is only the worst
+            bench.table.goal(f"noticing a file {when}, p99, ms", p99, 500, 500, most=True)
 
 
 def loop_lag(bench: Bench) -> None:
     trees = {
         "W1": (build(bench.place, f"w1-{bench.scale.small}", bench.scale.small, 40_000, 100), "codat"),
         "W2": (build(bench.place, f"w2-{bench.scale.middle}", bench.scale.middle, 5_000_000, 10), "codat"),
+        "W3": (build(bench.place, f"w3-{bench.scale.large}", 1, bench.scale.large, 1), "wootiv"),
     }
     with sink() as shore:
         for name, (tree, to) in trees.items():

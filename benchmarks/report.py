@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.programs import Run
 
-
 #: Between these lines of docs/performance.md a full run puts its table.
 _OPEN, _CLOSE = "<!-- measured -->", "<!-- end of what was measured -->"
 
@@ -88,7 +87,11 @@ class Table:
         self.notes.append((name, value, unit))
 
     def text(self) -> str:
-        parts = []
+        parts = (
+            ["A quick run: start-up weighs more in it than in the workloads that the goals are for."]
+            if self.quick
+            else []
+        )
         if self.contenders:
             head = ("", "", "wall s", "CPU s", "files/s", "MB/s", "CPU s/1,000", "CPU s/GB", "peak MB")
             parts.append(_aligned([head, *map(_row, self.contenders)], left=2))
