@@ -32,8 +32,14 @@ help: ## what there is to make
 demo: $(STAMP) ## the whole thing on a temporary folder against a local simulator, within a minute
 	@$(BIN)/docferry demo
 
+# Most tests wait for something, so four at a time keep two cores busy; those that measure time have them alone.
 test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 for coverage of at least 90 %
+ifdef ARGS
 	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+else
+	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone" -n 4
+	@$(BIN)/python -m pytest $(if $(COV),--cov-append) $(COVERAGE) -m alone
+endif
 
 soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everything is counted; ARGS="--kills 200" for fewer
 	@$(BIN)/python tests/crash/soak.py $(ARGS)

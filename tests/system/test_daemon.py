@@ -73,6 +73,7 @@ def test_a_filled_tree_renamed_in_is_found(ground: Ground) -> None:
         until(lambda: _names(ground) == {"in.pdf"}, 10)
 
 
+@pytest.mark.alone
 def test_from_the_last_write_to_the_request_it_takes_less_than_a_second(ground: Ground) -> None:
     folder = ground.upload("bank")
     delays = []
@@ -86,6 +87,7 @@ def test_from_the_last_write_to_the_request_it_takes_less_than_a_second(ground: 
     assert delays[18] < 1.0, delays
 
 
+@pytest.mark.alone
 def test_sigterm_with_nothing_in_flight_ends_within_a_second_with_0(ground: Ground) -> None:
     ground.upload("bank")
     with ground.daemon() as daemon:

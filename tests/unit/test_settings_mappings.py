@@ -155,6 +155,7 @@ def test_remote_names(template: str, path: bytes, name: str) -> None:
     assert customers(file_name=template).remote_name(IDS + path, **facts) == name  # type: ignore[arg-type] # as above
 
 
+@pytest.mark.alone
 def test_wanted_is_fast_enough_for_a_million_files() -> None:
     plain, patterned = scans(), scans(include=["*.pdf", "*.csv"], exclude=["drafts/"])
     names = [b"folder/%d/document-%d.pdf" % (n % 100, n) for n in range(20_000)]
