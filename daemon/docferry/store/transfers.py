@@ -85,6 +85,8 @@ _ABSENT = text("UPDATE document SET present = 0 WHERE present AND transfer_id IN
 
 #: A jump of the wall clock smaller than this is drift, seconds.
 JUMP = 30.0
+#: A jump is noticed within this: what was written so close to the new time was written by it, seconds.
+NOTICED = 10.0
 #: What was sent longer ago is counted for no doubt any more, seconds.
 _COUNTED = 7 * 86_400.0
 
@@ -292,7 +294,8 @@ class Transfers:
                 return 0.0
             await connection.execute(_NOTE_DRIFT, {"subject": subject, "drift": repr(drift), "now": now})
             if jump:
-                parameters = {"jump": jump, "recent": now - jump - _COUNTED}
+                recent = now - jump - _COUNTED
+                parameters = {"jump": jump, "recent": recent, "now": now, "noticed": NOTICED}
                 for statement in _TURN:
                     await connection.execute(statement, parameters)
             return jump
@@ -433,10 +436,18 @@ _TURN = (
     text(
         "UPDATE transfer SET next_attempt = next_attempt + :jump, due_since = due_since + :jump, "
         "updated = updated + :jump, first_sent = first_sent + :jump, last_sent = last_sent + :jump "
-        "WHERE state NOT IN ('sent', 'gone')"
+        "WHERE state NOT IN ('sent', 'gone') AND abs(updated - :now) > :noticed"
     ),
-    text("UPDATE transfer SET last_sent = last_sent + :jump WHERE state = 'sent' AND last_sent > :recent"),
-    text("UPDATE gate SET until = until + :jump, since = since + :jump"),
+    # Written since the jump, but begun before it.
+    text(
+        "UPDATE transfer SET first_sent = min(first_sent, :now), due_since = min(due_since, :now) "
+        "WHERE state NOT IN ('sent', 'gone') AND (first_sent > :now OR due_since > :now)"
+    ),
+    text(
+        "UPDATE transfer SET last_sent = last_sent + :jump "
+        "WHERE state = 'sent' AND last_sent > :recent AND abs(last_sent - :now) > :noticed"
+    ),
+    text("UPDATE gate SET until = until + :jump, since = since + :jump WHERE abs(since - :now) > :noticed"),
 )
 
 
