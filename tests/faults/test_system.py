@@ -43,8 +43,9 @@ def test_s1_sigterm_with_8_in_flight(terrain: Terrain) -> None:
             [Fault("stall", "codat.upload", params={"seconds": 50, "stored": bool(round_ % 2)})]
         )
         made |= _drop(folder, 12, f"r{round_}-")
+        before = terrain.simulator.requests["codat.upload"]  # the daemon sends before it says that it is ready
         with terrain.daemon() as daemon:
-            _in_flight(terrain, terrain.simulator.requests["codat.upload"] + 8)
+            _in_flight(terrain, before + 8)
             began = time.monotonic()
             assert daemon.end() == 0
             assert time.monotonic() - began < 6
