@@ -39,11 +39,11 @@ def main() -> int:
                 failed += 1
                 print(f"{name}: {error}", file=sys.stderr)
             print(f"{name} measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        print(table.text())
+        whole = not asked.quick and not asked.only and not asked.rounds
+        table.write(asked.results, PROJECT / "docs" if whole and not failed else None)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    print(table.text())
-    whole = not asked.quick and not asked.only and not asked.rounds
-    table.write(asked.results, PROJECT / "docs" if whole and not failed else None)
     return 1 if failed else 0
 
 
