@@ -173,7 +173,8 @@ def _furnish(
     adopt: bool,
 ) -> House:
     documents, bookmarks = Documents(database, clock), Bookmarks(database, clock)
-    transfers, gates = Transfers(database, clock, owner), Gates(database)
+    transfers = Transfers(database, clock, owner, orphaned=lambda mapping, path: lookout.hint(mapping, {path}))
+    gates = Gates(database)
     intake = Intake(
         documents=documents,
         bookmarks=bookmarks,

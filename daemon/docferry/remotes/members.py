@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from hashlib import sha256
@@ -29,7 +30,7 @@ def count(archive: Path, into: Members) -> None:
                 raise RemoteError("Codat's ZIP holds more than can be right; look at it by hand", kind="not_ours")
             for member in members:
                 into.add(member.filename, _digest(opened, member))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, OSError) as error:
         raise RemoteError("Codat's ZIP is broken; it is asked for again", kind="cut") from error
 
 
@@ -37,6 +38,8 @@ def _digest(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
     """The digest of a member's bytes; something no digest equals when it is too large to be read."""
     if member.file_size > _LARGEST:
         return "too large"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile("packed in a way that Codat does not use")
     digest = sha256()
     with archive.open(member) as file:
         while block := file.read(_BLOCK):  # never more than `file_size` bytes, whatever the stream says

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,10 @@ ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = e
   proof = excluded.proof
 """
 
-_ABSENT = text("UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone))")
+_ABSENT = text(
+    "UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone)) "
+    "RETURNING mapping, folder, name"
+)
 
 
 #: A jump of the wall clock smaller than this is drift, seconds.
@@ -115,8 +118,11 @@ class Pick:
 class Transfers:
     """The transfers of one process: `owner` names it in every lease."""
 
-    def __init__(self, database: Database, clock: Clock, owner: str) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, owner: str, orphaned: Callable[[str, bytes], None] = lambda *_: None
+    ) -> None:
         self._database = database
+        self._orphaned = orphaned  # is told of every mapping and path whose transfer went: to be looked at again
         self._clock = clock
         self.owner = owner
         self._batch: _Batch | None = None
@@ -345,6 +351,8 @@ class Transfers:
         batch.rows += rows
         if leads:
             await batch.commit(self._database)
+            for mapping, path in batch.orphans:
+                self._orphaned(mapping, path)
         else:
             with anyio.CancelScope(shield=True):
                 await batch.done.wait()
@@ -361,6 +369,7 @@ class _Batch:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.sealed = False
+        self.orphans: list[tuple[str, bytes]] = []
         self.moved: frozenset[tuple[int, int]] = frozenset()
         self.error: Exception | None = None
         self.done = anyio.Event()
@@ -375,7 +384,7 @@ class _Batch:
 
     async def _work(self, connection: AsyncConnection) -> None:
         self.sealed = True
-        self.moved = await _apply(connection, self.rows)
+        self.moved, self.orphans = await _apply(connection, self.rows)
 
 
 _UNSETTLED = text("""
@@ -457,7 +466,10 @@ async def _lanes(connection: AsyncConnection) -> list[Lane]:
     return doubtful + waiting
 
 
-async def _apply(connection: AsyncConnection, rows: list[dict[str, Any]]) -> frozenset[tuple[int, int]]:
+async def _apply(
+    connection: AsyncConnection, rows: list[dict[str, Any]]
+) -> tuple[frozenset[tuple[int, int]], list[tuple[str, bytes]]]:
+    """The moves that were made, and the paths that have no transfer any more."""
     moves = json.dumps(rows)
     moved = frozenset((row[0], row[1]) for row in await fetched(connection, _MOVE, {"moves": moves}))
     done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
@@ -466,8 +478,9 @@ async def _apply(connection: AsyncConnection, rows: list[dict[str, Any]]) -> fro
     gone = [row["id"] for row in done if row["state"] == State.GONE]
     if gone:
         # A path whose transfer is gone is unknown again: the next look plans what lies there now.
-        await connection.execute(_ABSENT, {"gone": json.dumps(gone)})
-    return moved
+        found = await connection.execute(_ABSENT, {"gone": json.dumps(gone)})
+        return moved, [(row[0], row[1] + b"/" + row[2] if row[1] else row[2]) for row in found.all()]
+    return moved, []
 
 
 def _transfer(row: Any) -> Transfer:

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.clock import Clock
+from docferry.errors import ArchiveError
 from docferry.files import archive, landing
 from docferry.model import Target
 from docferry.remotes.codat import Codat, Listed
@@ -75,13 +76,24 @@ class Puller:
         for listed in await codat.listing(company):
             days.setdefault(listed.uploaded[:10], []).append(listed)
         marks = await self._bookmarks.marks(f"day/{download.name}/{company}/")
+        broken: ArchiveError | None = None
         for day, entries in sorted(days.items()):
             if not _is_day(day) or (download.since is not None and date.fromisoformat(day) < download.since):
                 continue
             others = entries if download.include_own else await self._not_ours(company, day, entries)
             mark, subject = _fingerprint(others), f"day/{download.name}/{company}/{day}"
-            if others and marks.get(subject) != mark and await self._day(codat, download, company, day, len(entries)):
+            if not others or marks.get(subject) == mark:
+                continue
+            try:
+                whole = await self._day(codat, download, company, day, len(entries))
+            except ArchiveError as error:
+                broken = error  # one bad day does not keep the others from coming down
+                log.warning("day_broken", str(error), mapping=download.name, day=day)
+                continue
+            if whole:
                 await self._bookmarks.note(subject, mark)
+        if broken is not None:
+            raise broken
 
     async def _not_ours(self, company: str, day: str, entries: Sequence[Listed]) -> list[Listed]:
         """The entries of a day that our own uploads of that day do not explain by name."""
