@@ -97,7 +97,7 @@ class Ground:
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "docferry", "--config", str(self.root / self.config_name), *words]
 
-    def run(self, *words: str, timeout: float = 100.0, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """A docferry command, to its end."""
         self.write_config()
         return subprocess.run(
@@ -105,7 +105,7 @@ class Ground:
             env={**self.environment, **extra},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=100.0,
             check=False,
         )
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ from docferry.simulator import Fault
 from ground import Ground, digest, until
 
 PDF = b"%PDF-1.4\n"
+
+
+def _has(ground: Ground, name: str) -> bool:
+    return name in _names(ground)
+
+
+def _has_more(ground: Ground, than: int) -> bool:
+    return len(ground.simulator.stored) > than
 
 
 def _names(ground: Ground) -> set[str]:
@@ -81,7 +90,7 @@ def test_from_the_last_write_to_the_request_it_takes_less_than_a_second(ground: 
         for number in range(20):
             (folder / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
             written = time.time()
-            until(lambda number=number: f"{number}.pdf" in _names(ground))
+            until(partial(_has, ground, f"{number}.pdf"))
             delays.append(time.time() - written)
     delays.sort()
     assert delays[18] < 1.0, delays
@@ -129,8 +138,7 @@ def test_a_daemon_killed_with_sigkill_is_followed_by_one_that_loses_and_doubles_
                 content = PDF + b"%d/%d" % (round_, number)
                 (folder / f"{round_}-{number}.pdf").write_bytes(content)
                 made[f"{round_}-{number}.pdf"] = digest(content)
-            seen = len(ground.simulator.stored)
-            until(lambda seen=seen: len(ground.simulator.stored) > seen + 3)
+            until(partial(_has_more, ground, len(ground.simulator.stored) + 3))
             daemon.kill()
     with ground.daemon():
         until(lambda: len(ground.stored()) == len(made), 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -186,9 +187,7 @@ async def test_several_connections_of_one_company_are_counted_together(harbour: 
     harbour.ground.upload("customers", folder="customers/{company_id}/{connection_id}")
     for connection in (CONNECTION, other):
         # The same names at both, and other bytes: neither list nor ZIP tells which connection a file came by.
-        harbour.lay(
-            root / COMPANY / connection, *names_of(4), content=lambda name, to=connection: f"{to}{name}".encode()
-        )
+        harbour.lay(root / COMPANY / connection, *names_of(4), content=partial(_bytes_for, connection))
     harbour.strike(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
     await harbour.ferry()
     found = Counter((s.connection, s.name) for s in harbour.simulator.stored)
@@ -209,3 +208,7 @@ async def test_a_mixed_storm(harbour: Harbour) -> None:
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 64}
     assert Counter(name for name, _ in harbour.at_codat().elements()) == Counter([*names, *large])
     assert len(harbour.simulator.objects) == 20
+
+
+def _bytes_for(connection: str, name: str) -> bytes:
+    return f"{connection}{name}".encode()
