@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import daemon
 from benchmarks.ferry import KEYS, PROGRAM, Ferry
 from benchmarks.peers import Peer
-from benchmarks.programs import Run, Sink, run, sink
+from benchmarks.programs import Failed, Run, Sink, run, sink
 from benchmarks.report import Table
 from benchmarks.trees import Tree, build
 
@@ -65,7 +65,17 @@ class Bench:
         return send
 
     def peer(self, name: str, tree: Tree, shore: Sink) -> Send:
-        return lambda: self.peers[name].send(tree, shore.url)
+        """A peer sends the tree; Failed when not all of it came."""
+
+        def send() -> Run:
+            shore.reset()
+            done = self.peers[name].send(tree, shore.url)
+            came = shore.figures()["received"]
+            if came < tree.total:
+                raise Failed(f"{self.peers[name].name} brought {came:,} of {tree.total:,} bytes")
+            return done
+
+        return send
 
     def in_turn(self, sends: Mapping[str, Send]) -> dict[str, Run]:
         """Every contender once a round, A B A B…: the median of each."""
