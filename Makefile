@@ -37,7 +37,7 @@ test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 f
 ifdef ARGS
 	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
 else
-	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone" -n 4
+	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone" -n 4 --dist worksteal
 	@$(BIN)/python -m pytest $(if $(COV),--cov-append) $(COVERAGE) -m alone
 endif
 
