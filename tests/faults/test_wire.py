@@ -79,15 +79,14 @@ def _routes(ground: Ground) -> list[str]:
     return [seen.route for seen in list(ground.simulator.log)]
 
 
-@pytest.mark.parametrize("how", ["refused", "dns", "tls"])
+@pytest.mark.parametrize("how", ["refused", "tls"])
 def test_n1_it_cannot_be_reached(ground: Ground, nursery: Nursery, how: str) -> None:
-    """A closed port, a name that is none, a certificate of nobody: tried again, never in doubt, sent once at last."""
+    """A closed port, a certificate of nobody: tried again, never in doubt, sent once at last."""
     made = _lay(ground.upload("bank"), "a.pdf", "b.pdf")
     with _strangers_tls() as strange, Running(Simulator(Switches())) as closed:
         closed.stop()
         address = {
             "refused": f"http://127.0.0.1:{closed.port}",
-            "dns": "https://docferry.invalid",
             "tls": strange.url,
         }[how]
         report = nursery.sync(ground, "--timeout", "1s", code=75, DOCFERRY_CODAT__BASE_URL=address)

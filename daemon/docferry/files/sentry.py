@@ -217,13 +217,13 @@ class Sentry:
                 if self._is_disturbed(posts, ready, changes):
                     return
         except Exception as error:  # noqa: BLE001 - whatever ended the watch, it must be taken up again
-            pulse.on_armed = None  # it never was, and the next sign of life is another's
             if pulse.stopped:
                 return
             if armed:
                 self._died(ready, error)
             else:
-                self._unarmed(ready, error)
+                if self._unarmed(ready, error):
+                    pulse.on_armed = None  # it never was, and the next sign of life is another's
 
     def _is_disturbed(self, posts: Sequence[Post], ready: Sequence[Post], changes: set[tuple[Any, str]]) -> bool:
         """Whether the watch must be set up anew: a root is not what it was, or another one can be watched now."""
@@ -279,10 +279,11 @@ class Sentry:
             else:
                 post.failures = 0
 
-    def _unarmed(self, ready: Sequence[Post], error: Exception) -> None:
-        """It ended before it first stirred: leave out those that stand in the way, each tried alone."""
+    def _unarmed(self, ready: Sequence[Post], error: Exception) -> bool:
+        """It ended before it first stirred: leave out those that stand in the way, each tried alone. Whether there
+        were any."""
         if isinstance(error, FileNotFoundError):
-            return
+            return False
         trials = [(post, self._trial(post)) for post in ready]
         guilty = [(post, trial) for post, trial in trials if trial is not None]
         if is_watch_limit(error) and not guilty:  # too many together
@@ -291,6 +292,7 @@ class Sentry:
             self._degrade(post, diagnosis(trial))
         if not guilty:
             self._died(ready, error)
+        return bool(guilty)
 
     def _degrade(self, post: Post, reason: str) -> None:
         post.retry_at = self._clock.steady() + min(RETRY * 2**post.failures, RETRY_MOST)
