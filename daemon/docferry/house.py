@@ -13,6 +13,7 @@ import anyio.to_thread
 from docferry import logs, policy
 from docferry.clock import Clock, SystemClock
 from docferry.errors import ConfigError, FolderError
+from docferry.files import scan
 from docferry.remotes.base import Remote, Rules
 from docferry.remotes.codat import RULES as CODAT_RULES
 from docferry.remotes.codat import Codat
@@ -262,14 +263,10 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
     async with open_house(settings, mappings=[mapping], downloads=False) as house:
         total = 0
         for upload in uploads.values():
-            if not _is_empty(upload.root):
+            if not scan.is_empty(upload.root):
                 raise FolderError(f"{upload.root} is not empty")
             for folder in await house.documents.folders(upload.name):
                 looks = (await house.documents.known(upload.name, [folder])).get(folder, set())
                 paths = [folder + b"/" + look[0] if folder else look[0] for look in looks]
                 total += await house.documents.vanished(upload.name, paths)
         return total
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

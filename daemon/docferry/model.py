@@ -119,11 +119,6 @@ class Target:
         """`codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it."""
         return "/".join(part for part in (self.remote, self.company_id, self.connection_id) if part)
 
-    @property
-    def company_lane(self) -> str:
-        """The prefix of `lane` within which Codat counts requests at once."""
-        return "/".join(part for part in (self.remote, self.company_id) if part)
-
 
 @dataclass(frozen=True, slots=True)
 class Transfer:

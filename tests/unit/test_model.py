@@ -44,5 +44,4 @@ def test_a_name_is_shown_without_its_tricks(raw: bytes | str, shown: str) -> Non
 
 def test_lanes() -> None:
     assert Target("codat", "a", "b").lane == "codat/a/b"
-    assert Target("codat", "a", "b").company_lane == "codat/a"
     assert Target("wootiv").lane == "wootiv"
