@@ -120,8 +120,8 @@ def _doom(fate: Fate) -> None:
         await move(self, rows)
         fate.strike(*(f"{each}:after" for each in arrows))
 
-    async def applied(connection: Any, rows: list[dict[str, Any]]) -> Any:
-        found = await apply(connection, rows)
+    def applied(connection: Any, rows: list[dict[str, Any]]) -> Any:
+        found = apply(connection, rows)
         fate.strike(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
         return found
 

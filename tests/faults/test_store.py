@@ -19,8 +19,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from crash.nursery import KILLED, Life, Nursery
 from crash.siege import ARROWS, Dropper, Siege, at_arrow, judge
@@ -545,8 +544,8 @@ def _checkpointer(database: Path) -> Iterator[list[int]]:
         thread.join()
 
 
-async def _insert(connection: AsyncConnection, number: int, size: int = 0) -> None:
-    await connection.execute(
+def _insert(connection: Connection, number: int, size: int = 0) -> None:
+    connection.execute(
         text("INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :mark, 0)"),
         {"subject": f"test/{number}", "mark": str(number).ljust(size)},
     )

@@ -22,8 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
@@ -81,8 +80,8 @@ class Queue(RuleBasedStateMachine):
         return self.portal.call(run)
 
     def rows(self, statement: str) -> list[Any]:
-        async def work(connection: AsyncConnection) -> list[Any]:
-            return list((await connection.execute(text(statement))).all())
+        def work(connection: Connection) -> list[Any]:
+            return list(connection.execute(text(statement)).all())
 
         return self.do(self.database.read, work)
 

@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from docferry import settings
 from docferry.clock import TurnableClock, iso
@@ -224,8 +223,8 @@ class World:
         assert all(stored[sha256] == 1 for sha256, _ in rows if sha256 not in held), (seed, "lost", stored)
 
     async def states(self, target: Target) -> list[tuple[str, str]]:
-        async def work(connection: AsyncConnection) -> list[tuple[str, str]]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> list[tuple[str, str]]:
+            rows = connection.execute(
                 text("SELECT sha256, state FROM transfer WHERE lane = :lane"), {"lane": target.lane}
             )
             return [(row[0], row[1]) for row in rows.all()]

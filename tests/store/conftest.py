@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, Sighting, Stamp, State, Target, Transfer
@@ -67,8 +66,8 @@ class Shop:
         return transfer
 
     async def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-        async def work(connection: AsyncConnection) -> list[tuple[Any, ...]]:
-            return [tuple(row) for row in (await connection.execute(text(statement), values)).all()]
+        def work(connection: Connection) -> list[tuple[Any, ...]]:
+            return [tuple(row) for row in connection.execute(text(statement), values).all()]
 
         return await self.database.read(work)
 
@@ -76,8 +75,8 @@ class Shop:
         return [row[0] for row in await self.rows(statement, **values)]
 
     async def change(self, statement: str, **values: Any) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(text(statement), values)
+        def work(connection: Connection) -> None:
+            connection.execute(text(statement), values)
 
         await self.database.write(work)
 

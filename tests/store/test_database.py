@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from docferry.errors import DatabaseLost, StateError
 from docferry.store.database import Database, open_database
@@ -21,17 +20,17 @@ from store.conftest import Shop
 pytestmark = pytest.mark.anyio
 
 
-def noting(mark: str) -> Callable[[AsyncConnection], Awaitable[str]]:
-    async def work(connection: AsyncConnection) -> str:
-        await connection.execute(text("INSERT INTO bookmark VALUES (:mark, :mark, 0)"), {"mark": mark})
+def noting(mark: str) -> Callable[[Connection], str]:
+    def work(connection: Connection) -> str:
+        connection.execute(text("INSERT INTO bookmark VALUES (:mark, :mark, 0)"), {"mark": mark})
         return mark
 
     return work
 
 
 async def marks(database: Database) -> set[str]:
-    async def work(connection: AsyncConnection) -> set[str]:
-        return {row[0] for row in await connection.execute(text("SELECT subject FROM bookmark"))}
+    def work(connection: Connection) -> set[str]:
+        return {row[0] for row in connection.execute(text("SELECT subject FROM bookmark"))}
 
     return await database.read(work)
 
@@ -67,9 +66,9 @@ async def test_a_write_is_seen_by_others_when_it_returns(shop: Shop, tmp_path: P
 
 
 async def test_commits_are_synced(shop: Shop) -> None:
-    async def work(connection: AsyncConnection) -> tuple[int, str]:
-        synchronous = (await connection.execute(text("PRAGMA synchronous"))).scalar_one()
-        return synchronous, (await connection.execute(text("PRAGMA journal_mode"))).scalar_one()
+    def work(connection: Connection) -> tuple[int, str]:
+        synchronous = connection.execute(text("PRAGMA synchronous")).scalar_one()
+        return synchronous, connection.execute(text("PRAGMA journal_mode")).scalar_one()
 
     assert await shop.database.write(work) == (2, "wal")
 
@@ -93,8 +92,8 @@ async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
 
 
 async def test_what_is_not_of_the_database_is_raised_where_it_belongs(shop: Shop) -> None:
-    async def bad(connection: AsyncConnection) -> None:
-        await noting("half")(connection)
+    def bad(connection: Connection) -> None:
+        noting("half")(connection)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -201,15 +200,15 @@ async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyP
     pages = (await shop.column("PRAGMA page_count"))[0]
     await shop.change(f"PRAGMA max_page_count = {pages}")
 
-    async def large(connection: AsyncConnection) -> None:
-        await connection.execute(text("INSERT INTO bookmark VALUES ('large', hex(zeroblob(200000)), 0)"))
+    def large(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO bookmark VALUES ('large', hex(zeroblob(200000)), 0)"))
 
     lifted: list[bool] = []
 
-    async def twice(connection: AsyncConnection) -> None:
+    def twice(connection: Connection) -> None:
         if lifted:  # somebody made room; the limit is this connection's own
-            await connection.execute(text("PRAGMA max_page_count = 1000000"))
-        await large(connection)
+            connection.execute(text("PRAGMA max_page_count = 1000000"))
+        large(connection)
 
     async with anyio.create_task_group() as group:
         group.start_soon(shop.database.write, twice)
@@ -220,10 +219,10 @@ async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_commit_that_fails_leaves_no_transaction_open(shop: Shop) -> None:
-    async def broken(connection: AsyncConnection) -> None:
-        await connection.execute(text("PRAGMA defer_foreign_keys = ON"))
-        await noting("gone")(connection)
-        await connection.execute(text("SELECT nonsense"))
+    def broken(connection: Connection) -> None:
+        connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+        noting("gone")(connection)
+        connection.execute(text("SELECT nonsense"))
 
     with pytest.raises(Exception, match="nonsense"):
         await shop.database.write(broken)

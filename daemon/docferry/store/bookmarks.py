@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, bindparam, text
 
 from docferry.clock import Clock
 from docferry.store.database import Database
@@ -34,10 +33,8 @@ class Bookmarks:
     async def mark(self, subject: str) -> str | None:
         """What was last noted under `subject`."""
 
-        async def work(connection: AsyncConnection) -> str | None:
-            row = (
-                await connection.execute(text("SELECT mark FROM bookmark WHERE subject = :s"), {"s": subject})
-            ).first()
+        def work(connection: Connection) -> str | None:
+            row = (connection.execute(text("SELECT mark FROM bookmark WHERE subject = :s"), {"s": subject})).first()
             return None if row is None else str(row[0])
 
         return await self._database.read(work)
@@ -45,8 +42,8 @@ class Bookmarks:
     async def marks(self, prefix: str) -> dict[str, str]:
         """All marks whose subject begins with `prefix`."""
 
-        async def work(connection: AsyncConnection) -> dict[str, str]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> dict[str, str]:
+            rows = connection.execute(
                 text("SELECT subject, mark FROM bookmark WHERE subject >= :a AND subject < :b"),
                 {"a": prefix, "b": prefix + "\U0010ffff"},
             )
@@ -55,8 +52,8 @@ class Bookmarks:
         return await self._database.read(work)
 
     async def note(self, subject: str, mark: str) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 text(
                     "INSERT INTO bookmark (subject, mark, updated) VALUES (:s, :m, :now) "
                     "ON CONFLICT (subject) DO UPDATE SET mark = excluded.mark, updated = excluded.updated"
@@ -69,8 +66,8 @@ class Bookmarks:
     async def arrivals(self, mapping: str, origins: Collection[str]) -> list[Arrival]:
         """What is known of these remote files."""
 
-        async def work(connection: AsyncConnection) -> list[Arrival]:
-            rows = await connection.execute(_ARRIVALS, {"mapping": mapping, "origins": list(origins)})
+        def work(connection: Connection) -> list[Arrival]:
+            rows = connection.execute(_ARRIVALS, {"mapping": mapping, "origins": list(origins)})
             return [Arrival(r[0], r[1], r[2], r[3], bool(r[4]), r[5]) for r in rows.all()]
 
         return await self._database.read(work)
@@ -78,8 +75,8 @@ class Bookmarks:
     async def expect(self, arrivals: Sequence[Arrival]) -> None:
         """Note files that are about to appear, or that are our own."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 _EXPECT,
                 [
                     {
@@ -101,8 +98,8 @@ class Bookmarks:
     async def came_down(self, paths: Collection[bytes]) -> set[tuple[bytes, str]]:
         """Which of these absolute paths a download made, with the digest it gave them."""
 
-        async def work(connection: AsyncConnection) -> set[tuple[bytes, str]]:
-            rows = await connection.execute(_CAME_DOWN, {"paths": list(paths)})
+        def work(connection: Connection) -> set[tuple[bytes, str]]:
+            rows = connection.execute(_CAME_DOWN, {"paths": list(paths)})
             return {(row[0], row[1]) for row in rows.all()}
 
         return await self._database.read(work)
@@ -110,16 +107,16 @@ class Bookmarks:
     async def any_arrival(self) -> bool:
         """Whether any download ever brought anything: spares intake a look-up per file where none did."""
 
-        async def work(connection: AsyncConnection) -> bool:
-            return (await connection.execute(text("SELECT 1 FROM arrival LIMIT 1"))).first() is not None
+        def work(connection: Connection) -> bool:
+            return connection.execute(text("SELECT 1 FROM arrival LIMIT 1")).first() is not None
 
         return await self._database.read(work)
 
     async def own_digests(self, company_id: str, digests: Collection[str]) -> set[str]:
         """Which of these digests docferry itself sent to the company, or may have."""
 
-        async def work(connection: AsyncConnection) -> set[str]:
-            rows = await connection.execute(_OWN, {"company": company_id, "digests": list(digests)})
+        def work(connection: Connection) -> set[str]:
+            rows = connection.execute(_OWN, {"company": company_id, "digests": list(digests)})
             return {row[0] for row in rows.all()}
 
         return await self._database.read(work)

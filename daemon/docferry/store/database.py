@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
-from sqlalchemy import URL, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from docferry.errors import DatabaseBusy, DatabaseLost, StateError
 from docferry.store import schema
+from docferry.store.connection import ThreadConnection, Work
 
 T = TypeVar("T")
-Work = Callable[[AsyncConnection], Awaitable[T]]
 
-#: How long a foreign lock on the database is waited for, seconds.
-BUSY_TIMEOUT = 30.0
 #: How long the writer pauses before it tries again on a full disk or a lock that stays, seconds.
 PAUSE = 1.0
 #: A write-ahead log of this size is no longer taken into the database: somebody reads an old state for ever; bytes.
 LOG_ALARM = 64 * 1024 * 1024
 #: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
 GATHERED = 256
+#: So many reads run at once; the next one waits.
+READERS = 4
 #: How SQLite says that the file is not what it should be.
 _BROKEN = ("malformed", "not a database")
 
@@ -38,6 +36,7 @@ _BROKEN = ("malformed", "not a database")
 @dataclass(slots=True)
 class _Request:
     work: Work[Any]
+    started: Callable[[], None] | None
     done: anyio.Event = field(default_factory=anyio.Event)
     value: Any = None
     error: BaseException | None = None
@@ -46,8 +45,9 @@ class _Request:
 class Database:
     """`read(work)` sees a snapshot; `write(work)` is committed, synchronous FULL, when it returns.
 
-    Writers are gathered: whatever waits is run inside one BEGIN IMMEDIATE and committed together. A piece of work
-    must await nothing but its connection. When a piece fails, the whole commit is undone and each is run alone.
+    Writers are gathered: whatever waits is run inside one BEGIN IMMEDIATE and committed together, in one visit to
+    the writer's thread. A piece of work runs there: it touches nothing but its connection and what it was given.
+    When a piece fails, the whole commit is undone and each is run alone.
     """
 
     def __init__(self, path: Path, patience: float = float("inf")) -> None:
@@ -58,24 +58,30 @@ class Database:
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._identity = _identity(path)
-        self._writer = _engine(path, "BEGIN IMMEDIATE")
-        self._reader = _engine(path, "BEGIN")
+        self._writer = ThreadConnection(path, "BEGIN IMMEDIATE")
+        self._readers = anyio.Semaphore(READERS)
+        self._idle: list[ThreadConnection] = []
         self._closing = False
         self._ended = False
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a snapshot of its own."""
         try:
-            async with self._reader.connect() as connection:
-                return await work(connection)
+            async with self._readers:
+                reader = await self._reader()
+                try:
+                    return await reader.run(work)
+                finally:
+                    self._idle.append(reader)
         except DatabaseError as error:
             raise self._meant(error) from error
 
-    async def write(self, work: Work[T]) -> T:
-        """Run `work` and commit it; cannot be cancelled half way, so the caller always learns what happened."""
+    async def write(self, work: Work[T], started: Callable[[], None] | None = None) -> T:
+        """Run `work` and commit it; cannot be cancelled half way, so the caller always learns what happened.
+        `started` is called, here on the event loop, right before the commit begins."""
         if self._ended:
             raise StateError(f"{self.path} is closed; nothing more can be written")
-        request = _Request(work)
+        request = _Request(work, started)
         self._queue.append(request)
         self._wake.set()
         with anyio.CancelScope(shield=True):
@@ -101,20 +107,20 @@ class Database:
         to write what it leaves behind, so a cancellation from outside does not reach it."""
         with anyio.CancelScope(shield=True):
             try:
-                async with self._writer.connect() as connection:
-                    task_status.started()
-                    await self._serve(connection)
+                await self._writer.open()
+                task_status.started()
+                await self._serve()
             finally:
                 self._ended = True
                 for request in self._queue:
                     request.error = StateError(f"{self.path} is closed; this was not written")
                     request.done.set()
 
-    async def _serve(self, connection: AsyncConnection) -> None:
+    async def _serve(self) -> None:
         while self._queue or not self._closing:
             if self._queue:
                 gathered = [self._queue.popleft() for _ in range(min(len(self._queue), GATHERED))]
-                await self._commit(connection, gathered)
+                await self._commit(gathered)
             else:
                 self._wake = anyio.Event()
                 await self._wake.wait()
@@ -144,18 +150,30 @@ class Database:
         self._wake.set()
 
     async def dispose(self) -> None:
-        await self._writer.dispose()
-        await self._reader.dispose()
+        for connection in (self._writer, *self._idle):
+            await connection.close()
 
-    async def _commit(self, connection: AsyncConnection, gathered: list[_Request]) -> None:
+    async def _reader(self) -> ThreadConnection:
+        if self._idle:
+            return self._idle.pop()
+        reader = ThreadConnection(self.path, "BEGIN")
+        await reader.open()
+        return reader
+
+    async def _commit(self, gathered: list[_Request]) -> None:
+        def together(connection: Connection) -> None:
+            for request in gathered:
+                request.value = request.work(connection)
+
+        for request in gathered:
+            if request.started is not None:
+                request.started()
         while True:
             try:
-                async with connection.begin():
-                    for request in gathered:
-                        request.value = await request.work(connection)
+                await self._writer.run(together)
             except OperationalError as error:
                 if self._closing or not schema.passes(error.orig):
-                    await self._fail(connection, gathered, error)
+                    await self._fail(gathered, error)
                     return
                 self.trouble = f"the database cannot be written: {error.orig}"
                 if self._is_out_of_patience():
@@ -164,7 +182,7 @@ class Database:
                 await anyio.sleep(PAUSE)
                 continue
             except Exception as error:  # noqa: BLE001 - it belongs to whoever asked, not to the writer
-                await self._fail(connection, gathered, error)
+                await self._fail(gathered, error)
                 return
             self.trouble = self._troubled = None
             for request in gathered:
@@ -182,13 +200,13 @@ class Database:
             request.error = error
             request.done.set()
 
-    async def _fail(self, connection: AsyncConnection, gathered: list[_Request], error: Exception) -> None:
+    async def _fail(self, gathered: list[_Request], error: Exception) -> None:
         if len(gathered) == 1:
             gathered[0].error = self._meant(error)
             gathered[0].done.set()
             return
         for request in gathered:
-            await self._commit(connection, [request])
+            await self._commit([request])
 
     def _meant(self, error: Exception) -> Exception:
         """A broken file as the error that says how to mend it; any other as it is."""
@@ -210,49 +228,6 @@ async def open_database(path: Path, patience: float = float("inf")) -> AsyncIter
             database.close()
     with anyio.CancelScope(shield=True):
         await database.dispose()
-
-
-def _engine(path: Path, begin: str) -> AsyncEngine:
-    engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT, "cached_statements": 64},
-        pool_size=4,
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _pragmas(driver: Any, _record: Any) -> None:
-        cursor = driver.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "temp_store=MEMORY"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: Any) -> None:
-        with _told_as_sqlalchemy_does(begin):
-            connection.connection.dbapi_connection.run_async(lambda driver: driver.execute_fetchall(begin))
-
-    return engine
-
-
-async def fetched(connection: AsyncConnection, statement: str, parameters: Mapping[str, object]) -> list[Any]:
-    """All rows of a statement in one visit to SQLite's thread. SQLAlchemy's way takes four, and where every document
-    passes the visits are what costs."""
-    raw = await connection.get_raw_connection()
-    driver = raw.driver_connection
-    if driver is None:
-        raise StateError("the connection to the database was lost")
-    with _told_as_sqlalchemy_does(statement):
-        return list(await driver.execute_fetchall(statement, parameters))
-
-
-@contextmanager
-def _told_as_sqlalchemy_does(statement: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OperationalError(statement, None, error) from error
-    except sqlite3.DatabaseError as error:
-        raise DatabaseError(statement, None, error) from error
 
 
 def _identity(path: Path) -> tuple[int, int]:

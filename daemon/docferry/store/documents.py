@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, bindparam, text
 
 from docferry.clock import Clock
 from docferry.model import Sighting, Stamp, State, Target
@@ -62,9 +61,9 @@ class Documents:
     async def known(self, mapping: str, folders: Sequence[bytes]) -> dict[bytes, set[Look]]:
         """How the present documents of these folders looked when they were planned."""
 
-        async def work(connection: AsyncConnection) -> dict[bytes, set[Look]]:
+        def work(connection: Connection) -> dict[bytes, set[Look]]:
             found: dict[bytes, set[Look]] = {}
-            rows = await connection.execute(_KNOWN, {"mapping": mapping, "folders": list(folders)})
+            rows = connection.execute(_KNOWN, {"mapping": mapping, "folders": list(folders)})
             for folder, name, size, mtime_ns, ctime_ns in rows.all():
                 found.setdefault(folder, set()).add((name, size, mtime_ns, ctime_ns))
             return found
@@ -80,15 +79,15 @@ class Documents:
     async def folders(self, mapping: str) -> set[bytes]:
         """Folders with present documents."""
 
-        async def work(connection: AsyncConnection) -> set[bytes]:
-            rows = await connection.execute(_FOLDERS, {"mapping": mapping})
+        def work(connection: Connection) -> set[bytes]:
+            rows = connection.execute(_FOLDERS, {"mapping": mapping})
             return {row[0] for row in rows.all()}
 
         return await self._database.read(work)
 
     async def any_present(self, mapping: str) -> bool:
-        async def work(connection: AsyncConnection) -> bool:
-            row = await connection.execute(
+        def work(connection: Connection) -> bool:
+            row = connection.execute(
                 text("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1"), {"mapping": mapping}
             )
             return row.first() is not None
@@ -103,17 +102,17 @@ class Documents:
         now = self._clock.now()
         rows = [_plan_row(index, mapping, plan) for index, plan in enumerate(planned)]
 
-        async def work(connection: AsyncConnection) -> Applied:
-            await connection.execute(_PLAN_TABLE)
-            await connection.execute(_PLAN_CLEAR)
-            await connection.execute(_PLAN_FILL, rows)
-            await connection.execute(_PLAN_SPENT)
-            await connection.execute(_SAME, {"now": now})
-            await _retire(connection, now)
-            made = await connection.execute(_TRANSFERS, {"now": now})
+        def work(connection: Connection) -> Applied:
+            connection.execute(_PLAN_TABLE)
+            connection.execute(_PLAN_CLEAR)
+            connection.execute(_PLAN_FILL, rows)
+            connection.execute(_PLAN_SPENT)
+            connection.execute(_SAME, {"now": now})
+            _retire(connection, now)
+            made = connection.execute(_TRANSFERS, {"now": now})
             states = [row[0] for row in made.all()]
-            await connection.execute(_FOLLOW)
-            await connection.execute(_DOCUMENTS, {"now": now})
+            connection.execute(_FOLLOW)
+            connection.execute(_DOCUMENTS, {"now": now})
             held = sum(state == State.HELD for state in states)
             return Applied(len(states) - held, held, len(rows) - len(states))
 
@@ -128,19 +127,19 @@ class Documents:
         if not rows:
             return 0
 
-        async def work(connection: AsyncConnection) -> int:
-            await connection.execute(_PLAN_TABLE)
-            await connection.execute(_PLAN_CLEAR)
-            await connection.execute(_PLAN_PATHS, rows)
-            return await _retire(connection, now)
+        def work(connection: Connection) -> int:
+            connection.execute(_PLAN_TABLE)
+            connection.execute(_PLAN_CLEAR)
+            connection.execute(_PLAN_PATHS, rows)
+            return _retire(connection, now)
 
         return await self._database.write(work)
 
     async def looked_otherwise(self, mapping: str) -> None:
         """The mapping leads elsewhere now: every present path is to be planned afresh."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present"), {"mapping": mapping}
             )
 
@@ -149,9 +148,9 @@ class Documents:
     async def places(self, transfer_ids: Sequence[int]) -> dict[int, list[Place]]:
         """Where the bytes of these transfers lie."""
 
-        async def work(connection: AsyncConnection) -> dict[int, list[Place]]:
+        def work(connection: Connection) -> dict[int, list[Place]]:
             found: dict[int, list[Place]] = {}
-            rows = await connection.execute(_PLACES, {"ids": list(transfer_ids)})
+            rows = connection.execute(_PLACES, {"ids": list(transfer_ids)})
             for transfer_id, document_id, mapping, folder, name, *stamp in rows.all():
                 path = folder + b"/" + name if folder else name
                 found.setdefault(transfer_id, []).append(Place(document_id, mapping, path, Stamp(*stamp)))
@@ -162,8 +161,8 @@ class Documents:
     async def delivered(self, mapping: str, limit: int = 1000) -> list[tuple[int, bytes, Stamp, str]]:
         """Present documents whose transfer is SENT: id, path, stamp and digest, for `after_upload`."""
 
-        async def work(connection: AsyncConnection) -> list[tuple[int, bytes, Stamp, str]]:
-            rows = await connection.execute(_DELIVERED, {"mapping": mapping, "most": limit})
+        def work(connection: Connection) -> list[tuple[int, bytes, Stamp, str]]:
+            rows = connection.execute(_DELIVERED, {"mapping": mapping, "most": limit})
             return [
                 (row[0], row[1] + b"/" + row[2] if row[1] else row[2], Stamp(row[3], row[4], row[5]), row[6])
                 for row in rows.all()
@@ -174,8 +173,8 @@ class Documents:
     async def is_queued(self, lane: str, once: str) -> bool:
         """Whether a transfer that is not gone already carries this, or did."""
 
-        async def work(connection: AsyncConnection) -> bool:
-            row = await connection.execute(
+        def work(connection: Connection) -> bool:
+            row = connection.execute(
                 text("SELECT 1 FROM transfer WHERE lane = :lane AND once = :once AND state <> 'gone'"),
                 {"lane": lane, "once": once},
             )
@@ -186,8 +185,8 @@ class Documents:
     async def removed(self, document_ids: Sequence[int]) -> None:
         """These files were archived or deleted after their upload, as the mapping asks."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 text("UPDATE document SET present = 0, updated = :now WHERE id = :id"),
                 [{"id": document_id, "now": self._clock.now()} for document_id in document_ids],
             )
@@ -198,8 +197,8 @@ class Documents:
     async def present(self, mappings: Mapping[str, object] | Sequence[str]) -> dict[str, int]:
         """How many present documents each state has, over these mappings."""
 
-        async def work(connection: AsyncConnection) -> dict[str, int]:
-            rows = await connection.execute(_STATES, {"mappings": list(mappings)})
+        def work(connection: Connection) -> dict[str, int]:
+            rows = connection.execute(_STATES, {"mappings": list(mappings)})
             return {row[0]: row[1] for row in rows.all()}
 
         return await self._database.read(work)
@@ -308,11 +307,11 @@ ON CONFLICT (mapping, folder, name) WHERE present DO NOTHING
 """)
 
 
-async def _retire(connection: AsyncConnection, now: float) -> int:
+def _retire(connection: Connection, now: float) -> int:
     """Let go of what the plan replaces, and of transfers that nobody needs any more: number of documents."""
-    retired = [row[0] for row in (await connection.execute(_RETIRE, {"now": now})).all()]
+    retired = [row[0] for row in connection.execute(_RETIRE, {"now": now}).all()]
     if retired:
-        await connection.execute(_GONE, {"now": now, "retired": json.dumps(retired)})
+        connection.execute(_GONE, {"now": now, "retired": json.dumps(retired)})
     return len(retired)
 
 

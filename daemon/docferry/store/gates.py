@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from docferry.model import Gate
 from docferry.store.database import Database
@@ -30,8 +29,8 @@ class Gates:
     async def all(self) -> dict[str, Gate]:
         """Every gate that is not open, by key; one whose `until` has passed lets one document probe."""
 
-        async def work(connection: AsyncConnection) -> dict[str, Gate]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> dict[str, Gate]:
+            rows = connection.execute(
                 text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate")
             )
             return {r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in rows.all()}
@@ -39,8 +38,8 @@ class Gates:
         return await self._database.read(work)
 
     async def close(self, gate: Gate) -> None:
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 _CLOSE,
                 {
                     "key": gate.key,
@@ -59,8 +58,8 @@ class Gates:
         """Something in `lane` worked: open every gate on its way whose time has come. One that still has to stay
         closed says nothing about requests that began before it was."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 text(
                     "DELETE FROM gate WHERE until <= :now "
                     "AND (key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/')"
@@ -73,8 +72,8 @@ class Gates:
     async def let_probe(self, reasons: Collection[str], now: float) -> None:
         """Let one document try each gate closed for these reasons now: perhaps somebody saw to it."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(
+        def work(connection: Connection) -> None:
+            connection.execute(
                 text("UPDATE gate SET until = :now WHERE reason IN (SELECT value FROM json_each(:reasons))"),
                 {"now": now, "reasons": json.dumps(sorted(reasons))},
             )
@@ -84,7 +83,7 @@ class Gates:
     async def open_all(self) -> None:
         """A person said: try again."""
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(text("DELETE FROM gate"))
+        def work(connection: Connection) -> None:
+            connection.execute(text("DELETE FROM gate"))
 
         await self._database.write(work)

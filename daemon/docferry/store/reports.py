@@ -6,8 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, bindparam, text
 
 from docferry.store.database import Database
 
@@ -67,8 +66,8 @@ class Reports:
     async def counts(self) -> dict[str, dict[str, int]]:
         """Documents by mapping and state."""
 
-        async def work(connection: AsyncConnection) -> dict[str, dict[str, int]]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> dict[str, dict[str, int]]:
+            rows = connection.execute(
                 text(
                     "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id "
                     "GROUP BY 1, 2"
@@ -84,10 +83,10 @@ class Reports:
     async def open_counts(self, mappings: Collection[str]) -> dict[str, int]:
         """Transfers that are not final, by state, over these mappings; quick however many are final."""
 
-        async def work(connection: AsyncConnection) -> dict[str, int]:
+        def work(connection: Connection) -> dict[str, int]:
             found: dict[str, int] = {}
             for state in ("waiting", "leased", "sending", "doubtful", "asking", "held"):
-                rows = await connection.execute(_OPEN[state], {"mappings": list(mappings)})
+                rows = connection.execute(_OPEN[state], {"mappings": list(mappings)})
                 found[state] = int(rows.scalar_one())
             return found
 
@@ -96,8 +95,8 @@ class Reports:
     async def arrivals(self) -> dict[str, int]:
         """Files that downloads brought, by mapping."""
 
-        async def work(connection: AsyncConnection) -> dict[str, int]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> dict[str, int]:
+            rows = connection.execute(
                 text("SELECT mapping, count(*) FROM arrival WHERE landed AND path IS NOT NULL GROUP BY 1")
             )
             return {row[0]: row[1] for row in rows.all()}
@@ -107,8 +106,8 @@ class Reports:
     async def held_reasons(self) -> list[tuple[str, str, int]]:
         """Held documents by mapping and reason."""
 
-        async def work(connection: AsyncConnection) -> list[tuple[str, str, int]]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> list[tuple[str, str, int]]:
+            rows = connection.execute(
                 text(
                     "SELECT d.mapping, t.reason, count(*) FROM transfer t JOIN document d ON d.transfer_id = t.id "
                     "WHERE t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
@@ -143,14 +142,14 @@ class Reports:
         if states:
             statement = statement.bindparams(bindparam("states", expanding=True))
 
-        async def work(connection: AsyncConnection) -> list[Row]:
-            return [_row(row) for row in (await connection.execute(statement, query)).all()]
+        def work(connection: Connection) -> list[Row]:
+            return [_row(row) for row in connection.execute(statement, query).all()]
 
         return await self._database.read(work)
 
     async def by_id(self, document_id: int) -> Row | None:
-        async def work(connection: AsyncConnection) -> Row | None:
-            row = (await connection.execute(text(f"{_ROW} WHERE d.id = :id"), {"id": document_id})).first()
+        def work(connection: Connection) -> Row | None:
+            row = connection.execute(text(f"{_ROW} WHERE d.id = :id"), {"id": document_id}).first()
             return None if row is None else _row(row)
 
         return await self._database.read(work)
@@ -159,8 +158,8 @@ class Reports:
         """Every version of a path, the newest first."""
         folder, _, name = path.rpartition(b"/")
 
-        async def work(connection: AsyncConnection) -> list[Row]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> list[Row]:
+            rows = connection.execute(
                 text(f"{_ROW} WHERE d.mapping = :mapping AND d.folder = :folder AND d.name = :name ORDER BY d.id DESC"),
                 {"mapping": mapping, "folder": folder, "name": name},
             )
@@ -171,8 +170,8 @@ class Reports:
     async def attempts(self, document_id: int) -> list[AttemptRow]:
         """Every try for a document, the first first."""
 
-        async def work(connection: AsyncConnection) -> list[AttemptRow]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> list[AttemptRow]:
+            rows = connection.execute(
                 text(
                     "SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof "
                     "FROM attempt a JOIN document d ON d.transfer_id = a.transfer_id WHERE d.id = :id ORDER BY a.lease"

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, text
 
 from docferry.clock import Clock
 from docferry.errors import LeaseLost
 from docferry.model import MOVES, Accounted, Outcome, State, Target, Transfer
-from docferry.store.database import Database, fetched
+from docferry.store.database import Database
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
@@ -135,13 +134,13 @@ class Transfers:
         """Lease what `picks` name and is due, at most `room`; WAITING becomes LEASED, DOUBTFUL becomes ASKING."""
         now = self._clock.now()
 
-        async def work(connection: AsyncConnection) -> list[Transfer]:
+        def work(connection: Connection) -> list[Transfer]:
             claimed: list[Transfer] = []
             for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
                 if len(claimed) >= room:
                     break
                 chosen = [(p.lane.mapping, p.lane.lane) for p in picks if (p.lane.doubtful, p.most) == (doubtful, most)]
-                rows = await connection.execute(
+                rows = connection.execute(
                     _CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING,
                     {
                         "owner": self.owner,
@@ -194,9 +193,9 @@ class Transfers:
             return 0
         parameters = {"dead": json.dumps(sorted(dead)), "now": self._clock.now()}
 
-        async def work(connection: AsyncConnection) -> int:
-            swept = await connection.execute(_SWEEP_ATTEMPTS, parameters)
-            swept = await connection.execute(_SWEEP, parameters)
+        def work(connection: Connection) -> int:
+            swept = connection.execute(_SWEEP_ATTEMPTS, parameters)
+            swept = connection.execute(_SWEEP, parameters)
             return len(swept.all())
 
         return await self._database.write(work)
@@ -204,8 +203,8 @@ class Transfers:
     async def owners(self) -> set[str]:
         """Whoever holds a lease now."""
 
-        async def work(connection: AsyncConnection) -> set[str]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> set[str]:
+            rows = connection.execute(
                 text("SELECT DISTINCT owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
             )
             return {row[0] for row in rows}
@@ -215,8 +214,8 @@ class Transfers:
     async def asking_elsewhere(self) -> set[str]:
         """Lanes in which another process is asking about doubts now: two counts of one list would both be right."""
 
-        async def work(connection: AsyncConnection) -> set[str]:
-            rows = await connection.execute(
+        def work(connection: Connection) -> set[str]:
+            rows = connection.execute(
                 text(
                     "SELECT DISTINCT lane FROM transfer WHERE state IN ('leased', 'sending', 'asking') "
                     "AND state = 'asking' AND owner <> :owner"
@@ -233,15 +232,15 @@ class Transfers:
         """What SENT transfers of a company explain: names since one time, digests since another, wall seconds."""
         parameters = {"remote": target.remote, "company": target.company_id, "names": names_since, "until": until}
 
-        async def work(connection: AsyncConnection) -> Accounted:
-            names = await connection.execute(
+        def work(connection: Connection) -> Accounted:
+            names = connection.execute(
                 text(
                     "SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
                     "AND company_id = :company AND last_sent >= :names AND last_sent < :until GROUP BY 1"
                 ),
                 parameters,
             )
-            digests = await connection.execute(
+            digests = connection.execute(
                 text(
                     "SELECT sha256, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
                     "AND company_id = :company AND last_sent >= :digests AND last_sent < :until GROUP BY 1"
@@ -261,8 +260,8 @@ class Transfers:
             "apart": json.dumps(sorted(apart_from)),
         }
 
-        async def work(connection: AsyncConnection) -> Accounted:
-            rows = (await connection.execute(_UNSETTLED, parameters)).all()
+        def work(connection: Connection) -> Accounted:
+            rows = connection.execute(_UNSETTLED, parameters).all()
             names, digests = Counter(r[0] for r in rows), Counter(r[1] for r in rows)
             return Accounted(dict(names), dict(digests))
 
@@ -281,8 +280,8 @@ class Transfers:
             return 0
         parameters = {"ids": json.dumps(sorted(ids)), "mapping": mapping, "reason": reason, "now": self._clock.now()}
 
-        async def work(connection: AsyncConnection) -> int:
-            rows = await connection.execute(_RETRY_BY_ID if ids else _RETRY, parameters)
+        def work(connection: Connection) -> int:
+            rows = connection.execute(_RETRY_BY_ID if ids else _RETRY, parameters)
             return len(rows.all())
 
         return await self._database.write(work)
@@ -293,17 +292,17 @@ class Transfers:
         does it for all."""
         subject, now = f"clock/{_boot()}", self._clock.now()
 
-        async def work(connection: AsyncConnection) -> float:
-            known = (await connection.execute(_DRIFT, {"subject": subject})).scalar_one_or_none()
+        def work(connection: Connection) -> float:
+            known = connection.execute(_DRIFT, {"subject": subject}).scalar_one_or_none()
             jump = 0.0 if known is None else drift - float(known)
             if known is not None and abs(jump) < JUMP:
                 return 0.0
-            await connection.execute(_NOTE_DRIFT, {"subject": subject, "drift": repr(drift), "now": now})
+            connection.execute(_NOTE_DRIFT, {"subject": subject, "drift": repr(drift), "now": now})
             if jump:
                 recent = now - jump - _COUNTED
                 parameters = {"jump": jump, "recent": recent, "now": now, "noticed": NOTICED}
                 for statement in _TURN:
-                    await connection.execute(statement, parameters)
+                    connection.execute(statement, parameters)
             return jump
 
         return await self._database.write(work)
@@ -312,15 +311,15 @@ class Transfers:
         """Rows written later than now (the clock was set back while docferry was off) are due at once."""
         now = self._clock.now()
 
-        async def work(connection: AsyncConnection) -> int:
-            rows = await connection.execute(
+        def work(connection: Connection) -> int:
+            rows = connection.execute(
                 text(
                     "UPDATE transfer SET next_attempt = :now, updated = :now "
                     "WHERE state IN ('waiting', 'doubtful') AND updated > :now + 60 RETURNING id"
                 ),
                 {"now": now},
             )
-            await connection.execute(text("DELETE FROM gate WHERE since > :now + 60"), {"now": now})
+            connection.execute(text("DELETE FROM gate WHERE since > :now + 60"), {"now": now})
             return len(rows.all())
 
         return await self._database.write(work)
@@ -376,15 +375,17 @@ class _Batch:
 
     async def commit(self, database: Database) -> None:
         try:
-            await database.write(self._work)
+            await database.write(self._work, self._seal)
         except Exception as error:  # noqa: BLE001 - raised again by everyone whose move was in it
             self.error = error
         finally:
             self.done.set()
 
-    async def _work(self, connection: AsyncConnection) -> None:
+    def _seal(self) -> None:
         self.sealed = True
-        self.moved, self.orphans = await _apply(connection, self.rows)
+
+    def _work(self, connection: Connection) -> None:
+        self.moved, self.orphans = _apply(connection, self.rows)
 
 
 _UNSETTLED = text("""
@@ -460,25 +461,25 @@ _TURN = (
 )
 
 
-async def _lanes(connection: AsyncConnection) -> list[Lane]:
-    doubtful = [Lane(row[0], row[1], row[2], True) for row in (await connection.execute(_DOUBTFUL_LANES)).all()]
-    waiting = [Lane(row[0], row[1], row[2], False) for row in (await connection.execute(_WAITING_LANES)).all()]
+def _lanes(connection: Connection) -> list[Lane]:
+    doubtful = [Lane(row[0], row[1], row[2], True) for row in connection.execute(_DOUBTFUL_LANES).all()]
+    waiting = [Lane(row[0], row[1], row[2], False) for row in connection.execute(_WAITING_LANES).all()]
     return doubtful + waiting
 
 
-async def _apply(
-    connection: AsyncConnection, rows: list[dict[str, Any]]
+def _apply(
+    connection: Connection, rows: list[dict[str, Any]]
 ) -> tuple[frozenset[tuple[int, int]], list[tuple[str, bytes]]]:
     """The moves that were made, and the paths that have no transfer any more."""
     moves = json.dumps(rows)
-    moved = frozenset((row[0], row[1]) for row in await fetched(connection, _MOVE, {"moves": moves}))
+    moved = frozenset((row[0], row[1]) for row in connection.exec_driver_sql(_MOVE, {"moves": moves}))
     done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
     if done:
-        await fetched(connection, _ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
+        connection.exec_driver_sql(_ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
     gone = [row["id"] for row in done if row["state"] == State.GONE]
     if gone:
         # A path whose transfer is gone is unknown again: the next look plans what lies there now.
-        found = await connection.execute(_ABSENT, {"gone": json.dumps(gone)})
+        found = connection.execute(_ABSENT, {"gone": json.dumps(gone)})
         return moved, [(row[0], row[1] + b"/" + row[2] if row[1] else row[2]) for row in found.all()]
     return moved, []
 

@@ -1,0 +1,70 @@
+"""One SQLite connection in a thread of its own: a whole piece of work is a single visit there."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import aiosqlite
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
+
+T = TypeVar("T")
+Work = Callable[[Connection], T]
+
+#: How long a foreign lock on the database is waited for, seconds.
+BUSY_TIMEOUT = 30.0
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "temp_store=MEMORY")
+
+
+class ThreadConnection:
+    """SQLAlchemy's connection, living where aiosqlite runs. SQLAlchemy's own asyncio layer goes to the thread for
+    every statement and twice for its rows; where each document passes several times, the visits are what costs."""
+
+    def __init__(self, path: Path, begin: str) -> None:
+        self._path = path
+        self._begin = begin
+        self._driver = aiosqlite.Connection(self._connect, iter_chunk_size=64)
+        self._engine: Engine
+        self._connection: Connection
+
+    async def open(self) -> None:
+        """Connect; raises SQLAlchemy's errors."""
+        await self._driver
+
+    async def run(self, work: Work[T]) -> T:
+        """`work` in one transaction, committed when this returns. Whoever is cancelled while it waits leaves it to end
+        by itself."""
+        return await self._there(lambda: self._visit(work))
+
+    async def close(self) -> None:
+        """Leave the thread; nothing can be run any more."""
+        await self._there(self._leave)
+        await self._driver.close()
+
+    async def _there(self, function: Callable[[], T]) -> T:
+        # Not public, and the only way to hand aiosqlite's thread more than one statement: `store` tests walk it.
+        return await self._driver._execute(function)  # type: ignore[no-any-return, no-untyped-call]  # it has no types
+
+    def _connect(self) -> sqlite3.Connection:
+        self._engine = create_engine("sqlite://", creator=self._raw, poolclass=StaticPool)
+        event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql(self._begin))
+        self._connection = self._engine.connect()
+        raw = self._connection.connection.dbapi_connection
+        assert isinstance(raw, sqlite3.Connection)  # noqa: S101 - `_raw` made it
+        return raw
+
+    def _raw(self) -> sqlite3.Connection:
+        raw = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=128)
+        for pragma in _PRAGMAS:
+            raw.execute(f"PRAGMA {pragma}")
+        return raw
+
+    def _visit(self, work: Work[T]) -> T:
+        with self._connection.begin():
+            return work(self._connection)
+
+    def _leave(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
