@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -113,11 +113,12 @@ class Target:
     remote: RemoteName
     company_id: str | None = None
     connection_id: str | None = None
+    #: `codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it. Kept, as every move asks for it.
+    lane: str = field(init=False, compare=False, repr=False)
 
-    @property
-    def lane(self) -> str:
-        """`codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it."""
-        return "/".join(part for part in (self.remote, self.company_id, self.connection_id) if part)
+    def __post_init__(self) -> None:
+        lane = "/".join(part for part in (self.remote, self.company_id, self.connection_id) if part)
+        object.__setattr__(self, "lane", lane)
 
 
 @dataclass(frozen=True, slots=True)

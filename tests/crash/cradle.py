@@ -26,8 +26,9 @@ from docferry import app, clock
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat import Codat
-from docferry.store import transfers
+from docferry.store import moves
 from docferry.store.documents import Documents
+from docferry.store.moves import Moves
 from docferry.store.transfers import Transfers
 
 #: Every arrow that a process can be killed at; `MOMENTS` of each.
@@ -112,9 +113,9 @@ def _turn(said: Path) -> None:
 
 
 def _doom(fate: Fate) -> None:
-    move, apply, claim, sweep = Transfers._move, transfers._apply, Transfers.claim, Transfers.sweep
+    move, apply, claim, sweep = Moves.make, moves.apply, Transfers.claim, Transfers.sweep
 
-    async def moved(self: Transfers, rows: list[dict[str, Any]]) -> None:
+    async def moved(self: Moves, rows: list[dict[str, Any]]) -> None:
         arrows = {f"{row['from'].value}>{row['state'].value}" for row in rows}
         fate.strike(*(f"{each}:before" for each in arrows))
         await move(self, rows)
@@ -139,8 +140,9 @@ def _doom(fate: Fate) -> None:
         fate.strike(*(["sweep:after"] if gone else []))
         return found
 
-    _swap(Transfers, _move=moved, claim=claimed, sweep=swept)
-    _swap(transfers, _apply=applied)
+    _swap(Moves, make=moved)
+    _swap(Transfers, claim=claimed, sweep=swept)
+    _swap(moves, apply=applied)
     _swap(Documents, apply=_around(Documents.apply, fate, "new>waiting"))
     _swap(Codat, send=_around(Codat.send, fate, "send"), find=_around(Codat.find, fate, "find"))
     _inside_send(fate)

@@ -19,6 +19,7 @@ OTHER = "11111111-2222-3333-4444-555555555555"
 ANSWERS_OF_EVERY_KIND = (
     ("GET", LIST, 200),
     ("GET", f"/companies/{COMPANY}/connections/{CONNECTION}", 200),
+    ("GET", "/companies", 404),
     ("GET", f"/companies/{COMPANY}/nothing", 404),
     ("DELETE", LIST, 405),
     ("GET", "/companies/no-uuid/files", 404),

@@ -139,6 +139,8 @@ class Codat:
             raise Refused(self.error(401, "Unauthorized"))
         if (wait := self.limits.day()) is not None:
             raise Refused(self._too_many("the daily quota is used up", wait))
+        if len(request.segments) < 2:
+            return  # asked of no company
         company = request.segments[1]
         if not self.limits.enter(company):
             raise Refused(self._too_many("too many requests at once for this company", 1.0))

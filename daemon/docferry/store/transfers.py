@@ -6,16 +6,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import anyio
 from sqlalchemy import Connection, text
 
 from docferry.clock import Clock
-from docferry.errors import LeaseLost
-from docferry.model import MOVES, Accounted, Outcome, State, Target, Transfer
+from docferry.model import MOVES, Accounted, Outcome, RemoteName, State, Target, Transfer
+from docferry.store import turns
+from docferry.store.connection import fetched
 from docferry.store.database import Database
+from docferry.store.moves import Moves
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
@@ -34,8 +34,8 @@ WITH RECURSIVE lane(mapping, lane, due) AS (
 )
 SELECT mapping, lane, due FROM lane
 """
-_WAITING_LANES = text(_LANES.format(state="waiting"))
-_DOUBTFUL_LANES = text(_LANES.format(state="doubtful"))
+_WAITING_LANES = _LANES.format(state="waiting")
+_DOUBTFUL_LANES = _LANES.format(state="doubtful")
 
 _CLAIM = """
 UPDATE transfer SET state = '{leased}', lease = lease + 1, owner = :owner, updated = :now
@@ -46,51 +46,8 @@ WHERE id IN (
   LIMIT :room)
 RETURNING {columns}
 """
-_CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=_COLUMNS))
-_CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS))
-
-# All gathered moves in one statement. A row whose lease or state is another is not returned: its lease is lost.
-_MOVE = """
-UPDATE transfer SET
-  state = m.value ->> 'state',
-  reason = m.value ->> 'reason',
-  detail = m.value ->> 'detail',
-  next_attempt = m.value ->> 'next_attempt',
-  tries = tries + (m.value ->> 'tried'),
-  generation = generation + (m.value ->> 'fresh_key'),
-  first_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'first_sent'
-    ELSE coalesce(first_sent, m.value ->> 'sending') END,
-  last_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'last_sent'
-    ELSE coalesce(m.value ->> 'last_sent', last_sent) END,
-  owner = CASE WHEN m.value ->> 'state' IN ('leased', 'sending', 'asking') THEN owner END,
-  updated = m.value ->> 'at'
-FROM json_each(:moves) m
-WHERE transfer.id = m.value ->> 'id' AND transfer.lease = m.value ->> 'lease' AND transfer.owner = m.value ->> 'owner'
-  AND transfer.state = m.value ->> 'from'
-RETURNING transfer.id, transfer.lease
-"""
-_ATTEMPT = """
-INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
-SELECT value ->> 'id', value ->> 'lease', value ->> 'at', value ->> 'ended', value ->> 'state', value ->> 'detail',
-  value ->> 'status', value ->> 'correlation_id', value ->> 'etag', value ->> 'proof'
-FROM json_each(:moves) WHERE true
-ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
-  detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
-  proof = excluded.proof
-"""
-
-_ABSENT = text(
-    "UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone)) "
-    "RETURNING mapping, folder, name"
-)
-
-
-#: A jump of the wall clock smaller than this is drift, seconds.
-JUMP = 30.0
-#: A jump is noticed within this: what was written so close to the new time was written by it, seconds.
-NOTICED = 10.0
-#: What was sent longer ago is counted for no doubt any more, seconds.
-_COUNTED = 7 * 86_400.0
+_CLAIM_WAITING = _CLAIM.format(leased="leased", due="waiting", columns=_COLUMNS)
+_CLAIM_DOUBTFUL = _CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS)
 
 #: After these the remote may have the document.
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
@@ -121,10 +78,9 @@ class Transfers:
         self, database: Database, clock: Clock, owner: str, orphaned: Callable[[str, bytes], None] = lambda *_: None
     ) -> None:
         self._database = database
-        self._orphaned = orphaned  # is told of every mapping and path whose transfer went: to be looked at again
         self._clock = clock
         self.owner = owner
-        self._batch: _Batch | None = None
+        self._moves = Moves(database, orphaned)  # told of every mapping and path whose transfer went
 
     async def lanes(self) -> list[Lane]:
         """The lanes in which something waits or is in doubt, due or not yet."""
@@ -140,17 +96,15 @@ class Transfers:
                 if len(claimed) >= room:
                     break
                 chosen = [(p.lane.mapping, p.lane.lane) for p in picks if (p.lane.doubtful, p.most) == (doubtful, most)]
-                rows = connection.execute(
-                    _CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING,
-                    {
-                        "owner": self.owner,
-                        "now": now,
-                        "picks": json.dumps(chosen),
-                        "most": most,
-                        "room": room - len(claimed),
-                    },
-                )
-                claimed += [_transfer(row) for row in rows.all()]
+                parameters = {
+                    "owner": self.owner,
+                    "now": now,
+                    "picks": json.dumps(chosen),
+                    "most": most,
+                    "room": room - len(claimed),
+                }
+                rows = fetched(connection, _CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
+                claimed += [_transfer(*row) for row in rows]
             return claimed
 
         return await self._database.write(work)
@@ -158,7 +112,7 @@ class Transfers:
     async def mark_sending(self, transfers: Sequence[Transfer]) -> None:
         """Commit the intent before the first byte; LeaseLost when one of them is no longer ours."""
         now = self._clock.now()
-        await self._move(
+        await self._moves.make(
             [self._row(t, State.SENDING, now) | {"sending": now, "last_sent": now, "ended": None} for t in transfers]
         )
 
@@ -185,7 +139,7 @@ class Transfers:
                 "etag": receipt.etag,
                 "proof": receipt.proof,
             }
-        await self._move([row])
+        await self._moves.make([row])
 
     async def sweep(self, dead: Collection[str]) -> int:
         """Take back the leases of dead owners. LEASED waits again; what may be on the wire is in doubt."""
@@ -290,39 +244,13 @@ class Transfers:
         """The wall clock is `drift` ahead of the steady one: when that changed, every time that still matters moves
         with it, so that what was due in a minute is due in a minute. Seconds of the jump; the first process to notice
         does it for all."""
-        subject, now = f"clock/{_boot()}", self._clock.now()
-
-        def work(connection: Connection) -> float:
-            known = connection.execute(_DRIFT, {"subject": subject}).scalar_one_or_none()
-            jump = 0.0 if known is None else drift - float(known)
-            if known is not None and abs(jump) < JUMP:
-                return 0.0
-            connection.execute(_NOTE_DRIFT, {"subject": subject, "drift": repr(drift), "now": now})
-            if jump:
-                recent = now - jump - _COUNTED
-                parameters = {"jump": jump, "recent": recent, "now": now, "noticed": NOTICED}
-                for statement in _TURN:
-                    connection.execute(statement, parameters)
-            return jump
-
-        return await self._database.write(work)
+        now = self._clock.now()
+        return await self._database.write(lambda connection: turns.turn(connection, drift, now))
 
     async def from_the_future(self) -> int:
-        """Rows written later than now (the clock was set back while docferry was off) are due at once."""
+        """Rows written later than now (the clock was set back while docferry was off) are due at once: how many."""
         now = self._clock.now()
-
-        def work(connection: Connection) -> int:
-            rows = connection.execute(
-                text(
-                    "UPDATE transfer SET next_attempt = :now, updated = :now "
-                    "WHERE state IN ('waiting', 'doubtful') AND updated > :now + 60 RETURNING id"
-                ),
-                {"now": now},
-            )
-            connection.execute(text("DELETE FROM gate WHERE since > :now + 60"), {"now": now})
-            return len(rows.all())
-
-        return await self._database.write(work)
+        return await self._database.write(lambda connection: turns.call_back(connection, now))
 
     def _row(self, transfer: Transfer, state: State, now: float, *, was: State | None = None) -> dict[str, Any]:
         before = was or transfer.state
@@ -340,52 +268,6 @@ class Transfers:
             "tried": 0,
             "fresh_key": 0,
         }
-
-    async def _move(self, rows: list[dict[str, Any]]) -> None:
-        """Join the moves that wait for the writer; whoever comes first takes them there."""
-        batch, leads = self._batch, False
-        if batch is None or batch.sealed:
-            batch = self._batch = _Batch()
-            leads = True
-        batch.rows += rows
-        if leads:
-            await batch.commit(self._database)
-            for mapping, path in batch.orphans:
-                self._orphaned(mapping, path)
-        else:
-            with anyio.CancelScope(shield=True):
-                await batch.done.wait()
-        if batch.error is not None:
-            raise batch.error
-        lost = [row["id"] for row in rows if (row["id"], row["lease"]) not in batch.moved]
-        if lost:
-            raise LeaseLost(f"transfer {lost[0]} is no longer ours")
-
-
-class _Batch:
-    """Moves that go into one commit, and what became of them."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.sealed = False
-        self.orphans: list[tuple[str, bytes]] = []
-        self.moved: frozenset[tuple[int, int]] = frozenset()
-        self.error: Exception | None = None
-        self.done = anyio.Event()
-
-    async def commit(self, database: Database) -> None:
-        try:
-            await database.write(self._work, self._seal)
-        except Exception as error:  # noqa: BLE001 - raised again by everyone whose move was in it
-            self.error = error
-        finally:
-            self.done.set()
-
-    def _seal(self) -> None:
-        self.sealed = True
-
-    def _work(self, connection: Connection) -> None:
-        self.moved, self.orphans = _apply(connection, self.rows)
 
 
 _UNSETTLED = text("""
@@ -437,78 +319,25 @@ _RETRY = text(
 )
 
 
-_DRIFT = text("SELECT mark FROM bookmark WHERE subject = :subject")
-_NOTE_DRIFT = text(
-    "INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :drift, :now) "
-    "ON CONFLICT (subject) DO UPDATE SET mark = excluded.mark, updated = excluded.updated"
-)
-_TURN = (
-    text(
-        "UPDATE transfer SET next_attempt = next_attempt + :jump, due_since = due_since + :jump, "
-        "updated = updated + :jump, first_sent = first_sent + :jump, last_sent = last_sent + :jump "
-        "WHERE state NOT IN ('sent', 'gone') AND abs(updated - :now) > :noticed"
-    ),
-    # Written since the jump, but begun before it.
-    text(
-        "UPDATE transfer SET first_sent = min(first_sent, :now), due_since = min(due_since, :now) "
-        "WHERE state NOT IN ('sent', 'gone') AND (first_sent > :now OR due_since > :now)"
-    ),
-    text(
-        "UPDATE transfer SET last_sent = last_sent + :jump "
-        "WHERE state = 'sent' AND last_sent > :recent AND abs(last_sent - :now) > :noticed"
-    ),
-    text("UPDATE gate SET until = until + :jump, since = since + :jump WHERE abs(since - :now) > :noticed"),
-)
-
-
 def _lanes(connection: Connection) -> list[Lane]:
-    doubtful = [Lane(row[0], row[1], row[2], True) for row in connection.execute(_DOUBTFUL_LANES).all()]
-    waiting = [Lane(row[0], row[1], row[2], False) for row in connection.execute(_WAITING_LANES).all()]
+    doubtful = [Lane(mapping, lane, due, True) for mapping, lane, due in fetched(connection, _DOUBTFUL_LANES)]
+    waiting = [Lane(mapping, lane, due, False) for mapping, lane, due in fetched(connection, _WAITING_LANES)]
     return doubtful + waiting
 
 
-def _apply(
-    connection: Connection, rows: list[dict[str, Any]]
-) -> tuple[frozenset[tuple[int, int]], list[tuple[str, bytes]]]:
-    """The moves that were made, and the paths that have no transfer any more."""
-    moves = json.dumps(rows)
-    moved = frozenset((row[0], row[1]) for row in connection.exec_driver_sql(_MOVE, {"moves": moves}))
-    done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
-    if done:
-        connection.exec_driver_sql(_ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
-    gone = [row["id"] for row in done if row["state"] == State.GONE]
-    if gone:
-        # A path whose transfer is gone is unknown again: the next look plans what lies there now.
-        found = connection.execute(_ABSENT, {"gone": json.dumps(gone)})
-        return moved, [(row[0], row[1] + b"/" + row[2] if row[1] else row[2]) for row in found.all()]
-    return moved, []
-
-
-def _transfer(row: Any) -> Transfer:
-    return Transfer(
-        id=row.id,
-        uid=row.uid,
-        mapping=row.mapping,
-        target=Target(row.remote, row.company_id, row.connection_id),
-        remote_name=row.remote_name,
-        sha256=row.sha256 or "",
-        size=row.size,
-        state=State(row.state),
-        lease=row.lease,
-        tries=row.tries,
-        generation=row.generation,
-        created=row.created,
-        due_since=row.due_since,
-        first_sent=row.first_sent,
-        last_sent=row.last_sent,
-        reason=row.reason,
-        detail=row.detail,
-    )
-
-
-def _boot() -> str:
-    """The steady clock starts anew with the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+def _transfer(
+    number: int,
+    uid: str,
+    mapping: str,
+    remote: RemoteName,
+    company_id: str | None,
+    connection_id: str | None,
+    remote_name: str,
+    sha256: str | None,
+    size: int,
+    state: str,
+    *rest: Any,
+) -> Transfer:
+    """A row of `_COLUMNS`."""
+    target = Target(remote, company_id, connection_id)
+    return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)

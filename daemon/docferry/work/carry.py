@@ -21,6 +21,7 @@ from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.gates import Gates
 from docferry.store.transfers import Transfers
+from docferry.work.choose import company_of
 
 log = logs.get("carry")
 
@@ -40,14 +41,14 @@ class Load:
 
     transfers: list[Transfer]
     places: Mapping[int, Sequence[Place]]
+    lane: str = field(init=False)
+    company: str = field(init=False)  # the part of the lane that has limits of its own
+    asks: bool = field(init=False)
 
-    @property
-    def lane(self) -> str:
-        return self.transfers[0].target.lane
-
-    @property
-    def asks(self) -> bool:
-        return self.transfers[0].state is State.ASKING
+    def __post_init__(self) -> None:
+        first = self.transfers[0]
+        self.lane, self.asks = first.target.lane, first.state is State.ASKING
+        self.company = company_of(self.lane)
 
 
 @dataclass(slots=True)
@@ -194,6 +195,9 @@ class Carrier:
             wait = self.remotes[sending[0].target.remote].find_after
             for transfer in sending:
                 await self._settle(transfer, Outcome(State.DOUBTFUL, BATCH, detail, delay=wait))
+            return
+        if len(sending) == 1:
+            await self._arrived(sending[0], receipt)
             return
         async with anyio.create_task_group() as group:
             for transfer in sending:

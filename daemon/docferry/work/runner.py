@@ -19,7 +19,8 @@ from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
-from docferry.store.transfers import JUMP, Lane, Transfers
+from docferry.store.transfers import Lane, Transfers
+from docferry.store.turns import JUMP
 from docferry.work.carry import Carrier, Load
 from docferry.work.choose import Scene, choose, closed_by, company_of, gates_of, needs_a_person, next_due
 
@@ -29,6 +30,8 @@ log = logs.get("runner")
 POLL = 1.0
 #: How often leases of dead owners are taken back, seconds.
 SWEEP = 5.0
+#: Loads that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
+AHEAD = 8
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
 
@@ -177,12 +180,12 @@ class Runner:
         await self.look()
         scene = Scene(
             now=self._clock.now(),
-            room=4 * self._workers - startable,
+            room=AHEAD * self._workers - startable,
             mappings=self.carrier.uploads.keys(),
             gates=self.carrier.closed,
             in_hand=self._in_hand(),
-            company_limit=2 * self._workers,
-            asking={company_of(load.lane) for load in self._in_hands() if load.asks}
+            company_limit=(2 if self._several else AHEAD) * self._workers,
+            asking={load.company for load in self._in_hands() if load.asks}
             | ({company_of(lane) for lane in await self._asking_elsewhere()}),
             batch=self._batch_of,
             wary={lane for lane, count in self.carrier.tally.strikes.items() if count >= WARY},
@@ -213,19 +216,21 @@ class Runner:
 
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
-        blocked: deque[Load] = deque()
-        while self._ready and len(self._running) < self._workers:
-            load = self._ready.popleft()
-            if self._may_start(load):
-                self._running.append(load)
-                group.start_soon(self._work, load, name=f"carry {load.lane}")
-            else:
-                blocked.append(load)
-        self._ready.extendleft(reversed(blocked))
+        while (load := self._take()) is not None:
+            group.start_soon(self._work, load, name=f"carry {load.lane}")
+
+    def _take(self) -> Load | None:
+        """The next load that may start; it is running from now on."""
+        if len(self._running) >= self._workers:
+            return None
+        load = next((each for each in self._ready if self._may_start(each)), None)
+        if load is not None:
+            self._ready.remove(load)
+            self._running.append(load)
+        return load
 
     def _may_start(self, load: Load) -> bool:
-        company = company_of(load.lane)
-        running = sum(company_of(other.lane) == company for other in self._running)
+        running = sum(other.company == load.company for other in self._running)
         if self.carrier.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
             return not any(other.lane == load.lane and not other.asks for other in self._running)
         # Where several companies are served, one that hangs never has the last worker.
@@ -234,12 +239,16 @@ class Runner:
         return running < min(self._company_limits.get(remote, self._workers), self._workers - spare)
 
     async def _work(self, load: Load) -> None:
-        try:
-            await self.carrier.carry(load)
-            await self._guard_quota(load.transfers[0].target.remote)
-        finally:
-            self._running.remove(load)
-            self._wake.set()
+        """Carry a load, and then whatever is ready: only to claim more, or against a gate, the runner is needed."""
+        carried: Load | None = load
+        while carried is not None:
+            try:
+                await self.carrier.carry(carried)
+                await self._guard_quota(carried.transfers[0].target.remote)
+            finally:
+                self._running.remove(carried)
+                self._wake.set()
+            carried = None if self._stopping or self.carrier.closed else self._take()
 
     async def _guard_quota(self, remote: str) -> None:
         """Close the remote for new documents when only the reserve of its daily quota is left."""
