@@ -173,6 +173,17 @@ async def test_a_download_that_is_cut_or_html_is_an_error(codat: Make, tmp_path:
             await shore.remote.fetch(COMPANY, None, tmp_path / "day.zip")
 
 
+@pytest.mark.parametrize("kind", ["endless_json", "gzip_bomb"])
+async def test_what_does_not_begin_like_a_zip_is_taken_no_further(codat: Make, tmp_path: Path, kind: str) -> None:
+    """Without end it would fill the disk, and its company's doubts would wait for it."""
+    shore = codat()
+    shore.strike(kind, match="codat.download")
+    with anyio.fail_after(5), pytest.raises(RemoteError) as failure:
+        await shore.remote.fetch(COMPANY, None, tmp_path / "day.zip")
+    assert failure.value.kind == "not_ours"
+    assert (tmp_path / "day.zip").stat().st_size == 0
+
+
 @pytest.mark.parametrize("kind", ["html_200", "gzip_bomb", "endless_json", "truncated_answer", "redirect", "html_502"])
 async def test_a_list_that_is_none_decides_nothing(codat: Make, kind: str) -> None:
     shore = codat()

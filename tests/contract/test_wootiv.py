@@ -121,6 +121,13 @@ async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
     assert (error.scope, error.should_retry) == (None, False)
 
 
+async def test_a_question_that_is_too_large_says_nothing_about_the_document(wootiv: Make) -> None:
+    shore = wootiv()
+    shore.strike("early_413", match="wootiv.sign")
+    error = await refused(shore)
+    assert (error.kind, error.status, error.scope, error.handed_over) == ("not_ours", 413, None, False)
+
+
 @pytest.mark.parametrize("kind", ["html_200", "lost_answer", "endless_json", "truncated_answer", "redirect"])
 async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: str) -> None:
     shore = wootiv()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,7 @@ from docferry.remotes.answers import Answer, parsed, plain, whole
 from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.doubts import Case, Members, Row, since
-from docferry.remotes.http import Http, written
+from docferry.remotes.http import Http, Sink, written
 from docferry.remotes.limits import AtOnce, PerMinute
 from docferry.remotes.members import count
 from docferry.remotes.multipart import Form
@@ -30,6 +31,8 @@ RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
 #: More documents than this do not fit in one request.
 BATCH: Final = 20
 _LARGEST_ARCHIVE: Final = 8 * 1024**3
+#: How every ZIP begins, an empty one too.
+_ZIP: Final = b"PK"
 #: A clock that is further off makes "since then" questions wrong.
 _CLOCK_TOLERANCE: Final = 60.0
 
@@ -131,11 +134,9 @@ class Codat:
         query = f"?date={quote(day)}" if day else ""
         path = f"{_company_path(company)}/files/download{query}"
         answer = await self._ask(
-            "GET", path, Target("codat", company), cap=_LARGEST_ARCHIVE, into=lambda *_: written(to)
+            "GET", path, Target("codat", company), cap=_LARGEST_ARCHIVE, into=lambda status, _: _zipped(to, status)
         )
         whole(answer, "Codat")
-        if answer.is_html:
-            raise strange(answer)
 
     async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
         """What Codat knows of a connection: `status` must be `Linked` for uploads."""
@@ -208,6 +209,22 @@ def _authorization(key: str | None) -> str:
             "there is no API key for Codat; set CODAT_API_KEY or api_key_file in [codat]", status=401, scope="codat"
         )
     return key if key.startswith("Basic ") else "Basic " + base64.b64encode(key.encode()).decode("ascii")
+
+
+@asynccontextmanager
+async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
+    """A sink for a ZIP. What does not begin like one is taken no further: it may have no end."""
+    start = b""
+    async with written(to) as sink:
+
+        async def checked(block: bytes) -> None:
+            nonlocal start
+            start += block[: len(_ZIP) - len(start)]
+            if not _ZIP.startswith(start):
+                raise strange(Answer(status, {}, start))
+            await sink(block)
+
+        yield checked
 
 
 def _company_path(company: str) -> str:

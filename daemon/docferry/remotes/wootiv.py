@@ -164,7 +164,8 @@ class Wootiv:
                 "redirect",
                 "Wootiv's address redirects, without the key: mend base_url in [wootiv]",
             )
-        elif answer.is_html and status in (401, 402, 403, 404):
+        elif (answer.is_html and status in (401, 402, 403, 404)) or status == 413:
+            # A question of a few words is too large for nobody: this is about no document.
             kind, scope, cure = "not_ours", None, "something that is not Wootiv answered: check base_url and proxies"
         elif status == 422 and wish is None:
             wish = False  # validation: the same question brings the same answer
