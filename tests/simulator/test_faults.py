@@ -291,6 +291,17 @@ def test_an_early_answer_over_tls_is_cut_off_too(start: Start) -> None:
     assert running.simulator.stored == []
 
 
+@pytest.mark.parametrize(("kind", "status"), [("early_413", b"413"), ("early_401", b"401")])
+def test_an_early_answer_is_heard_over_tls(start: Start, kind: str, status: bytes) -> None:
+    """It follows the session tickets, which nobody has acknowledged yet; the reset behind it must not overtake it."""
+    server, client = over_tls()
+    running = start(faults=[Fault(kind, "codat.upload")], ssl_context=server)
+    for _ in range(20):
+        with Raw(running.url, tls=client) as raw:
+            raw.sock.sendall(raw.head("POST", UPLOAD, form_headers(), 9_000_000))
+            assert next(raw.blocks()).startswith(b"HTTP/1.1 " + status)
+
+
 def test_a_gzip_bomb(start: Start) -> None:
     running = faulty(start, "gzip_bomb", "codat.list", size=50_000_000)
     reply = ask(running.url, "GET", LIST, CODAT)
@@ -315,6 +326,15 @@ def test_an_endless_json(start: Start) -> None:
     with Raw(running.url) as raw:
         raw.send("GET", LIST, CODAT)
         assert sum(map(len, raw.blocks())) > 1000
+
+
+def test_what_is_endless_ends_with_its_client_over_tls(start: Start) -> None:
+    server, client = over_tls()
+    running = start(faults=[Fault("endless_json", "codat.list", first=1)], ssl_context=server)
+    with Raw(running.url, tls=client) as raw:
+        raw.send("GET", LIST, CODAT)
+        assert next(raw.blocks())
+    assert upload(running.url, tls=client).status == 200  # nobody is served while a stream is written to nobody
 
 
 def test_a_redirect(start: Start) -> None:

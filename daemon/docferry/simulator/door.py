@@ -79,4 +79,7 @@ class Door:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
                 client.close()
             else:
+                # An answer that follows others (TLS has its tickets) must not wait for their receipt: a reset behind
+                # it would take it along.
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._welcome(client)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from docferry.simulator.wire import Gone, Reset, Wire
 
@@ -218,6 +219,7 @@ async def _streamed(wire: Wire, stream: AsyncGenerator[bytes, None], cut: int | 
     async with aclosing(stream):
         async for block in stream:
             await wire.write(block if cut is None else block[: cut - sent])
+            await checkpoint()  # else who writes on a broken line would never hear of it
             sent += len(block)
             if cut is not None and sent >= cut:
                 return

@@ -43,6 +43,7 @@ class Wire(asyncio.Protocol):
         self._writable.set()
         self._over = asyncio.Event()
         self._transport: asyncio.Transport | None = None
+        self._lost = False
         self._doomed = False  # to be reset as soon as there is something to reset
         self.peer = ""
         self.first_byte: float | None = None
@@ -71,11 +72,10 @@ class Wire(asyncio.Protocol):
         self._ended = True
         self._over.set()
         self._wake()
-        # Half-closed is fine in plain TCP, and unknown to TLS.
-        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+        return not self._is_secure
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._ended = True
+        self._ended = self._lost = True
         self._over.set()
         self._writable.set()
         self._wake()
@@ -153,7 +153,8 @@ class Wire(asyncio.Protocol):
     # writing and ending
 
     async def write(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
+        # asyncio's TLS does not say that it is closing before it is asked to.
+        if self._transport is None or self._transport.is_closing() or self._lost or (self._ended and self._is_secure):
             raise Gone
         self._transport.write(data)
         if not self._writable.is_set():
@@ -186,6 +187,11 @@ class Wire(asyncio.Protocol):
         self.abort()
 
     # helpers
+
+    @property
+    def _is_secure(self) -> bool:
+        """Half-closed is fine in plain TCP, and unknown to TLS."""
+        return self._transport is None or self._transport.get_extra_info("ssl_object") is not None
 
     def _socket(self) -> socket.socket | None:
         if self._transport is None or self._transport.is_closing():
