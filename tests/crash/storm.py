@@ -1,0 +1,341 @@
+"""The storm: half of all requests go wrong in every way the simulator knows, half of the documents travel over TLS.
+`python tests/crash/storm.py --documents 10000` prints what it came to; exit 1 when a document was lost, doubled or
+torn, or more than one in a thousand held."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+import sqlite3
+import ssl
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # started as a program, this folder alone is known
+
+from docferry.simulator import KINDS, Event, Fault, Running, Simulator, Switches
+from ground import Daemon, Ground, digest
+
+#: Of all requests so many are struck.
+SHARE = 0.5
+#: docferry is told that the list lags so long, seconds. What is stored late is stored and listed before 2.5 times that.
+LAG = 0.8
+#: A share of the documents that the remote may refuse for good: these are held, and nobody can do otherwise.
+REFUSED = 0.0005
+
+#: Where a document travels, and what is asked about it.
+DOCUMENTS = ("codat.upload", "s3.put", "s3.post")
+QUESTIONS = ("codat.list", "codat.download", "codat.connection", "wootiv.sign")
+
+
+def ways_of(lag: float) -> dict[str, list[dict[str, Any]]]:
+    """Each kind in its several ways. Sizes and times fit the shortened lag."""
+    late = lag / 2
+    return {
+        **{kind: [{}] for kind in KINDS},
+        "refuse": [{"seconds": 0.05}, {"seconds": 0.05, "mode": "reset"}, {"seconds": 0.05, "all": False}],
+        "reset_inside": [{}, {"after": 1}, {"after": 20_000}],
+        "lost_answer": [{}, {"how": "close"}, {"late": late}],
+        "stall": [{"stored": True}, {"stored": False}, {"stored": True, "seconds": 0.3, "late": late}],
+        "slow_read": [{"rate": 400_000}],
+        "slow_answer": [{"rate": 1}, {"rate": 3_000}],
+        "truncated_answer": [{}, {"at": 0}, {"at": 5}],
+        "html_200": [{"stored": True}, {"stored": False}],
+        "html_502": [{"stored": True}, {"stored": False}, {"stored": True, "late": late}],
+        "gzip_bomb": [{"size": 1 << 25, "stored": True}, {"size": 1 << 25, "stored": False}],
+        "endless_json": [{"stored": True}, {"stored": False}],
+        "redirect": [{}, {"status": 302}],
+        "status": [
+            *({"status": status, "stored": stored} for status in (500, 502, 503, 504) for stored in (True, False)),
+            *({"status": status} for status in (402, 403, 404, 408, 409, 422)),
+            {"status": 503, "headers": {"Retry-After": "0"}},
+        ],
+        "too_many": [{"retry_after": form, "seconds": 0} for form in ("seconds", "date", "past", "garbage")],
+        "late": [{"late": late}],
+    }
+
+
+def weather(documents: int, lag: float) -> list[Fault]:
+    """The rules that strike `SHARE` of all requests, each kind as often as any other."""
+    no = round(documents * REFUSED)
+    rules = [Fault("early_413", "codat.upload", rate=0.01, first=no)] if no else []
+    every = ways_of(lag)
+    for route in (*DOCUMENTS, *QUESTIONS):
+        left = 1.0
+        ways = {kind: [params for params in every[kind] if _leaves_hope(route, kind, params)] for kind in KINDS}
+        ways = {kind: found for kind, found in ways.items() if found}
+        for kind, found in ways.items():
+            for params in found:
+                part = SHARE / len(ways) / len(found)
+                rules.append(Fault(kind, route, rate=part / left, params=params))
+                left -= part
+    return rules
+
+
+def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
+    """A clear no to a document holds it, rightly; a receipt for what is thrown away deceives everybody."""
+    if route == "wootiv.sign" and params.get("status") == 422:
+        return False
+    return route not in DOCUMENTS or kind not in {"early_413", "swallow"}
+
+
+@dataclass
+class Weathered(Ground):
+    """A ground whose settings are completed in the environment."""
+
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **self.extra}
+
+
+@dataclass
+class Half:
+    """One daemon and its far shore: the half of the storm that speaks TLS, or the other."""
+
+    name: str
+    ground: Ground
+    struck: Counter[tuple[str, str]]
+    folders: dict[str, Path]
+    laid: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # place, name, digest
+    daemon: Daemon | None = None
+
+    def lay(self, dice: random.Random, numbers: Sequence[int]) -> None:
+        """Documents of many sizes in many connections; several share a name."""
+        companies = [str(uuid.UUID(int=dice.getrandbits(128), version=4)) for _ in range(2 + len(numbers) // 150)]
+        places = [f"{company}/{uuid.uuid5(uuid.UUID(company), str(k))}" for company in companies for k in range(2)]
+        for number in numbers:
+            content = b"%d:" % number + dice.randbytes(dice.choice((10, 500, 3_000, 3_000, 20_000, 90_000)))
+            mapping, place, name = dice.choice(list(self.folders)), "wootiv", f"{number}.pdf"
+            folder = self.folders[mapping]
+            if mapping != "scans":
+                place, name = dice.choice(places), f"statement {number % 37}.pdf"
+                folder = folder / place
+            path = folder / f"{number % 9}" / f"{number}" / name
+            path.parent.mkdir(parents=True)
+            path.write_bytes(content)
+            self.laid[place, name, digest(content)] += 1
+
+    def stored(self) -> Counter[tuple[str, str, str]]:
+        simulator = self.ground.simulator
+        found = Counter(
+            (f"{each.company}/{each.connection}", re.sub(r"~[0-9a-f]+\.", ".", each.name), each.sha256)
+            for each in simulator.stored
+            if each.remote == "codat"
+        )
+        found.update(("wootiv", key, each.sha256) for (_, key), each in simulator.objects.items())
+        return found
+
+    def ask(self, statement: str) -> list[Any]:
+        """What its database says."""
+        path = self.ground.state / "docferry.db"
+        if not path.exists():
+            return []
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
+            return database.execute(statement).fetchall()
+
+    def standing(self) -> Counter[str]:
+        try:
+            return Counter(dict(self.ask("SELECT state, count(*) FROM transfer GROUP BY 1")))
+        except sqlite3.OperationalError:  # it is being made
+            return Counter()
+
+    def is_over(self) -> bool:
+        standing = self.standing()
+        return standing["sent"] + standing["held"] == standing.total() == self.laid.total()
+
+    def peak(self) -> int:
+        """The most memory the daemon has had, MB."""
+        assert self.daemon is not None
+        status = Path(f"/proc/{self.daemon.running.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) // 1024 if found else 0
+
+
+@dataclass
+class Outcome:
+    """What a storm came to."""
+
+    documents: int
+    requests: Counter[str]
+    struck: Counter[tuple[str, str]]
+    held: Counter[str]
+    lost: Counter[tuple[str, str, str]]
+    doubled: Counter[tuple[str, str, str]]
+    torn: Counter[tuple[str, str, str]]
+    sound: bool
+    seconds: float
+    peaks: Mapping[str, int]
+
+    @property
+    def share(self) -> float:
+        return self.struck.total() / max(1, self.requests.total())
+
+    @property
+    def is_well(self) -> bool:
+        few = self.held.total() <= self.documents / 1000
+        return not (self.lost or self.doubled or self.torn) and self.sound and few
+
+    def table(self) -> str:
+        """The figures, aligned."""
+        refused = f"{self.held.total()} ({100 * self.held.total() / self.documents:.2f} %)"
+        rows: list[tuple[str, object]] = [
+            ("documents", self.documents),
+            ("lost", self.lost.total()),
+            ("doubled", self.doubled.total()),
+            ("torn or misrouted", self.torn.total()),
+            ("held", refused),
+            *((f"  {why}", count) for why, count in self.held.most_common()),
+            ("integrity_check", "ok" if self.sound else "FAILED"),
+            ("requests", self.requests.total()),
+            *((f"  {route}", count) for route, count in sorted(self.requests.items())),
+            ("struck", f"{self.struck.total()} ({100 * self.share:.1f} %)"),
+            *((f"  {kind}", count) for kind, count in sorted(self.kinds.items())),
+            ("seconds", round(self.seconds)),
+            *((f"peak memory, {name}", f"{peak} MB") for name, peak in self.peaks.items()),
+        ]
+        return "\n".join(f"  {name:<22}{value:>14}" for name, value in rows)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for (_, kind), count in self.struck.items():
+            found[kind] += count
+        return found
+
+
+def storm(
+    root: Path,
+    documents: int,
+    seed: int,
+    *,
+    lag: float = LAG,
+    patience: float = 3_600.0,
+    tell: Callable[[str], object] = lambda _: None,
+) -> Outcome:
+    """Two daemons through it, side by side, until every document is final."""
+    began = time.monotonic()
+    dice = random.Random(seed)  # noqa: S311 - the same storm for the same seed
+    with ExitStack() as stack:
+        halves = [
+            _half(stack, root / name, weather(documents // 2, lag), dice.randrange(1 << 30), lag)
+            for name in ("plain", "tls")
+        ]
+        for half, numbers in zip(halves, (range(documents // 2), range(documents // 2, documents)), strict=True):
+            half.lay(dice, numbers)
+        for half in halves:
+            half.daemon = stack.enter_context(half.ground.daemon(wait=False))
+        told = began
+        while not all(half.is_over() for half in halves):
+            now = time.monotonic()
+            assert now - began < patience, "\n".join(f"{half.name}: {half.standing()}" for half in halves)
+            for half in halves:
+                assert half.daemon is not None
+                assert half.daemon.running.poll() is None, half.daemon.text()[-3000:]
+            if now - told > 5:
+                told = now
+                tell(_progress(halves, now - began))
+            time.sleep(0.2)  # between two looks at a queue
+        peaks = {half.name: half.peak() for half in halves}
+        for half in halves:
+            assert half.daemon is not None
+            assert half.daemon.end() == 0, half.daemon.text()[-3000:]
+        time.sleep(lag)  # what is stored late must be there to be counted
+        return _outcome(halves, time.monotonic() - began, peaks)
+
+
+def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag: float) -> Half:
+    root.mkdir()
+    tls = root.name == "tls"
+    struck: Counter[tuple[str, str]] = Counter()
+
+    def seen(event: Event) -> None:
+        if event.kind == "fault":
+            struck[event.route, event.detail] += 1
+
+    switches = Switches(
+        requests_per_minute=0, list_lag=lag / 4, idempotency=tls, signed="post" if tls else "put", latency=0.002
+    )
+    simulator = Simulator(switches, faults, seed, on_event=seen)
+    context, ca_file = None, root / "ca.pem"
+    if tls:
+        authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.cert_pem.write_to_path(str(ca_file))
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+    ground = Weathered(root, stack.enter_context(Running(simulator, ssl_context=context)))
+    ground.settings |= {"settle": '"200ms"', "rescan": '"30s"', "log_level": '"info"', "workers": "16"}
+    ground.codat |= {"list_lag": f'"{lag}s"', "timeout": f'"{2.5 * lag}s"'}
+    # Short pauses, so that it is over in minutes.
+    ground.extra |= {"DOCFERRY_RETRY__INITIAL": "20ms", "DOCFERRY_RETRY__MAX": "200ms"}
+    ground.extra["DOCFERRY_WOOTIV__TIMEOUT"] = f"{2.5 * lag}s"
+    if tls:
+        ground.extra |= {f"DOCFERRY_{remote}__CA_FILE": str(ca_file) for remote in ("CODAT", "WOOTIV")}
+    placed = "{company_id}/{connection_id}"
+    ground.upload("bank", folder=f"bank/{placed}")
+    ground.upload("vault", folder=f"vault/{placed}", file_name='"{stem}~{token}{suffix}"')
+    folders = {"bank": root / "bank", "vault": root / "vault"}
+    folders["scans"] = ground.upload("scans", "wootiv", object_name='"{name}"')
+    return Half(root.name, ground, struck, folders)
+
+
+def _progress(halves: Sequence[Half], seconds: float) -> str:
+    requests = sum(half.ground.simulator.requests.total() for half in halves)
+    struck = sum(half.struck.total() for half in halves)
+    standing: Counter[str] = sum((half.standing() for half in halves), Counter())
+    told = ", ".join(f"{count} {state}" for state, count in sorted(standing.items()))
+    return f"{seconds:7.0f} s  {requests} requests, {struck} struck: {told}"
+
+
+def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -> Outcome:
+    held: Counter[str] = Counter()
+    lost: Counter[tuple[str, str, str]] = Counter()
+    doubled, torn = lost.copy(), lost.copy()
+    sound = True
+    for half in halves:
+        stored = half.stored()
+        refused = {row[0]: row[1] for row in half.ask("SELECT sha256, reason FROM transfer WHERE state = 'held'")}
+        held.update(refused.values())
+        missing, more = half.laid - stored, stored - half.laid
+        lost += Counter({key: count for key, count in missing.items() if key[2] not in refused})
+        doubled += Counter({key: count for key, count in more.items() if key in half.laid})
+        torn += Counter({key: count for key, count in more.items() if key not in half.laid})
+        sound = sound and half.ask("PRAGMA integrity_check") == [("ok",)]
+    requests: Counter[str] = sum((half.ground.simulator.requests for half in halves), Counter())
+    struck: Counter[tuple[str, str]] = sum((half.struck for half in halves), Counter())
+    documents = sum(half.laid.total() for half in halves)
+    return Outcome(documents, requests, struck, held, lost, doubled, torn, sound, seconds, peaks)
+
+
+def main() -> int:
+    """One storm, told as it goes."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--documents", type=int, default=10_000)
+    asked.add_argument("--seed", type=int, default=1)
+    asked.add_argument("--keep", type=Path, help="a folder for what is left: logs, databases, documents")
+    wanted = asked.parse_args()
+    print(f"seed {wanted.seed}", flush=True)
+    with ExitStack() as stack:
+        root = wanted.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="docferry-storm-")))
+        root.mkdir(exist_ok=True)
+        outcome = storm(root, wanted.documents, wanted.seed, tell=lambda line: print(line, flush=True))
+        print(outcome.table())
+        for what in ("lost", "doubled", "torn"):
+            for key in getattr(outcome, what):
+                print(f"{what}: {' '.join(key)}")
+    return 0 if outcome.is_well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
