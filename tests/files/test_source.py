@@ -17,7 +17,7 @@ import pytest
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.lease import at_rest
-from docferry.files.source import BLOCK, FileSource, digest, digests, open_plain, open_source
+from docferry.files.source import BLOCK, FileSource, Opener, digest, digests, open_plain
 from docferry.model import Stamp
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
@@ -32,7 +32,7 @@ def fill(path: Path, size: int) -> bytes:
 
 def planned(root: Path, name: str = "a.pdf", *, md5: bool = False) -> FileSource:
     known = digest(root, name.encode())
-    return open_source(root, name.encode(), known.stamp, known.sha256, md5)
+    return Opener(root).source(name.encode(), known.stamp, known.sha256, md5)
 
 
 async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:
@@ -271,7 +271,7 @@ class TestSource:
     async def test_a_wrong_digest_never_makes_a_whole_body(self, root: Path, size: int) -> None:
         fill(root / "a.pdf", size)
         given: list[bytes] = []
-        source = open_source(root, b"a.pdf", digest(root, b"a.pdf").stamp, "0" * 64)
+        source = Opener(root).source(b"a.pdf", digest(root, b"a.pdf").stamp, "0" * 64)
         with pytest.raises(SourceChanged):
             await drain(source, lambda block: given.append(block))
         assert len(b"".join(given)) < size
@@ -345,11 +345,11 @@ class TestSource:
         code = (
             "import anyio, resource, sys\n"
             "from pathlib import Path\n"
-            "from docferry.files.source import open_source\n"
+            "from docferry.files.source import Opener\n"
             "from docferry.model import Stamp\n"
             "async def main():\n"
             "    stamp = Stamp(*map(int, sys.argv[3:6]))\n"
-            "    async with open_source(Path(sys.argv[1]), b'a.pdf', stamp, sys.argv[2]) as source:\n"
+            "    async with Opener(Path(sys.argv[1])).source(b'a.pdf', stamp, sys.argv[2]) as source:\n"
             "        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "        total = sum([len(block) async for block in source.blocks()])\n"
             "    print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

@@ -23,7 +23,7 @@ from docferry.files.beneath import AWAY, components, opened_folder, parted, why
 from docferry.files.lease import at_rest, guard_signals
 from docferry.model import Source, Stamp, escaped
 
-__all__ = ["Digest", "FileSource", "at_rest", "digest", "digests", "guard_signals", "open_plain", "open_source"]
+__all__ = ["Digest", "FileSource", "Opener", "at_rest", "digest", "digests", "guard_signals", "open_plain"]
 
 BLOCK = 1 << 20  # threads pay from here on; smaller files are one block
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -71,23 +71,57 @@ def digests(root: Path, paths: Iterable[bytes], *, md5: bool = False) -> list[Di
     return [_digest_or_error(root, path, md5) for path in paths]
 
 
-def open_source(root: Path, path: bytes, stamp: Stamp, sha256: str, md5: bool = False) -> FileSource:
-    """The file as a source for one attempt: `async with open_source(…) as source`. Entering raises SourceError
-    unless the file looks as it was planned; a small one is then already proved, byte for byte."""
-    return FileSource(root, path, stamp, sha256, md5)
+class Opener:
+    """Opens the sources of one folder: those that come while the thread is busy go there together. A folder that hangs
+    makes nobody wait but its own."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._waiting: list[FileSource] = []
+        self._one_visit = anyio.Lock(fast_acquire=True)
+
+    def source(self, path: bytes, stamp: Stamp, sha256: str, md5: bool = False) -> FileSource:
+        """The file as a source for one attempt: `async with opener.source(…) as source`. Entering raises SourceError
+        unless the file looks as it was planned; a small one is then already proved, byte for byte."""
+        return FileSource(self, path, stamp, sha256, md5)
+
+    async def open(self, source: FileSource) -> None:
+        """Open it, with all that wait. Cancelled, it is not opened, or open until `close`."""
+        self._waiting.append(source)
+        try:
+            async with self._one_visit:
+                if source in self._waiting:
+                    together, self._waiting = self._waiting, []
+                    await to_thread.run_sync(self._open, together)
+        except BaseException:
+            if source in self._waiting:
+                self._waiting.remove(source)
+            else:  # somebody else's visit may be opening it just now
+                with anyio.CancelScope(shield=True):
+                    async with self._one_visit:
+                        source.close()
+            raise
+
+    def _open(self, together: Iterable[FileSource]) -> None:
+        for source in together:
+            try:
+                source.open(self._root)
+            except Exception as error:  # noqa: BLE001 - it belongs to this one alone, and is raised where it is waited for
+                source.trouble = error
 
 
 class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
     """Small files are read and proved in one call of a thread, large ones in blocks: while one is being sent, it
     is hashed and the next one is read, so that two are in memory. `blocks` may be asked for again."""
 
-    def __init__(self, root: Path, path: bytes, stamp: Stamp, sha256: str, md5: bool) -> None:
-        self._root, self._path = root, path
+    def __init__(self, opener: Opener, path: bytes, stamp: Stamp, sha256: str, md5: bool) -> None:
+        self._opener, self._path = opener, path
         self._stamp, self._sha256, self._wants_md5 = stamp, sha256, md5
         self._descriptor = -1
         self._whole: bytes | None = None
         self._md5: str | None = None
         self._readers: TaskGroup | None = None
+        self.trouble: Exception | None = None  # why it could not be opened
 
     @property
     def size(self) -> int:
@@ -98,7 +132,9 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         return self._md5
 
     async def __aenter__(self) -> Self:
-        await to_thread.run_sync(self._open)
+        await self._opener.open(self)
+        if self.trouble is not None:
+            raise self.trouble
         if self._whole is None:
             self._readers = await anyio.create_task_group().__aenter__()
         return self
@@ -116,7 +152,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             await readers.__aexit__(None, None, None)  # told of it, a task group would wrap it in an ExceptionGroup
             return None
         finally:
-            os.close(self._descriptor)
+            self.close()
 
     async def blocks(self) -> AsyncIterator[bytes]:
         if self._whole is not None:
@@ -133,8 +169,9 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                     raise block
                 yield block
 
-    def _open(self) -> None:
-        descriptor = open_plain(self._root, self._path)
+    def open(self, root: Path) -> None:
+        """In a thread: as far as the first byte, or to the last of a small file."""
+        descriptor = open_plain(root, self._path)
         kept = False
         try:
             self._same_stamp(descriptor)
@@ -155,6 +192,11 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         if self._wants_md5:
             self._md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
         return content
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
         """Errors go through the stream: raised here they would cancel whoever holds the source open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from docferry.remotes.answers import Answer
 from docferry.remotes.http import Http, Sink, written
 
 _LARGEST: Final = 5 * 1024**4  # S3's largest object
+_RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) ->
     if answer.flaw is not None:
         raise _again("the download broke off", answer)
     tag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
-    if not await run_sync(_is_right, to, answer, tag):
+    asked = (start, partial.strip('"')) if partial else (0, tag)
+    if not await run_sync(_is_right, to, answer, tag, asked):
         await run_sync(_forget, to)
         raise _again("what came is not what S3 has, by length or ETag", answer)
     await run_sync(_note_of(to).unlink, True)
@@ -55,11 +58,17 @@ async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) ->
 
 @asynccontextmanager
 async def _landing(to: Path, status: int, headers: Mapping[str, str]) -> AsyncIterator[Sink]:
-    """206 goes on where the file ends. What can be resumed is noted before the first byte."""
-    if status != 206:
+    """A part goes on where the file ends. What can be resumed is noted before the first byte."""
+    part = _is_part(status, headers)
+    if not part:
         await run_sync(_note, to, headers.get("etag", ""))
-    async with written(to, "ab" if status == 206 else "wb") as sink:
+    async with written(to, "ab" if part else "wb") as sink:
         yield sink
+
+
+def _is_part(status: int, headers: Mapping[str, str]) -> bool:
+    """Not every server says 206: rclone's sends a part with 200."""
+    return status == 206 or "content-range" in headers
 
 
 def _begun(to: Path) -> tuple[int, str | None]:
@@ -90,10 +99,14 @@ def _forget(to: Path) -> None:
     _note_of(to).unlink(missing_ok=True)
 
 
-def _is_right(to: Path, answer: Answer, etag: str) -> bool:
-    total = answer.headers.get("content-range", "").rpartition("/")[2]
-    if answer.status == 206 and total.isdigit() and to.stat().st_size != int(total):
-        return False
+def _is_right(to: Path, answer: Answer, etag: str, asked: tuple[int, str]) -> bool:
+    """Is the file what S3 has? A part must be the one `asked` for, by start and ETag: not every server heeds If-Match."""
+    if _is_part(answer.status, answer.headers):
+        found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
+        if found is None or (int(found["start"]), etag or asked[1]) != asked:
+            return False
+        if found["total"] != "*" and to.stat().st_size != int(found["total"]):
+            return False
     if not s3.is_md5(answer, etag):
         return True
     with to.open("rb") as file:

@@ -87,27 +87,43 @@ class Http:
         A 2xx body goes `into` a sink, where one is given, and others into memory; both up to `cap` bytes."""
         watched = _Watched(body) if body is not None else None
         request = _request(method, url, {**(headers or {}), **self._first_asking(body)}, content, watched)
-        request.extensions["timeout"] = self._limits
         size = body.length if body is not None else 0
+        # For what is small the deadline of the whole is the one for its answer too.
+        request.extensions["timeout"] = self._limits if size > _LARGE else {**self._limits, "read": None}
         reading: _Reading | None = None
         self.requests += 1
+        pool = self._pool = self._pool or _Pool(self._transport())
+        pool.busy += 1
         try:
             with anyio.fail_after(self._timeout + size / SLOWEST) as scope:
-                async with self._response(request) as response:
+                response = await pool.transport.handle_async_request(request)
+                try:
                     self._note(response.headers)
                     reading = _Reading(response, cap, into)
                     await reading.run(scope)
+                except BaseException:
+                    with anyio.CancelScope(shield=True):
+                        await response.aclose()
+                    raise
+                await response.aclose()
         except TimeoutError:
             if reading is None:
                 raise self._failure(request, "timeout", "the deadline passed", watched) from None
             reading.flaw = "cut"
         except httpx.TimeoutException as error:
+            if isinstance(error, httpx.PoolTimeout) and self._pool is pool:
+                self._pool = None  # cancelled requests leak slots of httpcore's pool: this one has none left
             kind = "unreachable" if isinstance(error, _UNSENT) else "timeout"
             raise self._failure(request, kind, _why(error), watched) from None
         except _UNSENT as error:
             raise self._failure(request, "unreachable", _why(error), None) from None
         except httpx.HTTPError as error:
             raise self._failure(request, "cut", _why(error), watched) from None
+        finally:
+            pool.busy -= 1
+            if pool is not self._pool and not pool.busy:
+                with anyio.CancelScope(shield=True):
+                    await pool.transport.aclose()
         answer = reading.answer(handed_over=watched is not None and watched.handed_over)
         self._learn(answer, body)
         return answer
@@ -129,28 +145,6 @@ class Http:
             self._asks_first = None
         elif self._asks_first and body is not None and body.length > _LARGE and answer.ok:
             self._asks_first = False
-
-    @asynccontextmanager
-    async def _response(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
-        pool = self._pool = self._pool or _Pool(self._transport())
-        pool.busy += 1
-        try:
-            response = await pool.transport.handle_async_request(request)
-            try:
-                yield response
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await response.aclose()
-        except httpx.PoolTimeout:
-            # Cancelled requests leak slots of httpcore's pool: this one has none left.
-            if self._pool is pool:
-                self._pool = None
-            raise
-        finally:
-            pool.busy -= 1
-            if pool is not self._pool and not pool.busy:
-                with anyio.CancelScope(shield=True):
-                    await pool.transport.aclose()
 
     def _transport(self) -> httpx.AsyncBaseTransport:
         if self._proxy is None:

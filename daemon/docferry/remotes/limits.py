@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -47,22 +45,34 @@ class AtOnce:
         self._limit = limit
         self._busy: dict[str, _Door] = {}
 
-    @asynccontextmanager
-    async def inside(self, company: str) -> AsyncIterator[None]:
+    def inside(self, company: str) -> _Door:
+        """`async with`: a place for this company."""
         door = self._busy.get(company)
         if door is None:
-            door = self._busy[company] = _Door(anyio.Semaphore(self._limit, fast_acquire=True))
-        door.people += 1
-        try:
-            async with door.places:
-                yield
-        finally:
-            door.people -= 1
-            if not door.people:
-                del self._busy[company]
+            door = self._busy[company] = _Door(self._busy, company, self._limit)
+        return door
 
 
-@dataclass(slots=True)
 class _Door:
-    places: anyio.Semaphore
-    people: int = field(default=0)  # inside or waiting
+    def __init__(self, busy: dict[str, _Door], company: str, limit: int) -> None:
+        self._busy = busy
+        self._company = company
+        self._places = anyio.Semaphore(limit, fast_acquire=True)
+        self._people = 0  # inside or waiting
+
+    async def __aenter__(self) -> None:
+        self._people += 1
+        try:
+            await self._places.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._people -= 1
+        if not self._people:
+            del self._busy[self._company]

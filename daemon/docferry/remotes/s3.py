@@ -10,6 +10,10 @@ from docferry.model import Receipt
 from docferry.remotes.answers import Answer, plain, retry_after, should_retry
 
 _SIGNATURE_CODES: Final = frozenset({"SignatureDoesNotMatch", "ExpiredToken", "RequestTimeTooSkewed"})
+#: AccessDenied is said of much; of a URL's time each server says it in its own words, and with 400 or 403.
+_OF_TIME: Final = re.compile(r"expired|request time|not yet valid", re.IGNORECASE)
+#: These came with other bytes than were sent, or fewer: 400, and yet nothing is wrong with the document.
+_BODY_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody", "RequestTimeout"})
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -44,8 +48,10 @@ def refusal(answer: Answer, now: float) -> RemoteError:
     cure = "S3 refused the document" if answer.status < 500 or answer.status == 501 else "S3 has a problem of its own"
     if 300 <= answer.status < 400:
         kind, cure = "redirect", "S3 redirects to another address: Wootiv's URLs are signed for the wrong one"
-    elif code in _SIGNATURE_CODES or (code == "AccessDenied" and "expired" in message.lower()):
+    elif code in _SIGNATURE_CODES or (code == "AccessDenied" and _OF_TIME.search(message)):
         kind, cure = "signature", "the signed URL was refused: a new one is asked for (is the clock right?)"
+    elif code in _BODY_CODES:
+        kind, cure = "redo", "S3 did not get the bytes that were sent: they are sent again"
     elif answer.is_html and answer.status in (401, 403, 404):
         kind, cure = "not_ours", "something that is not S3 answered: check proxies in between"
     return RemoteError(

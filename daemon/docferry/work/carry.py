@@ -14,7 +14,7 @@ import anyio
 from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.source import FileSource, open_source
+from docferry.files.source import FileSource, Opener
 from docferry.model import Accounted, Finding, Found, Gate, Outcome, Parcel, Reason, Receipt, Source, State, Transfer
 from docferry.remotes.base import NOTHING, Remote
 from docferry.settings import Upload
@@ -57,7 +57,8 @@ class Tally:
 
     uploaded: int = 0
     bytes_up: int = 0
-    strikes: dict[str, int] = field(default_factory=dict)  # failures in a row, by lane and by remote
+    strikes: dict[str, int] = field(default_factory=dict)  # failures in a row, by lane
+    unreached: dict[str, int] = field(default_factory=dict)  # how often in a row nobody was there, by remote
 
 
 class Carrier:
@@ -81,6 +82,7 @@ class Carrier:
     ) -> None:
         self.uploads = uploads
         self.remotes = remotes
+        self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
         self._transfers = transfers
         self._gates = gates
         self._clock = clock
@@ -176,7 +178,7 @@ class Carrier:
 
     def _source(self, upload: Upload, place: Place, transfer: Transfer) -> FileSource:
         md5 = self.remotes[transfer.target.remote].needs_md5
-        return open_source(upload.root, place.path, place.stamp, transfer.sha256, md5=md5)
+        return self._openers[upload.root].source(place.path, place.stamp, transfer.sha256, md5=md5)
 
     def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, was: State) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
@@ -419,14 +421,14 @@ class Carrier:
 
     def _strike(self, lane: str, remote: str, failure: RemoteError) -> int:
         """Count a failure; returns how often in a row the remote could not be reached at all."""
-        strikes = self.tally.strikes
+        strikes, unreached = self.tally.strikes, self.tally.unreached
         strikes[lane] = strikes.get(lane, 0) + 1
-        strikes[remote] = strikes.get(remote, 0) + 1 if failure.kind == "unreachable" else 0
-        return strikes[remote]
+        unreached[remote] = unreached.get(remote, 0) + 1 if failure.kind == "unreachable" else 0
+        return unreached[remote]
 
     async def _worked(self, lane: str) -> None:
         self.tally.strikes.pop(lane, None)
-        self.tally.strikes.pop(lane.split("/", 1)[0], None)
+        self.tally.unreached.pop(lane.split("/", 1)[0], None)
         if self.closed:
             await self._gates.open(lane, self._clock.now())
 
