@@ -17,7 +17,8 @@ from docferry.files.scan import walk
 from docferry.model import State
 from docferry.store import tenure
 from docferry.store.database import open_database
-from docferry.store.documents import Documents, Planned
+from docferry.store.documents import Documents
+from docferry.store.plans import Planned
 
 _TOGETHER = 20_000
 

@@ -19,7 +19,8 @@ from benchmarks.ferry import COMPANY, CONNECTION
 from docferry.clock import SystemClock
 from docferry.model import Outcome, Receipt, Sighting, Stamp, State, Target, Transfer
 from docferry.store.database import open_database
-from docferry.store.documents import Documents, Planned
+from docferry.store.documents import Documents
+from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
 
 TASKS = 16

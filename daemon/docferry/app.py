@@ -374,7 +374,7 @@ class _Pass:
         return SyncReport(
             uploaded=house.carrier.tally.uploaded,
             downloaded=house.puller.brought.files,
-            unchanged=max(0, known) + house.intake.unchanged,
+            unchanged=max(0, known) + house.intake.planner.unchanged,
             held=held,
             due=due + unsettled,
             bytes_up=house.carrier.tally.bytes_up,

@@ -16,8 +16,9 @@ from docferry.house import RULES, chosen, database_path
 from docferry.model import Sighting
 from docferry.settings import Settings, Upload
 from docferry.store.database import open_database
-from docferry.store.documents import Documents, Planned
-from docferry.work.intake import judge, plan
+from docferry.store.documents import Documents
+from docferry.store.plans import Planned
+from docferry.work.planner import judge, plan
 
 
 @dataclass(frozen=True, slots=True)

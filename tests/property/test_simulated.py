@@ -23,8 +23,9 @@ from docferry.policy import Backoff
 from docferry.remotes import doubts
 from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
 from docferry.store.database import open_database
-from docferry.store.documents import Documents, Planned
+from docferry.store.documents import Documents
 from docferry.store.gates import Gates
+from docferry.store.plans import Planned
 from docferry.store.transfers import Lane, Pick, Transfers
 from docferry.work.carry import Carrier, Load
 

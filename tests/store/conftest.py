@@ -14,7 +14,8 @@ from sqlalchemy import Connection, text
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, Sighting, Stamp, State, Target, Transfer
 from docferry.store.database import Database, open_database
-from docferry.store.documents import Documents, Planned
+from docferry.store.documents import Documents
+from docferry.store.plans import Planned
 from docferry.store.transfers import Lane, Pick, Transfers
 
 ACME = Target("codat", "acme", "bank")

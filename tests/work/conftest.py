@@ -87,7 +87,7 @@ class Harbour:
     async def states(self, house: House) -> dict[str, int]:
         """Present documents by state, and what is open."""
         present = await house.documents.present(house.uploads)
-        return {**await house.reports.open_counts(house.uploads), **present}
+        return Counter({**await house.reports.open_counts(house.uploads), **present})
 
     async def ferry(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
         """Open the house, carry everything, close it."""

@@ -1,12 +1,10 @@
-"""From a sighting to the queue: compare with what is known, wait for quiet, hash, plan, apply."""
+"""From the disk to the planner: compare with what is known, and wait for quiet."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
@@ -14,26 +12,21 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.clock import Clock
-from docferry.errors import FolderError, SourceError, SourceUnreadable, SourceVanished
+from docferry.errors import FolderError, SourceUnreadable
 from docferry.files import scan
 from docferry.files.quiet import Quiet
 from docferry.files.scan import Listing
-from docferry.files.source import Digest, digests
-from docferry.model import Reason, Sighting, State, Target, escaped
+from docferry.model import Sighting
 from docferry.remotes.base import Rules
 from docferry.settings import Upload
 from docferry.store.bookmarks import Bookmarks
-from docferry.store.documents import Documents, Planned
+from docferry.store.documents import Documents
+from docferry.work.planner import Planner
 
 log = logs.get("intake")
 
-#: Files hashed in one visit to a thread: few enough that a stop is not kept waiting, by number and by bytes.
-HASHED_AT_ONCE = 64
-BYTES_AT_ONCE = 16 * 1024 * 1024
-#: A file that the disk does not give out is held after so many tries.
-READ_TRIES = 4
-#: Documents planned in one commit.
-PLANNED_AT_ONCE = 512
+#: Files of a scan that are compared together: enough that their way to the database's thread counts for nothing.
+COMPARED_AT_ONCE = 4000
 
 
 @dataclass(slots=True)
@@ -63,16 +56,19 @@ class Intake:
     ) -> None:
         self._documents = documents
         self._bookmarks = bookmarks
-        self._rules = rules
         self._clock = clock
-        self._queued = queued
         self._watching = watching
-        self._adopt = adopt  # the database was lost: what is new to us may be at the remote already
-        self.unchanged = 0  # files that turned out to be what was known: touched, or copies
-        self._hashing = anyio.CapacityLimiter(2)
         self.quiet = Quiet(clock)
+        self.planner = Planner(
+            documents=documents,
+            bookmarks=bookmarks,
+            rules=rules,
+            clock=clock,
+            queued=queued,
+            wait=self._wait,
+            adopt=adopt,
+        )
         self.folders: dict[str, FolderState] = {}
-        self._stumbled: dict[tuple[str, bytes], int] = {}  # how often a file could not be read
 
     def state(self, mapping: str) -> FolderState:
         return self.folders.setdefault(mapping, FolderState())
@@ -106,34 +102,26 @@ class Intake:
             state.last_scan = self._clock.now()
 
     async def _scan(self, upload: Upload, start: bytes, state: FolderState) -> None:
-        steps = scan.walk(upload.root, enters=upload.enters, start=start)
+        steps = scan.walk(upload.root, enters=upload.enters, start=start, chunk=COMPARED_AT_ONCE)
         visited: set[bytes] = set()
         broken: list[bytes] = []
-        known_files = 0
-        first = True
+        known = 0
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
-            if first and not start:
+            if not (start or visited or broken):
                 await self._assert_not_emptied(upload, chunk[0])
-            first = False
-            known = await self._documents.known(upload.name, [listing.folder for listing in chunk])
-            fresh: list[Sighting] = []
-            gone: list[bytes] = []
             for listing in chunk:
                 self._report(upload, listing, state)
-                if listing.problem is not None:
-                    broken.append(listing.folder)
-                    continue
-                visited.add(listing.folder)
-                before = known.get(listing.folder, set())
-                now = set(listing.files)
-                known_files += len(before & now) if before else 0
-                names = {look[0] for look in now}
-                gone += [_join(listing.folder, look[0]) for look in before if look[0] not in names]
-                fresh += [listing.sighting(look) for look in now - before]
-            await self._documents.vanished(upload.name, gone)
-            await self.sighted(upload, fresh)
+            whole = [(listing.folder, listing.files) for listing in chunk if listing.problem is None]
+            broken += [listing.folder for listing in chunk if listing.problem is not None]
+            visited.update(folder for folder, _ in whole)
+            found = await self._documents.differences(upload.name, whole)
+            known += found.known
+            if found.gone:
+                gone = await anyio.to_thread.run_sync(_still_absent, upload.root, found.gone)
+                await self._documents.vanished(upload.name, gone)
+            await self.sighted(upload, found.fresh)
         if not start:
-            state.known = known_files
+            state.known = known
             await self._forget_folders(upload, visited, broken)
 
     async def _assert_not_emptied(self, upload: Upload, root: Listing) -> None:
@@ -155,6 +143,8 @@ class Intake:
         for folder in await self._documents.folders(upload.name) - visited:
             if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in broken):
                 continue
+            if await anyio.to_thread.run_sync(_is_walked, upload, folder):
+                continue  # it came after the walk had been there
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             await self._documents.vanished(upload.name, [_join(folder, look[0]) for look in known])
 
@@ -181,13 +171,14 @@ class Intake:
         ready = [s for s in wanted if self.quiet.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
         if len(ready) < len(wanted):
             self._watching()
-        for start in range(0, len(ready), PLANNED_AT_ONCE):
-            await self._admit(upload, ready[start : start + PLANNED_AT_ONCE])
+        await self.planner.admit(upload, ready)
 
     async def ripen(self, uploads: Mapping[str, Upload]) -> None:
         """Look again at files whose time has come."""
-        by_mapping: dict[str, list[Sighting]] = {}
         ripe = self.quiet.ripe()
+        if not ripe:
+            return
+        by_mapping: dict[str, list[Sighting]] = {}
         looked = await anyio.to_thread.run_sync(
             lambda: [_seen(uploads[w.mapping].root, w.path) if w.mapping in uploads else None for w in ripe]
         )
@@ -196,132 +187,12 @@ class Intake:
                 by_mapping.setdefault(watched.mapping, []).append(sighting)
         for mapping, sightings in by_mapping.items():
             with contextlib.suppress(FolderError):  # the next scan says what is wrong, and finds them when it is over
-                for start in range(0, len(sightings), PLANNED_AT_ONCE):
-                    await self._admit(uploads[mapping], sightings[start : start + PLANNED_AT_ONCE])
-
-    # -- plan and apply ------------------------------------------------------------------------------------------
-
-    async def _admit(self, upload: Upload, sightings: Sequence[Sighting]) -> None:
-        planned: list[Planned] = []
-        to_hash: list[tuple[Sighting, Target]] = []
-        for sighting in sightings:
-            verdict = judge(upload, sighting, self._rules)
-            if isinstance(verdict, Planned):
-                if verdict.reason is not Reason.EMPTY or not await self._is_open(upload, sighting):
-                    planned.append(verdict)
-            else:
-                to_hash.append((sighting, verdict))
-        for group in _groups(to_hash):
-            planned += await self._hashed(upload, group)
-        planned = await self._without_arrivals(upload, planned)
-        if not planned:
-            return
-        applied = await self._documents.apply(upload.name, planned)
-        self.unchanged += applied.unchanged
-        if applied.held:
-            for each in planned:
-                if each.state is State.HELD:
-                    path = each.sighting.path
-                    log.warning("held", each.detail or "", mapping=upload.name, path=path, reason=str(each.reason))
-        log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
-        self._queued()
-
-    async def _hashed(self, upload: Upload, group: Sequence[tuple[Sighting, Target]]) -> list[Planned]:
-        paths = [sighting.path for sighting, _ in group]
-        found = await anyio.to_thread.run_sync(digests, upload.root, paths, limiter=self._hashing)
-        planned = []
-        for (sighting, target), digest in zip(group, found, strict=True):
-            if isinstance(digest, SourceUnreadable):
-                if self._may_pass(upload, sighting, digest):
-                    continue
-                planned.append(
-                    held(upload, sighting, target, Reason.UNREADABLE, f"{digest}; mend it, then `docferry retry`")
-                )
-            elif isinstance(digest, SourceVanished):
-                continue
-            elif isinstance(digest, SourceError) or digest.at_rest is False:
-                # It moved under the hash, or somebody still has it open for writing: not complete yet.
-                self._wait(upload, sighting)
-            else:
-                self._stumbled.pop((upload.name, sighting.path), None)
-                planned.append(self._adopted(plan(upload, sighting, target, digest, self._clock.now())))
-        return planned
-
-    async def _is_open(self, upload: Upload, sighting: Sighting) -> bool:
-        """Whether somebody is still about to write the first byte."""
-        (found,) = await anyio.to_thread.run_sync(digests, upload.root, [sighting.path])
-        if isinstance(found, SourceError) or found.at_rest is not False:
-            return False
-        self._wait(upload, sighting)
-        return True
-
-    def _may_pass(self, upload: Upload, sighting: Sighting, error: SourceUnreadable) -> bool:
-        """Disks and shares stumble: what could not be read for another reason than permission is tried again."""
-        key = (upload.name, sighting.path)
-        cause = error.__cause__
-        tries = self._stumbled.pop(key, 0) + 1
-        if not isinstance(cause, OSError) or cause.errno in (errno.EACCES, errno.EPERM) or tries >= READ_TRIES:
-            return False
-        self._stumbled[key] = tries
-        self._wait(upload, sighting)
-        return True
+                await self.planner.admit(uploads[mapping], sightings)
 
     def _wait(self, upload: Upload, sighting: Sighting) -> None:
-        """Look at it again later."""
+        """It is not complete yet, whatever its stamps say: look at it again later."""
         self.quiet.busy(upload.name, sighting, upload.settle, by_watching=upload.poll)
         self._watching()
-
-    def _adopted(self, planned: Planned) -> Planned:
-        """After the database was lost a file may be there already: it can have been sent since it was written."""
-        if not self._adopt:
-            return planned
-        stamp = planned.sighting.stamp
-        since = min(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-        return replace(planned, state=State.DOUBTFUL, sent_since=since)
-
-    async def _without_arrivals(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
-        """A file that a download brought is known and not sent back."""
-        if not await self._bookmarks.any_arrival():
-            return list(planned)
-        root = bytes(upload.root)
-        absolute = {_join(root, each.sighting.path): each for each in planned}
-        came = await self._bookmarks.came_down(list(absolute))
-        return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
-
-
-def plan(upload: Upload, sighting: Sighting, target: Target, digest: Digest, now: float) -> Planned:
-    """The plan for a file that was read: its name there, and what goes once."""
-    uid = secrets.token_hex(16)
-    name = upload.remote_name(sighting.path, token=uid[:8], sha256=digest.sha256, now=now)
-    once = digest.sha256
-    if upload.dedupe == "name":
-        once = "name:" + upload.remote_name(sighting.path, token="", sha256="", now=0.0)
-    seen = Sighting(sighting.folder, sighting.name, digest.stamp)
-    return Planned(seen, target, uid, name, digest.sha256, once)
-
-
-def judge(upload: Upload, sighting: Sighting, rules: Mapping[str, Rules]) -> Planned | Target:
-    """The target of a sighting, or the plan that holds it without a byte read."""
-    route = upload.route(sighting.path)
-    if route.target is None:
-        return held(upload, sighting, Target(upload.to), Reason.UNROUTABLE, f"{escaped(sighting.path)} {route.problem}")
-    name = sighting.name.decode("utf-8", "replace")
-    broken = rules[upload.to].broken(name, sighting.stamp.size)
-    if broken is None and upload.max_size is not None and sighting.stamp.size > upload.max_size:
-        broken = (
-            Reason.TOO_LARGE,
-            f"{sighting.stamp.size:,} bytes are more than this mapping's max_size of {upload.max_size:,}",
-        )
-    if broken is not None:
-        return held(upload, sighting, route.target, broken[0], broken[1])
-    return route.target
-
-
-def held(upload: Upload, sighting: Sighting, target: Target, reason: Reason, detail: str) -> Planned:
-    """A plan for a document that a person must see to first."""
-    uid = secrets.token_hex(16)
-    name = upload.remote_name(sighting.path, token=uid[:8], sha256="", now=0.0)
-    return Planned(sighting, target, uid, name, None, f"held:{uid}", State.HELD, reason, detail)
 
 
 def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[Sighting], list[bytes], list[bytes]]:
@@ -344,25 +215,27 @@ def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[Sighting], li
     return seen, folders, absent
 
 
+def _still_absent(root: Path, paths: Sequence[bytes]) -> list[bytes]:
+    """Of what a scan did not see, what is not there now: a file may have come, and been planned, right behind it."""
+    absent = []
+    for path in paths:
+        with contextlib.suppress(SourceUnreadable):  # neither there nor gone: the next scan tells
+            if scan.look(root, path) is None:
+                absent.append(path)
+    return absent
+
+
+def _is_walked(upload: Upload, folder: bytes) -> bool:
+    """Whether a walk reaches this folder now."""
+    return all(upload.enters(each) for each in (folder, *_parents(folder))) and scan.is_folder(upload.root, folder)
+
+
 def _seen(root: Path, path: bytes) -> Sighting | None:
     """How a file looks; one that cannot be looked at now is for the next scan to tell of."""
     try:
         return scan.look(root, path)
     except (FolderError, SourceUnreadable):
         return None
-
-
-def _groups(files: Sequence[tuple[Sighting, Target]]) -> Iterable[Sequence[tuple[Sighting, Target]]]:
-    group: list[tuple[Sighting, Target]] = []
-    size = 0
-    for sighting, target in files:
-        if group and (len(group) >= HASHED_AT_ONCE or size + sighting.stamp.size > BYTES_AT_ONCE):
-            yield group
-            group, size = [], 0
-        group.append((sighting, target))
-        size += sighting.stamp.size
-    if group:
-        yield group
 
 
 def _numbers(sighting: Sighting) -> tuple[int, int, int]:

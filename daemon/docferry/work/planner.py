@@ -1,0 +1,193 @@
+"""From a quiet file to the queue: judge it, hash it, plan where it goes, and apply the plans."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.clock import Clock
+from docferry.errors import SourceError, SourceUnreadable, SourceVanished
+from docferry.files.source import Digest, digests
+from docferry.model import Reason, Sighting, State, Target, escaped
+from docferry.remotes.base import Rules
+from docferry.settings import Upload
+from docferry.store.bookmarks import Bookmarks
+from docferry.store.documents import Documents
+from docferry.store.plans import Planned
+
+log = logs.get("planner")
+
+#: Files hashed in one visit to a thread: few enough that a stop is not kept waiting, by number and by bytes.
+HASHED_AT_ONCE = 64
+BYTES_AT_ONCE = 16 * 1024 * 1024
+#: A file that the disk does not give out is held after so many tries.
+READ_TRIES = 4
+#: Documents planned in one commit.
+PLANNED_AT_ONCE = 512
+
+
+class Planner:
+    """Takes files that are quiet. One that turns out not to be complete yet is told to `wait`."""
+
+    def __init__(
+        self,
+        *,
+        documents: Documents,
+        bookmarks: Bookmarks,
+        rules: Mapping[str, Rules],
+        clock: Clock,
+        queued: Callable[[], None],
+        wait: Callable[[Upload, Sighting], None],
+        adopt: bool,
+    ) -> None:
+        self._documents = documents
+        self._bookmarks = bookmarks
+        self._rules = rules
+        self._clock = clock
+        self._queued = queued
+        self._wait = wait
+        self._adopt = adopt  # the database was lost: what is new to us may be at the remote already
+        self.unchanged = 0  # files that turned out to be what was known: touched, or copies
+        self._hashing = anyio.CapacityLimiter(2)
+        self._stumbled: dict[tuple[str, bytes], int] = {}  # how often a file could not be read
+
+    async def admit(self, upload: Upload, sightings: Sequence[Sighting]) -> None:
+        """Plan them, so many in one commit."""
+        for start in range(0, len(sightings), PLANNED_AT_ONCE):
+            await self._admit(upload, sightings[start : start + PLANNED_AT_ONCE])
+
+    async def _admit(self, upload: Upload, sightings: Sequence[Sighting]) -> None:
+        planned: list[Planned] = []
+        to_hash: list[tuple[Sighting, Target]] = []
+        for sighting in sightings:
+            verdict = judge(upload, sighting, self._rules)
+            if isinstance(verdict, Planned):
+                if verdict.reason is not Reason.EMPTY or not await self._is_open(upload, sighting):
+                    planned.append(verdict)
+            else:
+                to_hash.append((sighting, verdict))
+        for group in _groups(to_hash):
+            planned += await self._hashed(upload, group)
+        planned = await self._without_arrivals(upload, planned)
+        if not planned:
+            return
+        applied = await self._documents.apply(upload.name, planned)
+        self.unchanged += applied.unchanged
+        if applied.held:
+            for each in planned:
+                if each.state is State.HELD:
+                    path = each.sighting.path
+                    log.warning("held", each.detail or "", mapping=upload.name, path=path, reason=str(each.reason))
+        log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
+        self._queued()
+
+    async def _hashed(self, upload: Upload, group: Sequence[tuple[Sighting, Target]]) -> list[Planned]:
+        paths = [sighting.path for sighting, _ in group]
+        found = await anyio.to_thread.run_sync(digests, upload.root, paths, limiter=self._hashing)
+        planned = []
+        for (sighting, target), digest in zip(group, found, strict=True):
+            if isinstance(digest, SourceUnreadable):
+                if self._may_pass(upload, sighting, digest):
+                    continue
+                planned.append(
+                    held(upload, sighting, target, Reason.UNREADABLE, f"{digest}; mend it, then `docferry retry`")
+                )
+            elif isinstance(digest, SourceVanished):
+                continue
+            elif isinstance(digest, SourceError) or digest.at_rest is False:
+                # It moved under the hash, or somebody still has it open for writing: not complete yet.
+                self._wait(upload, sighting)
+            else:
+                self._stumbled.pop((upload.name, sighting.path), None)
+                planned.append(self._adopted(plan(upload, sighting, target, digest, self._clock.now())))
+        return planned
+
+    async def _is_open(self, upload: Upload, sighting: Sighting) -> bool:
+        """Whether somebody is still about to write the first byte."""
+        (found,) = await anyio.to_thread.run_sync(digests, upload.root, [sighting.path])
+        if isinstance(found, SourceError) or found.at_rest is not False:
+            return False
+        self._wait(upload, sighting)
+        return True
+
+    def _may_pass(self, upload: Upload, sighting: Sighting, error: SourceUnreadable) -> bool:
+        """Disks and shares stumble: what could not be read for another reason than permission is tried again."""
+        key = (upload.name, sighting.path)
+        cause = error.__cause__
+        tries = self._stumbled.pop(key, 0) + 1
+        if not isinstance(cause, OSError) or cause.errno in (errno.EACCES, errno.EPERM) or tries >= READ_TRIES:
+            return False
+        self._stumbled[key] = tries
+        self._wait(upload, sighting)
+        return True
+
+    def _adopted(self, planned: Planned) -> Planned:
+        """After the database was lost a file may be there already: it can have been sent since it was written."""
+        if not self._adopt:
+            return planned
+        stamp = planned.sighting.stamp
+        since = min(stamp.mtime_ns, stamp.ctime_ns) / 1e9
+        return replace(planned, state=State.DOUBTFUL, sent_since=since)
+
+    async def _without_arrivals(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
+        """A file that a download brought is known and not sent back."""
+        if not await self._bookmarks.any_arrival():
+            return list(planned)
+        root = bytes(upload.root)
+        absolute = {root + b"/" + each.sighting.path: each for each in planned}
+        came = await self._bookmarks.came_down(list(absolute))
+        return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
+
+
+def plan(upload: Upload, sighting: Sighting, target: Target, digest: Digest, now: float) -> Planned:
+    """The plan for a file that was read: its name there, and what goes once."""
+    uid = secrets.token_hex(16)
+    name = upload.remote_name(sighting.path, token=uid[:8], sha256=digest.sha256, now=now)
+    once = digest.sha256
+    if upload.dedupe == "name":
+        once = "name:" + upload.remote_name(sighting.path, token="", sha256="", now=0.0)
+    seen = Sighting(sighting.folder, sighting.name, digest.stamp)
+    return Planned(seen, target, uid, name, digest.sha256, once)
+
+
+def judge(upload: Upload, sighting: Sighting, rules: Mapping[str, Rules]) -> Planned | Target:
+    """The target of a sighting, or the plan that holds it without a byte read."""
+    route = upload.route(sighting.path)
+    if route.target is None:
+        return held(upload, sighting, Target(upload.to), Reason.UNROUTABLE, f"{escaped(sighting.path)} {route.problem}")
+    name = sighting.name.decode("utf-8", "replace")
+    broken = rules[upload.to].broken(name, sighting.stamp.size)
+    if broken is None and upload.max_size is not None and sighting.stamp.size > upload.max_size:
+        broken = (
+            Reason.TOO_LARGE,
+            f"{sighting.stamp.size:,} bytes are more than this mapping's max_size of {upload.max_size:,}",
+        )
+    if broken is not None:
+        return held(upload, sighting, route.target, broken[0], broken[1])
+    return route.target
+
+
+def held(upload: Upload, sighting: Sighting, target: Target, reason: Reason, detail: str) -> Planned:
+    """A plan for a document that a person must see to first."""
+    uid = secrets.token_hex(16)
+    name = upload.remote_name(sighting.path, token=uid[:8], sha256="", now=0.0)
+    return Planned(sighting, target, uid, name, None, f"held:{uid}", State.HELD, reason, detail)
+
+
+def _groups(files: Sequence[tuple[Sighting, Target]]) -> Iterable[Sequence[tuple[Sighting, Target]]]:
+    group: list[tuple[Sighting, Target]] = []
+    size = 0
+    for sighting, target in files:
+        if group and (len(group) >= HASHED_AT_ONCE or size + sighting.stamp.size > BYTES_AT_ONCE):
+            yield group
+            group, size = [], 0
+        group.append((sighting, target))
+        size += sighting.stamp.size
+    if group:
+        yield group

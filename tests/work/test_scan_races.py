@@ -1,0 +1,72 @@
+"""What comes right behind a scan: a file that was planned after the scan had been there has not gone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from threading import Event
+
+import anyio
+import pytest
+
+from docferry.files import scan
+from docferry.files.source import digest
+from docferry.house import House
+from docferry.model import State, Target
+from docferry.store.database import READERS
+from docferry.work.planner import judge, plan
+from work.conftest import Harbour
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def walked(house: House) -> AsyncIterator[None]:
+    """A scan that has walked every folder, and compares when this ends."""
+    go_on = Event()
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as group:
+            try:
+                for _ in range(READERS):
+                    group.start_soon(house.database.read, lambda _connection: go_on.wait(20))
+                group.start_soon(house.lookout.round)
+                while not house.database._readers.statistics().tasks_waiting:  # noqa: ASYNC110 - nothing announces it
+                    await anyio.sleep(0.01)
+                yield
+            finally:
+                go_on.set()
+
+
+async def planned(house: House, folder: Path, path: bytes) -> None:
+    """What a hint does, without the questions that would wait behind the scan's."""
+    upload = house.uploads["bank"]
+    seen, read = scan.look(folder, path), digest(folder, path)
+    assert seen is not None
+    target = judge(upload, seen, {"codat": house.remotes["codat"].rules})
+    assert isinstance(target, Target)
+    await house.documents.apply("bank", [plan(upload, seen, target, read, 0.0)])
+
+
+@pytest.mark.parametrize("late", ["old/b.pdf", "new/b.pdf", "new/deeper/b.pdf"])
+async def test_a_file_that_came_behind_the_scan_stays(harbour: Harbour, late: str) -> None:
+    folder = harbour.ground.upload("bank")
+    harbour.lay(folder, "old/a.pdf")
+    async with harbour.house() as house:
+        async with walked(house):
+            harbour.lay(folder, late)
+            await planned(house, folder, late.encode())
+        assert (await harbour.states(house))[State.WAITING] == 2
+
+
+@pytest.mark.parametrize("gone", ["old/b.pdf", "new/b.pdf"])
+async def test_what_a_scan_misses_and_is_not_there_is_gone(harbour: Harbour, gone: str) -> None:
+    folder = harbour.ground.upload("bank")
+    harbour.lay(folder, "old/a.pdf", gone)
+    async with harbour.house() as house:
+        assert (await harbour.states(house))[State.WAITING] == 2
+        (folder / gone).unlink()
+        if not gone.startswith("old"):
+            (folder / gone).parent.rmdir()
+        await house.lookout.round()
+        assert (await harbour.states(house))[State.WAITING] == 1
