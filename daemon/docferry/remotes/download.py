@@ -100,7 +100,7 @@ def _forget(to: Path) -> None:
 
 
 def _is_right(to: Path, answer: Answer, etag: str, asked: tuple[int, str]) -> bool:
-    """Is the file what S3 has? A part must be the one `asked` for, by start and ETag: not every server heeds If-Match."""
+    """Is the file what S3 has? A part must be the one `asked` for, by start and ETag; If-Match is not always heeded."""
     if _is_part(answer.status, answer.headers):
         found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if found is None or (int(found["start"]), etag or asked[1]) != asked:
