@@ -41,6 +41,7 @@ class Ground:
     settings: dict[str, str] = field(default_factory=dict)  # top-level lines of the configuration
     sections: list[str] = field(default_factory=list)
     codat: dict[str, str] = field(default_factory=dict)
+    wootiv: dict[str, str] = field(default_factory=dict)
     config_name: str = "docferry.toml"
 
     @property
@@ -83,7 +84,9 @@ class Ground:
         text = "\n".join(f"{key} = {value}" for key, value in settings.items())
         text += '\n[retry]\ninitial = "50ms"\nmax = "500ms"\n'
         text += f'[codat]\nbase_url = "{self.shore.url}"\n' + "\n".join(f"{k} = {v}" for k, v in codat.items())
-        text += f'\n[wootiv]\nbase_url = "{self.shore.url}"\ntimeout = "5s"\n\n' + "\n\n".join(self.sections) + "\n"
+        wootiv = {"base_url": f'"{self.shore.url}"', "timeout": '"5s"', **self.wootiv}
+        text += "\n[wootiv]\n" + "\n".join(f"{k} = {v}" for k, v in wootiv.items())
+        text += "\n\n" + "\n\n".join(self.sections) + "\n"
         path = self.root / self.config_name
         path.write_text(text)
         return path

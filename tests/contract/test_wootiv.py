@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,26 @@ Make = Callable[..., Any]
 
 
 class OtherMd5(Bytes):
-    """As if the bytes had been damaged on their way."""
+    """As if the bytes had been damaged on their way, and their digest known before they went."""
 
     @property
     def md5(self) -> str:
         return "0" * 32
+
+
+class LateMd5(Bytes):
+    """The same for what is large: its digest is known when it has gone."""
+
+    gone = False
+
+    @property
+    def md5(self) -> str | None:  # type: ignore[override]  # as a Source may; Bytes knows it at once
+        return "0" * 32 if self.gone else None
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        async for block in super().blocks():
+            yield block
+        self.gone = True
 
 
 class HastyClock(SystemClock):
@@ -62,9 +77,17 @@ async def test_what_was_signed_is_sent_as_it_was_signed(wootiv: Make, signed: st
 @pytest.mark.parametrize("signed", ["put", "post"])
 async def test_an_etag_of_other_bytes_means_send_again(wootiv: Make, signed: str) -> None:
     shore = wootiv(signed=signed)
-    with pytest.raises(RemoteError) as failure:
-        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+    with pytest.raises(RemoteError, match="ETag") as failure:
+        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.handed_over) == ("redo", True)
+
+
+async def test_a_digest_that_is_known_goes_along_and_other_bytes_never_stand(wootiv: Make) -> None:
+    shore = wootiv()
+    with pytest.raises(RemoteError, match="BadDigest") as failure:
+        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+    assert (failure.value.kind, failure.value.status) == ("redo", 400)
+    assert shore.names == []
 
 
 async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) -> None:
@@ -104,6 +127,13 @@ async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> Non
     shore.strike("status", status=403, code="AccessDenied")
     error = await refused(shore)
     assert (error.kind, error.scope) == ("answer", None)
+
+
+@pytest.mark.parametrize("code", ["BadDigest", "IncompleteBody", "RequestTimeout"])
+async def test_a_400_about_the_bytes_on_their_way_is_not_about_the_document(wootiv: Make, code: str) -> None:
+    shore = wootiv()
+    shore.strike("status", status=400, code=code)
+    assert (await refused(shore)).kind == "redo"
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429])

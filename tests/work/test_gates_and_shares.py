@@ -68,6 +68,17 @@ async def test_a_gate_survives_a_restart_and_is_not_asked_through(harbour: Harbo
     assert harbour.requests("codat.upload") == 1
 
 
+async def test_a_signer_that_is_wrong_is_asked_less_and_less(harbour: Harbour) -> None:
+    """N18: Wootiv has one lane, of its own name: failures of both are counted, each for itself."""
+    harbour.lay(harbour.ground.upload("scans", "wootiv"), "a.pdf")
+    harbour.strike(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
+    async with harbour.house() as house:
+        await harbour.carried(house, lambda counts: harbour.requests("s3.put") >= 8 and counts["waiting"] == 1)
+        assert house.carrier.tally.strikes["wootiv"] >= 8
+    times = [seen.at for seen in harbour.simulator.log if seen.route == "s3.put"]
+    assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
+
+
 async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(harbour: Harbour) -> None:
     """N8: an upload that began before the pause was asked for says nothing about it."""
     harbour.ground.settings["workers"] = "3"

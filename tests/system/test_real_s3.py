@@ -1,0 +1,226 @@
+"""docferry before an S3 that nobody here wrote, with URLs that nobody here signed."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from docferry.clock import SystemClock
+from docferry.errors import RemoteError
+from docferry.remotes.wootiv import Wootiv
+from ground import Ground, until
+from system.storehouse import Front, Meddler, Storehouse, rclone
+
+MIB = 1 << 20
+#: Names that a URL, a header, a shell or a file system could spoil, and sizes around what is read at once.
+DOCUMENTS = {
+    "one.pdf": 1,
+    "with spaces  (1) - copy.pdf": 300,
+    "grüße 日本 ~ñ.png": 70_001,
+    "nai\u0308ve, as macOS writes it.pdf": 4096,
+    "50 % + 20% more?.csv": 65_536,
+    "a%20b%2Fc%zz.pdf": 17,
+    "what=this&that;#1,2:3@4!$'*.docx": 1234,
+    'say "so" <now> {or} [never] ^|`.txt': 999,
+    "back\\slash.pdf": 77,
+    "deep/down/in the/folder.xlsx": 12_345,
+    "exactly.pdf": MIB,
+    "just above.pdf": MIB + 1,
+    "several.zip": 5 * MIB + 12_345,
+}
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def store(opened: ExitStack, tmp_path: Path) -> Callable[..., Storehouse]:
+    """`store("--etag-hash", "sha1")` starts rclone with these options, until the test ends."""
+    program = rclone()
+    if program is None or subprocess.run([program, "version"], check=False, capture_output=True).returncode:
+        pytest.skip("rclone is not here, or does not run on this machine")
+
+    def start(*options: str) -> Storehouse:
+        house = Storehouse(tmp_path, *options)
+        opened.callback(house.close)
+        return house
+
+    return start
+
+
+@pytest.fixture
+def house(store: Callable[..., Storehouse]) -> Storehouse:
+    return store()
+
+
+@pytest.fixture
+def front(ground: Ground, house: Storehouse, opened: ExitStack) -> Front:
+    """Wootiv, with the storehouse behind it."""
+    return before(ground, opened, house.sign)
+
+
+@pytest.fixture
+def scans(ground: Ground) -> Path:
+    return ground.upload("scans", "wootiv")
+
+
+def before(ground: Ground, opened: ExitStack, sign: Callable[[str, str], str]) -> Front:
+    """From now on the configuration's Wootiv is a front that signs like this."""
+    made = Front(ground.simulator.switches.wootiv_key, sign)
+    opened.callback(made.close)
+    ground.wootiv["base_url"] = f'"{made.url}"'
+    return made
+
+
+def meddled(ground: Ground, opened: ExitStack, house: Storehouse) -> tuple[Meddler, Front]:
+    """A damaged line to the storehouse, and a Wootiv whose URLs lead over it."""
+    line = Meddler(house.url)
+    opened.callback(line.close)
+    return line, before(ground, opened, lambda verb, name: house.sign(verb, name, through=line.url))
+
+
+def filled(folder: Path) -> dict[str, bytes]:
+    made = {}
+    for number, (name, size) in enumerate(DOCUMENTS.items()):
+        made[name] = (b"%d %s\n\x00\xff" % (number, name.encode()) * (size // 10 + 1))[:size]
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(made[name])
+    return made
+
+
+def same(found: dict[str, bytes], wanted: dict[str, bytes]) -> bool:
+    """By names first, and never by showing megabytes."""
+    assert sorted(found) == sorted(wanted)
+    assert [name for name in wanted if found[name] != wanted[name]] == []
+    return True
+
+
+def test_every_name_and_size_arrives_once_and_a_second_pass_sends_nothing(
+    ground: Ground, house: Storehouse, front: Front, scans: Path
+) -> None:
+    made = filled(scans)
+    first = ground.sync()
+    assert (first["uploaded"], first["held"], first["due"]) == (len(made), 0, 0)
+    assert same(house.holds(), made)
+    assert sorted(front.names()) == sorted(made), "one URL for each document"
+    second = ground.sync()
+    assert (second["uploaded"], second["unchanged"], second["requests"]) == (0, len(made), 0)
+    (scans / "one.pdf").write_bytes(b"another version")
+    assert ground.sync()["uploaded"] == 1
+    assert same(house.holds(), made | {"one.pdf": b"another version"})
+
+
+def test_an_expired_url_is_refused_and_a_new_one_asked_for(
+    ground: Ground, house: Storehouse, front: Front, scans: Path
+) -> None:
+    (scans / "a.pdf").write_bytes(b"a")
+    old = house.sign("put_object", "a.pdf", lifetime=1)
+    ends = int(time.time()) + 2.1  # its date is cut to the second, and so is the server's comparison
+    until(lambda: time.time() > ends, what="the URL's end")
+    answer = httpx.put(old, content=b"too late", trust_env=False)
+    assert (answer.is_success, house.holds()) == (False, {})
+    urls = [old]
+    front.sign = lambda verb, name: urls.pop() if urls else house.sign(verb, name)
+    report = ground.sync()
+    assert (report["uploaded"], report["held"]) == (1, 0)
+    assert front.names() == ["a.pdf", "a.pdf"]
+    assert house.holds() == {"a.pdf": b"a"}
+
+
+def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
+    ground: Ground, house: Storehouse, front: Front, scans: Path
+) -> None:
+    (scans / "a.pdf").write_bytes(b"a")
+    for wrong in (
+        house.sign("put_object", "a.pdf", secret="not the storehouse's"),
+        house.sign("put_object", "b.pdf").replace("b.pdf", "a.pdf"),
+    ):
+        assert httpx.put(wrong, content=b"a", trust_env=False).status_code == 403
+    front.sign = lambda verb, name: house.sign(verb, name, secret="not the storehouse's")
+    report = ground.sync("--timeout", "1s", code=75)
+    assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
+    assert house.holds() == {}
+    front.sign = house.sign
+    assert ground.sync()["uploaded"] == 1
+    assert house.holds() == {"a.pdf": b"a"}
+
+
+@pytest.mark.parametrize(("size", "statuses"), [(100_000, [400, 200]), (3 * MIB, [200, 200])])
+def test_bytes_damaged_on_their_way_are_sent_again(
+    ground: Ground, house: Storehouse, scans: Path, opened: ExitStack, size: int, statuses: list[int]
+) -> None:
+    """What is small goes with its Content-MD5, and the store refuses it; what is large is known by its ETag."""
+    line, front = meddled(ground, opened, house)
+    line.damaged = 1
+    (scans / "a.pdf").write_bytes(b"right" * (size // 5))
+    report = ground.sync()
+    assert (report["uploaded"], report["held"]) == (1, 0)
+    assert line.statuses == statuses
+    assert front.names() == ["a.pdf", "a.pdf"]
+    assert same(house.holds(), {"a.pdf": b"right" * (size // 5)})
+
+
+@pytest.mark.parametrize("size", [100_000, 2 * MIB])
+def test_what_is_damaged_each_time_is_never_called_sent(
+    ground: Ground, house: Storehouse, scans: Path, opened: ExitStack, size: int
+) -> None:
+    line, _ = meddled(ground, opened, house)
+    line.damaged = 1_000_000
+    (scans / "a.pdf").write_bytes(b"right" * (size // 5))
+    report = ground.sync("--timeout", "1s", code=75)
+    assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
+
+
+def test_objects_come_down_and_only_when_they_changed(ground: Ground, house: Storehouse, front: Front) -> None:
+    folder = ground.download("reports", "wootiv", objects='["out/latest 100%.csv", "big.zip"]')
+    (house.folder / "out").mkdir()
+    wanted = {"out/latest 100%.csv": b"figures", "big.zip": bytes(range(256)) * 9000}
+    for name, content in wanted.items():
+        (house.folder / name).write_bytes(content)
+    assert ground.sync()["downloaded"] == 2
+    assert same({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}, wanted)
+    assert ground.sync()["downloaded"] == 0
+    assert len(front.names("get_object")) == 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("etags", ["md5", "sha1"])
+async def test_a_download_that_broke_off_goes_on_and_is_whole(
+    ground: Ground, store: Callable[..., Storehouse], opened: ExitStack, tmp_path: Path, etags: str
+) -> None:
+    """rclone answers a range with 200 and Content-Range, and takes no notice of If-Match."""
+    house = store("--etag-hash", etags)
+    line, front = meddled(ground, opened, house)
+    wootiv = Wootiv(base_url=front.url, key=lambda: "wootiv-demo-key", clock=SystemClock(), timeout=5.0)
+    content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
+    (house.folder / "big.zip").write_bytes(content)
+    to = tmp_path / "big.zip"
+
+    async def cut() -> None:
+        line.cut_after = 1_000_000
+        with pytest.raises(RemoteError) as failure:
+            await wootiv.fetch("big.zip", to, None)
+        assert failure.value.kind == "cut"
+        assert 0 < to.stat().st_size <= 1_000_000
+
+    await cut()
+    await wootiv.fetch("big.zip", to, None)
+    assert "range: bytes=1000000-" in line.heads[-1].lower()
+    assert (to.read_bytes() == content) is True
+    to.unlink()
+    await cut()
+    (house.folder / "big.zip").write_bytes(other)
+    with pytest.raises(RemoteError):
+        await wootiv.fetch("big.zip", to, None)
+    await wootiv.fetch("big.zip", to, None)
+    assert (to.read_bytes() == other) is True
+    await wootiv.aclose()
