@@ -23,7 +23,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test soak storm bench lint check lock dist clean
+.PHONY: help demo test soak storm seeds bench lint check lock dist clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -46,6 +46,9 @@ soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everyt
 
 storm: $(STAMP) ## 10,000 documents while half of all requests go wrong, half of them over TLS; ARGS="--documents 500" for fewer
 	@$(BIN)/python tests/crash/storm.py $(ARGS)
+
+seeds: $(STAMP) ## 100,000 lives of a queue in memory, each decided by its seed; ARGS=17:18 repeats one
+	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)
 
 bench: $(STAMP) ## docferry beside its peers, in turn, against its goals; QUICK=1 in under two minutes, ARGS="--only w1" for a part
 	@$(BIN)/python -m benchmarks --install-peers $(if $(QUICK),--quick) $(ARGS)

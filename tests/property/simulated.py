@@ -1,0 +1,479 @@
+"""Carrier, queue and judgement in memory, against a far shore that loses, delays and kills by dice: a seed is a run.
+`python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+
+import anyio
+from anyio.lowlevel import checkpoint
+from sqlalchemy import Connection, StaticPool, create_engine, text
+
+from docferry import settings
+from docferry.clock import TurnableClock, iso
+from docferry.errors import RemoteError, SourceChanged
+from docferry.model import Accounted, Finding, Parcel, Receipt, Sighting, Source, Stamp, State, Target, Transfer
+from docferry.policy import Backoff
+from docferry.remotes import doubts
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
+from docferry.store import schema
+from docferry.store.database import Database
+from docferry.store.documents import Documents
+from docferry.store.gates import Gates
+from docferry.store.plans import Planned
+from docferry.store.transfers import Pick, Transfers
+from docferry.work.carry import Carrier, Load
+
+T = TypeVar("T")
+LAG = 30.0
+NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
+#: Two connections of one company: its list does not say which one a file came by.
+ONE, OTHER = (Target("codat", str(uuid.UUID(int=1)), str(uuid.UUID(int=number))) for number in (2, 3))
+#: In so many runs the other connection gets the same bytes under the same name.
+TWINS = 0.2
+#: So many steps, and it is stuck.
+LONGEST = 2_000
+
+
+class Killed(BaseException):
+    """SIGKILL: nothing of this process runs any more."""
+
+
+# -- the far shore -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Upload:
+    """A file at the far shore."""
+
+    name: str
+    sha256: str
+    at: float
+    listed: float
+    lane: str | None = None  # None: somebody else's
+
+
+class Shore:
+    """What a Codat has: files that may be stored late and are listed later, and the answers that it kept."""
+
+    def __init__(self, dice: random.Random, clock: TurnableClock) -> None:
+        self.dice = dice
+        self.clock = clock
+        self.stored: list[Upload] = []
+        self.faults: Counter[str] = Counter()
+        self.keys: dict[str, str] | None = {} if dice.random() < 0.5 else None  # None: it knows no keys
+        self.trouble = dice.choice([0.2, 0.5, 0.8])
+
+    def put(self, name: str, digest: str, late: float = 0.0, lane: str | None = None) -> None:
+        at = self.clock.now() + late
+        self.stored.append(Upload(name, digest, at, at + self.dice.uniform(0, LAG), lane))
+
+    def fate(self) -> str:
+        """Of one upload."""
+        if self.dice.random() >= self.trouble:
+            return "well"
+        fate = self.dice.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
+        self.faults[fate] += 1
+        return fate
+
+    def take(self, transfer: Transfer, key: str, fate: str) -> str:
+        """The service does its part; what it would answer. A kept answer is given again."""
+        if self.keys is not None and key in self.keys:
+            return self.keys[key]
+        answer = "error" if fate == "error" else "well"
+        if fate != "error" or self.dice.random() < 0.5:
+            late = self.dice.uniform(0, LAG) if fate == "late" else 0.0
+            self.put(transfer.remote_name, transfer.sha256, late, transfer.target.lane)
+        if self.keys is not None:
+            self.keys[key] = answer
+        return answer
+
+    def rows(self) -> list[doubts.Row]:
+        """The list as it is now."""
+        now = self.clock.now()
+        return [doubts.Row.read(each.name, iso(each.at) or "", 0.0) for each in self.stored if each.listed <= now]
+
+    def archive(self, days: Container[date]) -> doubts.Members:
+        """The ZIPs of some days."""
+        members = doubts.Members()
+        now = self.clock.now()
+        for each in self.stored:
+            if each.at <= now and datetime.fromtimestamp(each.at, UTC).date() in days:
+                members.add(f"files/{each.name}", each.sha256)
+        return members
+
+
+class Line:
+    """The Remote protocol: one process's way to the shore. What goes wrong goes wrong here; some of it kills."""
+
+    name = "codat"
+    rules = Rules("Codat", max_size=10**7)
+    find_after = LAG
+    confirm_after = 2.5 * LAG
+    needs_md5 = False
+    health = Health()
+
+    def __init__(self, shore: Shore, kill: Callable[[], NoReturn]) -> None:
+        self.shore = shore
+        self.dice = shore.dice
+        self._kill = kill
+
+    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:
+        (parcel,) = parcels
+        await self._passes(5)
+        if self.dice.random() < 0.05:
+            self._kill()
+        async for _ in parcel.source.blocks():
+            pass
+        fate = self.shore.fate()
+        if fate in ("away", "cut", "busy"):
+            kinds = {"away": "unreachable", "cut": "cut", "busy": "answer"}
+            raise RemoteError(fate, kind=kinds[fate], status=429 if fate == "busy" else None)
+        if fate != "never":
+            answer = self.shore.take(parcel.transfer, key, fate)
+            fate = answer if fate in ("well", "error") else fate
+        await self._passes(5)
+        if fate == "well":
+            return Receipt(200)
+        if fate == "killed":
+            self._kill()
+        if fate == "error":
+            raise RemoteError("error", status=500, handed_over=True)
+        raise RemoteError(fate, kind="cut", handed_over=True)
+
+    async def _passes(self, longest: float) -> None:
+        """Time, and others' turns."""
+        self.shore.clock.turn(self.dice.uniform(0, longest))
+        for _ in range(self.dice.randrange(3)):
+            await checkpoint()
+
+    def since(self, asked: Sequence[Transfer]) -> Since:
+        return doubts.since(asked)
+
+    async def find(
+        self, asked: Sequence[Transfer], accounted: Accounted, unsettled: Accounted = NOTHING
+    ) -> Mapping[int, Finding]:
+        await self._passes(2)
+        if self.dice.random() < 0.05:
+            self._kill()
+        if self.dice.random() < self.shore.trouble / 2:
+            self.shore.faults["no list"] += 1
+            raise RemoteError("no list today", status=500)
+        case = doubts.Case(asked, accounted, unsettled, self.shore.rows(), self.shore.clock.now())
+        found = case.by_list()
+        if case.days:
+            await self._passes(2)
+            found |= case.by_archive(self.shore.archive(case.days))
+        return found
+
+    async def check(self, targets: Sequence[Target]) -> list[Checked]:
+        raise NotImplementedError(targets)
+
+    async def aclose(self) -> None:
+        return
+
+
+# -- our side of it ------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """SQLite in memory, as `schema` makes it."""
+
+    def __init__(self, template: Path) -> None:
+        self._template = sqlite3.connect(":memory:")
+        with sqlite3.connect(template) as made:
+            made.backup(self._template)
+        self._raw = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
+        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool)
+        self._connection = engine.connect()
+        self._connection.begin()  # for SQLAlchemy; SQLite commits each statement by itself
+
+    def clear(self) -> None:
+        self._template.backup(self._raw)
+
+    def work(self, work: Callable[[Connection], T]) -> T:
+        return work(self._connection)
+
+
+class Memory(Database):
+    """One process's way to the disk; a killed one has none. No thread, no gathering: nothing here waits."""
+
+    def __init__(self, disk: Disk, dice: random.Random, risk: float = 0.0) -> None:
+        self._disk = disk
+        self._dice = dice
+        self._risk = risk  # of being killed right before a commit, and right after it
+        self.dead = False
+
+    def kill(self) -> NoReturn:
+        self.dead = True
+        raise Killed
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        await checkpoint()
+        return self._visit(work)
+
+    async def write(self, work: Callable[[Connection], T], started: Callable[[], None] | None = None) -> T:
+        with anyio.CancelScope(shield=True):
+            await checkpoint()
+        if started is not None:
+            started()
+        if self._dice.random() < self._risk:
+            self.kill()
+        found = self._visit(work)
+        if self._dice.random() < self._risk:
+            self.kill()
+        return found
+
+    def _visit(self, work: Callable[[Connection], T]) -> T:
+        if self.dead:
+            raise Killed
+        return self._disk.work(work)
+
+
+class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
+    """A document's bytes; now and then they change while they are sent."""
+
+    md5 = None
+
+    def __init__(self, content: bytes, *, changes: bool) -> None:
+        self._content = content
+        self._changes = changes
+
+    @property
+    def size(self) -> int:
+        return len(self._content)
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        yield self._content[:1]
+        if self._changes:
+            raise SourceChanged("it changed")
+        yield self._content[1:]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+
+class Process(Carrier):
+    """A carrier with its own way to the disk, whose documents are in memory."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.name = name
+        self.database = Memory(world.disk, world.dice, risk=0.005)
+        self.queue = Transfers(self.database, world.clock, name)
+        self.documents = Documents(self.database, world.clock)
+        super().__init__(
+            uploads={world.upload.name: world.upload},
+            remotes={"codat": Line(world.shore, self.database.kill)},
+            transfers=self.queue,
+            gates=Gates(self.database),
+            clock=world.clock,
+            backoff=Backoff(0.5, 1.5, 60.0),
+            give_up_after=1e9,
+            look_again=lambda *_: None,
+            delivered=_ignored,
+            batch_seen=_ignored,
+            trusts_batches=lambda _: True,
+            key_refused=lambda: None,
+        )
+        self._dice = world.dice
+        self._world = world
+
+    def _source(self, _upload: settings.Upload, _place: object, transfer: Transfer) -> Any:
+        return Bytes(self._world.contents[transfer.sha256], changes=self._world.dice.random() < 0.002)
+
+    async def turn(self) -> None:
+        """Claim something that is due, and carry it."""
+        dice = self._world.dice
+        due = [lane for lane in await self.queue.lanes() if lane.due <= self._clock.now()]
+        if any(lane.doubtful for lane in due) and await self.queue.asking_elsewhere():
+            due = [lane for lane in due if not lane.doubtful]
+        if not due:
+            return
+        claimed = await self.queue.claim([Pick(dice.choice(due), dice.randint(1, 3))], 3)
+        if not claimed:
+            return
+        places = await self.documents.places([transfer.id for transfer in claimed])
+        loads = [claimed] if claimed[0].state is State.ASKING else [[each] for each in claimed]
+        for load in loads:
+            await self.carry(Load(load, places))
+
+
+async def _ignored(*_: object) -> None:
+    return
+
+
+# -- a run ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tidings:
+    """What runs came to."""
+
+    runs: int = 0
+    kills: int = 0
+    documents: int = 0
+    held: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Tidings) -> None:
+        self.runs += other.runs
+        self.kills += other.kills
+        self.documents += other.documents
+        self.held += other.held
+        self.faults += other.faults
+
+
+class World:
+    """One run: two processes, one disk, one far shore, three documents; a time of its own. The seed decides all."""
+
+    def __init__(self, seed: int, disk: Disk, upload: settings.Upload) -> None:
+        self.seed = seed
+        self.disk = disk
+        self.upload = upload
+        self.dice = random.Random(seed)  # noqa: S311 - a run must be repeatable by its seed
+        self.clock = TurnableClock(wall=1_790_000_000.0 + self.dice.uniform(0, 86_400))
+        self.shore = Shore(self.dice, self.clock)
+        self.contents = {sha256(name.encode()).hexdigest(): name.encode() for name in NAMES}
+        self.laid = [(ONE, digest) for digest in self.contents]
+        if self.dice.random() < TWINS:
+            self.laid.append((OTHER, self.laid[0][1]))
+        self.watchman = Memory(disk, self.dice)
+        self.births = 0
+
+    async def run(self) -> Tidings:
+        """AssertionError when a document is lost or doubled, or never final."""
+        self.disk.clear()
+        await self._plan()
+        processes = [self._born(), self._born()]
+        for _ in range(LONGEST):
+            if not await self._waits():
+                return await self._judge()
+            if self.dice.random() < 0.03:
+                self.shore.put("a.pdf", f"stranger {self.dice.random()}")
+            async with anyio.create_task_group() as group:
+                for process in processes:
+                    group.start_soon(self._turn, process)
+            processes = [await self._reborn(each) if each.database.dead else each for each in processes]
+        raise AssertionError(f"seed {self.seed}: it never comes to an end")
+
+    async def _plan(self) -> None:
+        with_token = self.dice.random() < 0.3
+        plans = []
+        for target, digest in self.laid:
+            content = self.contents[digest]
+            path = Path(str(target.company_id), str(target.connection_id), content.decode())
+            sighting = Sighting(bytes(path.parent), path.name.encode(), Stamp(len(content), 1, 1))
+            uid = uuid.UUID(int=self.dice.getrandbits(128)).hex
+            name = f"{path.stem}~{uid[:8]}{path.suffix}" if with_token else path.name
+            plans.append(Planned(sighting, target, uid, name, digest, digest))
+        await Documents(self.watchman, self.clock).apply(self.upload.name, plans)
+
+    async def _waits(self) -> bool:
+        """Let the time pass until something is due; False when nothing will be."""
+        lanes = await Transfers(self.watchman, self.clock, "watchman").lanes()
+        if lanes:
+            self.clock.turn(max(0.0, min(lane.due for lane in lanes) - self.clock.now()) + 0.001)
+        return bool(lanes)
+
+    async def _turn(self, process: Process) -> None:
+        """Whoever is killed leaves its lease behind."""
+        try:
+            await process.turn()
+        except Killed:
+            return
+        except BaseExceptionGroup as group:
+            if group.split(Killed)[1] is not None:
+                raise
+
+    def _born(self) -> Process:
+        self.births += 1
+        return Process(self, f"process {self.births}")
+
+    async def _reborn(self, dead: Process) -> Process:
+        await Transfers(self.watchman, self.clock, "watchman").sweep({dead.name})
+        return self._born()
+
+    async def _judge(self) -> Tidings:
+        self.clock.turn(LAG)  # what is stored late is there now
+        rows = await self.watchman.read(_states)
+        stored = Counter((each.lane, each.sha256) for each in self.shore.stored if each.lane is not None)
+        held = Counter(str(reason) for _, _, state, reason in rows if state == State.HELD)
+        told = f"seed {self.seed}: {rows} {stored}"
+        assert {(target.lane, digest) for target, digest in self.laid} == {row[:2] for row in rows}, told
+        assert {row[2] for row in rows} <= {State.SENT, State.HELD, State.GONE}, told
+        assert held.keys() <= {"undecidable"}, told
+        assert all(count == 1 for count in stored.values()), f"twice: {told}"
+        assert all(stored[row[:2]] for row in rows if row[2] == State.SENT), f"lost: {told}"
+        assert not any(stored[row[:2]] for row in rows if row[2] == State.GONE), f"gone, and there: {told}"
+        return Tidings(1, self.births - 2, len(rows), held, self.shore.faults)
+
+
+def _states(connection: Connection) -> list[tuple[str, str, str, str | None]]:
+    rows = connection.execute(text("SELECT lane, sha256, state, reason FROM transfer"))
+    return [(lane, digest, state, reason) for lane, digest, state, reason in rows]
+
+
+def walk(first: int, last: int) -> Tidings:
+    """The runs of these seeds; the first that fails raises."""
+    tidings = Tidings()
+
+    async def all_of_them() -> None:
+        for seed in range(first, last):
+            tidings.add(await World(seed, disk, upload).run())
+
+    with tempfile.TemporaryDirectory(prefix="docferry-simulated-") as folder:
+        disk, upload = _disk(Path(folder)), _upload(Path(folder))
+    logging.disable()  # failures by the million, each with its line
+    try:
+        anyio.run(all_of_them)
+    finally:
+        logging.disable(logging.NOTSET)
+    return tidings
+
+
+def _disk(folder: Path) -> Disk:
+    schema.prepare(folder / "docferry.db")
+    return Disk(folder / "docferry.db")
+
+
+def _upload(folder: Path) -> settings.Upload:
+    config = folder / "docferry.toml"
+    root = f"{folder}/{{company_id}}/{{connection_id}}"
+    config.write_text(f'[[upload]]\nname = "m"\nfolder = "{root}"\nto = "codat"\n', encoding="utf-8")
+    (upload,) = settings.load(config, {}).uploads
+    return upload
+
+
+def main() -> int:
+    """Walk the seeds named on the command line, in as many processes as there are cores."""
+    first, last = map(int, (sys.argv[1:] or ["0:10000"])[0].split(":"))
+    share, began, tidings = 500, time.monotonic(), Tidings()
+    with ProcessPoolExecutor() as pool:
+        walks = [pool.submit(walk, start, min(start + share, last)) for start in range(first, last, share)]
+        for done in as_completed(walks):
+            tidings.add(done.result())
+            pace = tidings.runs / (time.monotonic() - began)
+            print(f"{time.monotonic() - began:7.0f} s  {pace:.0f} runs a second; {tidings}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
