@@ -1,10 +1,12 @@
 """The way in: `docferry` and `python -m docferry`."""
 
+import gc
 import sys
 
 
 def main() -> int:
     """What the installed command calls."""
+    gc.disable()  # what is imported stays: to look for garbage in it is a twelfth of a start
     from docferry.cli.main import main as speak  # here, so that `--version` pays for nothing it does not need
 
     return speak(sys.argv[1:])

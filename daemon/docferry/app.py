@@ -16,12 +16,10 @@ from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, DocferryErr
 from docferry.files.source import guard_signals
 from docferry.house import House, accept_empty, open_house
 from docferry.model import Reason
-from docferry.preview import preview
-from docferry.pulse import read_pulse
 from docferry.settings import Download, Settings, missing_keys
 from docferry.store import tenure
 
-__all__ = ["Progress", "SyncReport", "accept_empty", "ferry", "preview", "read_pulse", "sync"]
+__all__ = ["Progress", "SyncReport", "accept_empty", "ferry", "sync"]
 
 log = logs.get("app")
 
@@ -186,10 +184,12 @@ async def _ready(house: House, notify: Callable[[str], None]) -> None:
 
 
 async def _pulse(house: House, notify: Callable[[str], None]) -> None:
-    """Tell `status` and systemd how things stand; feed the watchdog only while scans and workers move."""
+    """Tell `status` and systemd how things stand, when that is news; feed the watchdog only while scans and workers
+    move."""
     watchdog = systemd.watchdog_seconds()
     every = min(pulse.EVERY, watchdog) if watchdog else pulse.EVERY
     started, trouble = house.clock.now(), None
+    told: tuple[str, object] = ("", None)
     while True:
         if (house.database.alarm is None) != (trouble is None):
             trouble = house.database.alarm
@@ -199,8 +199,11 @@ async def _pulse(house: House, notify: Callable[[str], None]) -> None:
         # A full disk is waited out: a restart would not make room.
         if watchdog and (moving or house.database.trouble):
             notify("WATCHDOG=1")
-        notify(f"STATUS={pulse.sentence(house)}")
-        await anyio.to_thread.run_sync(pulse.write, house.settings.state_dir, pulse.describe(house, started))
+        sentence, figures = pulse.sentence(house), pulse.describe(house, started)
+        if (sentence, figures) != told:
+            notify(f"STATUS={sentence}")
+            written = await anyio.to_thread.run_sync(pulse.write, house.settings.state_dir, figures)
+            told = (sentence, figures if written else None)
         await anyio.sleep(every)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from docferry.clock import iso
 from docferry.model import escaped
-from docferry.store import tenure
 
 if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to be imported
     from docferry.house import House
 
-#: How often the file is written, seconds.
+#: How often is looked whether there is something new to say, seconds.
 EVERY = 2.0
 #: Files still being written that are named in it.
 NAMED = 20
@@ -26,7 +24,6 @@ def describe(house: House, started: float) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "started": started,
-        "updated": house.clock.now(),
         "in_flight": house.runner.in_flight,
         "remotes": {
             name: {
@@ -57,16 +54,20 @@ def sentence(house: House) -> str:
     return ", ".join(parts)
 
 
-def write(state_dir: Path, pulse: dict[str, Any]) -> None:
-    """Replace the file whole; a full disk must not stop the ferry, and `status` has to say that it is full."""
+def write(state_dir: Path, pulse: dict[str, Any]) -> bool:
+    """Replace the file whole; a full disk must not stop the ferry, and `status` has to say that it is full. Whether it
+    could be written."""
     path, fresh = state_dir / "pulse.json", state_dir / "pulse.json.new"
     said = json.dumps(pulse)
     try:
         fresh.write_text(said)
         fresh.replace(path)
     except OSError:
-        with contextlib.suppress(OSError):
+        try:
             _overwrite(path, said)
+        except OSError:
+            return False
+    return True
 
 
 def _overwrite(path: Path, said: str) -> None:
@@ -79,18 +80,6 @@ def _overwrite(path: Path, said: str) -> None:
 def forget(state_dir: Path) -> None:
     """The daemon ends in good order."""
     (state_dir / "pulse.json").unlink(missing_ok=True)
-
-
-def read_pulse(state_dir: Path) -> dict[str, Any] | None:
-    """What a running daemon last wrote; None when none runs."""
-    pid = tenure.running(state_dir)
-    if pid is None:
-        return None
-    try:
-        found = json.loads((state_dir / "pulse.json").read_text())
-    except (OSError, ValueError):
-        return {"pid": pid, "started": None, "updated": None, "remotes": {}, "mappings": {}, "trouble": None}
-    return dict(found)
 
 
 def _names(house: House) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -38,7 +39,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _command(asked: Namespace) -> int:
     """Each command is imported only when it is wanted: `--version` and `list` start fast."""
-    return _COMMANDS[asked.command]()(asked)
+    command = _COMMANDS[asked.command]()
+    gc.freeze()
+    gc.enable()
+    return command(asked)
 
 
 def _run() -> Command:

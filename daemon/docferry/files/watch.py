@@ -17,7 +17,7 @@ from docferry.files.sentry import Armed, Degraded, Hint, Lookout, Lost, Post, Se
 
 __all__ = ["Armed", "Degraded", "Hint", "Lost", "WatchEvent", "Watcher", "watch"]
 
-SENTRIES = 2  # each is a thread, an inotify instance and 0.15 % of a core
+SENTRIES = 2  # each is a thread, an inotify instance and 0.06 % of a core
 HUNG = 30.0  # seconds without a sign of life
 LOOK = 5.0  # seconds between two looks for one
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup
@@ -11,9 +12,11 @@ from anyio.abc import TaskGroup
 from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import FolderError
-from docferry.files.watch import Armed, Degraded, Hint, Lost, WatchEvent, watch
 from docferry.settings import Upload
 from docferry.work.intake import Intake
+
+if TYPE_CHECKING:
+    from docferry.files.watch import WatchEvent
 
 log = logs.get("lookout")
 
@@ -110,6 +113,9 @@ class Lookout:
         group.start_soon(self._rescans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
+        # Here, as a single pass watches nothing and must not wait for it to be imported.
+        from docferry.files.watch import Armed, Degraded, Hint, Lost, watch
+
         state = self._intake.state(upload.name)
 
         def on_event(event: WatchEvent) -> None:
