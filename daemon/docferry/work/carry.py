@@ -35,7 +35,7 @@ READ_TRIES = 5
 AGAIN_AT_ONCE = 4
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Load:
     """What one worker carries: transfers of one lane, all LEASED or all ASKING, and where their bytes lie."""
 
@@ -100,13 +100,14 @@ class Carrier:
         self.closings = 0  # how often a gate was closed here, or its closing written down
         self.closing: list[Gate] = []  # closed, and not written down yet
 
-    async def carry(self, load: Load) -> None:
-        """Bring a load to its outcomes. A lost lease is somebody else's transfer now: nothing is left to do."""
+    async def carry(self, load: Load, taken: Callable[[], None] = lambda: None) -> None:
+        """Bring a load to its outcomes; `taken` is told when the remote has it and only the books are left to be
+        written. A lost lease is somebody else's transfer now: nothing is left to do."""
         try:
             if load.asks:
                 await self._ask(load)
             else:
-                await self._send(load.transfers, load.places, was=State.LEASED)
+                await self._send(load.transfers, load.places, was=State.LEASED, taken=taken)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=load.lane)
             await self.hand_back(load)
@@ -124,7 +125,14 @@ class Carrier:
 
     # -- sending ---------------------------------------------------------------------------------------------------
 
-    async def _send(self, transfers: Sequence[Transfer], places: Mapping[int, Sequence[Place]], *, was: State) -> None:
+    async def _send(
+        self,
+        transfers: Sequence[Transfer],
+        places: Mapping[int, Sequence[Place]],
+        *,
+        was: State,
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
         async with AsyncExitStack() as stack:
             parcels = []
             for transfer in transfers:
@@ -134,9 +142,11 @@ class Carrier:
             if parcels:
                 # The intent is committed before the first byte: whoever finds us dead knows what may be there.
                 await self._transfers.mark_sending([parcel.transfer for parcel in parcels])
-                await self._over_the_wire(parcels, places)
+                await self._over_the_wire(parcels, places, taken)
 
-    async def _over_the_wire(self, parcels: Sequence[Parcel], places: Mapping[int, Sequence[Place]]) -> None:
+    async def _over_the_wire(
+        self, parcels: Sequence[Parcel], places: Mapping[int, Sequence[Place]], taken: Callable[[], None]
+    ) -> None:
         remote = self.remotes[parcels[0].transfer.target.remote]
         sending = [replace(parcel.transfer, state=State.SENDING) for parcel in parcels]
         try:
@@ -151,6 +161,7 @@ class Carrier:
                     await self._settle(transfer, policy.after_silence("docferry stopped while this was being sent"))
             raise
         else:
+            taken()
             await self._took(sending, receipt)
 
     async def _open(

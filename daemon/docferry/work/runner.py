@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ POLL = 1.0
 SWEEP = 5.0
 #: Loads that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
 AHEAD = 8
+#: Loads of one company that are opened while as many as its remote allows are on their way.
+OPENING = 4
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
 
@@ -73,6 +76,7 @@ class Runner:
         self._trust: dict[str, str] = {}
         self._ready: deque[Load] = deque()
         self._running: list[Load] = []
+        self._booking: list[Load] = []  # taken by the remote, and not written down yet: they keep no worker
         self._wake = anyio.Event()
         self._stopping = False
         self._filling = False  # something may be claimed and not in hand yet
@@ -104,7 +108,7 @@ class Runner:
     @property
     def in_hand(self) -> bool:
         """Whether something is claimed or being carried."""
-        return bool(self._ready or self._running or self._filling)
+        return bool(self._ready or self._running or self._booking or self._filling)
 
     def worth_waiting(self, patience: float, doubts_patience: float) -> float | None:
         """Wall seconds of the next thing due within `patience` (for doubts `doubts_patience`), None when none is."""
@@ -145,7 +149,7 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 task_status.started()
-                while not (self._stopping and not self._running):
+                while not (self._stopping and not self._running and not self._booking):
                     self._wake = anyio.Event()
                     self.beat = self._clock.steady()
                     await self._watch_time()
@@ -216,14 +220,17 @@ class Runner:
 
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
-        while (load := self._take()) is not None:
-            group.start_soon(self._work, load, name=f"carry {load.lane}")
+        left = {remote: self._left(remote) - self.in_flight_at(remote) for remote in self.carrier.remotes}
+        while (load := self._take(left)) is not None:
+            left[load.transfers[0].target.remote] -= 1
+            group.start_soon(self._work, group, load, name=f"carry {load.lane}")
 
-    def _take(self) -> Load | None:
-        """The next load that may start; it is running from now on."""
+    def _take(self, left: Mapping[str, float]) -> Load | None:
+        """The next load that may start, with what is `left` of each remote's quota; it is running from now on."""
         if len(self._running) >= self._workers:
             return None
-        load = next((each for each in self._ready if self._may_start(each)), None)
+        startable = (each for each in self._ready if each.asks or left[each.transfers[0].target.remote] > 0)
+        load = next((each for each in startable if self._may_start(each)), None)
         if load is not None:
             self._ready.remove(load)
             self._running.append(load)
@@ -236,32 +243,43 @@ class Runner:
         # Where several companies are served, one that hangs never has the last worker.
         spare = 1 if self._several and self._workers > 1 else 0
         remote = load.transfers[0].target.remote
-        return running < min(self._company_limits.get(remote, self._workers), self._workers - spare)
+        # The remote itself holds its limit; some more open their files meanwhile.
+        limit = self._company_limits.get(remote, self._workers) + OPENING
+        return running < min(limit, self._workers - spare)
 
-    async def _work(self, load: Load) -> None:
-        """Carry a load, and then whatever is ready: only to claim more, or against a gate, the runner is needed."""
-        carried: Load | None = load
-        while carried is not None:
-            try:
-                await self.carrier.carry(carried)
-                await self._guard_quota(carried.transfers[0].target.remote)
-            finally:
-                self._running.remove(carried)
-                self._wake.set()
-            carried = None if self._stopping or self.carrier.closed else self._take()
+    async def _work(self, group: TaskGroup, load: Load) -> None:
+        remote = load.transfers[0].target.remote
+
+        def taken() -> None:
+            self._running.remove(load)
+            self._booking.append(load)
+            if not (self._stopping or self.carrier.closed):
+                self._dispatch(group)
+
+        try:
+            await self.carrier.carry(load, taken)
+            await self._guard_quota(remote)
+        finally:
+            (self._booking if load in self._booking else self._running).remove(load)
+            self._wake.set()
+
+    def _left(self, remote: str) -> float:
+        """Requests that the daily quota of a remote allows new documents, apart from its reserve."""
+        health = self.carrier.remotes[remote].health
+        if not health.limit or health.remaining is None or health.reset is None or health.reset <= self._clock.now():
+            return math.inf
+        return health.remaining - health.limit * self._reserve.get(remote, 0.0)
 
     async def _guard_quota(self, remote: str) -> None:
         """Close the remote for new documents when only the reserve of its daily quota is left."""
-        health = self.carrier.remotes[remote].health
-        if not health.limit or health.remaining is None or health.reset is None:
+        if self._left(remote) > 0:
             return
-        now = self._clock.now()
-        if health.remaining <= health.limit * self._reserve.get(remote, 0.0) and health.reset > now:
-            known = self.carrier.closed.get(remote)
-            if known is None or known.until < health.reset:
-                detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
-                gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, now, lets_doubts_pass=health.remaining > 0)
-                await self.carrier.close(gate)
+        health, known = self.carrier.remotes[remote].health, self.carrier.closed.get(remote)
+        if health.reset is not None and (known is None or known.until < health.reset):
+            detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
+            may_ask = bool(health.remaining)
+            gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, self._clock.now(), lets_doubts_pass=may_ask)
+            await self.carrier.close(gate)
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
