@@ -23,7 +23,17 @@ from docferry.files.beneath import AWAY, components, opened_folder, parted, why
 from docferry.files.lease import at_rest, guard_signals
 from docferry.model import Source, Stamp, escaped
 
-__all__ = ["Digest", "FileSource", "Opener", "at_rest", "digest", "digests", "guard_signals", "open_plain"]
+__all__ = [
+    "Digest",
+    "FileSource",
+    "Opener",
+    "at_rest",
+    "digest",
+    "digests",
+    "guard_signals",
+    "open_plain",
+    "open_together",
+]
 
 BLOCK = 1 << 20  # threads pay from here on; smaller files are one block
 _PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -85,20 +95,20 @@ class Opener:
         unless the file looks as it was planned; a small one is then already proved, byte for byte."""
         return FileSource(self, path, stamp, sha256, md5)
 
-    async def open(self, source: FileSource) -> None:
-        """Open it, with all that wait. Cancelled, it is not opened, or open until `close`."""
-        self._waiting.append(source)
+    async def open(self, *sources: FileSource) -> None:
+        """Open them, with all others that wait. What goes wrong is raised when a source is entered. Cancelled, each is
+        open until `close`, or is not opened."""
+        self._waiting += sources
         try:
             async with self._one_visit:
-                if source in self._waiting:
+                if any(source in self._waiting for source in sources):
                     together, self._waiting = self._waiting, []
                     await to_thread.run_sync(self._open, together)
         except BaseException:
-            if source in self._waiting:
-                self._waiting.remove(source)
-            else:  # somebody else's visit may be opening it just now
-                with anyio.CancelScope(shield=True):
-                    async with self._one_visit:
+            self._waiting = [source for source in self._waiting if source not in sources]
+            with anyio.CancelScope(shield=True):
+                async with self._one_visit:  # somebody else's visit may be opening them just now
+                    for source in sources:
                         source.close()
             raise
 
@@ -108,6 +118,16 @@ class Opener:
                 source.open(self._root)
             except Exception as error:  # noqa: BLE001 - it belongs to this one alone, and is raised where it is waited for
                 source.trouble = error
+            source.is_open = True
+
+
+async def open_together(sources: Iterable[FileSource]) -> None:
+    """Open the sources of one request, with one visit to a thread for each folder. Errors wait until one is entered."""
+    by_opener: dict[Opener, list[FileSource]] = {}
+    for source in sources:
+        by_opener.setdefault(source.opener, []).append(source)
+    for opener, group in by_opener.items():
+        await opener.open(*group)
 
 
 class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
@@ -115,12 +135,13 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
     is hashed and the next one is read, so that two are in memory. `blocks` may be asked for again."""
 
     def __init__(self, opener: Opener, path: bytes, stamp: Stamp, sha256: str, md5: bool) -> None:
-        self._opener, self._path = opener, path
+        self.opener, self._path = opener, path
         self._stamp, self._sha256, self._wants_md5 = stamp, sha256, md5
         self._descriptor = -1
         self._whole: bytes | None = None
         self._md5: str | None = None
         self._readers: TaskGroup | None = None
+        self.is_open = False
         self.trouble: Exception | None = None  # why it could not be opened
 
     @property
@@ -132,7 +153,8 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         return self._md5
 
     async def __aenter__(self) -> Self:
-        await self._opener.open(self)
+        if not self.is_open:
+            await self.opener.open(self)
         if self.trouble is not None:
             raise self.trouble
         if self._whole is None:

@@ -118,28 +118,11 @@ class Transfers:
 
     async def settle(self, transfer: Transfer, outcome: Outcome, *, was: State) -> None:
         """Record what became of a try. `was` is the state the transfer is in; LeaseLost when it is not, or not ours."""
-        now = self._clock.now()
-        row = self._row(transfer, outcome.state, now, was=was) | {
-            "reason": outcome.reason,
-            "detail": outcome.detail,
-            "next_attempt": now + outcome.delay,
-            "tried": int(outcome.costs_a_try),
-            "fresh_key": int(outcome.fresh_key),
-            "last_sent": now if was is State.SENDING else None,
-        }
-        if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
-            # It was surely not taken: as far as the remote is concerned, this try never was.
-            row |= {"untaken": 1, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
-        if outcome.receipt is not None:
-            receipt = outcome.receipt
-            row |= {
-                "detail": outcome.detail or receipt.detail,
-                "status": receipt.status,
-                "correlation_id": receipt.correlation_id,
-                "etag": receipt.etag,
-                "proof": receipt.proof,
-            }
-        await self._moves.make([row])
+        await self._moves.make([self._outcome_row(transfer, outcome, was)])
+
+    async def settle_all(self, transfers: Sequence[Transfer], outcome: Outcome, *, was: State) -> None:
+        """The same for what shared one request; LeaseLost names the first that was lost, the others are recorded."""
+        await self._moves.make([self._outcome_row(transfer, outcome, was) for transfer in transfers])
 
     async def sweep(self, dead: Collection[str]) -> int:
         """Take back the leases of dead owners. LEASED waits again; what may be on the wire is in doubt."""
@@ -251,6 +234,30 @@ class Transfers:
         """Rows written later than now (the clock was set back while docferry was off) are due at once: how many."""
         now = self._clock.now()
         return await self._database.write(lambda connection: turns.call_back(connection, now))
+
+    def _outcome_row(self, transfer: Transfer, outcome: Outcome, was: State) -> dict[str, Any]:
+        now = self._clock.now()
+        row = self._row(transfer, outcome.state, now, was=was) | {
+            "reason": outcome.reason,
+            "detail": outcome.detail,
+            "next_attempt": now + outcome.delay,
+            "tried": int(outcome.costs_a_try),
+            "fresh_key": int(outcome.fresh_key),
+            "last_sent": now if was is State.SENDING else None,
+        }
+        if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
+            # It was surely not taken: as far as the remote is concerned, this try never was.
+            row |= {"untaken": 1, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
+        if outcome.receipt is not None:
+            receipt = outcome.receipt
+            row |= {
+                "detail": outcome.detail or receipt.detail,
+                "status": receipt.status,
+                "correlation_id": receipt.correlation_id,
+                "etag": receipt.etag,
+                "proof": receipt.proof,
+            }
+        return row
 
     def _row(self, transfer: Transfer, state: State, now: float, *, was: State | None = None) -> dict[str, Any]:
         before = was or transfer.state

@@ -14,8 +14,20 @@ import anyio
 from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.source import FileSource, Opener
-from docferry.model import Accounted, Finding, Found, Gate, Outcome, Parcel, Reason, Receipt, Source, State, Transfer
+from docferry.files.source import FileSource, Opener, open_together
+from docferry.model import (
+    Accounted,
+    Finding,
+    Found,
+    Gate,
+    Outcome,
+    Parcel,
+    Reason,
+    Receipt,
+    Source,
+    State,
+    Transfer,
+)
 from docferry.remotes.base import NOTHING, Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
@@ -134,11 +146,17 @@ class Carrier:
         taken: Callable[[], None] = lambda: None,
     ) -> None:
         async with AsyncExitStack() as stack:
+            chances = {each.id: self._chances(each, places.get(each.id, ())) for each in transfers}
+            firsts = [source for (_, source), *_ in filter(None, chances.values())]
+            for source in firsts:
+                stack.callback(source.close)
+            await open_together(firsts)
             parcels = []
             for transfer in transfers:
-                source = await self._open(stack, transfer, places.get(transfer.id, ()), was)
-                if source is not None:
-                    parcels.append(Parcel(transfer, source))
+                if not transfer.sha256:
+                    await self._look_afresh(transfer, places.get(transfer.id, ()), was)
+                elif (opened := await self._open(stack, transfer, chances[transfer.id], was)) is not None:
+                    parcels.append(Parcel(transfer, opened))
             if parcels:
                 # The intent is committed before the first byte: whoever finds us dead knows what may be there.
                 await self._transfers.mark_sending([parcel.transfer for parcel in parcels])
@@ -164,32 +182,34 @@ class Carrier:
             taken()
             await self._took(sending, receipt)
 
+    def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
+        """The places that should have a transfer's bytes, each with its source."""
+        md5 = self.remotes[transfer.target.remote].needs_md5
+        return [
+            (place, self._openers[upload.root].source(place.path, place.stamp, transfer.sha256, md5=md5))
+            for place in places
+            if (upload := self.uploads.get(place.mapping)) and upload.route(place.path).target == transfer.target
+        ]
+
+    async def _look_afresh(self, transfer: Transfer, places: Sequence[Place], was: State) -> None:
+        """A rule held it and nothing was read; a person says try again: intake judges it anew."""
+        for place in places:
+            self._look_again(place.mapping, place.path)
+        await self._settle(replace(transfer, state=was), Outcome(State.GONE, None, "looked at again"))
+
     async def _open(
-        self, stack: AsyncExitStack, transfer: Transfer, places: Sequence[Place], was: State
+        self, stack: AsyncExitStack, transfer: Transfer, chances: Sequence[tuple[Place, FileSource]], was: State
     ) -> Source | None:
         """The transfer's bytes, from any place that still has them; None when it was settled instead."""
         trouble: SourceError | None = None
-        if not transfer.sha256:
-            # A rule held it and nothing was read; a person says try again: intake judges it afresh.
-            for place in places:
-                self._look_again(place.mapping, place.path)
-            await self._settle(replace(transfer, state=was), Outcome(State.GONE, None, "looked at again"))
-            return None
-        for place in places:
-            upload = self.uploads.get(place.mapping)
-            if upload is None or upload.route(place.path).target != transfer.target:
-                continue
+        for place, source in chances:
             try:
-                return await stack.enter_async_context(self._source(upload, place, transfer))
+                return await stack.enter_async_context(source)
             except SourceError as error:
                 trouble = error
                 self._look_again(place.mapping, place.path)
         await self._settle(replace(transfer, state=was), self._without_bytes(transfer, trouble, was))
         return None
-
-    def _source(self, upload: Upload, place: Place, transfer: Transfer) -> FileSource:
-        md5 = self.remotes[transfer.target.remote].needs_md5
-        return self._openers[upload.root].source(place.path, place.stamp, transfer.sha256, md5=md5)
 
     def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, was: State) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
@@ -209,27 +229,25 @@ class Carrier:
             for transfer in sending:
                 await self._settle(transfer, Outcome(State.DOUBTFUL, BATCH, detail, delay=wait))
             return
-        if len(sending) == 1:
-            await self._arrived(sending[0], receipt)
-            return
-        async with anyio.create_task_group() as group:
-            for transfer in sending:
-                group.start_soon(self._arrived, transfer, receipt)
+        await self._arrived(sending, receipt)
 
-    async def _arrived(self, transfer: Transfer, receipt: Receipt) -> None:
-        await self._settle(transfer, Outcome(State.SENT, None, receipt.detail, receipt=receipt))
-        self.tally.uploaded += 1
-        self.tally.bytes_up += transfer.size
-        log.info(
-            "sent",
-            mapping=transfer.mapping,
-            name=transfer.remote_name,
-            to=transfer.target.lane,
-            size=transfer.size,
-            tries=transfer.tries + 1,
-            proof=receipt.proof,
-        )
-        await self._delivered(transfer.mapping)
+    async def _arrived(self, transfers: Sequence[Transfer], receipt: Receipt) -> None:
+        outcome = Outcome(State.SENT, None, receipt.detail, receipt=receipt)
+        await self._transfers.settle_all(transfers, outcome, was=transfers[0].state)
+        for transfer in transfers:
+            self.tally.uploaded += 1
+            self.tally.bytes_up += transfer.size
+            log.info(
+                "sent",
+                mapping=transfer.mapping,
+                name=transfer.remote_name,
+                to=transfer.target.lane,
+                size=transfer.size,
+                tries=transfer.tries + 1,
+                proof=receipt.proof,
+            )
+        for mapping in dict.fromkeys(transfer.mapping for transfer in transfers):
+            await self._delivered(mapping)
 
     async def _changed(
         self, sending: Sequence[Transfer], changed: SourceError, places: Mapping[int, Sequence[Place]]
@@ -362,7 +380,7 @@ class Carrier:
             finding = findings[transfer.id]
             if finding.found is Found.THERE:
                 trial += [True] if transfer.reason == BATCH else []
-                await self._arrived(transfer, Receipt(None, detail=finding.detail, proof=finding.proof))
+                await self._arrived([transfer], Receipt(None, detail=finding.detail, proof=finding.proof))
             elif finding.found is Found.ABSENT and self._age(transfer) >= remote.confirm_after:
                 trial += [False] if transfer.reason == BATCH else []
                 if self._expired(transfer):
