@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -232,29 +232,45 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                 await _tell(send, found)
 
     async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
+        """While a block is on its way, the next one is read and hashed, in one visit to a thread."""
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         offset = 0
-        while True:
-            block = await to_thread.run_sync(_read_exactly, self._descriptor, self._length_at(offset), offset)
-            offset += len(block)
-            last = offset >= self._stamp.size
-            if not last:
+        block = b""
+        while offset < self._stamp.size:
+            if offset:
                 await send.send(block)
-            await self._hash(block, sha256.update, md5.update)
-            if last:
-                break
+            block = await self._next(block, offset, sha256.update, md5.update)
+            offset += len(block)
         self._same_digest(sha256.hexdigest())
-        await to_thread.run_sync(self._same_stamp, self._descriptor)
+        await to_thread.run_sync(self._prove_end, md5.update, block)
         self._md5 = md5.hexdigest() if self._wants_md5 else None
         await send.send(block)
 
-    async def _hash(self, block: bytes, sha256: Callable[[bytes], None], md5: Callable[[bytes], None]) -> None:
-        if not self._wants_md5:
-            await to_thread.run_sync(sha256, block)
-            return
-        async with anyio.create_task_group() as both:  # hashing lets go of the GIL: a core for each
-            both.start_soon(to_thread.run_sync, sha256, block)
-            both.start_soon(to_thread.run_sync, md5, block)
+    async def _next(
+        self, block: bytes, offset: int, sha256: Callable[[bytes], None], md5: Callable[[bytes], None]
+    ) -> bytes:
+        """The block at `offset`, its SHA-256 taken; beside it, as a core each lets go of the GIL, `block`'s MD5."""
+
+        def read() -> bytes | Exception:
+            try:
+                following = _read_exactly(self._descriptor, self._length_at(offset), offset)
+            except (OSError, SourceError) as error:
+                return error
+            sha256(following)
+            return following
+
+        async with anyio.create_task_group() if self._wants_md5 and block else nullcontext() as beside:
+            if beside is not None:
+                beside.start_soon(to_thread.run_sync, md5, block)
+            found = await to_thread.run_sync(read)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _prove_end(self, md5: Callable[[bytes], None], block: bytes) -> None:
+        self._same_stamp(self._descriptor)
+        if self._wants_md5:
+            md5(block)
 
     def _length_at(self, offset: int) -> int:
         return min(BLOCK, self._stamp.size - offset)
