@@ -29,10 +29,12 @@ class ThreadConnection:
         self._driver = aiosqlite.Connection(self._connect, iter_chunk_size=64)
         self._engine: Engine
         self._connection: Connection
+        self._is_open = False
 
     async def open(self) -> None:
         """Connect; raises SQLAlchemy's errors."""
         await self._driver
+        self._is_open = True
 
     async def run(self, work: Work[T]) -> T:
         """`work` in one transaction, committed when this returns. Whoever is cancelled while it waits leaves it to end
@@ -40,9 +42,11 @@ class ThreadConnection:
         return await self._there(lambda: self._visit(work))
 
     async def close(self) -> None:
-        """Leave the thread; nothing can be run any more."""
-        await self._there(self._leave)
-        await self._driver.close()
+        """Leave the thread, where it was entered; nothing can be run any more."""
+        if self._is_open:
+            self._is_open = False
+            await self._there(self._leave)
+            await self._driver.close()
 
     async def _there(self, function: Callable[[], T]) -> T:
         # Not public, and the only way to hand aiosqlite's thread more than one statement: `store` tests walk it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ PAUSE = 1.0
 LOG_ALARM = 64 * 1024 * 1024
 #: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
 GATHERED = 256
+#: File times may stand still for so long, seconds.
+TICK = 0.1
 #: So many reads run at once; the next one waits.
 READERS = 4
 #: How SQLite says that the file is not what it should be.
@@ -126,6 +129,15 @@ class Database:
                 await self._wake.wait()
 
     @property
+    def stamp(self) -> tuple[int, int] | None:
+        """Changes with every commit, whoever makes it; None while the last one is too young for that to be sure."""
+        try:
+            log = self.path.with_name(f"{self.path.name}-wal").stat()
+        except FileNotFoundError:
+            return None
+        return None if abs(time.time() - log.st_mtime) < TICK else (log.st_mtime_ns, log.st_size)
+
+    @property
     def alarm(self) -> str | None:
         """What a person must know: the writer's trouble, or a log that only grows."""
         log = self.path.with_name(f"{self.path.name}-wal")
@@ -220,14 +232,16 @@ async def open_database(path: Path, patience: float = float("inf")) -> AsyncIter
     disk or a lock for `patience` seconds: a daemon for ever, a command that somebody waits for not."""
     await anyio.to_thread.run_sync(schema.prepare, path)
     database = Database(path, patience)
-    async with anyio.create_task_group() as group:
-        await group.start(database.serve, name="database writer")
-        try:
-            yield database
-        finally:
-            database.close()
-    with anyio.CancelScope(shield=True):
-        await database.dispose()
+    try:
+        async with anyio.create_task_group() as group:
+            await group.start(database.serve, name="database writer")
+            try:
+                yield database
+            finally:
+                database.close()
+    finally:
+        with anyio.CancelScope(shield=True):  # a connection that stays open is a thread, and the program waits for it
+            await database.dispose()
 
 
 def _identity(path: Path) -> tuple[int, int]:

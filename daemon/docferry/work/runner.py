@@ -83,6 +83,7 @@ class Runner:
         self._claimed = False  # whether the last look at the queue brought something
         self.ended = anyio.Event()
         self._lanes: list[Lane] = []
+        self._looked_at: tuple[int, int] | None = None  # the database's stamp when the queue was last looked at
         self._drift = clock.now() - clock.steady()
         self._swept = -SWEEP
         self.beat = clock.steady()  # when the loop last came round, for the watchdog
@@ -181,7 +182,11 @@ class Runner:
         startable = sum(self._may_start(load) for load in self._ready)
         if startable >= self._workers:
             return
+        stamp = self._database.stamp
+        if not self._lanes and stamp is not None and stamp == self._looked_at:
+            return  # nothing waited, and nobody has written anything since
         await self.look()
+        self._looked_at = stamp
         scene = Scene(
             now=self._clock.now(),
             room=AHEAD * self._workers - startable,
