@@ -27,6 +27,7 @@ from sqlalchemy import Connection, StaticPool, create_engine, text
 from docferry import settings
 from docferry.clock import TurnableClock, iso
 from docferry.errors import RemoteError, SourceChanged
+from docferry.files.source import Opener
 from docferry.model import Accounted, Finding, Parcel, Receipt, Sighting, Source, Stamp, State, Target, Transfer
 from docferry.policy import Backoff
 from docferry.remotes import doubts
@@ -250,7 +251,8 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
 
     md5 = None
 
-    def __init__(self, content: bytes, *, changes: bool) -> None:
+    def __init__(self, opener: Shelf, content: bytes, *, changes: bool) -> None:
+        self.opener = opener
         self._content = content
         self._changes = changes
 
@@ -268,7 +270,25 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        return
+        self.close()
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class Shelf(Opener):
+    """Where the documents lie: in memory."""
+
+    def __init__(self, root: Path, contents: Mapping[str, bytes], dice: random.Random) -> None:
+        super().__init__(root)
+        self._contents = contents
+        self._dice = dice
+
+    def source(self, path: bytes, stamp: Stamp, sha256: str, md5: bool = False) -> Any:  # noqa: ARG002 - known by its digest
+        return Bytes(self, self._contents[sha256], changes=self._dice.random() < 0.002)
+
+    async def open(self, *sources: object) -> None:
+        """They are."""
 
 
 class Process(Carrier):
@@ -294,14 +314,11 @@ class Process(Carrier):
             key_refused=lambda: None,
         )
         self._dice = world.dice
-        self._world = world
-
-    def _source(self, _upload: settings.Upload, _place: object, transfer: Transfer) -> Any:
-        return Bytes(self._world.contents[transfer.sha256], changes=self._world.dice.random() < 0.002)
+        self._openers = {world.upload.root: Shelf(world.upload.root, world.contents, world.dice)}
 
     async def turn(self) -> None:
         """Claim something that is due, and carry it."""
-        dice = self._world.dice
+        dice = self._dice
         due = [lane for lane in await self.queue.lanes() if lane.due <= self._clock.now()]
         if any(lane.doubtful for lane in due) and await self.queue.asking_elsewhere():
             due = [lane for lane in due if not lane.doubtful]
