@@ -426,6 +426,8 @@ async def test_what_may_or_may_not_show_yet_is_unsettled(shop: Shop) -> None:
     old = await shop.sending("old.pdf")
     await shop.transfers.settle(old, Outcome(State.SENT), was=State.SENDING)
     shop.clock.turn(100)
+    await shop.held("too large.pdf", "too_large")
+    await shop.held("undecidable.pdf", "undecidable")
     fresh = await shop.sending("fresh.pdf")
     await shop.transfers.settle(fresh, Outcome(State.SENT), was=State.SENDING)
     asked = await shop.asking("asked.pdf")
@@ -437,7 +439,7 @@ async def test_what_may_or_may_not_show_yet_is_unsettled(shop: Shop) -> None:
     await shop.enqueue("waits.pdf")
     since = shop.clock.now() - 50
     found = await shop.transfers.unsettled(ACME, sent_since=since, apart_from=[asked.id])
-    assert found.names == {"fresh.pdf": 1, "wire.pdf": 1, "doubt.pdf": 1}
+    assert found.names == {"fresh.pdf": 1, "wire.pdf": 1, "doubt.pdf": 1, "undecidable.pdf": 1}
     assert (await shop.transfers.unsettled(ACME, sent_since=since, apart_from=[])).names["asked.pdf"] == 1
 
 

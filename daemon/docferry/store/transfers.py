@@ -283,6 +283,8 @@ UNION ALL
 SELECT remote_name, sha256 FROM transfer WHERE state = 'doubtful' AND company_id = :company
   AND id NOT IN (SELECT value FROM json_each(:apart))
 UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state = 'held' AND reason = 'undecidable' AND company_id = :company
+UNION ALL
 SELECT remote_name, sha256 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND state <> 'leased'
   AND company_id = :company AND id NOT IN (SELECT value FROM json_each(:apart))
 """)
