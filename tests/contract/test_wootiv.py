@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,39 @@ async def test_a_digest_that_is_known_goes_along_and_other_bytes_never_stand(woo
         await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.status) == ("redo", 400)
     assert shore.names == []
+
+
+@pytest.mark.parametrize("where", ["signed", "in the fields alone"])
+async def test_a_digest_that_wootiv_names_goes_before_ours(
+    wootiv: Make, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours would be refused with BadDigest, or break the signature; so it gets as far as the ETag."""
+    shore = wootiv()
+    theirs = {"content-md5": b64encode(hashlib.md5(b"some bytes", usedforsecurity=False).digest()).decode()}
+    sign = shore.sim.s3.sign
+
+    def signed(method: str, base: str, bucket: str, key: str, headers: dict[str, str]) -> str:
+        url: str = sign(method, base, bucket, key, headers | theirs if where == "signed" else headers)
+        return url
+
+    monkeypatch.setattr(shore.sim.s3, "sign", signed)
+    put_url = shore.sim.wootiv._put_url
+
+    def answered(base: str, name: str) -> dict[str, Any]:
+        answer: dict[str, Any] = put_url(base, name)
+        return answer | {"fields": answer["fields"] | {"Content-MD5": theirs["content-md5"]}}
+
+    monkeypatch.setattr(shore.sim.wootiv, "_put_url", answered)
+    with pytest.raises(RemoteError, match="its ETag is"):
+        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+    assert shore.names == ["a.pdf"]
+
+
+async def test_nothing_is_added_to_a_signed_form(wootiv: Make) -> None:
+    """Its policy names every field; a digest beside it would be refused."""
+    shore = wootiv(signed="post")
+    with pytest.raises(RemoteError, match="its ETag is"):
+        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
 
 
 async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) -> None:

@@ -31,6 +31,7 @@ _GATES: Final = {
 _CLOCK_TOLERANCE: Final = 300.0
 #: Headers that a request sets by itself.
 _OURS: Final = frozenset({"host", "content-length"})
+_DIGEST: Final = "content-md5"
 
 
 class Wootiv:
@@ -125,9 +126,9 @@ class Wootiv:
     async def _deliver(self, signed: _Signed, parcel: Parcel) -> Answer:
         """The bytes, without the Wootiv key: the URL is permission enough."""
         if signed.is_put:
-            # Signed or not, a digest may go along; where it is known beforehand, damaged bytes never stand in S3.
-            headers = _digest(parcel.source.md5) | signed.headers(parcel.transfer.remote_name)
+            headers = signed.headers(parcel.transfer.remote_name, parcel.source.md5)
             return await self._s3.call("PUT", signed.url, headers=headers, body=Plain(parcel))
+        # Nothing is added to a form: its policy says which fields there may be.
         form = Form([parcel], signed.fields)
         return await self._s3.call("POST", signed.url, headers={"Content-Type": form.content_type}, body=form)
 
@@ -198,20 +199,22 @@ class _Signed:
     def is_post(self) -> bool:
         return not self.is_put and bool(dict(self.fields).get("Policy"))
 
-    def headers(self, name: str) -> dict[str, str]:
-        """What was signed must be sent as it was signed; nothing else may begin with x-amz-."""
+    def headers(self, name: str, md5: str | None) -> dict[str, str]:
+        """What was signed must be sent as it was signed; nothing else may begin with x-amz-.
+
+        S3 takes a digest that was not signed, and refuses other bytes with BadDigest: where it is known before the
+        bytes go, damaged ones never stand under the document's name, not even until their ETag is read. A digest that
+        Wootiv names itself goes before ours."""
         given = {field.lower(): value for field, value in self.fields}
         signed = set(self._query.get("X-Amz-SignedHeaders", "").lower().split(";"))
         headers = {each: given[each] for each in sorted(signed & given.keys() - _OURS)}
+        if md5 is not None and _DIGEST not in given:
+            headers[_DIGEST] = b64encode(bytes.fromhex(md5)).decode("ascii")
         return {"content-type": content_type(name), **headers}
 
     @property
     def _query(self) -> dict[str, str]:
         return dict(parse_qsl(urlsplit(self.url).query, keep_blank_values=True))
-
-
-def _digest(md5: str | None) -> dict[str, str]:
-    return {"content-md5": b64encode(bytes.fromhex(md5)).decode()} if md5 else {}
 
 
 def _unusable(what: str) -> RemoteError:
