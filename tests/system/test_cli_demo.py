@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import pytest
 
 from docferry.cli import papers
 from docferry.cli.main import main
-from docferry.simulator import Running, Simulator, Switches
+from docferry.simulator import Fault, Running, Simulator, Switches
 from ground import COMPANY, CONNECTION, Ground, until
 
 Say = Callable[..., tuple[int, str, str]]
@@ -240,6 +241,37 @@ def test_a_remote_that_is_away_ends_with_75(ground: Ground, say: Say) -> None:
     ground.write_config()
     ground.shore.stop()
     assert findings(say)[0] == 75
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault("too_many", "*", params={"seconds": 5}), 75),
+        (Fault("status", "*", params={"status": 503}), 75),
+        (Fault("html_502", "*"), 75),
+        (Fault("lost_answer", "*"), 75),
+        (Fault("status", "*", params={"status": 403}), 2),
+        (Fault("redirect", "*"), 2),
+        (Fault("html_200", "*"), 2),
+    ],
+    ids=lambda case: case.kind if isinstance(case, Fault) else str(case),
+)
+@pytest.mark.parametrize("to", ["codat", "wootiv"])
+def test_what_passes_by_itself_ends_with_75_and_what_must_be_mended_with_2(
+    ground: Ground, say: Say, fault: Fault, code: int, to: str
+) -> None:
+    ground.upload("bank", to)
+    ground.simulator.set_faults([fault])
+    ended, found = findings(say)
+    (wrong,) = [each for each in itertools.chain(*found.values()) if each[0] == "fail"]
+    assert (ended, bool(wrong[2])) == (code, True)
+
+
+def test_one_thing_that_must_be_mended_is_enough_for_2(ground: Ground, say: Say) -> None:
+    ground.upload("bank")
+    ground.upload("scans", "wootiv")
+    ground.simulator.set_faults([Fault("too_many", "codat.*"), Fault("status", "wootiv.*", params={"status": 401})])
+    assert findings(say)[0] == 2
 
 
 def test_a_clock_that_is_off_is_told(ground: Ground, say: Say) -> None:

@@ -62,9 +62,8 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
 
 def _judged(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
     """What the remote found; its clock is judged here, for all remotes alike."""
-    away = remote.health.last_answer is None
     findings = [
-        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=away)
+        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes)
         for each in checked
         if each.subject != "clock"
     ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
 
+from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Parcel, Reason, Receipt, Target, Transfer
 
 #: Nothing of the kind: what is unsettled when nobody says otherwise.
@@ -55,12 +56,23 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One thing that `docferry check` looked at, and the cure where it is not right."""
+    """One thing that `docferry check` looked at, and the cure where it is not right. `passes`: it may well be right
+    when it is looked at again, without anybody mending anything."""
 
     subject: str
     ok: bool
     detail: str
     cure: str = ""
+    passes: bool = False
+
+
+def failed(subject: str, error: RemoteError, cure: str) -> Checked:
+    """A question that brought no good answer. Pauses that are asked for, trouble of the remote's own and a line that
+    breaks pass; what says that something is wrong with the configuration does not."""
+    status = error.status
+    answers = error.kind == "answer" and status is not None and (status in (408, 409, 425, 429) or status >= 500)
+    passes = answers or error.kind in ("unreachable", "timeout", "cut")
+    return Checked(subject, ok=False, detail=str(error), cure=cure, passes=passes)
 
 
 def clocks(remote: str, offset: float | None, tolerance: float) -> list[Checked]:

@@ -18,7 +18,7 @@ from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Parcel, Receipt, Target, Transfer
 from docferry.remotes.answers import Answer, parsed, plain, whole
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks, failed
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.doubts import Case, Members, Row, since
 from docferry.remotes.http import Http, Sink, written
@@ -188,7 +188,7 @@ class Codat:
         try:
             count = len(await self.listing(company))
         except RemoteError as error:
-            return Checked(f"codat company {company}", ok=False, detail=str(error), cure=_cure(error))
+            return failed(f"codat company {company}", error, _cure(error))
         return Checked(f"codat company {company}", ok=True, detail=f"the key works; {count} files are listed")
 
     async def _check_connection(self, company: str, connection: str) -> Checked:
@@ -196,7 +196,7 @@ class Codat:
         try:
             status = plain((await self.connection(company, connection)).get("status"))
         except RemoteError as error:
-            return Checked(subject, ok=False, detail=str(error), cure=_cure(error))
+            return failed(subject, error, _cure(error))
         if status == "Linked":
             return Checked(subject, ok=True, detail="Linked")
         return Checked(subject, ok=False, detail=f"its status is {status}", cure="link it in Codat's portal")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -15,7 +15,7 @@ from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Found, Parcel, Receipt, Target, Transfer
 from docferry.remotes import download, s3
 from docferry.remotes.answers import Answer, parsed, plain, retry_after, should_retry
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks
+from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks, failed
 from docferry.remotes.download import Fetched
 from docferry.remotes.http import Http
 from docferry.remotes.multipart import Form, Plain, content_type
@@ -103,7 +103,8 @@ class Wootiv:
             signed = await self._sign("docferry-check.txt")
         except RemoteError as error:
             cure = "set WOOTIV_API_KEY" if error.status == 401 else "check base_url, proxy and ca_file in [wootiv]"
-            return [Checked("wootiv", ok=False, detail=str(error), cure=cure)]
+            found = failed("wootiv", error, cure)
+            return [replace(found, cure="try again later") if found.passes and error.status else found]
         how = "PUT" if signed.is_put else "POST"
         clock = clocks("Wootiv", self._http.clock_offset, _CLOCK_TOLERANCE)
         return [Checked("wootiv", ok=True, detail=f"the key works; documents go up by {how}"), *clock]
