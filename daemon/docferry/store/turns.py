@@ -40,12 +40,15 @@ def call_back(connection: Connection, now: float) -> int:
     return len(called)
 
 
-# Each state by itself, as its index is asked for it: a million rows that were sent need not be read.
+# Each state by itself, as its index is asked for it: a million rows that were sent need not be read. What the dead were
+# sending is not swept yet, and what is undecidable may be retried: both will be doubts.
 _CALL_BACK = text("""
 UPDATE transfer SET next_attempt = :now, updated = :now,
   first_sent = min(first_sent, :any_time), last_sent = min(last_sent, :now)
 WHERE updated > :now + 60 AND id IN (
-  SELECT id FROM transfer WHERE state = 'waiting' UNION ALL SELECT id FROM transfer WHERE state = 'doubtful')
+  SELECT id FROM transfer WHERE state = 'waiting' UNION ALL SELECT id FROM transfer WHERE state = 'doubtful'
+  UNION ALL SELECT id FROM transfer WHERE state IN ('leased', 'sending', 'asking')
+  UNION ALL SELECT id FROM transfer WHERE state = 'held' AND reason = 'undecidable')
 RETURNING id
 """)
 _DRIFT = text("SELECT mark FROM bookmark WHERE subject = :subject")
