@@ -11,9 +11,10 @@ from pathlib import Path
 import anyio
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from docferry.errors import DatabaseLost, StateError
+from docferry.store.connection import driver
 from docferry.store.database import Database, open_database
 from store.conftest import Shop
 
@@ -260,3 +261,43 @@ async def test_a_file_that_breaks_later_is_told_with_the_cure(tmp_path: Path) ->
     with pytest.raises(StateError, match="sync --adopt"):
         async with open_database(path) as database:
             await marks(database)
+
+
+async def test_a_refused_commit_is_undone_and_the_next_begins_afresh(shop: Shop) -> None:
+    """SQLite leaves a transaction open whose COMMIT it could not even begin (no memory, interrupted), and SQLAlchemy
+    takes it for ended."""
+
+    def refused(connection: Connection) -> None:
+        noting("refused")(connection)
+        driver(connection).set_authorizer(
+            lambda action, name, *_: (
+                sqlite3.SQLITE_DENY if (action, name) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
+            )
+        )
+
+    def lifted(connection: Connection) -> None:
+        driver(connection).set_authorizer(None)
+        noting("next")(connection)
+
+    with pytest.raises(DatabaseError, match="not authorized"):
+        await shop.database.write(refused)
+    await shop.database.write(lifted)
+    assert await marks(shop.database) == {"next"}
+
+
+async def test_a_reader_that_is_cancelled_while_it_opens_leaves_no_line_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "docferry.db"
+
+    def lines() -> int:
+        return sum(os.path.realpath(each) == str(path) for each in Path("/proc/self/fd").iterdir())
+
+    async with open_database(path) as database:
+        await database.write(noting("before"))
+        before = lines()
+        async with anyio.create_task_group() as group:
+            group.start_soon(marks, database)
+            await anyio.lowlevel.checkpoint()  # it has begun to open
+            group.cancel_scope.cancel()
+        assert await marks(database) == {"before"}
+        assert lines() == before + 1
+    assert lines() == 0

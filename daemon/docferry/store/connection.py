@@ -72,6 +72,9 @@ class ThreadConnection:
             raise OperationalError(None, None, error) from error
         except sqlite3.DatabaseError as error:
             raise DatabaseError(None, None, error) from error
+        finally:
+            # SQLAlchemy takes a transaction for ended whose COMMIT failed; SQLite does not always.
+            driver(self._connection).rollback()
 
     def _leave(self) -> None:
         self._connection.close()

@@ -169,7 +169,8 @@ class Database:
         if self._idle:
             return self._idle.pop()
         reader = ThreadConnection(self.path, "BEGIN")
-        await reader.open()
+        with anyio.CancelScope(shield=True):  # cancelled half way, it would be nobody's to close
+            await reader.open()
         return reader
 
     async def _commit(self, gathered: list[_Request]) -> None:
