@@ -332,6 +332,33 @@ class TestSource:
             assert b"".join([block async for block in source.blocks()]) == content
             assert await anext(first) == content[BLOCK : 2 * BLOCK]
 
+    async def test_who_is_cancelled_first_in_line_takes_nobody_along(self, root: Path) -> None:
+        """Of those that wait for the thread the first takes all there, or, cancelled in that moment, none."""
+        contents = {name: fill(root / name, 10) for name in ("busy.pdf", "first.pdf", "second.pdf")}
+        opener, scope, got = Opener(root), anyio.CancelScope(), []
+
+        def source(name: str) -> FileSource:
+            known = digest(root, name.encode())
+            return opener.source(name.encode(), known.stamp, known.sha256)
+
+        async def busy() -> None:
+            await opener.open(source("busy.pdf"))
+            scope.cancel()  # the line has passed to the first, which has not run yet
+
+        async def first() -> None:
+            with scope:
+                await opener.open(source("first.pdf"))
+
+        async def second() -> None:
+            async with source("second.pdf") as opened:
+                got.append(b"".join([block async for block in opened.blocks()]))
+
+        async with anyio.create_task_group() as group:
+            for each in (busy, first, second):
+                group.start_soon(each)
+        assert scope.cancelled_caught
+        assert got == [contents["second.pdf"]]
+
     async def test_blocks_outside_of_the_opening_are_a_mistake(self, root: Path) -> None:
         fill(root / "a.pdf", 2 * BLOCK)
         with pytest.raises(RuntimeError, match="async with"):

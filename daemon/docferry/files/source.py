@@ -101,9 +101,9 @@ class Opener:
         self._waiting += sources
         try:
             async with self._one_visit:
-                if any(source in self._waiting for source in sources):
-                    together, self._waiting = self._waiting, []
-                    await to_thread.run_sync(self._open, together)
+                if not all(source.is_open for source in sources):
+                    await to_thread.run_sync(self._open, tuple(self._waiting))  # cancelled before it: all wait on
+                    self._waiting = [source for source in self._waiting if not source.is_open]
         except BaseException:
             self._waiting = [source for source in self._waiting if source not in sources]
             with anyio.CancelScope(shield=True):
