@@ -301,3 +301,17 @@ async def test_a_reader_that_is_cancelled_while_it_opens_leaves_no_line_to_the_f
         assert await marks(database) == {"before"}
         assert lines() == before + 1
     assert lines() == 0
+
+
+async def test_an_own_commit_counts_whatever_file_times_say(shop: Shop, tmp_path: Path) -> None:
+    """The log is written before it is synced, and only then is the commit seen: a look in between comes too early,
+    and finds the file as it will be afterwards."""
+    log = tmp_path / "docferry.db-wal"
+    stamps = []
+    for mark in ("one", "two"):
+        await shop.database.write(noting(mark))
+        os.truncate(log, 1_000_000)
+        os.utime(log, (1_700_000_000, 1_700_000_000))
+        stamps.append(shop.database.stamp)
+    assert None not in stamps
+    assert stamps[0] != stamps[1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sqlite3
 import time
 from collections import Counter
 from typing import Any
@@ -288,3 +290,48 @@ async def test_a_stop_hands_everything_back(harbour: Harbour) -> None:
             group.cancel_scope.cancel()
         counts = await harbour.states(house)
     assert {state: count for state, count in counts.items() if count} == {"doubtful": 3, "waiting": 17}
+
+
+async def test_what_another_command_queues_is_found_whatever_file_times_say(
+    harbour: Harbour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is seen only after its log was synced: a look in between finds the file as it will be afterwards."""
+    monkeypatch.setattr("docferry.work.runner.POLL", 0.05)
+    monkeypatch.setattr("docferry.work.runner.LOOK", 0.5, raising=False)
+    harbour.lay(harbour.ground.upload("bank"), "a.pdf")
+    async with harbour.house() as house:
+        path, log = house.database.path, house.database.path.with_name("docferry.db-wal")
+
+        def update(state: str) -> None:
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("UPDATE transfer SET state = ?, next_attempt = 0", (state,))
+            os.truncate(log, 1_000_000)
+            os.utime(log, (1_700_000_000, 1_700_000_000))
+            other.close()
+
+        await anyio.to_thread.run_sync(update, "held")
+        async with anyio.create_task_group() as group:
+            await group.start(house.runner.run)
+            await anyio.sleep(0.2)  # it has looked at a queue in which nothing waits
+            await anyio.to_thread.run_sync(update, "waiting")
+            with anyio.fail_after(10):
+                while not harbour.at_codat():  # noqa: ASYNC110 - the far shore tells nobody
+                    await anyio.sleep(0.02)
+            house.runner.stop()
+    assert harbour.at_codat() == once("a.pdf")
+
+
+async def test_what_is_claimed_while_a_stop_is_asked_for_is_not_begun(harbour: Harbour) -> None:
+    harbour.lay(harbour.ground.upload("bank"), *names_of(3))
+    async with harbour.house() as house:
+        other = sqlite3.connect(house.database.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            await group.start(house.runner.run)
+            await anyio.sleep(0.2)  # it has come as far as the claim, which waits for the lock
+            house.runner.stop()
+            other.execute("ROLLBACK")
+        other.close()
+        counts = await harbour.states(house)
+    assert {state: count for state, count in counts.items() if count} == {"waiting": 3}
+    assert harbour.requests("codat.upload") == 0

@@ -58,6 +58,7 @@ class Database:
         self.trouble: str | None = None  # why the writer is pausing, for `status`
         self._patience = patience  # for so long the writer pauses, then it gives up; seconds
         self._troubled: float | None = None  # since when, steady seconds
+        self._commits = 0
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._identity = _identity(path)
@@ -129,13 +130,14 @@ class Database:
                 await self._wake.wait()
 
     @property
-    def stamp(self) -> tuple[int, int] | None:
-        """Changes with every commit, whoever makes it; None while the last one is too young for that to be sure."""
+    def stamp(self) -> tuple[int, int, int] | None:
+        """Changes with every commit of ours, and with almost every foreign one: that is seen only when its log was
+        synced, long after the log's time perhaps. None while the last one is too young to tell it from a next one."""
         try:
             log = self.path.with_name(f"{self.path.name}-wal").stat()
         except FileNotFoundError:
             return None
-        return None if abs(time.time() - log.st_mtime) < TICK else (log.st_mtime_ns, log.st_size)
+        return None if abs(time.time() - log.st_mtime) < TICK else (self._commits, log.st_mtime_ns, log.st_size)
 
     @property
     def alarm(self) -> str | None:
@@ -198,6 +200,7 @@ class Database:
                 await self._fail(gathered, error)
                 return
             self.trouble = self._troubled = None
+            self._commits += 1
             for request in gathered:
                 request.done.set()
             return

@@ -29,6 +29,8 @@ log = logs.get("runner")
 
 #: How often the queue is looked at when nothing hurries it: another command may have changed it. Seconds.
 POLL = 1.0
+#: So often it is read even when the database seems to be as it was, seconds.
+LOOK = 5.0
 #: How often leases of dead owners are taken back, seconds.
 SWEEP = 5.0
 #: Loads that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
@@ -83,7 +85,8 @@ class Runner:
         self._claimed = False  # whether the last look at the queue brought something
         self.ended = anyio.Event()
         self._lanes: list[Lane] = []
-        self._looked_at: tuple[int, int] | None = None  # the database's stamp when the queue was last looked at
+        self._looked_at: tuple[int, int, int] | None = None  # the database's stamp when the queue was last looked at
+        self._looked = 0.0  # when that was, steady seconds
         self._drift = clock.now() - clock.steady()
         self._swept = -SWEEP
         self.beat = clock.steady()  # when the loop last came round, for the watchdog
@@ -182,11 +185,12 @@ class Runner:
         startable = sum(self._may_start(load) for load in self._ready)
         if startable >= self._workers:
             return
-        stamp = self._database.stamp
-        if not self._lanes and stamp is not None and stamp == self._looked_at:
+        stamp, steady = self._database.stamp, self._clock.steady()
+        seems_same = stamp is not None and stamp == self._looked_at and steady - self._looked < LOOK
+        if not self._lanes and seems_same:
             return  # nothing waited, and nobody has written anything since
         await self.look()
-        self._looked_at = stamp
+        self._looked_at, self._looked = stamp, steady
         scene = Scene(
             now=self._clock.now(),
             room=AHEAD * self._workers - startable,
@@ -232,7 +236,7 @@ class Runner:
 
     def _take(self, left: Mapping[str, float]) -> Load | None:
         """The next load that may start, with what is `left` of each remote's quota; it is running from now on."""
-        if len(self._running) >= self._workers:
+        if self._stopping or len(self._running) >= self._workers:
             return None
         startable = (each for each in self._ready if each.asks or left[each.transfers[0].target.remote] > 0)
         load = next((each for each in startable if self._may_start(each)), None)
@@ -258,7 +262,7 @@ class Runner:
         def taken() -> None:
             self._running.remove(load)
             self._booking.append(load)
-            if not (self._stopping or self.carrier.closed):
+            if not self.carrier.closed:  # else what is ready may have to be given back first
                 self._dispatch(group)
 
         try:
