@@ -11,7 +11,8 @@ from pathlib import Path
 
 import anyio
 
-from docferry import app, settings
+from docferry import settings
+from docferry.app.onepass import sync
 
 EVERY = 0.002
 
@@ -27,7 +28,7 @@ async def _watched(config: Path) -> list[float]:
 
     async with anyio.create_task_group() as group:
         group.start_soon(sample)
-        await app.sync(settings.load(config))
+        await sync(settings.load(config))
         group.cancel_scope.cancel()
     return sorted(late)
 

@@ -22,7 +22,8 @@ import alembic.config  # noqa: F401 - as above
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from docferry import app, clock
+from docferry import clock
+from docferry.app import onepass
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat import Codat
@@ -102,7 +103,7 @@ def _live(order: Mapping[str, Any]) -> int:
     if order.get("clock"):
         _turn(Path(order["clock"]))
     if order.get("patience"):
-        _swap(app, WRITE_PATIENCE=order["patience"])
+        _swap(onepass, WRITE_PATIENCE=order["patience"])
     return cli.main(order["birth"])
 
 

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from docferry import settings
-from docferry.house import House, open_house
+from docferry.app.house import House, open_house
 from docferry.model import State
 from docferry.simulator import Fault, Running, Simulator, Switches
 from ground import COMPANY, Ground

@@ -10,9 +10,9 @@ from threading import Event
 import anyio
 import pytest
 
+from docferry.app.house import House
 from docferry.files import scan
 from docferry.files.source import digest
-from docferry.house import House
 from docferry.model import State, Target
 from docferry.store.database import READERS
 from docferry.work.planner import judge, plan

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from docferry import app
+    from docferry.app import onepass
 
 
 class Bar:
@@ -39,7 +39,7 @@ class Bar:
         )
         self._line = self._progress.add_task("scanning", total=None)
 
-    def __enter__(self) -> Callable[[app.Progress], None]:
+    def __enter__(self) -> Callable[[onepass.Progress], None]:
         self._progress.start()
         return self.tell
 
@@ -48,7 +48,7 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def tell(self, now: app.Progress) -> None:
+    def tell(self, now: onepass.Progress) -> None:
         words = ["scanning," if now.scanning else "sending,", f"{now.files_done:,} of {now.files_total:,} files"]
         if now.held:
             words.append(f"({now.held:,} held)")

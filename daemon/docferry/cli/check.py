@@ -11,11 +11,11 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
+from docferry.app.house import KeyRing, open_remotes
 from docferry.cli import looks, wanted
 from docferry.cli.looks import Finding, Level
 from docferry.cli.screen import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
-from docferry.house import KeyRing, open_remotes
 from docferry.remotes.base import Checked, Remote
 from docferry.settings import Settings
 

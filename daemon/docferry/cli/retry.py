@@ -78,7 +78,7 @@ async def _accept_empty(settings: Settings, mapping: str) -> None:
     root = next((upload.root for upload in settings.uploads if upload.name == mapping), None)
     if root is None or not root.is_dir() or any(root.iterdir()):
         return
-    from docferry.app import accept_empty
+    from docferry.app.house import accept_empty
 
     try:
         number = await accept_empty(settings, mapping)

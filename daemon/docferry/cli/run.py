@@ -7,7 +7,8 @@ from functools import partial
 
 import anyio
 
-from docferry import app, logs, settings, systemd
+from docferry import logs, settings, systemd
+from docferry.app.ferry import ferry
 
 
 def command(asked: Namespace) -> int:
@@ -15,5 +16,5 @@ def command(asked: Namespace) -> int:
     wanted = settings.load(asked.config)
     logs.configure(wanted.log_level, wanted.log_format)
     reload = partial(settings.load, asked.config)
-    anyio.run(partial(app.ferry, wanted, reload=reload, notify=systemd.notify))
+    anyio.run(partial(ferry, wanted, reload=reload, notify=systemd.notify))
     return 0

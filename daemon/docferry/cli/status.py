@@ -6,19 +6,18 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 
+from docferry.app.pulse import read_pulse
 from docferry.cli import standing, wanted
 from docferry.cli.queue import open_queue
 from docferry.cli.screen import Screen, rendered
 from docferry.clock import iso
 from docferry.model import Gate, State, escaped
 from docferry.settings import Settings
-from docferry.store import tenure
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 
@@ -41,7 +40,7 @@ def command(asked: Namespace) -> int:
 
 async def gathered(settings: Settings) -> Figures:
     """Everything that `status --json` tells, see docs/json.md."""
-    pulse = await anyio.to_thread.run_sync(_pulse, settings.state_dir)
+    pulse = await anyio.to_thread.run_sync(read_pulse, settings.state_dir)
     counts: dict[str, dict[str, int]] = {}
     arrivals: dict[str, int] = {}
     held: list[tuple[str, str, int]] = []
@@ -62,17 +61,6 @@ async def gathered(settings: Settings) -> Figures:
         "remotes": _remotes(settings, pulse or {}),
         "gates": [_gate(gates[key]) for key in sorted(gates)],
     }
-
-
-def _pulse(state_dir: Path) -> Figures | None:
-    """What a running daemon last said of itself, None when none runs."""
-    pid = tenure.running(state_dir)
-    if pid is None:
-        return None
-    said: Figures = {"started": None, "remotes": {}, "mappings": {}}
-    with suppress(OSError, ValueError):  # it has only just started
-        said |= json.loads((state_dir / "pulse.json").read_text(encoding="utf-8"))
-    return said | {"pid": pid}
 
 
 def _uploads(settings: Settings, counts: dict[str, dict[str, int]], pulse: Figures) -> list[Figures]:

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from docferry import app, logs
+from docferry import logs
+from docferry.app.onepass import sync
 from docferry.cli.screen import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
 from docferry.cli.wanted import load, mappings, roots
 from docferry.model import escaped
 from docferry.settings import Settings
 
 if TYPE_CHECKING:
-    from docferry.app import Progress, SyncReport
-    from docferry.preview import PreviewRow
+    from docferry.app.onepass import Progress, SyncReport
+    from docferry.app.preview import PreviewRow
 
     Tell = Callable[[Progress], None] | None
 
@@ -30,7 +31,7 @@ def command(asked: Namespace) -> int:
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
     if asked.dry_run:
-        from docferry.preview import preview
+        from docferry.app.preview import preview
 
         rows = anyio.run(partial(preview, settings, mappings=chosen))
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
@@ -42,7 +43,7 @@ def command(asked: Namespace) -> int:
 
 async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], screen: Screen) -> SyncReport:
     with _bar(screen, quiet=asked.json) as tell:
-        return await app.sync(
+        return await sync(
             settings,
             mappings=chosen,
             uploads=not asked.no_upload,

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 
+from docferry.app.house import RULES, chosen, database_path
 from docferry.clock import SystemClock
 from docferry.files import scan
 from docferry.files.quiet import Quiet
 from docferry.files.source import digests
-from docferry.house import RULES, chosen, database_path
 from docferry.model import Sighting
 from docferry.settings import Settings, Upload
 from docferry.store.database import open_database

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docferry.clock import iso
 from docferry.model import escaped
+from docferry.store import tenure
 
 if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to be imported
-    from docferry.house import House
+    from docferry.app.house import House
 
 #: How often is looked whether there is something new to say, seconds.
 EVERY = 2.0
@@ -75,6 +77,17 @@ def _overwrite(path: Path, said: str) -> None:
     with path.open("r+") as file:
         file.write(said)
         file.truncate()
+
+
+def read_pulse(state_dir: Path) -> dict[str, Any] | None:
+    """What a running daemon last said, None when none runs."""
+    pid = tenure.running(state_dir)
+    if pid is None:
+        return None
+    said: dict[str, Any] = {"started": None, "remotes": {}, "mappings": {}}
+    with suppress(OSError, ValueError):  # it has only just started
+        said |= json.loads((state_dir / "pulse.json").read_text(encoding="utf-8"))
+    return said | {"pid": pid}
 
 
 def forget(state_dir: Path) -> None:

@@ -1,0 +1,1 @@
+"""Builds the house and runs it: `ferry` is the daemon, `onepass` one pass over the same rooms."""
