@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
+from anyio.lowlevel import checkpoint
 from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, OperationalError
 
@@ -30,6 +31,8 @@ LOG_ALARM = 64 * 1024 * 1024
 GATHERED = 256
 #: File times may stand still for so long, seconds.
 TICK = 0.1
+#: Turns of the event loop between two commits: told, woken, asking again.
+TURNS = 3
 #: So many reads run at once; the next one waits.
 READERS = 4
 #: How SQLite says that the file is not what it should be.
@@ -123,6 +126,8 @@ class Database:
     async def _serve(self) -> None:
         while self._queue or not self._closing:
             if self._queue:
+                for _ in range(TURNS):  # whoever was told of the last commit may have more to write: it joins this one
+                    await checkpoint()
                 gathered = [self._queue.popleft() for _ in range(min(len(self._queue), GATHERED))]
                 await self._commit(gathered)
             else:
