@@ -58,6 +58,7 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases tests
+	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
 	$(BIN)/lint-imports
 
 check: lint test ## lint and test, as CI does it

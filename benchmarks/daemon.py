@@ -51,10 +51,11 @@ def detection(ferry: Ferry, sink: Sink, *, probes: int, others: int, every: floa
             name = f"probe{probe:05}.pdf"
             _write(ferry.folder / f"d{probe % 10}" / name)
             written[name] = time.monotonic()
+            # A steady hand: one probe every so often, however long the last one took.
             time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
         deadline = time.monotonic() + _PATIENCE
         while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
-            time.sleep(0.2)
+            time.sleep(0.2)  # often enough: the arrivals carry their own times
         arrived = {name: at for at, name in sink.figures()["arrivals"]}
     missing = written.keys() - arrived.keys()
     if missing:
@@ -67,7 +68,7 @@ def idle(ferry: Ferry, seconds: float) -> float:
     with daemon(ferry) as pid:
         time.sleep(5.0)  # what belongs to the start is over
         before, began = _used(pid), time.monotonic()
-        time.sleep(seconds)
+        time.sleep(seconds)  # this is what is measured
         return (_used(pid) - before) / (time.monotonic() - began)
 
 

@@ -99,8 +99,10 @@ def _children(pid: int) -> list[int]:
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours, without proxies: everything stays on loopback."""
-    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    """Ours, without proxies, as everything stays on loopback; and programs may keep their bytecode, as installed ones
+    have it."""
+    apart = ("_proxy", "pythondontwritebytecode")
+    kept = {name: value for name, value in os.environ.items() if not name.lower().endswith(apart)}
     return kept | dict(more or {})
 
 
