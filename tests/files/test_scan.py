@@ -110,9 +110,9 @@ def test_starting_further_down(root: Path) -> None:
     (root / "a/b/c").mkdir(parents=True)
     (root / "a/b/c/x.pdf").touch()
     (root / "a/y.pdf").touch()
-    assert paths(root, start=b"a/b") == {b"a/b/c/x.pdf"}
-    assert paths(root, start=b"a/b", enters=lambda folder: folder != b"a") == set()
-    assert paths(root, start=b"a/b", enters=lambda folder: folder != b"a/b/c") == set()
+    assert paths(root, starts=[b"a/b"]) == {b"a/b/c/x.pdf"}
+    assert paths(root, starts=[b"a/b"], enters=lambda folder: folder != b"a") == set()
+    assert paths(root, starts=[b"a/b"], enters=lambda folder: folder != b"a/b/c") == set()
 
 
 @pytest.mark.parametrize("start", [b"gone", b"file.pdf", b"link"])
@@ -120,7 +120,7 @@ def test_a_start_that_is_no_folder_is_a_problem_and_no_end(root: Path, start: by
     (root / "file.pdf").touch()
     (root / "real").mkdir()
     (root / "link").symlink_to(root / "real")
-    [[listing]] = walk(root, start=start)
+    [[listing]] = walk(root, starts=[start])
     assert listing.files == []
     assert listing.problem is not None
     assert "went away" in listing.problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from docferry.model import Sighting, Stamp, escaped
 
 #: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million sightings.
 SeenFile = tuple[bytes, int, int, int]
+
+#: Where a walk of everything starts: at the root.
+WHOLE = (b"",)
 
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -46,17 +49,17 @@ def walk(
     root: Path,
     *,
     enters: Callable[[bytes], bool] = lambda _folder: True,
-    start: bytes = b"",
+    starts: Iterable[bytes] = WHOLE,
     chunk: int = 1000,
 ) -> Iterator[list[Listing]]:
-    """Every folder from `start` down, each as one listing, some `chunk` files together. Regular files only; links
+    """Every folder from each of `starts` down, as one listing, some `chunk` files together. Regular files only; links
     are never followed. Raises FolderError when the root is away; nothing below it is fatal."""
-    if not _reaches(start, enters):
+    ahead = [start for start in starts if _reaches(start, enters)]
+    if not ahead:
         return
     gathered: list[Listing] = []
     weight = 0
     with opened_root(root) as base:
-        ahead = [start]
         while ahead:
             listing = _list(root, base, ahead.pop(), enters, ahead)
             gathered.append(listing)

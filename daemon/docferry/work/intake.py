@@ -40,6 +40,15 @@ class FolderState:
     subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable ones
 
 
+@dataclass(slots=True)
+class Walked:
+    """What one walk met."""
+
+    folders: set[bytes] = field(default_factory=set)  # read whole
+    broken: set[bytes] = field(default_factory=set)  # read in part, or not at all
+    known: int = 0  # files that were known as they are
+
+
 class Intake:
     """Brings what lies in the mapped folders into the queue. Nothing here touches a remote."""
 
@@ -85,44 +94,42 @@ class Intake:
 
     # -- the truth: a scan ---------------------------------------------------------------------------------------
 
-    async def scan(self, upload: Upload, start: bytes = b"") -> None:
-        """Walk a mapping's folder, or the part below `start`, and plan what is new. FolderError stops this mapping."""
+    async def scan(self, upload: Upload) -> None:
+        """Walk a mapping's folder and plan what is new. FolderError stops this mapping."""
         state = self.state(upload.name)
         try:
-            await self._scan(upload, start, state)
+            walked = await self._walk(upload, scan.WHOLE, state)
+            await self._forget_folders(upload, walked)
         except FolderError as error:
             if state.problem is None:
                 log.error("folder_stopped", str(error), mapping=upload.name)
             state.problem = str(error)
             raise
-        if not start:
-            if state.problem is not None:
-                log.info("folder_back", mapping=upload.name)
-            state.problem = None
-            state.last_scan = self._clock.now()
+        if state.problem is not None:
+            log.info("folder_back", mapping=upload.name)
+        state.problem = None
+        state.known = walked.known
+        state.subfolders = {folder: why for folder, why in state.subfolders.items() if folder in walked.broken}
+        state.last_scan = self._clock.now()
 
-    async def _scan(self, upload: Upload, start: bytes, state: FolderState) -> None:
-        steps = scan.walk(upload.root, enters=upload.enters, start=start, chunk=COMPARED_AT_ONCE)
-        visited: set[bytes] = set()
-        broken: list[bytes] = []
-        known = 0
+    async def _walk(self, upload: Upload, starts: Sequence[bytes], state: FolderState) -> Walked:
+        steps = scan.walk(upload.root, enters=upload.enters, starts=starts, chunk=COMPARED_AT_ONCE)
+        walked = Walked()
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
-            if not (start or visited or broken):
+            if starts is scan.WHOLE and not (walked.folders or walked.broken):
                 await self._assert_not_emptied(upload, chunk[0])
             for listing in chunk:
                 self._report(upload, listing, state)
             whole = [(listing.folder, listing.files) for listing in chunk if listing.problem is None]
-            broken += [listing.folder for listing in chunk if listing.problem is not None]
-            visited.update(folder for folder, _ in whole)
+            walked.broken.update(listing.folder for listing in chunk if listing.problem is not None)
+            walked.folders.update(folder for folder, _ in whole)
             found = await self._documents.differences(upload.name, whole)
-            known += found.known
+            walked.known += found.known
             if found.gone:
                 gone = await anyio.to_thread.run_sync(_still_absent, upload.root, found.gone)
                 await self._documents.vanished(upload.name, gone)
             await self.sighted(upload, found.fresh)
-        if not start:
-            state.known = known
-            await self._forget_folders(upload, visited, broken)
+        return walked
 
     async def _assert_not_emptied(self, upload: Upload, root: Listing) -> None:
         if not root.files and not root.folders and await self._documents.any_present(upload.name):
@@ -138,10 +145,10 @@ class Intake:
             state.subfolders[listing.folder] = listing.problem
             log.warning("subfolder_unreadable", listing.problem, mapping=upload.name)
 
-    async def _forget_folders(self, upload: Upload, visited: set[bytes], broken: Sequence[bytes]) -> None:
+    async def _forget_folders(self, upload: Upload, walked: Walked) -> None:
         """What lay in folders that are no longer there went with them; what can't be read is not touched."""
-        for folder in await self._documents.folders(upload.name) - visited:
-            if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in broken):
+        for folder in await self._documents.folders(upload.name) - walked.folders:
+            if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in walked.broken):
                 continue
             if await anyio.to_thread.run_sync(_is_walked, upload, folder):
                 continue  # it came after the walk had been there
@@ -160,8 +167,8 @@ class Intake:
         await self._documents.vanished(upload.name, gone)
         fresh = [s for s in seen if (s.name, *_numbers(s)) not in known.get(s.folder, ())]
         await self.sighted(upload, fresh)
-        for folder in folders:
-            await self.scan(upload, start=folder)
+        if folders:
+            await self._walk(upload, folders, self.state(upload.name))
 
     # -- quiet ---------------------------------------------------------------------------------------------------
 
@@ -196,23 +203,26 @@ class Intake:
 
 
 def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[Sighting], list[bytes], list[bytes]]:
-    """What lies at these paths: files, folders to be walked, and paths where nothing is."""
-    seen, folders, absent = [], [], []
-    for path in paths:
-        if not all(upload.enters(folder) for folder in _parents(path)):
+    """What lies at these paths: files, folders to be walked, and paths where nothing is. A tree that comes is hinted
+    at folder by folder: it is walked from its topmost one, once."""
+    seen, folders, absent = [], set[bytes](), []
+    for path in sorted(paths):  # a folder comes before what lies in it
+        above = _parents(path)
+        if not all(upload.enters(folder) for folder in above):
             continue
         try:
             sighting = scan.look(upload.root, path)
         except SourceUnreadable:
             continue  # neither there nor gone: the next scan tells
+        walked = not folders.isdisjoint(above)
         if sighting is not None:
-            seen.append(sighting)
+            seen += [] if walked else [sighting]
         elif scan.is_folder(upload.root, path):
-            if upload.enters(path):
-                folders.append(path)
+            if upload.enters(path) and not walked:
+                folders.add(path)
         else:
             absent.append(path)
-    return seen, folders, absent
+    return seen, list(folders), absent
 
 
 def _still_absent(root: Path, paths: Sequence[bytes]) -> list[bytes]:
@@ -251,8 +261,8 @@ def _split(path: bytes) -> tuple[bytes, bytes]:
     return folder, name
 
 
-def _parents(path: bytes) -> Iterable[bytes]:
-    folder = _split(path)[0]
-    while folder:
-        yield folder
-        folder = _split(folder)[0]
+def _parents(path: bytes) -> list[bytes]:
+    found = []
+    while path := _split(path)[0]:
+        found.append(path)
+    return found
