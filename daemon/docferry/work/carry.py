@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 
@@ -15,36 +14,21 @@ from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import FileSource, Opener, open_together
-from docferry.model import (
-    Accounted,
-    Finding,
-    Found,
-    Gate,
-    Outcome,
-    Parcel,
-    Reason,
-    Receipt,
-    Source,
-    State,
-    Transfer,
-)
-from docferry.remotes.base import NOTHING, Remote
+from docferry.model import Outcome, Parcel, Reason, Receipt, Source, State, Transfer
+from docferry.remotes.base import Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.gates import Gates
 from docferry.store.transfers import Transfers
+from docferry.work.ask import BATCH, Asker
 from docferry.work.choose import company_of
+from docferry.work.gatekeeper import Gatekeeper
 
 log = logs.get("carry")
 
 _NAMESPACE = uuid.UUID("6f1d2c0e-52b5-4f0b-9b5c-0f3f3a7d1e51")
-#: A question without a clear answer is asked again for so many list lags (at least UNSURE_AT_LEAST), then held.
-UNSURE_LAGS = 20
-UNSURE_AT_LEAST = 600.0
 #: An unreadable file is tried so often before a person is told.
 READ_TRIES = 5
-#: Documents of one question that are sent again at once.
-AGAIN_AT_ONCE = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -63,17 +47,7 @@ class Load:
         self.company = company_of(self.lane)
 
 
-@dataclass(slots=True)
-class Tally:
-    """What was carried since the start, for `sync` and for the daemon's pulse."""
-
-    uploaded: int = 0
-    bytes_up: int = 0
-    strikes: dict[str, int] = field(default_factory=dict)  # failures in a row, by lane
-    unreached: dict[str, int] = field(default_factory=dict)  # how often in a row nobody was there, by remote
-
-
-class Carrier:
+class Carrier(Gatekeeper):
     """Carries loads; the runner decides which and when."""
 
     def __init__(
@@ -92,34 +66,41 @@ class Carrier:
         trusts_batches: Callable[[str], bool],
         key_refused: Callable[[], None],
     ) -> None:
+        super().__init__(
+            transfers=transfers,
+            gates=gates,
+            clock=clock,
+            backoff=backoff,
+            give_up_after=give_up_after,
+            key_refused=key_refused,
+        )
         self.uploads = uploads
         self.remotes = remotes
         self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
-        self._transfers = transfers
-        self._gates = gates
-        self._clock = clock
-        self._backoff = backoff
-        self._give_up_after = give_up_after
         self._look_again = look_again
         self._delivered = delivered
-        self._batch_seen = batch_seen
         self._trusts_batches = trusts_batches
-        self._key_refused = key_refused
-        # Not for secrets: jitter only has to spread.
-        self._dice = random.Random()  # noqa: S311 - jitter, not cryptography
-        self.tally = Tally()
-        self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
-        self.closings = 0  # how often a gate was closed here, or its closing written down
-        self.closing: list[Gate] = []  # closed, and not written down yet
+        self._asker = Asker(
+            self,
+            remotes=remotes,
+            transfers=transfers,
+            clock=clock,
+            backoff=backoff,
+            send=self._send,
+            arrived=self._arrived,
+            batch_seen=batch_seen,
+        )
 
     async def carry(self, load: Load, taken: Callable[[], None] = lambda: None) -> None:
         """Bring a load to its outcomes; `taken` is told when the remote has it and only the books are left to be
         written. A lost lease is somebody else's transfer now: nothing is left to do."""
         try:
             if load.asks:
-                await self._ask(load)
+                await self._asker.ask(load.transfers, load.places)
             else:
                 await self._send(load.transfers, load.places, was=State.LEASED, taken=taken)
+                if len(load.transfers) > 1 and not self._trusts_batches(load.lane):
+                    await self._asker.trial_ended(load.lane)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=load.lane)
             await self.hand_back(load)
@@ -133,9 +114,7 @@ class Carrier:
         back = State.DOUBTFUL if load.asks else State.WAITING
         for transfer in load.transfers:
             with contextlib.suppress(LeaseLost):  # it went on its way
-                await self._settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
-
-    # -- sending ---------------------------------------------------------------------------------------------------
+                await self.settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
 
     async def _send(
         self,
@@ -156,7 +135,7 @@ class Carrier:
                 if not transfer.sha256:
                     await self._look_afresh(transfer, places.get(transfer.id, ()), was)
                 elif (opened := await self._open(stack, transfer, chances[transfer.id], was)) is not None:
-                    parcels.append(Parcel(transfer, opened))
+                    parcels.append(Parcel(transfer, _Watched(opened)))
             if parcels:
                 # The intent is committed before the first byte: whoever finds us dead knows what may be there.
                 await self._transfers.mark_sending([parcel.transfer for parcel in parcels])
@@ -174,9 +153,11 @@ class Carrier:
         except RemoteError as failure:
             await self._failed(sending, failure)
         except anyio.get_cancelled_exc_class():
+            begun = any(not isinstance(each.source, _Watched) or each.source.is_wanted for each in parcels)
             with anyio.CancelScope(shield=True):
                 for transfer in sending:
-                    await self._settle(transfer, policy.after_silence("docferry stopped while this was being sent"))
+                    with contextlib.suppress(LeaseLost):  # the others are still ours
+                        await self.settle(transfer, policy.after_stop(begun=begun))
             raise
         else:
             taken()
@@ -195,7 +176,7 @@ class Carrier:
         """A rule held it and nothing was read; a person says try again: intake judges it anew."""
         for place in places:
             self._look_again(place.mapping, place.path)
-        await self._settle(replace(transfer, state=was), Outcome(State.GONE, None, "looked at again"))
+        await self.settle(replace(transfer, state=was), Outcome(State.GONE, None, "looked at again"))
 
     async def _open(
         self, stack: AsyncExitStack, transfer: Transfer, chances: Sequence[tuple[Place, FileSource]], was: State
@@ -208,26 +189,25 @@ class Carrier:
             except SourceError as error:
                 trouble = error
                 self._look_again(place.mapping, place.path)
-        await self._settle(replace(transfer, state=was), self._without_bytes(transfer, trouble, was))
+        await self.settle(replace(transfer, state=was), self._without_bytes(transfer, trouble, was))
         return None
 
     def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, was: State) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
             if transfer.tries + 1 >= READ_TRIES or was is State.ASKING:
                 return Outcome(State.HELD, Reason.UNREADABLE, f"{trouble}; mend it, then `docferry retry`")
-            pause = self._backoff.pause(transfer.tries + 1, self._dice.random())
-            return Outcome(State.WAITING, None, str(trouble), delay=pause)
+            return Outcome(State.WAITING, None, str(trouble), delay=self.pause(transfer))
         why = "the file went away" if trouble is None or isinstance(trouble, SourceVanished) else str(trouble)
         return Outcome(State.GONE, None, why)
 
     async def _took(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
         lane = sending[0].target.lane
-        await self._worked(lane)
+        await self.worked(lane)
         if len(sending) > 1 and not self._trusts_batches(lane):
             detail = "the first batch of this connection is checked against the list"
             wait = self.remotes[sending[0].target.remote].find_after
-            for transfer in sending:
-                await self._settle(transfer, Outcome(State.DOUBTFUL, BATCH, detail, delay=wait))
+            doubt = Outcome(State.DOUBTFUL, BATCH, detail, delay=wait)
+            await self._transfers.settle_all(sending, doubt, was=State.SENDING)
             return
         await self._arrived(sending, receipt)
 
@@ -257,24 +237,18 @@ class Carrier:
             if len(sending) > 1:
                 outcome = Outcome(State.WAITING, None, str(changed))  # what failed once goes alone from then on
             elif isinstance(changed, SourceUnreadable) and transfer.tries + 1 < READ_TRIES:
-                pause = self._backoff.pause(transfer.tries + 1, self._dice.random())
-                outcome = Outcome(State.WAITING, None, str(changed), delay=pause)
+                outcome = Outcome(State.WAITING, None, str(changed), delay=self.pause(transfer))
             elif isinstance(changed, SourceUnreadable):
                 outcome = Outcome(State.HELD, Reason.UNREADABLE, f"{changed}; mend it, then `docferry retry`")
             else:
                 outcome = Outcome(State.GONE, None, str(changed))
-            await self._settle(transfer, outcome)
+            await self.settle(transfer, outcome)
             if outcome.state is State.GONE:
                 for place in places.get(transfer.id, ()):
                     self._look_again(place.mapping, place.path)
 
     async def _failed(self, sending: Sequence[Transfer], failure: RemoteError) -> None:
-        lane, remote = sending[0].target.lane, sending[0].target.remote
-        strikes = self._strike(lane, remote, failure)
-        outcomes = [
-            policy.after_failure(failure, self._attempt(transfer, failure, strikes), self._backoff)
-            for transfer in sending
-        ]
+        outcomes = [policy.after_failure(failure, attempt, self._backoff) for attempt in self.struck(sending, failure)]
         # First the gate, then the transfers: else one of them is claimed again before the gate is closed.
         if (gate := outcomes[0].gate) is not None:
             await self.close(gate)
@@ -294,7 +268,7 @@ class Carrier:
                 becomes=outcome.state.value,
                 delay=round(outcome.delay, 3),
             )
-            await self._settle(transfer, outcome)
+            await self.settle(transfer, outcome)
 
     def _with_limits(self, transfer: Transfer, outcome: Outcome) -> Outcome:
         """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""
@@ -302,189 +276,29 @@ class Carrier:
             return replace(outcome, delay=max(outcome.delay, self.remotes[transfer.target.remote].find_after))
         # What the remote refused for everybody is no document's fault, however long it lasts.
         at_fault = outcome.gate is None or outcome.costs_a_try
-        if outcome.state is State.WAITING and at_fault and self._expired(transfer):
-            return self._given_up(outcome.detail)
+        if outcome.state is State.WAITING and at_fault and self.is_expired(transfer):
+            return self.given_up(outcome.detail)
         return outcome
 
-    def _expired(self, transfer: Transfer) -> bool:
-        return self._clock.now() - transfer.due_since > self._give_up_after
 
-    def _given_up(self, detail: str | None) -> Outcome:
-        tried = f"tried for {self._give_up_after / 86_400:.3g} days: {detail}; then `docferry retry`"
-        return Outcome(State.HELD, Reason.GAVE_UP, tried, fresh_key=True)
+class _Watched(Source):
+    """A document's bytes, and whether anybody has wanted them yet: until then none of them can have left."""
 
-    # -- asking ----------------------------------------------------------------------------------------------------
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.is_wanted = False
 
-    async def _ask(self, load: Load) -> None:
-        """What became of doubtful transfers of one company: the remote is asked before anything is sent again."""
-        remote = self.remotes[load.transfers[0].target.remote]
-        ripe = [t for t in load.transfers if self._age(t) >= remote.find_after]
-        for transfer in load.transfers:
-            if transfer not in ripe:
-                wait = remote.find_after - self._age(transfer)
-                await self._settle(
-                    transfer,
-                    Outcome(State.DOUBTFUL, transfer.reason, transfer.detail, delay=wait, costs_a_try=False),
-                )
-        if not ripe:
-            return
-        try:
-            findings = await remote.find(ripe, *await self._counted(ripe, remote))
-        except RemoteError as failure:
-            await self._no_answer(ripe, failure)
-        else:
-            await self._worked(load.lane)
-            await self._decide(ripe, findings, load.places, remote)
+    @property
+    def size(self) -> int:
+        return self._source.size
 
-    async def _counted(self, asking: Sequence[Transfer], remote: Remote) -> tuple[Accounted, Accounted]:
-        """What others explain at the remote: for certain, and perhaps."""
-        target = asking[0].target
-        if target.company_id is None:
-            return NOTHING, NOTHING  # where a request may be repeated there is nothing to count
-        since = remote.since(asking)
-        fresh = self._clock.now() - remote.find_after
-        certain = await self._transfers.accounted(
-            target, names_since=since.names, digests_since=since.digests, until=fresh
-        )
-        perhaps = await self._transfers.unsettled(target, sent_since=fresh, apart_from=[t.id for t in asking])
-        return certain, perhaps
+    @property
+    def md5(self) -> str | None:
+        return self._source.md5
 
-    async def _no_answer(self, asking: Sequence[Transfer], failure: RemoteError) -> None:
-        lane, remote = asking[0].target.lane, asking[0].target.remote
-        strikes = self._strike(lane, remote, failure)
-        gate: Gate | None = None
-        settled: list[tuple[Transfer, Outcome]] = []
-        for transfer in asking:
-            attempt = self._attempt(transfer, failure, strikes)
-            gate = policy.after_failure(failure, attempt, self._backoff).gate or gate
-            delay = policy.pause_of(failure, attempt, self._backoff)
-            outcome = Outcome(State.DOUBTFUL, transfer.reason, f"asking: {failure}", delay=delay)
-            if self._expired(transfer):
-                outcome = _undecidable(f"nobody could say whether it arrived: {failure}")
-            settled.append((transfer, outcome))
-        if gate is not None:
-            await self.close(gate)
-        for transfer, outcome in settled:
-            await self._settle(transfer, outcome)
-
-    async def _decide(
-        self,
-        asking: Sequence[Transfer],
-        findings: Mapping[int, Finding],
-        places: Mapping[int, Sequence[Place]],
-        remote: Remote,
-    ) -> None:
-        again: list[Transfer] = []
-        trial: list[bool] = []
-        for transfer in asking:
-            finding = findings[transfer.id]
-            if finding.found is Found.THERE:
-                trial += [True] if transfer.reason == BATCH else []
-                await self._arrived([transfer], Receipt(None, detail=finding.detail, proof=finding.proof))
-            elif finding.found is Found.ABSENT and self._age(transfer) >= remote.confirm_after:
-                trial += [False] if transfer.reason == BATCH else []
-                if self._expired(transfer):
-                    await self._settle(transfer, self._given_up(finding.detail))
-                else:
-                    again.append(transfer)
-            else:
-                await self._settle(transfer, self._still_doubtful(transfer, finding, remote))
-        if trial and not all(trial):
-            await self._batch_seen(asking[0].target.lane, False)
-        elif len(trial) > 1 and len(trial) == sum(transfer.reason == BATCH for transfer in asking):
-            await self._batch_seen(asking[0].target.lane, True)
-        await self._send_again(again, places)
-
-    async def _send_again(self, absent: Sequence[Transfer], places: Mapping[int, Sequence[Place]]) -> None:
-        """It surely is not there: the same request again, byte for byte, under the same key."""
-        limit = anyio.CapacityLimiter(AGAIN_AT_ONCE)
-
-        async def one(transfer: Transfer) -> None:
-            try:
-                async with limit:
-                    await self._send([transfer], places, was=State.ASKING)
-            except LeaseLost as lost:
-                log.warning("lease_lost", str(lost), lane=transfer.target.lane)
-
-        async with anyio.create_task_group() as group:
-            for transfer in absent:
-                group.start_soon(one, transfer)
-
-    def _still_doubtful(self, transfer: Transfer, finding: Finding, remote: Remote) -> Outcome:
-        age = self._age(transfer)
-        if finding.found is Found.ABSENT:
-            wait = remote.confirm_after - age
-            return Outcome(State.DOUBTFUL, transfer.reason, finding.detail, delay=wait, costs_a_try=False)
-        if age > max(UNSURE_LAGS * remote.find_after, UNSURE_AT_LEAST):
-            return _undecidable(finding.detail)
-        wait = max(remote.find_after, self._backoff.pause(transfer.tries + 1, self._dice.random()))
-        return Outcome(State.DOUBTFUL, transfer.reason, finding.detail, delay=wait)
-
-    def _age(self, transfer: Transfer) -> float:
-        """Seconds since the last try that may have stored it."""
-        return self._clock.now() - (transfer.last_sent or transfer.created)
-
-    # -- both ------------------------------------------------------------------------------------------------------
-
-    async def _settle(self, transfer: Transfer, outcome: Outcome) -> None:
-        await self._transfers.settle(transfer, outcome, was=transfer.state)
-
-    def _attempt(self, transfer: Transfer, failure: RemoteError, strikes: int) -> policy.Try:
-        lane = transfer.target.lane
-        gate = self.closed.get(failure.scope or lane) or self.closed.get(lane.split("/", 1)[0])
-        return policy.Try(
-            lane=lane,
-            tries=transfer.tries + 1,
-            now=self._clock.now(),
-            dice=self._dice.random(),
-            gate_tries=self._in_vain(gate),
-            strikes=strikes,
-            lane_strikes=self.tally.strikes.get(lane, 1),
-        )
-
-    def _in_vain(self, gate: Gate | None) -> int:
-        """Probes of a gate that failed. What was under way when it closed is no probe."""
-        if gate is None:
-            return 0
-        return gate.tries if gate.until <= self._clock.now() else gate.tries - 1
-
-    def _strike(self, lane: str, remote: str, failure: RemoteError) -> int:
-        """Count a failure; returns how often in a row the remote could not be reached at all."""
-        strikes, unreached = self.tally.strikes, self.tally.unreached
-        strikes[lane] = strikes.get(lane, 0) + 1
-        unreached[remote] = unreached.get(remote, 0) + 1 if failure.kind == "unreachable" else 0
-        return unreached[remote]
-
-    async def _worked(self, lane: str) -> None:
-        self.tally.strikes.pop(lane, None)
-        self.tally.unreached.pop(lane.split("/", 1)[0], None)
-        if self.closed:
-            await self._gates.open(lane, self._clock.now())
-
-    async def close(self, gate: Gate) -> None:
-        """Close a gate for all, from this moment on."""
-        known = self.closed.get(gate.key)
-        if known is None or known.reason != gate.reason:
-            log.error("gate_closed", gate.detail, gate=gate.key, reason=str(gate.reason))
-        if gate.reason == Reason.KEY:
-            self._key_refused()
-        self.closed = {**self.closed, gate.key: gate}
-        self.closings += 1
-        self.closing.append(gate)
-        try:
-            await self._gates.close(gate)
-        finally:
-            self.closing.remove(gate)
-            self.closings += 1  # whoever read the gates meanwhile may have missed it
-
-
-#: The reason of a doubt that is only about whether a connection takes batches.
-BATCH = "batch"
-
-
-def _undecidable(detail: str) -> Outcome:
-    advice = "look for it at the remote; `docferry retry` asks again"
-    return Outcome(State.HELD, Reason.UNDECIDABLE, f"{detail}; {advice}")
+    def blocks(self) -> AsyncIterator[bytes]:
+        self.is_wanted = True
+        return self._source.blocks()
 
 
 def _key(transfers: Sequence[Transfer]) -> str:
