@@ -79,9 +79,11 @@ def _of_the_transfer(failure: RemoteError, attempt: Try, backoff: Backoff) -> Ou
     return _again(failure, attempt, backoff)
 
 
-def after_silence(detail: str, *, fresh_key: bool = False) -> Outcome:
-    """The request may have been stored and nobody knows: stopped, killed, or cut after the body."""
-    return Outcome(State.DOUBTFUL, None, detail, fresh_key=fresh_key)
+def after_stop(*, begun: bool) -> Outcome:
+    """docferry was stopped during a try. Once its bytes have `begun` to go nobody knows; before, nothing was sent."""
+    if begun:
+        return Outcome(State.DOUBTFUL, None, "docferry stopped while this was being sent")
+    return Outcome(State.WAITING, None, "docferry stopped before any of it was sent", costs_a_try=False)
 
 
 def pause_of(failure: RemoteError, attempt: Try, backoff: Backoff) -> float:

@@ -30,7 +30,7 @@ class Harbour:
     """One test's folders, house and far shore. `lag` is the lag of Codat's list that docferry reckons with."""
 
     ground: Ground
-    key: list[str] = field(default_factory=list)
+    environ: dict[str, str] = field(default_factory=dict)  # on top of the configuration
 
     @property
     def simulator(self) -> Simulator:
@@ -50,7 +50,7 @@ class Harbour:
     @asynccontextmanager
     async def house(self, **more: Any) -> AsyncIterator[House]:
         """The rooms, with every folder scanned once."""
-        loaded = settings.load(self.ground.write_config(), self.ground.environment)
+        loaded = settings.load(self.ground.write_config(), self.ground.environment | self.environ)
         os.environ.update({k: v for k, v in self.ground.environment.items() if k.endswith("_API_KEY")})
         async with open_house(loaded, **more) as house:
             await house.runner.prepare()

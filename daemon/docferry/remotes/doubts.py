@@ -177,11 +177,18 @@ class Case:
     # the ZIPs
 
     def _by_archive(self, doubt: Transfer, count: int, complete: bool) -> Finding:
-        settled = self._accounted.digests.get(doubt.sha256, 0)
-        if count > settled + self._unsettled.digests.get(doubt.sha256, 0):
+        settled, loose = (each.digests.get(doubt.sha256, 0) for each in (self._accounted, self._unsettled))
+        if count > settled + loose:
             return Finding(Found.THERE, "its bytes are in Codat's ZIP, and nobody else accounts for them", "zip")
         if count > settled:
-            return Finding(Found.UNSURE, "its bytes are in Codat's ZIP, but may be another upload's", "zip")
+            # List and ZIP are the company's: neither tells by which connection a copy came.
+            copies = "one copy" if count - settled == 1 else f"{count - settled} copies"
+            return Finding(
+                Found.UNSURE,
+                f"Codat's ZIP has {copies} of its bytes that may be its own, but {loose + 1} documents of this company "
+                "may have brought them, perhaps to different connections: which of them did cannot be known",
+                "zip",
+            )
         if complete:
             return Finding(Found.ABSENT, "Codat's ZIP has all that is listed, and not its bytes", "zip")
         if not self._rows and self._accounted.names:

@@ -163,6 +163,22 @@ class Transfers:
 
         return await self._database.read(work)
 
+    async def any_doubt(self, lane: str, reason: str) -> bool:
+        """Whether anything of a lane is in doubt for this reason, or being asked about."""
+
+        def work(connection: Connection) -> bool:
+            row = connection.execute(
+                text(
+                    "SELECT 1 FROM transfer WHERE state = 'doubtful' AND lane = :lane AND reason = :reason "
+                    "UNION ALL SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking') "
+                    "AND state = 'asking' AND lane = :lane AND reason = :reason LIMIT 1"
+                ),
+                {"lane": lane, "reason": reason},
+            )
+            return row.first() is not None
+
+        return await self._database.read(work)
+
     async def accounted(
         self, target: Target, *, names_since: float, digests_since: float, until: float = 1e12
     ) -> Accounted:
