@@ -16,7 +16,7 @@ Work = Callable[[Connection], T]
 
 #: How long a foreign lock on the database is waited for, seconds.
 BUSY_TIMEOUT = 30.0
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-8000", "temp_store=MEMORY")
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-2000", "temp_store=MEMORY")
 
 
 class ThreadConnection:

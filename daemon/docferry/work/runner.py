@@ -33,7 +33,7 @@ POLL = 1.0
 LOOK = 5.0
 #: How often leases of dead owners are taken back, seconds.
 SWEEP = 5.0
-#: Loads that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
+#: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
 AHEAD = 8
 #: Loads of one company that are opened while as many as its remote allows are on their way.
 OPENING = 4
@@ -193,7 +193,7 @@ class Runner:
         self._looked_at, self._looked = stamp, steady
         scene = Scene(
             now=self._clock.now(),
-            room=AHEAD * self._workers - startable,
+            room=max(2, AHEAD // self._batch) * self._workers - startable,
             mappings=self.carrier.uploads.keys(),
             gates=self.carrier.closed,
             in_hand=self._in_hand(),
