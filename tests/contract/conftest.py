@@ -84,9 +84,14 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
 
     def make(sim: Simulator | None = None, **more: Any) -> Shore:
         sim = sim or simulated()
-        settings: dict[str, Any] = {"timeout": 5.0, "requests_per_minute": 100_000, "list_lag": 0.0}
+        settings: dict[str, Any] = {
+            "base_url": sim.url,
+            "timeout": 5.0,
+            "requests_per_minute": 100_000,
+            "list_lag": 0.0,
+        }
         settings |= {"key": lambda: sim.switches.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
-        made.append(Codat(base_url=sim.url, **(settings | more)))
+        made.append(Codat(**(settings | more)))
         return Shore(made[-1], sim, CODAT, "codat.upload")
 
     yield make
@@ -102,8 +107,9 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
     def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> Shore:
         sim = sim or simulated()
         sim.switches.change({"signed": signed})
-        settings: dict[str, Any] = {"timeout": 5.0, "key": lambda: sim.switches.wootiv_key, "clock": SystemClock()}
-        made.append(Wootiv(base_url=sim.url, **(settings | more)))
+        settings: dict[str, Any] = {"base_url": sim.url, "timeout": 5.0, "clock": SystemClock()}
+        settings["key"] = lambda: sim.switches.wootiv_key
+        made.append(Wootiv(**(settings | more)))
         return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")
 
     yield make

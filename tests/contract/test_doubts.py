@@ -133,6 +133,15 @@ def test_what_others_may_have_stored_is_not_taken_for_ours() -> None:
     assert judged([doubt("a.pdf")], [row("a.pdf")] * 2, two, unsettled=maybe) == [(Found.THERE, "zip")]
 
 
+def test_copies_that_are_fewer_than_who_may_have_brought_them_are_said_to_be_nobody_s() -> None:
+    case = Case([doubt("a.pdf")], others(("a.pdf", b"ours")), others(("a.pdf", b"ours")), [row("a.pdf")] * 2, NOON + 60)
+    assert not case.by_list()
+    (found,) = case.by_archive(zipped(("a.pdf", b"ours"), ("a.pdf", b"ours"))).values()
+    assert found.found is Found.UNSURE
+    assert "one copy" in found.detail
+    assert "2 documents of this company may have brought them" in found.detail
+
+
 def test_others_in_flight_with_other_names_need_no_zip() -> None:
     maybe = others(("b.pdf", b"b"), ("c.pdf", b"c"))
     assert judged([doubt("a.pdf")], [row("b.pdf")], unsettled=maybe) == [(Found.ABSENT, "list")]

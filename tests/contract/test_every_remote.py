@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from contract.conftest import Shore
+from contract.parcels import Bytes
 from docferry.errors import RemoteError, SourceChanged
-from docferry.model import Found
+from docferry.model import Found, Parcel
 from docferry.remotes.base import NOTHING
 from docferry.remotes.codat import RULES as CODAT_RULES
 from docferry.remotes.wootiv import RULES as WOOTIV_RULES
+from nowhere import full_house
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Shore]
@@ -79,6 +81,26 @@ async def test_no_connection_is_surely_not_stored(shore: Make) -> None:
     assert (failure.value.kind, failure.value.handed_over, failure.value.status) == ("unreachable", False, None)
     assert "127.0.0.1" in str(failure.value)
     assert closed not in str(failure.value)
+
+
+@pytest.mark.parametrize("through", ["", "a proxy"])
+async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(shore: Make, through: str) -> None:
+    """On this stands that a try which was stopped until then left no doubt: nothing can have been sent."""
+
+    class Shy(Bytes):
+        wanted = False
+
+        def blocks(self) -> AsyncIterator[bytes]:
+            self.wanted = True
+            return super().blocks()
+
+    with full_house() as nobody:
+        shores = shore(base_url=f"http://{nobody}") if not through else shore(proxy=f"http://{nobody}")
+        source = Shy(b"some bytes")
+        with anyio.move_on_after(0.2) as scope:
+            await shores.remote.send([Parcel(shores.parcel("a.pdf").transfer, source)], "key")
+        assert (scope.cancelled_caught, source.wanted) == (True, False)
+    await shores.remote.aclose()
 
 
 async def test_a_lost_answer_may_have_been_stored(shore: Make) -> None:

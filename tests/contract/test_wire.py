@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +22,7 @@ from docferry.remotes.answers import Answer
 from docferry.remotes.http import Http
 from docferry.remotes.multipart import Plain
 from docferry.simulator import Switches
+from nowhere import nameless
 
 pytestmark = pytest.mark.anyio
 Speak = Callable[[SocketStream], Awaitable[None]]
@@ -337,6 +340,31 @@ async def test_an_unknown_host_cannot_be_reached() -> None:
             await http.call("PUT", "http://nowhere.invalid/", body=Plain(parcel("a.pdf")))
     assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
     assert "nowhere.invalid" in str(failure.value)
+
+
+def test_a_resolver_that_hangs_keeps_no_program_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stopped() -> None:
+        async with line() as http:
+            with anyio.move_on_after(0.2):
+                await http.call("PUT", f"http://{host}/", body=Plain(parcel("a.pdf")))
+
+    with nameless(monkeypatch) as host:
+        began = time.monotonic()
+        anyio.run(stopped)
+        assert time.monotonic() - began < 5, "the loop waited for the resolver"
+
+
+async def test_a_name_that_cannot_be_looked_up_for_want_of_threads_is_not_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with line() as http:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RemoteError, match="no thread") as failure:
+            await http.call("PUT", "http://nowhere.invalid/", body=Plain(parcel("a.pdf")))
+    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
 
 
 async def test_an_untrusted_certificate_is_named_with_its_cure(simulated: Any, certificates: Certificates) -> None:

@@ -5,13 +5,11 @@ body is given to the kernel, whether a kept line has been closed meanwhile, and 
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import httpx
@@ -19,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from docferry.remotes import heads
 from docferry.remotes.heads import Head
+from docferry.remotes.reach import reach
 
 Origin = tuple[bytes, str, int]  # scheme, host, port
 #: A line that was idle for longer is not used again; a server may say less.
@@ -99,7 +98,7 @@ class Wire(httpx.AsyncBaseTransport):
         scheme, host, port = origin
         try:
             with anyio.fail_after(seconds):
-                opened = await _opened(host, port)
+                opened = await reach(host, port)
                 try:
                     return _Line(opened if scheme == b"http" else await self._secured(opened, host))
                 except BaseException:
@@ -337,40 +336,3 @@ async def _glance(line: socket.socket, blocked: OSError) -> float:
         await wait(line)
         return 0.0
     return _GLANCE
-
-
-async def _opened(host: str, port: int) -> socket.socket:
-    """A connection to the first address that takes one."""
-    failed: OSError | None = None
-    for family, kind, protocol, _, address in await _addresses(host, port):
-        opened = socket.socket(family, kind, protocol)
-        try:
-            opened.setblocking(False)
-            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await _reached(opened, address)
-        except OSError as error:
-            opened.close()
-            failed = error
-        except BaseException:
-            opened.close()
-            raise
-        else:
-            return opened
-    raise failed or OSError(f"{host} has no address")
-
-
-async def _addresses(host: str, port: int) -> list[Any]:
-    try:
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        found = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return [*found]
-
-
-async def _reached(opened: socket.socket, address: Any) -> None:
-    error = opened.connect_ex(address)
-    if error == errno.EINPROGRESS:
-        await anyio.wait_writable(opened)
-        error = opened.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
