@@ -20,7 +20,7 @@ import pytest
 import watchfiles
 
 from docferry.clock import SystemClock
-from docferry.files import scan, sentry
+from docferry.files import judge, scan
 from docferry.files.ailments import diagnosis
 from docferry.files.watch import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
 
@@ -156,12 +156,13 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
             await anyio.sleep(0.05)  # a scan that is asked for again and again
 
     async with watching(bad, other, watcher=Watcher(SystemClock())) as [ear, another]:
-        await ear.kinds(Armed)
         with anyio.fail_after(15):
             await scan_when_told()
         lost = [event for event in ear.events if isinstance(event, Lost)]
-        assert 1 <= len(lost) <= sentry.QUICK_DEATHS + 1
+        assert 1 <= len(lost) <= judge.QUICK_DEATHS + 1
         await write_until_hinted(another, other / "a.pdf")
+        await anyio.sleep(1.2)  # the thread's next sign of life
+    assert isinstance(ear.events[-1], Degraded), "it is said to be watched, and is not"
 
 
 async def test_a_root_that_is_removed_and_made_again(root: Path) -> None:
@@ -234,7 +235,7 @@ async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unp
 
 
 async def test_a_degraded_folder_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentry, "RETRY", 0.5)
+    monkeypatch.setattr(judge, "RETRY", 0.5)
     cured = False
 
     def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:

@@ -2,84 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from docferry.clock import Clock
-from docferry.files.ailments import diagnosis, is_undecodable, is_watch_limit
-
-log = logging.getLogger(__name__)
+from docferry.files.ailments import diagnosis, is_watch_limit
+from docferry.files.judge import OPTIONS, Judge, Lookout
+from docferry.files.posts import Armed, Degraded, Lost, Post, by_place, identity, report
 
 CHECK = 2.0  # seconds between two looks at whether the roots are still what they were
 GATHER = 0.02  # seconds in which folders that come together are armed together
-QUICK, QUICK_DEATHS = 10.0, 5  # so many deaths, each within so many seconds of arming, and a folder is left alone
-RETRY, RETRY_MOST = 60.0, 900.0  # seconds until it is tried again, twice as long each time
-
-#: 100 ms a step: 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %). What it adds is hidden in `settle`, which
-#: runs from the file's own stamp. Polling and permissions are said outright, or variables of the environment would
-#: decide.
-OPTIONS: dict[str, Any] = {
-    "watch_filter": None,
-    "debounce": 100,
-    "step": 100,
-    "rust_timeout": 1000,
-    "yield_on_timeout": True,
-    "debug": False,
-    "raise_interrupt": False,
-    "force_polling": False,
-    "ignore_permission_denied": False,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """These paths, relative to the root, may have changed."""
-
-    paths: set[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Armed:
-    """Watched from now on; what happened before is for a scan to find."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Changes may have gone unreported. `Armed` follows when they are reported again."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded:
-    """Changes go unreported until `Armed`: only scans find them. The reason says what to do about it."""
-
-    reason: str
-
-
-WatchEvent = Hint | Armed | Lost | Degraded
-Lookout = Callable[..., Iterable[set[tuple[Any, str]]]]  # watchfiles.watch, or what a test puts in its place
-
-
-@dataclass(slots=True, eq=False)
-class Post:
-    """One root, and whom to tell about it from whatever thread."""
-
-    root: Path
-    tell: Callable[[WatchEvent], None]
-    place: str = ""  # the root with links resolved: watched under one name, however many lead there
-    identity: tuple[int, int] | None = None  # None: it was missing when last looked at
-    missing: bool = False  # and that was said
-    began: float = 0.0  # when it was last set about
-    deaths: int = 0
-    failures: int = 0
-    retry_at: float = 0.0
 
 
 class Pulse:
@@ -106,6 +41,7 @@ class Sentry:
     def __init__(self, clock: Clock, look_out: Lookout) -> None:
         self._clock = clock
         self._look_out = look_out
+        self._judge = Judge(clock, look_out)
         self._lock = threading.Lock()
         self._posts: list[Post] = []
         self._pulse = Pulse(clock)
@@ -209,22 +145,22 @@ class Sentry:
             post.began = self._clock.steady()
         self._next_check = self._clock.steady() + CHECK
         self._limit_reached = False
-        by_place = _by_place(ready)
+        places = by_place(ready)
         try:
-            for changes in self._look_out(*by_place, stop_event=pulse, **OPTIONS):
+            for changes in self._look_out(*places, stop_event=pulse, **OPTIONS):
                 if pulse.stopped:
                     return
-                _report(by_place, changes)
+                report(places, changes)
                 if self._is_disturbed(posts, ready, changes):
                     return
         except Exception as error:  # noqa: BLE001 - whatever ended the watch, it must be taken up again
             if pulse.stopped:
                 return
+            pulse.on_armed = None  # if it never was, the next sign of life is another's
             if armed:
-                self._died(ready, error)
+                self._judge.died(ready, error)
             else:
-                if self._unarmed(ready, error):
-                    pulse.on_armed = None  # it never was, and the next sign of life is another's
+                self._judge.unarmed(ready, error)
 
     def _is_disturbed(self, posts: Sequence[Post], ready: Sequence[Post], changes: set[tuple[Any, str]]) -> bool:
         """Whether the watch must be set up anew: a root is not what it was, or another one can be watched now."""
@@ -242,22 +178,11 @@ class Sentry:
 
     def _gains(self, posts: Sequence[Post], ready: Sequence[Post], now: float) -> bool:
         out = (post for post in posts if post not in ready and now >= post.retry_at and identity(post.root))
-        return any(self._can_be_armed(post) for post in out)
-
-    def _can_be_armed(self, post: Post) -> bool:
-        """Tried alone, so that the others' watch is not torn down for nothing."""
-        if not self._is_ready(post):
-            return False
-        error = self._trial(post)
-        if error is None:
-            return True
-        if not isinstance(error, FileNotFoundError):
-            self._degrade(post, diagnosis(error))
-        return False
+        return any(self._is_ready(post) and self._judge.can_be_armed(post) for post in out)
 
     def _frees_up(self, ready: Sequence[Post]) -> bool:
         """When the kernel has no watch left, a new folder goes unwatched without a word: so one is asked for."""
-        error = self._trial(ready[0], recursive=False)
+        error = self._judge.trial(ready[0], recursive=False)
         reached = error is not None and is_watch_limit(error)
         if reached and error is not None and not self._limit_reached:
             for post in ready:
@@ -265,82 +190,3 @@ class Sentry:
         freed = self._limit_reached and not reached
         self._limit_reached = reached
         return freed
-
-    def _died(self, ready: Sequence[Post], error: Exception) -> None:
-        """It ended while watching: again at once, unless one folder ends it time after time."""
-        now = self._clock.steady()
-        log.debug("a watch ended: %s", error)
-        culprits = [post for post in ready if f'"{post.place}/' in str(error)] or ready
-        for post in ready:
-            post.tell(Lost(diagnosis(error)))
-        for post in culprits:
-            post.deaths = post.deaths + 1 if now - post.began < QUICK else 1
-            if post.deaths > QUICK_DEATHS:
-                self._degrade(post, diagnosis(error))
-            else:
-                post.failures = 0
-
-    def _unarmed(self, ready: Sequence[Post], error: Exception) -> bool:
-        """It ended before it first stirred: leave out those that stand in the way, each tried alone. Whether there
-        were any."""
-        if isinstance(error, FileNotFoundError):
-            return False
-        trials = [(post, self._trial(post)) for post in ready]
-        guilty = [(post, trial) for post, trial in trials if trial is not None]
-        if is_watch_limit(error) and not guilty:  # too many together
-            guilty = [(post, error) for post in ready]
-        for post, trial in guilty:
-            self._degrade(post, diagnosis(trial))
-        if not guilty:
-            self._died(ready, error)
-        return bool(guilty)
-
-    def _degrade(self, post: Post, reason: str) -> None:
-        post.retry_at = self._clock.steady() + min(RETRY * 2**post.failures, RETRY_MOST)
-        post.failures += 1
-        post.deaths = 0
-        post.tell(Degraded(reason))
-
-    def _trial(self, post: Post, *, recursive: bool = True) -> Exception | None:
-        stop = threading.Event()
-        stop.set()
-        try:
-            for _ in self._look_out(post.place, stop_event=stop, recursive=recursive, **{**OPTIONS, "step": 1}):
-                break
-        except Exception as error:  # noqa: BLE001 - the question is what is wrong, if anything
-            return None if is_undecodable(error) else error  # it was armed, and heard of a name already
-        return None
-
-
-def identity(root: Path) -> tuple[int, int] | None:
-    """Device and inode of a folder, None when there is none to be reached."""
-    try:
-        found = os.stat(root / ".")  # noqa: PTH116 - the dot makes the kernel refuse what is not a folder
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _by_place(posts: Iterable[Post]) -> dict[str, list[Post]]:
-    places: dict[str, list[Post]] = {}
-    for post in posts:
-        places.setdefault(post.place, []).append(post)
-    return places
-
-
-def _report(by_place: dict[str, list[Post]], changes: set[tuple[Any, str]]) -> None:
-    """Hand every path to all posts above it: one mapping's folder may lie inside another's."""
-    hints: dict[int, tuple[Post, set[bytes]]] = {}
-    for _kind, path in changes:
-        for place in _above(path):
-            for post in by_place.get(place, ()):
-                inner = path[len(place.rstrip("/")) + 1 :]
-                hints.setdefault(id(post), (post, set()))[1].add(os.fsencode(inner))
-    for post, paths in hints.values():
-        post.tell(Hint(paths))
-
-
-def _above(path: str) -> Iterator[str]:
-    while path and path != "/":
-        path = path.rpartition("/")[0] or "/"
-        yield path

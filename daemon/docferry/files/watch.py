@@ -13,7 +13,9 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from docferry.clock import Clock
-from docferry.files.sentry import Armed, Degraded, Hint, Lookout, Lost, Post, Sentry, WatchEvent
+from docferry.files.judge import Lookout
+from docferry.files.posts import Armed, Degraded, Hint, Lost, Post, WatchEvent
+from docferry.files.sentry import Sentry
 
 __all__ = ["Armed", "Degraded", "Hint", "Lost", "WatchEvent", "Watcher", "watch"]
 

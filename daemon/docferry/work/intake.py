@@ -36,6 +36,7 @@ class FolderState:
     problem: str | None = None
     watch: str = "not watched yet"
     last_scan: float | None = None
+    reading: float = 0.0  # seconds that the last scan took to read and compare, without what it planned
     known: int = 0  # files of the last scan that were known as they are
     subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable ones
 
@@ -47,6 +48,7 @@ class Walked:
     folders: set[bytes] = field(default_factory=set)  # read whole
     broken: set[bytes] = field(default_factory=set)  # read in part, or not at all
     known: int = 0  # files that were known as they are
+    seconds: float = 0.0  # of reading and comparing
 
 
 class Intake:
@@ -108,13 +110,14 @@ class Intake:
         if state.problem is not None:
             log.info("folder_back", mapping=upload.name)
         state.problem = None
-        state.known = walked.known
+        state.known, state.reading = walked.known, walked.seconds
         state.subfolders = {folder: why for folder, why in state.subfolders.items() if folder in walked.broken}
         state.last_scan = self._clock.now()
 
     async def _walk(self, upload: Upload, starts: Sequence[bytes], state: FolderState) -> Walked:
         steps = scan.walk(upload.root, enters=upload.enters, starts=starts, chunk=COMPARED_AT_ONCE)
         walked = Walked()
+        began = self._clock.steady()
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
             if starts is scan.WHOLE and not (walked.folders or walked.broken):
                 await self._assert_not_emptied(upload, chunk[0])
@@ -128,7 +131,9 @@ class Intake:
             if found.gone:
                 gone = await anyio.to_thread.run_sync(_still_absent, upload.root, found.gone)
                 await self._documents.vanished(upload.name, gone)
+            walked.seconds += self._clock.steady() - began
             await self.sighted(upload, found.fresh)
+            began = self._clock.steady()
         return walked
 
     async def _assert_not_emptied(self, upload: Upload, root: Listing) -> None:

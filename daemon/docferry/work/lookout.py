@@ -13,7 +13,7 @@ from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import FolderError
 from docferry.settings import Upload
-from docferry.work.intake import Intake
+from docferry.work.intake import FolderState, Intake
 
 if TYPE_CHECKING:
     from docferry.files.watch import WatchEvent
@@ -24,6 +24,8 @@ log = logs.get("lookout")
 SCANS_AT_ONCE = 4
 #: A folder without a watch, or with a problem, is read again at least so often, seconds.
 UNWATCHED = 10.0
+#: And more often where it is read quickly: after so many times as long as that took, the folders sharing this pace.
+UNREAD, SOONEST, SHARED = 50, 1.0, 0.02
 #: A folder that asked to be read again waits so long for the storm to pass, seconds.
 BREATHER = 0.2
 
@@ -124,7 +126,7 @@ class Lookout:
                 return
             if isinstance(event, Degraded):
                 log.warning("watch_degraded", event.reason, mapping=upload.name)
-                state.watch = f"scanning every {min(self._rescan, UNWATCHED):g} s: {event.reason}"
+                state.watch = f"scanning every {min(self._rescan, UNWATCHED):g} s or sooner: {event.reason}"
             elif isinstance(event, Armed):
                 state.watch = "watching"
             elif isinstance(event, Lost):
@@ -145,9 +147,16 @@ class Lookout:
             self._unscanned.discard(upload.name)
             if not self._unscanned:
                 self.first_round.set()
-            watched = state.watch == "watching" and state.problem is None and not upload.poll
-            crowded = self._intake.quiet.take_overflow(upload.name)
-            pause = self._rescan if watched and not crowded else min(self._rescan, UNWATCHED)
-            with anyio.move_on_after(pause):
+            with anyio.move_on_after(self._pause(upload, state)):
                 await asked.wait()
             await anyio.sleep(BREATHER)
+
+    def _pause(self, upload: Upload, state: FolderState) -> float:
+        """Seconds until a folder is to be read again. Where nothing else tells of what is new, that is its delay."""
+        crowded = self._intake.quiet.take_overflow(upload.name)
+        if upload.poll or crowded:
+            return min(self._rescan, UNWATCHED)
+        if state.watch == "watching" and state.problem is None:
+            return self._rescan
+        sooner = max(UNREAD * state.reading, SHARED * len(self._uploads), SOONEST)
+        return min(self._rescan, UNWATCHED, sooner)
