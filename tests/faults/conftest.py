@@ -18,6 +18,13 @@ from ground import Ground, until
 
 #: The sizes of the catalogue; without it, sizes that fit into a run of all tests.
 FULL = os.environ.get("DOCFERRY_FULL") == "1"
+#: Seconds that a test may take at full size.
+LONGEST = 1500
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if FULL else []:
+        item.add_marker(pytest.mark.timeout(LONGEST))
 
 
 @dataclass
