@@ -33,11 +33,13 @@ from docferry.policy import Backoff
 from docferry.remotes import doubts
 from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
 from docferry.store import schema
+from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
+from docferry.work.batches import Batches
 from docferry.work.carry import Carrier, Load
 
 T = TypeVar("T")
@@ -309,8 +311,7 @@ class Process(Carrier):
             give_up_after=1e9,
             look_again=lambda *_: None,
             delivered=_ignored,
-            batch_seen=_ignored,
-            trusts_batches=lambda _: True,
+            batches=Batches(Bookmarks(self.database, world.clock), 1),
             key_refused=lambda: None,
         )
         self._dice = world.dice

@@ -177,8 +177,8 @@ class Verdicts:
 
     def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[bool | None] = []
-        self._tell = house.runner.batch_seen
-        monkeypatch.setattr(house.runner, "batch_seen", self._hear)
+        self._tell = house.batches.seen
+        monkeypatch.setattr(house.batches, "seen", self._hear)
 
     async def _hear(self, lane: str, whole: bool | None) -> None:
         self.told.append(whole)
@@ -215,7 +215,7 @@ async def test_a_first_batch_is_proved_in_pieces_too(
         assert only(await harbour.carried(house)) == {State.SENT: 3}
         assert verdicts.told == [True]
         assert harbour.requests("codat.list") == len(set(order))
-        assert house.runner.trusts_batches(f"codat/{COMPANY}/{CONNECTION}")
+        assert house.batches.trusts(f"codat/{COMPANY}/{CONNECTION}")
 
 
 @pytest.mark.parametrize("kind", ["reset_inside", "lost_answer"])

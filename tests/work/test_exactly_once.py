@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from docferry.model import State
 from docferry.simulator import Fault
@@ -212,3 +213,20 @@ async def test_a_mixed_storm(harbour: Harbour) -> None:
 
 def _bytes_for(connection: str, name: str) -> bytes:
     return f"{connection}{name}".encode()
+
+
+@pytest.mark.parametrize("when", [State.LEASED, State.SENDING])
+async def test_a_lost_lease_leaves_nobody_of_its_request_behind(harbour: Harbour, when: State) -> None:
+    """What shares a request with it goes on: while we live, nobody else takes that back."""
+    harbour.ground.codat["batch"] = "3"
+    harbour.lay(harbour.ground.upload("bank"), *names_of(3))
+    harbour.strike(Fault("status", "codat.upload", params={"status": 503, "headers": {"Retry-After": "0"}}, first=1))
+    thief = (
+        "CREATE TRIGGER thief AFTER UPDATE ON transfer WHEN new.id = 1 AND new.lease = 1 AND new.state = '{when}' "
+        "BEGIN UPDATE transfer SET lease = 7 WHERE id = 1; END"
+    )
+    async with harbour.house() as house:
+        await house.batches.seen(f"codat/{COMPANY}/{CONNECTION}", True)
+        await house.database.write(lambda connection: connection.execute(text(thief.format(when=when))))
+        await harbour.carried(house, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
+    assert sorted(harbour.at_codat().values()) == [1, 1]

@@ -27,12 +27,14 @@ from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
+from docferry.work.batches import Batches
 from docferry.work.carry import Carrier
 from docferry.work.intake import Intake
 from docferry.work.lookout import Lookout
 from docferry.work.pull import Puller
 from docferry.work.runner import Runner
 from docferry.work.tidy import tidy
+from docferry.work.upkeep import Upkeep
 
 log = logs.get("house")
 
@@ -75,6 +77,7 @@ class House:
     remotes: Mapping[str, Remote]
     intake: Intake
     lookout: Lookout
+    batches: Batches
     carrier: Carrier
     runner: Runner
     puller: Puller
@@ -191,6 +194,7 @@ def _furnish(
         if mapping in uploads:
             await tidy(uploads[mapping], documents)
 
+    batches = Batches(bookmarks, settings.codat.batch)
     carrier = Carrier(
         uploads=uploads,
         remotes=remotes,
@@ -201,8 +205,7 @@ def _furnish(
         give_up_after=settings.retry.give_up_after,
         look_again=lambda mapping, path: lookout.hint(mapping, {path}),
         delivered=delivered,
-        batch_seen=lambda lane, whole: runner.batch_seen(lane, whole),
-        trusts_batches=lambda lane: runner.trusts_batches(lane),
+        batches=batches,
         key_refused=keys.read,
     )
     runner = Runner(
@@ -210,13 +213,12 @@ def _furnish(
         transfers=transfers,
         documents=documents,
         gates=gates,
-        bookmarks=bookmarks,
         carrier=carrier,
         clock=clock,
-        state_dir=settings.state_dir,
+        upkeep=Upkeep(transfers, clock, settings.state_dir),
         workers=settings.workers,
         company_limits={"codat": settings.codat.concurrent_per_company},
-        batch=settings.codat.batch,
+        batches=batches,
         reserve={"codat": settings.codat.quota_reserve},
     )
     codat, wootiv = remotes.get("codat"), remotes.get("wootiv")
@@ -239,6 +241,7 @@ def _furnish(
         remotes=remotes,
         intake=intake,
         lookout=lookout,
+        batches=batches,
         carrier=carrier,
         runner=runner,
         puller=puller,

@@ -36,7 +36,7 @@ async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) ->
     if partial:
         headers = {"Range": f"bytes={start}-", "If-Match": partial}
     answer = await http.call(
-        "GET", url, headers=headers, cap=_LARGEST, into=lambda status, said: _landing(to, status, said)
+        "GET", url, headers=headers, cap=_LARGEST, into=lambda status, said: _landing(to, status, said, start)
     )
     if answer.status == 304:
         return Fetched(etag, changed=False)
@@ -57,9 +57,14 @@ async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) ->
 
 
 @asynccontextmanager
-async def _landing(to: Path, status: int, headers: Mapping[str, str]) -> AsyncIterator[Sink]:
-    """A part goes on where the file ends. What can be resumed is noted before the first byte."""
+async def _landing(to: Path, status: int, headers: Mapping[str, str], start: int) -> AsyncIterator[Sink]:
+    """A part goes on where the file ends: another one, broken off, would be what the next is glued to. What can be
+    resumed is noted before the first byte."""
     part = _is_part(status, headers)
+    found = _RANGE.fullmatch(headers.get("content-range", "")) if part else None
+    if part and (found is None or int(found["start"]) != start):
+        await run_sync(_forget, to)
+        raise _again("what came is not the part that was asked for", Answer(status, dict(headers), b""))
     if not part:
         await run_sync(_note, to, headers.get("etag", ""))
     async with written(to, "ab" if part else "wb") as sink:

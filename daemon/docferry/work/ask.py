@@ -13,6 +13,7 @@ from docferry.model import Accounted, Finding, Found, Gate, Outcome, Reason, Rec
 from docferry.remotes.base import NOTHING, Remote
 from docferry.store.documents import Place
 from docferry.store.transfers import Transfers
+from docferry.work.batches import Batches
 from docferry.work.gatekeeper import Gatekeeper
 
 log = logs.get("carry")
@@ -47,7 +48,7 @@ class Asker:
         backoff: policy.Backoff,
         send: Sender,
         arrived: Callable[[Sequence[Transfer], Receipt], Awaitable[None]],
-        batch_seen: Callable[[str, bool | None], Awaitable[None]],
+        batches: Batches,
     ) -> None:
         self._keeper = keeper
         self._remotes = remotes
@@ -56,7 +57,7 @@ class Asker:
         self._backoff = backoff
         self._send = send
         self._arrived = arrived
-        self._batch_seen = batch_seen
+        self._batches = batches
         self._proofs: dict[str, list[bool]] = {}  # what is known of a first batch so far, by lane
         self._in_vain: Counter[str] = Counter()  # first batches that proved nothing, by lane
 
@@ -83,7 +84,7 @@ class Asker:
         trusted; one absent: never again. Where it proved neither and none of it is left, the next one is a trial."""
         if False in seen:
             self._proofs.pop(lane, None)
-            await self._batch_seen(lane, False)
+            await self._batches.seen(lane, False)
             return
         proofs = self._proofs.setdefault(lane, [])
         proofs += [bool(each) for each in seen]
@@ -91,11 +92,11 @@ class Asker:
             return
         del self._proofs[lane]
         if len(proofs) > 1 and all(proofs):
-            await self._batch_seen(lane, True)
+            await self._batches.seen(lane, True)
             return
         self._in_vain[lane] += 1
         if self._in_vain[lane] < TRIALS:
-            await self._batch_seen(lane, None)
+            await self._batches.seen(lane, None)
 
     async def _counted(self, asking: Sequence[Transfer], remote: Remote) -> tuple[Accounted, Accounted]:
         """What others explain at the remote: for certain, and perhaps."""

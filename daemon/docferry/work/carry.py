@@ -21,6 +21,7 @@ from docferry.store.documents import Place
 from docferry.store.gates import Gates
 from docferry.store.transfers import Transfers
 from docferry.work.ask import BATCH, Asker
+from docferry.work.batches import Batches
 from docferry.work.choose import company_of
 from docferry.work.gatekeeper import Gatekeeper
 
@@ -62,8 +63,7 @@ class Carrier(Gatekeeper):
         give_up_after: float,
         look_again: Callable[[str, bytes], None],
         delivered: Callable[[str], Awaitable[None]],
-        batch_seen: Callable[[str, bool | None], Awaitable[None]],
-        trusts_batches: Callable[[str], bool],
+        batches: Batches,
         key_refused: Callable[[], None],
     ) -> None:
         super().__init__(
@@ -79,7 +79,7 @@ class Carrier(Gatekeeper):
         self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
         self._look_again = look_again
         self._delivered = delivered
-        self._trusts_batches = trusts_batches
+        self._batches = batches
         self._asker = Asker(
             self,
             remotes=remotes,
@@ -88,7 +88,7 @@ class Carrier(Gatekeeper):
             backoff=backoff,
             send=self._send,
             arrived=self._arrived,
-            batch_seen=batch_seen,
+            batches=batches,
         )
 
     async def carry(self, load: Load, taken: Callable[[], None] = lambda: None) -> None:
@@ -99,11 +99,12 @@ class Carrier(Gatekeeper):
                 await self._asker.ask(load.transfers, load.places)
             else:
                 await self._send(load.transfers, load.places, was=State.LEASED, taken=taken)
-                if len(load.transfers) > 1 and not self._trusts_batches(load.lane):
+                if len(load.transfers) > 1 and not self._batches.trusts(load.lane):
                     await self._asker.trial_ended(load.lane)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=load.lane)
             await self.hand_back(load)
+            await self._leave_in_doubt(load)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await self.hand_back(load)
@@ -115,6 +116,14 @@ class Carrier(Gatekeeper):
         for transfer in load.transfers:
             with contextlib.suppress(LeaseLost):  # it went on its way
                 await self.settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
+
+    async def _leave_in_doubt(self, load: Load) -> None:
+        """What shared a request with a lost lease: its own end was not recorded, and while we live nobody else would
+        take it back."""
+        for transfer in load.transfers:
+            with contextlib.suppress(LeaseLost):  # it has come to its end
+                outcome = Outcome(State.DOUBTFUL, None, "another document of its request was taken over")
+                await self.settle(replace(transfer, state=State.SENDING), outcome)
 
     async def _send(
         self,
@@ -203,7 +212,7 @@ class Carrier(Gatekeeper):
     async def _took(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
         lane = sending[0].target.lane
         await self.worked(lane)
-        if len(sending) > 1 and not self._trusts_batches(lane):
+        if len(sending) > 1 and not self._batches.trusts(lane):
             detail = "the first batch of this connection is checked against the list"
             wait = self.remotes[sending[0].target.remote].find_after
             doubt = Outcome(State.DOUBTFUL, BATCH, detail, delay=wait)

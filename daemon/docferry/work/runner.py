@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -14,16 +13,15 @@ from anyio.abc import TaskGroup, TaskStatus
 from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import LeaseLost
-from docferry.model import Gate, Reason, State, Transfer
-from docferry.store import tenure
-from docferry.store.bookmarks import Bookmarks
+from docferry.model import Gate, Reason
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.transfers import Lane, Transfers
-from docferry.store.turns import JUMP
+from docferry.work.batches import Batches
 from docferry.work.carry import Carrier, Load
 from docferry.work.choose import Scene, choose, closed_by, company_of, gates_of, needs_a_person, next_due
+from docferry.work.upkeep import Upkeep
 
 log = logs.get("runner")
 
@@ -31,8 +29,6 @@ log = logs.get("runner")
 POLL = 1.0
 #: So often it is read even when the database seems to be as it was, seconds.
 LOOK = 5.0
-#: How often leases of dead owners are taken back, seconds.
-SWEEP = 5.0
 #: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
 AHEAD = 8
 #: Loads of one company that are opened while as many as its remote allows are on their way.
@@ -51,31 +47,28 @@ class Runner:
         transfers: Transfers,
         documents: Documents,
         gates: Gates,
-        bookmarks: Bookmarks,
         carrier: Carrier,
         clock: Clock,
-        state_dir: Path,
+        upkeep: Upkeep,
         workers: int,
         company_limits: Mapping[str, int],
-        batch: int,
+        batches: Batches,
         reserve: Mapping[str, float],
     ) -> None:
         self._database = database
         self._transfers = transfers
         self._documents = documents
         self._gates = gates
-        self._bookmarks = bookmarks
         self.carrier = carrier
         self._clock = clock
-        self._state_dir = state_dir
+        self._upkeep = upkeep
         self._workers = workers
         self._company_limits = company_limits
-        self._batch = batch
+        self._batches = batches
         self._reserve = reserve
         uploads = carrier.uploads.values()
         places = {(upload.to, upload.company_id) for upload in uploads}
         self._several = len(places) > 1 or any(upload.placeholders for upload in uploads)
-        self._trust: dict[str, str] = {}
         self._ready: deque[Load] = deque()
         self._running: list[Load] = []
         self._booking: list[Load] = []  # taken by the remote, and not written down yet: they keep no worker
@@ -87,8 +80,6 @@ class Runner:
         self._lanes: list[Lane] = []
         self._looked_at: tuple[int, int, int] | None = None  # the database's stamp when the queue was last looked at
         self._looked = 0.0  # when that was, steady seconds
-        self._drift = clock.now() - clock.steady()
-        self._swept = -SWEEP
         self.beat = clock.steady()  # when the loop last came round, for the watchdog
 
     # -- what others say to the runner -----------------------------------------------------------------------------
@@ -139,14 +130,9 @@ class Runner:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Take back what dead processes left, before anything is claimed."""
-        await self._transfers.turned(self._drift)
-        await self._transfers.from_the_future()
-        await self._sweep()
-        for subject, mark in (await self._bookmarks.marks("batch/")).items():
-            # A trial that was cut off by a stop is begun again.
-            if mark != "trial":
-                self._trust[subject.removeprefix("batch/")] = mark
+        """What has to be known and put right before anything is claimed."""
+        await self._upkeep.prepare()
+        await self._batches.prepare()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Carry until stopped; cancel it to cut what is in flight."""
@@ -156,7 +142,8 @@ class Runner:
                 while not (self._stopping and not self._running and not self._booking):
                     self._wake = anyio.Event()
                     self.beat = self._clock.steady()
-                    await self._watch_time()
+                    self._database.assert_ours()
+                    await self._upkeep.turn()
                     if not self._stopping:
                         self._filling = True
                         await self._give_back()
@@ -193,27 +180,27 @@ class Runner:
         self._looked_at, self._looked = stamp, steady
         scene = Scene(
             now=self._clock.now(),
-            room=max(2, AHEAD // self._batch) * self._workers - startable,
+            room=max(2, AHEAD // self._batches.size) * self._workers - startable,
             mappings=self.carrier.uploads.keys(),
             gates=self.carrier.closed,
             in_hand=self._in_hand(),
             company_limit=(2 if self._several else AHEAD) * self._workers,
             asking={load.company for load in self._in_hands() if load.asks}
             | ({company_of(lane) for lane in await self._asking_elsewhere()}),
-            batch=self._batch_of,
+            batch=self._batches.of,
             wary={lane for lane, count in self.carrier.tally.strikes.items() if count >= WARY},
         )
         picks = choose(self._lanes, scene)
         if not picks:
             return
-        claimed = await self._transfers.claim(picks, room=scene.room * self._batch)
+        claimed = await self._transfers.claim(picks, room=scene.room * self._batches.size)
         self._claimed = bool(claimed)
         try:
             places = await self._documents.places([transfer.id for transfer in claimed])
         except BaseException:
             self._ready += [Load([transfer], {}) for transfer in claimed]  # to be handed back
             raise
-        self._ready += [Load(transfers, places) for transfers in await self._loads(claimed)]
+        self._ready += [Load(transfers, places) for transfers in await self._batches.loads(claimed)]
 
     async def _asking_elsewhere(self) -> Collection[str]:
         return await self._transfers.asking_elsewhere() if any(lane.doubtful for lane in self._lanes) else ()
@@ -290,69 +277,7 @@ class Runner:
             gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, self._clock.now(), lets_doubts_pass=may_ask)
             await self.carrier.close(gate)
 
-    # -- batches ---------------------------------------------------------------------------------------------------
-
-    def trusts_batches(self, lane: str) -> bool:
-        return self._trust.get(lane) == "trusted"
-
-    async def batch_seen(self, lane: str, whole: bool | None) -> None:
-        """What the list said about a connection's first batch."""
-        if whole is not None and self._trust.get(lane) != "singly":
-            self._trust[lane] = "trusted" if whole else "singly"
-            await self._bookmarks.note(f"batch/{lane}", self._trust[lane])
-
-    def _batch_of(self, lane: str) -> int:
-        """Documents in one load of a lane: one, unless its connection takes batches or may prove it now."""
-        if not lane.startswith("codat/") or self._trust.get(lane, "trusted") != "trusted":
-            return 1
-        return self._batch
-
-    async def _loads(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
-        """Claimed transfers as loads, lanes taking turns. An unknown connection gets one batch, the rest singly."""
-        by_lane: dict[tuple[str, bool], list[Transfer]] = {}
-        for transfer in claimed:
-            by_lane.setdefault((transfer.target.lane, transfer.state is State.ASKING), []).append(transfer)
-        turns: list[tuple[int, list[Transfer]]] = []
-        for (lane, asks), transfers in by_lane.items():
-            if asks:
-                turns.append((1, transfers))
-                continue
-            # What failed once goes alone from then on: perhaps it spoils the others' request.
-            alone, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
-            size = self._batch_of(lane)
-            if size > 1 and len(rest) > 1 and lane not in self._trust:
-                self._trust[lane] = "trial"
-                await self._bookmarks.note(f"batch/{lane}", "trial")
-                turns.append((0, rest[:size]))
-                size, rest = 1, rest[size:]
-            loads = [rest[start : start + size] for start in range(0, len(rest), size)] + [[each] for each in alone]
-            turns += enumerate(loads, 1)
-        turns.sort(key=lambda turn: turn[0])
-        return [transfers for _, transfers in turns]
-
-    # -- time, dead owners, the end --------------------------------------------------------------------------------
-
-    async def _watch_time(self) -> None:
-        steady = self._clock.steady()
-        self._database.assert_ours()
-        if steady - self._swept >= SWEEP:
-            self._swept = steady
-            await self._sweep()
-        drift = self._clock.now() - steady
-        if abs(drift - self._drift) > JUMP:
-            log.warning(
-                "clock_jumped", "what is due stays due in as long as before", seconds=round(drift - self._drift)
-            )
-            await self._transfers.turned(drift)
-            self._drift = drift
-
-    async def _sweep(self) -> None:
-        owners = await self._transfers.owners()
-        dead = tenure.dead(self._state_dir, owners, self._transfers.owner)
-        if dead:
-            swept = await self._transfers.sweep(dead)
-            tenure.forget(self._state_dir, dead)
-            log.info("leases_taken_back", transfers=swept)
+    # -- the end ---------------------------------------------------------------------------------------------------
 
     def _nap(self) -> float:
         if self._stopping:
