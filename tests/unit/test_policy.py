@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from docferry.errors import RemoteError
 from docferry.model import Outcome, State
-from docferry.policy import LANE_STRIKES, LONG_PAUSE, LONGEST_PAUSE, STRIKES, Backoff, Try, after_failure, pause_of
+from docferry.policy import (
+    LANE_STRIKES,
+    LONG_PAUSE,
+    LONGEST_PAUSE,
+    STRIKES,
+    Backoff,
+    Try,
+    after_failure,
+    after_stop,
+    pause_of,
+)
 
 LANE = "codat/acme/bank"
 BACKOFF = Backoff(0.5, 1.5, 60.0)
@@ -82,6 +92,12 @@ def test_nothing_is_tried_again_at_once_without_end(failure: dict[str, Any], wis
     found = outcome(**{**failure, "retry_after": wish}, lane_strikes=2)
     rest = found.delay if found.gate is None else found.gate.until - NOW
     assert found.state is State.HELD or 0.25 <= rest <= LONGEST_PAUSE
+
+
+def test_a_stop_before_the_first_byte_is_no_doubt_and_costs_no_try() -> None:
+    before, within = after_stop(begun=False), after_stop(begun=True)
+    assert (before.state, before.costs_a_try, before.delay) == (State.WAITING, False, 0.0)
+    assert within.state is State.DOUBTFUL
 
 
 def test_an_expired_signature_costs_nothing_once_and_does_not_spin() -> None:
