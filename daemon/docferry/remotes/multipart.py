@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import PurePosixPath
 from typing import Final
 
 from docferry.model import Parcel
@@ -34,7 +33,8 @@ _TYPES: Final = {
 
 def content_type(name: str) -> str:
     """What a file of this name holds, by its suffix."""
-    return _TYPES.get(PurePosixPath(name).suffix[1:].lower(), "application/octet-stream")
+    _, dot, suffix = name.rpartition(".")
+    return _TYPES.get(suffix.lower() if dot else "", "application/octet-stream")
 
 
 @dataclass(frozen=True, slots=True)

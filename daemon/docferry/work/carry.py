@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 import anyio
 
@@ -27,7 +27,6 @@ from docferry.work.gatekeeper import Gatekeeper
 
 log = logs.get("carry")
 
-_NAMESPACE = uuid.UUID("6f1d2c0e-52b5-4f0b-9b5c-0f3f3a7d1e51")
 #: An unreadable file is tried so often before a person is told.
 READ_TRIES = 5
 
@@ -312,4 +311,5 @@ class _Watched(Source):
 
 def _key(transfers: Sequence[Transfer]) -> str:
     """The idempotency key of a request: the same documents in the same generation give the same key."""
-    return str(uuid.uuid5(_NAMESPACE, "/".join(f"{t.uid}.{t.generation}" for t in transfers)))
+    digest = sha256("/".join(f"{t.uid}.{t.generation}" for t in transfers).encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"  # a UUID of version 8
