@@ -7,7 +7,7 @@ import random
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 PDF = b"%PDF-1.4\n"
 
@@ -138,10 +138,10 @@ def broken() -> Iterator[tuple[str, bytes]]:
         yield f"cut at {cut}", whole[:cut] if cut else whole[1024:]
 
 
-def mutated(seed: int) -> bytes:
+def mutated(seed: int, hostile: Sequence[bytes] = ()) -> bytes:
     """A good or a hostile archive with a few bytes changed, moved or lost."""
     dice = random.Random(seed)  # noqa: S311 - the same archive for the same seed
-    raw = bytearray(dice.choice(_SOUND if dice.random() < 0.7 else _HOSTILE))
+    raw = bytearray(dice.choice(_SOUND if dice.random() < 0.5 else hostile or _HOSTILE))
     for _ in range(dice.choice((1, 1, 1, 2, 5))):
         at = dice.randrange(len(raw))
         kind = dice.choice((0, 0, 1, 2, 3, 4, 4))

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 import zips
-from docferry.errors import ArchiveError, FolderError
-from docferry.files import archive, landing
+from docferry.errors import ArchiveError
+from docferry.files import landing
 from docferry.simulator import Fault
 from faults.conftest import FULL, Terrain
+from faults.unpacking import files, land
 from ground import COMPANY, until
-
-CAPS = archive.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
-
-
-def _land(raw: bytes, ground: Path, caps: archive.Caps = CAPS) -> list[Path]:
-    """As a download does it: the archive into the spool, its members into the inbox."""
-    spool, inbox = ground / "spool", ground / "inbox"
-    spool.mkdir(exist_ok=True)
-    (spool / "day.zip").write_bytes(raw)
-    landed = []
-    for member in archive.unzip(spool / "day.zip", spool / "members", caps):
-        relative = landing.render_layout(
-            "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id=COMPANY
-        )
-        target = landing.choose(inbox, relative, member.sha256)
-        landed.append(landing.put(member.spool, target, inbox, member.sha256))
-    (spool / "members").rmdir()
-    return landed
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if not path.is_dir()]
 
 
 @pytest.fixture
@@ -68,15 +50,15 @@ def test_z1_cut_html_crc(terrain: Terrain, inbox: Path, monkeypatch: pytest.Monk
 
     def give() -> bytes:
         served.append(bad.pop(0) if bad else whole)
-        assert len(served) > 4 or not _files(inbox)
+        assert len(served) > 4 or not files(inbox)
         return served[-1]
 
     _serving(monkeypatch, give)
     terrain.simulator.set_faults([Fault("truncated_answer", "codat.download", first=1)])
     with terrain.daemon() as daemon:
-        until(lambda: _files(inbox), 60, "the good archive being landed")
+        until(lambda: files(inbox), 60, "the good archive being landed")
         assert daemon.text().count("pull_failed") >= 4
-    assert [path.read_bytes() for path in _files(inbox)] == [b"good" * 500]
+    assert [path.read_bytes() for path in files(inbox)] == [b"good" * 500]
     assert len(served) >= 5
 
 
@@ -85,36 +67,66 @@ def test_z1_cut_everywhere(tmp_path: Path) -> None:
     whole = zips.plain({f"Bank/{number}.pdf": os.urandom(3000) for number in range(20)})
     for cut in range(0, len(whole), 1024):
         with pytest.raises(ArchiveError):
-            _land(whole[:cut], tmp_path)
-    assert {path.name for path in _files(tmp_path)} == {"day.zip"}
+            land(whole[:cut], tmp_path)
+    assert {path.name for path in files(tmp_path)} == {"day.zip"}
 
 
 @pytest.mark.parametrize("raw", [raw for _, raw in zips.hostile()], ids=[name for name, _ in zips.hostile()])
 def test_z2_slip_link_nul_drive(tmp_path: Path, raw: bytes) -> None:
     """Refused whole: nothing in the inbox, nothing outside it."""
     with pytest.raises(ArchiveError):
-        _land(raw, tmp_path)
-    assert {path.name for path in _files(tmp_path)} == {"day.zip"}
+        land(raw, tmp_path)
+    assert {path.name for path in files(tmp_path)} == {"day.zip"}
+
+
+def _unpack(tmp_path: Path, *runs: tuple[int, int] | None) -> dict[str, int]:
+    """Archives unpacked in programs of their own, two at a time: what became of them, and the most memory one had."""
+    inside, outside = tmp_path / "inside", tmp_path / "escape.pdf"
+    inside.mkdir()
+    outside.write_bytes(b"mine")
+    program = [sys.executable, str(Path(__file__).with_name("unpacking.py"))]
+    found = Counter[str]()
+    started = [
+        subprocess.Popen([*program, str(inside / str(number)), *map(str, run or ())], stdout=subprocess.PIPE)
+        for number, run in enumerate(runs)
+    ]
+    for running in started:
+        said, _ = running.communicate()
+        assert running.returncode == 0
+        fates = json.loads(said)
+        assert not fates["wrong"], fates["wrong"][:20]
+        memory = max(found["memory"], fates["memory"])
+        found += Counter(taken=fates["taken"], refused=fates["refused"])
+        found["memory"] = memory
+    assert {path.name for path in tmp_path.iterdir()} == {"inside", "escape.pdf"}
+    assert outside.read_bytes() == b"mine"
+    assert files(inside) == []
+    return found
+
+
+def _say(what: str, found: dict[str, int]) -> None:
+    memory = f"at most {found['memory'] / 1e6:.0f} MB"
+    print(f"  Z2: {what}: {found['taken']:,} taken, {found['refused']:,} refused, {memory}", flush=True)
+
+
+def test_z2_corpus(tmp_path: Path) -> None:
+    """Some six hundred archives, each put together for one fault: refused, or taken, as it should be."""
+    found = _unpack(tmp_path, None)
+    _say("corpus", found)
+    assert found["taken"] + found["refused"] >= 500
+    assert found["memory"] < 150_000_000
 
 
 def test_z2_mutations(tmp_path: Path) -> None:
-    """Thousands of damaged archives: refused, or landed inside; no other error, no byte outside."""
-    ground = tmp_path / "ground"
-    ground.mkdir()
-    taken = refused = 0
-    for seed in range(100_000 if FULL else 2_000):
-        try:
-            landed = _land(zips.mutated(seed), ground)
-        except (ArchiveError, FolderError):
-            refused += 1
-        else:
-            taken += 1
-            assert all(path.resolve().is_relative_to(ground / "inbox") for path in landed), seed
-        for path in _files(ground):
-            path.unlink()
-    assert {path.name for path in tmp_path.iterdir()} == {"ground"}
-    assert {path.name for path in ground.iterdir()} <= {"spool", "inbox"}
-    assert min(taken, refused) > 100
+    """Thousands of damaged archives: refused, or landed inside; no other error, no byte outside, within the caps."""
+    half = 50_000 if FULL else 1_000
+    found = _unpack(tmp_path, (0, half), (half, 2 * half))
+    print(
+        f"  Z2: mutations: {found['taken']} taken, {found['refused']} refused, at most {found['memory'] / 1e6:.0f} MB"
+    )
+    assert found["taken"] + found["refused"] == 2 * half
+    assert min(found["taken"], found["refused"]) > 100
+    assert found["memory"] < 150_000_000
 
 
 def test_z2_through_the_daemon(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +139,7 @@ def test_z2_through_the_daemon(terrain: Terrain, inbox: Path, monkeypatch: pytes
         until(lambda: "a.pdf" in terrain.names())
         assert daemon.running.poll() is None
     assert not list(terrain.root.rglob("escape*"))
-    assert not _files(inbox)
+    assert not files(inbox)
     assert not list((terrain.state / "spool").iterdir())
 
 
@@ -145,16 +157,16 @@ def test_z2_through_the_daemon(terrain: Terrain, inbox: Path, monkeypatch: pytes
 def test_z3_bombs(tmp_path: Path, what: str, raw: bytes) -> None:
     """Stopped at the caps, and little is ever on the disk."""
     with pytest.raises(ArchiveError):
-        _land(raw, tmp_path)
-    assert {path.name for path in _files(tmp_path)} == {"day.zip"}, what
+        land(raw, tmp_path)
+    assert {path.name for path in files(tmp_path)} == {"day.zip"}, what
 
 
 def test_z4_names(tmp_path: Path) -> None:
     """Duplicate, case, reserved, long, right-to-left: every byte lands once, under its own safe name."""
     names = [*zips.ODD_NAMES, "same.pdf", "same.pdf", "Same.pdf", "a" * 300 + ".pdf"]
     wanted = [(f"Bank/{name}", b"%d" % number) for number, name in enumerate(names)]
-    landed = _land(zips.plain(wanted), tmp_path)
-    assert sorted(path.read_bytes() for path in _files(tmp_path / "inbox")) == sorted(body for _, body in wanted)
+    landed = land(zips.plain(wanted), tmp_path)
+    assert sorted(path.read_bytes() for path in files(tmp_path / "inbox")) == sorted(body for _, body in wanted)
     assert len(set(landed)) == len(names)
     for path in landed:
         relative = PurePosixPath(path.relative_to(tmp_path / "inbox"))
@@ -165,7 +177,7 @@ def test_z4_names(tmp_path: Path) -> None:
 
 
 def _wait_for(inbox: Path, count: int) -> None:
-    until(lambda: len(_files(inbox)) >= count, 60, f"{count} files")
+    until(lambda: len(files(inbox)) >= count, 60, f"{count} files")
 
 
 def test_z5_killed_while_landing(terrain: Terrain) -> None:
@@ -177,13 +189,13 @@ def test_z5_killed_while_landing(terrain: Terrain) -> None:
     whole = set(members.values())
     for round_ in range(50 if FULL else 5):
         with terrain.daemon(wait=False) as daemon:
-            _wait_for(inbox, min(len(_files(inbox)) + 3 + 7 * round_, 120))
+            _wait_for(inbox, min(len(files(inbox)) + 3 + 7 * round_, 120))
             daemon.running.send_signal(signal.SIGKILL)
             daemon.running.wait()
-        assert {path.read_bytes() for path in _files(inbox)} <= whole
+        assert {path.read_bytes() for path in files(inbox)} <= whole
     with terrain.daemon():
-        until(lambda: len(_files(inbox)) >= 120, 60)
-    assert sorted(path.read_bytes() for path in _files(inbox)) == sorted(whole)
+        until(lambda: len(files(inbox)) >= 120, 60)
+    assert sorted(path.read_bytes() for path in files(inbox)) == sorted(whole)
     assert terrain.sync()["downloaded"] == 0
     assert not list((terrain.state / "spool").iterdir())
 
@@ -197,7 +209,7 @@ def test_z5_disk_full(terrain: Terrain, namespace: Callable[[str], list[str]]) -
     with terrain.daemon() as daemon:
         until(lambda: "No space left on device" in daemon.text(), 30)
         inside = Path(f"/proc/{daemon.running.pid}/root{inbox}")
-        assert not _files(inside)
+        assert not files(inside)
         words = ["nsenter", "-t", str(daemon.running.pid), "-U", "-m", "--preserve-credentials"]
         subprocess.run([*words, "mount", "-o", "remount,size=9m", str(inbox)], check=True)
-        until(lambda: [path.read_bytes() for path in _files(inside)] == [content], 30)
+        until(lambda: [path.read_bytes() for path in files(inside)] == [content], 30)

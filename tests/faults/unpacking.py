@@ -1,0 +1,103 @@
+"""Lands archives as a download does, under a ceiling for every file, and counts what became of them.
+`unpacking.py FOLDER` takes the corpus, `unpacking.py FOLDER 0 2000` mutations by seed; prints one object of JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # started as a program, this folder alone is known
+
+import zip_corpus
+import zips
+from docferry.errors import ArchiveError, FolderError
+from docferry.files import archive, landing
+
+CAPS = archive.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
+#: Makes the kernel forget the peak of memory: packing an archive may take more than unpacking it.
+_FORGET = Path("/proc/self/clear_refs")
+#: Documents are small where thousands are mutated.
+SMALL = 5000
+
+
+def land(raw: bytes, ground: Path, caps: archive.Caps = CAPS) -> list[Path]:
+    """As a download does it: the archive into the spool, its members into the inbox."""
+    spool, inbox = ground / "spool", ground / "inbox"
+    spool.mkdir(exist_ok=True)
+    (spool / "day.zip").write_bytes(raw)
+    landed = []
+    for member in archive.unzip(spool / "day.zip", spool / "members", caps):
+        relative = landing.render_layout(
+            "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id="c"
+        )
+        target = landing.choose(inbox, relative, member.sha256)
+        landed.append(landing.put(member.spool, target, inbox, member.sha256))
+    (spool / "members").rmdir()
+    return landed
+
+
+def files(folder: Path) -> list[Path]:
+    """Everything in it that is no folder, links as they are."""
+    return [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+
+
+def _cases(words: list[str]) -> Iterator[zip_corpus.Case]:
+    if not words:
+        yield from zip_corpus.corpus()
+        return
+    pool = [raw for _, raw, _ in zip_corpus.corpus() if 30 < len(raw) < SMALL]
+    for seed in range(int(words[0]), int(words[1])):
+        yield f"seed {seed}", zips.mutated(seed, pool), "either"
+
+
+def _fate(raw: bytes, ground: Path) -> tuple[str, list[str]]:
+    """What became of it, and what is wrong about that."""
+    try:
+        landed = land(raw, ground)
+    except (ArchiveError, FolderError):
+        left = [path for path in files(ground) if path.name != "day.zip"]
+        return "refused", [f"left behind: {left}"] if left else []
+    wrong = [f"outside: {path}" for path in landed if not path.resolve().is_relative_to(ground / "inbox")]
+    size = sum(path.stat().st_size for path in landed)
+    if size > CAPS.size or len(landed) > CAPS.count:
+        wrong.append(f"beyond the caps: {size} bytes, {len(landed)} files")
+    wrong += [f"not plain: {path}" for path in landed if path.is_symlink() or path.stat().st_mode & 0o7111]
+    return "taken", wrong
+
+
+def peak_memory() -> int:
+    """Bytes, since the kernel forgot."""
+    return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def main(words: list[str]) -> None:
+    """Try all, in a folder that is made for it."""
+    ground = Path(words[0])
+    ground.mkdir()
+    fates = {"taken": 0, "refused": 0}
+    wrong: list[str] = []
+    said, memory = time.monotonic(), 0
+    for what, raw, verdict in _cases(words[1:]):
+        # Not even for a moment a member that is larger than it may be; the archive itself may be.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(CAPS.member, len(raw)), resource.RLIM_INFINITY))
+        _FORGET.write_text("5")
+        fate, found = _fate(raw, ground)
+        memory = max(memory, peak_memory())
+        fates[fate] += 1
+        wrong += [f"{what}: {each}" for each in found]
+        if verdict not in ("either", fate):
+            wrong.append(f"{what}: {fate}")
+        for path in files(ground):
+            path.unlink()
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            print(f"  {sum(fates.values()):,} archives: {fates}", file=sys.stderr, flush=True)
+    print(json.dumps({**fates, "wrong": wrong, "memory": memory}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
