@@ -1,0 +1,159 @@
+"""Seven models of programs that write a document. Each is a generator that says how long it pauses, so that one thread
+drives thousands of them; what is slow here is the fault itself, not a wait for the daemon."""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PDF = b"%PDF-1.4\n"
+
+
+@dataclass
+class Tempo:
+    """How slowly they write, in seconds."""
+
+    least: float  # a pause with the file open; many times `settle`
+    most: float
+    gap: float  # for how long it is closed before it is opened again; less than `settle`
+    settle: float
+    dice: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same pauses every time
+    late: list[Path] = field(default_factory=list)  # the machine was so busy that these stood closed for `settle`
+
+    def pause(self) -> float:
+        return self.dice.uniform(self.least, self.most)
+
+
+Model = Callable[[Path, bytes, Tempo], Iterator[float]]
+
+
+def stalls(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """Half of it, and the rest later, with the file open."""
+    with path.open("wb") as file:
+        file.write(body[: len(body) // 2])
+        file.flush()
+        yield tempo.pause()
+        file.write(body[len(body) // 2 :])
+
+
+def stalls_before_the_first_byte(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    with path.open("wb") as file:
+        yield tempo.pause()
+        file.write(body)
+
+
+def appends(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """A little at a time, more seldom than `settle`."""
+    with path.open("ab", buffering=0) as file:
+        for piece in _quarters(body):
+            file.write(piece)
+            yield max(tempo.pause() / 4, 1.5 * tempo.settle)
+
+
+def preallocates(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """Full size at once, bytes later: the size says nothing."""
+    with path.open("wb") as file:
+        file.truncate(len(body))
+        yield tempo.pause() / 2
+        os.pwrite(file.fileno(), body[: len(body) // 2], 0)
+        yield tempo.pause() / 2
+        os.pwrite(file.fileno(), body[len(body) // 2 :], len(body) // 2)
+
+
+def maps(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """Through a map, with the descriptor closed: no write, no stamp at first."""
+    with path.open("w+b") as file:
+        file.truncate(len(body))
+        mapped = mmap.mmap(file.fileno(), len(body))
+    with mapped:
+        mapped[: len(body) // 2] = body[: len(body) // 2]
+        yield tempo.pause()
+        mapped[len(body) // 2 :] = body[len(body) // 2 :]
+
+
+def closes_and_reopens(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """A page at a time, as scanners do. Between two of them nobody has it open: nothing but `settle` tells."""
+    path.touch()
+    closed = time.monotonic()
+    for piece in _quarters(body):
+        with path.open("ab") as file:
+            if time.monotonic() - closed > 0.9 * tempo.settle:
+                tempo.late.append(path)
+            file.write(piece)
+        closed = time.monotonic()
+        yield tempo.gap
+
+
+def copies_with_old_times(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """As `cp -p` and rsync do: the mtime is set back when all is written."""
+    yield from stalls(path, body, tempo)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+
+
+def renames_in(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
+    """Under a hidden name first."""
+    hidden = path.with_name(f".{path.name}.part")
+    yield from stalls(hidden, body, tempo)
+    hidden.rename(path)
+
+
+MODELS: tuple[Model, ...] = (
+    stalls,
+    appends,
+    preallocates,
+    maps,
+    closes_and_reopens,
+    copies_with_old_times,
+    renames_in,
+)
+
+
+def body_of(mark: str, number: int) -> bytes:
+    """Some hundred bytes to some ten thousand, as no other has them, and not even its halves."""
+    dice = random.Random(f"{mark} {number}")  # noqa: S311 - the same bytes every time
+    return PDF + dice.randbytes(dice.choice((200, 4_000, 30_000)))
+
+
+def unfinished(body: bytes) -> list[bytes]:
+    """What stands there while `closes_and_reopens` is at it."""
+    pieces = list(_quarters(body))
+    return [b"".join(pieces[:count]) for count in range(len(pieces))]
+
+
+def write(
+    files: Iterable[tuple[Model, Path, bytes]], tempo: Tempo, at_once: int, done: Callable[[Path, bytes], object]
+) -> None:
+    """Let so many writers work at a time, until all are through. `done` is told of each file in its last state."""
+    waiting = iter(files)
+    working: list[tuple[float, int, Any, Path, bytes]] = []
+    for number, (model, path, body) in enumerate(waiting):
+        working.append((0.0, number, model(path, body, tempo), path, body))
+        if len(working) == at_once:
+            break
+    started = len(working)
+    while working:
+        due, number, writer, path, body = heapq.heappop(working)
+        time.sleep(max(0.0, due - time.monotonic()))  # the writer's pause
+        try:
+            heapq.heappush(working, (time.monotonic() + next(writer), number, writer, path, body))
+            continue
+        except StopIteration:
+            done(path, body)
+        for model, following, content in waiting:
+            writer = model(following, content, tempo)
+            heapq.heappush(working, (time.monotonic(), started, writer, following, content))
+            started += 1
+            break
+
+
+def _quarters(body: bytes) -> Iterator[bytes]:
+    step = len(body) // 4 + 1
+    for start in range(0, len(body), step):
+        yield body[start : start + step]
