@@ -103,7 +103,7 @@ class Sighting:
 
     @property
     def path(self) -> bytes:
-        return self.folder + b"/" + self.name if self.folder else self.name
+        return joined(self.folder, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +232,17 @@ class Outcome:
     fresh_key: bool = False  # the next request needs a new idempotency key
     costs_a_try: bool = True
     receipt: Receipt | None = None
+
+
+def joined(folder: bytes, name: bytes) -> bytes:
+    """The path of a name in a folder; b"" is the root."""
+    return folder + b"/" + name if folder else name
+
+
+def parted(path: bytes) -> tuple[bytes, bytes]:
+    """`(folder, name)` of a relative path."""
+    folder, _, name = path.rpartition(b"/")
+    return folder, name
 
 
 def escaped(raw: bytes | str) -> str:

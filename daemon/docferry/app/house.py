@@ -14,6 +14,7 @@ from docferry import logs, policy
 from docferry.clock import Clock, SystemClock
 from docferry.errors import ConfigError, FolderError
 from docferry.files import scan
+from docferry.model import joined
 from docferry.remotes.base import Remote, Rules
 from docferry.remotes.codat import RULES as CODAT_RULES
 from docferry.remotes.codat import Codat
@@ -270,6 +271,6 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
                 raise FolderError(f"{upload.root} is not empty")
             for folder in await house.documents.folders(upload.name):
                 looks = (await house.documents.known(upload.name, [folder])).get(folder, set())
-                paths = [folder + b"/" + look[0] if folder else look[0] for look in looks]
+                paths = [joined(folder, look[0]) for look in looks]
                 total += await house.documents.vanished(upload.name, paths)
         return total

@@ -15,7 +15,7 @@ from docferry.cli.screen import count
 from docferry.errors import FolderError, StateError
 from docferry.files import scan
 from docferry.files.lease import at_rest
-from docferry.model import Target, escaped
+from docferry.model import Target, escaped, joined
 from docferry.settings import Download, Settings, Upload, missing_keys
 from docferry.store import tenure
 
@@ -96,7 +96,7 @@ def _by_folders(upload: Upload) -> Iterator[Target]:
                 yield target
             continue
         for name in _subfolders(os.fsencode(upload.root), folder):
-            path = folder + b"/" + name if folder else name
+            path = joined(folder, name)
             if upload.enters(path):
                 ahead.append((path, depth + 1))
 
@@ -185,7 +185,7 @@ def _count(upload: Upload, listings: Iterable[scan.Listing], walked: Walked) -> 
         if listing.problem is not None:
             walked.problems.append(listing.problem)
         for name, *_ in listing.files:
-            path = listing.folder + b"/" + name if listing.folder else name
+            path = joined(listing.folder, name)
             if upload.wanted(path):
                 walked.files += 1
                 walked.sample = walked.sample or path

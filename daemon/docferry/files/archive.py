@@ -74,15 +74,15 @@ def _is_the_archives_fault(error: BaseException) -> bool:
 def _unzip(archive: Path, into: Path, caps: Caps) -> list[Member]:
     members: list[Member] = []
     with _Wary(archive, caps.count * _TABLE) as file, zipfile.ZipFile(file) as opened:
-        entries = opened.infolist()
-        _assert_within(entries, caps)
-        _assert_apart(entries)
-        for entry in entries:
-            folder, name = _parted(entry)
+        listed = opened.infolist()
+        _assert_within(listed, caps)
+        _assert_apart(listed)
+        for packed in listed:
+            folder, name = _parted(packed)
             if not name:
                 continue
             spool = into / f"{len(members) + 1:04}"
-            sha256, size = _extract(opened, entry, spool, caps)
+            sha256, size = _extract(opened, packed, spool, caps)
             members.append(Member(folder, name, spool, sha256, size))
     return members
 
@@ -101,67 +101,67 @@ class _Wary(io.FileIO):
         return super().read(size) or b""
 
 
-def _assert_within(entries: list[zipfile.ZipInfo], caps: Caps) -> None:
+def _assert_within(listed: list[zipfile.ZipInfo], caps: Caps) -> None:
     """Nothing is unpacked of what is too much by its own words; by more than those words zipfile gives nothing out."""
-    if len(entries) > caps.count:
-        raise ArchiveError(f"the archive has {len(entries):,} members, more than {caps.count:,}")
-    total = sum(entry.file_size for entry in entries)
+    if len(listed) > caps.count:
+        raise ArchiveError(f"the archive has {len(listed):,} members, more than {caps.count:,}")
+    total = sum(packed.file_size for packed in listed)
     if total > caps.size:
         raise ArchiveError(f"the archive unfolds to {total:,} bytes, more than {caps.size:,}")
-    for entry in entries:
-        if entry.file_size > caps.member:
-            raise ArchiveError(f"{_shown(entry)} unfolds to {entry.file_size:,} bytes, more than {caps.member:,}")
+    for packed in listed:
+        if packed.file_size > caps.member:
+            raise ArchiveError(f"{_shown(packed)} unfolds to {packed.file_size:,} bytes, more than {caps.member:,}")
 
 
-def _assert_apart(entries: list[zipfile.ZipInfo]) -> None:
+def _assert_apart(listed: list[zipfile.ZipInfo]) -> None:
     """Members that share a body are how a small archive unfolds to petabytes."""
     end = -1
-    for entry in sorted(entries, key=lambda each: each.header_offset):
-        if entry.header_offset < end:
-            raise ArchiveError(f"{_shown(entry)} shares its bytes with another member")
-        end = entry.header_offset + _LOCAL_HEADER + entry.compress_size
+    for packed in sorted(listed, key=lambda each: each.header_offset):
+        if packed.header_offset < end:
+            raise ArchiveError(f"{_shown(packed)} shares its bytes with another member")
+        end = packed.header_offset + _LOCAL_HEADER + packed.compress_size
 
 
-def _parted(entry: zipfile.ZipInfo) -> tuple[str, str]:
+def _parted(packed: zipfile.ZipInfo) -> tuple[str, str]:
     """Folder and name; an empty name for a folder. ArchiveError for whatever could lead elsewhere. What is merely
     odd, such as the name of a device, is left to `landing.safe_name`."""
     # `filename` is cut at a NUL; what the archive really says is in `orig_filename`.
-    name = entry.orig_filename
-    kind = stat.S_IFMT(entry.external_attr >> 16)
+    name = packed.orig_filename
+    kind = stat.S_IFMT(packed.external_attr >> 16)
     if "\0" in name:
-        raise ArchiveError(f"{_shown(entry)} has a NUL in its name")
+        raise ArchiveError(f"{_shown(packed)} has a NUL in its name")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{_shown(entry)} is a link or a device")
-    if entry.flag_bits & _ENCRYPTED:
-        raise ArchiveError(f"{_shown(entry)} is encrypted")
-    if entry.compress_type not in _METHODS:
-        raise ArchiveError(f"{_shown(entry)} is packed by method {entry.compress_type}, which is not taken")
+        raise ArchiveError(f"{_shown(packed)} is a link or a device")
+    if packed.flag_bits & _ENCRYPTED:
+        raise ArchiveError(f"{_shown(packed)} is encrypted")
+    if packed.compress_type not in _METHODS:
+        raise ArchiveError(f"{_shown(packed)} is packed by method {packed.compress_type}, which is not taken")
     segments = name.replace("\\", "/").split("/")
     is_folder = segments[-1] == ""
     if is_folder:
         segments.pop()
     if not segments or _DRIVE.match(name) or any(segment in ("", ".", "..") for segment in segments):
-        raise ArchiveError(f"{_shown(entry)} leads out of the archive")
+        raise ArchiveError(f"{_shown(packed)} leads out of the archive")
     return ("/".join(segments), "") if is_folder else ("/".join(segments[:-1]), segments[-1])
 
 
-def _extract(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, spool: Path, caps: Caps) -> tuple[str, int]:
+def _extract(opened: zipfile.ZipFile, packed: zipfile.ZipInfo, spool: Path, caps: Caps) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     # The umask decides who may read it: what is landed keeps this mode, and the spool around it is nobody else's.
     descriptor = os.open(spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "wb") as target, opened.open(entry) as source:
+    with os.fdopen(descriptor, "wb") as target, opened.open(packed) as source:
         while block := source.read(_BLOCK):
             size += len(block)
             if size > caps.member:
-                raise ArchiveError(f"{_shown(entry)} unfolds to more than {caps.member:,} bytes")
-            if size > _RATIO_COUNTS_FROM and size > caps.ratio * max(entry.compress_size, 1):
-                raise ArchiveError(f"{_shown(entry)} unfolds to more than {caps.ratio} times its size")
+                raise ArchiveError(f"{_shown(packed)} unfolds to more than {caps.member:,} bytes")
+            if size > _RATIO_COUNTS_FROM and size > caps.ratio * max(packed.compress_size, 1):
+                raise ArchiveError(f"{_shown(packed)} unfolds to more than {caps.ratio} times its size")
             digest.update(block)
             target.write(block)
-    if size != entry.file_size:
-        raise ArchiveError(f"{_shown(entry)} has {size:,} bytes where {entry.file_size:,} were promised")
+    if size != packed.file_size:
+        raise ArchiveError(f"{_shown(packed)} has {size:,} bytes where {packed.file_size:,} were promised")
     return digest.hexdigest(), size
 
 
-def _shown(entry: zipfile.ZipInfo) -> str:
-    return f'"{escaped(entry.orig_filename)[:200]}"'
+def _shown(packed: zipfile.ZipInfo) -> str:
+    return f'"{escaped(packed.orig_filename)[:200]}"'

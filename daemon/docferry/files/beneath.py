@@ -51,12 +51,6 @@ def components(path: bytes) -> list[bytes]:
     return parts
 
 
-def parted(path: bytes) -> tuple[bytes, bytes]:
-    """`(folder, name)` of a relative path."""
-    folder, _, name = path.rpartition(b"/")
-    return folder, name
-
-
 def _descend(base: int, parts: list[bytes]) -> int:
     here = base
     for part in parts:

@@ -15,11 +15,10 @@ from docferry.files.beneath import (
     folder_error,
     opened_folder,
     opened_root,
-    parted,
     subfolder_problem,
     why,
 )
-from docferry.model import Sighting, Stamp, escaped
+from docferry.model import Sighting, Stamp, escaped, parted
 
 #: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million sightings.
 SeenFile = tuple[bytes, int, int, int]

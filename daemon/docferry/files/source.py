@@ -19,9 +19,9 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from docferry.errors import SourceChanged, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.beneath import AWAY, components, opened_folder, parted, why
+from docferry.files.beneath import AWAY, components, opened_folder, why
 from docferry.files.lease import at_rest, guard_signals
-from docferry.model import Source, Stamp, escaped
+from docferry.model import Source, Stamp, escaped, parted
 
 __all__ = [
     "Digest",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, bindparam, text
 
 from docferry.clock import Clock
-from docferry.model import Sighting, Stamp
+from docferry.model import Sighting, Stamp, joined, parted
 from docferry.store import plans
 from docferry.store.connection import fetched
 from docferry.store.database import Database
@@ -70,7 +70,7 @@ class Documents:
 
     async def look(self, mapping: str, path: bytes) -> Stamp | None:
         """How the present document at `path` looked, None when there is none."""
-        folder, _, name = path.rpartition(b"/")
+        folder, name = parted(path)
         known = await self.known(mapping, [folder])
         return next((Stamp(*look[1:]) for look in known.get(folder, ()) if look[0] == name), None)
 
@@ -124,7 +124,7 @@ class Documents:
             found: dict[int, list[Place]] = {}
             rows = connection.execute(_PLACES, {"ids": list(transfer_ids)})
             for transfer_id, document_id, mapping, folder, name, *stamp in rows.all():
-                place = Place(document_id, mapping, _path(folder, name), Stamp(*stamp))
+                place = Place(document_id, mapping, joined(folder, name), Stamp(*stamp))
                 found.setdefault(transfer_id, []).append(place)
             return found
 
@@ -135,7 +135,7 @@ class Documents:
 
         def work(connection: Connection) -> list[tuple[int, bytes, Stamp, str]]:
             rows = connection.execute(_DELIVERED, {"mapping": mapping, "most": limit})
-            return [(row[0], _path(row[1], row[2]), Stamp(row[3], row[4], row[5]), row[6]) for row in rows.all()]
+            return [(row[0], joined(row[1], row[2]), Stamp(row[3], row[4], row[5]), row[6]) for row in rows.all()]
 
         return await self._database.read(work)
 
@@ -199,9 +199,5 @@ def _known(connection: Connection, mapping: str, folder: bytes) -> set[Look]:
 def _differ(folder: bytes, now: set[Look], before: set[Look], found: Differences) -> None:
     found.known += len(now & before)
     names = {look[0] for look in now}
-    found.gone += [_path(folder, look[0]) for look in before if look[0] not in names]
+    found.gone += [joined(folder, look[0]) for look in before if look[0] not in names]
     found.fresh += [Sighting(folder, name, Stamp(*stamp)) for name, *stamp in now - before]
-
-
-def _path(folder: bytes, name: bytes) -> bytes:
-    return folder + b"/" + name if folder else name

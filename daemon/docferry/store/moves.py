@@ -10,7 +10,7 @@ import anyio
 from sqlalchemy import Connection
 
 from docferry.errors import LeaseLost
-from docferry.model import State
+from docferry.model import State, joined
 from docferry.store.connection import fetched
 from docferry.store.database import Database
 
@@ -118,5 +118,5 @@ def apply(
     if gone:
         # A path whose transfer is gone is unknown again: the next look plans what lies there now.
         found = fetched(connection, _ABSENT, {"gone": json.dumps(gone)})
-        return moved, [(row[0], row[1] + b"/" + row[2] if row[1] else row[2]) for row in found]
+        return moved, [(row[0], joined(row[1], row[2])) for row in found]
     return moved, []

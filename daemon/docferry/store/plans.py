@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from docferry.model import Sighting, State, Target
+from docferry.model import Sighting, State, Target, parted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,7 @@ def apply(connection: Connection, mapping: str, planned: Sequence[Planned], now:
 def vanish(connection: Connection, mapping: str, paths: Sequence[bytes], now: float) -> int:
     """These paths are no longer there; what was not sent and lies nowhere else is gone. Number of documents."""
     _lay(connection)
-    parted = (path.rpartition(b"/") for path in paths)
-    rows = [{"mapping": mapping, "folder": folder, "name": name} for folder, _, name in parted]
+    rows = [{"mapping": mapping, "folder": folder, "name": name} for folder, name in map(parted, paths)]
     connection.execute(_FILL_PATHS, rows)
     return _retire(connection, now)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, text
 
+from docferry.model import joined, parted
 from docferry.store.database import Database
 
 
@@ -154,7 +155,7 @@ class Reports:
 
     async def by_path(self, mapping: str, path: bytes) -> list[Row]:
         """Every version of a path, the newest first."""
-        folder, _, name = path.rpartition(b"/")
+        folder, name = parted(path)
 
         def work(connection: Connection) -> list[Row]:
             rows = connection.execute(
@@ -196,7 +197,7 @@ _OPEN = text(
 
 
 def _row(row: Any) -> Row:
-    path = row.folder + b"/" + row.name if row.folder else row.name
+    path = joined(row.folder, row.name)
     return Row(
         id=row.id,
         mapping=row.mapping,

@@ -16,7 +16,7 @@ from docferry.errors import FolderError, SourceUnreadable
 from docferry.files import scan
 from docferry.files.quiet import Quiet
 from docferry.files.scan import Listing
-from docferry.model import Sighting
+from docferry.model import Sighting, joined, parted
 from docferry.remotes.base import Rules
 from docferry.settings import Upload
 from docferry.store.bookmarks import Bookmarks
@@ -158,7 +158,7 @@ class Intake:
             if await anyio.to_thread.run_sync(_is_walked, upload, folder):
                 continue  # it came after the walk had been there
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
-            await self._documents.vanished(upload.name, [_join(folder, look[0]) for look in known])
+            await self._documents.vanished(upload.name, [joined(folder, look[0]) for look in known])
 
     # -- the hint: some paths ------------------------------------------------------------------------------------
 
@@ -166,9 +166,9 @@ class Intake:
         """Look at these paths now: what vanished first, so that a renamed file is followed."""
         seen, folders, absent = await anyio.to_thread.run_sync(_look_at, upload, list(paths))
         known = await self._documents.known(
-            upload.name, list({s.folder for s in seen} | {_split(p)[0] for p in absent})
+            upload.name, list({s.folder for s in seen} | {parted(p)[0] for p in absent})
         )
-        gone = [path for path in absent if any(look[0] == _split(path)[1] for look in known.get(_split(path)[0], ()))]
+        gone = [path for path in absent if any(look[0] == parted(path)[1] for look in known.get(parted(path)[0], ()))]
         await self._documents.vanished(upload.name, gone)
         fresh = [s for s in seen if (s.name, *_numbers(s)) not in known.get(s.folder, ())]
         await self.sighted(upload, fresh)
@@ -257,17 +257,8 @@ def _numbers(sighting: Sighting) -> tuple[int, int, int]:
     return sighting.stamp.size, sighting.stamp.mtime_ns, sighting.stamp.ctime_ns
 
 
-def _join(folder: bytes, name: bytes) -> bytes:
-    return folder + b"/" + name if folder else name
-
-
-def _split(path: bytes) -> tuple[bytes, bytes]:
-    folder, _, name = path.rpartition(b"/")
-    return folder, name
-
-
 def _parents(path: bytes) -> list[bytes]:
     found = []
-    while path := _split(path)[0]:
+    while path := parted(path)[0]:
         found.append(path)
     return found
