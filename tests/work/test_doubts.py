@@ -227,5 +227,15 @@ async def test_a_first_batch_that_proved_nothing_is_followed_by_another(
     harbour.strike(Fault(kind, "codat.upload", first=1))
     async with harbour.house() as house:
         verdicts = Verdicts(house, monkeypatch)
-        assert only(await harbour.carried(house)) == {State.SENT: 3}
+        await harbour.carried_beside(house, lambda: sum(harbour.at_codat().values()) == 3 and not house.runner.in_hand)
         assert verdicts.told == [None]
+        before = harbour.requests("codat.upload")
+        harbour.lay(harbour.ground.root / "bank", *names_of(6, "later"))
+        await house.lookout.round()
+        with anyio.fail_after(10):
+            while (await harbour.states(house)).get("waiting") != 6:  # those that come to rest alone go alone
+                await house.lookout.serve_hints()
+                await anyio.sleep(0.01)
+        assert only(await harbour.carried(house)) == {State.SENT: 9}
+        assert verdicts.told == [None, True]
+        assert harbour.requests("codat.upload") - before < 6, "together again, without a restart"
