@@ -184,7 +184,7 @@ def _rest(figures: Figures, now: float) -> Iterator[Row]:
                 "set the clock: timedatectl",
             ]
     if figures["trouble"]:
-        yield [Cell("the queue", BAD), "cannot be written", figures["trouble"]]
+        yield [Cell("the queue", BAD), "is in trouble", figures["trouble"]]
 
 
 def _number(number: int, style: str = "") -> Cell:

@@ -90,43 +90,47 @@ class Http:
         size = body.length if body is not None else 0
         # For what is small the deadline of the whole is the one for its answer too.
         request.extensions["timeout"] = self._limits if size > _LARGE else {**self._limits, "read": None}
-        reading: _Reading | None = None
+        reading = _Reading(cap, into)
         self.requests += 1
-        pool = self._pool = self._pool or _Pool(self._transport())
-        pool.busy += 1
         try:
             with anyio.fail_after(self._timeout + size / SLOWEST) as scope:
-                response = await pool.transport.handle_async_request(request)
-                try:
-                    self._note(response.headers)
-                    reading = _Reading(response, cap, into)
-                    await reading.run(scope)
-                except BaseException:
-                    with anyio.CancelScope(shield=True):
-                        await response.aclose()
-                    raise
-                await response.aclose()
+                await self._exchange(request, reading, scope)
         except TimeoutError:
-            if reading is None:
+            if not reading.begun:
                 raise self._failure(request, "timeout", "the deadline passed", watched) from None
             reading.flaw = "cut"
-        except httpx.TimeoutException as error:
-            if isinstance(error, httpx.PoolTimeout) and self._pool is pool:
-                self._pool = None  # cancelled requests leak slots of httpcore's pool: this one has none left
-            kind = "unreachable" if isinstance(error, _UNSENT) else "timeout"
-            raise self._failure(request, kind, _why(error), watched) from None
         except _UNSENT as error:
             raise self._failure(request, "unreachable", _why(error), None) from None
         except httpx.HTTPError as error:
-            raise self._failure(request, "cut", _why(error), watched) from None
+            kind = "timeout" if isinstance(error, httpx.TimeoutException) else "cut"
+            raise self._failure(request, kind, _why(error), watched) from None
+        answer = reading.answer(handed_over=watched is not None and watched.handed_over)
+        self._learn(answer, body)
+        return answer
+
+    async def _exchange(self, request: httpx.Request, reading: _Reading, scope: anyio.CancelScope) -> None:
+        """The request out, the answer in; whatever happens, the response is closed and its line is free or gone."""
+        pool = self._pool = self._pool or _Pool(self._transport())
+        pool.busy += 1
+        try:
+            response = await pool.transport.handle_async_request(request)
+            try:
+                self._note(response.headers)
+                await reading.run(response, scope)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+                raise
+            await response.aclose()
+        except httpx.PoolTimeout:
+            if self._pool is pool:
+                self._pool = None  # cancelled requests leak slots of httpcore's pool: this one has none left
+            raise
         finally:
             pool.busy -= 1
             if pool is not self._pool and not pool.busy:
                 with anyio.CancelScope(shield=True):
                     await pool.transport.aclose()
-        answer = reading.answer(handed_over=watched is not None and watched.handed_over)
-        self._learn(answer, body)
-        return answer
 
     async def aclose(self) -> None:
         """Close what is open; a later call opens it again."""
@@ -219,28 +223,34 @@ class _Watched(httpx.AsyncByteStream):
 class _Reading:
     """An answer while it is read. Once its status is here, nothing that follows can undo it."""
 
-    def __init__(self, response: httpx.Response, cap: int, into: Into | None) -> None:
-        self._response = response
+    def __init__(self, cap: int, into: Into | None) -> None:
         self._cap = cap
         self._into = into
-        self._headers = {name.lower(): value for name, value in response.headers.items()}
+        self._status = 0
+        self._headers: Mapping[str, str] = {}
         self._blocks: list[bytes] = []
         self._length = 0
         self.flaw: str | None = None
 
-    async def run(self, scope: anyio.CancelScope) -> None:
-        """Read to the end, the cap or the break; each byte that comes buys time at the slowest rate allowed."""
-        if self._into is None or not self._response.is_success:
-            await self._read(scope, self._keep)
-            return
-        async with self._into(self._response.status_code, self._headers) as sink:
-            await self._read(scope, sink)
+    @property
+    def begun(self) -> bool:
+        return self._status != 0
 
-    async def _read(self, scope: anyio.CancelScope, sink: Sink) -> None:
+    async def run(self, response: httpx.Response, scope: anyio.CancelScope) -> None:
+        """Read to the end, the cap or the break; each byte that comes buys time at the slowest rate allowed."""
+        self._status = response.status_code
+        self._headers = {name.lower(): value for name, value in response.headers.items()}
+        if self._into is None or not response.is_success:
+            await self._read(response, scope, self._keep)
+            return
+        async with self._into(self._status, self._headers) as sink:
+            await self._read(response, scope, sink)
+
+    async def _read(self, response: httpx.Response, scope: anyio.CancelScope, sink: Sink) -> None:
         encoding = self._headers.get("content-encoding", "identity").strip().lower()
         unpack = None if encoding in ("identity", "") else zlib.decompressobj(zlib.MAX_WBITS | 32)
         try:
-            async for raw in _stream(self._response):
+            async for raw in _stream(response):
                 scope.deadline += len(raw) / SLOWEST
                 block = unpack.decompress(raw, self._cap + 1 - self._length) if unpack else raw
                 self._length += len(block)
@@ -257,8 +267,7 @@ class _Reading:
         self._blocks.append(block)
 
     def answer(self, *, handed_over: bool) -> Answer:
-        status = self._response.status_code
-        return Answer(status, self._headers, b"".join(self._blocks), handed_over, self.flaw, self._length)
+        return Answer(self._status, self._headers, b"".join(self._blocks), handed_over, self.flaw, self._length)
 
 
 def _stream(response: httpx.Response) -> httpx.AsyncByteStream:
