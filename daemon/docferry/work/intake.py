@@ -165,12 +165,9 @@ class Intake:
     async def look(self, upload: Upload, paths: Iterable[bytes]) -> None:
         """Look at these paths now: what vanished first, so that a renamed file is followed."""
         seen, folders, absent = await anyio.to_thread.run_sync(_look_at, upload, list(paths))
-        known = await self._documents.known(
-            upload.name, list({s.folder for s in seen} | {parted(p)[0] for p in absent})
-        )
-        gone = [path for path in absent if any(look[0] == parted(path)[1] for look in known.get(parted(path)[0], ()))]
-        await self._documents.vanished(upload.name, gone)
-        fresh = [s for s in seen if (s.name, *_numbers(s)) not in known.get(s.folder, ())]
+        known = await self._documents.looks(upload.name, [*(s.path for s in seen), *absent])
+        await self._documents.vanished(upload.name, [path for path in absent if path in known])
+        fresh = [s for s in seen if known.get(s.path) != s.stamp]
         await self.sighted(upload, fresh)
         if folders:
             await self._walk(upload, folders, self.state(upload.name))
@@ -251,10 +248,6 @@ def _seen(root: Path, path: bytes) -> Sighting | None:
         return scan.look(root, path)
     except (FolderError, SourceUnreadable):
         return None
-
-
-def _numbers(sighting: Sighting) -> tuple[int, int, int]:
-    return sighting.stamp.size, sighting.stamp.mtime_ns, sighting.stamp.ctime_ns
 
 
 def _parents(path: bytes) -> list[bytes]:
