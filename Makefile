@@ -23,7 +23,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test soak storm seeds bench lint check lock dist clean
+.PHONY: help demo test soak storm seeds catalogue bench lint check lock dist clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -49,6 +49,10 @@ storm: $(STAMP) ## 10,000 documents while half of all requests go wrong, half of
 
 seeds: $(STAMP) ## 100,000 lives of a queue in memory, each decided by its seed; ARGS=17:18 repeats one
 	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)
+
+# -s shows how far a long run is, and the figures.
+catalogue: $(STAMP) ## faults W, C, Z and S in the sizes of their catalogue, with figures; ARGS="-k w2" for some of them
+	@DOCFERRY_FULL=1 $(BIN)/python -m pytest -v -s $(patsubst %,tests/faults/test_%.py,watch complete zip system) $(ARGS)
 
 bench: $(STAMP) ## docferry beside its peers, in turn, against its goals; QUICK=1 in under two minutes, ARGS="--only w1" for a part
 	@$(BIN)/python -m benchmarks --install-peers $(if $(QUICK),--quick) $(ARGS)

@@ -1,12 +1,15 @@
 """Seven models of programs that write a document. Each is a generator that says how long it pauses, so that one thread
-drives thousands of them; what is slow here is the fault itself, not a wait for the daemon."""
+drives thousands of them; what is slow here is the fault itself, not a wait for the daemon. As a program,
+`writers.py FOLDER EACH AT-ONCE LEAST MOST GAP SETTLE`, they have no test beside them that makes them slower still."""
 
 from __future__ import annotations
 
 import heapq
+import json
 import mmap
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -127,6 +130,14 @@ def unfinished(body: bytes) -> list[bytes]:
     return [b"".join(pieces[:count]) for count in range(len(pieces))]
 
 
+def all_files(folder: Path, each: int) -> Iterator[tuple[Model, Path, bytes]]:
+    """So many of each model, a hundred folders of them: nobody has all documents in one."""
+    for number in range(each):
+        for model in MODELS:
+            place = folder / str(number % 100)
+            yield model, place / f"{model.__name__}-{number}.pdf", body_of(model.__name__, number)
+
+
 def write(
     files: Iterable[tuple[Model, Path, bytes]], tempo: Tempo, at_once: int, done: Callable[[Path, bytes], object]
 ) -> None:
@@ -157,3 +168,26 @@ def _quarters(body: bytes) -> Iterator[bytes]:
     step = len(body) // 4 + 1
     for start in range(0, len(body), step):
         yield body[start : start + step]
+
+
+def main(words: list[str]) -> None:
+    """Write them all; prints, as JSON, the paths that stood closed for longer than meant."""
+    folder, each, at_once = Path(words[0]), int(words[1]), int(words[2])
+    least, most, gap, settle = map(float, words[3:7])
+    tempo = Tempo(least, most, gap, settle)
+    written = 0
+
+    def done(_path: Path, _body: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written % 5000 == 0:
+            print(f"  {written:,} of {each * len(MODELS):,} written", file=sys.stderr, flush=True)
+
+    for number in range(min(each, 100)):
+        (folder / str(number)).mkdir()
+    write(all_files(folder, each), tempo, at_once, done)
+    print(json.dumps(sorted({path.name for path in tempo.late})))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
