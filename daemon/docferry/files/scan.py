@@ -63,6 +63,7 @@ def walk(
             listing = _list(root, base, ahead.pop(), enters, ahead)
             gathered.append(listing)
             weight += 1 + len(listing.files)
+            del listing  # whoever gets it decides how long it stays in memory
             if weight >= chunk:
                 yield gathered
                 gathered, weight = [], 0

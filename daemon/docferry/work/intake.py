@@ -121,8 +121,7 @@ class Intake:
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
             if starts is scan.WHOLE and not (walked.folders or walked.broken):
                 await self._assert_not_emptied(upload, chunk[0])
-            for listing in chunk:
-                self._report(upload, listing, state)
+            self._report(upload, chunk, state)
             whole = [(listing.folder, listing.files) for listing in chunk if listing.problem is None]
             walked.broken.update(listing.folder for listing in chunk if listing.problem is not None)
             walked.folders.update(folder for folder, _ in whole)
@@ -132,7 +131,11 @@ class Intake:
                 gone = await anyio.to_thread.run_sync(_still_absent, upload.root, found.gone)
                 await self._documents.vanished(upload.name, gone)
             walked.seconds += self._clock.steady() - began
-            await self.sighted(upload, found.fresh)
+            whole.clear()
+            chunk.clear()  # the walk has it, too; planning takes its time, and a large folder would stay in memory
+            while found.fresh:
+                await self.sighted(upload, found.fresh[-COMPARED_AT_ONCE:])
+                del found.fresh[-COMPARED_AT_ONCE:]
             began = self._clock.steady()
         return walked
 
@@ -143,12 +146,13 @@ class Intake:
                 f"`docferry retry --mapping {upload.name}` says so"
             )
 
-    def _report(self, upload: Upload, listing: Listing, state: FolderState) -> None:
-        if listing.problem is None:
-            state.subfolders.pop(listing.folder, None)
-        elif state.subfolders.get(listing.folder) != listing.problem:
-            state.subfolders[listing.folder] = listing.problem
-            log.warning("subfolder_unreadable", listing.problem, mapping=upload.name)
+    def _report(self, upload: Upload, chunk: Sequence[Listing], state: FolderState) -> None:
+        for listing in chunk:
+            if listing.problem is None:
+                state.subfolders.pop(listing.folder, None)
+            elif state.subfolders.get(listing.folder) != listing.problem:
+                state.subfolders[listing.folder] = listing.problem
+                log.warning("subfolder_unreadable", listing.problem, mapping=upload.name)
 
     async def _forget_folders(self, upload: Upload, walked: Walked) -> None:
         """What lay in folders that are no longer there went with them; what can't be read is not touched."""
