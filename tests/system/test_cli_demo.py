@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,7 @@ from docferry.cli import papers
 from docferry.cli.main import main
 from docferry.simulator import Fault, Running, Simulator, Switches
 from ground import COMPANY, CONNECTION, Ground, until
-
-Say = Callable[..., tuple[int, str, str]]
+from system.conftest import Say
 
 
 @pytest.fixture
@@ -35,21 +34,6 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
         ground = Ground(tmp_path, shore)
         ground.state.mkdir(mode=0o700)
         yield ground
-
-
-@pytest.fixture
-def say(ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
-    """`say("check")` runs a command in this process: exit code, stdout, stderr."""
-    for name, value in ground.environment.items():
-        monkeypatch.setenv(name, value)
-
-    def saying(*words: str) -> tuple[int, str, str]:
-        ground.write_config()
-        code = main(["--config", str(ground.root / ground.config_name), *words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return saying
 
 
 # -- demo --------------------------------------------------------------------------------------------------------------

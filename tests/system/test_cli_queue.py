@@ -10,23 +10,22 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from docferry.cli.main import main
 from docferry.simulator import Fault, Running, Simulator, Switches
 from docferry.store import tenure
 from ground import COMPANY, CONNECTION, Ground, digest, until
+from system.conftest import Say
 
 LIST_KEYS = [
     "id", "mapping", "path", "size", "sha256", "state", "reason", "detail", "attempts", "remote_name", "company_id",
     "connection_id", "next_attempt", "first_seen", "updated",
 ]  # fmt: skip
 SYNC_KEYS = ["uploaded", "downloaded", "unchanged", "held", "due", "bytes_up", "bytes_down", "requests", "seconds"]
-Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -35,22 +34,6 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
         ground = Ground(tmp_path, shore)
         ground.settings["log_level"] = '"info"'
         yield ground
-
-
-@pytest.fixture
-def say(ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
-    """`say("list", "--json")` runs a command in this process: exit code, stdout, stderr."""
-    monkeypatch.chdir(ground.root)
-    for name, value in ground.environment.items():
-        monkeypatch.setenv(name, value)
-
-    def saying(*words: str) -> tuple[int, str, str]:
-        ground.write_config()
-        code = main(["--config", str(ground.root / ground.config_name), *words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return saying
 
 
 def objects(text: str) -> list[dict[str, Any]]:
