@@ -16,15 +16,16 @@ Work = Callable[[Connection], T]
 
 #: How long a foreign lock on the database is waited for, seconds.
 BUSY_TIMEOUT = 30.0
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-2000", "temp_store=MEMORY")
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY")
 
 
 class ThreadConnection:
     """SQLAlchemy's connection, living where aiosqlite runs. SQLAlchemy's own asyncio layer goes to the thread for
     every statement and twice for its rows; where each document passes several times, the visits are what costs."""
 
-    def __init__(self, path: Path, begin: str) -> None:
+    def __init__(self, path: Path, begin: str, cache: int) -> None:
         self._path = path
+        self._cache = cache  # KiB of pages in memory
         self._begin = begin
         self._driver = aiosqlite.Connection(self._connect, iter_chunk_size=64)
         self._engine: Engine
@@ -60,7 +61,7 @@ class ThreadConnection:
 
     def _raw(self) -> sqlite3.Connection:
         raw = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, cached_statements=128)
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, f"cache_size=-{self._cache}"):
             raw.execute(f"PRAGMA {pragma}")
         return raw
 

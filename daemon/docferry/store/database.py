@@ -33,6 +33,8 @@ GATHERED = 256
 TICK = 0.1
 #: Turns of the event loop between two commits: told, woken, asking again.
 TURNS = 3
+#: Pages kept in memory, KiB: digests fall anywhere into an index of millions, scans read it from end to end.
+WRITER_CACHE, READER_CACHE = 8_000, 2_000
 #: So many reads run at once; the next one waits.
 READERS = 4
 #: How SQLite says that the file is not what it should be.
@@ -65,7 +67,7 @@ class Database:
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._identity = _identity(path)
-        self._writer = ThreadConnection(path, "BEGIN IMMEDIATE")
+        self._writer = ThreadConnection(path, "BEGIN IMMEDIATE", WRITER_CACHE)
         self._readers = anyio.Semaphore(READERS)
         self._idle: list[ThreadConnection] = []
         self._closing = False
@@ -175,7 +177,7 @@ class Database:
     async def _reader(self) -> ThreadConnection:
         if self._idle:
             return self._idle.pop()
-        reader = ThreadConnection(self.path, "BEGIN")
+        reader = ThreadConnection(self.path, "BEGIN", READER_CACHE)
         with anyio.CancelScope(shield=True):  # cancelled half way, it would be nobody's to close
             await reader.open()
         return reader
