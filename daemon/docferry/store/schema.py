@@ -9,8 +9,8 @@ from typing import Final
 from docferry.errors import DatabaseBusy, StateError
 
 #: The newest revision in migrations/; a test holds it against the folder.
-HEAD: Final = "0001"
-KNOWN: Final = frozenset({HEAD})
+HEAD: Final = "0002"
+KNOWN: Final = frozenset({"0001", HEAD})
 #: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
 READ_THROUGH: Final = 64 * 1024 * 1024
 #: Up to this size its indexes are held against its rows too: a broken one would let a document be queued twice.
@@ -29,7 +29,7 @@ def prepare(database: Path) -> None:
             f"{database} was written by a newer docferry (schema {found}, this one knows {HEAD}); "
             "install that version again, or restore the copy from before the upgrade"
         )
-    _migrate(database)
+    migrate(database)
 
 
 def read_through(database: Path) -> None:
@@ -92,7 +92,8 @@ def broken(database: Path, error: object) -> str:
     )
 
 
-def _migrate(database: Path) -> None:
+def migrate(database: Path, revision: str = HEAD) -> None:
+    """All steps up to `revision`, in one transaction."""
     # Imported here: alembic costs a quarter of a second that only the first start has to pay.
     from alembic import command
     from alembic.config import Config
@@ -111,7 +112,7 @@ def _migrate(database: Path) -> None:
             # One transaction for all steps: killed in between, the old schema is still there.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             connection.exec_driver_sql("COMMIT")
     except SQLAlchemyError as error:
         raise StateError(f"{database} could not be upgraded: {error}") from error

@@ -52,6 +52,8 @@ transfer = Table(
     Column("reason", Text),
     Column("detail", Text),
     Column("updated", Float, nullable=False),
+    Column("fingerprint", Text),  # XXH3-128 of the bytes, hex: a later pass over them is proved by it; NULL: not known
+    Column("md5", Text),  # of the bytes, hex, for a remote that is told it; NULL: not known
 )
 
 #: One try under one lease.
