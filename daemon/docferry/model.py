@@ -142,6 +142,8 @@ class Transfer:
     last_sent: float | None  # when the latest such attempt ended, or began if nobody saw it end
     reason: str | None
     detail: str | None
+    fingerprint: str | None = None  # of its bytes, as sha256 is; None: nobody took it
+    md5: str | None = None
 
     @property
     def token(self) -> str:

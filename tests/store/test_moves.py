@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,7 @@ from docferry.errors import LeaseLost
 from docferry.model import MOVES, Outcome, Receipt, State, Target, Transfer
 from docferry.store.database import open_database
 from docferry.store.transfers import Pick, Transfers
-from store.conftest import ACME, Shop
+from store.conftest import ACME, Shop, planned
 
 pytestmark = pytest.mark.anyio
 FROM_LEASE = sorted((a, b) for a, b in MOVES if a in (State.LEASED, State.SENDING, State.ASKING))
@@ -46,6 +47,20 @@ async def test_a_claim_leases_what_is_due(shop: Shop) -> None:
     ]
     assert await shop.rows("SELECT state, owner, lease FROM transfer") == [("leased", "me", 1)] * 2
     assert await shop.claimed() == []
+
+
+async def test_a_claim_brings_what_was_known_of_the_bytes(shop: Shop) -> None:
+    """The first who has them says what they are; whoever joins changes nothing."""
+    taken = planned("a.pdf", "same", fingerprint="f" * 32, md5="5" * 32)
+    await shop.documents.apply("m", [taken, planned("b.pdf", "other")])
+    await shop.documents.apply(
+        "m", [planned("c.pdf", "same", fingerprint="0" * 32), planned("d.pdf", "other", md5="1")]
+    )
+    known = {t.remote_name: (t.sha256, t.fingerprint, t.md5) for t in await shop.claimed()}
+    assert known == {
+        "a.pdf": (sha256(b"same").hexdigest(), "f" * 32, "5" * 32),
+        "b.pdf": (sha256(b"other").hexdigest(), None, None),
+    }
 
 
 async def test_a_claim_takes_what_it_was_told_to(shop: Shop) -> None:

@@ -19,7 +19,7 @@ from docferry.store.moves import Moves
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
-    "created, due_since, first_sent, last_sent, reason, detail"
+    "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
 )
 
 # The earliest due row of each (mapping, lane), by hops through the index: a million waiting rows cost nothing.
