@@ -93,6 +93,17 @@ class Stamp:
 
 
 @dataclass(frozen=True, slots=True)
+class Digests:
+    """What the bytes of a file were when they were read, in hex: the SHA-256 that people are shown, an XXH3 of 128
+    bits that proves a later reading at the speed of memory, and for remotes that are told it an MD5. None: whoever
+    planned it did not take it."""
+
+    sha256: str
+    fingerprint: str | None = None
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Sighting:
     """A path looked like this just now; not stored. `folder` and `name` are bytes as the kernel gave them,
     `folder` relative to the mapping's root, without slashes at its ends (b"" is the root)."""
@@ -157,12 +168,12 @@ class Source(Protocol):
     def size(self) -> int: ...
 
     def blocks(self) -> AsyncIterator[bytes]:
-        """All bytes in order. The last block is given out only after the digest of everything read and the
+        """All bytes in order. The last block is given out only after the fingerprint of everything read and the
         file's stamp have been proved; raises `errors.SourceChanged` instead, so that a body is never whole."""
 
     @property
     def md5(self) -> str | None:
-        """Hex MD5 of the bytes given out, after the last block, if it was asked for."""
+        """Hex MD5 of the bytes, if it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
+from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
+from docferry.files.digest import Reading, digest, digests
 from docferry.files.lease import at_rest
-from docferry.files.source import BLOCK, FileSource, Opener, digest, digests, open_plain
-from docferry.model import Stamp
+from docferry.files.plain import BLOCK, Visit
+from docferry.files.source import FileSource, Opener
+from docferry.model import Digests, Stamp
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.anyio
@@ -30,9 +34,19 @@ def fill(path: Path, size: int) -> bytes:
     return content
 
 
+def digests_of(root: Path, name: str = "a.pdf", *, md5: bool = False) -> tuple[Stamp, Digests]:
+    known = digest(root, name.encode(), md5=md5)
+    assert known.digests is not None
+    return known.stamp, known.digests
+
+
 def planned(root: Path, name: str = "a.pdf", *, md5: bool = False) -> FileSource:
-    known = digest(root, name.encode())
-    return Opener(root).source(name.encode(), known.stamp, known.sha256, md5)
+    return Opener(root).source(name.encode(), *digests_of(root, name, md5=md5), md5)
+
+
+def look_into(root: Path, path: bytes) -> None:
+    with Visit(root) as visit:
+        os.close(visit.open(path))
 
 
 async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:
@@ -60,7 +74,7 @@ class TestOpening:
         fill(root / "real" / "a.pdf", 10)
         (root / "way").symlink_to(root / "real")
         (root / "l.pdf").symlink_to(root / "real" / "a.pdf")
-        os.close(open_plain(root, b"real/a.pdf"))
+        look_into(root, b"real/a.pdf")
         for path in (
             b"way/a.pdf",
             b"l.pdf",
@@ -72,7 +86,7 @@ class TestOpening:
             b"a\0b",
         ):
             with pytest.raises(SourceVanished):
-                open_plain(root, path)
+                look_into(root, path)
 
     def test_what_is_no_file_is_refused_and_never_blocks(self, root: Path) -> None:
         os.mkfifo(root / "pipe.pdf")
@@ -80,7 +94,7 @@ class TestOpening:
         before = descriptors()
         for name in (b"pipe.pdf", b"folder.pdf"):
             with pytest.raises(SourceUnreadable, match="not a regular file"):
-                open_plain(root, name)
+                digest(root, name)
         assert descriptors() == before
 
     def test_the_person_is_told_what_to_do(self, root: Path, unprivileged: Unprivileged) -> None:
@@ -122,7 +136,7 @@ class TestOpening:
         try:
             for _ in range(4000):
                 try:
-                    outcomes.add(digest(root, path).sha256)
+                    outcomes.add(digests_of(root, path.decode())[1].sha256)
                 except SourceError as error:
                     outcomes.add(type(error).__name__)
         finally:
@@ -150,7 +164,7 @@ class TestRest:
             assert writer.stdout is not None
             writer.stdout.readline()
             found = digest(root, b"a.pdf")
-            assert (found.at_rest, found.sha256) == (False, "")
+            assert (found.at_rest, found.digests) == (False, None)
             writer.communicate(b"x")
         assert digest(root, b"a.pdf").at_rest is True
 
@@ -170,7 +184,8 @@ class TestRest:
         with unprivileged():
             found = digest(root, b"a.pdf")
         assert found.at_rest is None
-        assert found.sha256 == hashlib.sha256(content).hexdigest()
+        assert found.digests is not None
+        assert found.digests.sha256 == hashlib.sha256(content).hexdigest()
 
     def test_a_writer_that_breaks_the_lease_does_not_kill_the_program(self, root: Path) -> None:
         """SIGIO's default action ends a program, and the kernel sends it when a lease is broken."""
@@ -198,13 +213,16 @@ class TestRest:
 
 class TestDigest:
     @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
-    def test_one_pass_gives_both_digests(self, root: Path, size: int) -> None:
+    def test_one_pass_gives_all_digests(self, root: Path, size: int) -> None:
         content = fill(root / "a.pdf", size)
-        found = digest(root, b"a.pdf", md5=True)
-        assert found.sha256 == hashlib.sha256(content).hexdigest()
-        assert found.md5 == hashlib.md5(content, usedforsecurity=False).hexdigest()
-        assert found.stamp == Stamp.of((root / "a.pdf").stat())
-        assert found.at_rest is True
+        digests = Digests(
+            hashlib.sha256(content).hexdigest(),
+            xxh3_128(content).hexdigest(),
+            hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        )
+        stamp = Stamp.of((root / "a.pdf").stat())
+        assert digest(root, b"a.pdf", md5=True) == Reading(stamp, True, digests)
+        assert digest(root, b"a.pdf") == Reading(stamp, True, replace(digests, md5=None))
 
     def test_many_in_one_call_each_with_its_own_outcome(self, root: Path) -> None:
         fill(root / "a.pdf", 10)
@@ -216,6 +234,22 @@ class TestDigest:
         assert not isinstance(third, SourceError)
         assert (first.stamp.size, third.stamp.size) == (10, 20)
         assert descriptors() == before
+
+    def test_one_visit_to_several_folders(self, root: Path) -> None:
+        """A folder's descriptor is shared by what lies in it, and by nothing else."""
+        places = ["top.pdf", "a/1.pdf", "a/2.pdf", "a/b/3.pdf", "none/4.pdf", "c/5.pdf", "top2.pdf", "a/6.pdf"]
+        there = [place for place in places if not place.startswith("none")]
+        for place in there:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            fill(root / place, 10)
+        (root / "way").symlink_to(root / "a")
+        before = descriptors()
+        found = digests(root, [os.fsencode(place) for place in [*places, "way/1.pdf"]])
+        assert descriptors() == before
+        by_place = dict(zip([*places, "way/1.pdf"], found, strict=True))
+        assert isinstance(by_place.pop("none/4.pdf"), SourceVanished)
+        assert isinstance(by_place.pop("way/1.pdf"), SourceVanished)
+        assert by_place == {place: digest(root, os.fsencode(place)) for place in there}
 
     def test_a_file_that_changes_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fill(root / "a.pdf", 3 * BLOCK)
@@ -243,6 +277,23 @@ class TestDigest:
         assert digest(root, b"a.pdf").at_rest is False
         os.close(writers[0])
 
+    def test_a_writer_of_a_small_file_waits_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever would be let in could write between two stamps of one tick of the kernel's clock."""
+        fill(root / "a.pdf", 10)
+        read = os.pread
+
+        def read_and_open(descriptor: int, length: int, offset: int) -> bytes:
+            with pytest.raises(BlockingIOError):  # without O_NONBLOCK it would wait
+                os.open(root / "a.pdf", os.O_WRONLY | os.O_NONBLOCK)
+            return read(descriptor, length, offset)
+
+        monkeypatch.setattr(os, "pread", read_and_open)
+        assert digest(root, b"a.pdf").at_rest is False
+        monkeypatch.undo()
+        with opened(root / "a.pdf", os.O_WRONLY | os.O_NONBLOCK):
+            pass
+        assert digest(root, b"a.pdf").at_rest is True
+
 
 class TestSource:
     @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5])
@@ -268,13 +319,26 @@ class TestSource:
         assert descriptors() == before
 
     @pytest.mark.parametrize("size", [10, 3 * BLOCK])
-    async def test_a_wrong_digest_never_makes_a_whole_body(self, root: Path, size: int) -> None:
+    async def test_another_fingerprint_never_makes_a_whole_body(self, root: Path, size: int) -> None:
         fill(root / "a.pdf", size)
         given: list[bytes] = []
-        source = Opener(root).source(b"a.pdf", digest(root, b"a.pdf").stamp, "0" * 64)
+        stamp, digests = digests_of(root)
+        source = Opener(root).source(b"a.pdf", stamp, replace(digests, fingerprint="0" * 32))
         with pytest.raises(SourceChanged):
             await drain(source, lambda block: given.append(block))
         assert len(b"".join(given)) < size
+
+    @pytest.mark.parametrize("size", [10, 3 * BLOCK])
+    async def test_what_an_older_docferry_planned_is_proved_by_its_sha256(self, root: Path, size: int) -> None:
+        content = fill(root / "a.pdf", size)
+        stamp, digests = digests_of(root)
+        given: list[bytes] = []
+        async with Opener(root).source(b"a.pdf", stamp, Digests(digests.sha256), md5=True) as source:
+            assert source.md5 == hashlib.md5(content, usedforsecurity=False).hexdigest()
+            given = [block async for block in source.blocks()]
+        assert b"".join(given) == content
+        with pytest.raises(SourceChanged, match="other bytes"):
+            await drain(Opener(root).source(b"a.pdf", stamp, Digests("0" * 64)), lambda _: pytest.fail("a byte"))
 
     @pytest.mark.parametrize("change", ["rewrite", "grow", "shrink", "touch", "unlink"])
     async def test_a_change_while_it_is_sent_withholds_the_last_block(self, root: Path, change: str) -> None:
@@ -338,8 +402,7 @@ class TestSource:
         opener, scope, got = Opener(root), anyio.CancelScope(), []
 
         def source(name: str) -> FileSource:
-            known = digest(root, name.encode())
-            return opener.source(name.encode(), known.stamp, known.sha256)
+            return opener.source(name.encode(), *digests_of(root, name))
 
         async def busy() -> None:
             await opener.open(source("busy.pdf"))
@@ -368,22 +431,23 @@ class TestSource:
         """A 256 MiB file through a source: at no time are more than a few blocks alive."""
         with (root / "a.pdf").open("wb") as file:
             file.truncate(256 * BLOCK)
-        known = digest(root, b"a.pdf")
+        stamp, digests = digests_of(root)
         code = (
             "import anyio, resource, sys\n"
             "from pathlib import Path\n"
             "from docferry.files.source import Opener\n"
-            "from docferry.model import Stamp\n"
+            "from docferry.model import Digests, Stamp\n"
             "async def main():\n"
             "    stamp = Stamp(*map(int, sys.argv[3:6]))\n"
-            "    async with Opener(Path(sys.argv[1])).source(b'a.pdf', stamp, sys.argv[2]) as source:\n"
+            "    digests = Digests('', sys.argv[2])\n"
+            "    async with Opener(Path(sys.argv[1])).source(b'a.pdf', stamp, digests) as source:\n"
             "        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "        total = sum([len(block) async for block in source.blocks()])\n"
             "    print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
             "anyio.run(main)\n"
         )
-        stamp = [str(part) for part in (known.stamp.size, known.stamp.mtime_ns, known.stamp.ctime_ns)]
-        done = await anyio.run_process([sys.executable, "-c", code, root, known.sha256, *stamp])
+        looks = [str(part) for part in (stamp.size, stamp.mtime_ns, stamp.ctime_ns)]
+        done = await anyio.run_process([sys.executable, "-c", code, root, digests.fingerprint or "", *looks])
         total, grown_kib = map(int, done.stdout.split())
         assert total == 256 * BLOCK
         assert grown_kib < 12 * 1024

@@ -28,7 +28,19 @@ from docferry import settings
 from docferry.clock import TurnableClock, iso
 from docferry.errors import RemoteError, SourceChanged
 from docferry.files.source import Opener
-from docferry.model import Accounted, Finding, Parcel, Receipt, Sighting, Source, Stamp, State, Target, Transfer
+from docferry.model import (
+    Accounted,
+    Digests,
+    Finding,
+    Parcel,
+    Receipt,
+    Sighting,
+    Source,
+    Stamp,
+    State,
+    Target,
+    Transfer,
+)
 from docferry.policy import Backoff
 from docferry.remotes import doubts
 from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
@@ -128,7 +140,6 @@ class Line:
     rules = Rules("Codat", max_size=10**7)
     find_after = LAG
     confirm_after = 2.5 * LAG
-    needs_md5 = False
     health = Health()
 
     def __init__(self, shore: Shore, kill: Callable[[], NoReturn]) -> None:
@@ -286,8 +297,8 @@ class Shelf(Opener):
         self._contents = contents
         self._dice = dice
 
-    def source(self, path: bytes, stamp: Stamp, sha256: str, md5: bool = False) -> Any:  # noqa: ARG002 - known by its digest
-        return Bytes(self, self._contents[sha256], changes=self._dice.random() < 0.002)
+    def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> Any:  # noqa: ARG002 - known by its digest
+        return Bytes(self, self._contents[digests.sha256], changes=self._dice.random() < 0.002)
 
     async def open(self, *sources: object) -> None:
         """They are."""

@@ -12,7 +12,7 @@ import pytest
 
 from docferry.app.house import House
 from docferry.files import scan
-from docferry.files.source import digest
+from docferry.files.digest import digest
 from docferry.model import State, Target
 from docferry.store.database import READERS
 from docferry.work.planner import judge, plan
@@ -43,9 +43,10 @@ async def planned(house: House, folder: Path, path: bytes) -> None:
     upload = house.uploads["bank"]
     seen, read = scan.look(folder, path), digest(folder, path)
     assert seen is not None
+    assert read.digests is not None
     target = judge(upload, seen, {"codat": house.remotes["codat"].rules})
     assert isinstance(target, Target)
-    await house.documents.apply("bank", [plan(upload, seen, target, read, 0.0)])
+    await house.documents.apply("bank", [plan(upload, seen, target, read.digests, 0.0)])
 
 
 @pytest.mark.parametrize("late", ["old/b.pdf", "new/b.pdf", "new/deeper/b.pdf"])

@@ -16,7 +16,7 @@ from docferry.app import pulse
 from docferry.app.endings import finish, first, plain_errors
 from docferry.app.house import House, open_house
 from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
-from docferry.files.source import guard_signals
+from docferry.files.lease import guard_signals
 from docferry.settings import Download, Settings, missing_keys
 from docferry.store import tenure
 

@@ -11,7 +11,7 @@ import anyio
 from docferry.app.endings import finish, plain_errors
 from docferry.app.house import House, open_house
 from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
-from docferry.files.source import guard_signals
+from docferry.files.lease import guard_signals
 from docferry.model import Reason
 from docferry.settings import Download, Settings, missing_keys
 

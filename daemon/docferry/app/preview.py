@@ -11,8 +11,8 @@ import anyio.to_thread
 from docferry.app.house import RULES, chosen, database_path
 from docferry.clock import SystemClock
 from docferry.files import scan
+from docferry.files.digest import digests
 from docferry.files.quiet import Quiet
-from docferry.files.source import digests
 from docferry.model import Sighting
 from docferry.settings import Settings, Upload
 from docferry.store.database import open_database
@@ -76,8 +76,10 @@ async def _plan(upload: Upload, sighting: Sighting) -> Planned | None:
     verdict = judge(upload, sighting, RULES)
     if isinstance(verdict, Planned):
         return verdict
-    (digest,) = await anyio.to_thread.run_sync(digests, upload.root, [sighting.path])
-    return None if isinstance(digest, Exception) else plan(upload, sighting, verdict, digest, 0.0)
+    (found,) = await anyio.to_thread.run_sync(digests, upload.root, [sighting.path])
+    if isinstance(found, Exception) or found.digests is None:
+        return None
+    return plan(upload, Sighting(sighting.folder, sighting.name, found.stamp), verdict, found.digests, 0.0)
 
 
 async def _judged(upload: Upload, planned: Planned, documents: Documents | None) -> PreviewRow:

@@ -15,13 +15,18 @@ AWAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # not there, or no
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@contextmanager
-def opened_root(root: Path) -> Iterator[int]:
+def open_root(root: Path) -> int:
     """A descriptor of the root to walk from; the root itself may be a link. Raises FolderError."""
     try:
-        descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise folder_error(root, error) from error
+
+
+@contextmanager
+def opened_root(root: Path) -> Iterator[int]:
+    """`open_root` for a `with`."""
+    descriptor = open_root(root)
     try:
         yield descriptor
     finally:
@@ -36,7 +41,7 @@ def opened_folder(root: Path, folder: bytes) -> Iterator[int]:
         if not folder:
             yield base
             return
-        descriptor = _descend(base, components(folder))
+        descriptor = descend(base, components(folder))
         try:
             yield descriptor
         finally:
@@ -51,7 +56,8 @@ def components(path: bytes) -> list[bytes]:
     return parts
 
 
-def _descend(base: int, parts: list[bytes]) -> int:
+def descend(base: int, parts: list[bytes]) -> int:
+    """A descriptor of the folder that these names lead to from `base`, one step at a time. Raises OSError."""
     here = base
     for part in parts:
         try:

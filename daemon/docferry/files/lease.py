@@ -16,15 +16,33 @@ _REMOTE_KINDS = ("nfs", "cifs", "smb", "9p", "ceph", "afs", "fuse", "virtiofs", 
 def at_rest(descriptor: int) -> bool | None:
     """True: nobody has the file open for writing. False: somebody has. None: the kernel does not tell here
     (somebody else's file without CAP_LEASE, or a filesystem without leases). `descriptor` must be read-only."""
+    rest = take(descriptor)
+    if rest:
+        give_back(descriptor)
+    return rest
+
+
+def take(descriptor: int) -> bool | None:
+    """As `at_rest`, and while the lease is held a writer's `open` waits: until `give_back`, or the descriptor is
+    closed, or /proc/sys/fs/lease-break-time is over."""
     try:
-        # A writer that opens it within these microseconds breaks the lease, and the kernel tells us by SIGIO, which
-        # would kill the program. SIGURG is ignored unless somebody asks for it.
+        # The kernel tells of a writer that waits by SIGIO, which would kill the program. SIGURG is ignored unless
+        # somebody asks for it.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:
         return False if error.errno == errno.EAGAIN and not _on_a_share(descriptor) else None
     return True
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether no writer has come since `take`."""
+    return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+
+
+def give_back(descriptor: int) -> None:
+    """Let writers in again."""
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def guard_signals() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import stat
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,68 +13,12 @@ import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
+from xxhash import xxh3_128
 
-from docferry.errors import SourceChanged, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.beneath import AWAY, components, opened_folder, why
-from docferry.files.lease import at_rest, guard_signals
-from docferry.model import Source, Stamp, escaped, parted
-
-__all__ = [
-    "Digest",
-    "FileSource",
-    "Opener",
-    "at_rest",
-    "digest",
-    "digests",
-    "guard_signals",
-    "open_plain",
-    "open_together",
-]
-
-BLOCK = 1 << 19  # larger ones are a little faster, and eight workers hold three each; smaller files are one block
-_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """What reading a file once brought. `at_rest` False: somebody has it open for writing; then nothing was read
-    and the digests are empty."""
-
-    stamp: Stamp
-    sha256: str
-    at_rest: bool | None
-    md5: str | None = None
-
-
-def open_plain(root: Path, path: bytes) -> int:
-    """A read-only descriptor of a regular file beneath the root, no link followed on the way, never blocking."""
-    folder, name = parted(path)
-    try:
-        components(path)
-        with opened_folder(root, folder) as parent:
-            descriptor = os.open(name, _PLAIN, dir_fd=parent)
-    except OSError as error:
-        raise _source_error(path, error) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise SourceUnreadable(f"{escaped(path)} is not a regular file: it is left alone")
-    return descriptor
-
-
-def digest(root: Path, path: bytes, *, md5: bool = False) -> Digest:
-    """Read a file once, in a worker thread. Raises SourceError, and FolderError when the root is away."""
-    descriptor = open_plain(root, path)
-    try:
-        return _digest(descriptor, path, md5)
-    except OSError as error:
-        raise _source_error(path, error) from error
-    finally:
-        os.close(descriptor)
-
-
-def digests(root: Path, paths: Iterable[bytes], *, md5: bool = False) -> list[Digest | SourceError]:
-    """Many small files in one call from one thread; what went wrong stands in its place. Raises FolderError."""
-    return [_digest_or_error(root, path, md5) for path in paths]
+from docferry.errors import SourceChanged, SourceError
+from docferry.files.digest import of_bytes
+from docferry.files.plain import BLOCK, Visit, read_exactly, source_error, stamp_of
+from docferry.model import Digests, Source, Stamp, escaped
 
 
 class Opener:
@@ -90,10 +30,10 @@ class Opener:
         self._waiting: list[FileSource] = []
         self._one_visit = anyio.Lock(fast_acquire=True)
 
-    def source(self, path: bytes, stamp: Stamp, sha256: str, md5: bool = False) -> FileSource:
+    def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> FileSource:
         """The file as a source for one attempt: `async with opener.source(…) as source`. Entering raises SourceError
         unless the file looks as it was planned; a small one is then already proved, byte for byte."""
-        return FileSource(self, path, stamp, sha256, md5)
+        return FileSource(self, path, stamp, digests, md5)
 
     async def open(self, *sources: FileSource) -> None:
         """Open them, with all others that wait. What goes wrong is raised when a source is entered. Cancelled, each is
@@ -113,12 +53,13 @@ class Opener:
             raise
 
     def _open(self, together: Iterable[FileSource]) -> None:
-        for source in together:
-            try:
-                source.open(self._root)
-            except Exception as error:  # noqa: BLE001 - it belongs to this one alone, and is raised where it is waited for
-                source.trouble = error
-            source.is_open = True
+        with Visit(self._root) as visit:
+            for source in together:
+                try:
+                    source.open(visit)
+                except Exception as error:  # noqa: BLE001 - it belongs to this one alone, and is raised where it is waited for
+                    source.trouble = error
+                source.is_open = True
 
 
 async def open_together(sources: Iterable[FileSource]) -> None:
@@ -131,15 +72,14 @@ async def open_together(sources: Iterable[FileSource]) -> None:
 
 
 class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
-    """Small files are read and proved in one call of a thread, large ones in blocks: while one is being sent, it
-    is hashed and the next one is read, so that two are in memory. `blocks` may be asked for again."""
+    """Small files are read and proved in one call of a thread, large ones in blocks: while one is being sent, the
+    next one is read and its fingerprint taken, so that two are in memory. `blocks` may be asked for again."""
 
-    def __init__(self, opener: Opener, path: bytes, stamp: Stamp, sha256: str, md5: bool) -> None:
+    def __init__(self, opener: Opener, path: bytes, stamp: Stamp, digests: Digests, md5: bool) -> None:
         self.opener, self._path = opener, path
-        self._stamp, self._sha256, self._wants_md5 = stamp, sha256, md5
+        self._stamp, self._digests, self._wants_md5 = stamp, digests, md5
         self._descriptor = -1
         self._whole: bytes | None = None
-        self._md5: str | None = None
         self._readers: TaskGroup | None = None
         self.is_open = False
         self.trouble: Exception | None = None  # why it could not be opened
@@ -150,7 +90,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
 
     @property
     def md5(self) -> str | None:
-        return self._md5
+        return self._digests.md5
 
     async def __aenter__(self) -> Self:
         if not self.is_open:
@@ -191,29 +131,32 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                     raise block
                 yield block
 
-    def open(self, root: Path) -> None:
+    def open(self, visit: Visit) -> None:
         """In a thread: as far as the first byte, or to the last of a small file."""
-        descriptor = open_plain(root, self._path)
+        descriptor = visit.open(self._path)
         kept = False
         try:
-            self._same_stamp(descriptor)
+            if stamp_of(descriptor, self._path) != self._stamp:
+                raise self._changed()
+            if self._digests.fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
+                self._read_through(descriptor)
             if self._stamp.size <= BLOCK:
-                self._whole = self._read_whole(descriptor)
+                self._whole = read_exactly(descriptor, self._stamp.size, 0)
+                self._prove(xxh3_128(self._whole).hexdigest())
             else:
                 self._descriptor, kept = descriptor, True
         except OSError as error:
-            raise _source_error(self._path, error) from error
+            raise source_error(self._path, error) from error
         finally:
             if not kept:
                 os.close(descriptor)
 
-    def _read_whole(self, descriptor: int) -> bytes:
-        content = _read_exactly(descriptor, self._stamp.size, 0)
-        self._same_digest(hashlib.sha256(content).hexdigest())
-        self._same_stamp(descriptor)
-        if self._wants_md5:
-            self._md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        return content
+    def _read_through(self, descriptor: int) -> None:
+        """It was planned by a docferry that took fewer digests: the ones it took prove the others."""
+        found = of_bytes(descriptor, self._stamp.size, md5=self._wants_md5)
+        if found.sha256 != self._digests.sha256:
+            raise self._other_bytes()
+        self._digests = found
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -228,60 +171,34 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # nobody wants the rest
                 return
             except (SourceError, OSError) as error:
-                found = _source_error(self._path, error) if isinstance(error, OSError) else error
+                found = source_error(self._path, error) if isinstance(error, OSError) else error
                 await _tell(send, found)
 
     async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """While a block is on its way, the next one is read and hashed, in one visit to a thread."""
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        offset = 0
-        block = b""
-        while offset < self._stamp.size:
-            if offset:
-                await send.send(block)
-            block = await self._next(block, offset, sha256.update, md5.update)
-            offset += len(block)
-        self._same_digest(sha256.hexdigest())
-        await to_thread.run_sync(self._prove_end, md5.update, block)
-        self._md5 = md5.hexdigest() if self._wants_md5 else None
-        await send.send(block)
+        """While a block is on its way, the next one is read, and the last one is proved before it is given out."""
+        fingerprint = xxh3_128()
 
-    async def _next(
-        self, block: bytes, offset: int, sha256: Callable[[bytes], None], md5: Callable[[bytes], None]
-    ) -> bytes:
-        """The block at `offset`, its SHA-256 taken; beside it, as a core each lets go of the GIL, `block`'s MD5."""
+        def read(offset: int) -> bytes:
+            block = read_exactly(self._descriptor, min(BLOCK, self._stamp.size - offset), offset)
+            fingerprint.update(block)
+            if offset + len(block) == self._stamp.size:
+                self._prove(fingerprint.hexdigest())
+                if stamp_of(self._descriptor, self._path) != self._stamp:
+                    raise self._changed()
+            return block
 
-        def read() -> bytes | Exception:
-            try:
-                following = _read_exactly(self._descriptor, self._length_at(offset), offset)
-            except (OSError, SourceError) as error:
-                return error
-            sha256(following)
-            return following
+        for offset in range(0, self._stamp.size, BLOCK):
+            await send.send(await to_thread.run_sync(read, offset))
 
-        async with anyio.create_task_group() if self._wants_md5 and block else nullcontext() as beside:
-            if beside is not None:
-                beside.start_soon(to_thread.run_sync, md5, block)
-            found = await to_thread.run_sync(read)
-        if isinstance(found, Exception):
-            raise found
-        return found
+    def _prove(self, fingerprint: str) -> None:
+        if fingerprint != self._digests.fingerprint:
+            raise self._other_bytes()
 
-    def _prove_end(self, md5: Callable[[bytes], None], block: bytes) -> None:
-        self._same_stamp(self._descriptor)
-        if self._wants_md5:
-            md5(block)
+    def _changed(self) -> SourceChanged:
+        return SourceChanged(f"{escaped(self._path)} changed since it was planned: the new version gets its turn")
 
-    def _length_at(self, offset: int) -> int:
-        return min(BLOCK, self._stamp.size - offset)
-
-    def _same_stamp(self, descriptor: int) -> None:
-        if Stamp.of(os.fstat(descriptor)) != self._stamp:
-            raise SourceChanged(f"{escaped(self._path)} changed since it was planned: the new version gets its turn")
-
-    def _same_digest(self, sha256: str) -> None:
-        if sha256 != self._sha256:
-            raise SourceChanged(f"{escaped(self._path)} has other bytes than planned: the new version gets its turn")
+    def _other_bytes(self) -> SourceChanged:
+        return SourceChanged(f"{escaped(self._path)} has other bytes than planned: the new version gets its turn")
 
 
 async def _tell(send: MemoryObjectSendStream[bytes | Exception], error: Exception) -> None:
@@ -289,52 +206,3 @@ async def _tell(send: MemoryObjectSendStream[bytes | Exception], error: Exceptio
         await send.send(error)
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
         return
-
-
-def _digest_or_error(root: Path, path: bytes, md5: bool) -> Digest | SourceError:
-    try:
-        return digest(root, path, md5=md5)
-    except SourceError as error:
-        return error
-
-
-def _digest(descriptor: int, path: bytes, md5: bool) -> Digest:
-    before = Stamp.of(os.fstat(descriptor))
-    rest = at_rest(descriptor)
-    if rest is False:
-        return Digest(before, "", False)
-    sha256 = hashlib.sha256()
-    other = hashlib.md5(usedforsecurity=False) if md5 else None
-    offset = 0
-    while offset < before.size:
-        block = _read_exactly(descriptor, min(BLOCK, before.size - offset), offset)
-        sha256.update(block)
-        if other:
-            other.update(block)
-        offset += len(block)
-    if Stamp.of(os.fstat(descriptor)) != before:
-        raise SourceChanged(f"{escaped(path)} changed while it was being read")
-    if rest and at_rest(descriptor) is False:  # opened for writing meanwhile; an mmap leaves no stamp at first
-        return Digest(before, "", False)
-    return Digest(before, sha256.hexdigest(), rest, other.hexdigest() if other else None)
-
-
-def _read_exactly(descriptor: int, length: int, offset: int) -> bytes:
-    content = os.pread(descriptor, length, offset)
-    while len(content) < length:
-        more = os.pread(descriptor, length - len(content), offset + len(content))
-        if not more:
-            raise SourceChanged("the file became shorter while it was being read: the new version gets its turn")
-        content += more
-    return content
-
-
-def _source_error(path: bytes, error: OSError) -> SourceError:
-    shown = escaped(path)
-    if error.errno == errno.ENOENT:
-        return SourceVanished(f"{shown} is no longer there")
-    if error.errno in AWAY:
-        return SourceVanished(f"{shown} is no longer there, or only behind a link, and links are not followed")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return SourceUnreadable(f"{shown} may not be read: let the user that runs docferry read it")
-    return SourceUnreadable(f"{shown} cannot be read ({why(error)}): check the disk or the network share")

@@ -22,6 +22,7 @@ class Rules:
     max_size: int
     min_size: int = 1
     extensions: frozenset[str] | None = None  # without the dot, lower case; None: all
+    needs_md5: bool = False  # it is told the MD5 of the bytes
 
     def broken(self, name: str, size: int) -> tuple[Reason, str] | None:
         """The first rule that a document of this name and size breaks, and the sentence that says how to mend it."""
@@ -108,9 +109,6 @@ class Remote(Protocol):
     @property
     def confirm_after(self) -> float:
         """Seconds after `last_sent` before an ABSENT counts."""
-
-    @property
-    def needs_md5(self) -> bool: ...
 
     @property
     def health(self) -> Health: ...

@@ -52,7 +52,6 @@ class Codat:
 
     name: Final = "codat"
     rules: Final = RULES
-    needs_md5: Final = False
 
     def __init__(
         self,

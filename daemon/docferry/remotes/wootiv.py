@@ -20,7 +20,7 @@ from docferry.remotes.download import Fetched
 from docferry.remotes.http import Http
 from docferry.remotes.multipart import Form, Plain, content_type
 
-RULES: Final = Rules("Wootiv", max_size=5 * 1024**3)
+RULES: Final = Rules("Wootiv", max_size=5 * 1024**3, needs_md5=True)
 _GATES: Final = {
     401: "Wootiv does not accept the API key: set a valid one",
     402: "Wootiv's account is at its limit or has expired: settle it with Wootiv",
@@ -41,7 +41,6 @@ class Wootiv:
     rules: Final = RULES
     find_after: Final = 0.0
     confirm_after: Final = 0.0
-    needs_md5: Final = True
 
     def __init__(
         self,

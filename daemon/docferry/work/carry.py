@@ -14,7 +14,7 @@ from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import FileSource, Opener, open_together
-from docferry.model import Outcome, Parcel, Reason, Receipt, Source, State, Transfer
+from docferry.model import Digests, Outcome, Parcel, Reason, Receipt, Source, State, Transfer
 from docferry.remotes.base import Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
@@ -173,9 +173,10 @@ class Carrier(Gatekeeper):
 
     def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """The places that should have a transfer's bytes, each with its source."""
-        md5 = self.remotes[transfer.target.remote].needs_md5
+        digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
+        md5 = self.remotes[transfer.target.remote].rules.needs_md5
         return [
-            (place, self._openers[upload.root].source(place.path, place.stamp, transfer.sha256, md5=md5))
+            (place, self._openers[upload.root].source(place.path, place.stamp, digests, md5=md5))
             for place in places
             if (upload := self.uploads.get(place.mapping)) and upload.route(place.path).target == transfer.target
         ]

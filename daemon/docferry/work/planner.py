@@ -6,6 +6,7 @@ import errno
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -13,8 +14,8 @@ import anyio.to_thread
 from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
-from docferry.files.source import Digest, digests
-from docferry.model import Reason, Sighting, State, Target, escaped
+from docferry.files.digest import digests
+from docferry.model import Digests, Reason, Sighting, State, Target, escaped
 from docferry.remotes.base import Rules
 from docferry.settings import Upload
 from docferry.store.bookmarks import Bookmarks
@@ -74,7 +75,13 @@ class Planner:
                 to_hash.append((sighting, verdict))
         for group in _groups(to_hash):
             planned += await self._hashed(upload, group)
-        planned = await self._without_arrivals(upload, planned)
+            if sum(each.sighting.stamp.size for each in planned) >= BYTES_AT_ONCE:
+                await self._apply(upload, planned)  # large ones are on their way while the next are read
+                planned = []
+        await self._apply(upload, planned)
+
+    async def _apply(self, upload: Upload, plans: Sequence[Planned]) -> None:
+        planned = await self._without_arrivals(upload, plans)
         if not planned:
             return
         applied = await self._documents.apply(upload.name, planned)
@@ -89,23 +96,25 @@ class Planner:
 
     async def _hashed(self, upload: Upload, group: Sequence[tuple[Sighting, Target]]) -> list[Planned]:
         paths = [sighting.path for sighting, _ in group]
-        found = await anyio.to_thread.run_sync(digests, upload.root, paths, limiter=self._hashing)
+        read = partial(digests, upload.root, paths, md5=self._rules[upload.to].needs_md5)
+        found = await anyio.to_thread.run_sync(read, limiter=self._hashing)
         planned = []
-        for (sighting, target), digest in zip(group, found, strict=True):
-            if isinstance(digest, SourceUnreadable):
-                if self._may_pass(upload, sighting, digest):
+        for (sighting, target), reading in zip(group, found, strict=True):
+            if isinstance(reading, SourceUnreadable):
+                if self._may_pass(upload, sighting, reading):
                     continue
                 planned.append(
-                    held(upload, sighting, target, Reason.UNREADABLE, f"{digest}; mend it, then `docferry retry`")
+                    held(upload, sighting, target, Reason.UNREADABLE, f"{reading}; mend it, then `docferry retry`")
                 )
-            elif isinstance(digest, SourceVanished):
+            elif isinstance(reading, SourceVanished):
                 continue
-            elif isinstance(digest, SourceError) or digest.at_rest is False:
+            elif isinstance(reading, SourceError) or reading.digests is None:
                 # It moved under the hash, or somebody still has it open for writing: not complete yet.
                 self._wait(upload, sighting)
             else:
                 self._stumbled.pop((upload.name, sighting.path), None)
-                planned.append(self._adopted(plan(upload, sighting, target, digest, self._clock.now())))
+                as_read = replace(sighting, stamp=reading.stamp)
+                planned.append(self._adopted(plan(upload, as_read, target, reading.digests, self._clock.now())))
         return planned
 
     async def _is_open(self, upload: Upload, sighting: Sighting) -> bool:
@@ -145,15 +154,14 @@ class Planner:
         return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
 
 
-def plan(upload: Upload, sighting: Sighting, target: Target, digest: Digest, now: float) -> Planned:
-    """The plan for a file that was read: its name there, and what goes once."""
+def plan(upload: Upload, sighting: Sighting, target: Target, digests: Digests, now: float) -> Planned:
+    """The plan for a file that was read when it looked like this: its name there, and what goes once."""
     uid = secrets.token_hex(16)
-    name = upload.remote_name(sighting.path, token=uid[:8], sha256=digest.sha256, now=now)
-    once = digest.sha256
+    name = upload.remote_name(sighting.path, token=uid[:8], sha256=digests.sha256, now=now)
+    once = digests.sha256
     if upload.dedupe == "name":
         once = "name:" + upload.remote_name(sighting.path, token="", sha256="", now=0.0)
-    seen = Sighting(sighting.folder, sighting.name, digest.stamp)
-    return Planned(seen, target, uid, name, digest.sha256, once)
+    return Planned(sighting, target, uid, name, digests.sha256, once, fingerprint=digests.fingerprint, md5=digests.md5)
 
 
 def judge(upload: Upload, sighting: Sighting, rules: Mapping[str, Rules]) -> Planned | Target:
