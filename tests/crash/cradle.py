@@ -27,7 +27,8 @@ from docferry.app import onepass
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat import Codat
-from docferry.store import moves
+from docferry.store import documents, moves, plans, transfers
+from docferry.store.connection import fetched
 from docferry.store.documents import Documents
 from docferry.store.moves import Moves
 from docferry.store.transfers import Transfers
@@ -147,11 +148,16 @@ def _doom(fate: Fate) -> None:
     _swap(Documents, apply=_around(Documents.apply, fate, "new>waiting"))
     _swap(Codat, send=_around(Codat.send, fate, "send"), find=_around(Codat.find, fate, "find"))
     _inside_send(fate)
-    event.listen(Engine, "after_cursor_execute", functools.partial(_stated, fate))
+    for place in (documents, moves, plans, transfers):
+        _swap(place, fetched=functools.partial(_fetched, fate))
+    event.listen(Engine, "after_cursor_execute", lambda *_: fate.strike("statement"))
 
 
-def _stated(fate: Fate, _connection: object, _cursor: object, statement: str, *_: object) -> None:
+def _fetched(fate: Fate, connection: Any, statement: str, *more: Any) -> list[Any]:
+    """What goes past SQLAlchemy."""
+    found = fetched(connection, statement, *more)
     fate.strike("statement", *(["new>waiting:inside"] if statement.lstrip().startswith("INSERT INTO document") else []))
+    return found
 
 
 def _around(verb: Callable[..., Awaitable[Any]], fate: Fate, arrow: str) -> Callable[..., Awaitable[Any]]:
