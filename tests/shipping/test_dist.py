@@ -73,9 +73,11 @@ def test_the_wheel_works_without_a_checkout(installed: Path) -> None:
     assert "[[upload]]" in example.stdout
 
 
-def test_the_wheel_makes_its_database(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["prepare", "migrate"])
+def test_the_wheel_makes_its_database(installed: Path, tmp_path: Path, way: str) -> None:
+    """At once, and by the steps that it has with it."""
     database = tmp_path / "docferry.db"
-    code = "import sys, pathlib; from docferry.store import schema; schema.prepare(pathlib.Path(sys.argv[1]))"
+    code = f"import sys, pathlib; from docferry.store import schema; schema.{way}(pathlib.Path(sys.argv[1]))"
     done = _run(installed, "-c", code, str(database))
     assert done.returncode == 0, done.stderr
     with sqlite3.connect(database) as connection:

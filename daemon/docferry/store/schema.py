@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from docferry.errors import DatabaseBusy, StateError
 
@@ -17,6 +22,7 @@ READ_THROUGH: Final = 64 * 1024 * 1024
 COMPARED: Final = 16 * 1024 * 1024
 #: Signs that waiting may cure an error: a full disk, a lock that stays, an I/O error of the moment.
 _PASSING: Final = ("full", "locked", "busy", "disk i/o", "unable to open")
+_IS_MARKED: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
 
 
 def prepare(database: Path) -> None:
@@ -29,7 +35,33 @@ def prepare(database: Path) -> None:
             f"{database} was written by a newer docferry (schema {found}, this one knows {HEAD}); "
             "install that version again, or restore the copy from before the upgrade"
         )
-    migrate(database)
+    if found is None:
+        _make(database)
+    else:
+        migrate(database)
+
+
+def migrate(database: Path, revision: str = HEAD) -> None:
+    """Every step up to `revision`, from nothing too."""
+    # Imported here: alembic costs a quarter of a second that only an upgrade has to pay.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    with _transaction(database) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def _make(database: Path) -> None:
+    """A fresh one at once as all the steps would make it; a test holds that both ways are one."""
+    from docferry.store.tables import metadata  # only the first start needs them
+
+    with _transaction(database) as connection:
+        if connection.exec_driver_sql(_IS_MARKED).first() is None:  # else another program was here first
+            metadata.create_all(connection, checkfirst=False)
+            connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
 
 
 def read_through(database: Path) -> None:
@@ -73,9 +105,7 @@ def _revision(database: Path) -> str | None:
         connection = sqlite3.connect(database, timeout=30)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            row = connection.execute(
-                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-            ).fetchone()
+            row = connection.execute(_IS_MARKED).fetchone()
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row else None
         finally:
             connection.close()
@@ -92,16 +122,9 @@ def broken(database: Path, error: object) -> str:
     )
 
 
-def migrate(database: Path, revision: str = HEAD) -> None:
-    """All steps up to `revision`, in one transaction."""
-    # Imported here: alembic costs a quarter of a second that only the first start has to pay.
-    from alembic import command
-    from alembic.config import Config
-    from sqlalchemy import URL, create_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
-    config = Config()
-    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+@contextmanager
+def _transaction(database: Path) -> Iterator[Connection]:
+    """One transaction for all: killed in between, the old schema is still there."""
     engine = create_engine(
         # Put together by hand, a path with a % in it would be another path.
         URL.create("sqlite", database=str(database)),
@@ -109,13 +132,11 @@ def migrate(database: Path, revision: str = HEAD) -> None:
     )
     try:
         with engine.connect() as connection:
-            # One transaction for all steps: killed in between, the old schema is still there.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            yield connection
             connection.exec_driver_sql("COMMIT")
     except SQLAlchemyError as error:
-        raise StateError(f"{database} could not be upgraded: {error}") from error
+        raise StateError(f"{database} could not be made or upgraded: {error}") from error
     finally:
         engine.dispose()
 

@@ -1,10 +1,31 @@
-"""The tables as SQLAlchemy sees them; `migrations/` makes them."""
+"""The tables of a fresh database; `migrations/` brings an older one to the same."""
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData()
+
+#: Which of the migrations the tables are as new as, as alembic wants it.
+alembic_version = Table(
+    "alembic_version",
+    metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 #: A path of a mapping. One row with `present` a path; a change makes a new row.
 document = Table(
@@ -22,6 +43,9 @@ document = Table(
     Column("present", Boolean, nullable=False),
     Column("first_seen", Float, nullable=False),
     Column("updated", Float, nullable=False),
+    # One present row a path; what went away stays as history and never slows a scan.
+    Index("document_path", "mapping", "folder", "name", unique=True, sqlite_where=text("present")),
+    Index("document_transfer", "transfer_id"),
 )
 
 #: One digest of one document to one target.
@@ -54,6 +78,13 @@ transfer = Table(
     Column("updated", Float, nullable=False),
     Column("fingerprint", Text),  # XXH3-128 of the bytes, hex: a later pass over them is proved by it; NULL: not known
     Column("md5", Text),  # of the bytes, hex, for a remote that is told it; NULL: not known
+    Index("transfer_once", "lane", "once", unique=True, sqlite_where=text("state <> 'gone'")),
+    Index("transfer_waiting", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'waiting'")),
+    Index("transfer_doubtful", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'doubtful'")),
+    Index("transfer_in_flight", "owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
+    Index("transfer_held", "mapping", "reason", sqlite_where=text("state = 'held'")),
+    Index("transfer_sent", "company_id", "last_sent", sqlite_where=text("state = 'sent'")),
+    Index("transfer_digest", "sha256"),
 )
 
 #: One try under one lease.
@@ -70,6 +101,7 @@ attempt = Table(
     Column("correlation_id", Text),
     Column("etag", Text),
     Column("proof", Text),
+    sqlite_with_rowid=False,
 )
 
 #: A remote, company or connection closed for all until a time.
@@ -106,4 +138,6 @@ arrival = Table(
     Column("landed", Boolean, nullable=False),
     Column("size", Integer, nullable=False),
     Column("updated", Float, nullable=False),
+    Index("arrival_origin", "mapping", "origin", "sha256", unique=True),
+    Index("arrival_path", "path"),
 )

@@ -1,0 +1,165 @@
+"""How a database comes to its schema: made at once, or brought there step by step."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from docferry.errors import StateError
+from docferry.store import schema
+
+
+def revision(path: Path) -> str | None:
+    with sqlite3.connect(path) as connection:
+        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found = connection.execute("SELECT version_num FROM alembic_version").fetchone() if tables else None
+    connection.close()
+    return found[0] if found else None
+
+
+def test_a_fresh_database_gets_the_newest_schema_and_keeps_it(tmp_path: Path) -> None:
+    path = tmp_path / "per%cent.db"
+    schema.prepare(path)
+    before = path.read_bytes()
+    schema.prepare(path)
+    assert revision(path) == schema.HEAD
+    assert path.read_bytes() == before
+
+
+def test_head_is_the_newest_migration() -> None:
+    sources = [file.read_text() for file in (schema.migrations() / "versions").glob("*.py")]
+    known = {found for text in sources for found in re.findall(r'^revision = "(.+)"', text, re.M)}
+    followed = {found for text in sources for found in re.findall(r'^down_revision = "(.+)"', text, re.M)}
+    assert known - followed == {schema.HEAD}
+    assert known == schema.KNOWN
+
+
+def test_a_fresh_database_is_as_one_that_went_through_every_step(tmp_path: Path) -> None:
+    """Tables, columns, defaults, indexes and their conditions, word for word."""
+    fresh, grown = tmp_path / "fresh.db", tmp_path / "grown.db"
+    schema.prepare(fresh)
+    schema.migrate(grown)
+    assert made(fresh) == made(grown)
+    assert {("table", "transfer"), ("index", "transfer_once")} <= made(fresh).keys()
+
+
+def made(path: Path) -> dict[tuple[str, str], object]:
+    """Everything that is in a database but its rows."""
+    with closing(sqlite3.connect(path)) as connection:
+        found: dict[tuple[str, str], object] = {
+            (kind, name): sql and " ".join(sql.replace("(", "( ").split())
+            for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master")
+        }
+        for kind, name in list(found):
+            if kind == "table":
+                found["columns", name] = connection.execute(f"PRAGMA table_xinfo({name})").fetchall()
+        return found | {("revision", ""): connection.execute("SELECT * FROM alembic_version").fetchall()}
+
+
+def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "docferry.db"
+    schema.prepare(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StateError, match=r"newer docferry.*9999"):
+        schema.prepare(path)
+
+
+def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "docferry.db"
+    schema.migrate(path, "0001")
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, once, size, state, lease, tries,"
+            " generation, created, due_since, next_attempt, updated)"
+            " VALUES ('u', 'm', 'l', 'codat', 'n', 'o', 1, 'waiting', 0, 0, 0, 1, 1, 1, 1)"
+        )
+    schema.prepare(path)
+    assert revision(path) == schema.HEAD
+    found = connection.execute("SELECT uid, fingerprint, md5 FROM transfer").fetchall()
+    connection.close()
+    assert found == [("u", None, None)]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from docferry.store import schema, tables
+import alembic.command, alembic.config
+
+step = limit = 0
+@event.listens_for(Engine, "before_cursor_execute")
+def before(*_):
+    global step
+    step += 1
+    if step == limit:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for number in range(1, 100):
+    path = Path(sys.argv[1]) / f"{number}.db"
+    if sys.argv[2]:
+        limit = 0
+        schema.migrate(path, sys.argv[2])
+    limit, step = number, 0
+    child = os.fork()
+    if not child:
+        schema.prepare(path)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        print(number)
+        break
+"""
+
+
+@pytest.mark.parametrize(("before", "most"), [("", 10), ("0001", 5)], ids=["fresh", "first_schema"])
+def test_killed_at_every_step_the_schema_is_old_or_new(tmp_path: Path, before: str, most: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), before], capture_output=True, text=True, timeout=60, check=True
+    )
+    steps = int(done.stdout)
+    assert steps > most
+    new = made(tmp_path / f"{steps}.db")
+    for step in range(1, steps):
+        path = tmp_path / f"{step}.db"
+        assert revision(path) == (before or None)
+        schema.prepare(path)
+        assert made(path) == new
+
+
+STARTS = """
+import sys
+from pathlib import Path
+from docferry.store import schema, tables
+import alembic.command, alembic.config
+sys.stdin.readline()
+schema.prepare(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("before", ["", "0001"], ids=["fresh", "first_schema"])
+def test_programs_that_start_together_make_one_database(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "docferry.db"
+    if before:
+        schema.migrate(path, before)
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTS, str(path)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+    errors = [program.communicate(timeout=60)[1] for program in programs]
+    assert [program.returncode for program in programs] == [0] * 4, errors
+    assert revision(path) == schema.HEAD
