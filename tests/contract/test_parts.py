@@ -126,11 +126,13 @@ async def test_a_form_is_what_another_parser_reads(block: int) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_terminator_is_a_block_of_its_own() -> None:
-    for size in (0, 1, 300_000):
-        *rest, end = await blocks_of(Form([parcel("a.pdf", b"x" * size)]))
-        assert re.fullmatch(rb"--docferry-[0-9a-f]{40}--\r\n", end)
-        assert b"".join(rest).endswith(b"\r\n")
+async def test_the_terminator_is_a_block_of_its_own_unless_all_is_one() -> None:
+    *rest, end = await blocks_of(Form([parcel("a.pdf", b"x" * 300_000)]))
+    assert re.fullmatch(rb"--docferry-[0-9a-f]{40}--\r\n", end)
+    assert b"".join(rest).endswith(b"x\r\n")
+    for size in (0, 1, 40_000):
+        (whole,) = await blocks_of(Form([parcel("a.pdf", b"x" * size), parcel("b.pdf", b"")]))
+        assert re.search(rb"\r\n--docferry-[0-9a-f]{40}--\r\n$", whole)
 
 
 @pytest.mark.anyio

@@ -19,7 +19,9 @@ from contract.parcels import parcel
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.answers import Answer
+from docferry.remotes.body import Outgoing
 from docferry.remotes.http import Http
+from docferry.remotes.line import Line
 from docferry.remotes.multipart import Plain
 from docferry.simulator import Switches
 from nowhere import nameless
@@ -270,6 +272,19 @@ async def test_an_answer_that_comes_early_ends_the_sending() -> None:
         with anyio.fail_after(3):
             got = await http.call("PUT", server.url, body=sent)
         assert (got.status, got.handed_over) == (413, False)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_what_the_kernel_took_nothing_of_was_not_handed_over(takes: bool) -> None:
+    """One block, the last: of a line that broke before it nothing can have arrived."""
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    with here, there:
+        if not takes:
+            there.close()
+        sent = Outgoing(Plain(parcel("a.pdf", b"x" * 10)))
+        assert await Line(here).send(b"PUT / HTTP/1.1\r\n\r\n", sent, 1.0) is takes
+        assert sent.handed_over is takes
 
 
 async def test_an_interim_answer_does_not_end_the_sending() -> None:

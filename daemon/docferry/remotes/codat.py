@@ -21,10 +21,11 @@ from docferry.remotes.answers import Answer, parsed, plain, whole
 from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks, failed
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.doubts import Case, Members, Row, since
-from docferry.remotes.http import Http, Sink, written
+from docferry.remotes.http import Http
 from docferry.remotes.limits import AtOnce, PerMinute
 from docferry.remotes.members import count
 from docferry.remotes.multipart import Form
+from docferry.remotes.sinks import Sink, written
 
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
 RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)

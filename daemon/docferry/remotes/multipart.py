@@ -1,14 +1,14 @@
-"""multipart/form-data for documents: known length, derived boundary, streamed, its terminator a block of its own."""
+"""multipart/form-data for documents: known length, derived boundary, streamed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
 from docferry.model import Parcel
-from docferry.remotes.http import closing
+from docferry.remotes.body import closing
 
 #: Small blocks are gathered up to this size, so that few calls carry them.
 _GATHERED: Final = 128 * 1024
@@ -66,29 +66,24 @@ class Form:
         self.length = len(self._fields) + documents + len(self._end)
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """Everything up to the terminator, then the terminator alone, once every source has proved its bytes."""
-        waiting, size = [self._fields], len(self._fields)
-        pieces = self._pieces()
-        try:
-            async for piece in pieces:
-                waiting.append(piece)
-                size += len(piece)
-                if size >= _GATHERED:
-                    yield b"".join(waiting)
-                    waiting, size = [], 0
-        finally:
-            await pieces.aclose()
-        if size:
-            yield b"".join(waiting)
-        yield self._end
-
-    async def _pieces(self) -> AsyncGenerator[bytes, None]:
+        """Everything up to the terminator, then the terminator, once every source has proved its bytes. What fits one
+        block is one: it is given to the kernel as a whole, and nothing could be heard in between."""
+        waiting, size, is_first = [self._fields], len(self._fields), True
         for head, parcel in zip(self._heads, self._parcels, strict=True):
-            yield head
+            waiting.append(head)
             async with closing(parcel.source.blocks()) as blocks:
                 async for block in blocks:
-                    yield block
-            yield b"\r\n"
+                    waiting.append(block)
+                    size += len(block)
+                    if size >= _GATHERED:
+                        yield b"".join(waiting)
+                        waiting, size, is_first = [], 0, False
+            waiting.append(b"\r\n")
+        if is_first:
+            yield b"".join([*waiting, self._end])
+            return
+        yield b"".join(waiting)
+        yield self._end
 
 
 def _boundary(parcels: Sequence[Parcel]) -> str:
