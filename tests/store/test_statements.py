@@ -37,3 +37,28 @@ def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) ->
         whole = [step for step in steps if re.match(r"SCAN (transfer|document)\b(?!.*USING)", step)]
         assert not whole, f"{module.__name__}.{name} reads {whole}"
     database.close()
+
+
+def test_lanes_are_found_by_hops_however_many_wait(tmp_path: Path) -> None:
+    """SQLite's plan looks the same for a hop and for a walk: only its steps tell them apart."""
+    schema.prepare(tmp_path / "docferry.db")
+    database = sqlite3.connect(tmp_path / "docferry.db")
+    steps = [_steps(database, waiting) for waiting in (40, 4000)]
+    assert steps[1] < 1.5 * steps[0]
+    database.close()
+
+
+def _steps(database: sqlite3.Connection, waiting: int) -> int:
+    """Tens of steps in which SQLite finds four lanes among so many transfers."""
+    database.execute("DELETE FROM transfer")
+    database.executemany(
+        "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, once, size, state, lease, tries, generation, "
+        "created, due_since, next_attempt, updated) VALUES ('', ?, ?, '', '', ?, 1, 'waiting', 0, 0, 0, 0, 0, ?, 0)",
+        [(f"m{n % 2}", f"lane{n % 4}", str(n), n) for n in range(waiting)],
+    )
+    ticks: list[int] = []
+    database.set_progress_handler(lambda: ticks.append(0), 10)
+    found = database.execute(transfers._WAITING_LANES).fetchall()
+    database.set_progress_handler(None, 0)
+    assert found == [("m0", "lane0", 0), ("m0", "lane2", 2), ("m1", "lane1", 1), ("m1", "lane3", 3)]
+    return len(ticks)

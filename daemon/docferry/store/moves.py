@@ -1,4 +1,4 @@
-"""Moves of transfers: whatever waits for the writer goes into one statement, each with its attempt row."""
+"""Moves of transfers: whatever waits for the writer goes into one commit, each with its attempt row."""
 
 from __future__ import annotations
 
@@ -11,39 +11,35 @@ from sqlalchemy import Connection
 
 from docferry.errors import LeaseLost
 from docferry.model import State, joined
-from docferry.store.connection import fetched
+from docferry.store.connection import driver, fetched
 from docferry.store.database import Database
 
-# All gathered moves in one statement. A row whose lease or state is another is not returned: its lease is lost.
-_MOVE = """
-UPDATE transfer SET
-  state = m.value ->> 'state',
-  reason = m.value ->> 'reason',
-  detail = m.value ->> 'detail',
-  next_attempt = m.value ->> 'next_attempt',
-  tries = tries + (m.value ->> 'tried'),
-  generation = generation + (m.value ->> 'fresh_key'),
-  first_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'first_sent'
-    ELSE coalesce(first_sent, m.value ->> 'sending') END,
-  last_sent = CASE WHEN m.value ->> 'untaken' THEN m.value ->> 'last_sent'
-    ELSE coalesce(m.value ->> 'last_sent', last_sent) END,
-  owner = CASE WHEN m.value ->> 'state' IN ('leased', 'sending', 'asking') THEN owner END,
-  updated = m.value ->> 'at'
-FROM json_each(:moves) m
-WHERE transfer.id = m.value ->> 'id' AND transfer.lease = m.value ->> 'lease' AND transfer.owner = m.value ->> 'owner'
-  AND transfer.state = m.value ->> 'from'
-RETURNING transfer.id, transfer.lease
+# A row whose lease, owner or state is another is not changed: its lease is lost. The intent has a statement of its own,
+# as every document needs it and few columns change.
+_MARK = """
+UPDATE transfer SET state = :state, reason = NULL, detail = NULL, next_attempt = :at,
+  first_sent = coalesce(first_sent, :at), last_sent = :at, updated = :at
+WHERE id = :id AND lease = :lease AND owner = :owner AND state = :from
 """
-_ATTEMPT = """
+_BEGAN = "INSERT INTO attempt (transfer_id, lease, began, state) VALUES (:id, :lease, :at, :state)"
+_SETTLE = """
+UPDATE transfer SET state = :state, reason = :reason, detail = :detail, next_attempt = :next_attempt,
+  tries = tries + :tried, generation = generation + :fresh_key,
+  first_sent = CASE WHEN :untaken THEN :first_sent ELSE first_sent END,
+  last_sent = CASE WHEN :untaken THEN :last_sent ELSE coalesce(:last_sent, last_sent) END,
+  owner = NULL, updated = :at
+WHERE id = :id AND lease = :lease AND owner = :owner AND state = :from
+"""
+_ENDED = """
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
-SELECT value ->> 'id', value ->> 'lease', value ->> 'at', value ->> 'ended', value ->> 'state', value ->> 'detail',
-  value ->> 'status', value ->> 'correlation_id', value ->> 'etag', value ->> 'proof'
-FROM json_each(:moves) WHERE true
+VALUES (:id, :lease, :at, :at, :state, :detail, :status, :correlation_id, :etag, :proof)
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
   detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
   proof = excluded.proof
 """
 
+# What was gone no longer stands in the way of its like, which is found by an index that no other move touches.
+_FREED = "UPDATE transfer SET once = 'gone:' || id WHERE id IN (SELECT value FROM json_each(:gone))"
 _ABSENT = """
 UPDATE document SET present = 0 WHERE present AND transfer_id IN (SELECT value FROM json_each(:gone))
 RETURNING mapping, folder, name
@@ -109,14 +105,16 @@ def apply(
     connection: Connection, rows: list[dict[str, Any]]
 ) -> tuple[frozenset[tuple[int, int]], list[tuple[str, bytes]]]:
     """The moves that were made, and the paths that have no transfer any more."""
-    moves = json.dumps(rows)
-    moved = frozenset((row[0], row[1]) for row in fetched(connection, _MOVE, {"moves": moves}))
-    done = rows if len(moved) == len(rows) else [row for row in rows if (row["id"], row["lease"]) in moved]
-    if done:
-        fetched(connection, _ATTEMPT, {"moves": moves if done is rows else json.dumps(done)})
-    gone = [row["id"] for row in done if row["state"] == State.GONE]
-    if gone:
-        # A path whose transfer is gone is unknown again: the next look plans what lies there now.
-        found = fetched(connection, _ABSENT, {"gone": json.dumps(gone)})
-        return moved, [(row[0], joined(row[1], row[2])) for row in found]
-    return moved, []
+    execute, moved, gone = driver(connection).execute, set[tuple[int, int]](), list[int]()
+    for row in rows:
+        move, attempt = (_MARK, _BEGAN) if row["state"] is State.SENDING else (_SETTLE, _ENDED)
+        if execute(move, row).rowcount:
+            execute(attempt, row)
+            moved.add((row["id"], row["lease"]))
+            gone += [row["id"]] if row["state"] is State.GONE else []
+    if not gone:
+        return frozenset(moved), []
+    fetched(connection, _FREED, {"gone": json.dumps(gone)})
+    # A path whose transfer is gone is unknown again: the next look plans what lies there now.
+    found = fetched(connection, _ABSENT, {"gone": json.dumps(gone)})
+    return frozenset(moved), [(row[0], joined(row[1], row[2])) for row in found]

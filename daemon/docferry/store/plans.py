@@ -135,7 +135,8 @@ FROM plan p WHERE document.present AND document.mapping = p.mapping AND document
 RETURNING document.transfer_id
 """
 _GONE = """
-UPDATE transfer SET state = 'gone', detail = 'the file went away or changed before it was sent', updated = :now
+UPDATE transfer SET state = 'gone', once = 'gone:' || id, updated = :now,
+  detail = 'the file went away or changed before it was sent'
 WHERE (state = 'waiting' OR state = 'held' AND reason IS NOT 'undecidable')
   AND id IN (SELECT value FROM json_each(:retired))
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)

@@ -22,15 +22,18 @@ _COLUMNS = (
     "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
 )
 
-# The earliest due row of each (mapping, lane), by hops through the index: a million waiting rows cost nothing.
+# The earliest due row of each (mapping, lane), by hops through the index: a million waiting rows cost nothing. A hop
+# goes to the next lane, or else to the next mapping: past `(mapping, lane) > (…)` SQLite walks row by row.
 _LANES = """
 WITH RECURSIVE lane(mapping, lane, due) AS (
   SELECT * FROM (SELECT mapping, lane, next_attempt FROM transfer WHERE state = '{state}'
                  ORDER BY mapping, lane, next_attempt LIMIT 1)
   UNION ALL
-  SELECT t.mapping, t.lane, t.next_attempt FROM lane l JOIN transfer t ON t.id = (
-    SELECT id FROM transfer WHERE state = '{state}' AND (mapping, lane) > (l.mapping, l.lane)
-    ORDER BY mapping, lane, next_attempt LIMIT 1)
+  SELECT t.mapping, t.lane, t.next_attempt FROM lane l JOIN transfer t ON t.id = coalesce(
+    (SELECT id FROM transfer WHERE state = '{state}' AND mapping = l.mapping AND lane > l.lane
+     ORDER BY lane, next_attempt LIMIT 1),
+    (SELECT id FROM transfer WHERE state = '{state}' AND mapping > l.mapping
+     ORDER BY mapping, lane, next_attempt LIMIT 1))
 )
 SELECT mapping, lane, due FROM lane
 """
@@ -112,9 +115,7 @@ class Transfers:
     async def mark_sending(self, transfers: Sequence[Transfer]) -> None:
         """Commit the intent before the first byte; LeaseLost when one of them is no longer ours."""
         now = self._clock.now()
-        await self._moves.make(
-            [self._row(t, State.SENDING, now) | {"sending": now, "last_sent": now, "ended": None} for t in transfers]
-        )
+        await self._moves.make([self._row(t, State.SENDING, now) for t in transfers])
 
     async def settle(self, transfer: Transfer, outcome: Outcome, *, was: State) -> None:
         """Record what became of a try. `was` is the state the transfer is in; LeaseLost when it is not, or not ours."""
@@ -259,7 +260,13 @@ class Transfers:
             "next_attempt": now + outcome.delay,
             "tried": int(outcome.costs_a_try),
             "fresh_key": int(outcome.fresh_key),
+            "untaken": 0,
+            "first_sent": None,
             "last_sent": now if was is State.SENDING else None,
+            "status": None,
+            "correlation_id": None,
+            "etag": None,
+            "proof": None,
         }
         if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
             # It was surely not taken: as far as the remote is concerned, this try never was.
@@ -286,10 +293,6 @@ class Transfers:
             "from": before,
             "state": state,
             "at": now,
-            "ended": now,
-            "next_attempt": now,
-            "tried": 0,
-            "fresh_key": 0,
         }
 
 
