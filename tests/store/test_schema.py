@@ -73,19 +73,21 @@ def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
+    """What is gone gives up its key, which its like had taken already."""
     path = tmp_path / "docferry.db"
     schema.migrate(path, "0001")
     with sqlite3.connect(path) as connection:
-        connection.execute(
+        connection.executemany(
             "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, once, size, state, lease, tries,"
             " generation, created, due_since, next_attempt, updated)"
-            " VALUES ('u', 'm', 'l', 'codat', 'n', 'o', 1, 'waiting', 0, 0, 0, 1, 1, 1, 1)"
+            " VALUES (?, 'm', 'l', 'codat', 'n', 'o', 1, ?, 0, 0, 0, 1, 1, 1, 1)",
+            [("a", "gone"), ("b", "gone"), ("c", "waiting")],
         )
     schema.prepare(path)
     assert revision(path) == schema.HEAD
-    found = connection.execute("SELECT uid, fingerprint, md5 FROM transfer").fetchall()
+    found = connection.execute("SELECT uid, once, fingerprint, md5 FROM transfer").fetchall()
     connection.close()
-    assert found == [("u", None, None)]
+    assert found == [("a", "gone:1", None, None), ("b", "gone:2", None, None), ("c", "o", None, None)]
 
 
 KILLED = """

@@ -61,7 +61,7 @@ transfer = Table(
     Column("connection_id", Text),
     Column("remote_name", Text, nullable=False),
     Column("sha256", Text),  # NULL while a rule holds it: nothing was read
-    Column("once", Text, nullable=False),  # what goes once per lane: a digest, a name, or for a held file itself
+    Column("once", Text, nullable=False),  # what goes once per lane: a digest, a name; what is gone gives it up
     Column("size", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("lease", Integer, nullable=False),
@@ -78,7 +78,8 @@ transfer = Table(
     Column("updated", Float, nullable=False),
     Column("fingerprint", Text),  # XXH3-128 of the bytes, hex: a later pass over them is proved by it; NULL: not known
     Column("md5", Text),  # of the bytes, hex, for a remote that is told it; NULL: not known
-    Index("transfer_once", "lane", "once", unique=True, sqlite_where=text("state <> 'gone'")),
+    # It does not hang on the state: each move would write a page of it anew, and of a million rows always another.
+    Index("transfer_once", "lane", "once", unique=True),
     Index("transfer_waiting", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'waiting'")),
     Index("transfer_doubtful", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'doubtful'")),
     Index("transfer_in_flight", "owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
