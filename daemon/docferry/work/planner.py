@@ -113,7 +113,7 @@ class Planner:
                 self._wait(upload, sighting)
             else:
                 self._stumbled.pop((upload.name, sighting.path), None)
-                as_read = replace(sighting, stamp=reading.stamp)
+                as_read = sighting if reading.stamp == sighting.stamp else replace(sighting, stamp=reading.stamp)
                 planned.append(self._adopted(plan(upload, as_read, target, reading.digests, self._clock.now())))
         return planned
 
