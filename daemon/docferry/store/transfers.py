@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from docferry.clock import Clock
-from docferry.model import MOVES, Accounted, Outcome, RemoteName, State, Target, Transfer
+from docferry.model import MOVES, Outcome, RemoteName, State, Target, Transfer
 from docferry.store import turns
+from docferry.store.accounts import Accounts
 from docferry.store.connection import fetched
 from docferry.store.database import Database
 from docferry.store.moves import Moves
@@ -74,15 +74,14 @@ class Pick:
     most: int
 
 
-class Transfers:
+class Transfers(Accounts):
     """The transfers of one process: `owner` names it in every lease."""
 
     def __init__(
         self, database: Database, clock: Clock, owner: str, orphaned: Callable[[str, bytes], None] = lambda *_: None
     ) -> None:
-        self._database = database
+        super().__init__(database, owner)
         self._clock = clock
-        self.owner = owner
         self._moves = Moves(database, orphaned)  # told of every mapping and path whose transfer went
 
     async def lanes(self) -> list[Lane]:
@@ -137,89 +136,6 @@ class Transfers:
             return len(swept.all())
 
         return await self._database.write(work)
-
-    async def owners(self) -> set[str]:
-        """Whoever holds a lease now."""
-
-        def work(connection: Connection) -> set[str]:
-            rows = connection.execute(
-                text("SELECT DISTINCT owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
-            )
-            return {row[0] for row in rows}
-
-        return await self._database.read(work)
-
-    async def asking_elsewhere(self) -> set[str]:
-        """Lanes in which another process is asking about doubts now: two counts of one list would both be right."""
-
-        def work(connection: Connection) -> set[str]:
-            rows = connection.execute(
-                text(
-                    "SELECT DISTINCT lane FROM transfer WHERE state IN ('leased', 'sending', 'asking') "
-                    "AND state = 'asking' AND owner <> :owner"
-                ),
-                {"owner": self.owner},
-            )
-            return {row[0] for row in rows}
-
-        return await self._database.read(work)
-
-    async def any_doubt(self, lane: str, reason: str) -> bool:
-        """Whether anything of a lane is in doubt for this reason, or being asked about."""
-
-        def work(connection: Connection) -> bool:
-            row = connection.execute(
-                text(
-                    "SELECT 1 FROM transfer WHERE state = 'doubtful' AND lane = :lane AND reason = :reason "
-                    "UNION ALL SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking') "
-                    "AND state = 'asking' AND lane = :lane AND reason = :reason LIMIT 1"
-                ),
-                {"lane": lane, "reason": reason},
-            )
-            return row.first() is not None
-
-        return await self._database.read(work)
-
-    async def accounted(
-        self, target: Target, *, names_since: float, digests_since: float, until: float = 1e12
-    ) -> Accounted:
-        """What SENT transfers of a company explain: names since one time, digests since another, wall seconds."""
-        parameters = {"remote": target.remote, "company": target.company_id, "names": names_since, "until": until}
-
-        def work(connection: Connection) -> Accounted:
-            names = connection.execute(
-                text(
-                    "SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
-                    "AND company_id = :company AND last_sent >= :names AND last_sent < :until GROUP BY 1"
-                ),
-                parameters,
-            )
-            digests = connection.execute(
-                text(
-                    "SELECT sha256, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
-                    "AND company_id = :company AND last_sent >= :digests AND last_sent < :until GROUP BY 1"
-                ),
-                parameters | {"digests": digests_since},
-            )
-            return Accounted({r[0]: r[1] for r in names}, {r[0]: r[1] for r in digests})
-
-        return await self._database.read(work)
-
-    async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> Accounted:
-        """What may or may not show at the remote yet: just sent, on the wire, or in doubt, apart from some."""
-        parameters = {
-            "remote": target.remote,
-            "company": target.company_id,
-            "since": sent_since,
-            "apart": json.dumps(sorted(apart_from)),
-        }
-
-        def work(connection: Connection) -> Accounted:
-            rows = connection.execute(_UNSETTLED, parameters).all()
-            names, digests = Counter(r[0] for r in rows), Counter(r[1] for r in rows)
-            return Accounted(dict(names), dict(digests))
-
-        return await self._database.read(work)
 
     async def retry(
         self,
@@ -296,17 +212,6 @@ class Transfers:
         }
 
 
-_UNSETTLED = text("""
-SELECT remote_name, sha256 FROM transfer WHERE state = 'sent' AND company_id = :company AND last_sent >= :since
-UNION ALL
-SELECT remote_name, sha256 FROM transfer WHERE state = 'doubtful' AND company_id = :company
-  AND id NOT IN (SELECT value FROM json_each(:apart))
-UNION ALL
-SELECT remote_name, sha256 FROM transfer WHERE state = 'held' AND reason = 'undecidable' AND company_id = :company
-UNION ALL
-SELECT remote_name, sha256 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND state <> 'leased'
-  AND company_id = :company AND id NOT IN (SELECT value FROM json_each(:apart))
-""")
 _SWEEP_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
 SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
