@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
+from sqlalchemy import Connection, Engine, StaticPool, create_engine
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 T = TypeVar("T")
@@ -54,8 +54,8 @@ class ThreadConnection:
         return await self._driver._execute(function)  # type: ignore[no-any-return, no-untyped-call]  # it has no types
 
     def _connect(self) -> sqlite3.Connection:
-        self._engine = create_engine("sqlite://", creator=self._raw, poolclass=StaticPool)
-        event.listen(self._engine, "begin", lambda connection: fetched(connection, self._begin))
+        # For SQLAlchemy there are no transactions: a visit is one.
+        self._engine = create_engine("sqlite://", creator=self._raw, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
         return driver(self._connection)
 
@@ -66,16 +66,18 @@ class ThreadConnection:
         return raw
 
     def _visit(self, work: Work[T]) -> T:
+        raw = driver(self._connection)
         try:
-            with self._connection.begin():
-                return work(self._connection)
+            raw.execute(self._begin)
+            value = work(self._connection)
+            raw.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise OperationalError(None, None, error) from error
         except sqlite3.DatabaseError as error:
             raise DatabaseError(None, None, error) from error
         finally:
-            # SQLAlchemy takes a transaction for ended whose COMMIT failed; SQLite does not always.
-            driver(self._connection).rollback()
+            raw.rollback()  # also where a COMMIT failed; nothing where it did not
+        return value
 
     def _leave(self) -> None:
         self._connection.close()
