@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -130,8 +131,8 @@ class Documents:
 
         def work(connection: Connection) -> dict[int, list[Place]]:
             found: dict[int, list[Place]] = {}
-            rows = connection.execute(_PLACES, {"ids": list(transfer_ids)})
-            for transfer_id, document_id, mapping, folder, name, *stamp in rows.all():
+            rows = fetched(connection, _PLACES, {"ids": json.dumps(list(transfer_ids))})
+            for transfer_id, document_id, mapping, folder, name, *stamp in rows:
                 place = Place(document_id, mapping, joined(folder, name), Stamp(*stamp))
                 found.setdefault(transfer_id, []).append(place)
             return found
@@ -189,10 +190,10 @@ _LOOK = """
 SELECT size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND folder = :folder AND name = :name AND present
 """
 _FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
-_PLACES = text(
-    "SELECT transfer_id, id, mapping, folder, name, size, mtime_ns, ctime_ns FROM document "
-    "WHERE transfer_id IN :ids AND present ORDER BY id"
-).bindparams(bindparam("ids", expanding=True))
+_PLACES = """
+SELECT transfer_id, id, mapping, folder, name, size, mtime_ns, ctime_ns FROM document
+WHERE transfer_id IN (SELECT value FROM json_each(:ids)) AND present ORDER BY id
+"""
 _DELIVERED = text(
     "SELECT d.id, d.folder, d.name, d.size, d.mtime_ns, d.ctime_ns, d.sha256 FROM document d "
     "JOIN transfer t ON t.id = d.transfer_id "

@@ -8,8 +8,10 @@ from collections.abc import Collection
 from sqlalchemy import Connection, text
 
 from docferry.model import Gate
+from docferry.store.connection import fetched
 from docferry.store.database import Database
 
+_ALL = "SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate"
 _CLOSE = text("""
 INSERT INTO gate (key, reason, detail, until, tries, since, lets_doubts_pass)
 VALUES (:key, :reason, :detail, :until, :tries, :since, :lets_doubts_pass)
@@ -30,10 +32,7 @@ class Gates:
         """Every gate that is not open, by key; one whose `until` has passed lets one document probe."""
 
         def work(connection: Connection) -> dict[str, Gate]:
-            rows = connection.execute(
-                text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate")
-            )
-            return {r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in rows.all()}
+            return {row[0]: Gate(*row[:-1], bool(row[-1])) for row in fetched(connection, _ALL)}
 
         return await self._database.read(work)
 
