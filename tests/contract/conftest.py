@@ -17,6 +17,7 @@ from contract.parcels import CODAT, WOOTIV, parcel
 from docferry.clock import SystemClock
 from docferry.model import Parcel, Receipt, Target
 from docferry.remotes.codat import Codat
+from docferry.remotes.http import Http
 from docferry.remotes.wootiv import Wootiv
 from docferry.simulator import Fault, Running, Simulator, Switches
 
@@ -65,6 +66,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 Make = Callable[..., Any]
 
 
+def line(name: str, more: dict[str, Any]) -> Http:
+    """A line to a remote, by those of its settings that are about lines; these are taken out."""
+    known = ("timeout", "connections", "proxy", "ca_file")
+    of_line: dict[str, Any] = {"timeout": 5.0} | {key: more.pop(key) for key in known if key in more}
+    return Http(name, more.get("clock") or SystemClock(), **of_line)
+
+
 @pytest.fixture
 def simulated() -> Iterator[Callable[..., Simulator]]:
     """`simulated(Switches(…))` runs a simulator in a thread of its own until the test ends."""
@@ -86,11 +94,11 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
         sim = sim or simulated()
         settings: dict[str, Any] = {
             "base_url": sim.url,
-            "timeout": 5.0,
             "requests_per_minute": 100_000,
             "list_lag": 0.0,
         }
         settings |= {"key": lambda: sim.switches.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
+        settings["http"] = line("Codat", more)
         made.append(Codat(**(settings | more)))
         return Shore(made[-1], sim, CODAT, "codat.upload")
 
@@ -107,8 +115,9 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
     def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> Shore:
         sim = sim or simulated()
         sim.switches.change({"signed": signed})
-        settings: dict[str, Any] = {"base_url": sim.url, "timeout": 5.0, "clock": SystemClock()}
+        settings: dict[str, Any] = {"base_url": sim.url, "clock": SystemClock()}
         settings["key"] = lambda: sim.switches.wootiv_key
+        settings["http"], settings["storage"] = line("Wootiv", dict(more)), line("Wootiv's storage", more)
         made.append(Wootiv(**(settings | more)))
         return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")
 

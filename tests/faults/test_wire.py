@@ -21,6 +21,7 @@ import trustme
 from crash.nursery import Nursery
 from docferry.clock import SystemClock
 from docferry.remotes.codat import Codat
+from docferry.remotes.http import Http
 from docferry.simulator import Fault, Running, Simulator, Switches
 from ground import COMPANY, Ground, digest, until
 
@@ -283,13 +284,12 @@ async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
     dice = random.Random(12)  # noqa: S311 - the same moments for the same seed
     with Running(Simulator(Switches(requests_per_minute=0, concurrent_per_company=0, latency=0.002))) as shore:
         remote = Codat(
+            http=Http("Codat", SystemClock(), 5, connections=10),
             base_url=shore.url,
             key=lambda: "codat-demo-key",
             clock=SystemClock(),
             spool=tmp_path,
-            timeout=5,
             requests_per_minute=1_000_000,
-            connections=10,
         )
 
         async def ask(patience: float) -> None:

@@ -53,6 +53,7 @@ from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
 from docferry.work.batches import Batches
 from docferry.work.carry import Carrier, Load
+from docferry.work.gatekeeper import Gatekeeper
 
 T = TypeVar("T")
 LAG = 30.0
@@ -312,20 +313,26 @@ class Process(Carrier):
         self.database = Memory(world.disk, world.dice, risk=0.005)
         self.queue = Transfers(self.database, world.clock, name)
         self.documents = Documents(self.database, world.clock)
-        super().__init__(
-            uploads={world.upload.name: world.upload},
-            remotes={"codat": Line(world.shore, self.database.kill)},
+        keeper = Gatekeeper(
             transfers=self.queue,
             gates=Gates(self.database),
             clock=world.clock,
             backoff=Backoff(0.5, 1.5, 60.0),
             give_up_after=1e9,
+            key_refused=lambda: None,
+        )
+        keeper._dice = world.dice
+        super().__init__(
+            keeper=keeper,
+            uploads={world.upload.name: world.upload},
+            remotes={"codat": Line(world.shore, self.database.kill)},
+            transfers=self.queue,
+            clock=world.clock,
             look_again=lambda *_: None,
             delivered=_ignored,
             batches=Batches(Bookmarks(self.database, world.clock), 1),
-            key_refused=lambda: None,
         )
-        self._dice = world.dice
+        self._clock, self._dice = world.clock, world.dice
         self._openers = {world.upload.root: Shelf(world.upload.root, world.contents, world.dice)}
 
     async def turn(self) -> None:

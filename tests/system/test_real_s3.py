@@ -13,6 +13,7 @@ import pytest
 
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
+from docferry.remotes.http import Http
 from docferry.remotes.wootiv import Wootiv
 from ground import Ground, until
 from system.storehouse import Front, Meddler, Storehouse, rclone
@@ -201,7 +202,9 @@ async def test_a_download_that_broke_off_goes_on_and_is_whole(
     """rclone answers a range with 200 and Content-Range, and takes no notice of If-Match."""
     house = store("--etag-hash", etags)
     line, front = meddled(ground, opened, house)
-    wootiv = Wootiv(base_url=front.url, key=lambda: "wootiv-demo-key", clock=SystemClock(), timeout=5.0)
+    clock = SystemClock()
+    lines = Http("Wootiv", clock, 5.0), Http("Wootiv's storage", clock, 5.0)
+    wootiv = Wootiv(*lines, base_url=front.url, key=lambda: "wootiv-demo-key", clock=clock)
     content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
     (house.folder / "big.zip").write_bytes(content)
     to = tmp_path / "big.zip"

@@ -62,7 +62,7 @@ class Harbour:
 
         def settled(counts: dict[str, int]) -> bool:
             resting = house.intake.quiet.next_due() is None
-            return resting and not house.runner.in_hand and not any(counts.get(state) for state in OPEN)
+            return resting and not house.runner.is_busy and not any(counts.get(state) for state in OPEN)
 
         counts: dict[str, int] = {}
         with anyio.fail_after(30):

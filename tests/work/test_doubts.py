@@ -210,7 +210,7 @@ async def test_a_first_batch_is_proved_in_pieces_too(
     harbour.lay(harbour.ground.upload("bank"), *names_of(3))
     async with harbour.house() as house:
         verdicts = Verdicts(house, monkeypatch)
-        await harbour.carried_beside(house, lambda: harbour.requests("codat.upload") == 1 and not house.runner.in_hand)
+        await harbour.carried_beside(house, lambda: harbour.requests("codat.upload") == 1 and not house.runner.is_busy)
         await due(house, order)
         assert only(await harbour.carried(house)) == {State.SENT: 3}
         assert verdicts.told == [True]
@@ -227,7 +227,7 @@ async def test_a_first_batch_that_proved_nothing_is_followed_by_another(
     harbour.strike(Fault(kind, "codat.upload", first=1))
     async with harbour.house() as house:
         verdicts = Verdicts(house, monkeypatch)
-        await harbour.carried_beside(house, lambda: sum(harbour.at_codat().values()) == 3 and not house.runner.in_hand)
+        await harbour.carried_beside(house, lambda: sum(harbour.at_codat().values()) == 3 and not house.runner.is_busy)
         assert verdicts.told == [None]
         before = harbour.requests("codat.upload")
         harbour.lay(harbour.ground.root / "bank", *names_of(6, "later"))

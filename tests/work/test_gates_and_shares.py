@@ -76,7 +76,7 @@ async def test_a_signer_that_is_wrong_is_asked_less_and_less(harbour: Harbour) -
     harbour.strike(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
     async with harbour.house() as house:
         await harbour.carried(house, lambda counts: harbour.requests("s3.put") >= 8 and counts["waiting"] == 1)
-        assert house.carrier.tally.strikes["wootiv"] >= 8
+        assert house.keeper.tally.strikes["wootiv"] >= 8
     times = [seen.at for seen in harbour.simulator.log if seen.route == "s3.put"]
     assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
 
@@ -105,7 +105,7 @@ async def test_the_quota_keeps_a_reserve_for_doubts(harbour: Harbour) -> None:
 
         def spent(counts: dict[str, int]) -> bool:
             open_still = counts["doubtful"] + counts["asking"]  # counted a moment before the runner is looked at
-            return "codat" in house.carrier.closed and not open_still and not house.runner.in_hand
+            return "codat" in house.keeper.closed and not open_still and not house.runner.is_busy
 
         counts = await harbour.carried(house, spent)
         assert counts["held"] == counts["asking"] == 0
@@ -221,7 +221,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(harbour: H
     harbour.lay(harbour.ground.upload("bank"), "a.pdf")
     harbour.strike(Fault("reset_before", "codat.upload"))
     async with harbour.house() as house:
-        house.carrier._give_up_after = 0.5
+        house.keeper._give_up_after = 0.5
         counts = await harbour.carried(house)
         assert counts["held"] == 1
         (row,) = await house.reports.by_path("bank", b"a.pdf")
@@ -229,7 +229,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(harbour: H
         assert row.detail is not None
         assert row.detail.endswith("docferry retry`")
         harbour.strike()
-        house.carrier._give_up_after = 60.0
+        house.keeper._give_up_after = 60.0
         assert await house.transfers.retry(ids=[row.id]) == 1
         await house.gates.open_all()
     counts = await harbour.ferry()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from docferry import logs, policy
+from docferry import settings as settings_of
 from docferry.clock import Clock, SystemClock
 from docferry.errors import ConfigError, FolderError
 from docferry.files import scan
@@ -18,6 +19,7 @@ from docferry.model import joined
 from docferry.remotes.base import Remote, Rules
 from docferry.remotes.codat import RULES as CODAT_RULES
 from docferry.remotes.codat import Codat
+from docferry.remotes.http import Http
 from docferry.remotes.wootiv import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv import Wootiv
 from docferry.settings import Download, Secrets, Settings, Upload
@@ -30,6 +32,7 @@ from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
 from docferry.work.batches import Batches
 from docferry.work.carry import Carrier
+from docferry.work.gatekeeper import Gatekeeper
 from docferry.work.intake import Intake
 from docferry.work.lookout import Lookout
 from docferry.work.pull import Puller
@@ -79,7 +82,7 @@ class House:
     intake: Intake
     lookout: Lookout
     batches: Batches
-    carrier: Carrier
+    keeper: Gatekeeper
     runner: Runner
     puller: Puller
     uploads: Mapping[str, Upload]
@@ -135,34 +138,27 @@ def chosen(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Uploa
 
 def open_remotes(settings: Settings, keys: KeyRing, clock: Clock) -> dict[str, Remote]:
     """The remotes that some mapping uses."""
+
+    def line(name: str, to: settings_of.Codat | settings_of.Wootiv) -> Http:
+        connections = settings.workers + 4
+        return Http(name, clock, to.timeout, connections=connections, proxy=to.proxy, ca_file=to.ca_file)
+
     remotes: dict[str, Remote] = {}
-    spool = settings.state_dir / "spool"
+    codat, wootiv = settings.codat, settings.wootiv
     if "codat" in settings.remotes:
-        codat = settings.codat
         remotes["codat"] = Codat(
+            http=line("Codat", codat),
             base_url=codat.base_url,
             key=keys.codat,
-            timeout=codat.timeout,
+            clock=clock,
+            spool=_spool(settings),
             requests_per_minute=codat.requests_per_minute,
             concurrent_per_company=codat.concurrent_per_company,
             list_lag=codat.list_lag,
-            connections=settings.workers + 4,
-            proxy=codat.proxy,
-            ca_file=codat.ca_file,
-            clock=clock,
-            spool=spool,
         )
-    wootiv = settings.wootiv
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
-        remotes["wootiv"] = Wootiv(
-            base_url=wootiv.base_url,
-            key=keys.wootiv,
-            timeout=wootiv.timeout,
-            connections=settings.workers + 4,
-            proxy=wootiv.proxy,
-            ca_file=wootiv.ca_file,
-            clock=clock,
-        )
+        lines = line("Wootiv", wootiv), line("Wootiv's storage", wootiv)
+        remotes["wootiv"] = Wootiv(*lines, base_url=wootiv.base_url, key=keys.wootiv, clock=clock)
     return remotes
 
 
@@ -178,8 +174,12 @@ def _furnish(
     adopt: bool,
 ) -> House:
     documents, bookmarks = Documents(database, clock), Bookmarks(database, clock)
-    transfers = Transfers(database, clock, owner, orphaned=lambda mapping, path: lookout.hint(mapping, {path}))
-    gates = Gates(database)
+    gates, batches = Gates(database), Batches(bookmarks, settings.codat.batch)
+
+    def look_again(mapping: str, path: bytes) -> None:
+        lookout.hint(mapping, {path})
+
+    transfers = Transfers(database, clock, owner, orphaned=look_again)
     intake = Intake(
         documents=documents,
         bookmarks=bookmarks,
@@ -190,46 +190,28 @@ def _furnish(
         adopt=adopt,
     )
     lookout = Lookout(intake, uploads, clock, settings.rescan)
-
-    async def delivered(mapping: str) -> None:
-        if mapping in uploads:
-            await tidy(uploads[mapping], documents)
-
-    batches = Batches(bookmarks, settings.codat.batch)
-    carrier = Carrier(
-        uploads=uploads,
-        remotes=remotes,
+    keeper = Gatekeeper(
         transfers=transfers,
         gates=gates,
         clock=clock,
         backoff=policy.Backoff(settings.retry.initial, settings.retry.factor, settings.retry.max),
         give_up_after=settings.retry.give_up_after,
-        look_again=lambda mapping, path: lookout.hint(mapping, {path}),
-        delivered=delivered,
-        batches=batches,
         key_refused=keys.read,
     )
+    carrier = _carrier(keeper, uploads, remotes, transfers, documents, clock, batches, look_again)
     runner = Runner(
         database=database,
         transfers=transfers,
         documents=documents,
         gates=gates,
         carrier=carrier,
+        keeper=keeper,
         clock=clock,
         upkeep=Upkeep(transfers, clock, settings.state_dir),
         workers=settings.workers,
         company_limits={"codat": settings.codat.concurrent_per_company},
         batches=batches,
         reserve={"codat": settings.codat.quota_reserve},
-    )
-    codat, wootiv = remotes.get("codat"), remotes.get("wootiv")
-    puller = Puller(
-        codat=codat if isinstance(codat, Codat) else None,
-        wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
-        bookmarks=bookmarks,
-        transfers=transfers,
-        clock=clock,
-        spool=settings.state_dir / "spool",
     )
     return House(
         settings=settings,
@@ -243,12 +225,57 @@ def _furnish(
         intake=intake,
         lookout=lookout,
         batches=batches,
-        carrier=carrier,
+        keeper=keeper,
         runner=runner,
-        puller=puller,
+        puller=_puller(settings, remotes, bookmarks, transfers, clock),
         uploads=uploads,
         downloads=downloads,
     )
+
+
+def _carrier(
+    keeper: Gatekeeper,
+    uploads: Mapping[str, Upload],
+    remotes: Mapping[str, Remote],
+    transfers: Transfers,
+    documents: Documents,
+    clock: Clock,
+    batches: Batches,
+    look_again: Callable[[str, bytes], None],
+) -> Carrier:
+    async def delivered(mapping: str) -> None:
+        if mapping in uploads:
+            await tidy(uploads[mapping], documents)
+
+    return Carrier(
+        keeper=keeper,
+        uploads=uploads,
+        remotes=remotes,
+        transfers=transfers,
+        clock=clock,
+        look_again=look_again,
+        delivered=delivered,
+        batches=batches,
+    )
+
+
+def _puller(
+    settings: Settings, remotes: Mapping[str, Remote], bookmarks: Bookmarks, transfers: Transfers, clock: Clock
+) -> Puller:
+    codat, wootiv = remotes.get("codat"), remotes.get("wootiv")
+    return Puller(
+        codat=codat if isinstance(codat, Codat) else None,
+        wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
+        bookmarks=bookmarks,
+        transfers=transfers,
+        clock=clock,
+        spool=_spool(settings),
+    )
+
+
+def _spool(settings: Settings) -> Path:
+    """Where downloads lie until they are whole."""
+    return settings.state_dir / "spool"
 
 
 def _clear_spool(state_dir: Path, owner: str) -> None:

@@ -152,16 +152,16 @@ class _Pass:
         progress, since = -1, house.clock.steady()
         while True:
             await house.lookout.serve_hints()
-            if not house.runner.in_hand:
+            if not house.runner.is_busy:
                 await house.runner.look()
-                if house.carrier.tally.uploaded != progress:
-                    progress, since = house.carrier.tally.uploaded, house.clock.steady()
+                if house.keeper.tally.uploaded != progress:
+                    progress, since = house.keeper.tally.uploaded, house.clock.steady()
                 waited = house.clock.steady() - since
                 stuck = waited > STANDSTILL + 2 * lag
                 if stuck or house.runner.worth_waiting(PATIENCE, lag + PATIENCE) is None:
                     return
                 house.runner.wake()
-            await anyio.sleep(0.02 if house.runner.in_hand else 0.05)  # nothing announces "all done" sooner
+            await anyio.sleep(0.02 if house.runner.is_busy else 0.05)  # nothing announces "all done" sooner
 
     async def _pull(self, download: Download) -> None:
         try:
@@ -177,7 +177,7 @@ class _Pass:
     async def _progress(self) -> Progress:
         counts = await self._house.reports.open_counts(self._house.uploads) if self._house.uploads else {}
         left = sum(count for state, count in counts.items() if state != "held")
-        tally = self._house.carrier.tally
+        tally = self._house.keeper.tally
         done = tally.uploaded
         average = tally.bytes_up / done if done else 0.0
         return Progress(
@@ -199,12 +199,12 @@ class _Pass:
         problems = (*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values()))
         known = sum(house.intake.state(name).known for name in house.uploads) - self._open_before
         return SyncReport(
-            uploaded=house.carrier.tally.uploaded,
+            uploaded=house.keeper.tally.uploaded,
             downloaded=house.puller.brought.files,
             unchanged=max(0, known) + house.intake.planner.unchanged,
             held=held,
             due=due + unsettled,
-            bytes_up=house.carrier.tally.bytes_up,
+            bytes_up=house.keeper.tally.bytes_up,
             bytes_down=house.puller.brought.bytes,
             requests=sum(remote.health.requests for remote in house.remotes.values()),
             seconds=round(seconds, 3),

@@ -46,9 +46,9 @@ def describe(house: House, started: float) -> dict[str, Any]:
 def sentence(house: House) -> str:
     """One line for systemd's STATUS."""
     stopped = sum(state.problem is not None for state in house.intake.folders.values())
-    parts = [f"{house.runner.in_flight} in flight", f"{house.carrier.tally.uploaded} sent"]
-    if house.carrier.closed:
-        parts.append("closed: " + ", ".join(sorted(house.carrier.closed)))
+    parts = [f"{house.runner.in_flight} in flight", f"{house.keeper.tally.uploaded} sent"]
+    if house.keeper.closed:
+        parts.append("closed: " + ", ".join(sorted(house.keeper.closed)))
     if stopped:
         parts.append(f"{stopped} mappings stopped")
     if (alarm := house.database.alarm) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -57,18 +57,16 @@ class Codat:
     def __init__(
         self,
         *,
+        http: Http,
         base_url: str,
         key: Callable[[], str | None],
         clock: Clock,
         spool: Path,
-        timeout: float = 60.0,
         requests_per_minute: int = 1000,
         concurrent_per_company: int = 10,
         list_lag: float = 30.0,
-        connections: int = 16,
-        proxy: str | None = None,
-        ca_file: Path | None = None,
     ) -> None:
+        self._http = http
         self._base = base_url.rstrip("/")
         self._key = key
         self._clock = clock
@@ -77,14 +75,13 @@ class Codat:
         self.confirm_after = 2.5 * list_lag
         self._minute = PerMinute(requests_per_minute, clock)
         self._at_once = AtOnce(concurrent_per_company)
-        self._http = Http("Codat", clock=clock, timeout=timeout, connections=connections, proxy=proxy, ca_file=ca_file)
         self._quota = Health()
 
     @property
     def health(self) -> Health:
-        http = self._http
-        return replace(
-            self._quota, clock_offset=http.clock_offset, last_answer=http.last_answer, requests=http.requests
+        quota, http = self._quota, self._http
+        return Health(
+            quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_answer, requests=http.requests
         )
 
     async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:

@@ -36,9 +36,9 @@ class Http:
     def __init__(
         self,
         name: str,
-        *,
         clock: Clock,
         timeout: float = 60.0,
+        *,
         connections: int = 16,
         proxy: str | None = None,
         ca_file: Path | None = None,

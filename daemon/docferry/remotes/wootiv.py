@@ -44,22 +44,17 @@ class Wootiv:
 
     def __init__(
         self,
+        http: Http,
+        storage: Http,
         *,
         base_url: str,
         key: Callable[[], str | None],
         clock: Clock,
-        timeout: float = 60.0,
-        connections: int = 16,
-        proxy: str | None = None,
-        ca_file: Path | None = None,
     ) -> None:
+        self._http, self._s3 = http, storage
         self._base = base_url.rstrip("/")
         self._key = key
         self._clock = clock
-        self._http, self._s3 = (
-            Http(name, clock=clock, timeout=timeout, connections=connections, proxy=proxy, ca_file=ca_file)
-            for name in ("Wootiv", "Wootiv's storage")
-        )
 
     @property
     def health(self) -> Health:

@@ -45,16 +45,14 @@ class Asker:
         remotes: Mapping[str, Remote],
         transfers: Transfers,
         clock: Clock,
-        backoff: policy.Backoff,
         send: Sender,
-        arrived: Callable[[Sequence[Transfer], Receipt], Awaitable[None]],
+        arrived: Callable[[Sequence[Transfer], Receipt, State], Awaitable[None]],
         batches: Batches,
     ) -> None:
         self._keeper = keeper
         self._remotes = remotes
         self._transfers = transfers
         self._clock = clock
-        self._backoff = backoff
         self._send = send
         self._arrived = arrived
         self._batches = batches
@@ -112,11 +110,12 @@ class Asker:
         return certain, perhaps
 
     async def _no_answer(self, asking: Sequence[Transfer], failure: RemoteError) -> None:
+        backoff = self._keeper.backoff
         gate: Gate | None = None
         settled: list[tuple[Transfer, Outcome]] = []
         for transfer, attempt in zip(asking, self._keeper.struck(asking, failure), strict=True):
-            gate = policy.after_failure(failure, attempt, self._backoff).gate or gate
-            delay = policy.pause_of(failure, attempt, self._backoff)
+            gate = policy.after_failure(failure, attempt, backoff).gate or gate
+            delay = policy.pause_of(failure, attempt, backoff)
             outcome = Outcome(State.DOUBTFUL, transfer.reason, f"asking: {failure}", delay=delay)
             if self._keeper.is_expired(transfer):
                 outcome = _undecidable(f"nobody could say whether it arrived: {failure}")
@@ -136,7 +135,7 @@ class Asker:
             finding = findings[transfer.id]
             if finding.found is Found.THERE:
                 receipt = Receipt(None, detail=finding.detail, proof=finding.proof)
-                await self._arrived([transfer], receipt)
+                await self._arrived([transfer], receipt, State.ASKING)
                 settled.append((transfer, Outcome(State.SENT, receipt=receipt)))
                 continue
             if finding.found is not Found.ABSENT or self._keeper.age(transfer) < remote.confirm_after:

@@ -18,9 +18,8 @@ from docferry.model import Digests, Outcome, Parcel, Reason, Receipt, Source, St
 from docferry.remotes.base import Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
-from docferry.store.gates import Gates
 from docferry.store.transfers import Transfers
-from docferry.work.ask import BATCH, Asker
+from docferry.work.ask import BATCH, Asker, Places
 from docferry.work.batches import Batches
 from docferry.work.choose import company_of
 from docferry.work.gatekeeper import Gatekeeper
@@ -36,55 +35,46 @@ class Load:
     """What one worker carries: transfers of one lane, all LEASED or all ASKING, and where their bytes lie."""
 
     transfers: list[Transfer]
-    places: Mapping[int, Sequence[Place]]
+    places: Places
     lane: str = field(init=False)
+    remote: str = field(init=False)
     company: str = field(init=False)  # the part of the lane that has limits of its own
     asks: bool = field(init=False)
 
     def __post_init__(self) -> None:
         first = self.transfers[0]
-        self.lane, self.asks = first.target.lane, first.state is State.ASKING
+        self.lane, self.remote, self.asks = first.target.lane, first.target.remote, first.state is State.ASKING
         self.company = company_of(self.lane)
 
 
-class Carrier(Gatekeeper):
+class Carrier:
     """Carries loads; the runner decides which and when."""
 
     def __init__(
         self,
         *,
+        keeper: Gatekeeper,
         uploads: Mapping[str, Upload],
         remotes: Mapping[str, Remote],
         transfers: Transfers,
-        gates: Gates,
         clock: Clock,
-        backoff: policy.Backoff,
-        give_up_after: float,
         look_again: Callable[[str, bytes], None],
         delivered: Callable[[str], Awaitable[None]],
         batches: Batches,
-        key_refused: Callable[[], None],
     ) -> None:
-        super().__init__(
-            transfers=transfers,
-            gates=gates,
-            clock=clock,
-            backoff=backoff,
-            give_up_after=give_up_after,
-            key_refused=key_refused,
-        )
         self.uploads = uploads
         self.remotes = remotes
+        self._keeper = keeper
+        self._transfers = transfers
         self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
         self._look_again = look_again
         self._delivered = delivered
         self._batches = batches
         self._asker = Asker(
-            self,
+            keeper,
             remotes=remotes,
             transfers=transfers,
             clock=clock,
-            backoff=backoff,
             send=self._send,
             arrived=self._arrived,
             batches=batches,
@@ -114,7 +104,7 @@ class Carrier(Gatekeeper):
         back = State.DOUBTFUL if load.asks else State.WAITING
         for transfer in load.transfers:
             with contextlib.suppress(LeaseLost):  # it went on its way
-                await self.settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
+                await self._keeper.settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
 
     async def _leave_in_doubt(self, load: Load) -> None:
         """What shared a request with a lost lease: its own end was not recorded, and while we live nobody else would
@@ -122,54 +112,65 @@ class Carrier(Gatekeeper):
         for transfer in load.transfers:
             with contextlib.suppress(LeaseLost):  # it has come to its end
                 outcome = Outcome(State.DOUBTFUL, None, "another document of its request was taken over")
-                await self.settle(replace(transfer, state=State.SENDING), outcome)
+                await self._keeper.settle(transfer, outcome, State.SENDING)
 
     async def _send(
-        self,
-        transfers: Sequence[Transfer],
-        places: Mapping[int, Sequence[Place]],
-        *,
-        was: State,
-        taken: Callable[[], None] = lambda: None,
+        self, transfers: Sequence[Transfer], places: Places, *, was: State, taken: Callable[[], None] = lambda: None
     ) -> None:
-        async with AsyncExitStack() as stack:
-            chances = {each.id: self._chances(each, places.get(each.id, ())) for each in transfers}
-            firsts = [source for (_, source), *_ in filter(None, chances.values())]
-            for source in firsts:
-                stack.callback(source.close)
-            await open_together(firsts)
-            parcels = []
-            for transfer in transfers:
-                if not transfer.sha256:
-                    await self._look_afresh(transfer, places.get(transfer.id, ()), was)
-                elif (opened := await self._open(stack, transfer, chances[transfer.id], was)) is not None:
-                    parcels.append(Parcel(transfer, _Watched(opened)))
-            if parcels:
-                # The intent is committed before the first byte: whoever finds us dead knows what may be there.
-                await self._transfers.mark_sending([parcel.transfer for parcel in parcels])
-                await self._over_the_wire(parcels, places, taken)
+        sent = await self._sent(transfers, places, was)
+        if sent is not None:
+            taken()
+            await self._took(*sent)
 
-    async def _over_the_wire(
-        self, parcels: Sequence[Parcel], places: Mapping[int, Sequence[Place]], taken: Callable[[], None]
-    ) -> None:
-        remote = self.remotes[parcels[0].transfer.target.remote]
-        sending = [replace(parcel.transfer, state=State.SENDING) for parcel in parcels]
+    async def _sent(
+        self, transfers: Sequence[Transfer], places: Places, was: State
+    ) -> tuple[list[Transfer], Receipt] | None:
+        """What the remote took, and its receipt; None when all was settled otherwise. The bytes are let go of here:
+        while the books are written, a worker has others."""
+        async with AsyncExitStack() as stack:
+            sources = await self._opened(stack, transfers, places, was)
+            if not sources:
+                return None
+            sending = [transfer for transfer, _ in sources]
+            # The intent is committed before the first byte: whoever finds us dead knows what may be there.
+            await self._transfers.mark_sending(sending)
+            receipt = await self._over_the_wire(sources, places)
+            return (sending, receipt) if receipt is not None else None
+
+    async def _opened(
+        self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places, was: State
+    ) -> list[tuple[Transfer, _Watched]]:
+        """Those whose bytes are there; the others are settled."""
+        chances = [self._chances(transfer, places.get(transfer.id, ())) for transfer in transfers]
+        firsts = [each[0][1] for each in chances if each]
+        for source in firsts:
+            stack.callback(source.close)
+        await open_together(firsts)
+        sources = []
+        for transfer, each in zip(transfers, chances, strict=True):
+            if not transfer.sha256:
+                await self._look_afresh(transfer, places.get(transfer.id, ()), was)
+            elif (opened := await self._open(stack, transfer, each, was)) is not None:
+                sources.append((transfer, _Watched(opened)))
+        return sources
+
+    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, _Watched]], places: Places) -> Receipt | None:
+        sending = [transfer for transfer, _ in sources]
+        remote = self.remotes[sending[0].target.remote]
         try:
-            receipt = await remote.send(parcels, _key([parcel.transfer for parcel in parcels]))
+            return await remote.send([Parcel(transfer, source) for transfer, source in sources], _key(sending))
         except SourceError as changed:
             await self._changed(sending, changed, places)
         except RemoteError as failure:
             await self._failed(sending, failure)
         except anyio.get_cancelled_exc_class():
-            begun = any(not isinstance(each.source, _Watched) or each.source.is_wanted for each in parcels)
+            begun = any(source.is_wanted for _, source in sources)
             with anyio.CancelScope(shield=True):
                 for transfer in sending:
                     with contextlib.suppress(LeaseLost):  # the others are still ours
-                        await self.settle(transfer, policy.after_stop(begun=begun))
+                        await self._keeper.settle(transfer, policy.after_stop(begun=begun), State.SENDING)
             raise
-        else:
-            taken()
-            await self._took(sending, receipt)
+        return None
 
     def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """The places that should have a transfer's bytes, each with its source."""
@@ -185,7 +186,7 @@ class Carrier(Gatekeeper):
         """A rule held it and nothing was read; a person says try again: intake judges it anew."""
         for place in places:
             self._look_again(place.mapping, place.path)
-        await self.settle(replace(transfer, state=was), Outcome(State.GONE, None, "looked at again"))
+        await self._keeper.settle(transfer, Outcome(State.GONE, None, "looked at again"), was)
 
     async def _open(
         self, stack: AsyncExitStack, transfer: Transfer, chances: Sequence[tuple[Place, FileSource]], was: State
@@ -198,34 +199,38 @@ class Carrier(Gatekeeper):
             except SourceError as error:
                 trouble = error
                 self._look_again(place.mapping, place.path)
-        await self.settle(replace(transfer, state=was), self._without_bytes(transfer, trouble, was))
+        await self._keeper.settle(transfer, self._without_bytes(transfer, trouble, was), was)
         return None
 
     def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, was: State) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
             if transfer.tries + 1 >= READ_TRIES or was is State.ASKING:
                 return Outcome(State.HELD, Reason.UNREADABLE, f"{trouble}; mend it, then `docferry retry`")
-            return Outcome(State.WAITING, None, str(trouble), delay=self.pause(transfer))
+            return Outcome(State.WAITING, None, str(trouble), delay=self._keeper.pause(transfer))
         why = "the file went away" if trouble is None or isinstance(trouble, SourceVanished) else str(trouble)
         return Outcome(State.GONE, None, why)
 
     async def _took(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
         lane = sending[0].target.lane
-        await self.worked(lane)
+        await self._keeper.worked(lane)
         if len(sending) > 1 and not self._batches.trusts(lane):
             detail = "the first batch of this connection is checked against the list"
             wait = self.remotes[sending[0].target.remote].find_after
             doubt = Outcome(State.DOUBTFUL, BATCH, detail, delay=wait)
             await self._transfers.settle_all(sending, doubt, was=State.SENDING)
             return
-        await self._arrived(sending, receipt)
+        await self._arrived(sending, receipt, State.SENDING)
 
-    async def _arrived(self, transfers: Sequence[Transfer], receipt: Receipt) -> None:
+    async def _arrived(self, transfers: Sequence[Transfer], receipt: Receipt, was: State) -> None:
         outcome = Outcome(State.SENT, None, receipt.detail, receipt=receipt)
-        await self._transfers.settle_all(transfers, outcome, was=transfers[0].state)
-        for transfer in transfers:
-            self.tally.uploaded += 1
-            self.tally.bytes_up += transfer.size
+        lost: LeaseLost | None = None
+        try:
+            await self._transfers.settle_all(transfers, outcome, was=was)
+        except LeaseLost as error:
+            lost = error
+        for transfer in transfers if lost is None else ():
+            self._keeper.tally.uploaded += 1
+            self._keeper.tally.bytes_up += transfer.size
             log.info(
                 "sent",
                 mapping=transfer.mapping,
@@ -235,32 +240,33 @@ class Carrier(Gatekeeper):
                 tries=transfer.tries + 1,
                 proof=receipt.proof,
             )
-        for mapping in dict.fromkeys(transfer.mapping for transfer in transfers):
+        for mapping in {transfer.mapping for transfer in transfers}:
             await self._delivered(mapping)
+        if lost is not None:
+            raise lost
 
-    async def _changed(
-        self, sending: Sequence[Transfer], changed: SourceError, places: Mapping[int, Sequence[Place]]
-    ) -> None:
+    async def _changed(self, sending: Sequence[Transfer], changed: SourceError, places: Places) -> None:
         """The body was never completed, so nothing was stored. Alone it is gone; of a batch the rest is innocent."""
         for transfer in sending:
             if len(sending) > 1:
                 outcome = Outcome(State.WAITING, None, str(changed))  # what failed once goes alone from then on
             elif isinstance(changed, SourceUnreadable) and transfer.tries + 1 < READ_TRIES:
-                outcome = Outcome(State.WAITING, None, str(changed), delay=self.pause(transfer))
+                outcome = Outcome(State.WAITING, None, str(changed), delay=self._keeper.pause(transfer))
             elif isinstance(changed, SourceUnreadable):
                 outcome = Outcome(State.HELD, Reason.UNREADABLE, f"{changed}; mend it, then `docferry retry`")
             else:
                 outcome = Outcome(State.GONE, None, str(changed))
-            await self.settle(transfer, outcome)
+            await self._keeper.settle(transfer, outcome, State.SENDING)
             if outcome.state is State.GONE:
                 for place in places.get(transfer.id, ()):
                     self._look_again(place.mapping, place.path)
 
     async def _failed(self, sending: Sequence[Transfer], failure: RemoteError) -> None:
-        outcomes = [policy.after_failure(failure, attempt, self._backoff) for attempt in self.struck(sending, failure)]
+        struck = self._keeper.struck(sending, failure)
+        outcomes = [policy.after_failure(failure, attempt, self._keeper.backoff) for attempt in struck]
         # First the gate, then the transfers: else one of them is claimed again before the gate is closed.
         if (gate := outcomes[0].gate) is not None:
-            await self.close(gate)
+            await self._keeper.close(gate)
         for transfer, each in zip(sending, outcomes, strict=True):
             outcome = each
             if outcome.state is State.HELD and len(sending) > 1:
@@ -277,7 +283,7 @@ class Carrier(Gatekeeper):
                 becomes=outcome.state.value,
                 delay=round(outcome.delay, 3),
             )
-            await self.settle(transfer, outcome)
+            await self._keeper.settle(transfer, outcome, State.SENDING)
 
     def _with_limits(self, transfer: Transfer, outcome: Outcome) -> Outcome:
         """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""
@@ -285,8 +291,8 @@ class Carrier(Gatekeeper):
             return replace(outcome, delay=max(outcome.delay, self.remotes[transfer.target.remote].find_after))
         # What the remote refused for everybody is no document's fault, however long it lasts.
         at_fault = outcome.gate is None or outcome.costs_a_try
-        if outcome.state is State.WAITING and at_fault and self.is_expired(transfer):
-            return self.given_up(outcome.detail)
+        if outcome.state is State.WAITING and at_fault and self._keeper.is_expired(transfer):
+            return self._keeper.given_up(outcome.detail)
         return outcome
 
 

@@ -43,7 +43,7 @@ class Gatekeeper:
         self._transfers = transfers
         self._gates = gates
         self._clock = clock
-        self._backoff = backoff
+        self.backoff = backoff
         self._give_up_after = give_up_after
         self._key_refused = key_refused
         # Not for secrets: jitter only has to spread.
@@ -53,8 +53,9 @@ class Gatekeeper:
         self.closings = 0  # how often a gate was closed here, or its closing written down
         self.closing: list[Gate] = []  # closed, and not written down yet
 
-    async def settle(self, transfer: Transfer, outcome: Outcome) -> None:
-        await self._transfers.settle(transfer, outcome, was=transfer.state)
+    async def settle(self, transfer: Transfer, outcome: Outcome, was: State | None = None) -> None:
+        """Record what became of a try; `was`: the state it is in, if that is not the one it was claimed in."""
+        await self._transfers.settle(transfer, outcome, was=was or transfer.state)
 
     async def worked(self, lane: str) -> None:
         """Something of this lane was answered well: what was closed on its way opens."""
@@ -94,7 +95,7 @@ class Gatekeeper:
 
     def pause(self, transfer: Transfer) -> float:
         """Seconds until its next try, when nobody asked for more."""
-        return self._backoff.pause(transfer.tries + 1, self._dice.random())
+        return self.backoff.pause(transfer.tries + 1, self._dice.random())
 
     def age(self, transfer: Transfer) -> float:
         """Seconds since the last try that may have stored it."""

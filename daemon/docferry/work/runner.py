@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import deque
 from collections.abc import Collection, Mapping
+from itertools import islice
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -21,6 +21,8 @@ from docferry.store.transfers import Lane, Transfers
 from docferry.work.batches import Batches
 from docferry.work.carry import Carrier, Load
 from docferry.work.choose import Scene, choose, closed_by, company_of, gates_of, needs_a_person, next_due
+from docferry.work.gatekeeper import Gatekeeper
+from docferry.work.hands import Hands
 from docferry.work.upkeep import Upkeep
 
 log = logs.get("runner")
@@ -48,6 +50,7 @@ class Runner:
         documents: Documents,
         gates: Gates,
         carrier: Carrier,
+        keeper: Gatekeeper,
         clock: Clock,
         upkeep: Upkeep,
         workers: int,
@@ -59,7 +62,8 @@ class Runner:
         self._transfers = transfers
         self._documents = documents
         self._gates = gates
-        self.carrier = carrier
+        self._carrier = carrier
+        self._keeper = keeper
         self._clock = clock
         self._upkeep = upkeep
         self._workers = workers
@@ -69,9 +73,7 @@ class Runner:
         uploads = carrier.uploads.values()
         places = {(upload.to, upload.company_id) for upload in uploads}
         self._several = len(places) > 1 or any(upload.placeholders for upload in uploads)
-        self._ready: deque[Load] = deque()
-        self._running: list[Load] = []
-        self._booking: list[Load] = []  # taken by the remote, and not written down yet: they keep no worker
+        self._hands = Hands()
         self._wake = anyio.Event()
         self._stopping = False
         self._filling = False  # something may be claimed and not in hand yet
@@ -95,20 +97,20 @@ class Runner:
 
     @property
     def in_flight(self) -> int:
-        return len(self._running)
+        return len(self._hands.running)
 
     def in_flight_at(self, remote: str) -> int:
-        return sum(load.transfers[0].target.remote == remote for load in self._running)
+        return self._hands.running_at(remote)
 
     @property
-    def in_hand(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether something is claimed or being carried."""
-        return bool(self._ready or self._running or self._booking or self._filling)
+        return self._filling or not self._hands.are_empty
 
     def worth_waiting(self, patience: float, doubts_patience: float) -> float | None:
         """Wall seconds of the next thing due within `patience` (for doubts `doubts_patience`), None when none is."""
         now = self._clock.now()
-        mappings, gates = self.carrier.uploads.keys(), self.carrier.closed
+        mappings, gates = self._carrier.uploads.keys(), self._keeper.closed
         times = [
             due
             for lane in self._lanes
@@ -122,10 +124,10 @@ class Runner:
         """Read the lanes and gates afresh."""
         self._lanes = await self._transfers.lanes()
         closings = -1
-        while closings != self.carrier.closings:  # one that was closed while we read must not be forgotten
-            closings = self.carrier.closings
+        while closings != self._keeper.closings:  # one that was closed while we read must not be forgotten
+            closings = self._keeper.closings
             gates = await self._gates.all()
-        self.carrier.closed = gates | {gate.key: gate for gate in self.carrier.closing}
+        self._keeper.closed = gates | {gate.key: gate for gate in self._keeper.closing}
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 task_status.started()
-                while not (self._stopping and not self._running and not self._booking):
+                while not (self._stopping and not self._hands.running and not self._hands.booking):
                     self._wake = anyio.Event()
                     self.beat = self._clock.steady()
                     self._database.assert_ours()
@@ -159,17 +161,17 @@ class Runner:
 
     async def _give_back(self) -> None:
         """What was claimed before a gate closed on its way is not carried against it."""
-        now, gates = self._clock.now(), self.carrier.closed
-        for load in list(self._ready) if gates else ():
+        now, gates = self._clock.now(), self._keeper.closed
+        for load in list(self._hands.ready) if gates else ():
             on_the_way = gates_of(load.lane, gates)
             if any(gate.until > now and not (load.asks and gate.lets_doubts_pass) for gate in on_the_way):
-                await self.carrier.hand_back(load)
-                self._ready.remove(load)
+                await self._carrier.hand_back(load)
+                self._hands.ready.remove(load)
 
     async def _fill(self) -> None:
         self._claimed = False
         # What is blocked behind its own company must not keep others from being claimed.
-        startable = sum(self._may_start(load) for load in self._ready)
+        startable = sum(1 for _ in islice(filter(self._may_start, self._hands.ready), self._workers))
         if startable >= self._workers:
             return
         stamp, steady = self._database.stamp, self._clock.steady()
@@ -181,14 +183,13 @@ class Runner:
         scene = Scene(
             now=self._clock.now(),
             room=max(2, AHEAD // self._batches.size) * self._workers - startable,
-            mappings=self.carrier.uploads.keys(),
-            gates=self.carrier.closed,
-            in_hand=self._in_hand(),
+            mappings=self._carrier.uploads.keys(),
+            gates=self._keeper.closed,
+            in_hand=self._hands.by_lane(),
             company_limit=(2 if self._several else AHEAD) * self._workers,
-            asking={load.company for load in self._in_hands() if load.asks}
-            | ({company_of(lane) for lane in await self._asking_elsewhere()}),
+            asking=self._hands.asking() | {company_of(lane) for lane in await self._asking_elsewhere()},
             batch=self._batches.of,
-            wary={lane for lane, count in self.carrier.tally.strikes.items() if count >= WARY},
+            wary={lane for lane, count in self._keeper.tally.strikes.items() if count >= WARY},
         )
         picks = choose(self._lanes, scene)
         if not picks:
@@ -198,70 +199,60 @@ class Runner:
         try:
             places = await self._documents.places([transfer.id for transfer in claimed])
         except BaseException:
-            self._ready += [Load([transfer], {}) for transfer in claimed]  # to be handed back
+            self._hands.add(Load([transfer], {}) for transfer in claimed)  # to be handed back
             raise
-        self._ready += [Load(transfers, places) for transfers in await self._batches.loads(claimed)]
+        self._hands.add([Load(transfers, places) for transfers in await self._batches.loads(claimed)])
 
     async def _asking_elsewhere(self) -> Collection[str]:
         return await self._transfers.asking_elsewhere() if any(lane.doubtful for lane in self._lanes) else ()
 
-    def _in_hands(self) -> list[Load]:
-        return [*self._ready, *self._running]
-
-    def _in_hand(self) -> dict[str, int]:
-        held: dict[str, int] = {}
-        for load in self._in_hands():
-            held[load.lane] = held.get(load.lane, 0) + 1
-        return held
-
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
-        left = {remote: self._left(remote) - self.in_flight_at(remote) for remote in self.carrier.remotes}
-        while (load := self._take(left)) is not None:
-            left[load.transfers[0].target.remote] -= 1
-            group.start_soon(self._work, group, load, name=f"carry {load.lane}")
+        while (load := self._next()) is not None:
+            self._hands.start(load)
+            group.start_soon(self._work, group, load, name=load.lane)
 
-    def _take(self, left: Mapping[str, float]) -> Load | None:
-        """The next load that may start, with what is `left` of each remote's quota; it is running from now on."""
-        if self._stopping or len(self._running) >= self._workers:
+    def _next(self) -> Load | None:
+        if self._stopping or len(self._hands.running) >= self._workers:
             return None
-        startable = (each for each in self._ready if each.asks or left[each.transfers[0].target.remote] > 0)
-        load = next((each for each in startable if self._may_start(each)), None)
-        if load is not None:
-            self._ready.remove(load)
-            self._running.append(load)
-        return load
+        return next((load for load in self._hands.ready if self._may_start(load) and self._may_ask(load)), None)
 
     def _may_start(self, load: Load) -> bool:
-        running = sum(other.company == load.company for other in self._running)
-        if self.carrier.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
-            return not any(other.lane == load.lane and not other.asks for other in self._running)
+        if self._keeper.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
+            return not self._hands.sends_in(load.lane)
         # Where several companies are served, one that hangs never has the last worker.
         spare = 1 if self._several and self._workers > 1 else 0
-        remote = load.transfers[0].target.remote
         # The remote itself holds its limit; some more open their files meanwhile.
-        limit = self._company_limits.get(remote, self._workers) + OPENING
-        return running < min(limit, self._workers - spare)
+        limit = self._company_limits.get(load.remote, self._workers) + OPENING
+        return self._hands.running_in(load.company) < min(limit, self._workers - spare)
+
+    def _may_ask(self, load: Load) -> bool:
+        """Whether the remote's quota has a request for it, beside those that are on their way."""
+        return load.asks or self._left(load.remote) > self._hands.running_at(load.remote)
 
     async def _work(self, group: TaskGroup, load: Load) -> None:
-        remote = load.transfers[0].target.remote
-
         def taken() -> None:
-            self._running.remove(load)
-            self._booking.append(load)
-            if not self.carrier.closed:  # else what is ready may have to be given back first
+            self._hands.taken(load)
+            if not self._keeper.closed:  # else what is ready may have to be given back first
                 self._dispatch(group)
 
         try:
-            await self.carrier.carry(load, taken)
-            await self._guard_quota(remote)
+            await self._carrier.carry(load, taken)
+            await self._guard_quota(load.remote)
         finally:
-            (self._booking if load in self._booking else self._running).remove(load)
-            self._wake.set()
+            self._hands.end(load)
+            if not self._goes_on_by_itself:
+                self._wake.set()
+
+    @property
+    def _goes_on_by_itself(self) -> bool:
+        """All workers are busy, and what they carry next is here: nothing is to be done until one of them has ended."""
+        ready, running = len(self._hands.ready), len(self._hands.running)
+        return min(ready, running) >= self._workers and not self._stopping and not self._keeper.closed
 
     def _left(self, remote: str) -> float:
         """Requests that the daily quota of a remote allows new documents, apart from its reserve."""
-        health = self.carrier.remotes[remote].health
+        health = self._carrier.remotes[remote].health
         if not health.limit or health.remaining is None or health.reset is None or health.reset <= self._clock.now():
             return math.inf
         return health.remaining - health.limit * self._reserve.get(remote, 0.0)
@@ -270,22 +261,23 @@ class Runner:
         """Close the remote for new documents when only the reserve of its daily quota is left."""
         if self._left(remote) > 0:
             return
-        health, known = self.carrier.remotes[remote].health, self.carrier.closed.get(remote)
+        health, known = self._carrier.remotes[remote].health, self._keeper.closed.get(remote)
         if health.reset is not None and (known is None or known.until < health.reset):
             detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
             may_ask = bool(health.remaining)
             gate = Gate(remote, Reason.QUOTA, detail, health.reset, 1, self._clock.now(), lets_doubts_pass=may_ask)
-            await self.carrier.close(gate)
+            await self._keeper.close(gate)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _nap(self) -> float:
         if self._stopping:
             return POLL
-        due = next_due(self._lanes, self.carrier.uploads.keys(), self.carrier.closed)
-        if due is None or (self._ready and len(self._running) < self._workers):
+        due = next_due(self._lanes, self._carrier.uploads.keys(), self._keeper.closed)
+        ready, running = len(self._hands.ready), len(self._hands.running)
+        if due is None or (ready and running < self._workers):
             return POLL
-        if len(self._running) >= self._workers or len(self._ready) >= self._workers:
+        if running >= self._workers or ready >= self._workers:
             return POLL
         wait = due - self._clock.now()
         if wait <= 0:
@@ -294,7 +286,7 @@ class Runner:
         return min(POLL, wait)
 
     async def _hand_back(self) -> None:
-        for load in self._ready:
+        for load in self._hands.ready:
             with contextlib.suppress(LeaseLost):
-                await self.carrier.hand_back(load)
-        self._ready.clear()
+                await self._carrier.hand_back(load)
+        self._hands.ready.clear()
