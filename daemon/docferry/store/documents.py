@@ -153,7 +153,7 @@ class Documents:
 
         def work(connection: Connection) -> bool:
             row = connection.execute(
-                text("SELECT 1 FROM transfer WHERE lane = :lane AND once = :once AND state <> 'gone'"),
+                text("SELECT 1 FROM transfer WHERE lane = :lane AND once = :once"),
                 {"lane": lane, "once": once},
             )
             return row.first() is not None

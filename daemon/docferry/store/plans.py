@@ -124,7 +124,7 @@ UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns,
 FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
   AND document.name = p.name AND document.sha256 = p.sha256
   AND (document.transfer_id IS NULL AND p.lane IS NULL OR document.transfer_id IN (
-    SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once AND t.state <> 'gone'))
+    SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once))
 """
 _RETIRE = """
 UPDATE document SET present = 0, updated = :now
@@ -149,7 +149,7 @@ SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha25
   once, size, state, 0, 0, 0, :now, :now, :now, reason, detail, sent_since, sent_since,
   :now
 FROM plan WHERE lane IS NOT NULL ORDER BY n
-ON CONFLICT (lane, once) WHERE state <> 'gone' DO NOTHING
+ON CONFLICT (lane, once) DO NOTHING
 RETURNING state
 """
 # A transfer belongs to the mapping that last had its bytes: one that was renamed or removed serves nobody any more.
@@ -157,13 +157,12 @@ _FOLLOW = """
 UPDATE transfer SET mapping = p.mapping FROM plan p
 WHERE transfer.lane = p.lane AND transfer.once = p.once AND transfer.mapping <> p.mapping
   AND transfer.state IN ('waiting', 'doubtful', 'held')
-  AND transfer.state <> 'gone' -- word for word as the index has it: else a million rows are read for each plan
 """
 _DOCUMENTS = """
 INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen,
   updated)
 SELECT p.mapping, p.folder, p.name, p.size, p.mtime_ns, p.ctime_ns, p.sha256,
-  (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once AND t.state <> 'gone'), 1, :now, :now
+  (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once), 1, :now, :now
 FROM plan p WHERE true ORDER BY p.n
 ON CONFLICT (mapping, folder, name) WHERE present DO NOTHING
 """
