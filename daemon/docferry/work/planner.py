@@ -29,8 +29,10 @@ HASHED_AT_ONCE = 64
 BYTES_AT_ONCE = 16 * 1024 * 1024
 #: A file that the disk does not give out is held after so many tries.
 READ_TRIES = 4
-#: Documents planned in one commit.
-PLANNED_AT_ONCE = 512
+#: Documents planned in one commit: each one writes most pages of the indexes that are by digest, which lie all about.
+PLANNED_AT_ONCE = 1024
+#: Large ones are planned sooner, by their bytes: the first are on their way while the next are read.
+PLANNED_BYTES = 64 * 1024 * 1024
 
 
 class Planner:
@@ -75,8 +77,8 @@ class Planner:
                 to_hash.append((sighting, verdict))
         for group in _groups(to_hash):
             planned += await self._hashed(upload, group)
-            if sum(each.sighting.stamp.size for each in planned) >= BYTES_AT_ONCE:
-                await self._apply(upload, planned)  # large ones are on their way while the next are read
+            if sum(each.sighting.stamp.size for each in planned) >= PLANNED_BYTES:
+                await self._apply(upload, planned)
                 planned = []
         await self._apply(upload, planned)
 
