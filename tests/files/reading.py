@@ -1,0 +1,25 @@
+"""What the tests of reading share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from docferry.files.digest import digest
+from docferry.model import Digests, Stamp
+
+
+def fill(path: Path, size: int) -> bytes:
+    content = os.urandom(size)
+    path.write_bytes(content)
+    return content
+
+
+def digests_of(root: Path, name: str = "a.pdf", *, md5: bool = False) -> tuple[Stamp, Digests]:
+    known = digest(root, name.encode(), md5=md5)
+    assert known.digests is not None
+    return known.stamp, known.digests
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
