@@ -104,6 +104,8 @@ def plain(text: object) -> str:
 
 
 def _decoded(body: bytes) -> object:
+    if not body:
+        return None  # most receipts are: an exception would cost more than the rest of the answer
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

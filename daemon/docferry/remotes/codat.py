@@ -6,6 +6,7 @@ import base64
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -224,10 +225,12 @@ async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
         yield checked
 
 
+@lru_cache(maxsize=512)
 def _company_path(company: str) -> str:
     return f"/companies/{quote(company, safe='')}"
 
 
+@lru_cache(maxsize=512)
 def _connection_path(target: Target) -> str:
     return f"{_company_path(target.company_id or '')}/connections/{quote(target.connection_id or '', safe='')}"
 

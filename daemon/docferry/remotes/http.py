@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 import certifi
 import httpx
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from docferry.clock import Clock
 from docferry.errors import RemoteError
@@ -74,22 +75,23 @@ class Http:
         """One request; RemoteError when no status came. `content` is a few bytes about a document, `body` is one.
 
         A 2xx body goes `into` a sink, where one is given, and others into memory; both up to `cap` bytes."""
+        await checkpoint_if_cancelled()  # whoever was stopped while the books were written has sent nothing yet
         outgoing = Outgoing(body) if body is not None else None
         request = self._request(method, url, headers, content, outgoing)
         reading = Reading(cap, into)
         self.requests += 1
         try:
-            with anyio.fail_after(self._timeout + _size(outgoing) / SLOWEST) as scope:
+            with anyio.move_on_after(self._timeout + _size(outgoing) / SLOWEST) as scope:
                 await self._exchange(request, reading, scope)
-        except TimeoutError:
-            if not reading.begun:
-                raise self._failure(request, "timeout", "the deadline passed", outgoing) from None
-            reading.flaw = "cut"
         except _UNSENT as error:
             raise self._failure(request, "unreachable", _why(error), None) from None
         except httpx.HTTPError as error:
             kind = "timeout" if isinstance(error, httpx.TimeoutException) else "cut"
             raise self._failure(request, kind, _why(error), outgoing) from None
+        if scope.cancelled_caught:
+            if not reading.begun:
+                raise self._failure(request, "timeout", "the deadline passed", outgoing)
+            reading.flaw = "cut"
         answer = reading.answer(handed_over=outgoing is not None and outgoing.handed_over)
         self._learn(answer, outgoing)
         return answer

@@ -26,6 +26,9 @@ class PerMinute:
 
     async def turn(self) -> None:
         """Wait until one more may go, and count it."""
+        if not self._line.locked() and self._pause() <= 0:
+            self._passed.append(self._clock.steady())
+            return
         async with self._line:
             while (pause := self._pause()) > 0:
                 await self._sleep(pause)
@@ -63,14 +66,20 @@ class _Door:
     async def __aenter__(self) -> None:
         self._people += 1
         try:
-            await self._places.acquire()
-        except BaseException:
-            self._leave()
-            raise
+            self._places.acquire_nowait()
+        except anyio.WouldBlock:
+            await self._wait()
 
     async def __aexit__(self, *_: object) -> None:
         self._places.release()
         self._leave()
+
+    async def _wait(self) -> None:
+        try:
+            await self._places.acquire()
+        except BaseException:
+            self._leave()
+            raise
 
     def _leave(self) -> None:
         self._people -= 1

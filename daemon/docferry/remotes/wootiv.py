@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -179,16 +179,20 @@ class Wootiv:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Signed:
     """Permission to put one object; the URL's query is a secret until it expires."""
 
     url: str
     fields: Sequence[tuple[str, str]]
+    query: Mapping[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.query = dict(parse_qsl(urlsplit(self.url).query, keep_blank_values=True))
 
     @property
     def is_put(self) -> bool:
-        return "X-Amz-Signature" in self._query
+        return "X-Amz-Signature" in self.query
 
     @property
     def is_post(self) -> bool:
@@ -201,15 +205,11 @@ class _Signed:
         bytes go, damaged ones never stand under the document's name, not even until their ETag is read. A digest that
         Wootiv names itself goes before ours."""
         given = {field.lower(): value for field, value in self.fields}
-        signed = set(self._query.get("X-Amz-SignedHeaders", "").lower().split(";"))
+        signed = set(self.query.get("X-Amz-SignedHeaders", "").lower().split(";"))
         headers = {each: given[each] for each in sorted(signed & given.keys() - _OURS)}
         if md5 is not None and _DIGEST not in given:
             headers[_DIGEST] = b64encode(bytes.fromhex(md5)).decode("ascii")
         return {"content-type": content_type(name), **headers}
-
-    @property
-    def _query(self) -> dict[str, str]:
-        return dict(parse_qsl(urlsplit(self.url).query, keep_blank_values=True))
 
 
 def _unusable(what: str) -> RemoteError:
