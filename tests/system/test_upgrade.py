@@ -1,0 +1,72 @@
+"""What an older docferry queued arrives once with the new one."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+from docferry.model import Stamp
+from docferry.store import schema
+from ground import COMPANY, CONNECTION, Ground, digest
+
+_TRANSFER = """
+INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state,
+  lease, tries, generation, created, due_since, next_attempt, first_sent, last_sent, updated)
+VALUES (:uid, :mapping, :lane, :remote, :company, :connection, :name, :sha256, :sha256, :size, :state,
+  0, 0, 0, :then, :then, :then, :sent, :sent, :then) RETURNING id
+"""
+_DOCUMENT = """
+INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present,
+  first_seen, updated)
+VALUES (:mapping, x'', CAST(:name AS BLOB), :size, :mtime_ns, :ctime_ns, :sha256, :transfer, 1, :then, :then)
+"""
+
+
+def queue(database: Path, mapping: str, file: Path, state: str, *, remote: str) -> None:
+    """A row as the first schema had it."""
+    stamp, then = Stamp.of(file.stat()), time.time() - 60
+    ids = (COMPANY, CONNECTION) if remote == "codat" else (None, None)
+    row = {
+        "uid": os.urandom(16).hex(),
+        "mapping": mapping,
+        "lane": "/".join(filter(None, (remote, *ids))),
+        "remote": remote,
+        "company": ids[0],
+        "connection": ids[1],
+        "name": file.name,
+        "sha256": digest(file.read_bytes()),
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
+        "ctime_ns": stamp.ctime_ns,
+        "state": state,
+        "then": then,
+        "sent": None if state == "waiting" else then,
+    }
+    with sqlite3.connect(database) as connection:
+        (transfer,) = connection.execute(_TRANSFER, row).fetchone()
+        connection.execute(_DOCUMENT, row | {"transfer": transfer})
+    connection.close()
+
+
+def test_a_queue_of_the_first_schema_arrives_once(ground: Ground) -> None:
+    """Its transfers have no fingerprint and no MD5: their SHA-256 proves the bytes."""
+    bank, scans = ground.upload("bank"), ground.upload("scans", "wootiv")
+    ground.state.mkdir(mode=0o700)
+    database = ground.state / "docferry.db"
+    schema.migrate(database, "0001")
+    contents: Counter[tuple[str, str]] = Counter()
+    for folder, state, size in product((bank, scans), ("waiting", "doubtful"), (1_000, 2_000_000)):
+        content = os.urandom(size)
+        file = folder / f"{folder.name}-{state}-{size}.pdf"
+        file.write_bytes(content)
+        queue(database, folder.name, file, state, remote="codat" if folder is bank else "wootiv")
+        contents[file.name, digest(content)] += 1
+    report = ground.sync()
+    assert (report["uploaded"], report["held"], report["due"]) == (8, 0, 0)
+    assert ground.stored() == contents
+    again = ground.sync()
+    assert (again["uploaded"], again["unchanged"], again["requests"]) == (0, 8, 0)
