@@ -226,6 +226,8 @@ async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop)
     digests = [doubt.sha256, str(waits.sha256)]
     assert await bookmarks.own_digests("acme", digests) == {doubt.sha256}
     assert await bookmarks.own_digests("other", digests) == set()
+    # Found by digest however many there are; whoever never asks has no such index to keep.
+    assert await shop.column("SELECT name FROM sqlite_master WHERE name = 'transfer_digest'")
 
 
 async def test_reports(shop: Shop) -> None:

@@ -85,7 +85,7 @@ transfer = Table(
     Index("transfer_in_flight", "owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
     Index("transfer_held", "mapping", "reason", sqlite_where=text("state = 'held'")),
     Index("transfer_sent", "company_id", "last_sent", sqlite_where=text("state = 'sent'")),
-    Index("transfer_digest", "sha256"),
+    # And one more by digest, in the databases of those who bring files down: see bookmarks.
 )
 
 #: One try under one lease.
