@@ -10,7 +10,6 @@ import sqlite3
 import sys
 import time
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -24,7 +23,7 @@ from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
 
 TASKS = 16
-PLANNED = 512
+PLANNED = 1024
 TARGET = Target("codat", COMPANY, CONNECTION)
 
 
@@ -67,7 +66,7 @@ async def _cycles(folder: Path, documents: int) -> float:
         async def carry() -> None:
             while (transfer := await desk.next()) is not None:
                 await desk.transfers.mark_sending([transfer])
-                await desk.transfers.settle(replace(transfer, state=State.SENDING), sent, was=State.SENDING)
+                await desk.transfers.settle(transfer, sent, was=State.SENDING)
 
         plans = [planned(start, min(PLANNED, documents - start)) for start in range(0, documents, PLANNED)]
         began = time.perf_counter()
