@@ -84,6 +84,27 @@ async def test_so_many_at_once_for_each_company_alone() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_who_waits_goes_before_who_leaves(stopped: bool) -> None:
+    """The next request is out before anything is made of this answer, which a stop in between does not lose."""
+    doors, order = AtOnce(1), []
+
+    async def one(name: str) -> None:
+        async with doors.inside("a"):
+            order.append(f"{name} in")
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            if stopped:
+                group.cancel_scope.cancel()
+        order.append(f"{name} out")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(one, "first")
+        group.start_soon(one, "second")
+    assert order == (["first in", "first out"] if stopped else ["first in", "second in", "first out", "second out"])
+
+
+@pytest.mark.anyio
 async def test_a_cancelled_visitor_leaves_its_place() -> None:
     doors = AtOnce(1)
     for _ in range(3):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+from anyio.lowlevel import cancel_shielded_checkpoint
 
 from docferry.clock import Clock
 
@@ -71,8 +72,11 @@ class _Door:
             await self._wait()
 
     async def __aexit__(self, *_: object) -> None:
+        is_awaited = self._places.statistics().tasks_waiting > 0
         self._places.release()
         self._leave()
+        if is_awaited:  # the next request goes out before this answer is made anything of
+            await cancel_shielded_checkpoint()
 
     async def _wait(self) -> None:
         try:
