@@ -1,0 +1,209 @@
+"""A database that is locked, lost, broken or not ours: rows D9 to D14 and D16 of the catalogue."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from sqlalchemy import Connection, text
+
+from crash.nursery import Nursery
+from crash.siege import judge
+from docferry.errors import StateError
+from docferry.model import Gate, Reason
+from docferry.store import tenure
+from docferry.store.database import open_database
+from docferry.store.gates import Gates
+from faults.conftest import FULL
+from ground import Ground, digest, until
+
+
+@pytest.mark.anyio
+async def test_d9_a_foreign_write_lock_does_not_hold_up_the_loop(tmp_path: Path) -> None:
+    """The writer waits for a lock in a thread; everything else goes on, and the write is made afterwards."""
+    path = tmp_path / "docferry.db"
+    async with open_database(path) as database, anyio.create_task_group() as group:
+        with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            done = anyio.Event()
+
+            async def write() -> None:
+                await Gates(database).close(Gate("codat", Reason.KEY, "", 1.0, 1, 1.0))
+                done.set()
+
+            group.start_soon(write)
+            lags = []
+            until_ = anyio.current_time() + (20.0 if FULL else 3.0)
+            while (began := anyio.current_time()) < until_:
+                await anyio.sleep(0.01)  # what is measured: how late the loop comes round
+                lags.append(anyio.current_time() - began - 0.01)
+            assert not done.is_set()
+            assert sorted(lags)[len(lags) * 9 // 10] < 0.1
+            stranger.execute("ROLLBACK")
+        with anyio.fail_after(40):
+            await done.wait()
+        assert "codat" in await Gates(database).all()
+
+
+def test_d9_the_daemon_outlives_a_foreign_lock(ground: Ground, nursery: Nursery) -> None:
+    """A document dropped under a foreign lock is not sent before it is written down, and arrives afterwards."""
+    folder = ground.upload("bank")
+    with nursery.daemon(ground) as daemon:
+        with closing(sqlite3.connect(ground.state / "docferry.db", isolation_level=None)) as stranger:
+            stranger.execute("BEGIN IMMEDIATE")
+            (folder / "a.pdf").write_bytes(b"a")
+            time.sleep(20 if FULL else 3)  # so long the lock is held
+            assert not ground.stored()
+            assert not daemon.ended()
+            stranger.execute("ROLLBACK")
+        until(ground.stored, 60)
+    assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+
+
+@pytest.mark.anyio
+async def test_d10_a_reader_that_never_ends(tmp_path: Path) -> None:
+    """The log grows, since what somebody reads is kept: there is an alarm, and it ends with the reader."""
+    path = tmp_path / "docferry.db"
+    async with open_database(path) as database:
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM transfer").fetchall()
+            assert database.alarm is None
+            for number in range(70):
+                await database.write(partial(_insert, number=number, size=1 << 20))
+            assert "fuser -v" in (database.alarm or "")
+            reader.execute("ROLLBACK")
+        for number in range(3):
+            await database.write(partial(_insert, number=100 + number))
+        with closing(sqlite3.connect(path)) as read:
+            assert read.execute("SELECT count(*) FROM bookmark").fetchone() == (73,)
+
+
+@pytest.mark.anyio
+async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
+    """Whoever is cancelled around a commit still learns what happened: what was told as written is there, once."""
+    told: list[int] = []
+    async with open_database(tmp_path / "docferry.db") as database:
+        dice = random.Random(11)  # noqa: S311 - the same moments for the same seed
+
+        async def write(number: int) -> None:
+            await database.write(lambda connection: _insert(connection, number))
+            told.append(number)
+
+        for number in range(10_000 if FULL else 300):
+            with anyio.move_on_after(dice.uniform(0, 0.004)):
+                await write(number)
+    with closing(sqlite3.connect(tmp_path / "docferry.db")) as read:
+        rows = Counter(row[0] for row in read.execute("SELECT CAST(mark AS INTEGER) FROM bookmark"))
+    assert rows == Counter(told)
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_d12_the_database_goes_away(ground: Ground, nursery: Nursery, how: str) -> None:
+    """The daemon stops within 5 s with 2 and says what happened and what to do."""
+    folder = ground.upload("bank")
+    database = ground.state / "docferry.db"
+    (folder / "a.pdf").write_bytes(b"a")
+    with nursery.daemon(ground) as daemon:
+        until(ground.stored)
+        copy = ground.root / "copy.db"
+        shutil.copy(database, copy)
+        began = time.monotonic()
+        database.unlink()
+        if how == "replaced":
+            copy.rename(database)
+        assert daemon.wait(30) == 2
+        assert time.monotonic() - began < 5
+        assert how in daemon.text()
+        assert "--adopt" in daemon.text()
+        assert "Traceback" not in daemon.text()
+
+
+@pytest.mark.parametrize("seed", range(20 if FULL else 5))
+@pytest.mark.parametrize("words", [("run",), ("sync", "--json")], ids=["run", "sync"])
+def test_d13_the_database_is_corrupt(ground: Ground, nursery: Nursery, words: tuple[str, ...], seed: int) -> None:
+    """Nothing is sent, and the way to recover is told."""
+    folder = ground.upload("bank")
+    for number in range(30):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+    nursery.sync(ground)
+    (folder / "new.pdf").write_bytes(b"new")
+    before = ground.simulator.requests.total()
+    database = ground.state / "docferry.db"
+    broken = bytearray(database.read_bytes())
+    dice = random.Random(seed)  # noqa: S311 - the same bytes for the same seed
+    for _ in range(1_000):
+        broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+    database.write_bytes(broken)
+    life = nursery.bear(ground, *words)
+    assert life.wait(30) == 2
+    assert "docferry sync --adopt" in life.text()
+    assert "Traceback" not in life.text()
+    assert ground.simulator.requests.total() == before
+
+
+def test_d14_the_database_is_lost(ground: Ground, nursery: Nursery) -> None:
+    """`sync --adopt` rebuilds it from the folders and the remote: 0 sent again, what is new is sent."""
+    folder, scans = ground.upload("bank"), ground.upload("scans", "wootiv", object_name='"{name}"')
+    for number in range(20):
+        (folder / f"{number}.pdf").write_bytes(b"%d" % number)
+        (scans / f"s{number}.pdf").write_bytes(b"s%d" % number)
+    nursery.sync(ground)
+    for path in ground.state.glob("docferry.db*"):
+        path.unlink()
+    (folder / "new.pdf").write_bytes(b"new")
+    made = ground.stored() + Counter({("new.pdf", digest(b"new")): 1})
+    before = ground.simulator.requests["codat.upload"]
+    for _ in range(5):
+        if not nursery.sync(ground, "--adopt", code=None)["due"]:
+            break
+    assert ground.simulator.requests["codat.upload"] == before + 1
+    judge(ground, made)
+    assert nursery.sync(ground)["uploaded"] == 0
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o705])
+def test_d16_a_state_folder_that_others_can_read(ground: Ground, nursery: Nursery, mode: int) -> None:
+    """Refused, with the cure; nothing is sent."""
+    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
+    ground.state.mkdir()
+    ground.state.chmod(mode)
+    for words in (("run",), ("sync", "--json")):
+        life = nursery.bear(ground, *words)
+        assert life.wait() == 2
+        assert f"chmod 700 {ground.state}" in life.text()
+    assert not ground.stored()
+    ground.state.chmod(0o700)
+    assert nursery.sync(ground)["uploaded"] == 1
+
+
+def test_d16_what_docferry_makes_is_for_itself_alone(ground: Ground, nursery: Nursery) -> None:
+    """The state folder is made with mode 700."""
+    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
+    nursery.sync(ground)
+    assert ground.state.stat().st_mode & 0o777 == 0o700
+
+
+def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, with the cure. No share can be mounted here, so the kind of this disk is counted among them."""
+    monkeypatch.setattr(tenure, "_NETWORK", {tenure._filesystem(tmp_path)})
+    with pytest.raises(StateError, match="set state_dir to a local disk"):
+        tenure.prepare_state_dir(tmp_path / "state")
+
+
+# -- what the rows need -----------------------------------------------------------------------------------------------
+
+
+def _insert(connection: Connection, number: int, size: int = 0) -> None:
+    connection.execute(
+        text("INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :mark, 0)"),
+        {"subject": f"test/{number}", "mark": str(number).ljust(size)},
+    )
