@@ -32,7 +32,8 @@ class Gates:
         """Every gate that is not open, by key; one whose `until` has passed lets one document probe."""
 
         def work(connection: Connection) -> dict[str, Gate]:
-            return {row[0]: Gate(*row[:-1], bool(row[-1])) for row in fetched(connection, _ALL)}
+            rows = fetched(connection, _ALL)
+            return {r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in rows}
 
         return await self._database.read(work)
 
