@@ -61,6 +61,16 @@ class Shop:
         assert transfer.state is State.ASKING
         return transfer
 
+    async def brought_to(self, state: State) -> Transfer:
+        """A transfer in one of the leased states."""
+        if state is State.SENDING:
+            return await self.sending("a.pdf")
+        if state is State.ASKING:
+            return await self.asking("a.pdf")
+        await self.enqueue("a.pdf")
+        (transfer,) = await self.claimed()
+        return transfer
+
     async def held(self, name: str, reason: str) -> Transfer:
         transfer = await self.sending(name)
         await self.transfers.settle(transfer, Outcome(State.HELD, reason, "why"), was=State.SENDING)

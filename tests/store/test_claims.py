@@ -1,0 +1,141 @@
+"""Claims: who gets what, when, and nobody twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import anyio
+import pytest
+
+from docferry.model import Outcome, State, Target
+from docferry.store.transfers import Pick
+from store.conftest import Shop, planned
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_claim_leases_what_is_due(shop: Shop) -> None:
+    await shop.enqueue("a.pdf", "b.pdf")
+    claimed = await shop.claimed()
+    assert [(t.state, t.lease, t.remote_name) for t in claimed] == [
+        (State.LEASED, 1, "a.pdf"),
+        (State.LEASED, 1, "b.pdf"),
+    ]
+    assert await shop.rows("SELECT state, owner, lease FROM transfer") == [("leased", "me", 1)] * 2
+    assert await shop.claimed() == []
+
+
+async def test_a_claim_brings_what_was_known_of_the_bytes(shop: Shop) -> None:
+    """The first who has them says what they are; whoever joins changes nothing."""
+    taken = planned("a.pdf", "same", fingerprint="f" * 32, md5="5" * 32)
+    await shop.documents.apply("m", [taken, planned("b.pdf", "other")])
+    await shop.documents.apply(
+        "m", [planned("c.pdf", "same", fingerprint="0" * 32), planned("d.pdf", "other", md5="1")]
+    )
+    known = {t.remote_name: (t.sha256, t.fingerprint, t.md5) for t in await shop.claimed()}
+    assert known == {
+        "a.pdf": (sha256(b"same").hexdigest(), "f" * 32, "5" * 32),
+        "b.pdf": (sha256(b"other").hexdigest(), None, None),
+    }
+
+
+async def test_a_claim_takes_what_it_was_told_to(shop: Shop) -> None:
+    other = Target("codat", "other", "bank")
+    await shop.enqueue(*(f"a{n}.pdf" for n in range(9)))
+    await shop.enqueue(*(f"b{n}.pdf" for n in range(9)), mapping="n", target=other)
+    lanes = {lane.mapping: lane for lane in await shop.transfers.lanes()}
+    claimed = await shop.transfers.claim([Pick(lanes["m"], 2), Pick(lanes["n"], 5)], 6)
+    assert Counter(t.mapping for t in claimed) in ({"m": 2, "n": 4}, {"m": 1, "n": 5})
+    assert await shop.column("SELECT count(*) FROM transfer WHERE state = 'leased'") == [6]
+
+
+async def test_what_is_not_due_yet_is_not_claimed(shop: Shop) -> None:
+    transfer = await shop.brought_to(State.LEASED)
+    await shop.transfers.settle(transfer, Outcome(State.WAITING, delay=10), was=State.LEASED)
+    assert await shop.claimed() == []
+    shop.clock.turn(9.9)
+    assert await shop.claimed() == []
+    shop.clock.turn(0.2)
+    assert [t.lease for t in await shop.claimed()] == [2]
+
+
+async def test_doubts_are_claimed_before_anything_new(shop: Shop) -> None:
+    await shop.doubtful("doubt.pdf")
+    await shop.enqueue("new.pdf")
+    picks = [Pick(lane, 5) for lane in await shop.transfers.lanes()]
+    (first,) = await shop.transfers.claim(picks, 1)
+    assert (first.remote_name, first.state) == ("doubt.pdf", State.ASKING)
+
+
+async def test_lanes_tell_each_lane_once_with_its_earliest(shop: Shop) -> None:
+    for company in ("x", "y"):
+        for mapping in ("m", "n"):
+            names = [f"{company}{mapping}{n}.pdf" for n in range(4)]
+            await shop.enqueue(*names, mapping=mapping, target=Target("codat", company, "bank"))
+    await shop.change("UPDATE transfer SET next_attempt = id")
+    lanes = await shop.transfers.lanes()
+    assert sorted((lane.mapping, lane.lane) for lane in lanes) == [
+        ("m", "codat/x/bank"),
+        ("m", "codat/y/bank"),
+        ("n", "codat/x/bank"),
+        ("n", "codat/y/bank"),
+    ]
+    earliest = dict(await shop.rows("SELECT mapping || lane, min(next_attempt) FROM transfer GROUP BY 1"))
+    assert {lane.mapping + lane.lane: lane.due for lane in lanes} == earliest
+
+
+CLAIMANT = """
+import sys, anyio
+from pathlib import Path
+from docferry.clock import TurnableClock
+from docferry.store.database import open_database
+from docferry.store.transfers import Pick, Transfers
+
+async def main():
+    async with open_database(Path(sys.argv[1])) as database:
+        transfers, found = Transfers(database, TurnableClock(), sys.argv[2]), []
+        print("ready", flush=True)
+        sys.stdin.readline()
+        async def claims():
+            while lanes := await transfers.lanes():
+                found.extend(t.id for t in await transfers.claim([Pick(lane, 3) for lane in lanes], 3))
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(claims)
+        print(*found)
+
+anyio.run(main)
+"""
+
+
+async def test_no_two_claimants_get_the_same(shop: Shop, tmp_path: Path) -> None:
+    """Eight claimants in two processes over 500 rows."""
+    await shop.enqueue(*(f"{number}.pdf" for number in range(500)))
+
+    def race() -> list[int]:
+        programs = [
+            subprocess.Popen(
+                [sys.executable, "-c", CLAIMANT, str(tmp_path / "docferry.db"), name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in ("one", "two")
+        ]
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == "ready\n"
+        for program in programs:
+            assert program.stdin is not None
+            program.stdin.write("\n")
+            program.stdin.flush()
+        return [int(number) for program in programs for number in program.communicate(timeout=60)[0].split()]
+
+    found = await anyio.to_thread.run_sync(race)
+    assert len(found) == 500
+    assert len(set(found)) == 500
+    assert await shop.column("SELECT DISTINCT lease FROM transfer") == [1]
