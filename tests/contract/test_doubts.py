@@ -19,7 +19,8 @@ NOON = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
 
 
 def doubt(name: str, content: bytes = b"ours", at: float = 0.0) -> Transfer:
-    return transfer(name, content, first_sent=NOON + at, last_sent=NOON + at + 1)
+    begun = NOON + at
+    return transfer(name, content, created=NOON - 60, first_sent=begun, last_sent=begun + 1)
 
 
 def row(name: str, at: float = 1.0, uploaded: str | None = None) -> Row:

@@ -1,0 +1,57 @@
+"""What one worker carries: transfers that go together, their bytes, and the key their request goes under."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from docferry.model import Source, State, Transfer
+from docferry.store.documents import Place
+from docferry.work.choose import company_of
+
+#: Where the bytes of transfers lie, by their ids.
+Places = Mapping[int, Sequence[Place]]
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """Transfers of one lane, all LEASED or all ASKING, and where their bytes lie."""
+
+    transfers: list[Transfer]
+    places: Places
+    lane: str = field(init=False)
+    remote: str = field(init=False)
+    company: str = field(init=False)  # the part of the lane that has limits of its own
+    asks: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        first = self.transfers[0]
+        self.lane, self.remote, self.asks = first.target.lane, first.target.remote, first.state is State.ASKING
+        self.company = company_of(self.lane)
+
+
+class Watched(Source):
+    """A document's bytes, and whether anybody has wanted them yet: until then none of them can have left."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.is_wanted = False
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    @property
+    def md5(self) -> str | None:
+        return self._source.md5
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        self.is_wanted = True
+        return self._source.blocks()
+
+
+def key_of(transfers: Sequence[Transfer]) -> str:
+    """The idempotency key of a request: the same documents in the same generation give the same key."""
+    digest = sha256("/".join(f"{t.uid}.{t.generation}" for t in transfers).encode()).hexdigest()
+    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"  # a UUID of version 8
