@@ -52,8 +52,9 @@ from docferry.store.gates import Gates
 from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
 from docferry.work.batches import Batches
-from docferry.work.carry import Carrier, Load
+from docferry.work.carry import Carrier
 from docferry.work.gatekeeper import Gatekeeper
+from docferry.work.load import Load
 
 T = TypeVar("T")
 LAG = 30.0

@@ -10,19 +10,16 @@ from pathlib import Path
 
 import anyio.to_thread
 
-from docferry import logs, policy
-from docferry import settings as settings_of
+from docferry import policy
+from docferry.app.shores import RULES, KeyRing, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.errors import ConfigError, FolderError
 from docferry.files import scan
 from docferry.model import joined
-from docferry.remotes.base import Remote, Rules
-from docferry.remotes.codat import RULES as CODAT_RULES
+from docferry.remotes.base import Remote
 from docferry.remotes.codat import Codat
-from docferry.remotes.http import Http
-from docferry.remotes.wootiv import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv import Wootiv
-from docferry.settings import Download, Secrets, Settings, Upload
+from docferry.settings import Download, Settings, Upload
 from docferry.store import schema, tenure
 from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database, open_database
@@ -39,32 +36,6 @@ from docferry.work.pull import Puller
 from docferry.work.runner import Runner
 from docferry.work.tidy import tidy
 from docferry.work.upkeep import Upkeep
-
-log = logs.get("house")
-
-#: What each remote takes, known without asking it.
-RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
-
-
-class KeyRing:
-    """The keys in use; read again when a remote says 401."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._secrets = Secrets(None, None)
-        self.read()
-
-    def read(self) -> None:
-        self._secrets = self._settings.secrets()
-        for key in (self._secrets.codat, self._secrets.wootiv):
-            if key:
-                logs.hide(key)
-
-    def codat(self) -> str:
-        return self._secrets.codat or ""
-
-    def wootiv(self) -> str:
-        return self._secrets.wootiv or ""
 
 
 @dataclass(slots=True)
@@ -134,32 +105,6 @@ def chosen(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Uploa
         {upload.name: upload for upload in settings.uploads if upload.name in wanted},
         [download for download in settings.downloads if download.name in wanted],
     )
-
-
-def open_remotes(settings: Settings, keys: KeyRing, clock: Clock) -> dict[str, Remote]:
-    """The remotes that some mapping uses."""
-
-    def line(name: str, to: settings_of.Codat | settings_of.Wootiv) -> Http:
-        connections = settings.workers + 4
-        return Http(name, clock, to.timeout, connections=connections, proxy=to.proxy, ca_file=to.ca_file)
-
-    remotes: dict[str, Remote] = {}
-    codat, wootiv = settings.codat, settings.wootiv
-    if "codat" in settings.remotes:
-        remotes["codat"] = Codat(
-            http=line("Codat", codat),
-            base_url=codat.base_url,
-            key=keys.codat,
-            clock=clock,
-            spool=_spool(settings),
-            requests_per_minute=codat.requests_per_minute,
-            concurrent_per_company=codat.concurrent_per_company,
-            list_lag=codat.list_lag,
-        )
-    if "wootiv" in settings.remotes and wootiv.base_url is not None:
-        lines = line("Wootiv", wootiv), line("Wootiv's storage", wootiv)
-        remotes["wootiv"] = Wootiv(*lines, base_url=wootiv.base_url, key=keys.wootiv, clock=clock)
-    return remotes
 
 
 def _furnish(
@@ -269,23 +214,18 @@ def _puller(
         bookmarks=bookmarks,
         transfers=transfers,
         clock=clock,
-        spool=_spool(settings),
+        spool=spool(settings),
     )
-
-
-def _spool(settings: Settings) -> Path:
-    """Where downloads lie until they are whole."""
-    return settings.state_dir / "spool"
 
 
 def _clear_spool(state_dir: Path, owner: str) -> None:
     """Remove half downloads of processes that no longer live; parts that can be resumed stay."""
-    spool = state_dir / "spool"
-    left = {path.name: "-".join(path.name.split("-")[:2]) for path in spool.iterdir() if path.is_dir()}
+    folder = state_dir / "spool"
+    left = {path.name: "-".join(path.name.split("-")[:2]) for path in folder.iterdir() if path.is_dir()}
     gone = tenure.dead(state_dir, set(left.values()), owner)
     for name, whose in left.items():
         if whose in gone:
-            shutil.rmtree(spool / name, ignore_errors=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 async def accept_empty(settings: Settings, mapping: str) -> int:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import anyio.to_thread
 
-from docferry.app.house import RULES, chosen, database_path
+from docferry.app.house import chosen, database_path
+from docferry.app.shores import RULES
 from docferry.clock import SystemClock
 from docferry.files import scan
 from docferry.files.digest import digests

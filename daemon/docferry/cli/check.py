@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
-from docferry.app.house import KeyRing, open_remotes
+from docferry.app.shores import KeyRing, open_remotes
 from docferry.cli import looks, wanted
 from docferry.cli.looks import Finding, Level
 from docferry.cli.screen import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span

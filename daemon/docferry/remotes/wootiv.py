@@ -188,7 +188,7 @@ class _Signed:
     query: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.query = dict(parse_qsl(urlsplit(self.url).query, keep_blank_values=True))
+        self.query = dict(parse_qsl(self.url.partition("?")[2].partition("#")[0], keep_blank_values=True))
 
     @property
     def is_put(self) -> bool:

@@ -11,10 +11,10 @@ from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError
 from docferry.model import Accounted, Finding, Found, Gate, Outcome, Reason, Receipt, State, Transfer
 from docferry.remotes.base import NOTHING, Remote
-from docferry.store.documents import Place
 from docferry.store.transfers import Transfers
 from docferry.work.batches import Batches
 from docferry.work.gatekeeper import Gatekeeper
+from docferry.work.load import Places
 
 log = logs.get("carry")
 
@@ -25,8 +25,6 @@ UNSURE_LAGS = 20
 UNSURE_AT_LEAST = 600.0
 #: So many first batches that proved nothing are followed by another one; then it stays with single documents.
 TRIALS = 3
-
-Places = Mapping[int, Sequence[Place]]
 
 
 class Sender(Protocol):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 
 import anyio
 
@@ -19,32 +18,15 @@ from docferry.remotes.base import Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.transfers import Transfers
-from docferry.work.ask import BATCH, Asker, Places
+from docferry.work.ask import BATCH, Asker
 from docferry.work.batches import Batches
-from docferry.work.choose import company_of
 from docferry.work.gatekeeper import Gatekeeper
+from docferry.work.load import Load, Places, Watched, key_of
 
 log = logs.get("carry")
 
 #: An unreadable file is tried so often before a person is told.
 READ_TRIES = 5
-
-
-@dataclass(slots=True, eq=False)
-class Load:
-    """What one worker carries: transfers of one lane, all LEASED or all ASKING, and where their bytes lie."""
-
-    transfers: list[Transfer]
-    places: Places
-    lane: str = field(init=False)
-    remote: str = field(init=False)
-    company: str = field(init=False)  # the part of the lane that has limits of its own
-    asks: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        first = self.transfers[0]
-        self.lane, self.remote, self.asks = first.target.lane, first.target.remote, first.state is State.ASKING
-        self.company = company_of(self.lane)
 
 
 class Carrier:
@@ -139,7 +121,7 @@ class Carrier:
 
     async def _opened(
         self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places, was: State
-    ) -> list[tuple[Transfer, _Watched]]:
+    ) -> list[tuple[Transfer, Watched]]:
         """Those whose bytes are there; the others are settled."""
         chances = [self._chances(transfer, places.get(transfer.id, ())) for transfer in transfers]
         firsts = [each[0][1] for each in chances if each]
@@ -151,14 +133,14 @@ class Carrier:
             if not transfer.sha256:
                 await self._look_afresh(transfer, places.get(transfer.id, ()), was)
             elif (opened := await self._open(stack, transfer, each, was)) is not None:
-                sources.append((transfer, _Watched(opened)))
+                sources.append((transfer, Watched(opened)))
         return sources
 
-    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, _Watched]], places: Places) -> Receipt | None:
+    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, Watched]], places: Places) -> Receipt | None:
         sending = [transfer for transfer, _ in sources]
         remote = self.remotes[sending[0].target.remote]
         try:
-            return await remote.send([Parcel(transfer, source) for transfer, source in sources], _key(sending))
+            return await remote.send([Parcel(transfer, source) for transfer, source in sources], key_of(sending))
         except SourceError as changed:
             await self._changed(sending, changed, places)
         except RemoteError as failure:
@@ -294,29 +276,3 @@ class Carrier:
         if outcome.state is State.WAITING and at_fault and self._keeper.is_expired(transfer):
             return self._keeper.given_up(outcome.detail)
         return outcome
-
-
-class _Watched(Source):
-    """A document's bytes, and whether anybody has wanted them yet: until then none of them can have left."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.is_wanted = False
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def md5(self) -> str | None:
-        return self._source.md5
-
-    def blocks(self) -> AsyncIterator[bytes]:
-        self.is_wanted = True
-        return self._source.blocks()
-
-
-def _key(transfers: Sequence[Transfer]) -> str:
-    """The idempotency key of a request: the same documents in the same generation give the same key."""
-    digest = sha256("/".join(f"{t.uid}.{t.generation}" for t in transfers).encode()).hexdigest()
-    return f"{digest[:8]}-{digest[8:12]}-8{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"  # a UUID of version 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
-from docferry.work.carry import Load
+from docferry.work.load import Load
 
 
 class Hands:

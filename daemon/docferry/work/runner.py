@@ -19,10 +19,11 @@ from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.transfers import Lane, Transfers
 from docferry.work.batches import Batches
-from docferry.work.carry import Carrier, Load
+from docferry.work.carry import Carrier
 from docferry.work.choose import Scene, choose, closed_by, company_of, gates_of, needs_a_person, next_due
 from docferry.work.gatekeeper import Gatekeeper
 from docferry.work.hands import Hands
+from docferry.work.load import Load
 from docferry.work.upkeep import Upkeep
 
 log = logs.get("runner")
