@@ -166,6 +166,13 @@ class Queue(RuleBasedStateMachine):
         assert leased == believed
         assert all((row.owner is not None) == (row.state in IN_FLIGHT) for row in rows)
 
+    @invariant()
+    def what_is_gone_stands_in_nobodys_way(self) -> None:
+        """Who kept its key would block its like for ever, and who gave it up too early would let it go twice."""
+        if hasattr(self, "database"):
+            keys = self.rows("SELECT state, once LIKE 'gone:%' AS is_free FROM transfer")
+            assert all((row.state == State.GONE) == row.is_free for row in keys)
+
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
