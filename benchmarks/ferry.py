@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Ferry:
         self.place.mkdir(parents=True, exist_ok=True)
         if state_of is not None:
             shutil.copytree(state_of, self.state)
+            os.sync()  # else the first commit that is timed waits for the copy to reach the disk
         target = f'company_id = "{COMPANY}"\nconnection_id = "{CONNECTION}"' if self.to == "codat" else ""
         if self.batch > 1:  # a token lets the list alone prove the first batch; without one a ZIP is asked for
             target += '\nfile_name = "{stem}~{token}{suffix}"'
