@@ -270,12 +270,14 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
         self.opener = opener
         self._content = content
         self._changes = changes
+        self.is_wanted = False
 
     @property
     def size(self) -> int:
         return len(self._content)
 
     async def blocks(self) -> AsyncIterator[bytes]:
+        self.is_wanted = True
         yield self._content[:1]
         if self._changes:
             raise SourceChanged("it changed")
@@ -286,6 +288,9 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
 
     async def __aexit__(self, *_: object) -> None:
         self.close()
+
+    def let_go(self) -> None:
+        """They stay."""
 
     def close(self) -> None:
         """Nothing was opened."""

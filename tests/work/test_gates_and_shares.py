@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import pytest
 
-from docferry.model import State
+from docferry.model import Receipt, State
+from docferry.remotes.codat import Codat
 from docferry.simulator import Fault
 from ground import COMPANY, CONNECTION
 from work.conftest import OTHER, Harbour, names_of, once
@@ -293,6 +294,27 @@ async def test_a_stop_hands_everything_back(harbour: Harbour) -> None:
             group.cancel_scope.cancel()
         counts = await harbour.states(house)
     assert {state: count for state, count in counts.items() if count} == {"doubtful": 3, "waiting": 17}
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000], ids=["whole", "in_blocks"])
+async def test_a_stop_does_not_take_a_receipt_along(
+    harbour: Harbour, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """It comes in the moment in which the remote's answer is here: what was taken is written down as sent."""
+    harbour.lay(harbour.ground.upload("bank"), "a.pdf", content=lambda _: bytes(size))
+    send = Codat.send
+    async with harbour.house() as house:
+        async with anyio.create_task_group() as group:
+
+            async def sent_and_stopped(self: Codat, *parcels: Any) -> Receipt:
+                receipt = await send(self, *parcels)
+                group.cancel_scope.cancel()
+                return receipt
+
+            monkeypatch.setattr(Codat, "send", sent_and_stopped)
+            await house.runner.run()
+        counts = await harbour.states(house)
+    assert {state: count for state, count in counts.items() if count} == {"sent": 1}
 
 
 async def test_what_another_command_queues_is_found_whatever_file_times_say(

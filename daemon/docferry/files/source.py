@@ -82,6 +82,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._whole: bytes | None = None
         self._readers: TaskGroup | None = None
         self.is_open = False
+        self.is_wanted = False  # whether anybody has asked for bytes: until then none of them can have left
         self.trouble: Exception | None = None  # why it could not be opened
 
     @property
@@ -117,6 +118,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             self.close()
 
     async def blocks(self) -> AsyncIterator[bytes]:
+        self.is_wanted = True
         if self._whole is not None:
             if self._whole:
                 yield self._whole
@@ -157,6 +159,10 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         if found.sha256 != self._digests.sha256:
             raise self._other_bytes()
         self._digests = found
+
+    def let_go(self) -> None:
+        """The bytes of a small file are not wanted any more."""
+        self._whole = None
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -13,7 +13,7 @@ from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import FileSource, Opener, open_together
-from docferry.model import Digests, Outcome, Parcel, Reason, Receipt, Source, State, Transfer
+from docferry.model import Digests, Outcome, Parcel, Reason, Receipt, State, Transfer
 from docferry.remotes.base import Remote
 from docferry.settings import Upload
 from docferry.store.documents import Place
@@ -21,7 +21,7 @@ from docferry.store.transfers import Transfers
 from docferry.work.ask import BATCH, Asker
 from docferry.work.batches import Batches
 from docferry.work.gatekeeper import Gatekeeper
-from docferry.work.load import Load, Places, Watched, key_of
+from docferry.work.load import Load, Places, key_of
 
 log = logs.get("carry")
 
@@ -99,29 +99,24 @@ class Carrier:
     async def _send(
         self, transfers: Sequence[Transfer], places: Places, *, was: State, taken: Callable[[], None] = lambda: None
     ) -> None:
-        sent = await self._sent(transfers, places, was)
-        if sent is not None:
-            taken()
-            await self._took(*sent)
-
-    async def _sent(
-        self, transfers: Sequence[Transfer], places: Places, was: State
-    ) -> tuple[list[Transfer], Receipt] | None:
-        """What the remote took, and its receipt; None when all was settled otherwise. The bytes are let go of here:
-        while the books are written, a worker has others."""
         async with AsyncExitStack() as stack:
             sources = await self._opened(stack, transfers, places, was)
             if not sources:
-                return None
+                return
             sending = [transfer for transfer, _ in sources]
             # The intent is committed before the first byte: whoever finds us dead knows what may be there.
             await self._transfers.mark_sending(sending)
             receipt = await self._over_the_wire(sources, places)
-            return (sending, receipt) if receipt is not None else None
+            # Nothing is waited for between a receipt and its entry in the books: a stop would take it along.
+            if receipt is not None:
+                for _, source in sources:
+                    source.let_go()  # while the books are written, the worker has others
+                taken()
+                await self._took(sending, receipt)
 
     async def _opened(
         self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places, was: State
-    ) -> list[tuple[Transfer, Watched]]:
+    ) -> list[tuple[Transfer, FileSource]]:
         """Those whose bytes are there; the others are settled."""
         chances = [self._chances(transfer, places.get(transfer.id, ())) for transfer in transfers]
         firsts = [each[0][1] for each in chances if each]
@@ -133,10 +128,10 @@ class Carrier:
             if not transfer.sha256:
                 await self._look_afresh(transfer, places.get(transfer.id, ()), was)
             elif (opened := await self._open(stack, transfer, each, was)) is not None:
-                sources.append((transfer, Watched(opened)))
+                sources.append((transfer, opened))
         return sources
 
-    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, Watched]], places: Places) -> Receipt | None:
+    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, FileSource]], places: Places) -> Receipt | None:
         sending = [transfer for transfer, _ in sources]
         remote = self.remotes[sending[0].target.remote]
         try:
@@ -172,7 +167,7 @@ class Carrier:
 
     async def _open(
         self, stack: AsyncExitStack, transfer: Transfer, chances: Sequence[tuple[Place, FileSource]], was: State
-    ) -> Source | None:
+    ) -> FileSource | None:
         """The transfer's bytes, from any place that still has them; None when it was settled instead."""
         trouble: SourceError | None = None
         for place, source in chances:

@@ -1,12 +1,12 @@
-"""What one worker carries: transfers that go together, their bytes, and the key their request goes under."""
+"""What one worker carries: transfers that go together, and the key their request goes under."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from docferry.model import Source, State, Transfer
+from docferry.model import State, Transfer
 from docferry.store.documents import Place
 from docferry.work.choose import company_of
 
@@ -29,26 +29,6 @@ class Load:
         first = self.transfers[0]
         self.lane, self.remote, self.asks = first.target.lane, first.target.remote, first.state is State.ASKING
         self.company = company_of(self.lane)
-
-
-class Watched(Source):
-    """A document's bytes, and whether anybody has wanted them yet: until then none of them can have left."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self.is_wanted = False
-
-    @property
-    def size(self) -> int:
-        return self._source.size
-
-    @property
-    def md5(self) -> str | None:
-        return self._source.md5
-
-    def blocks(self) -> AsyncIterator[bytes]:
-        self.is_wanted = True
-        return self._source.blocks()
 
 
 def key_of(transfers: Sequence[Transfer]) -> str:
