@@ -262,7 +262,7 @@ def escaped(raw: bytes | str) -> str:
     """A path or name as text that is safe to show: undecodable bytes as `\\xff`, control and
     direction-changing characters as escapes, everything else as it is."""
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
-    return "".join(_shown(char) for char in text)
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def _shown(char: str) -> str:
