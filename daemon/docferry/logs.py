@@ -58,8 +58,8 @@ class Log:
         if self._logger.isEnabledFor(level):
             extra = {"action": action, "fields": fields}
             trouble = None if exc is None else (type(exc), exc, exc.__traceback__)
-            # Made here, as nobody is told which line logged it, and to find that out costs a tenth of it. The message is
-            # an argument: a "%" in it is no format.
+            # Made here, as nobody is told which line logged it, and finding that out costs a tenth of it.
+            # The message is an argument: a "%" in it is no format.
             record = self._logger.makeRecord(self._logger.name, level, "", 0, "%s", (message,), trouble, extra=extra)
             self._logger.handle(record)
 
