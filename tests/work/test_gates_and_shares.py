@@ -87,8 +87,8 @@ async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(harbour: H
     harbour.ground.settings["workers"] = "3"
     harbour.lay(harbour.ground.upload("bank"), *names_of(12))
     harbour.strike(
-        Fault("too_many", "codat.upload", nth=1, params={"seconds": 3600}),
         Fault("slow_read", "codat.upload", first=2, params={"rate": 1500}),
+        Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}),
     )
     async with harbour.house() as house:
         await harbour.carried(house, lambda counts: counts.get("sent", 0) == 2)

@@ -25,8 +25,16 @@ from docferry.work.load import Load, Places, key_of
 
 log = logs.get("carry")
 
+#: Waits until it may go; False: not now.
+Turn = Callable[[], Awaitable[bool]]
+
 #: An unreadable file is tried so often before a person is told.
 READ_TRIES = 5
+
+
+async def at_once() -> bool:
+    """A turn that nobody waits for."""
+    return True
 
 
 class Carrier:
@@ -62,14 +70,14 @@ class Carrier:
             batches=batches,
         )
 
-    async def carry(self, load: Load, taken: Callable[[], None] = lambda: None) -> None:
-        """Bring a load to its outcomes; `taken` is told when the remote has it and only the books are left to be
-        written. A lost lease is somebody else's transfer now: nothing is left to do."""
+    async def carry(self, load: Load, turn: Turn = at_once, taken: Callable[[], None] = lambda: None) -> None:
+        """Bring a load to its outcomes. `turn` is waited for when it can go; `taken` is told when the remote has it and
+        only the books are left to be written. A lost lease is somebody else's transfer now: nothing is left to do."""
         try:
             if load.asks:
-                await self._asker.ask(load.transfers, load.places)
+                await (self._asker.ask(load.transfers, load.places) if await turn() else self.hand_back(load))
             else:
-                await self._send(load.transfers, load.places, was=State.LEASED, taken=taken)
+                await self._send(load.transfers, load.places, was=State.LEASED, turn=turn, taken=taken)
                 if len(load.transfers) > 1 and not self._batches.trusts(load.lane):
                     await self._asker.trial_ended(load.lane)
         except LeaseLost as lost:
@@ -97,7 +105,13 @@ class Carrier:
                 await self._keeper.settle(transfer, outcome, State.SENDING)
 
     async def _send(
-        self, transfers: Sequence[Transfer], places: Places, *, was: State, taken: Callable[[], None] = lambda: None
+        self,
+        transfers: Sequence[Transfer],
+        places: Places,
+        *,
+        was: State,
+        turn: Turn = at_once,
+        taken: Callable[[], None] = lambda: None,
     ) -> None:
         async with AsyncExitStack() as stack:
             sources = await self._opened(stack, transfers, places, was)
@@ -106,7 +120,7 @@ class Carrier:
             sending = [transfer for transfer, _ in sources]
             # The intent is committed before the first byte: whoever finds us dead knows what may be there.
             await self._transfers.mark_sending(sending)
-            receipt = await self._over_the_wire(sources, places)
+            receipt = await self._over_the_wire(sources, places, turn)
             # Nothing is waited for between a receipt and its entry in the books: a stop would take it along.
             if receipt is not None:
                 for _, source in sources:
@@ -131,10 +145,15 @@ class Carrier:
                 sources.append((transfer, opened))
         return sources
 
-    async def _over_the_wire(self, sources: Sequence[tuple[Transfer, FileSource]], places: Places) -> Receipt | None:
+    async def _over_the_wire(
+        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, turn: Turn
+    ) -> Receipt | None:
         sending = [transfer for transfer, _ in sources]
         remote = self.remotes[sending[0].target.remote]
         try:
+            if not await turn():
+                await self._unsent(sending)
+                return None
             return await remote.send([Parcel(transfer, source) for transfer, source in sources], key_of(sending))
         except SourceError as changed:
             await self._changed(sending, changed, places)
@@ -148,6 +167,12 @@ class Carrier:
                         await self._keeper.settle(transfer, policy.after_stop(begun=begun), State.SENDING)
             raise
         return None
+
+    async def _unsent(self, sending: Sequence[Transfer]) -> None:
+        """It was about to go, and its way was closed: nothing was done."""
+        for transfer in sending:
+            outcome = Outcome(State.WAITING, transfer.reason, transfer.detail, costs_a_try=False)
+            await self._keeper.settle(transfer, outcome, State.SENDING)
 
     def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """The places that should have a transfer's bytes, each with its source."""

@@ -1,61 +1,140 @@
-"""What one process has in its hands: loads that are ready, on their way, and in the books; counted as they move."""
+"""What one process has in its hands: loads that are ready, ahead, on their way and in the books; and who goes next."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+import anyio
+
+from docferry.clock import Clock
 from docferry.work.load import Load
+
+#: For each worker so many loads are made ready to go ahead of it: while it sends, the files of the next are opened and
+#: their intent is committed, in few large steps instead of many small ones.
+AHEAD = 2
+#: No more are ahead than were taken within this, seconds: what is opened goes soon; where remotes are slow, none is.
+LATELY = 0.2
 
 
 class Hands:
-    """Every load is ready, running or booking. How many run is asked for each load that might start: it is counted."""
+    """Every load is ready, ahead, running or booking. What runs has a worker; what is ahead is made ready to go, then
+    waits for one. How many there are is asked for each load that might start: they are counted as they move."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        workers: int,
+        batch: int,
+        company_limits: Mapping[str, int],
+        several: bool,
+        is_wary: Callable[[str], bool],
+    ) -> None:
+        self._clock = clock
+        self.workers = workers
+        self._company_limits = company_limits  # of each remote, what runs in one company
+        self._several = several  # whether more than one company is served
+        self._is_wary = is_wary  # of a lane that fails: one load at a time
         self.ready: deque[Load] = deque()
+        self._ahead: set[Load] = set()
+        self._turns: dict[Load, _Turn] = {}  # of those ahead that can go, as they came
         self.running: set[Load] = set()
-        self.booking: set[Load] = set()  # taken by the remote, and not written down yet: they keep no worker
-        self._of_remote: Counter[str] = Counter()  # those that run
-        self._of_company: Counter[str] = Counter()
-        self._sending: Counter[str] = Counter()  # those that run and do not ask, by lane
+        self._booking: set[Load] = set()  # taken by the remote, and not written down yet: they keep no worker
+        self._started = _Count()  # ahead or running
+        self._sent = _Count()  # running
+        self._taken = deque[float](maxlen=max(1, AHEAD * workers // batch))  # when the latest were, steady seconds
 
     @property
     def are_empty(self) -> bool:
-        return not (self.ready or self.running or self.booking)
+        return not self.ready and self.are_done
+
+    @property
+    def are_done(self) -> bool:
+        """Whether all that was started has ended."""
+        return not (self._ahead or self.running or self._booking)
+
+    @property
+    def have_workers(self) -> bool:
+        """Whether a worker has nothing to do, nor will have in a moment."""
+        return len(self.running) + len(self._ahead) - len(self._turns) < self.workers
+
+    @property
+    def waiting(self) -> Collection[Load]:
+        """Those that can go and have no worker, as they came."""
+        return list(self._turns)
 
     def add(self, loads: Iterable[Load]) -> None:
         self.ready.extend(loads)
 
+    # -- who goes next ---------------------------------------------------------------------------------------------
+
+    def is_blocked(self, load: Load) -> bool:
+        """Whether its own lane or company has all it may have: others need not wait for it."""
+        return self._waits_for_lane(load, self._started) or (self._several and self._fills_company(load))
+
+    def may_start(self, load: Load) -> bool:
+        if self._waits_for_lane(load, self._started) or self._fills_company(load):
+            return False
+        return self.have_workers or len(self._ahead) < self._allowance
+
     def start(self, load: Load) -> None:
         self.ready.remove(load)
-        self.running.add(load)
-        self._count(load, 1)
+        self._ahead.add(load)
+        self._started.change(load, 1)
+
+    async def turn(self, load: Load) -> bool:
+        """What was started can go: wait for a worker. False: it was refused."""
+        if self._may_run(load):  # then so may nobody who came before: they were asked when the worker became free
+            self._run(load)
+            return True
+        turn = self._turns[load] = _Turn()
+        try:
+            await turn.decided.wait()
+        finally:
+            self._turns.pop(load, None)
+        return turn.granted
+
+    def let_go(self) -> None:
+        """Whoever waits gets the workers that are free."""
+        for load in self.waiting if len(self.running) < self.workers else ():
+            if self._may_run(load):
+                self._run(load)
+                self._turns.pop(load).decide(granted=True)
+
+    def refuse(self, load: Load) -> None:
+        """It must not go now, and waits no longer."""
+        self._turns.pop(load).decide(granted=False)
 
     def taken(self, load: Load) -> None:
         """The remote has it."""
         self.running.remove(load)
-        self.booking.add(load)
-        self._count(load, -1)
+        self._sent.change(load, -1)
+        self._started.change(load, -1)
+        self._booking.add(load)
+        self._taken.append(self._clock.steady())
 
     def end(self, load: Load) -> None:
-        if load in self.booking:
-            self.booking.remove(load)
-        else:
+        if load in self._booking:
+            self._booking.remove(load)
+            return
+        self._started.change(load, -1)
+        if load in self.running:
             self.running.remove(load)
-            self._count(load, -1)
+            self._sent.change(load, -1)
+        else:
+            self._ahead.remove(load)
+
+    # -- how many --------------------------------------------------------------------------------------------------
 
     def running_at(self, remote: str) -> int:
-        return self._of_remote[remote]
+        return self._sent.of_remote[remote]
 
-    def running_in(self, company: str) -> int:
-        return self._of_company[company]
-
-    def sends_in(self, lane: str) -> bool:
-        """Whether something of this lane is being sent."""
-        return self._sending[lane] > 0
+    def started_at(self, remote: str) -> int:
+        return self._started.of_remote[remote]
 
     def by_lane(self) -> dict[str, int]:
-        """The loads that still need a worker."""
+        """The loads that still need a worker, or have one."""
         return Counter(load.lane for load in self._unfinished())
 
     def asking(self) -> set[str]:
@@ -64,10 +143,62 @@ class Hands:
 
     def _unfinished(self) -> Iterator[Load]:
         yield from self.ready
+        yield from self._ahead
         yield from self.running
 
-    def _count(self, load: Load, change: int) -> None:
-        self._of_remote[load.remote] += change
-        self._of_company[load.company] += change
+    def _run(self, load: Load) -> None:
+        self._ahead.remove(load)
+        self.running.add(load)
+        self._sent.change(load, 1)
+
+    def _may_run(self, load: Load) -> bool:
+        if len(self.running) >= self.workers or self._waits_for_lane(load, self._sent):
+            return False
+        return self._sent.of_company[load.company] < self._company_limit(load)
+
+    def _waits_for_lane(self, load: Load, count: _Count) -> bool:
+        return not load.asks and count.sends_of_lane[load.lane] > 0 and self._is_wary(load.lane)
+
+    def _fills_company(self, load: Load) -> bool:
+        share = self._allowance // 2 if self._several else self._allowance
+        return self._started.of_company[load.company] >= self._company_limit(load) + share
+
+    def _company_limit(self, load: Load) -> int:
+        """What runs of a company. Where several are served, one that hangs never has the last worker."""
+        spare = 1 if self._several and self.workers > 1 else 0
+        return min(self._company_limits.get(load.remote, self.workers), self.workers - spare)
+
+    @property
+    def _allowance(self) -> int:
+        """Loads that may be ahead now."""
+        before = self._clock.steady() - LATELY
+        while self._taken and self._taken[0] < before:
+            self._taken.popleft()
+        return len(self._taken)
+
+
+class _Turn:
+    """One load's wait for a worker."""
+
+    def __init__(self) -> None:
+        self.decided = anyio.Event()
+        self.granted = False
+
+    def decide(self, *, granted: bool) -> None:
+        self.granted = granted
+        self.decided.set()
+
+
+class _Count:
+    """Loads, counted by whom they go to."""
+
+    def __init__(self) -> None:
+        self.of_remote: Counter[str] = Counter()
+        self.of_company: Counter[str] = Counter()
+        self.sends_of_lane: Counter[str] = Counter()  # those that do not ask
+
+    def change(self, load: Load, by: int) -> None:
+        self.of_remote[load.remote] += by
+        self.of_company[load.company] += by
         if not load.asks:
-            self._sending[load.lane] += change
+            self.sends_of_lane[load.lane] += by

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Mapping
-from itertools import islice
+from itertools import filterfalse, islice
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -34,8 +34,6 @@ POLL = 1.0
 LOOK = 5.0
 #: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
 AHEAD = 8
-#: Loads of one company that are opened while as many as its remote allows are on their way.
-OPENING = 4
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
 
@@ -68,13 +66,19 @@ class Runner:
         self._clock = clock
         self._upkeep = upkeep
         self._workers = workers
-        self._company_limits = company_limits
         self._batches = batches
         self._reserve = reserve
         uploads = carrier.uploads.values()
         places = {(upload.to, upload.company_id) for upload in uploads}
         self._several = len(places) > 1 or any(upload.placeholders for upload in uploads)
-        self._hands = Hands()
+        self._hands = Hands(
+            clock,
+            workers=workers,
+            batch=batches.size,
+            company_limits=company_limits,
+            several=self._several,
+            is_wary=lambda lane: keeper.tally.strikes.get(lane, 0) >= WARY,
+        )
         self._wake = anyio.Event()
         self._stopping = False
         self._filling = False  # something may be claimed and not in hand yet
@@ -142,11 +146,12 @@ class Runner:
         try:
             async with anyio.create_task_group() as group:
                 task_status.started()
-                while not (self._stopping and not self._hands.running and not self._hands.booking):
+                while not (self._stopping and self._hands.are_done):
                     self._wake = anyio.Event()
                     self.beat = self._clock.steady()
                     self._database.assert_ours()
                     await self._upkeep.turn()
+                    self._refuse()
                     if not self._stopping:
                         self._filling = True
                         await self._give_back()
@@ -162,17 +167,25 @@ class Runner:
 
     async def _give_back(self) -> None:
         """What was claimed before a gate closed on its way is not carried against it."""
-        now, gates = self._clock.now(), self._keeper.closed
-        for load in list(self._hands.ready) if gates else ():
-            on_the_way = gates_of(load.lane, gates)
-            if any(gate.until > now and not (load.asks and gate.lets_doubts_pass) for gate in on_the_way):
+        for load in list(self._hands.ready) if self._keeper.closed else ():
+            if self._is_barred(load):
                 await self._carrier.hand_back(load)
                 self._hands.ready.remove(load)
+
+    def _refuse(self) -> None:
+        """Nor does go what was made ready before, or before we were to stop."""
+        for load in self._hands.waiting if self._keeper.closed or self._stopping else ():
+            if self._stopping or self._is_barred(load):
+                self._hands.refuse(load)
+
+    def _is_barred(self, load: Load) -> bool:
+        now, on_the_way = self._clock.now(), gates_of(load.lane, self._keeper.closed)
+        return any(gate.until > now and not (load.asks and gate.lets_doubts_pass) for gate in on_the_way)
 
     async def _fill(self) -> None:
         self._claimed = False
         # What is blocked behind its own company must not keep others from being claimed.
-        startable = sum(1 for _ in islice(filter(self._may_start, self._hands.ready), self._workers))
+        startable = sum(1 for _ in islice(filterfalse(self._hands.is_blocked, self._hands.ready), self._workers))
         if startable >= self._workers:
             return
         stamp, steady = self._database.stamp, self._clock.steady()
@@ -209,47 +222,45 @@ class Runner:
 
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
+        self._hands.let_go()
         while (load := self._next()) is not None:
             self._hands.start(load)
             group.start_soon(self._work, group, load, name=load.lane)
 
     def _next(self) -> Load | None:
-        if self._stopping or len(self._hands.running) >= self._workers:
+        if self._stopping:
             return None
-        return next((load for load in self._hands.ready if self._may_start(load) and self._may_ask(load)), None)
-
-    def _may_start(self, load: Load) -> bool:
-        if self._keeper.tally.strikes.get(load.lane, 0) >= WARY and not load.asks:
-            return not self._hands.sends_in(load.lane)
-        # Where several companies are served, one that hangs never has the last worker.
-        spare = 1 if self._several and self._workers > 1 else 0
-        # The remote itself holds its limit; some more open their files meanwhile.
-        limit = self._company_limits.get(load.remote, self._workers) + OPENING
-        return self._hands.running_in(load.company) < min(limit, self._workers - spare)
+        return next((load for load in self._hands.ready if self._hands.may_start(load) and self._may_ask(load)), None)
 
     def _may_ask(self, load: Load) -> bool:
         """Whether the remote's quota has a request for it, beside those that are on their way."""
-        return load.asks or self._left(load.remote) > self._hands.running_at(load.remote)
+        return load.asks or self._left(load.remote) > self._hands.started_at(load.remote)
 
     async def _work(self, group: TaskGroup, load: Load) -> None:
+        async def turn() -> bool:
+            return not (self._stopping or self._is_barred(load)) and await self._hands.turn(load)
+
         def taken() -> None:
             self._hands.taken(load)
             if not self._keeper.closed:  # else what is ready may have to be given back first
                 self._dispatch(group)
 
         try:
-            await self._carrier.carry(load, taken)
+            await self._carrier.carry(load, turn, taken)
             await self._guard_quota(load.remote)
         finally:
             self._hands.end(load)
-            if not self._goes_on_by_itself:
+            if self._goes_on_by_itself:
+                self._hands.let_go()
+            else:
                 self._wake.set()
 
     @property
     def _goes_on_by_itself(self) -> bool:
         """All workers are busy, and what they carry next is here: nothing is to be done until one of them has ended."""
-        ready, running = len(self._hands.ready), len(self._hands.running)
-        return min(ready, running) >= self._workers and not self._stopping and not self._keeper.closed
+        if self._stopping or self._keeper.closed:
+            return False
+        return len(self._hands.ready) >= self._workers and not self._hands.have_workers
 
     def _left(self, remote: str) -> float:
         """Requests that the daily quota of a remote allows new documents, apart from its reserve."""
@@ -275,10 +286,7 @@ class Runner:
         if self._stopping:
             return POLL
         due = next_due(self._lanes, self._carrier.uploads.keys(), self._keeper.closed)
-        ready, running = len(self._hands.ready), len(self._hands.running)
-        if due is None or (ready and running < self._workers):
-            return POLL
-        if running >= self._workers or ready >= self._workers:
+        if due is None or self._hands.ready or not self._hands.have_workers:
             return POLL
         wait = due - self._clock.now()
         if wait <= 0:
