@@ -43,7 +43,7 @@ async def test_a_cut_puts_only_what_was_on_its_way_in_doubt(loaded: Harbour) -> 
 
 
 async def test_a_stop_sends_nothing_of_it(loaded: Harbour) -> None:
-    loaded.strike(Fault("late", "codat.upload", nth=FAST, params={"late": 0.5}))
+    loaded.strike(Fault("slow_read", "codat.upload", nth=FAST, params={"rate": 1000}))
     async with loaded.house() as house:
         counts = await loaded.carried(house, lambda _: loaded.requests("codat.upload") == FAST)
         assert not house.runner.is_busy
