@@ -11,6 +11,7 @@ import pytest
 
 from docferry.errors import LeaseLost
 from docferry.model import MOVES, Outcome, Receipt, State, Transfer
+from docferry.store.reports import AttemptRow, Reports
 from store.conftest import Shop
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +43,7 @@ async def test_a_move_that_is_not_ours_changes_nothing(shop: Shop, was: State, t
 
 
 @pytest.mark.parametrize(("was", "to"), FROM_LEASE)
-async def test_every_move_from_a_lease_is_made_with_its_attempt(shop: Shop, was: State, to: State) -> None:
+async def test_every_move_from_a_lease_is_made_and_what_ends_has_its_attempt(shop: Shop, was: State, to: State) -> None:
     transfer = await shop.brought_to(was)
     shop.clock.turn(2)
     if to is State.SENDING:
@@ -53,12 +54,17 @@ async def test_every_move_from_a_lease_is_made_with_its_attempt(shop: Shop, was:
     ((state, owner, lease),) = await shop.rows("SELECT state, owner, lease FROM transfer")
     assert (state, lease) == (to, transfer.lease)
     assert owner == ("me" if to is State.SENDING else None)
-    statement = "SELECT state, ended, status, correlation_id, etag, proof, detail FROM attempt WHERE lease = :lease"
-    (attempt,) = await shop.rows(statement, lease=lease)
+    reports = Reports(shop.database)
+    told = (await reports.attempts(1))[-1]
+    began = shop.clock.now() - (2 if was is State.SENDING else 0)
     if to is State.SENDING:
-        assert attempt == ("sending", None, None, None, None, None, None)
+        assert told == AttemptRow(lease, began, None, "sending", None, None, None, None, None)
+        assert not await shop.rows("SELECT * FROM attempt WHERE lease = :lease", lease=lease)
     else:
-        assert attempt == (to, shop.clock.now(), 200, "corr", '"tag"', "answer", "so")
+        assert told == AttemptRow(lease, began, shop.clock.now(), to, "so", 200, "corr", '"tag"', "answer")
+    row = await reports.by_id(1)
+    assert row is not None
+    assert row.attempts == lease
 
 
 @pytest.mark.parametrize("was", [State.WAITING, State.SENT, State.GONE, State.HELD, State.DOUBTFUL])

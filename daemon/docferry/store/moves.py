@@ -1,4 +1,4 @@
-"""Moves of transfers: whatever waits for the writer goes into one commit, each with its attempt row."""
+"""Moves of transfers: whatever waits for the writer goes into one commit, what ends with its attempt row."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from docferry.store.connection import driver, fetched
 from docferry.store.database import Database
 
 # A row whose lease, owner or state is another is not changed: its lease is lost. The intent has a statement of its own,
-# as every document needs it and few columns change.
+# as every document needs it; the transfer itself tells of a try that has not ended.
 _MARK = """
 UPDATE transfer SET state = :state, reason = NULL, detail = NULL, next_attempt = :at,
   first_sent = coalesce(first_sent, :at), last_sent = :at, updated = :at
 WHERE id = :id AND lease = :lease AND owner = :owner AND state = :from
 """
-_BEGAN = "INSERT INTO attempt (transfer_id, lease, began, state) VALUES (:id, :lease, :at, :state)"
+_ENDED = """
+INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
+SELECT id, lease, CASE state WHEN 'sending' THEN last_sent ELSE :at END, :at, :state, :detail, :status, :correlation_id,
+  :etag, :proof
+FROM transfer WHERE id = :id AND lease = :lease AND owner = :owner AND state = :from
+ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
+  detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
+  proof = excluded.proof
+"""
 _SETTLE = """
 UPDATE transfer SET state = :state, reason = :reason, detail = :detail, next_attempt = :next_attempt,
   tries = tries + :tried, generation = generation + :fresh_key,
   first_sent = CASE WHEN :untaken THEN :first_sent ELSE first_sent END,
   last_sent = CASE WHEN :untaken THEN :last_sent ELSE coalesce(:last_sent, last_sent) END,
   owner = NULL, updated = :at
-WHERE id = :id AND lease = :lease AND owner = :owner AND state = :from
-"""
-_ENDED = """
-INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
-VALUES (:id, :lease, :at, :at, :state, :detail, :status, :correlation_id, :etag, :proof)
-ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
-  detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
-  proof = excluded.proof
+WHERE id = :id
 """
 
 # What was gone no longer stands in the way of its like, which is found by an index that no other move touches.
@@ -107,11 +108,13 @@ def apply(
     """The moves that were made, and the paths that have no transfer any more."""
     execute, moved, gone = driver(connection).execute, set[tuple[int, int]](), list[int]()
     for row in rows:
-        move, attempt = (_MARK, _BEGAN) if row["state"] is State.SENDING else (_SETTLE, _ENDED)
-        if execute(move, row).rowcount:
-            execute(attempt, row)
-            moved.add((row["id"], row["lease"]))
-            gone += [row["id"]] if row["state"] is State.GONE else []
+        ends = row["state"] is not State.SENDING
+        if not execute(_ENDED if ends else _MARK, row).rowcount:
+            continue
+        if ends:
+            execute(_SETTLE, row)
+        moved.add((row["id"], row["lease"]))
+        gone += [row["id"]] if row["state"] is State.GONE else []
     if not gone:
         return frozenset(moved), []
     fetched(connection, _FREED, {"gone": json.dumps(gone)})

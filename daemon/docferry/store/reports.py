@@ -50,7 +50,7 @@ class AttemptRow:
 
 _ROW = """
 SELECT d.id, d.mapping, d.folder, d.name, d.size, d.sha256, t.state, t.reason, t.detail,
-  (SELECT count(*) FROM attempt a WHERE a.transfer_id = t.id) AS attempts,
+  (SELECT count(*) FROM attempt a WHERE a.transfer_id = t.id) + (t.state = 'sending') AS attempts,
   t.remote_name, t.company_id, t.connection_id,
   CASE WHEN t.state IN ('waiting', 'doubtful') THEN t.next_attempt END AS next_attempt,
   d.first_seen, max(d.updated, t.updated) AS updated
@@ -170,17 +170,21 @@ class Reports:
         """Every try for a document, the first first."""
 
         def work(connection: Connection) -> list[AttemptRow]:
-            rows = connection.execute(
-                text(
-                    "SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof "
-                    "FROM attempt a JOIN document d ON d.transfer_id = a.transfer_id WHERE d.id = :id ORDER BY a.lease"
-                ),
-                {"id": document_id},
-            )
+            rows = connection.execute(_ATTEMPTS, {"id": document_id})
             return [AttemptRow(*row) for row in rows.all()]
 
         return await self._database.read(work)
 
+
+# One that has not ended is in its transfer alone.
+_ATTEMPTS = text("""
+SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof
+FROM document d JOIN attempt a ON a.transfer_id = d.transfer_id WHERE d.id = :id
+UNION ALL
+SELECT t.lease, t.last_sent, NULL, t.state, NULL, NULL, NULL, NULL, NULL
+FROM document d JOIN transfer t ON t.id = d.transfer_id WHERE d.id = :id AND t.state = 'sending'
+ORDER BY 1
+""")
 
 # Each part as one of the partial indexes has it, word for word: else SQLite reads every transfer there ever was.
 _OPEN = text(

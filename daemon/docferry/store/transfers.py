@@ -1,4 +1,4 @@
-"""The queue: the only place that moves a transfer, each move with its attempt row in one transaction."""
+"""The queue: the only place that moves a transfer; what ends a try writes its attempt row in the same transaction."""
 
 from __future__ import annotations
 
