@@ -172,7 +172,8 @@ class Carrier:
         """It was about to go, and its way was closed: nothing was done."""
         for transfer in sending:
             outcome = Outcome(State.WAITING, transfer.reason, transfer.detail, costs_a_try=False)
-            await self._keeper.settle(transfer, outcome, State.SENDING)
+            with contextlib.suppress(LeaseLost):  # the others are still ours
+                await self._keeper.settle(transfer, outcome, State.SENDING)
 
     def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """The places that should have a transfer's bytes, each with its source."""

@@ -76,7 +76,9 @@ class Hands:
     def may_start(self, load: Load) -> bool:
         if self._waits_for_lane(load, self._started) or self._fills_company(load):
             return False
-        return self.have_workers or len(self._ahead) < self._allowance
+        # A folder that hangs keeps what it opens ahead for ever: whoever has nothing in hand need not wait for it.
+        is_alone = not self._started.of_company[load.company]
+        return self.have_workers or is_alone or len(self._ahead) < self._allowance
 
     def start(self, load: Load) -> None:
         self.ready.remove(load)

@@ -222,7 +222,8 @@ class Runner:
 
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
-        self._hands.let_go()
+        if not self._stopping:
+            self._hands.let_go()
         while (load := self._next()) is not None:
             self._hands.start(load)
             group.start_soon(self._work, group, load, name=load.lane)
@@ -236,9 +237,14 @@ class Runner:
         """Whether the remote's quota has a request for it, beside those that are on their way."""
         return load.asks or self._left(load.remote) > self._hands.started_at(load.remote)
 
+    def _may_go(self, load: Load) -> bool:
+        """Whether what is ready to go may still do so, and has not been overtaken by a stop, a gate or the quota."""
+        quota = load.asks or self._left(load.remote) >= self._hands.running_at(load.remote)
+        return quota and not (self._stopping or self._is_barred(load))
+
     async def _work(self, group: TaskGroup, load: Load) -> None:
-        async def turn() -> bool:
-            return not (self._stopping or self._is_barred(load)) and await self._hands.turn(load)
+        async def turn() -> bool:  # much may have changed before a worker was free
+            return self._may_go(load) and await self._hands.turn(load) and self._may_go(load)
 
         def taken() -> None:
             self._hands.taken(load)
