@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import anyio
 
@@ -60,7 +60,7 @@ class Hands:
         return len(self.running) + len(self._ahead) - len(self._turns) < self.workers
 
     @property
-    def waiting(self) -> Collection[Load]:
+    def waiting(self) -> list[Load]:
         """Those that can go and have no worker, as they came."""
         return list(self._turns)
 
