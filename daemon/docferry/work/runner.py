@@ -239,7 +239,8 @@ class Runner:
 
     def _may_go(self, load: Load) -> bool:
         """Whether what is ready to go may still do so, and has not been overtaken by a stop, a gate or the quota."""
-        quota = load.asks or self._left(load.remote) >= self._hands.running_at(load.remote)
+        others = self._hands.running_at(load.remote) - (load in self._hands.running)
+        quota = load.asks or self._left(load.remote) > others
         return quota and not (self._stopping or self._is_barred(load))
 
     async def _work(self, group: TaskGroup, load: Load) -> None:
