@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
     "watch_filter": None,
     "debounce": 100,
     "step": 100,
-    "rust_timeout": 1000,
+    "rust_timeout": 2000,
     "yield_on_timeout": True,
     "debug": False,
     "raise_interrupt": False,

@@ -14,6 +14,7 @@ from docferry.files.judge import OPTIONS, Judge, Lookout
 from docferry.files.posts import Armed, Degraded, Lost, Post, by_place, identity, report
 
 CHECK = 2.0  # seconds between two looks at whether the roots are still what they were
+TRIAL = 10.0  # seconds between two questions to the kernel whether it has watches left: each is a thread and an inotify
 GATHER = 0.02  # seconds in which folders that come together are armed together
 
 
@@ -47,6 +48,7 @@ class Sentry:
         self._pulse = Pulse(clock)
         self._thread: threading.Thread | None = None
         self._next_check = 0.0
+        self._next_trial = 0.0
         self._limit_reached = False
         self._replaced = 0
 
@@ -144,6 +146,7 @@ class Sentry:
         for post in ready:
             post.began = self._clock.steady()
         self._next_check = self._clock.steady() + CHECK
+        self._next_trial = self._next_check  # a tree just armed may have taken the last
         self._limit_reached = False
         places = by_place(ready)
         try:
@@ -168,13 +171,20 @@ class Sentry:
         if any(kind == 3 and path in places for kind, path in changes):  # 3: deleted, or renamed away
             return True
         now = self._clock.steady()
+        if changes:
+            self._next_trial = now  # a new folder among them may have gone without a watch
         if now < self._next_check:
             return False
         self._next_check = now + CHECK
         replaced = [post for post in ready if identity(post.root) != post.identity]
         for post in replaced:
             post.tell(Lost("another folder stands in its place, or none"))
-        return bool(replaced) or self._gains(posts, ready, now) or self._frees_up(ready)
+        if replaced or self._gains(posts, ready, now):
+            return True
+        if now < self._next_trial:
+            return False
+        self._next_trial = now + TRIAL
+        return self._frees_up(ready)
 
     def _gains(self, posts: Sequence[Post], ready: Sequence[Post], now: float) -> bool:
         out = (post for post in posts if post not in ready and now >= post.retry_at and identity(post.root))

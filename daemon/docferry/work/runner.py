@@ -28,8 +28,10 @@ from docferry.work.upkeep import Upkeep
 
 log = logs.get("runner")
 
-#: How often the queue is looked at when nothing hurries it: another command may have changed it. Seconds.
+#: How often the queue is looked at while something is in hand, and when there is nothing: another command may have
+#: changed it. Seconds.
 POLL = 1.0
+IDLE = 2.0
 #: So often it is read even when the database seems to be as it was, seconds.
 LOOK = 5.0
 #: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
@@ -292,14 +294,15 @@ class Runner:
     def _nap(self) -> float:
         if self._stopping:
             return POLL
+        most = IDLE if self._hands.are_empty else POLL
         due = next_due(self._lanes, self._carrier.uploads.keys(), self._keeper.closed)
         if due is None or self._hands.ready or not self._hands.have_workers:
-            return POLL
+            return most
         wait = due - self._clock.now()
         if wait <= 0:
             # What is due and was not claimed waits for something in hand, which wakes us when it ends.
             return 0.0 if self._claimed else POLL
-        return min(POLL, wait)
+        return min(most, wait)
 
     async def _hand_back(self) -> None:
         for load in self._hands.ready:
