@@ -224,16 +224,19 @@ class Runner:
 
     def _dispatch(self, group: TaskGroup) -> None:
         """Start what may start: a free worker, room in its company, and no more than one where things fail."""
-        if not self._stopping:
-            self._hands.let_go()
-        while (load := self._next()) is not None:
-            self._hands.start(load)
-            group.start_soon(self._work, group, load, name=load.lane)
-
-    def _next(self) -> Load | None:
         if self._stopping:
-            return None
-        return next((load for load in self._hands.ready if self._hands.may_start(load) and self._may_ask(load)), None)
+            return
+        self._hands.let_go()
+        refused = set[tuple[str, bool]]()  # whoever goes the same way need not be asked for
+        for load in list(self._hands.ready):
+            way = load.lane, load.asks
+            if way in refused:
+                continue
+            if self._may_ask(load) and self._hands.may_start(load):
+                self._hands.start(load)
+                group.start_soon(self._work, group, load, name=load.lane)
+            else:
+                refused.add(way)
 
     def _may_ask(self, load: Load) -> bool:
         """Whether the remote's quota has a request for it, beside those that are on their way."""
