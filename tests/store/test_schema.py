@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -138,30 +139,34 @@ def test_killed_at_every_step_the_schema_is_old_or_new(tmp_path: Path, before: s
 
 
 STARTS = """
-import sys
+import sys, time
 from pathlib import Path
 from docferry.store import schema, tables
 import alembic.command, alembic.config
-sys.stdin.readline()
-schema.prepare(Path(sys.argv[1]))
+began = float(sys.stdin.readline())
+for number, path in enumerate(sys.argv[1:]):
+    while time.monotonic() < began + number * 0.03:
+        pass  # all at the same moment, which a sleep would not meet
+    schema.prepare(Path(path))
 """
 
 
-@pytest.mark.parametrize("before", ["", "0001"], ids=["fresh", "first_schema"])
-def test_programs_that_start_together_make_one_database(tmp_path: Path, before: str) -> None:
-    path = tmp_path / "docferry.db"
-    if before:
+@pytest.mark.parametrize(("before", "databases"), [("", 50), ("0001", 1)], ids=["fresh", "first_schema"])
+def test_programs_that_start_together_make_one_database(tmp_path: Path, before: str, databases: int) -> None:
+    paths = [tmp_path / f"{number}.db" for number in range(databases)]
+    for path in paths if before else ():
         schema.migrate(path, before)
     programs = [
         subprocess.Popen(
-            [sys.executable, "-c", STARTS, str(path)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", STARTS, *map(str, paths)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for _ in range(4)
     ]
+    began = time.monotonic() + 1  # by then they have imported what they need
     for program in programs:
         assert program.stdin is not None
-        program.stdin.write("\n")
+        program.stdin.write(f"{began}\n")
         program.stdin.flush()
     errors = [program.communicate(timeout=60)[1] for program in programs]
     assert [program.returncode for program in programs] == [0] * 4, errors
-    assert revision(path) == schema.HEAD
+    assert {revision(path) for path in paths} == {schema.HEAD}

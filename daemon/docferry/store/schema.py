@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from docferry.errors import DatabaseBusy, StateError
+from docferry.store.connection import BUSY_TIMEOUT
 
 #: The newest revision in migrations/; a test holds it against the folder.
 HEAD: Final = "0002"
@@ -71,7 +73,7 @@ def read_through(database: Path) -> None:
         return
     check = "integrity_check" if size <= COMPARED else "quick_check"
     try:
-        connection = sqlite3.connect(database, timeout=30)
+        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
         try:
             (found,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
         finally:
@@ -102,9 +104,9 @@ def unwritable(database: Path, error: object) -> str:
 
 def _revision(database: Path) -> str | None:
     try:
-        connection = sqlite3.connect(database, timeout=30)
+        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _keep_a_log(connection)
             row = connection.execute(_IS_MARKED).fetchone()
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row else None
         finally:
@@ -112,6 +114,21 @@ def _revision(database: Path) -> str | None:
     except sqlite3.DatabaseError as error:
         raise meant(database, error) from error
     return row[0] if row else None
+
+
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Let it write ahead. Of programs that start on a fresh database together SQLite refuses all but one at once,
+    without the wait that it grants elsewhere."""
+    end = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)  # nothing tells when the other one is done, which takes it milliseconds
+        else:
+            return
 
 
 def broken(database: Path, error: object) -> str:
@@ -128,7 +145,7 @@ def _transaction(database: Path) -> Iterator[Connection]:
     engine = create_engine(
         # Put together by hand, a path with a % in it would be another path.
         URL.create("sqlite", database=str(database)),
-        connect_args={"isolation_level": None, "timeout": 30},
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
     )
     try:
         with engine.connect() as connection:
