@@ -119,16 +119,31 @@ async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, ba
 
 
 @pytest.mark.anyio
-async def test_a_folder_that_hangs_keeps_no_other_company_from_starting(hands: Hands, clock: TurnableClock) -> None:
+async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(hands: Hands, clock: TurnableClock) -> None:
     """Many were taken; then nothing that one company has started comes as far as its turn."""
     await brought(hands, 30)
     ready(hands, 50)
     assert len(started(hands)) > WORKERS
+    others = ready(hands, 3, "other")
+    early = started(hands)
+    assert len(early) < len(others)
     clock.turn(60.0)
-    (other, *_) = ready(hands, 5, "other")
-    assert started(hands) == [other]
-    assert await hands.turn(other)
-    assert started(hands) == []
+    assert early + started(hands) == others
+    for load in others:
+        assert await hands.turn(load)
+
+
+@pytest.mark.anyio
+async def test_many_companies_are_no_reason_to_have_more_ahead(hands: Hands, clock: TurnableClock) -> None:
+    """Where a remote does not answer, nothing waits behind the workers."""
+    for number in range(60):
+        ready(hands, 1, f"company {number}")
+    async with anyio.create_task_group() as group:
+        queue = Queue(hands, group)
+        await queue.join(started(hands))
+        clock.turn(60.0)
+        assert started(hands) == []
+        assert (len(queue.granted), hands.waiting) == (WORKERS, [])
 
 
 @pytest.mark.anyio

@@ -15,6 +15,8 @@ from docferry.work.load import Load
 AHEAD = 2
 #: No more are ahead than were taken within this, seconds: what is opened goes soon; where remotes are slow, none is.
 LATELY = 0.2
+#: What has been opening for longer hangs, and keeps no worker waiting for it, seconds.
+HANGS = 1.0
 
 
 class Hands:
@@ -37,8 +39,9 @@ class Hands:
         self._several = several  # whether more than one company is served
         self._is_wary = is_wary  # of a lane that fails: one load at a time
         self.ready: deque[Load] = deque()
-        self._ahead: set[Load] = set()
-        self._turns: dict[Load, _Turn] = {}  # of those ahead that can go, as they came
+        # Ahead are those that are opening, with the steady second when they began, and those that can go, as they came.
+        self._opening: dict[Load, float] = {}
+        self._turns: dict[Load, anyio.Event] = {}
         self.running: set[Load] = set()
         self._booking: set[Load] = set()  # taken by the remote, and not written down yet: they keep no worker
         self._started = _Count()  # ahead or running
@@ -52,12 +55,13 @@ class Hands:
     @property
     def are_done(self) -> bool:
         """Whether all that was started has ended."""
-        return not (self._ahead or self.running or self._booking)
+        return not (self._opening or self._turns or self.running or self._booking)
 
     @property
     def have_workers(self) -> bool:
         """Whether a worker has nothing to do, nor will have in a moment."""
-        return len(self.running) + len(self._ahead) - len(self._turns) < self.workers
+        before = self._clock.steady() - HANGS
+        return len(self.running) + sum(since > before for since in self._opening.values()) < self.workers
 
     @property
     def waiting(self) -> list[Load]:
@@ -76,37 +80,33 @@ class Hands:
     def may_start(self, load: Load) -> bool:
         if self._waits_for_lane(load, self._started) or self._fills_company(load):
             return False
-        # A folder that hangs keeps what it opens ahead for ever: whoever has nothing in hand need not wait for it.
-        is_alone = not self._started.of_company[load.company]
-        return self.have_workers or is_alone or len(self._ahead) < self._allowance
+        return self.have_workers or len(self._opening) + len(self._turns) < self._allowance
 
     def start(self, load: Load) -> None:
         self.ready.remove(load)
-        self._ahead.add(load)
+        self._opening[load] = self._clock.steady()
         self._started.change(load, 1)
 
     async def turn(self, load: Load) -> bool:
         """What was started can go: wait for a worker. False: it was refused."""
+        del self._opening[load]
+        decided = self._turns[load] = anyio.Event()
         if self._may_run(load):  # then so may nobody who came before: they were asked when the worker became free
             self._run(load)
-            return True
-        turn = self._turns[load] = _Turn()
-        try:
-            await turn.decided.wait()
-        finally:
-            self._turns.pop(load, None)
-        return turn.granted
+        else:
+            await decided.wait()
+        return load in self.running
 
     def let_go(self) -> None:
         """Whoever waits gets the workers that are free."""
         for load in self.waiting if len(self.running) < self.workers else ():
             if self._may_run(load):
                 self._run(load)
-                self._turns.pop(load).decide(granted=True)
 
     def refuse(self, load: Load) -> None:
         """It must not go now, and waits no longer."""
-        self._turns.pop(load).decide(granted=False)
+        self._turns.pop(load).set()
+        self._opening[load] = self._clock.steady()  # until it has ended
 
     def taken(self, load: Load) -> None:
         """The remote has it."""
@@ -125,7 +125,8 @@ class Hands:
             self.running.remove(load)
             self._sent.change(load, -1)
         else:
-            self._ahead.remove(load)
+            self._turns.pop(load, None)
+            self._opening.pop(load, None)
 
     # -- how many --------------------------------------------------------------------------------------------------
 
@@ -145,13 +146,14 @@ class Hands:
 
     def _unfinished(self) -> Iterator[Load]:
         yield from self.ready
-        yield from self._ahead
+        yield from self._opening
+        yield from self._turns
         yield from self.running
 
     def _run(self, load: Load) -> None:
-        self._ahead.remove(load)
         self.running.add(load)
         self._sent.change(load, 1)
+        self._turns.pop(load).set()
 
     def _may_run(self, load: Load) -> bool:
         if len(self.running) >= self.workers or self._waits_for_lane(load, self._sent):
@@ -177,18 +179,6 @@ class Hands:
         while self._taken and self._taken[0] < before:
             self._taken.popleft()
         return len(self._taken)
-
-
-class _Turn:
-    """One load's wait for a worker."""
-
-    def __init__(self) -> None:
-        self.decided = anyio.Event()
-        self.granted = False
-
-    def decide(self, *, granted: bool) -> None:
-        self.granted = granted
-        self.decided.set()
 
 
 class _Count:
