@@ -250,6 +250,50 @@ def test_n9_the_daily_quota_is_gone(ground: Ground, nursery: Nursery) -> None:
     assert ground.stored() == made
 
 
+def test_n9_a_retry_asks_the_daemon_s_remote_anew(ground: Ground, nursery: Nursery) -> None:
+    """What it said of its quota before counts no more; while there is none left, other remotes are served."""
+    folder, scans = ground.upload("bank"), ground.upload("scans", "wootiv")
+    made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
+    ground.settings["workers"] = "2"
+    ground.simulator.switches.daily_quota = 3
+    with nursery.daemon(ground):
+        until(lambda: _gates(ground))
+        spent = ground.simulator.requests[UPLOAD]
+        assert nursery.bear(ground, "retry", "--all").wait() == 0
+        until(lambda: ground.simulator.requests[UPLOAD] > spent)
+        until(lambda: _gates(ground))
+        made += _lay(scans, "scan.pdf")
+        until(lambda: ground.simulator.objects)
+        ground.simulator.switches.daily_quota = None
+        assert nursery.bear(ground, "retry", "--all").wait() == 0
+        until(lambda: ground.stored() == made)
+
+
+def test_n9_a_pass_ends_when_a_download_has_spent_the_quota(ground: Ground, nursery: Nursery) -> None:
+    ground.codat["quota_reserve"] = '"50%"'
+    ground.simulator.switches.daily_quota = 1
+    ground.download("down", company_id=f'"{COMPANY}"')
+    made = _lay(ground.upload("bank"), *(f"{number}.pdf" for number in range(3)))
+    report = nursery.sync(ground, code=75)
+    assert report["due"] >= 2
+    assert [key for key, _ in _gates(ground)] == ["codat"]
+    ground.simulator.switches.daily_quota = None
+    assert nursery.bear(ground, "retry", "--all").wait() == 0
+    nursery.drained(ground)
+    assert ground.stored() == made
+
+
+def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(ground: Ground, nursery: Nursery) -> None:
+    made = _lay(ground.upload("bank"), *(f"{number}.pdf" for number in range(4)))
+    ground.settings["workers"] = "1"
+    ground.codat["quota_reserve"] = '"50%"'
+    ground.simulator.switches.daily_quota = 6  # the list and a ZIP are asked for it
+    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=2)])
+    report = nursery.sync(ground, code=75)
+    assert (report["uploaded"], report["due"]) == (3, 1)
+    assert (ground.stored() - made, ground.stored().total()) == (Counter(), 3)
+
+
 def test_n10_the_key_is_revoked(ground: Ground, nursery: Nursery) -> None:
     """A gate, said once; nothing is held; one document at a time probes until the key works again."""
     folder = ground.upload("bank")

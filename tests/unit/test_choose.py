@@ -116,8 +116,8 @@ def test_when_something_is_next_due() -> None:
 
 def test_words() -> None:
     gates = {key: gate(key, until) for key, until in (("codat", 1.0), ("codat/a", 9.0), ("codat/a/x", 5.0))}
-    found = closed_by("codat/a/x", gates)
+    found = closed_by(lane("codat/a/x"), gates)
     assert found is not None
     assert found.key == "codat/a"
-    assert closed_by("codatx", gates) is None
+    assert closed_by(lane("codatx"), gates) is None
     assert (company_of("codat/a/x"), company_of("wootiv")) == ("codat/a", "wootiv")

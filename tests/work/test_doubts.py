@@ -15,7 +15,9 @@ from sqlalchemy import text
 from docferry.app.house import House
 from docferry.model import State
 from docferry.simulator import Fault
+from docferry.store.transfers import Pick
 from docferry.work import ask
+from docferry.work.load import Load
 from ground import COMPANY, CONNECTION
 from nowhere import full_house, mute, nameless
 from work.conftest import Harbour, names_of, once
@@ -104,6 +106,16 @@ async def test_what_is_sent_again_stops_at_a_gate(harbour: Harbour) -> None:
     harbour.strike()
     async with harbour.house() as house:
         await house.gates.open_all()
+    assert only(await harbour.ferry()) == {"sent": 4}
+    assert harbour.at_codat() == once(*names_of(4))
+
+
+async def test_what_is_sent_again_stops_at_a_stop(harbour: Harbour) -> None:
+    await lose(harbour, names_of(4))
+    harbour.strike(Fault("slow_read", "codat.upload", params={"rate": 1000}))
+    await harbour.ferry(lambda _: harbour.requests("codat.upload") == 5)
+    assert harbour.requests("codat.upload") == 5
+    harbour.strike()
     assert only(await harbour.ferry()) == {"sent": 4}
     assert harbour.at_codat() == once(*names_of(4))
 
@@ -232,10 +244,53 @@ async def test_a_first_batch_that_proved_nothing_is_followed_by_another(
         before = harbour.requests("codat.upload")
         harbour.lay(harbour.ground.root / "bank", *names_of(6, "later"))
         await house.lookout.round()
-        with anyio.fail_after(10):
-            while (await harbour.states(house)).get("waiting") != 6:  # those that come to rest alone go alone
-                await house.lookout.serve_hints()
-                await anyio.sleep(0.01)
+        await at_rest(harbour, house, 6)
         assert only(await harbour.carried(house)) == {State.SENT: 9}
         assert verdicts.told == [None, True]
         assert harbour.requests("codat.upload") - before < 6, "together again, without a restart"
+
+
+async def test_a_first_batch_that_was_handed_back_is_followed_by_another(harbour: Harbour) -> None:
+    """Two connections of one company; the first request closes the remote while the other's first batch is ready."""
+    harbour.ground.codat["batch"] = "5"
+    harbour.ground.settings["workers"] = "1"
+    harbour.simulator.switches.idempotency = False
+    harbour.ground.upload("customers", folder="customers/{company_id}/{connection_id}")
+    for connection in (CONNECTION, SECOND):
+        folder = harbour.ground.root / "customers" / COMPANY / connection
+        folder.mkdir(parents=True)
+        harbour.lay(folder, *names_of(40, connection[:2]))
+    harbour.strike(Fault("too_many", "codat.upload", nth=1, params={"seconds": 1}))
+    async with harbour.house() as house:
+        await at_rest(harbour, house, 80)
+        assert only(await harbour.carried(house)) == {State.SENT: 80}
+        assert house.batches.trusts(f"codat/{COMPANY}/{SECOND}")
+
+
+async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connection(harbour: Harbour) -> None:
+    harbour.ground.codat["batch"] = "3"
+    harbour.lay(harbour.ground.upload("bank"), *names_of(3))
+    async with harbour.house() as house:
+        await at_rest(harbour, house, 3)
+
+        async def never() -> bool:
+            return False
+
+        for _ in range(ask.TRIALS + 1):
+            (lane,) = await house.transfers.lanes()
+            claimed = await house.transfers.claim([Pick(lane, 3)], room=3)
+            (batch,) = await house.batches.loads(claimed)
+            load = Load(batch, await house.documents.places([each.id for each in batch]))
+            await house.runner.carrier.carry(load, never)
+            assert only(await harbour.states(house)) == {"waiting": 3}
+        assert harbour.requests("codat.upload") == 0
+        assert only(await harbour.carried(house)) == {State.SENT: 3}
+        assert harbour.requests("codat.upload") == 1
+
+
+async def at_rest(harbour: Harbour, house: House, number: int) -> None:
+    """So many are queued: what comes to rest together travels together."""
+    with anyio.fail_after(10):
+        while (await harbour.states(house)).get("waiting") != number:
+            await house.lookout.serve_hints()
+            await anyio.sleep(0.01)  # between two looks

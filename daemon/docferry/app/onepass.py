@@ -154,6 +154,8 @@ class _Pass:
             await house.lookout.serve_hints()
             if not house.runner.is_busy:
                 await house.runner.look()
+                if house.runner.is_busy:
+                    continue  # meanwhile it has claimed what the lanes no longer show
                 if house.keeper.tally.uploaded != progress:
                     progress, since = house.keeper.tally.uploaded, house.clock.steady()
                 waited = house.clock.steady() - since

@@ -159,7 +159,8 @@ class Asker:
 
     async def _send_again(self, absent: Sequence[Transfer], places: Places) -> None:
         """It surely is not there: the same request again, byte for byte, under the same key. One after the other, as
-        a worker has one upload in flight; where one finds a gate closed, the others stay in doubt until it opens."""
+        a worker has one upload in flight; where one finds a gate closed, the others stay in doubt until it opens, and
+        at a stop until the next start."""
         for number, transfer in enumerate(absent):
             if self._keeper.bars_doubts(transfer.target.lane):
                 for other in absent[number:]:

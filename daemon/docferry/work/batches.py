@@ -26,6 +26,10 @@ class Batches:
     def trusts(self, lane: str) -> bool:
         return self._marks.get(lane) == "trusted"
 
+    def tries(self, lane: str) -> bool:
+        """Whether a connection's first batch is under way, or is being judged."""
+        return self._marks.get(lane) == "trial"
+
     async def seen(self, lane: str, whole: bool | None) -> None:
         """What the list said about a connection's first batch; None: nothing, and the next one is a trial again."""
         if self._marks.get(lane) == "singly":

@@ -78,7 +78,7 @@ class Carrier:
                 await (self._asker.ask(load.transfers, load.places) if await turn() else self.hand_back(load))
             else:
                 await self._send(load.transfers, load.places, was=State.LEASED, turn=turn, taken=taken)
-                if len(load.transfers) > 1 and not self._batches.trusts(load.lane):
+                if len(load.transfers) > 1 and self._batches.tries(load.lane):
                     await self._asker.trial_ended(load.lane)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=load.lane)
@@ -95,6 +95,8 @@ class Carrier:
         for transfer in load.transfers:
             with contextlib.suppress(LeaseLost):  # it went on its way
                 await self._keeper.settle(transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False))
+        if not load.asks:
+            await self._untried(load.transfers)
 
     async def _leave_in_doubt(self, load: Load) -> None:
         """What shared a request with a lost lease: its own end was not recorded, and while we live nobody else would
@@ -174,6 +176,13 @@ class Carrier:
             outcome = Outcome(State.WAITING, transfer.reason, transfer.detail, costs_a_try=False)
             with contextlib.suppress(LeaseLost):  # the others are still ours
                 await self._keeper.settle(transfer, outcome, State.SENDING)
+        await self._untried(sending)
+
+    async def _untried(self, transfers: Sequence[Transfer]) -> None:
+        """If it was a connection's first batch, the next one is."""
+        lane = transfers[0].target.lane
+        if len(transfers) > 1 and self._batches.tries(lane):
+            await self._batches.seen(lane, None)
 
     def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """The places that should have a transfer's bytes, each with its source."""

@@ -69,15 +69,15 @@ def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[st
     times = []
     for lane in lanes:
         if lane.mapping in mappings:
-            on_the_way = gates_of(lane.lane, gates)
-            blocking = [gate.until for gate in on_the_way if not (lane.doubtful and gate.lets_doubts_pass)]
-            times.append(max([lane.due, *blocking]))
+            gate = closed_by(lane, gates)
+            times.append(lane.due if gate is None else max(lane.due, gate.until))
     return min(times, default=None)
 
 
-def closed_by(lane: str, gates: Mapping[str, Gate]) -> Gate | None:
-    """The gate on the way of `lane` that opens last."""
-    return max(gates_of(lane, gates), key=lambda gate: gate.until, default=None)
+def closed_by(lane: Lane, gates: Mapping[str, Gate]) -> Gate | None:
+    """The gate on the way of `lane` that opens last, of those that do not let it pass."""
+    barring = (gate for gate in gates_of(lane.lane, gates) if not (lane.doubtful and gate.lets_doubts_pass))
+    return max(barring, key=lambda gate: gate.until, default=None)
 
 
 def gates_of(lane: str, gates: Mapping[str, Gate]) -> list[Gate]:

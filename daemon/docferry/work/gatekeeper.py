@@ -52,6 +52,7 @@ class Gatekeeper:
         self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
         self.closings = 0  # how often a gate was closed here, or its closing written down
         self.closing: list[Gate] = []  # closed, and not written down yet
+        self.stopping = False  # nothing new is to be begun
 
     async def settle(self, transfer: Transfer, outcome: Outcome, was: State | None = None) -> None:
         """Record what became of a try; `was`: the state it is in, if that is not the one it was claimed in."""
@@ -81,9 +82,9 @@ class Gatekeeper:
             self.closings += 1  # whoever read the gates meanwhile may have missed it
 
     def bars_doubts(self, lane: str) -> bool:
-        """Whether a gate on the way of `lane` is closed now, for what is in doubt too."""
-        now = self._clock.now()
-        return any(gate.until > now and not gate.lets_doubts_pass for gate in gates_of(lane, self.closed))
+        """Whether a stop, or a gate on the way of `lane` that is closed now, holds for what is in doubt too."""
+        now, on_the_way = self._clock.now(), gates_of(lane, self.closed)
+        return self.stopping or any(gate.until > now and not gate.lets_doubts_pass for gate in on_the_way)
 
     def struck(self, transfers: Sequence[Transfer], failure: RemoteError) -> list[policy.Try]:
         """Count a failure of one request; what policy must know of it, for each transfer that shared it."""

@@ -35,7 +35,7 @@ IDLE = 2.0
 #: So often it is read even when the database seems to be as it was, seconds.
 LOOK = 5.0
 #: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
-AHEAD = 8
+CLAIMED = 8
 #: Failures in a row after which a lane gets one worker at a time.
 WARY = 2
 
@@ -63,7 +63,7 @@ class Runner:
         self._transfers = transfers
         self._documents = documents
         self._gates = gates
-        self._carrier = carrier
+        self.carrier = carrier
         self._keeper = keeper
         self._clock = clock
         self._upkeep = upkeep
@@ -83,6 +83,7 @@ class Runner:
         )
         self._wake = anyio.Event()
         self._stopping = False
+        self._outdated: dict[str, float | None] = {}  # of remotes, when the answer came whose quota counts no more
         self._filling = False  # something may be claimed and not in hand yet
         self._claimed = False  # whether the last look at the queue brought something
         self.ended = anyio.Event()
@@ -99,7 +100,7 @@ class Runner:
 
     def stop(self) -> None:
         """Claim nothing more; `run` ends when what is in flight has ended."""
-        self._stopping = True
+        self._stopping = self._keeper.stopping = True
         self._wake.set()
 
     @property
@@ -117,11 +118,11 @@ class Runner:
     def worth_waiting(self, patience: float, doubts_patience: float) -> float | None:
         """Wall seconds of the next thing due within `patience` (for doubts `doubts_patience`), None when none is."""
         now = self._clock.now()
-        mappings, gates = self._carrier.uploads.keys(), self._keeper.closed
+        mappings, gates = self.carrier.uploads.keys(), self._keeper.closed
         times = [
             due
             for lane in self._lanes
-            if not ((gate := closed_by(lane.lane, gates)) and gate.until > now and needs_a_person(gate))
+            if not ((gate := closed_by(lane, gates)) and gate.until > now and needs_a_person(gate))
             and (due := next_due([lane], mappings, gates)) is not None
             and due - now <= (doubts_patience if lane.doubtful else patience)
         ]
@@ -134,7 +135,12 @@ class Runner:
         while closings != self._keeper.closings:  # one that was closed while we read must not be forgotten
             closings = self._keeper.closings
             gates = await self._gates.all()
-        self._keeper.closed = gates | {gate.key: gate for gate in self._keeper.closing}
+        gates |= {gate.key: gate for gate in self._keeper.closing}
+        now, remotes = self._clock.now(), self.carrier.remotes
+        for key, gate in self._keeper.closed.items():
+            if key in remotes and key not in gates and gate.until > now:
+                self._outdated[key] = remotes[key].health.last_answer  # whoever opened it may know more
+        self._keeper.closed = gates
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -156,6 +162,8 @@ class Runner:
                     self._refuse()
                     if not self._stopping:
                         self._filling = True
+                        for remote in {load.remote for load in self._hands.ready}:
+                            await self._guard_quota(remote)  # others than the workers spend it too
                         await self._give_back()
                         await self._fill()
                         self._dispatch(group)
@@ -171,8 +179,8 @@ class Runner:
         """What was claimed before a gate closed on its way is not carried against it."""
         for load in list(self._hands.ready) if self._keeper.closed else ():
             if self._is_barred(load):
-                await self._carrier.hand_back(load)
                 self._hands.ready.remove(load)
+                await self.carrier.hand_back(load)
 
     def _refuse(self) -> None:
         """Nor does go what was made ready before, or before we were to stop."""
@@ -198,11 +206,11 @@ class Runner:
         self._looked_at, self._looked = stamp, steady
         scene = Scene(
             now=self._clock.now(),
-            room=max(2, AHEAD // self._batches.size) * self._workers - startable,
-            mappings=self._carrier.uploads.keys(),
+            room=max(2, CLAIMED // self._batches.size) * self._workers - startable,
+            mappings=self.carrier.uploads.keys(),
             gates=self._keeper.closed,
             in_hand=self._hands.by_lane(),
-            company_limit=(2 if self._several else AHEAD) * self._workers,
+            company_limit=(2 if self._several else CLAIMED) * self._workers,
             asking=self._hands.asking() | {company_of(lane) for lane in await self._asking_elsewhere()},
             batch=self._batches.of,
             wary={lane for lane, count in self._keeper.tally.strikes.items() if count >= WARY},
@@ -214,10 +222,11 @@ class Runner:
         self._claimed = bool(claimed)
         try:
             places = await self._documents.places([transfer.id for transfer in claimed])
+            loads = await self._batches.loads(claimed)
         except BaseException:
             self._hands.add(Load([transfer], {}) for transfer in claimed)  # to be handed back
             raise
-        self._hands.add([Load(transfers, places) for transfers in await self._batches.loads(claimed)])
+        self._hands.add(Load(transfers, places) for transfers in loads)
 
     async def _asking_elsewhere(self) -> Collection[str]:
         return await self._transfers.asking_elsewhere() if any(lane.doubtful for lane in self._lanes) else ()
@@ -232,7 +241,7 @@ class Runner:
             way = load.lane, load.asks
             if way in refused:
                 continue
-            if self._may_ask(load) and self._hands.may_start(load):
+            if self._may_ask(load) and self._hands.may_start(load) and not self._is_barred(load):
                 self._hands.start(load)
                 group.start_soon(self._work, group, load, name=load.lane)
             else:
@@ -254,11 +263,10 @@ class Runner:
 
         def taken() -> None:
             self._hands.taken(load)
-            if not self._keeper.closed:  # else what is ready may have to be given back first
-                self._dispatch(group)
+            self._dispatch(group)
 
         try:
-            await self._carrier.carry(load, turn, taken)
+            await self.carrier.carry(load, turn, taken)
             await self._guard_quota(load.remote)
         finally:
             self._hands.end(load)
@@ -276,8 +284,10 @@ class Runner:
 
     def _left(self, remote: str) -> float:
         """Requests that the daily quota of a remote allows new documents, apart from its reserve."""
-        health = self._carrier.remotes[remote].health
+        health = self.carrier.remotes[remote].health
         if not health.limit or health.remaining is None or health.reset is None or health.reset <= self._clock.now():
+            return math.inf
+        if remote in self._outdated and self._outdated[remote] == health.last_answer:
             return math.inf
         return health.remaining - health.limit * self._reserve.get(remote, 0.0)
 
@@ -285,7 +295,7 @@ class Runner:
         """Close the remote for new documents when only the reserve of its daily quota is left."""
         if self._left(remote) > 0:
             return
-        health, known = self._carrier.remotes[remote].health, self._keeper.closed.get(remote)
+        health, known = self.carrier.remotes[remote].health, self._keeper.closed.get(remote)
         if health.reset is not None and (known is None or known.until < health.reset):
             detail = f"{health.remaining} of {health.limit} requests are left today; kept for doubtful documents"
             may_ask = bool(health.remaining)
@@ -298,7 +308,7 @@ class Runner:
         if self._stopping:
             return POLL
         most = IDLE if self._hands.are_empty else POLL
-        due = next_due(self._lanes, self._carrier.uploads.keys(), self._keeper.closed)
+        due = next_due(self._lanes, self.carrier.uploads.keys(), self._keeper.closed)
         if due is None or self._hands.ready or not self._hands.have_workers:
             return most
         wait = due - self._clock.now()
@@ -310,5 +320,5 @@ class Runner:
     async def _hand_back(self) -> None:
         for load in self._hands.ready:
             with contextlib.suppress(LeaseLost):
-                await self._carrier.hand_back(load)
+                await self.carrier.hand_back(load)
         self._hands.ready.clear()
