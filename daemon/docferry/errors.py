@@ -11,6 +11,7 @@ DocferryError
 │   ├── SourceChanged
 │   └── SourceUnreadable
 ├── RemoteError          an attempt at a remote failed; `handed_over` tells whether it can have been stored
+├── NotNow               a stop or a gate came before its first byte: nothing was done
 ├── FolderError          a mapping's folder is missing, unreadable or suddenly empty
 ├── LeaseLost            somebody else has the transfer now
 └── ArchiveError         a downloaded archive is broken or hostile
@@ -67,6 +68,10 @@ class SourceChanged(SourceError):
 
 class SourceUnreadable(SourceError):
     """The file is there and cannot be read."""
+
+
+class NotNow(DocferryError):
+    """It waited to be sent, and must not go any more."""
 
 
 class FolderError(DocferryError):

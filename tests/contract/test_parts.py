@@ -13,7 +13,7 @@ import pytest
 
 from contract.parcels import Bytes, parcel
 from docferry.clock import TurnableClock
-from docferry.errors import RemoteError
+from docferry.errors import NotNow, RemoteError
 from docferry.model import Parcel
 from docferry.remotes import members
 from docferry.remotes.answers import Answer, moment, plain, retry_after
@@ -63,6 +63,33 @@ async def test_who_gives_up_waiting_takes_no_turn() -> None:
     clock.turn(61.5)
     with anyio.fail_after(1):
         await minute.turn()
+
+
+@pytest.mark.anyio
+async def test_who_must_not_go_any_more_waits_no_longer() -> None:
+    clock, open_ways, left = TurnableClock(), {0, 1, 2}, list[int]()
+
+    async def sleep(seconds: float) -> None:
+        await anyio.lowlevel.checkpoint()
+        clock.turn(seconds)
+        if clock.steady() - start > 10:
+            open_ways.discard(1)
+
+    minute = PerMinute(1, clock, sleep)
+    start = clock.steady()
+
+    async def one(number: int) -> None:
+        try:
+            await minute.turn(lambda: number in open_ways)
+        except NotNow:
+            left.append(number)
+            assert clock.steady() - start < 15
+
+    async with anyio.create_task_group() as group:
+        for number in range(3):
+            group.start_soon(one, number)
+    assert left == [1]
+    assert clock.steady() - start < 70  # the place of who left is taken by who came after
 
 
 @pytest.mark.anyio

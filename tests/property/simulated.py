@@ -26,7 +26,7 @@ from sqlalchemy import Connection, StaticPool, create_engine, text
 
 from docferry import settings
 from docferry.clock import TurnableClock, iso
-from docferry.errors import RemoteError, SourceChanged
+from docferry.errors import NotNow, RemoteError, SourceChanged
 from docferry.files.source import Opener
 from docferry.model import (
     Accounted,
@@ -43,7 +43,7 @@ from docferry.model import (
 )
 from docferry.policy import Backoff
 from docferry.remotes import doubts
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since
+from docferry.remotes.base import NOTHING, Checked, Health, MayGo, Rules, Since, always
 from docferry.store import schema
 from docferry.store.bookmarks import Bookmarks
 from docferry.store.database import Database
@@ -149,9 +149,11 @@ class Line:
         self.dice = shore.dice
         self._kill = kill
 
-    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:
+    async def send(self, parcels: Sequence[Parcel], key: str, may_go: MayGo = always) -> Receipt:
         (parcel,) = parcels
         await self._passes(5)
+        if not may_go():
+            raise NotNow
         if self.dice.random() < 0.05:
             self._kill()
         async for _ in parcel.source.blocks():

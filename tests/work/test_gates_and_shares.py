@@ -118,6 +118,27 @@ async def test_the_quota_keeps_a_reserve_for_doubts(harbour: Harbour) -> None:
 # -- one does not stop another --
 
 
+@pytest.mark.parametrize("by", ["gate", "stop"])
+async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(harbour: Harbour, by: str) -> None:
+    harbour.ground.codat["requests_per_minute"] = "3"
+    harbour.lay(harbour.ground.upload("bank"), *names_of(20))
+    if by == "gate":
+        harbour.strike(Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}))
+    async with harbour.house() as house:
+        began = time.monotonic()
+
+        def closed(_: dict[str, int]) -> bool:
+            if by == "gate":
+                return bool(house.keeper.closed) and not house.runner.is_busy
+            return house.keeper.tally.uploaded == 3
+
+        await harbour.carried(house, closed)
+        assert time.monotonic() - began < 15  # not a minute
+        counts = await harbour.states(house)
+    assert harbour.requests("codat.upload") == 3
+    assert (counts["sent"], counts["waiting"]) == ((2, 18) if by == "gate" else (3, 17))
+
+
 async def test_a_company_that_hangs_does_not_stop_another(harbour: Harbour) -> None:
     """The hanging one comes first and has more documents than there are workers, twice over."""
     harbour.ground.codat["timeout"] = '"20s"'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -93,6 +93,14 @@ class Since:
     digests: float
 
 
+MayGo = Callable[[], bool]
+
+
+def always() -> bool:
+    """Nothing can come in between."""
+    return True
+
+
 class Remote(Protocol):
     """One shore. Retries are not its business: each verb makes one attempt and says how it ended."""
 
@@ -113,8 +121,9 @@ class Remote(Protocol):
     @property
     def health(self) -> Health: ...
 
-    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:
-        """Send them in one request; RemoteError or SourceError when that did not end in a receipt."""
+    async def send(self, parcels: Sequence[Parcel], key: str, may_go: MayGo = always) -> Receipt:
+        """Send them in one request; RemoteError or SourceError when that did not end in a receipt. Where it has to
+        wait before it begins, `may_go` is asked then: NotNow when it must not any more."""
 
     def since(self, doubts: Sequence[Transfer]) -> Since:
         """The times since which `accounted` must count for a `find` of these doubts."""

@@ -19,7 +19,7 @@ from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Accounted, Finding, Parcel, Receipt, Target, Transfer
 from docferry.remotes.answers import Answer, parsed, plain, whole
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks, failed
+from docferry.remotes.base import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
 from docferry.remotes.codat_answers import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.doubts import Case, Members, Row, since
 from docferry.remotes.http import Http
@@ -85,13 +85,13 @@ class Codat:
             quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_answer, requests=http.requests
         )
 
-    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:
+    async def send(self, parcels: Sequence[Parcel], key: str, may_go: MayGo = always) -> Receipt:
         """One request with all of them, to the connection of the first; 200 is the receipt."""
         target = parcels[0].transfer.target
         form = Form(parcels)
         headers = {"Content-Type": form.content_type, "Idempotency-Key": key}
         path = f"{_connection_path(target)}/files"
-        answer = await self._ask("POST", path, target, headers=headers, body=form)
+        answer = await self._ask("POST", path, target, headers=headers, body=form, may_go=may_go)
         if not is_receipt(answer):
             raise strange(answer)
         return Receipt(answer.status, correlation_id=correlation(answer, answer.table()))
@@ -169,11 +169,11 @@ class Codat:
 
     # one request
 
-    async def _ask(self, method: str, path: str, target: Target, **more: Any) -> Answer:
+    async def _ask(self, method: str, path: str, target: Target, *, may_go: MayGo = always, **more: Any) -> Answer:
         """A good answer to one request about a company, in its turn; RemoteError for any other."""
         headers = {"Authorization": _authorization(self._key()), **more.pop("headers", {})}
         async with self._at_once.inside(target.company_id or ""):
-            await self._minute.turn()
+            await self._minute.turn(may_go)
             answer = await self._http.call(method, self._base + path, headers=headers, **more)
         self._quota = quota(answer) or self._quota
         if not answer.ok:

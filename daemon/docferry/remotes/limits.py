@@ -10,9 +10,13 @@ import anyio
 from anyio.lowlevel import cancel_shielded_checkpoint
 
 from docferry.clock import Clock
+from docferry.errors import NotNow
+from docferry.remotes.base import MayGo, always
 
 #: A minute as we count it: requests that leave evenly may arrive bunched.
 _WINDOW: Final = 61.0
+#: So often somebody who waits is asked whether there is still a reason to, seconds.
+GLANCE: Final = 1.0
 
 
 class PerMinute:
@@ -25,14 +29,18 @@ class PerMinute:
         self._passed: deque[float] = deque()
         self._line = anyio.Lock(fast_acquire=True)  # first come, first served
 
-    async def turn(self) -> None:
-        """Wait until one more may go, and count it."""
+    async def turn(self, may_go: MayGo = always) -> None:
+        """Wait until one more may go, and count it; NotNow when it must not any more."""
         if not self._line.locked() and self._pause() <= 0:
             self._passed.append(self._clock.steady())
             return
         async with self._line:
             while (pause := self._pause()) > 0:
-                await self._sleep(pause)
+                if not may_go():
+                    raise NotNow
+                await self._sleep(min(pause, GLANCE))
+            if not may_go():
+                raise NotNow
             self._passed.append(self._clock.steady())
 
     def _pause(self) -> float:

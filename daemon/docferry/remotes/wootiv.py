@@ -11,11 +11,11 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from docferry.clock import Clock
-from docferry.errors import RemoteError
+from docferry.errors import NotNow, RemoteError
 from docferry.model import Accounted, Finding, Found, Parcel, Receipt, Target, Transfer
 from docferry.remotes import download, s3
 from docferry.remotes.answers import Answer, parsed, plain, retry_after, should_retry
-from docferry.remotes.base import NOTHING, Checked, Health, Rules, Since, clocks, failed
+from docferry.remotes.base import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
 from docferry.remotes.download import Fetched
 from docferry.remotes.http import Http
 from docferry.remotes.multipart import Form, Plain, content_type
@@ -62,10 +62,17 @@ class Wootiv:
         requests = http.requests + self._s3.requests
         return Health(clock_offset=http.clock_offset, last_answer=http.last_answer, requests=requests)
 
-    async def send(self, parcels: Sequence[Parcel], key: str) -> Receipt:  # noqa: ARG002 - a PUT needs no key
+    async def send(
+        self,
+        parcels: Sequence[Parcel],
+        key: str,  # noqa: ARG002 - a PUT needs none
+        may_go: MayGo = always,
+    ) -> Receipt:
         """A signed URL, then the bytes to it. S3's 2xx with a fitting ETag is the receipt."""
         (parcel,) = parcels
         signed = await self._sign(parcel.transfer.remote_name)
+        if not may_go():
+            raise NotNow
         answer = await self._deliver(signed, parcel)
         if not answer.ok:
             raise s3.refusal(answer, self._clock.now())

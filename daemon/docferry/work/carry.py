@@ -11,10 +11,10 @@ import anyio
 
 from docferry import logs, policy
 from docferry.clock import Clock
-from docferry.errors import LeaseLost, RemoteError, SourceError, SourceUnreadable, SourceVanished
+from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import FileSource, Opener, open_together
 from docferry.model import Digests, Outcome, Parcel, Reason, Receipt, State, Transfer
-from docferry.remotes.base import Remote
+from docferry.remotes.base import MayGo, Remote, always
 from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.transfers import Transfers
@@ -70,14 +70,21 @@ class Carrier:
             batches=batches,
         )
 
-    async def carry(self, load: Load, turn: Turn = at_once, taken: Callable[[], None] = lambda: None) -> None:
-        """Bring a load to its outcomes. `turn` is waited for when it can go; `taken` is told when the remote has it and
-        only the books are left to be written. A lost lease is somebody else's transfer now: nothing is left to do."""
+    async def carry(
+        self,
+        load: Load,
+        turn: Turn = at_once,
+        may_go: MayGo = always,
+        taken: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Bring a load to its outcomes. `turn` is waited for when it can go, and `may_go` asked where it has to wait
+        again; `taken` is told when the remote has it and only the books are left to be written. A lost lease is
+        somebody else's transfer now: nothing is left to do."""
         try:
             if load.asks:
                 await (self._asker.ask(load.transfers, load.places) if await turn() else self.hand_back(load))
             else:
-                await self._send(load.transfers, load.places, was=State.LEASED, turn=turn, taken=taken)
+                await self._send(load.transfers, load.places, was=State.LEASED, turn=turn, may_go=may_go, taken=taken)
                 if len(load.transfers) > 1 and self._batches.tries(load.lane):
                     await self._asker.trial_ended(load.lane)
         except LeaseLost as lost:
@@ -113,6 +120,7 @@ class Carrier:
         *,
         was: State,
         turn: Turn = at_once,
+        may_go: MayGo = always,
         taken: Callable[[], None] = lambda: None,
     ) -> None:
         async with AsyncExitStack() as stack:
@@ -122,7 +130,7 @@ class Carrier:
             sending = [transfer for transfer, _ in sources]
             # The intent is committed before the first byte: whoever finds us dead knows what may be there.
             await self._transfers.mark_sending(sending)
-            receipt = await self._over_the_wire(sources, places, turn)
+            receipt = await self._over_the_wire(sources, places, turn, may_go)
             # Nothing is waited for between a receipt and its entry in the books: a stop would take it along.
             if receipt is not None:
                 for _, source in sources:
@@ -148,15 +156,17 @@ class Carrier:
         return sources
 
     async def _over_the_wire(
-        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, turn: Turn
+        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, turn: Turn, may_go: MayGo
     ) -> Receipt | None:
         sending = [transfer for transfer, _ in sources]
         remote = self.remotes[sending[0].target.remote]
         try:
-            if not await turn():
-                await self._unsent(sending)
-                return None
-            return await remote.send([Parcel(transfer, source) for transfer, source in sources], key_of(sending))
+            if await turn():
+                parcels = [Parcel(transfer, source) for transfer, source in sources]
+                return await remote.send(parcels, key_of(sending), may_go)
+            await self._unsent(sending)
+        except NotNow:
+            await self._unsent(sending)
         except SourceError as changed:
             await self._changed(sending, changed, places)
         except RemoteError as failure:

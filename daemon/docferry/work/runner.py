@@ -266,7 +266,7 @@ class Runner:
             self._dispatch(group)
 
         try:
-            await self.carrier.carry(load, turn, taken)
+            await self.carrier.carry(load, turn, lambda: self._may_go(load), taken)
             await self._guard_quota(load.remote)
         finally:
             self._hands.end(load)
