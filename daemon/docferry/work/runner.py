@@ -176,11 +176,11 @@ class Runner:
             self.ended.set()
 
     async def _give_back(self) -> None:
-        """What was claimed before a gate closed on its way is not carried against it."""
-        for load in list(self._hands.ready) if self._keeper.closed else ():
-            if self._is_barred(load):
-                self._hands.ready.remove(load)
-                await self.carrier.hand_back(load)
+        """What was claimed before a gate closed on its way is not carried against it. While one is handed back, others
+        may start: none is looked at that is no longer ready."""
+        while (load := next(filter(self._is_barred, self._hands.ready), None)) is not None:
+            self._hands.ready.remove(load)
+            await self.carrier.hand_back(load)
 
     def _refuse(self) -> None:
         """Nor does go what was made ready before, or before we were to stop."""
