@@ -121,3 +121,11 @@ def harbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harbour
 
 def names_of(count: int, start: str = "d") -> Sequence[str]:
     return [f"{start}{number}.pdf" for number in range(count)]
+
+
+async def at_rest(harbour: Harbour, house: House, number: int) -> None:
+    """So many are queued: what comes to rest together travels together."""
+    with anyio.fail_after(10):
+        while (await harbour.states(house)).get("waiting") != number:
+            await house.lookout.serve_hints()
+            await anyio.sleep(0.01)  # between two looks

@@ -20,7 +20,7 @@ from docferry.work import ask
 from docferry.work.load import Load
 from ground import COMPANY, CONNECTION
 from nowhere import full_house, mute, nameless
-from work.conftest import Harbour, names_of, once
+from work.conftest import Harbour, at_rest, names_of, once
 
 pytestmark = pytest.mark.anyio
 
@@ -286,11 +286,3 @@ async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connecti
         assert harbour.requests("codat.upload") == 0
         assert only(await harbour.carried(house)) == {State.SENT: 3}
         assert harbour.requests("codat.upload") == 1
-
-
-async def at_rest(harbour: Harbour, house: House, number: int) -> None:
-    """So many are queued: what comes to rest together travels together."""
-    with anyio.fail_after(10):
-        while (await harbour.states(house)).get("waiting") != number:
-            await house.lookout.serve_hints()
-            await anyio.sleep(0.01)  # between two looks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -12,11 +13,11 @@ from typing import Any
 import anyio
 import pytest
 
-from docferry.model import Receipt, State
+from docferry.model import Gate, Reason, Receipt, State
 from docferry.remotes.codat import Codat
 from docferry.simulator import Fault
 from ground import COMPANY, CONNECTION
-from work.conftest import OTHER, Harbour, names_of, once
+from work.conftest import OTHER, Harbour, at_rest, names_of, once
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,33 @@ async def test_a_signer_that_is_wrong_is_asked_less_and_less(harbour: Harbour) -
         assert house.keeper.tally.strikes["wootiv"] >= 8
     times = [seen.at for seen in harbour.simulator.log if seen.route == "s3.put"]
     assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
+
+
+async def test_what_starts_while_others_are_handed_back_is_left_alone(harbour: Harbour) -> None:
+    """The disk is slow; a document of the other remote goes on its way, and then that remote's gate closes too."""
+    harbour.lay(harbour.ground.upload("bank"), "a.pdf")
+    harbour.lay(harbour.ground.upload("scans", "wootiv"), "b.pdf")
+    async with harbour.house() as house:
+        runner, free = house.runner, threading.Event()
+        hands = runner._hands
+        await at_rest(harbour, house, 2)
+        await runner._fill()
+        (other,) = (load for load in hands.ready if load.remote == "wootiv")
+        until = house.clock.now() + 3600
+        await house.keeper.close(Gate("codat", Reason.RATE, "", until, 1, 0.0))
+        async with anyio.create_task_group() as group:
+            group.start_soon(house.database.write, lambda _: free.wait())
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(runner._give_back)
+            await anyio.wait_all_tasks_blocked()
+            assert list(hands.ready) == [other]
+            hands.start(other)
+            group.start_soon(house.keeper.close, Gate("wootiv", Reason.RATE, "", until, 1, 0.0))
+            await anyio.wait_all_tasks_blocked()
+            free.set()
+        await runner.carrier.hand_back(other)
+        hands.end(other)
+        assert hands.are_empty
 
 
 async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(harbour: Harbour) -> None:
