@@ -112,6 +112,8 @@ async def test_what_is_sent_again_stops_at_a_gate(harbour: Harbour) -> None:
 
 async def test_what_is_sent_again_stops_at_a_stop(harbour: Harbour) -> None:
     await lose(harbour, names_of(4))
+    harbour.ground.codat |= {"list_lag": '"100ms"', "timeout": '"10s"'}
+    await anyio.sleep(1.1)  # until all of them are due: then they are asked about together
     harbour.strike(Fault("slow_read", "codat.upload", params={"rate": 1000}))
     await harbour.ferry(lambda _: harbour.requests("codat.upload") == 5)
     assert harbour.requests("codat.upload") == 5
