@@ -35,9 +35,7 @@ class PerMinute:
             self._passed.append(self._clock.steady())
             return
         async with self._line:
-            while (pause := self._pause()) > 0:
-                if not may_go():
-                    raise NotNow
+            while may_go() and (pause := self._pause()) > 0:
                 await self._sleep(min(pause, GLANCE))
             if not may_go():
                 raise NotNow

@@ -178,7 +178,7 @@ class Runner:
     async def _give_back(self) -> None:
         """What was claimed before a gate closed on its way is not carried against it. While one is handed back, others
         may start: none is looked at that is no longer ready."""
-        while (load := next(filter(self._is_barred, self._hands.ready), None)) is not None:
+        while self._keeper.closed and (load := next(filter(self._is_barred, self._hands.ready), None)) is not None:
             self._hands.ready.remove(load)
             await self.carrier.hand_back(load)
 
