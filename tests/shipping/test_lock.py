@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -30,8 +30,16 @@ def project(root: Path) -> list[Requirement]:
     """Everything that pyproject.toml asks for, builders included; uv is asked for only when the lock is made."""
     written = tomllib.loads((root / "pyproject.toml").read_text())
     table = written["project"]
-    extras = [each for name in ("test", "lint", "build") for each in table["optional-dependencies"][name]]
-    return [Requirement(each) for each in (*written["build-system"]["requires"], *table["dependencies"], *extras)]
+    extras = _extras(table["optional-dependencies"], ("test", "lint", "build"))
+    return [Requirement(each) for each in (*written["build-system"]["requires"], *table["dependencies"])] + extras
+
+
+def _extras(written: dict[str, list[str]], names: Iterable[str]) -> list[Requirement]:
+    """Return the requirements of these extras; `docferry[NAME]` within one stands for the requirements of NAME."""
+    found: list[Requirement] = []
+    for requirement in (Requirement(each) for name in names for each in written[name]):
+        found += _extras(written, sorted(requirement.extras)) if requirement.name == "docferry" else [requirement]
+    return found
 
 
 def test_every_line_pins_one_version_and_names_no_place(lines: list[str]) -> None:
