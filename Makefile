@@ -71,14 +71,10 @@ dist: $(STAMP) ## a wheel and a source archive, in dist/
 	$(BIN)/python -m hatchling build -d dist
 
 # uv is asked for only here. Everything is resolved anew: look at the difference before you commit it.
-# The second file is the part of the first that a service needs: packages, images and installations by root use it.
-COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --universal \
-    --generate-hashes --python-version 3.11
-lock: $(STAMP) ## write requirements.lock and packaging/requirements.lock afresh from pyproject.toml
+lock: $(STAMP) ## write requirements.lock afresh from pyproject.toml
 	$(PIP) install --quiet 'uv>=0.5'
-	$(COMPILE) --upgrade --extra test --extra lint --extra build --output-file requirements.lock
-	$(COMPILE) --upgrade --extra postgresql --extra receipts --extra socks --constraint requirements.lock \
-	    --no-annotate --output-file packaging/requirements.lock
+	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal \
+	    --python-version 3.11 --extra test --extra lint --extra build --output-file requirements.lock
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
@@ -94,6 +90,6 @@ $(STAMP): requirements.lock pyproject.toml
 	             && "$$python" -m pip --python $(BIN)/python install --quiet pip; } \
 	        || { echo "$$python cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }; }
 	@echo "installing what requirements.lock names"
-	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	@$(PIP) install --quiet --requirement requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.ferry import KEYS, Ferry
+from benchmarks.docferry_run import KEYS, Ferry
 from benchmarks.programs import PROJECT, Failed, Sink, environment
 
 #: How long a start may take, seconds.

@@ -15,10 +15,10 @@ from benchmarks.queue_cycles import TARGET, planned
 from docferry.clock import SystemClock
 from docferry.files.scan import walk
 from docferry.model import State
-from docferry.store import tenure
+from docferry.store import locks
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
-from docferry.store.plans import Planned
+from docferry.store.enqueue import Planned
 
 _TOGETHER = 20_000
 
@@ -32,7 +32,7 @@ def of_folder(root: Path) -> Iterator[list[Planned]]:
                 once = secrets.token_hex(32)
                 name = seen[0].decode()
                 plans.append(
-                    Planned(listing.sighting(seen), TARGET, secrets.token_hex(16), name, once, once, State.SENT)
+                    Planned(listing.seen_file(seen), TARGET, secrets.token_hex(16), name, once, once, State.SENT)
                 )
         yield plans
 
@@ -44,7 +44,7 @@ def of_number(rows: int) -> Iterator[list[Planned]]:
 
 async def fill(state: Path, mapping: str, plans: Iterable[list[Planned]]) -> None:
     """Through the store's own door, so that the benchmark need not know the tables; only the attempts are added."""
-    tenure.prepare_state_dir(state)
+    locks.prepare_state_dir(state)
     path = state / "docferry.db"
     async with open_database(path) as database:
         documents = Documents(database, SystemClock())

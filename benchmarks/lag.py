@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from docferry import settings
-from docferry.app.onepass import sync
+from docferry.app.one_pass import sync
 
 EVERY = 0.002
 

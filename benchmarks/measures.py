@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import daemon
-from benchmarks.ferry import KEYS, PROGRAM, Ferry
+from benchmarks.docferry_run import KEYS, PROGRAM, Ferry
 from benchmarks.peers import Peer
 from benchmarks.programs import Failed, Run, Sink, run, sink
 from benchmarks.report import Table

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import anyio
 
-from benchmarks.ferry import COMPANY, CONNECTION
+from benchmarks.docferry_run import COMPANY, CONNECTION
 from docferry.clock import SystemClock
-from docferry.model import Outcome, Receipt, Sighting, Stamp, State, Target, Transfer
+from docferry.model import Outcome, Receipt, SeenFile, Stamp, State, Target, Transfer
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
-from docferry.store.plans import Planned
+from docferry.store.enqueue import Planned
 from docferry.store.transfers import Pick, Transfers
 
 TASKS = 16
@@ -32,7 +32,7 @@ def planned(start: int, count: int, *, state: State = State.WAITING) -> list[Pla
     plans = []
     for number in range(start, start + count):
         digest = hashlib.sha256(b"%d" % number).hexdigest()
-        seen = Sighting(b"d%04d" % (number % 1000), b"f%07d.pdf" % number, Stamp(40_000, number, number))
+        seen = SeenFile(b"d%04d" % (number % 1000), b"f%07d.pdf" % number, Stamp(40_000, number, number))
         name = f"f{number:07}.pdf"
         plans.append(Planned(seen, TARGET, secrets.token_hex(16), name, digest, digest, state))
     return plans

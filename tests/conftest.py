@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from crash.nursery import Nursery
-from docferry.simulator import Running, Simulator, Switches
-from ground import Ground
+from app_env import AppEnv
+from crash.process_pool import ProcessPool
+from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 
 
 @pytest.fixture
@@ -18,15 +18,15 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
+def app_env(tmp_path: Path) -> Iterator[AppEnv]:
     """Folders, a configuration and a far shore without faults, for the whole program."""
-    with Running(Simulator(Switches(requests_per_minute=0))) as shore:
-        yield Ground(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
+        yield AppEnv(tmp_path, shore)
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def process_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
     """One warm parent for all short lives of the program."""
-    found = Nursery(tmp_path_factory.mktemp("lives"))
+    found = ProcessPool(tmp_path_factory.mktemp("lives"))
     yield found
     found.close()

@@ -1,5 +1,6 @@
 """Some five hundred archives as nobody packs them by mistake, each with what must become of it: refused whole, taken
-whole, or either, as long as nothing lies outside. Put together byte by byte, as no library writes them."""
+whole, or either, as long as nothing lies outside. Put together byte by byte, as no library writes them.
+"""
 
 from __future__ import annotations
 
@@ -201,8 +202,10 @@ def _odd_names() -> Iterator[Case]:
         yield f"not UTF-8 {raw!r}", build(Row(raw, flags=0)), "taken"
         yield f"said to be UTF-8 {raw!r}", build(Row(raw)), "either"
     for number in range(40):
-        dice = random.Random(number)  # noqa: S311 - the same names every time
-        name = "".join(chr(dice.choice((dice.randrange(1, 0x2F), dice.randrange(0x80, 0xD000)))) for _ in range(9))
+        jitter = random.Random(number)  # noqa: S311 - the same names every time
+        name = "".join(
+            chr(jitter.choice((jitter.randrange(1, 0x2F), jitter.randrange(0x80, 0xD000)))) for _ in range(9)
+        )
         yield f"random {name!r}", build(Row(b"Bank/" + name.encode() + b".pdf"), GOOD), "either"
 
 

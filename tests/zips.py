@@ -140,22 +140,22 @@ def broken() -> Iterator[tuple[str, bytes]]:
 
 def mutated(seed: int, hostile: Sequence[bytes] = ()) -> bytes:
     """A good or a hostile archive with a few bytes changed, moved or lost."""
-    dice = random.Random(seed)  # noqa: S311 - the same archive for the same seed
-    raw = bytearray(dice.choice(_SOUND if dice.random() < 0.5 else hostile or _HOSTILE))
-    for _ in range(dice.choice((1, 1, 1, 2, 5))):
-        at = dice.randrange(len(raw))
-        kind = dice.choice((0, 0, 1, 2, 3, 4, 4))
+    jitter = random.Random(seed)  # noqa: S311 - the same archive for the same seed
+    raw = bytearray(jitter.choice(_SOUND if jitter.random() < 0.5 else hostile or _HOSTILE))
+    for _ in range(jitter.choice((1, 1, 1, 2, 5))):
+        at = jitter.randrange(len(raw))
+        kind = jitter.choice((0, 0, 1, 2, 3, 4, 4))
         if kind == 0:
-            raw[at] = dice.randrange(256)
+            raw[at] = jitter.randrange(256)
         elif kind == 1:
-            del raw[at : at + dice.randrange(1, 12)]
+            del raw[at : at + jitter.randrange(1, 12)]
         elif kind == 2:
-            raw[at:at] = dice.randbytes(dice.randrange(1, 12))
+            raw[at:at] = jitter.randbytes(jitter.randrange(1, 12))
         elif kind == 3:
-            raw[at : at + 4] = dice.choice((b"\xff" * 4, b"\0" * 4, b"PK\x01\x02", b"/../", b"PK\x05\x06"))
+            raw[at : at + 4] = jitter.choice((b"\xff" * 4, b"\0" * 4, b"PK\x01\x02", b"/../", b"PK\x05\x06"))
         else:
             start = max(raw.rfind(b"PK\x01\x02"), 0)  # most damage is done in the table
-            raw[min(start + dice.randrange(46), len(raw) - 1)] = dice.choice((0, 1, 0x7F, 0x80, 0xFF))
+            raw[min(start + jitter.randrange(46), len(raw) - 1)] = jitter.choice((0, 1, 0x7F, 0x80, 0xFF))
         if len(raw) < 30:
             break
     return bytes(raw)

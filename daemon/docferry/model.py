@@ -104,7 +104,7 @@ class Digests:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class SeenFile:
     """A path looked like this just now; not stored. `folder` and `name` are bytes as the kernel gave them,
     `folder` relative to the mapping's root, without slashes at its ends (b"" is the root)."""
 
@@ -177,7 +177,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class UploadItem:
     """One document as a remote gets it: the transfer's facts and the bytes."""
 
     transfer: Transfer
@@ -213,7 +213,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Accounted:
+class KnownUploads:
     """What SENT transfers of one company already account for: how often a name, how often a digest."""
 
     names: dict[str, int]

@@ -27,40 +27,40 @@ class Backoff:
     factor: float = 1.5
     longest: float = 60.0
 
-    def pause(self, tries: int, dice: float) -> float:
+    def pause(self, tries: int, jitter: float) -> float:
         """Seconds after `tries` failures; `dice` in [0, 1) spreads them over the upper half."""
         exponent = min(tries - 1, 64) if tries > 0 else 0
         full = min(self.longest, self.initial * self.factor**exponent)
-        return full * (0.5 + dice / 2)
+        return full * (0.5 + jitter / 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
+class FailedAttempt:
     """What policy must know of the attempt that failed."""
 
     lane: str
     tries: int  # this one included
     now: float
-    dice: float
+    jitter: float
     gate_tries: int = 0  # how often the gate in question has been probed in vain
     strikes: int = 1  # how often in a row the remote could not be reached, this one included
-    lane_strikes: int = 1  # how often in a row the lane failed in whatever way, this one included
+    lane_failures: int = 1  # how often in a row the lane failed in whatever way, this one included
 
 
-def after_failure(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+def after_failure(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
     """What a failed send means for its transfer, and for those that wait behind it."""
     outcome = _of_the_transfer(failure, attempt, backoff)
     again = outcome.state in {State.WAITING, State.DOUBTFUL} and outcome.costs_a_try
-    if again and outcome.gate is None and attempt.lane_strikes >= LANE_STRIKES:
+    if again and outcome.gate is None and attempt.lane_failures >= LANE_STRIKES:
         gate = _closed(failure, attempt, backoff, scope=attempt.lane).gate
         return replace(outcome, gate=gate and replace(gate, reason=Reason.FAILING))
     return outcome
 
 
-def _of_the_transfer(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+def _of_the_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
     if failure.kind == "signature":
         # A new URL cures what expired, at once; it does not cure a signer that is wrong.
-        pause = backoff.pause(attempt.lane_strikes - 1, attempt.dice) if attempt.lane_strikes > 1 else 0.0
+        pause = backoff.pause(attempt.lane_failures - 1, attempt.jitter) if attempt.lane_failures > 1 else 0.0
         return Outcome(State.WAITING, None, str(failure), delay=pause, costs_a_try=False)
     if failure.scope is not None:
         return _closed(failure, attempt, backoff)
@@ -86,12 +86,12 @@ def after_stop(*, begun: bool) -> Outcome:
     return Outcome(State.WAITING, None, "docferry stopped before any of it was sent", costs_a_try=False)
 
 
-def pause_of(failure: RemoteError, attempt: Try, backoff: Backoff) -> float:
+def pause_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> float:
     """Seconds until the next try: the remote's wish, at most a day. A wish for less than any pause of ours is none:
     "now", said by a remote that fails all the time, would be asked for without end."""
     if failure.retry_after is not None and failure.retry_after >= backoff.initial:
         return min(failure.retry_after, LONGEST_PAUSE)
-    return backoff.pause(attempt.tries, attempt.dice)
+    return backoff.pause(attempt.tries, attempt.jitter)
 
 
 def _refuses(failure: RemoteError) -> bool:
@@ -103,7 +103,7 @@ def _refuses(failure: RemoteError) -> bool:
     )
 
 
-def _in_doubt(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+def _in_doubt(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
     # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes. What a proxy said
     # was not kept: there the old key still guards against a second copy.
     # 409 says that the first request still runs, once; said again, it is a kept answer too.
@@ -112,7 +112,7 @@ def _in_doubt(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
     return Outcome(State.DOUBTFUL, None, str(failure), delay=pause_of(failure, attempt, backoff), fresh_key=spent)
 
 
-def _again(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
+def _again(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
     return Outcome(
         State.WAITING,
         None,
@@ -123,11 +123,11 @@ def _again(failure: RemoteError, attempt: Try, backoff: Backoff) -> Outcome:
 
 
 def _closed(
-    failure: RemoteError, attempt: Try, backoff: Backoff, *, scope: str | None = None, patient: bool = False
+    failure: RemoteError, attempt: FailedAttempt, backoff: Backoff, *, scope: str | None = None, patient: bool = False
 ) -> Outcome:
     """Nothing is wrong with the document: what the remote refused is closed for all, and one probes."""
     key = scope or failure.scope or attempt.lane
-    probe = Try(attempt.lane, attempt.gate_tries + 1, attempt.now, attempt.dice)
+    probe = FailedAttempt(attempt.lane, attempt.gate_tries + 1, attempt.now, attempt.jitter)
     pause = pause_of(failure, probe, backoff)
     reason = _gate_reason(failure)
     gate = Gate(

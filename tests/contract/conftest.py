@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import trustme
 
-from contract.parcels import CODAT, WOOTIV, parcel
+from contract.upload_items import CODAT, WOOTIV, item
 from docferry.clock import SystemClock
-from docferry.model import Parcel, Receipt, Target
-from docferry.remotes.codat import Codat
+from docferry.model import Receipt, Target, UploadItem
+from docferry.remotes.codat.client import Codat
 from docferry.remotes.http import Http
-from docferry.remotes.wootiv import Wootiv
-from docferry.simulator import Fault, Running, Simulator, Switches
+from docferry.remotes.wootiv.client import Wootiv
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 
 @dataclass
@@ -32,10 +32,10 @@ class Shore:
     route: str
 
     async def send(self, name: str, content: bytes = b"some bytes", key: str = "", **source: Any) -> Receipt:
-        return await self.remote.send([self.parcel(name, content, **source)], key or str(uuid.uuid4()))
+        return await self.remote.send([self.item(name, content, **source)], key or str(uuid.uuid4()))
 
-    def parcel(self, name: str, content: bytes = b"some bytes", **source: Any) -> Parcel:
-        return parcel(name, content, self.target, **source)
+    def item(self, name: str, content: bytes = b"some bytes", **source: Any) -> UploadItem:
+        return item(name, content, self.target, **source)
 
     def strike(self, kind: str, match: str = "", **params: Any) -> None:
         """From now on each request that carries a document meets this fault."""
@@ -75,12 +75,14 @@ def line(name: str, more: dict[str, Any]) -> Http:
 
 @pytest.fixture
 def simulated() -> Iterator[Callable[..., Simulator]]:
-    """`simulated(Switches(…))` runs a simulator in a thread of its own until the test ends."""
+    """`simulated(SimulatorOptions(…))` runs a simulator in a thread of its own until the test ends."""
     with ExitStack() as stack:
 
-        def start(switches: Switches | None = None, *, tls: ssl.SSLContext | None = None, **more: Any) -> Simulator:
-            switches = switches or Switches(requests_per_minute=0, concurrent_per_company=0)
-            return stack.enter_context(Running.start(Simulator(switches, **more), ssl_context=tls)).simulator
+        def start(
+            options: SimulatorOptions | None = None, *, tls: ssl.SSLContext | None = None, **more: Any
+        ) -> Simulator:
+            options = options or SimulatorOptions(requests_per_minute=0, concurrent_per_company=0)
+            return stack.enter_context(SimulatorThread.start(Simulator(options, **more), ssl_context=tls)).simulator
 
         yield start
 
@@ -97,7 +99,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
             "requests_per_minute": 100_000,
             "list_lag": 0.0,
         }
-        settings |= {"key": lambda: sim.switches.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
+        settings |= {"key": lambda: sim.options.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
         settings["http"] = line("Codat", more)
         made.append(Codat(**(settings | more)))
         return Shore(made[-1], sim, CODAT, "codat.upload")
@@ -114,9 +116,9 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
 
     def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> Shore:
         sim = sim or simulated()
-        sim.switches.change({"signed": signed})
+        sim.options.change({"signed": signed})
         settings: dict[str, Any] = {"base_url": sim.url, "clock": SystemClock()}
-        settings["key"] = lambda: sim.switches.wootiv_key
+        settings["key"] = lambda: sim.options.wootiv_key
         settings["http"], settings["storage"] = line("Wootiv", dict(more)), line("Wootiv's storage", more)
         made.append(Wootiv(**(settings | more)))
         return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")

@@ -14,13 +14,13 @@ import anyio
 import pytest
 
 from contract.conftest import Shore
-from contract.parcels import CODAT, COMPANY, CONNECTION, Bytes, parcel, transfer
+from contract.upload_items import CODAT, COMPANY, CONNECTION, Bytes, item, transfer
 from docferry.clock import TurnableClock
 from docferry.errors import RemoteError
-from docferry.model import Accounted, Found, Parcel, Target, Transfer
-from docferry.remotes.base import NOTHING
-from docferry.remotes.codat import Codat
-from docferry.simulator import Fault, Switches
+from docferry.model import Found, KnownUploads, Target, Transfer, UploadItem
+from docferry.remotes.codat.client import Codat
+from docferry.remotes.protocol import NOTHING
+from docferry.simulator import Fault, SimulatorOptions
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Any]
@@ -32,7 +32,7 @@ async def refused(shore: Shore, name: str = "a.pdf", **more: Any) -> RemoteError
     return failure.value
 
 
-async def found(shore: Shore, doubt: Transfer, **known: Accounted) -> tuple[Found, str]:
+async def found(shore: Shore, doubt: Transfer, **known: KnownUploads) -> tuple[Found, str]:
     assert isinstance(shore.remote, Codat)
     finding = (await shore.remote.find([doubt], known.get("accounted", NOTHING), known.get("unsettled", NOTHING)))[
         doubt.id
@@ -40,8 +40,8 @@ async def found(shore: Shore, doubt: Transfer, **known: Accounted) -> tuple[Foun
     return finding.found, finding.proof
 
 
-def counted(*transfers: Transfer) -> Accounted:
-    return Accounted(
+def counted(*transfers: Transfer) -> KnownUploads:
+    return KnownUploads(
         dict(Counter(each.remote_name for each in transfers)), dict(Counter(each.sha256 for each in transfers))
     )
 
@@ -51,17 +51,17 @@ def counted(*transfers: Transfer) -> Accounted:
 
 async def test_a_batch_is_one_request(codat: Make) -> None:
     shore = codat()
-    parcels = [shore.parcel(f"{number}.pdf", b"%d" % number * 50_000) for number in range(20)]
-    await shore.remote.send(parcels, "key")
-    assert Counter(stored.sha256 for stored in shore.sim.stored) == Counter(each.transfer.sha256 for each in parcels)
+    items = [shore.item(f"{number}.pdf", b"%d" % number * 50_000) for number in range(20)]
+    await shore.remote.send(items, "key")
+    assert Counter(stored.sha256 for stored in shore.sim.stored) == Counter(each.transfer.sha256 for each in items)
     assert shore.sim.requests["codat.upload"] == 1
 
 
 async def test_the_same_request_under_the_same_key_is_stored_once(codat: Make) -> None:
     shore = codat()
-    sent = shore.parcel("a.pdf", b"x" * 300_000)
+    sent = shore.item("a.pdf", b"x" * 300_000)
     for block in (64 * 1024, 100_000):  # however it was cut, it is the same body
-        await shore.remote.send([Parcel(sent.transfer, Bytes(b"x" * 300_000, block))], "key")
+        await shore.remote.send([UploadItem(sent.transfer, Bytes(b"x" * 300_000, block))], "key")
     assert shore.names == ["a.pdf"]
 
 
@@ -95,9 +95,9 @@ async def test_a_refusal_closes_what_it_is_about(codat: Make, status: int, scope
 
 async def test_an_unknown_company_and_an_unknown_connection_are_told_apart(codat: Make) -> None:
     shore = codat()
-    shore.sim.switches.companies = {}
+    shore.sim.options.companies = {}
     assert (await refused(shore)).scope == f"codat/{COMPANY}"
-    shore.sim.switches.companies = {COMPANY: set()}
+    shore.sim.options.companies = {COMPANY: set()}
     assert (await refused(shore)).scope == f"codat/{COMPANY}/{CONNECTION}"
 
 
@@ -117,7 +117,7 @@ async def test_a_proxy_s_403_says_nothing_about_the_company(codat: Make) -> None
 @pytest.mark.parametrize("form", ["iso", "http"])
 async def test_a_spent_quota_waits_for_its_reset(codat: Make, form: str) -> None:
     shore = codat()
-    shore.sim.switches.change({"daily_quota": 1, "reset_format": form})
+    shore.sim.options.change({"daily_quota": 1, "reset_format": form})
     await shore.send("a.pdf")
     health = shore.remote.health
     assert (health.limit, health.remaining) == (1, 0)
@@ -131,7 +131,7 @@ async def test_a_spent_quota_waits_for_its_reset(codat: Make, form: str) -> None
 
 async def test_no_more_at_once_than_the_company_allows(codat: Make) -> None:
     shore = codat(concurrent_per_company=3)
-    shore.sim.switches.latency = 0.02
+    shore.sim.options.latency = 0.02
     async with anyio.create_task_group() as group:
         for number in range(12):
             group.start_soon(shore.send, f"{number}.pdf")
@@ -203,7 +203,7 @@ async def test_a_list_of_wrong_rows_decides_nothing(codat: Make) -> None:
 
 async def test_check_names_a_connection_that_is_not_linked(codat: Make) -> None:
     shore = codat()
-    shore.sim.switches.connection_status = {CONNECTION: "Deauthorized"}
+    shore.sim.options.connection_status = {CONNECTION: "Deauthorized"}
     wrong = [each for each in await shore.remote.check([CODAT]) if not each.ok]
     assert [(each.subject, each.cure) for each in wrong] == [
         (f"codat connection {CONNECTION}", "link it in Codat's portal")
@@ -213,7 +213,7 @@ async def test_check_names_a_connection_that_is_not_linked(codat: Make) -> None:
 
 async def test_check_goes_on_where_one_company_is_unknown(codat: Make) -> None:
     shore = codat()
-    shore.sim.switches.companies = {COMPANY: {CONNECTION}}
+    shore.sim.options.companies = {COMPANY: {CONNECTION}}
     other = Target("codat", "11111111-1111-1111-1111-111111111111", CONNECTION)
     checked = {each.subject: each.ok for each in await shore.remote.check([other, CODAT])}
     assert checked[f"codat company {other.company_id}"] is False
@@ -225,7 +225,7 @@ async def test_check_goes_on_where_one_company_is_unknown(codat: Make) -> None:
 
 async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) -> None:
     shore = codat()
-    doubt = shore.parcel("a.pdf", b"ours")
+    doubt = shore.item("a.pdf", b"ours")
     shore.strike("lost_answer", first=1)
     with pytest.raises(RemoteError):
         await shore.remote.send([doubt], "key")
@@ -235,7 +235,7 @@ async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) ->
 
 async def test_a_lost_request_is_found_absent_with_one_request(codat: Make) -> None:
     shore = codat()
-    doubt = shore.parcel("a.pdf", b"ours")
+    doubt = shore.item("a.pdf", b"ours")
     shore.strike("reset_after", first=1)
     with pytest.raises(RemoteError):
         await shore.remote.send([doubt], "key")
@@ -248,7 +248,7 @@ async def test_a_token_needs_no_zip(codat: Make) -> None:
     doubt = transfer("")
     doubt = replace(doubt, remote_name=f"invoice~{doubt.token}.pdf")
     assert await found(shore, doubt) == (Found.ABSENT, "list")
-    await shore.remote.send([Parcel(doubt, Bytes(b"some bytes"))], "key")
+    await shore.remote.send([UploadItem(doubt, Bytes(b"some bytes"))], "key")
     shore.sim.put_company_file(COMPANY, "foreign.pdf", b"foreign")
     assert await found(shore, doubt) == (Found.THERE, "list")
     assert not shore.sim.requests["codat.download"]
@@ -263,19 +263,19 @@ async def test_someone_else_s_upload_of_that_name_is_not_ours(codat: Make) -> No
 @pytest.mark.parametrize("rename", ["quote", "nfc", "cut"])
 async def test_a_name_that_the_server_changes_is_recognised(codat: Make, rename: str) -> None:
     shore = codat()
-    shore.sim.switches.change({"rename": rename})
-    doubt = shore.parcel('a "na\u0308ive" ' + "name " * 20 + ".pdf", b"ours")
+    shore.sim.options.change({"rename": rename})
+    doubt = shore.item('a "na\u0308ive" ' + "name " * 20 + ".pdf", b"ours")
     await shore.remote.send([doubt], "key")
     assert await found(shore, doubt.transfer) == (Found.THERE, "zip")
 
 
 async def test_a_list_that_lags_shows_it_later(codat: Make, simulated: Make) -> None:
     clock = TurnableClock()
-    sim = simulated(Switches(requests_per_minute=0, list_lag=60.0), clock=clock)
+    sim = simulated(SimulatorOptions(requests_per_minute=0, list_lag=60.0), clock=clock)
     shore = codat(sim, clock=clock)
     now = clock.now()
-    first = shore.parcel("first.pdf", b"first")
-    doubt = Parcel(transfer("a.pdf", b"ours", first_sent=now, last_sent=now), Bytes(b"ours"))
+    first = shore.item("first.pdf", b"first")
+    doubt = UploadItem(transfer("a.pdf", b"ours", first_sent=now, last_sent=now), Bytes(b"ours"))
     await shore.remote.send([first], "1")
     await shore.remote.send([doubt], "2")
     early = await found(shore, doubt.transfer, accounted=counted(first.transfer))
@@ -292,8 +292,8 @@ async def test_an_empty_list_that_should_not_be_empty_decides_nothing(codat: Mak
 
 async def test_the_first_of_a_batch_alone_is_found(codat: Make) -> None:
     shore = codat()
-    shore.sim.switches.keeps_only_first_of_batch = True
-    batch = [shore.parcel(f"{number}.pdf", b"%d" % number) for number in range(3)]
+    shore.sim.options.keeps_only_first_of_batch = True
+    batch = [shore.item(f"{number}.pdf", b"%d" % number) for number in range(3)]
     await shore.remote.send(batch, "key")
     findings = await shore.remote.find([each.transfer for each in batch], NOTHING)
     assert [findings[each.transfer.id].found for each in batch] == [Found.THERE, Found.ABSENT, Found.ABSENT]
@@ -301,7 +301,7 @@ async def test_the_first_of_a_batch_alone_is_found(codat: Make) -> None:
 
 async def test_a_broken_zip_decides_nothing(codat: Make) -> None:
     shore = codat()
-    doubt = shore.parcel("a.pdf", b"x" * 5000)
+    doubt = shore.item("a.pdf", b"x" * 5000)
     await shore.remote.send([doubt], "key")
     for at in (1, 100, 3000, 5050):
         shore.strike("truncated_answer", match="codat.download", at=at)
@@ -311,15 +311,15 @@ async def test_a_broken_zip_decides_nothing(codat: Make) -> None:
 
 async def test_a_remote_clock_that_is_wrong_hides_nothing(codat: Make) -> None:
     shore = codat()
-    shore.sim.switches.date_skew = -7200.0
-    doubt = shore.parcel("a.pdf", b"ours")
+    shore.sim.options.date_skew = -7200.0
+    doubt = shore.item("a.pdf", b"ours")
     await shore.remote.send([doubt], "key")
     assert await found(shore, doubt.transfer) == (Found.THERE, "zip")
 
 
 async def test_many_doubts_of_one_company_cost_one_list_and_one_zip(codat: Make) -> None:
     shore = codat()
-    doubts = [parcel(f"{number}.pdf", b"%d" % number) for number in range(30)]
+    doubts = [item(f"{number}.pdf", b"%d" % number) for number in range(30)]
     for each in doubts[::2]:
         await shore.remote.send([each], each.transfer.uid)
     findings = await shore.remote.find([each.transfer for each in doubts], NOTHING)

@@ -9,11 +9,11 @@ from hashlib import sha256
 
 import pytest
 
-from contract.parcels import transfer
+from contract.upload_items import transfer
 from docferry.clock import iso
-from docferry.model import Accounted, Found, Transfer
-from docferry.remotes.base import NOTHING
-from docferry.remotes.doubts import Case, Members, Row, same, since
+from docferry.model import Found, KnownUploads, Transfer
+from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, same, since
+from docferry.remotes.protocol import NOTHING
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
 
@@ -27,9 +27,9 @@ def row(name: str, at: float = 1.0, uploaded: str | None = None) -> Row:
     return Row.read(name, uploaded if uploaded is not None else iso(NOON + at) or "", 0.0)
 
 
-def others(*documents: tuple[str, bytes]) -> Accounted:
+def others(*documents: tuple[str, bytes]) -> KnownUploads:
     names = Counter(name for name, _ in documents)
-    return Accounted(dict(names), dict(Counter(sha256(content).hexdigest() for _, content in documents)))
+    return KnownUploads(dict(names), dict(Counter(sha256(content).hexdigest() for _, content in documents)))
 
 
 def zipped(*documents: tuple[str, bytes]) -> Members:
@@ -43,11 +43,11 @@ def judged(
     doubts: list[Transfer],
     rows: list[Row],
     members: Members | None = None,
-    accounted: Accounted = NOTHING,
-    unsettled: Accounted = NOTHING,
+    accounted: KnownUploads = NOTHING,
+    unsettled: KnownUploads = NOTHING,
 ) -> list[tuple[Found, str]]:
     """What becomes of each doubt; without `members` the list has to do."""
-    case = Case(doubts, accounted, unsettled, rows, NOON + 60)
+    case = Reconciliation(doubts, accounted, unsettled, rows, NOON + 60)
     found = case.by_list()
     if members is not None:
         assert case.days, "the list decided alone"
@@ -135,7 +135,9 @@ def test_what_others_may_have_stored_is_not_taken_for_ours() -> None:
 
 
 def test_copies_that_are_fewer_than_who_may_have_brought_them_are_said_to_be_nobody_s() -> None:
-    case = Case([doubt("a.pdf")], others(("a.pdf", b"ours")), others(("a.pdf", b"ours")), [row("a.pdf")] * 2, NOON + 60)
+    case = Reconciliation(
+        [doubt("a.pdf")], others(("a.pdf", b"ours")), others(("a.pdf", b"ours")), [row("a.pdf")] * 2, NOON + 60
+    )
     assert not case.by_list()
     (found,) = case.by_archive(zipped(("a.pdf", b"ours"), ("a.pdf", b"ours"))).values()
     assert found.found is Found.UNSURE
@@ -204,7 +206,9 @@ def test_since_reaches_back_to_the_first_attempt() -> None:
 
 
 def test_the_dates_cover_all_that_is_counted_when_bytes_have_twins() -> None:
-    case = Case([doubt("a.pdf")], others(("b.pdf", b"ours")), NOTHING, [row("a.pdf"), row("b.pdf")], NOON + 60)
+    case = Reconciliation(
+        [doubt("a.pdf")], others(("b.pdf", b"ours")), NOTHING, [row("a.pdf"), row("b.pdf")], NOON + 60
+    )
     case.by_list()
     assert sorted(day.day for day in case.days) == [19, 20, 21, 22]
 

@@ -10,13 +10,13 @@ import anyio
 import pytest
 
 from contract.conftest import Shore
-from contract.parcels import Bytes
+from contract.upload_items import Bytes
 from docferry.errors import RemoteError, SourceChanged
-from docferry.model import Found, Parcel
-from docferry.remotes.base import NOTHING
-from docferry.remotes.codat import RULES as CODAT_RULES
-from docferry.remotes.wootiv import RULES as WOOTIV_RULES
-from nowhere import full_house
+from docferry.model import Found, UploadItem
+from docferry.remotes.codat.client import RULES as CODAT_RULES
+from docferry.remotes.protocol import NOTHING
+from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
+from unreachable_hosts import full_house
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Shore]
@@ -62,7 +62,7 @@ async def test_a_file_that_changes_is_never_stored(shore: Make) -> None:
 async def test_a_file_that_grows_or_shrinks_is_never_stored(shore: Make) -> None:
     shores = shore()
     for delta in (-1, 1):
-        changed = shores.parcel("a.pdf", b"x" * 200_000)
+        changed = shores.item("a.pdf", b"x" * 200_000)
         source = changed.source
         pretended = type("Pretended", (), {"size": source.size + delta, "blocks": source.blocks, "md5": None})()
         with pytest.raises(SourceChanged):
@@ -98,7 +98,7 @@ async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(shore: Mak
         shores = shore(base_url=f"http://{nobody}") if not through else shore(proxy=f"http://{nobody}")
         source = Shy(b"some bytes")
         with anyio.move_on_after(0.2) as scope:
-            await shores.remote.send([Parcel(shores.parcel("a.pdf").transfer, source)], "key")
+            await shores.remote.send([UploadItem(shores.item("a.pdf").transfer, source)], "key")
         assert (scope.cancelled_caught, source.wanted) == (True, False)
     await shores.remote.aclose()
 
@@ -251,14 +251,14 @@ async def test_a_kept_line_that_dies_as_the_request_arrives_makes_no_second_copy
 
 async def test_a_storm_of_cancels_leaves_the_remote_usable(shore: Make) -> None:
     shores = shore(connections=10)
-    shores.sim.switches.latency = 0.01
+    shores.sim.options.latency = 0.01
     for round_ in range(10):
         async with anyio.create_task_group() as group:
             for number in range(20):
                 group.start_soon(shores.send, f"{round_}-{number}.pdf", b"x" * 10_000)
             await anyio.sleep(0.003 * round_)  # the storm strikes at another point of the request each time
             group.cancel_scope.cancel()
-    shores.sim.switches.latency = 0.0
+    shores.sim.options.latency = 0.0
     with anyio.fail_after(5):
         await shores.send("after the storm.pdf")
     assert "after the storm.pdf" in shores.names
@@ -280,7 +280,7 @@ async def test_a_renewed_key_counts_at_once(shore: Make) -> None:
     assert (failure.value.status, failure.value.scope) == (401, shores.target.remote)
     assert shores.names == []
     assert "old-secret-key" not in str(failure.value)
-    keys[0] = shores.sim.switches.codat_key if shores.target.remote == "codat" else shores.sim.switches.wootiv_key
+    keys[0] = shores.sim.options.codat_key if shores.target.remote == "codat" else shores.sim.options.wootiv_key
     await shores.send("a.pdf")
     assert shores.names == ["a.pdf"]
 
@@ -299,7 +299,7 @@ async def test_nothing_to_ask_brings_nothing(shore: Make) -> None:
 
 async def test_what_was_never_sent_is_absent(shore: Make) -> None:
     shores = shore()
-    doubt = shores.parcel("never.pdf").transfer
+    doubt = shores.item("never.pdf").transfer
     found = await shores.remote.find([doubt], NOTHING)
     assert found[doubt.id].found is Found.ABSENT
 
@@ -308,7 +308,7 @@ async def test_check_says_what_works_and_what_does_not(shore: Make) -> None:
     shores = shore()
     assert all(each.ok for each in await shores.remote.check([shores.target]))
     assert not shores.sim.stored
-    shores.sim.switches.date_skew = 3600.0
+    shores.sim.options.date_skew = 3600.0
     shores.strike("status", match="nothing")
     wrong = [each for each in await shores.remote.check([shores.target]) if not each.ok]
     assert [each.subject for each in wrong] == ["clock"]
@@ -325,7 +325,7 @@ async def test_check_names_a_refused_key(shore: Make) -> None:
 async def test_health_tells_of_the_last_answer_and_the_clock(shore: Make) -> None:
     shores = shore()
     assert shores.remote.health.last_answer is None
-    shores.sim.switches.date_skew = -120.0
+    shores.sim.options.date_skew = -120.0
     await shores.send("a.pdf")
     health = shores.remote.health
     assert health.last_answer is not None

@@ -11,15 +11,15 @@ from pathlib import Path
 import anyio
 import pytest
 
-from contract.parcels import Bytes, parcel
+from contract.upload_items import Bytes, item
 from docferry.clock import TurnableClock
 from docferry.errors import NotNow, RemoteError
-from docferry.model import Parcel
-from docferry.remotes import members
+from docferry.model import UploadItem
 from docferry.remotes.answers import Answer, moment, plain, retry_after
-from docferry.remotes.doubts import Members
-from docferry.remotes.limits import AtOnce, PerMinute
+from docferry.remotes.codat import zip_digests
+from docferry.remotes.codat.reconcile import Members
 from docferry.remotes.multipart import Form, content_type
+from docferry.remotes.rate_limits import AtOnce, PerMinute
 
 
 async def blocks_of(form: Form) -> list[bytes]:
@@ -156,7 +156,7 @@ async def _stay(doors: AtOnce) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("block", [1000, 1 << 20])
 async def test_a_form_is_what_another_parser_reads(block: int) -> None:
-    sent = [parcel('a "b".pdf', b"\r\n--x\r\n" * 500, block=block), parcel("c.csv", b"", block=block)]
+    sent = [item('a "b".pdf', b"\r\n--x\r\n" * 500, block=block), item("c.csv", b"", block=block)]
     form = Form(sent, fields=[("key", "a/b"), ("Policy", "xyz==")])
     blocks = await blocks_of(form)
     raw = b"".join(blocks)
@@ -175,18 +175,20 @@ async def test_a_form_is_what_another_parser_reads(block: int) -> None:
 
 @pytest.mark.anyio
 async def test_the_terminator_is_a_block_of_its_own_unless_all_is_one() -> None:
-    *rest, end = await blocks_of(Form([parcel("a.pdf", b"x" * 300_000)]))
+    *rest, end = await blocks_of(Form([item("a.pdf", b"x" * 300_000)]))
     assert re.fullmatch(rb"--docferry-[0-9a-f]{40}--\r\n", end)
     assert b"".join(rest).endswith(b"x\r\n")
     for size in (0, 1, 40_000):
-        (whole,) = await blocks_of(Form([parcel("a.pdf", b"x" * size), parcel("b.pdf", b"")]))
+        (whole,) = await blocks_of(Form([item("a.pdf", b"x" * size), item("b.pdf", b"")]))
         assert re.search(rb"\r\n--docferry-[0-9a-f]{40}--\r\n$", whole)
 
 
 @pytest.mark.anyio
 async def test_the_same_transfers_make_the_same_body() -> None:
-    first, second = parcel("a.pdf", b"x" * 100_000), parcel("b.pdf", b"y")
-    again = [Parcel(each.transfer, Bytes(content, 999)) for each, content in ((first, b"x" * 100_000), (second, b"y"))]
+    first, second = item("a.pdf", b"x" * 100_000), item("b.pdf", b"y")
+    again = [
+        UploadItem(each.transfer, Bytes(content, 999)) for each, content in ((first, b"x" * 100_000), (second, b"y"))
+    ]
     forms = Form([first, second]), Form(again)
     assert b"".join(await blocks_of(forms[0])) == b"".join(await blocks_of(forms[1]))
     assert forms[0].content_type != Form([first]).content_type
@@ -237,7 +239,7 @@ def test_every_member_is_counted_by_digest_and_name(tmp_path: Path) -> None:
         made.writestr("two/b.pdf", b"same")
         made.writestr("two/", b"")
     found = Members()
-    members.count(archive, found)
+    zip_digests.count(archive, found)
     assert list(found.digests.values()) == [2]
     assert found.names == {"a.pdf": 1, "b.pdf": 1}
 
@@ -245,7 +247,7 @@ def test_every_member_is_counted_by_digest_and_name(tmp_path: Path) -> None:
 def test_an_empty_answer_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "day.zip").touch()
     found = Members()
-    members.count(tmp_path / "day.zip", found)
+    zip_digests.count(tmp_path / "day.zip", found)
     assert not found.digests
 
 
@@ -257,10 +259,10 @@ def test_a_zip_cut_anywhere_is_an_error(tmp_path: Path) -> None:
     for end in range(1, len(raw), 997):
         whole.write_bytes(raw[:end])
         with pytest.raises(RemoteError):
-            members.count(whole, Members())
+            zip_digests.count(whole, Members())
     whole.write_bytes(raw.replace(b"x" * 100, b"y" * 100, 1))
     with pytest.raises(RemoteError):
-        members.count(whole, Members())
+        zip_digests.count(whole, Members())
 
 
 def test_a_bomb_is_not_read(tmp_path: Path) -> None:
@@ -269,5 +271,5 @@ def test_a_bomb_is_not_read(tmp_path: Path) -> None:
         for _ in range(70):
             member.write(bytes(1024 * 1024))
     found = Members()
-    members.count(archive, found)
+    zip_digests.count(archive, found)
     assert list(found.digests) == ["too large"]

@@ -15,7 +15,7 @@ from anyio.abc import SocketListener, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from contract.conftest import Certificates
-from contract.parcels import parcel
+from contract.upload_items import item
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.answers import Answer
@@ -23,8 +23,8 @@ from docferry.remotes.body import Outgoing
 from docferry.remotes.http import Http
 from docferry.remotes.line import Line
 from docferry.remotes.multipart import Plain
-from docferry.simulator import Switches
-from nowhere import nameless
+from docferry.simulator import SimulatorOptions
+from unreachable_hosts import nameless
 
 pytestmark = pytest.mark.anyio
 Speak = Callable[[SocketStream], Awaitable[None]]
@@ -224,7 +224,7 @@ async def test_a_line_that_the_server_closed_costs_no_attempt() -> None:
     async with serving(speak) as server, line() as http:
         for _ in range(20):
             gone = anyio.Event()
-            sent = Plain(parcel("a.pdf", b"x" * 10))
+            sent = Plain(item("a.pdf", b"x" * 10))
             assert (await http.call("GET", server.url, body=sent if server.connections > 10 else None)).status == 200
             await gone.wait()
         assert server.connections == 20
@@ -255,7 +255,7 @@ async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() 
     with socket.create_server(("127.0.0.1", 0)) as door:  # nobody ever accepts: the kernel takes what it has room for
         door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         async with line(timeout=0.5) as http:
-            sent = Plain(parcel("a.pdf", b"x" * 30_000_000, block=1 << 20))
+            sent = Plain(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
             with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
                 await http.call("PUT", f"http://127.0.0.1:{door.getsockname()[1]}/", body=sent)
     assert (failure.value.kind, failure.value.handed_over) == ("timeout", False)
@@ -268,7 +268,7 @@ async def test_an_answer_that_comes_early_ends_the_sending() -> None:
         await anyio.sleep_forever()  # it reads nothing more, and does not hang up either
 
     async with serving(speak) as server, line(timeout=5.0) as http:
-        sent = Plain(parcel("a.pdf", b"x" * 30_000_000, block=1 << 20))
+        sent = Plain(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
         with anyio.fail_after(3):
             got = await http.call("PUT", server.url, body=sent)
         assert (got.status, got.handed_over) == (413, False)
@@ -282,7 +282,7 @@ async def test_what_the_kernel_took_nothing_of_was_not_handed_over(takes: bool) 
     with here, there:
         if not takes:
             there.close()
-        sent = Outgoing(Plain(parcel("a.pdf", b"x" * 10)))
+        sent = Outgoing(Plain(item("a.pdf", b"x" * 10)))
         assert await Line(here).send(b"PUT / HTTP/1.1\r\n\r\n", sent, 1.0) is takes
         assert sent.handed_over is takes
 
@@ -296,7 +296,7 @@ async def test_an_interim_answer_does_not_end_the_sending() -> None:
         await client.send(OK)
 
     async with serving(speak) as server, line() as http:
-        got = await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
+        got = await http.call("PUT", server.url, body=Plain(item("a.pdf", b"x" * 5_000_000)))
         assert (got.status, got.handed_over) == (200, True)
 
 
@@ -313,8 +313,8 @@ async def test_a_server_that_never_heard_of_asking_first_still_gets_the_body() -
 
     async with serving(speak) as server, line(timeout=5.0) as http:
         with pytest.raises(RemoteError):
-            await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
-        got = await http.call("PUT", server.url, body=Plain(parcel("a.pdf", b"x" * 5_000_000)))
+            await http.call("PUT", server.url, body=Plain(item("a.pdf", b"x" * 5_000_000)))
+        got = await http.call("PUT", server.url, body=Plain(item("a.pdf", b"x" * 5_000_000)))
         assert got.status == 200
         assert [b"100-continue" in request for request in requests] == [False, True]
 
@@ -329,9 +329,7 @@ async def test_a_request_is_written_as_it_should_be() -> None:
         await client.send(OK)
 
     async with serving(speak) as server, line() as http:
-        await http.call(
-            "PUT", f"{server.url}a%20b?x=%2F", headers={"X-Own": "1"}, body=Plain(parcel("a", b"0123456789"))
-        )
+        await http.call("PUT", f"{server.url}a%20b?x=%2F", headers={"X-Own": "1"}, body=Plain(item("a", b"0123456789")))
         first, *fields = seen[0].decode().split("\r\n")
         assert first == "PUT /a%20b?x=%2F HTTP/1.1"
         assert {"Content-Length: 10", "X-Own: 1", "Accept-Encoding: identity"} < set(fields)
@@ -352,7 +350,7 @@ async def test_a_line_break_in_a_header_is_refused() -> None:
 async def test_an_unknown_host_cannot_be_reached() -> None:
     async with line() as http:
         with pytest.raises(RemoteError) as failure:
-            await http.call("PUT", "http://nowhere.invalid/", body=Plain(parcel("a.pdf")))
+            await http.call("PUT", "http://nowhere.invalid/", body=Plain(item("a.pdf")))
     assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
     assert "nowhere.invalid" in str(failure.value)
 
@@ -361,7 +359,7 @@ def test_a_resolver_that_hangs_keeps_no_program_from_ending(monkeypatch: pytest.
     async def stopped() -> None:
         async with line() as http:
             with anyio.move_on_after(0.2):
-                await http.call("PUT", f"http://{host}/", body=Plain(parcel("a.pdf")))
+                await http.call("PUT", f"http://{host}/", body=Plain(item("a.pdf")))
 
     with nameless(monkeypatch) as host:
         began = time.monotonic()
@@ -378,7 +376,7 @@ async def test_a_name_that_cannot_be_looked_up_for_want_of_threads_is_not_reache
     async with line() as http:
         monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(RemoteError, match="no thread") as failure:
-            await http.call("PUT", "http://nowhere.invalid/", body=Plain(parcel("a.pdf")))
+            await http.call("PUT", "http://nowhere.invalid/", body=Plain(item("a.pdf")))
     assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
 
 
@@ -386,7 +384,7 @@ async def test_an_untrusted_certificate_is_named_with_its_cure(simulated: Any, c
     sim = simulated(tls=certificates.server)
     async with line() as http:
         with pytest.raises(RemoteError, match="ca_file") as failure:
-            await http.call("PUT", sim.url, body=Plain(parcel("a.pdf")))
+            await http.call("PUT", sim.url, body=Plain(item("a.pdf")))
     assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
 
 
@@ -405,7 +403,7 @@ async def test_a_handshake_that_hangs_is_cut() -> None:
 
     async with serving(speak) as server, line(timeout=0.3) as http:
         with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
-            await http.call("PUT", server.url.replace("http:", "https:"), body=Plain(parcel("a.pdf")))
+            await http.call("PUT", server.url.replace("http:", "https:"), body=Plain(item("a.pdf")))
         assert failure.value.kind in ("unreachable", "timeout")
         assert not failure.value.handed_over
 
@@ -435,7 +433,7 @@ async def test_nothing_stays_open() -> None:
 
 
 async def test_a_proxy_that_is_set_is_used(codat: Any, certificates: Certificates, simulated: Any) -> None:
-    sim = simulated(Switches(requests_per_minute=0), tls=certificates.server)
+    sim = simulated(SimulatorOptions(requests_per_minute=0), tls=certificates.server)
 
     async def speak(client: SocketStream) -> None:
         head = await head_of(client)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from contract.conftest import Shore
-from contract.parcels import WOOTIV, Bytes, transfer
+from contract.upload_items import WOOTIV, Bytes, transfer
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
-from docferry.model import Found, Parcel
-from docferry.remotes.base import NOTHING
-from docferry.simulator import Simulator, Switches
+from docferry.model import Found, UploadItem
+from docferry.remotes.protocol import NOTHING
+from docferry.simulator import Simulator, SimulatorOptions
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., Any]
@@ -69,7 +69,7 @@ async def refused(shore: Shore) -> RemoteError:
 @pytest.mark.parametrize("sign_content_type", [False, True])
 async def test_what_was_signed_is_sent_as_it_was_signed(wootiv: Make, signed: str, sign_content_type: bool) -> None:
     shore = wootiv(signed=signed)
-    shore.sim.switches.sign_content_type = sign_content_type
+    shore.sim.options.sign_content_type = sign_content_type
     receipt = await shore.send("scans/2026/na\u0308ive 100%.pdf", b"x" * 100_000)
     assert receipt.proof == "etag"
     ((_, key),) = shore.sim.objects
@@ -80,14 +80,14 @@ async def test_what_was_signed_is_sent_as_it_was_signed(wootiv: Make, signed: st
 async def test_an_etag_of_other_bytes_means_send_again(wootiv: Make, signed: str) -> None:
     shore = wootiv(signed=signed)
     with pytest.raises(RemoteError, match="ETag") as failure:
-        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
+        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.handed_over) == ("redo", True)
 
 
 async def test_a_digest_that_is_known_goes_along_and_other_bytes_never_stand(wootiv: Make) -> None:
     shore = wootiv()
     with pytest.raises(RemoteError, match="BadDigest") as failure:
-        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.status) == ("redo", 400)
     assert shore.names == []
 
@@ -114,7 +114,7 @@ async def test_a_digest_that_wootiv_names_goes_before_ours(
 
     monkeypatch.setattr(shore.sim.wootiv, "_put_url", answered)
     with pytest.raises(RemoteError, match="its ETag is"):
-        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
     assert shore.names == ["a.pdf"]
 
 
@@ -122,7 +122,7 @@ async def test_nothing_is_added_to_a_signed_form(wootiv: Make) -> None:
     """Its policy names every field; a digest beside it would be refused."""
     shore = wootiv(signed="post")
     with pytest.raises(RemoteError, match="its ETag is"):
-        await shore.remote.send([Parcel(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
 
 
 async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) -> None:
@@ -148,7 +148,7 @@ async def test_a_200_without_an_etag_is_believed_only_without_words(wootiv: Make
 @pytest.mark.parametrize("signed", ["put", "post"])
 async def test_an_expired_url_asks_for_a_new_one(wootiv: Make, simulated: Make, signed: str) -> None:
     clock = HastyClock()
-    shore = wootiv(simulated(Switches(requests_per_minute=0, url_lifetime=5.0), clock=clock), signed)
+    shore = wootiv(simulated(SimulatorOptions(requests_per_minute=0, url_lifetime=5.0), clock=clock), signed)
     error = await refused(shore)
     assert (error.kind, error.status, error.scope) == ("signature", 403, None)
     clock.step = 0.0

@@ -9,18 +9,18 @@ from pathlib import Path
 import anyio
 
 from docferry.clock import SystemClock
-from docferry.store.bookmarks import Bookmarks
+from docferry.store.cursors import Cursors
 from docferry.store.database import open_database
 
 
 async def main(path: Path, count: int) -> None:
     log = os.open(os.environ["RECORDED_DISK"], os.O_WRONLY | os.O_APPEND)
     async with open_database(path) as database, anyio.create_task_group() as group:
-        bookmarks = Bookmarks(database, SystemClock())
+        cursors = Cursors(database, SystemClock())
 
         async def one(who: int) -> None:
             for number in range(count):
-                await bookmarks.note(f"power/{who}-{number}", "x" * 300)
+                await cursors.note(f"power/{who}-{number}", "x" * 300)
                 os.write(log, f"ack power/{who}-{number} 0 0\n".encode())
 
         for who in range(8):

@@ -1,6 +1,7 @@
 """The storm: half of all requests go wrong in every way the simulator knows, half of the documents travel over TLS.
 `python tests/crash/storm.py --documents 10000` prints what it came to; exit 1 when a document was lost, doubled or
-torn, or more than one in a thousand held."""
+torn, or more than one in a thousand held.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ import trustme
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # started as a program, this folder alone is known
 
-from docferry.simulator import KINDS, Event, Fault, Running, Simulator, Switches
-from ground import Daemon, Ground, digest
+from app_env import AppEnv, Daemon, digest
+from docferry.simulator import KINDS, Event, Fault, Simulator, SimulatorOptions, SimulatorThread
 
 #: Of all requests so many are struck.
 SHARE = 0.5
@@ -91,7 +92,7 @@ def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
 
 
 @dataclass
-class Weathered(Ground):
+class Weathered(AppEnv):
     """A ground whose settings are completed in the environment."""
 
     extra: dict[str, str] = field(default_factory=dict)
@@ -106,22 +107,22 @@ class Half:
     """One daemon and its far shore: the half of the storm that speaks TLS, or the other."""
 
     name: str
-    ground: Ground
+    app_env: AppEnv
     struck: Counter[tuple[str, str]]
     folders: dict[str, Path]
     laid: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # place, name, digest
     daemon: Daemon | None = None
 
-    def lay(self, dice: random.Random, numbers: Sequence[int]) -> None:
+    def lay(self, jitter: random.Random, numbers: Sequence[int]) -> None:
         """Documents of many sizes in many connections; several share a name."""
-        companies = [str(uuid.UUID(int=dice.getrandbits(128), version=4)) for _ in range(2 + len(numbers) // 150)]
+        companies = [str(uuid.UUID(int=jitter.getrandbits(128), version=4)) for _ in range(2 + len(numbers) // 150)]
         places = [f"{company}/{uuid.uuid5(uuid.UUID(company), str(k))}" for company in companies for k in range(2)]
         for number in numbers:
-            content = b"%d:" % number + dice.randbytes(dice.choice((10, 500, 3_000, 3_000, 20_000, 90_000)))
-            mapping, place, name = dice.choice(list(self.folders)), "wootiv", f"{number}.pdf"
+            content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 500, 3_000, 3_000, 20_000, 90_000)))
+            mapping, place, name = jitter.choice(list(self.folders)), "wootiv", f"{number}.pdf"
             folder = self.folders[mapping]
             if mapping != "scans":
-                place, name = dice.choice(places), f"statement {number % 37}.pdf"
+                place, name = jitter.choice(places), f"statement {number % 37}.pdf"
                 folder = folder / place
             path = folder / f"{number % 9}" / f"{number}" / name
             path.parent.mkdir(parents=True)
@@ -129,7 +130,7 @@ class Half:
             self.laid[place, name, digest(content)] += 1
 
     def stored(self) -> Counter[tuple[str, str, str]]:
-        simulator = self.ground.simulator
+        simulator = self.app_env.simulator
         found = Counter(
             (f"{each.company}/{each.connection}", re.sub(r"~[0-9a-f]+\.", ".", each.name), each.sha256)
             for each in simulator.stored
@@ -140,7 +141,7 @@ class Half:
 
     def ask(self, statement: str) -> list[Any]:
         """What its database says."""
-        path = self.ground.state / "docferry.db"
+        path = self.app_env.state / "docferry.db"
         if not path.exists():
             return []
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as database:
@@ -227,16 +228,16 @@ def storm(
 ) -> Outcome:
     """Two daemons through it, side by side, until every document is final."""
     began = time.monotonic()
-    dice = random.Random(seed)  # noqa: S311 - the same storm for the same seed
+    jitter = random.Random(seed)  # noqa: S311 - the same storm for the same seed
     with ExitStack() as stack:
         halves = [
-            _half(stack, root / name, weather(documents // 2, lag), dice.randrange(1 << 30), lag)
+            _half(stack, root / name, weather(documents // 2, lag), jitter.randrange(1 << 30), lag)
             for name in ("plain", "tls")
         ]
         for half, numbers in zip(halves, (range(documents // 2), range(documents // 2, documents)), strict=True):
-            half.lay(dice, numbers)
+            half.lay(jitter, numbers)
         for half in halves:
-            half.daemon = stack.enter_context(half.ground.daemon(wait=False))
+            half.daemon = stack.enter_context(half.app_env.daemon(wait=False))
         told = began
         while not all(half.is_over() for half in halves):
             now = time.monotonic()
@@ -265,33 +266,33 @@ def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag:
         if event.kind == "fault":
             struck[event.route, event.detail] += 1
 
-    switches = Switches(
+    options = SimulatorOptions(
         requests_per_minute=0, list_lag=lag / 4, idempotency=tls, signed="post" if tls else "put", latency=0.002
     )
-    simulator = Simulator(switches, faults, seed, on_event=seen)
+    simulator = Simulator(options, faults, seed, on_event=seen)
     context, ca_file = None, root / "ca.pem"
     if tls:
         authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.cert_pem.write_to_path(str(ca_file))
         authority.issue_cert("127.0.0.1").configure_cert(context)
-    ground = Weathered(root, stack.enter_context(Running(simulator, ssl_context=context)))
-    ground.settings |= {"settle": '"200ms"', "rescan": '"30s"', "log_level": '"info"', "workers": "16"}
-    ground.codat |= {"list_lag": f'"{lag}s"', "timeout": f'"{2.5 * lag}s"'}
+    app_env = Weathered(root, stack.enter_context(SimulatorThread(simulator, ssl_context=context)))
+    app_env.settings |= {"settle": '"200ms"', "rescan": '"30s"', "log_level": '"info"', "workers": "16"}
+    app_env.codat |= {"list_lag": f'"{lag}s"', "timeout": f'"{2.5 * lag}s"'}
     # Short pauses, so that it is over in minutes.
-    ground.extra |= {"DOCFERRY_RETRY__INITIAL": "20ms", "DOCFERRY_RETRY__MAX": "200ms"}
-    ground.extra["DOCFERRY_WOOTIV__TIMEOUT"] = f"{2.5 * lag}s"
+    app_env.extra |= {"DOCFERRY_RETRY__INITIAL": "20ms", "DOCFERRY_RETRY__MAX": "200ms"}
+    app_env.extra["DOCFERRY_WOOTIV__TIMEOUT"] = f"{2.5 * lag}s"
     if tls:
-        ground.extra |= {f"DOCFERRY_{remote}__CA_FILE": str(ca_file) for remote in ("CODAT", "WOOTIV")}
+        app_env.extra |= {f"DOCFERRY_{remote}__CA_FILE": str(ca_file) for remote in ("CODAT", "WOOTIV")}
     placed = "{company_id}/{connection_id}"
-    ground.upload("bank", folder=f"bank/{placed}")
-    ground.upload("vault", folder=f"vault/{placed}", file_name='"{stem}~{token}{suffix}"')
+    app_env.upload("bank", folder=f"bank/{placed}")
+    app_env.upload("vault", folder=f"vault/{placed}", file_name='"{stem}~{token}{suffix}"')
     folders = {"bank": root / "bank", "vault": root / "vault"}
-    folders["scans"] = ground.upload("scans", "wootiv", object_name='"{name}"')
-    return Half(root.name, ground, struck, folders)
+    folders["scans"] = app_env.upload("scans", "wootiv", object_name='"{name}"')
+    return Half(root.name, app_env, struck, folders)
 
 
 def _progress(halves: Sequence[Half], seconds: float) -> str:
-    requests = sum(half.ground.simulator.requests.total() for half in halves)
+    requests = sum(half.app_env.simulator.requests.total() for half in halves)
     struck = sum(half.struck.total() for half in halves)
     standing: Counter[str] = sum((half.standing() for half in halves), Counter())
     told = ", ".join(f"{count} {state}" for state, count in sorted(standing.items()))
@@ -312,7 +313,7 @@ def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -
         doubled += Counter({key: count for key, count in more.items() if key in half.laid})
         torn += Counter({key: count for key, count in more.items() if key not in half.laid})
         sound = sound and half.ask("PRAGMA integrity_check") == [("ok",)]
-    requests: Counter[str] = sum((half.ground.simulator.requests for half in halves), Counter())
+    requests: Counter[str] = sum((half.app_env.simulator.requests for half in halves), Counter())
     struck: Counter[tuple[str, str]] = sum((half.struck for half in halves), Counter())
     documents = sum(half.laid.total() for half in halves)
     return Outcome(documents, requests, struck, held, lost, doubled, torn, sound, seconds, peaks)

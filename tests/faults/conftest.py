@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from docferry.simulator import Running, Simulator, Switches
-from ground import Ground, until
+from app_env import AppEnv, until
+from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 
 #: The sizes of the catalogue; without it, sizes that fit into a run of all tests.
 FULL = os.environ.get("DOCFERRY_FULL") == "1"
@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @dataclass
-class Terrain(Ground):
+class Terrain(AppEnv):
     """A ground on which docferry is started in a special way."""
 
     prefix: list[str] = field(default_factory=list)  # a command that starts another one
@@ -56,7 +56,7 @@ class Terrain(Ground):
 
 @pytest.fixture
 def terrain(tmp_path: Path) -> Iterator[Terrain]:
-    with Running(Simulator(Switches(requests_per_minute=0))) as shore:
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
         yield Terrain(tmp_path, shore)
 
 

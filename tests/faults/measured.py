@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from app_env import digest, until
 from faults.conftest import FULL, Terrain
-from ground import digest, until
 
 #: Seconds between two lines about how far a long run is.
 SAY_EVERY = 5.0
@@ -18,7 +18,8 @@ SAY_EVERY = 5.0
 
 def progress(count: Callable[[], int], of: int, seconds: float, what: str) -> None:
     """Wait until there are so many, and say now and then how far it is. Looks seldom where there are many: counting
-    would cost more than what is counted."""
+    would cost more than what is counted.
+    """
     said = time.monotonic()
 
     def enough() -> bool:
@@ -79,7 +80,7 @@ class Drops:
 
     def arrive(self, seconds: float) -> Waits:
         """Until the remotes have all of them."""
-        stored = self.terrain.simulator.ledger.stored
+        stored = self.terrain.simulator.recorder.stored
         others = sum(each.sha256 not in self.at for each in list(stored))
         progress(lambda: len(stored) - others, len(self.at), seconds, "arrived")
         return self._waits({each.sha256: each.at for each in list(stored)})
@@ -98,7 +99,8 @@ class Drops:
 
 def report(row: str, what: str, waits: Waits, most: float) -> None:
     """Say the figures; all must be found, and at full size 99 of 100 within `most` seconds. Beside other tests the
-    machine decides how long things take, not docferry."""
+    machine decides how long things take, not docferry.
+    """
     print(f"  {row}: {what}: {waits}", flush=True)
     assert waits.all_found, f"{row}: {waits}"
     if FULL:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app_env import digest, until
 from docferry.simulator import Fault
 from faults import writers
 from faults.conftest import FULL, Terrain
@@ -30,7 +31,6 @@ from faults.writers import (
     unfinished,
     write,
 )
-from ground import digest, until
 
 STALL = 60.0 if FULL else 1.5  # seconds; many times `settle`
 
@@ -274,7 +274,7 @@ def test_c8_a_passing_disk_error_holds_nothing(terrain: Terrain, preloaded: Call
     terrain.extra = {"LD_PRELOAD": preloaded(EIO.replace("NUMBER", "EIO")), "FAULT_WHILE": str(ill)}
     with terrain.daemon() as daemon:
         (folder / "sick.pdf").write_bytes(b"sick")
-        until(lambda: "sick.pdf" in str((terrain.state / "pulse.json").read_text()), 20, "its being waited for")
+        until(lambda: "sick.pdf" in str((terrain.state / "status.json").read_text()), 20, "its being waited for")
         ill.unlink()
         until(lambda: terrain.names() == {"sick.pdf"}, 30)
         assert " held " not in daemon.text()

@@ -15,15 +15,15 @@ import anyio
 import pytest
 from sqlalchemy import Connection, text
 
-from crash.nursery import Nursery
-from crash.siege import judge
+from app_env import AppEnv, digest, until
+from crash.kill_harness import judge
+from crash.process_pool import ProcessPool
 from docferry.errors import StateError
 from docferry.model import Gate, Reason
-from docferry.store import tenure
+from docferry.store import locks
 from docferry.store.database import open_database
 from docferry.store.gates import Gates
 from faults.conftest import FULL
-from ground import Ground, digest, until
 
 
 @pytest.mark.anyio
@@ -53,19 +53,19 @@ async def test_d9_a_foreign_write_lock_does_not_hold_up_the_loop(tmp_path: Path)
         assert "codat" in await Gates(database).all()
 
 
-def test_d9_the_daemon_outlives_a_foreign_lock(ground: Ground, nursery: Nursery) -> None:
+def test_d9_the_daemon_outlives_a_foreign_lock(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """A document dropped under a foreign lock is not sent before it is written down, and arrives afterwards."""
-    folder = ground.upload("bank")
-    with nursery.daemon(ground) as daemon:
-        with closing(sqlite3.connect(ground.state / "docferry.db", isolation_level=None)) as stranger:
+    folder = app_env.upload("bank")
+    with process_pool.daemon(app_env) as daemon:
+        with closing(sqlite3.connect(app_env.state / "docferry.db", isolation_level=None)) as stranger:
             stranger.execute("BEGIN IMMEDIATE")
             (folder / "a.pdf").write_bytes(b"a")
             time.sleep(20 if FULL else 3)  # so long the lock is held
-            assert not ground.stored()
+            assert not app_env.stored()
             assert not daemon.ended()
             stranger.execute("ROLLBACK")
-        until(ground.stored, 60)
-    assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+        until(app_env.stored, 60)
+    assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
 
 
 @pytest.mark.anyio
@@ -92,14 +92,14 @@ async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
     """Whoever is cancelled around a commit still learns what happened: what was told as written is there, once."""
     told: list[int] = []
     async with open_database(tmp_path / "docferry.db") as database:
-        dice = random.Random(11)  # noqa: S311 - the same moments for the same seed
+        jitter = random.Random(11)  # noqa: S311 - the same moments for the same seed
 
         async def write(number: int) -> None:
             await database.write(lambda connection: _insert(connection, number))
             told.append(number)
 
         for number in range(10_000 if FULL else 300):
-            with anyio.move_on_after(dice.uniform(0, 0.004)):
+            with anyio.move_on_after(jitter.uniform(0, 0.004)):
                 await write(number)
     with closing(sqlite3.connect(tmp_path / "docferry.db")) as read:
         rows = Counter(row[0] for row in read.execute("SELECT CAST(mark AS INTEGER) FROM bookmark"))
@@ -107,14 +107,14 @@ async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_d12_the_database_goes_away(ground: Ground, nursery: Nursery, how: str) -> None:
+def test_d12_the_database_goes_away(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
     """The daemon stops within 5 s with 2 and says what happened and what to do."""
-    folder = ground.upload("bank")
-    database = ground.state / "docferry.db"
+    folder = app_env.upload("bank")
+    database = app_env.state / "docferry.db"
     (folder / "a.pdf").write_bytes(b"a")
-    with nursery.daemon(ground) as daemon:
-        until(ground.stored)
-        copy = ground.root / "copy.db"
+    with process_pool.daemon(app_env) as daemon:
+        until(app_env.stored)
+        copy = app_env.root / "copy.db"
         shutil.copy(database, copy)
         began = time.monotonic()
         database.unlink()
@@ -129,74 +129,76 @@ def test_d12_the_database_goes_away(ground: Ground, nursery: Nursery, how: str) 
 
 @pytest.mark.parametrize("seed", range(20 if FULL else 5))
 @pytest.mark.parametrize("words", [("run",), ("sync", "--json")], ids=["run", "sync"])
-def test_d13_the_database_is_corrupt(ground: Ground, nursery: Nursery, words: tuple[str, ...], seed: int) -> None:
+def test_d13_the_database_is_corrupt(
+    app_env: AppEnv, process_pool: ProcessPool, words: tuple[str, ...], seed: int
+) -> None:
     """Nothing is sent, and the way to recover is told."""
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     for number in range(30):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
-    nursery.sync(ground)
+    process_pool.sync(app_env)
     (folder / "new.pdf").write_bytes(b"new")
-    before = ground.simulator.requests.total()
-    database = ground.state / "docferry.db"
+    before = app_env.simulator.requests.total()
+    database = app_env.state / "docferry.db"
     broken = bytearray(database.read_bytes())
-    dice = random.Random(seed)  # noqa: S311 - the same bytes for the same seed
+    jitter = random.Random(seed)  # noqa: S311 - the same bytes for the same seed
     for _ in range(1_000):
-        broken[dice.randrange(len(broken))] ^= 1 << dice.randrange(8)
+        broken[jitter.randrange(len(broken))] ^= 1 << jitter.randrange(8)
     database.write_bytes(broken)
-    life = nursery.bear(ground, *words)
+    life = process_pool.bear(app_env, *words)
     assert life.wait(30) == 2
     assert "docferry sync --adopt" in life.text()
     assert "Traceback" not in life.text()
-    assert ground.simulator.requests.total() == before
+    assert app_env.simulator.requests.total() == before
 
 
-def test_d14_the_database_is_lost(ground: Ground, nursery: Nursery) -> None:
+def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """`sync --adopt` rebuilds it from the folders and the remote: 0 sent again, what is new is sent."""
-    folder, scans = ground.upload("bank"), ground.upload("scans", "wootiv", object_name='"{name}"')
+    folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv", object_name='"{name}"')
     for number in range(20):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
         (scans / f"s{number}.pdf").write_bytes(b"s%d" % number)
-    nursery.sync(ground)
-    for path in ground.state.glob("docferry.db*"):
+    process_pool.sync(app_env)
+    for path in app_env.state.glob("docferry.db*"):
         path.unlink()
     (folder / "new.pdf").write_bytes(b"new")
-    made = ground.stored() + Counter({("new.pdf", digest(b"new")): 1})
-    before = ground.simulator.requests["codat.upload"]
+    made = app_env.stored() + Counter({("new.pdf", digest(b"new")): 1})
+    before = app_env.simulator.requests["codat.upload"]
     for _ in range(5):
-        if not nursery.sync(ground, "--adopt", code=None)["due"]:
+        if not process_pool.sync(app_env, "--adopt", code=None)["due"]:
             break
-    assert ground.simulator.requests["codat.upload"] == before + 1
-    judge(ground, made)
-    assert nursery.sync(ground)["uploaded"] == 0
+    assert app_env.simulator.requests["codat.upload"] == before + 1
+    judge(app_env, made)
+    assert process_pool.sync(app_env)["uploaded"] == 0
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o705])
-def test_d16_a_state_folder_that_others_can_read(ground: Ground, nursery: Nursery, mode: int) -> None:
+def test_d16_a_state_folder_that_others_can_read(app_env: AppEnv, process_pool: ProcessPool, mode: int) -> None:
     """Refused, with the cure; nothing is sent."""
-    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
-    ground.state.mkdir()
-    ground.state.chmod(mode)
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.state.mkdir()
+    app_env.state.chmod(mode)
     for words in (("run",), ("sync", "--json")):
-        life = nursery.bear(ground, *words)
+        life = process_pool.bear(app_env, *words)
         assert life.wait() == 2
-        assert f"chmod 700 {ground.state}" in life.text()
-    assert not ground.stored()
-    ground.state.chmod(0o700)
-    assert nursery.sync(ground)["uploaded"] == 1
+        assert f"chmod 700 {app_env.state}" in life.text()
+    assert not app_env.stored()
+    app_env.state.chmod(0o700)
+    assert process_pool.sync(app_env)["uploaded"] == 1
 
 
-def test_d16_what_docferry_makes_is_for_itself_alone(ground: Ground, nursery: Nursery) -> None:
+def test_d16_what_docferry_makes_is_for_itself_alone(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """The state folder is made with mode 700."""
-    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
-    nursery.sync(ground)
-    assert ground.state.stat().st_mode & 0o777 == 0o700
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    process_pool.sync(app_env)
+    assert app_env.state.stat().st_mode & 0o777 == 0o700
 
 
 def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, with the cure. No share can be mounted here, so the kind of this disk is counted among them."""
-    monkeypatch.setattr(tenure, "_NETWORK", {tenure._filesystem(tmp_path)})
+    monkeypatch.setattr(locks, "_NETWORK", {locks._filesystem(tmp_path)})
     with pytest.raises(StateError, match="set state_dir to a local disk"):
-        tenure.prepare_state_dir(tmp_path / "state")
+        locks.prepare_state_dir(tmp_path / "state")
 
 
 # -- what the rows need -----------------------------------------------------------------------------------------------

@@ -17,16 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from crash.nursery import Nursery
-from crash.siege import judge
+from app_env import AppEnv, digest, until
+from crash.kill_harness import judge
+from crash.process_pool import ProcessPool
 from docferry.store import schema
 from faults.conftest import FULL
-from ground import Ground, digest, until
 
 
 def test_d3_power_cut(tmp_path: Path) -> None:
     """Every write and sync is recorded; cut at any moment, with any of what was not synced yet there, gone or torn, the
-    database is sound and has all that was told to be written."""
+    database is sound and has all that was told to be written.
+    """
     database, log = tmp_path / "docferry.db", tmp_path / "log"
     schema.prepare(database)
     before = database.read_bytes()
@@ -38,12 +39,12 @@ def test_d3_power_cut(tmp_path: Path) -> None:
     told = [name for what, name, *_ in records if what == "ack"]
     assert len(told) == 800
     assert any(what == "sync" for what, *_ in records)
-    dice = random.Random(3)  # noqa: S311 - the same cuts for the same seed
+    jitter = random.Random(3)  # noqa: S311 - the same cuts for the same seed
     for number in range(2_000 if FULL else 60):
-        cut = dice.randrange(len(records))
+        cut = jitter.randrange(len(records))
         place = tmp_path / f"cut{number}"
         place.mkdir()
-        _play(records[:cut], before, place, dice)
+        _play(records[:cut], before, place, jitter)
         promised = {name for what, name, *_ in records[:cut] if what == "ack"}
         with closing(sqlite3.connect(place / "docferry.db")) as read:
             assert read.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -52,93 +53,93 @@ def test_d3_power_cut(tmp_path: Path) -> None:
         shutil.rmtree(place)
 
 
-def test_d4_the_disk_under_the_database_is_full(ground: Ground, nursery: Nursery) -> None:
+def test_d4_the_disk_under_the_database_is_full(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Pause, say so in `status`, resume alone when there is room; nothing is sent that was not written down."""
-    with _small_disk(ground.state, "3m"):
-        folder = ground.upload("bank")
-        with nursery.daemon(ground) as daemon:
-            filler = ground.state / "filler"
-            _fill(filler)
+    with _small_disk(app_env.state, "3m"):
+        folder = app_env.upload("bank")
+        with process_pool.daemon(app_env) as daemon:
+            filler = app_env.state / "filler"
+            _claim(filler)
             (folder / "a.pdf").write_bytes(b"a")
-            until(lambda: "cannot be written" in ground.run("status", "--json").stdout, 60, "status saying so")
-            assert ground.simulator.requests["codat.upload"] == 0
+            until(lambda: "cannot be written" in app_env.run("status", "--json").stdout, 60, "status saying so")
+            assert app_env.simulator.requests["codat.upload"] == 0
             assert not daemon.ended()
             filler.unlink()
-            until(ground.stored, 60, "the document arriving once there is room")
-        assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+            until(app_env.stored, 60, "the document arriving once there is room")
+        assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
 
 
-def test_d4_a_pass_on_a_full_disk_ends_with_75(ground: Ground, nursery: Nursery) -> None:
+def test_d4_a_pass_on_a_full_disk_ends_with_75(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """A person waits for `sync`: it gives up in the end, sends nothing, and says what to do."""
-    with _small_disk(ground.state, "3m"):
-        folder = ground.upload("bank")
-        nursery.sync(ground)
-        _fill(ground.state / "filler")
+    with _small_disk(app_env.state, "3m"):
+        folder = app_env.upload("bank")
+        process_pool.sync(app_env)
+        _claim(app_env.state / "filler")
         (folder / "a.pdf").write_bytes(b"a")
-        life = nursery.bear(ground, "sync", "--json", patience=2.0)
+        life = process_pool.bear(app_env, "sync", "--json", patience=2.0)
         assert life.wait() == 75
         assert "nothing is lost" in life.text()
         assert "Traceback" not in life.text()
-        assert ground.simulator.requests["codat.upload"] == 0
-        (ground.state / "filler").unlink()
-        assert nursery.sync(ground)["uploaded"] == 1
+        assert app_env.simulator.requests["codat.upload"] == 0
+        (app_env.state / "filler").unlink()
+        assert process_pool.sync(app_env)["uploaded"] == 1
 
 
-def test_d4_a_stop_on_a_full_disk_is_a_stop(ground: Ground, nursery: Nursery) -> None:
+def test_d4_a_stop_on_a_full_disk_is_a_stop(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """SIGTERM ends the daemon with 0 though nothing can be written down any more; nothing is lost or doubled."""
-    with _small_disk(ground.state, "3m"):
-        folder = ground.upload("bank")
-        daemon = nursery.bear(ground, "run").ready()
-        _fill(ground.state / "filler")
+    with _small_disk(app_env.state, "3m"):
+        folder = app_env.upload("bank")
+        daemon = process_pool.bear(app_env, "run").ready()
+        _claim(app_env.state / "filler")
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: "cannot be written" in daemon.text(), 60, "the log saying so")
         daemon.signal(signal.SIGTERM)
         assert daemon.wait(40) == 0
-        (ground.state / "filler").unlink()
-        nursery.drained(ground)
-    assert ground.stored() == {("a.pdf", digest(b"a")): 1}
+        (app_env.state / "filler").unlink()
+        process_pool.drained(app_env)
+    assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
 
 
-def test_d5_the_disk_gives_errors(ground: Ground, nursery: Nursery) -> None:
+def test_d5_the_disk_gives_errors(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Some writes and syncs of the database fail with EIO: waited out, never a false "sent", all arrives once."""
-    ground.simulator.switches.idempotency = False
-    folder = ground.upload("bank")
-    ground.write_config()
+    app_env.simulator.options.idempotency = False
+    folder = app_env.upload("bank")
+    app_env.write_config()
     made: Counter[tuple[str, str]] = Counter()
     for number in range(200 if FULL else 40):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
         made[f"{number}.pdf", digest(b"%d" % number)] += 1
-    unsound = {**ground.environment, "LD_PRELOAD": str(_compiled(ground.root, "unsound_disk")), "UNSOUND_DISK": "100"}
-    unsound["UNSOUND_DISK_LOG"] = str(ground.root / "struck")
+    unsound = {**app_env.environment, "LD_PRELOAD": str(_compiled(app_env.root, "unsound_disk")), "UNSOUND_DISK": "100"}
+    unsound["UNSOUND_DISK_LOG"] = str(app_env.root / "struck")
     codes = []
     for _ in range(6):
         done = subprocess.run(
-            ground.command("sync", "--json"), env=unsound, capture_output=True, text=True, check=False
+            app_env.command("sync", "--json"), env=unsound, capture_output=True, text=True, check=False
         )
         assert "Traceback" not in done.stderr
         codes.append(done.returncode)
     assert set(codes) <= {0, 2, 75}, codes
-    assert (ground.root / "struck").stat().st_size > 3
-    sent = {row["path"].rsplit("/", 1)[1] for row in ground.rows() if row["state"] == "sent"}
-    assert sent <= {name for name, _ in ground.stored()}
-    nursery.drained(ground)
-    judge(ground, made)
+    assert (app_env.root / "struck").stat().st_size > 3
+    sent = {row["path"].rsplit("/", 1)[1] for row in app_env.rows() if row["state"] == "sent"}
+    assert sent <= {name for name, _ in app_env.stored()}
+    process_pool.drained(app_env)
+    judge(app_env, made)
 
 
-def test_d6_an_old_sqlite_and_a_second_checkpointer(ground: Ground, nursery: Nursery) -> None:
+def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Nothing is lost while somebody else checkpoints all the time; `check` names a version with the defect."""
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     made: Counter[tuple[str, str]] = Counter()
-    with nursery.daemon(ground), _checkpointer(ground.state / "docferry.db") as rounds:
+    with process_pool.daemon(app_env), _checkpointer(app_env.state / "docferry.db") as rounds:
         for number in range(300 if FULL else 60):
             (folder / f"{number}.pdf").write_bytes(b"%d" % number)
             made[f"{number}.pdf", digest(b"%d" % number)] += 1
-        until(lambda: ground.stored() == made, 60, "all arriving")
+        until(lambda: app_env.stored() == made, 60, "all arriving")
     assert rounds[0] > 10
-    nursery.drained(ground)
-    judge(ground, made)
+    process_pool.drained(app_env)
+    judge(app_env, made)
     if sqlite3.sqlite_version_info < (3, 44, 6):
-        assert "WAL reset" in ground.run("check", "--offline").stdout
+        assert "WAL reset" in app_env.run("check", "--offline").stdout
 
 
 # -- what the rows need -----------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ def _small_disk(place: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def _fill(path: Path) -> None:
+def _claim(path: Path) -> None:
     with path.open("wb", buffering=0) as file:
         for block in (1 << 16, 1 << 12, 1 << 9, 1):
             try:
@@ -182,7 +183,7 @@ def _records(log: bytes) -> Iterator[Record]:
         yield what, name, int(place), log[end + 1 : at]
 
 
-def _play(records: list[Record], before: bytes, place: Path, dice: random.Random) -> None:
+def _play(records: list[Record], before: bytes, place: Path, jitter: random.Random) -> None:
     """The files as they are after a power cut: what was synced, and some of the rest, some of it torn."""
     files = {"docferry.db": bytearray(before)}
     loose: dict[str, list[Record]] = {}
@@ -195,8 +196,8 @@ def _play(records: list[Record], before: bytes, place: Path, dice: random.Random
             loose.setdefault(name, []).append(record)
     for name, rest in loose.items():
         for what, _, at, block in rest:
-            if dice.random() < 0.5:
-                kept = block[: dice.randrange(0, len(block) + 1, 512)] if dice.random() < 0.3 else block
+            if jitter.random() < 0.5:
+                kept = block[: jitter.randrange(0, len(block) + 1, 512)] if jitter.random() < 0.3 else block
                 _apply(files.setdefault(name, bytearray()), (what, name, at, kept))
     for name, content in files.items():
         (place / name).write_bytes(content)

@@ -8,76 +8,76 @@ from contextlib import closing
 
 import pytest
 
-from crash.nursery import KILLED, Life, Nursery
-from crash.siege import ARROWS, Dropper, Siege, at_arrow, judge
+from app_env import AppEnv
+from crash.kill_harness import ARROWS, Dropper, KillHarness, at_arrow, judge
+from crash.process_pool import KILLED, Life, ProcessPool
 from docferry.store import schema
 from faults.conftest import FULL
-from ground import Ground
 
 
-def test_d1_killed_at_random(ground: Ground, nursery: Nursery) -> None:
-    """kill -9 of daemon and `sync` at random, documents dropped all the time: 0 lost, 0 doubled."""
-    folders = {"bank": ground.upload("bank"), "scans": ground.upload("scans", "wootiv", object_name='"{name}"')}
-    siege = Siege(ground, nursery, seed=1)
+def test_d1_killed_at_random(app_env: AppEnv, process_pool: ProcessPool) -> None:
+    """Kill -9 of daemon and `sync` at random, documents dropped all the time: 0 lost, 0 doubled."""
+    folders = {"bank": app_env.upload("bank"), "scans": app_env.upload("scans", "wootiv", object_name='"{name}"')}
+    kill_harness = KillHarness(app_env, process_pool, seed=1)
     with Dropper(folders, seed=2, most=20_000, pause=0.02 if FULL else 0.08) as dropper:
-        siege.storm(200 if FULL else 40)
-    siege.peace()
-    judge(ground, dropper.made)
+        kill_harness.storm(200 if FULL else 40)
+    kill_harness.peace()
+    judge(app_env, dropper.made)
     assert len(dropper.made) > 40
 
 
 @pytest.mark.parametrize("arrow", ARROWS)
-def test_d2_killed_at_every_arrow(ground: Ground, nursery: Nursery, arrow: str) -> None:
-    """kill -9 before, inside and after each move, several in a row: 0 lost, 0 doubled."""
-    kills, made = at_arrow(ground, nursery, arrow, in_a_row=5 if FULL else 2)
-    judge(ground, made)
+def test_d2_killed_at_every_arrow(app_env: AppEnv, process_pool: ProcessPool, arrow: str) -> None:
+    """Kill -9 before, inside and after each move, several in a row: 0 lost, 0 doubled."""
+    kills, made = at_arrow(app_env, process_pool, arrow, in_a_row=5 if FULL else 2)
+    judge(app_env, made)
     assert kills >= 2
 
 
-def test_d7_one_sender_for_each_document(ground: Ground, nursery: Nursery) -> None:
+def test_d7_one_sender_for_each_document(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Daemon and passes that overlap all the time: each document once."""
-    ground.settings |= {"settle": '"50ms"', "log_level": '"info"'}
-    folders = {"bank": ground.upload("bank"), "scans": ground.upload("scans", "wootiv", object_name='"{name}"')}
-    ground.simulator.switches.idempotency = False
+    app_env.settings |= {"settle": '"50ms"', "log_level": '"info"'}
+    folders = {"bank": app_env.upload("bank"), "scans": app_env.upload("scans", "wootiv", object_name='"{name}"')}
+    app_env.simulator.options.idempotency = False
     starts = 1_000 if FULL else 40
-    with nursery.daemon(ground), Dropper(folders, seed=7, most=10_000, pause=0.03) as dropper:
+    with process_pool.daemon(app_env), Dropper(folders, seed=7, most=10_000, pause=0.03) as dropper:
         lives: list[Life] = []
         for _ in range(starts):
             lives = [life for life in lives if not life.ended()]
             if len(lives) == 4:
                 assert lives.pop(0).wait() in (0, 75)
-            lives.append(nursery.bear(ground, "sync", "--json"))
+            lives.append(process_pool.bear(app_env, "sync", "--json"))
         for life in lives:
             assert life.wait() in (0, 75)
-    nursery.drained(ground)
-    judge(ground, dropper.made)
-    assert Counter(each.name for each in ground.simulator.stored).most_common(1)[0][1] == 1
+    process_pool.drained(app_env)
+    judge(app_env, dropper.made)
+    assert Counter(each.name for each in app_env.simulator.stored).most_common(1)[0][1] == 1
 
 
-def test_d8_a_second_daemon_and_a_stale_lock(ground: Ground, nursery: Nursery) -> None:
+def test_d8_a_second_daemon_and_a_stale_lock(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """The second is refused with the pid of the first; the lock of a killed one is taken over."""
-    ground.upload("bank")
-    ground.settings["log_level"] = '"info"'
-    first = nursery.bear(ground, "run").ready()
-    second = nursery.bear(ground, "run")
+    app_env.upload("bank")
+    app_env.settings["log_level"] = '"info"'
+    first = process_pool.bear(app_env, "run").ready()
+    second = process_pool.bear(app_env, "run")
     assert second.wait() == 2
     assert f"pid {first.pid}" in second.text()
     first.kill()
-    with nursery.daemon(ground) as third:
+    with process_pool.daemon(app_env) as third:
         assert not third.ended()
 
 
 @pytest.mark.parametrize("before", ["", "0001"], ids=["fresh", "first_schema"])
-def test_d15_killed_in_a_migration(ground: Ground, nursery: Nursery, before: str) -> None:
+def test_d15_killed_in_a_migration(app_env: AppEnv, process_pool: ProcessPool, before: str) -> None:
     """Old or new schema, never between: killed at each statement, again and again on the same file."""
-    ground.upload("bank")
-    database = ground.state / "docferry.db"
+    app_env.upload("bank")
+    database = app_env.state / "docferry.db"
     if before:
-        ground.state.mkdir(mode=0o700)
+        app_env.state.mkdir(mode=0o700)
         schema.migrate(database, before)
     whole: dict[str, frozenset[str]] = {}
     for nth in range(1, 200, 1 if FULL else 3):
-        life = nursery.bear(ground, "sync", "--json", fate=("statement", nth))
+        life = process_pool.bear(app_env, "sync", "--json", fate=("statement", nth))
         code = life.wait()
         with closing(sqlite3.connect(database)) as read:
             made = frozenset(row[0] for row in read.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from docferry.simulator import Fault, Switches
+from app_env import Daemon, digest, until
+from docferry.simulator import Fault, SimulatorOptions
 from faults.conftest import FULL, Terrain
-from ground import Daemon, digest, until
 
 PDF = b"%PDF-1.4\n"
 
@@ -86,7 +86,7 @@ def test_s2_event_loop_hangs(terrain: Terrain) -> None:
         with terrain.daemon() as daemon:
             while b"WATCHDOG=1" not in manager.recv(4096):
                 continue
-            terrain.simulator.switches.latency = 0.3
+            terrain.simulator.options.latency = 0.3
             made |= _drop(folder, 20, "b")
             until(lambda: len(terrain.stored()) >= 22)
             daemon.running.send_signal(signal.SIGUSR1)
@@ -151,8 +151,8 @@ CANARIES = ("canary-codat-4711/with+odd=chars", "canary-wootiv-0815")
 
 def test_s5_secrets(terrain: Terrain) -> None:
     """Neither keys nor signatures in the log at debug level, a traceback, any output, or any file of the state."""
-    switches: Switches = terrain.simulator.switches
-    switches.codat_key, switches.wootiv_key = CANARIES
+    options: SimulatorOptions = terrain.simulator.options
+    options.codat_key, options.wootiv_key = CANARIES
     folder, scans = terrain.upload("bank"), terrain.upload("scans", "wootiv", object_name='"{name}"')
     terrain.simulator.set_faults(
         [
@@ -206,7 +206,7 @@ def test_s6_names_with_control_characters(terrain: Terrain) -> None:
         with (folder / NASTY[0].replace("red", "open")).open("wb") as writer:
             writer.write(PDF)
             writer.flush()
-            until(lambda: "open" in (terrain.state / "pulse.json").read_text(), 20)
+            until(lambda: "open" in (terrain.state / "status.json").read_text(), 20)
             shown = [
                 terrain.run(*words) for words in (["status"], ["list"], ["list", "--json"], ["check", "--offline"])
             ]

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from app_env import Daemon, digest, until
 from faults.conftest import FULL, Terrain
 from faults.measured import Drops, odd_path, peak_memory, report
-from ground import Daemon, digest, until
 
 PDF = b"%PDF-1.4\n"
 SETTLE = 0.2  # seconds, as the ground has it
@@ -27,7 +27,7 @@ SETTLE = 0.2  # seconds, as the ground has it
 def _status(terrain: Terrain, mapping: str) -> dict[str, Any]:
     """What `status` would say of a mapping, as the daemon last wrote it."""
     try:
-        found: dict[str, Any] = json.loads((terrain.state / "pulse.json").read_text())["mappings"][mapping]
+        found: dict[str, Any] = json.loads((terrain.state / "status.json").read_text())["mappings"][mapping]
     except (OSError, ValueError, KeyError):
         return {"watch": "", "problem": None, "unsettled": []}
     return found
@@ -69,14 +69,14 @@ def test_w2_mkdir_copy_race(terrain: Terrain, hogs: int) -> None:
     folder = terrain.upload("bank")
     terrain.settings["rescan"] = '"1h"'
     drops = Drops(terrain)
-    dice = random.Random(2)  # noqa: S311 - the same trees every time
+    jitter = random.Random(2)  # noqa: S311 - the same trees every time
     busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(hogs)]
     try:
         with terrain.daemon():
             _watched(terrain)
             for number in range(1000 if FULL else 80):
                 _plant(drops, folder / f"t{number}", number)
-                time.sleep(dice.choice((0, 0, 0.001, 0.01)))  # the race is to be run in many ways
+                time.sleep(jitter.choice((0, 0, 0.001, 0.01)))  # the race is to be run in many ways
             arrived = drops.arrive(60)
     finally:
         for hog in busy:
@@ -423,16 +423,16 @@ def test_w13_pipes_and_sockets_named_like_documents(terrain: Terrain) -> None:
 
 DYING = """
 import threading, time, watchfiles
-import docferry.files.watch as ours
+import docferry.files.watch.watcher as ours
 real, turns = watchfiles.watch, [0]
-def look_out(*roots, **named):
+def watch_function(*roots, **named):
     turns[0] += 1
     if turns[0] == 1:
         raise RuntimeError("the watcher died at once")
     if turns[0] == 2:
         time.sleep(3600)
     yield from real(*roots, **named)
-ours.Watcher.__init__.__kwdefaults__.update(look_out=look_out, hung=2.0)
+ours.Watcher.__init__.__kwdefaults__.update(watch_function=watch_function, hung=2.0)
 """
 
 

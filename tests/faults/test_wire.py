@@ -18,12 +18,12 @@ import anyio
 import pytest
 import trustme
 
-from crash.nursery import Nursery
+from app_env import COMPANY, AppEnv, digest, until
+from crash.process_pool import ProcessPool
 from docferry.clock import SystemClock
-from docferry.remotes.codat import Codat
+from docferry.remotes.codat.client import Codat
 from docferry.remotes.http import Http
-from docferry.simulator import Fault, Running, Simulator, Switches
-from ground import COMPANY, Ground, digest, until
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 FULL = bool(os.environ.get("DOCFERRY_FULL"))
 UPLOAD = "codat.upload"
@@ -32,7 +32,7 @@ LARGE = 6 * 1024 * 1024
 
 
 @pytest.fixture(params=["plain", "tls"])
-def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
     """A ground whose far shore speaks HTTP, and one where it speaks HTTPS."""
     context = None
     if request.param == "tls":
@@ -40,22 +40,22 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)
-    with Running(Simulator(Switches(requests_per_minute=0)), ssl_context=context) as shore:
-        ground = Ground(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0)), ssl_context=context) as shore:
+        app_env = AppEnv(tmp_path, shore)
         if context is not None:
-            ground.codat["ca_file"] = f'"{tmp_path / "ca.pem"}"'
-        yield _quick(ground)
+            app_env.codat["ca_file"] = f'"{tmp_path / "ca.pem"}"'
+        yield _quick(app_env)
 
 
 @pytest.fixture(name="ground")
-def quick_ground(ground: Ground) -> Ground:
-    return _quick(ground)
+def quick_ground(app_env: AppEnv) -> AppEnv:
+    return _quick(app_env)
 
 
-def _quick(ground: Ground) -> Ground:
-    ground.settings["settle"] = '"20ms"'
-    ground.codat |= {"list_lag": '"150ms"', "timeout": '"2s"'}
-    return ground
+def _quick(app_env: AppEnv) -> AppEnv:
+    app_env.settings["settle"] = '"20ms"'
+    app_env.codat |= {"list_lag": '"150ms"', "timeout": '"2s"'}
+    return app_env
 
 
 def _lay(folder: Path, *names: str, size: int = 0) -> Counter[tuple[str, str]]:
@@ -70,100 +70,102 @@ def _lay(folder: Path, *names: str, size: int = 0) -> Counter[tuple[str, str]]:
     return made
 
 
-def _rows(nursery: Nursery, ground: Ground) -> list[dict[str, Any]]:
-    life = nursery.bear(ground, "list", "--json")
+def _rows(process_pool: ProcessPool, app_env: AppEnv) -> list[dict[str, Any]]:
+    life = process_pool.bear(app_env, "list", "--json")
     assert life.wait() == 0, life.text()
     return [json.loads(line) for line in life.out.read_text().splitlines()]
 
 
-def _routes(ground: Ground) -> list[str]:
-    return [seen.route for seen in list(ground.simulator.log)]
+def _routes(app_env: AppEnv) -> list[str]:
+    return [seen.route for seen in list(app_env.simulator.log)]
 
 
 @pytest.mark.parametrize("how", ["refused", "tls"])
-def test_n1_it_cannot_be_reached(ground: Ground, nursery: Nursery, how: str) -> None:
+def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
     """A closed port, a certificate of nobody: tried again, never in doubt, sent once at last."""
-    made = _lay(ground.upload("bank"), "a.pdf", "b.pdf")
-    with _strangers_tls() as strange, Running(Simulator(Switches())) as closed:
+    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf")
+    with _strangers_tls() as strange, SimulatorThread(Simulator(SimulatorOptions())) as closed:
         closed.stop()
         address = {
             "refused": f"http://127.0.0.1:{closed.port}",
             "tls": strange.url,
         }[how]
-        report = nursery.sync(ground, "--timeout", "1s", code=75, DOCFERRY_CODAT__BASE_URL=address)
+        report = process_pool.sync(app_env, "--timeout", "1s", code=75, DOCFERRY_CODAT__BASE_URL=address)
         assert (report["due"], report["held"], report["uploaded"]) == (2, 0, 0)
         assert not strange.simulator.requests.total()
-    assert {row["state"] for row in _rows(nursery, ground)} == {"waiting"}
-    assert nursery.sync(ground)["uploaded"] == 2
-    assert ground.stored() == made
-    assert ground.simulator.requests["codat.list"] == 0
+    assert {row["state"] for row in _rows(process_pool, app_env)} == {"waiting"}
+    assert process_pool.sync(app_env)["uploaded"] == 2
+    assert app_env.stored() == made
+    assert app_env.simulator.requests["codat.list"] == 0
 
 
 @pytest.mark.parametrize("idempotency", [True, False], ids=["keyed", "keyless"])
 @pytest.mark.parametrize("how", ["reset", "close"])
-def test_n2_answer_lost_after_it_was_stored(either: Ground, nursery: Nursery, how: str, idempotency: bool) -> None:
+def test_n2_answer_lost_after_it_was_stored(
+    either: AppEnv, process_pool: ProcessPool, how: str, idempotency: bool
+) -> None:
     """One copy, and no second request: the list says that it is there."""
-    either.simulator.switches.idempotency = idempotency
+    either.simulator.options.idempotency = idempotency
     made = _lay(either.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
     either.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"how": how})])
-    nursery.drained(either)
+    process_pool.drained(either)
     assert either.stored() == made
     assert either.simulator.requests[UPLOAD] == 3
 
 
-def test_n3_stored_late_and_listed_later(ground: Ground, nursery: Nursery) -> None:
+def test_n3_stored_late_and_listed_later(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """45 s and 20 s, with a list_lag of 30 s, at a fiftieth of the time: one copy."""
-    ground.codat["list_lag"] = '"600ms"'
-    ground.simulator.switches.idempotency = False
-    ground.simulator.switches.list_lag = 0.4
-    made = _lay(ground.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"late": 0.9})])
-    nursery.drained(ground)
-    assert ground.stored() == made
-    assert ground.simulator.requests[UPLOAD] == 3
+    app_env.codat["list_lag"] = '"600ms"'
+    app_env.simulator.options.idempotency = False
+    app_env.simulator.options.list_lag = 0.4
+    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"late": 0.9})])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
+    assert app_env.simulator.requests[UPLOAD] == 3
 
 
-def test_n4_a_200_whose_body_is_cut(either: Ground, nursery: Nursery) -> None:
+def test_n4_a_200_whose_body_is_cut(either: AppEnv, process_pool: ProcessPool) -> None:
     """The status is the receipt: sent, and nothing is asked or sent again."""
     made = _lay(either.upload("bank"), "a.pdf", "b.pdf")
     either.simulator.set_faults([Fault("truncated_answer", UPLOAD)])
-    assert nursery.sync(either)["uploaded"] == 2
+    assert process_pool.sync(either)["uploaded"] == 2
     assert either.stored() == made
     assert _routes(either) == [UPLOAD, UPLOAD]
 
 
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("status", [500, 503])
-def test_n5_a_5xx_after_the_whole_body(ground: Ground, nursery: Nursery, status: int, stored: bool) -> None:
+def test_n5_a_5xx_after_the_whole_body(app_env: AppEnv, process_pool: ProcessPool, status: int, stored: bool) -> None:
     """Doubtful: asked before anything is sent again, and sent again only if it is not there."""
-    ground.simulator.switches.idempotency = False
-    made = _lay(ground.upload("bank"), "a.pdf")
-    ground.simulator.set_faults([Fault("status", UPLOAD, first=1, params={"status": status, "stored": stored})])
-    nursery.drained(ground)
-    assert ground.stored() == made
-    routes = [route for route in _routes(ground) if route in (UPLOAD, "codat.list")]
+    app_env.simulator.options.idempotency = False
+    made = _lay(app_env.upload("bank"), "a.pdf")
+    app_env.simulator.set_faults([Fault("status", UPLOAD, first=1, params={"status": status, "stored": stored})])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
+    routes = [route for route in _routes(app_env) if route in (UPLOAD, "codat.list")]
     assert routes[:2] == [UPLOAD, "codat.list"]
     assert routes.count(UPLOAD) == (1 if stored else 2)
 
 
-def test_n6_an_early_413_and_a_reset(either: Ground, nursery: Nursery) -> None:
+def test_n6_an_early_413_and_a_reset(either: AppEnv, process_pool: ProcessPool) -> None:
     """Found out after a few tries: held as too large, not sent over and over."""
     _lay(either.upload("bank"), "a.pdf", size=LARGE)
     either.simulator.set_faults([Fault("early_413", UPLOAD)])
-    assert nursery.drained(either)["held"] == 1
-    assert [row["reason"] for row in _rows(nursery, either)] == ["too_large"]
+    assert process_pool.drained(either)["held"] == 1
+    assert [row["reason"] for row in _rows(process_pool, either)] == ["too_large"]
     assert either.simulator.requests[UPLOAD] <= 4
     assert not either.stored()
 
 
-def test_n6_an_early_401_and_a_reset(either: Ground, nursery: Nursery) -> None:
+def test_n6_an_early_401_and_a_reset(either: AppEnv, process_pool: ProcessPool) -> None:
     """Found out: the gate is closed, nothing is held, and it is sent once the key works."""
     made = _lay(either.upload("bank"), "a.pdf", size=LARGE)
     either.simulator.set_faults([Fault("early_401", UPLOAD)])
-    assert nursery.sync(either, "--timeout", "20s", code=75)["held"] == 0
+    assert process_pool.sync(either, "--timeout", "20s", code=75)["held"] == 0
     assert either.simulator.requests[UPLOAD] <= 8
     either.simulator.set_faults([])
-    assert nursery.drained(either)["held"] == 0
+    assert process_pool.drained(either)["held"] == 0
     assert either.stored() == made
 
 
@@ -176,157 +178,159 @@ def test_n6_an_early_401_and_a_reset(either: Ground, nursery: Nursery) -> None:
     ],
     ids=["stall", "stall_stored", "byte_a_second"],
 )
-def test_n7_stalls(ground: Ground, nursery: Nursery, fault: Fault) -> None:
+def test_n7_stalls(app_env: AppEnv, process_pool: ProcessPool, fault: Fault) -> None:
     """The deadline passes, the worker's place is free again, others arrive, and nothing is doubled."""
-    ground.settings["workers"] = "2"
-    ground.codat["timeout"] = '"1s"'
-    made = _lay(ground.upload("bank"), *(f"{number}.pdf" for number in range(6)))
+    app_env.settings["workers"] = "2"
+    app_env.codat["timeout"] = '"1s"'
+    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(6)))
     if fault.kind == "slow_read":
-        made += _lay(ground.root / "bank", "large.pdf", size=LARGE)
-    ground.simulator.set_faults([fault])
-    nursery.drained(ground)
-    assert ground.stored() == made
+        made += _lay(app_env.root / "bank", "large.pdf", size=LARGE)
+    app_env.simulator.set_faults([fault])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_n8_retry_after_is_obeyed_over_a_restart(ground: Ground, nursery: Nursery, form: str) -> None:
+def test_n8_retry_after_is_obeyed_over_a_restart(app_env: AppEnv, process_pool: ProcessPool, form: str) -> None:
     """Nothing is asked before its time, by a daemon that was started meanwhile either."""
-    folder = ground.upload("bank")
-    ground.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": form, "seconds": 4})])
-    first = nursery.bear(ground, "run").ready()
+    folder = app_env.upload("bank")
+    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": form, "seconds": 4})])
+    first = process_pool.bear(app_env, "run").ready()
     made = _lay(folder, "a.pdf")
-    until(lambda: _gates(ground))
+    until(lambda: _gates(app_env))
     first.kill()
     made += _lay(folder, "b.pdf")
-    with nursery.daemon(ground):
-        until(lambda: ground.stored() == made, 30)
-    refused, *others = [seen.at_first_byte for seen in ground.simulator.log]
+    with process_pool.daemon(app_env):
+        until(lambda: app_env.stored() == made, 30)
+    refused, *others = [seen.at_first_byte for seen in app_env.simulator.log]
     assert min(others) - refused > 2.9  # a date is cut to the second
 
 
-def _gates(ground: Ground) -> list[tuple[str, float]]:
+def _gates(app_env: AppEnv) -> list[tuple[str, float]]:
     """What is closed, and until when."""
-    with closing(sqlite3.connect(ground.state / "docferry.db")) as read:
+    with closing(sqlite3.connect(app_env.state / "docferry.db")) as read:
         return read.execute("SELECT key, until FROM gate").fetchall()
 
 
 @pytest.mark.parametrize("form", ["past", "garbage", "-5", "nan"])
-def test_n8_a_retry_after_that_says_nothing(ground: Ground, nursery: Nursery, form: str) -> None:
+def test_n8_a_retry_after_that_says_nothing(app_env: AppEnv, process_pool: ProcessPool, form: str) -> None:
     """Our own pause counts: soon, and not at once."""
-    made = _lay(ground.upload("bank"), "a.pdf")
-    ground.simulator.set_faults([Fault("too_many", UPLOAD, first=3, params={"retry_after": form})])
-    nursery.drained(ground)
-    assert ground.stored() == made
-    assert ground.simulator.requests[UPLOAD] == 4
+    made = _lay(app_env.upload("bank"), "a.pdf")
+    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=3, params={"retry_after": form})])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
+    assert app_env.simulator.requests[UPLOAD] == 4
 
 
-def test_n8_a_retry_after_of_thirty_years_is_capped(ground: Ground, nursery: Nursery) -> None:
+def test_n8_a_retry_after_of_thirty_years_is_capped(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """At most a day."""
-    _lay(ground.upload("bank"), "a.pdf")
-    ground.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": "huge"})])
-    nursery.sync(ground, code=75)
-    ((_, until_),) = _gates(ground)
+    _lay(app_env.upload("bank"), "a.pdf")
+    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": "huge"})])
+    process_pool.sync(app_env, code=75)
+    ((_, until_),) = _gates(app_env)
     assert abs(until_ - time.time() - 86_400) < 600
-    assert nursery.sync(ground, code=75)["requests"] == 0
+    assert process_pool.sync(app_env, code=75)["requests"] == 0
 
 
-def test_n9_the_daily_quota_is_gone(ground: Ground, nursery: Nursery) -> None:
+def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """A gate until the reset, over restarts; a person's retry opens it."""
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
-    ground.settings["workers"] = "1"
-    ground.simulator.switches.daily_quota = 3
-    report = nursery.sync(ground, code=75)
+    app_env.settings["workers"] = "1"
+    app_env.simulator.options.daily_quota = 3
+    report = process_pool.sync(app_env, code=75)
     assert (report["uploaded"], report["due"], report["held"]) == (3, 3, 0)
-    spent = ground.simulator.requests.total()
-    assert nursery.sync(ground, code=75)["requests"] == 0
-    with nursery.daemon(ground):
+    spent = app_env.simulator.requests.total()
+    assert process_pool.sync(app_env, code=75)["requests"] == 0
+    with process_pool.daemon(app_env):
         made += _lay(folder, "later.pdf")
-        until(lambda: any(row["path"].endswith("later.pdf") for row in _rows(nursery, ground)))
-    assert ground.simulator.requests.total() == spent
-    ground.simulator.switches.daily_quota = None
-    assert nursery.bear(ground, "retry", "--all").wait() == 0
-    nursery.drained(ground)
-    assert ground.stored() == made
+        until(lambda: any(row["path"].endswith("later.pdf") for row in _rows(process_pool, app_env)))
+    assert app_env.simulator.requests.total() == spent
+    app_env.simulator.options.daily_quota = None
+    assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
-def test_n9_a_retry_asks_the_daemon_s_remote_anew(ground: Ground, nursery: Nursery) -> None:
+def test_n9_a_retry_asks_the_daemon_s_remote_anew(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """What it said of its quota before counts no more; while there is none left, other remotes are served."""
-    folder, scans = ground.upload("bank"), ground.upload("scans", "wootiv")
+    folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
     made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
-    ground.settings["workers"] = "2"
-    ground.simulator.switches.daily_quota = 3
-    with nursery.daemon(ground):
-        until(lambda: _gates(ground))
-        spent = ground.simulator.requests[UPLOAD]
-        assert nursery.bear(ground, "retry", "--all").wait() == 0
-        until(lambda: ground.simulator.requests[UPLOAD] > spent)
-        until(lambda: _gates(ground))
+    app_env.settings["workers"] = "2"
+    app_env.simulator.options.daily_quota = 3
+    with process_pool.daemon(app_env):
+        until(lambda: _gates(app_env))
+        spent = app_env.simulator.requests[UPLOAD]
+        assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+        until(lambda: app_env.simulator.requests[UPLOAD] > spent)
+        until(lambda: _gates(app_env))
         made += _lay(scans, "scan.pdf")
-        until(lambda: ground.simulator.objects)
-        ground.simulator.switches.daily_quota = None
-        assert nursery.bear(ground, "retry", "--all").wait() == 0
-        until(lambda: ground.stored() == made)
+        until(lambda: app_env.simulator.objects)
+        app_env.simulator.options.daily_quota = None
+        assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+        until(lambda: app_env.stored() == made)
 
 
-def test_n9_a_pass_ends_when_a_download_has_spent_the_quota(ground: Ground, nursery: Nursery) -> None:
-    ground.codat["quota_reserve"] = '"50%"'
-    ground.simulator.switches.daily_quota = 1
-    ground.download("down", company_id=f'"{COMPANY}"')
-    made = _lay(ground.upload("bank"), *(f"{number}.pdf" for number in range(3)))
-    report = nursery.sync(ground, code=75)
+def test_n9_a_pass_ends_when_a_download_has_spent_the_quota(app_env: AppEnv, process_pool: ProcessPool) -> None:
+    app_env.codat["quota_reserve"] = '"50%"'
+    app_env.simulator.options.daily_quota = 1
+    app_env.download("down", company_id=f'"{COMPANY}"')
+    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(3)))
+    report = process_pool.sync(app_env, code=75)
     assert report["due"] >= 2
-    assert [key for key, _ in _gates(ground)] == ["codat"]
-    ground.simulator.switches.daily_quota = None
-    assert nursery.bear(ground, "retry", "--all").wait() == 0
-    nursery.drained(ground)
-    assert ground.stored() == made
+    assert [key for key, _ in _gates(app_env)] == ["codat"]
+    app_env.simulator.options.daily_quota = None
+    assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
-def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(ground: Ground, nursery: Nursery) -> None:
-    made = _lay(ground.upload("bank"), *(f"{number}.pdf" for number in range(4)))
-    ground.settings["workers"] = "1"
-    ground.codat["quota_reserve"] = '"50%"'
-    ground.simulator.switches.daily_quota = 6  # the list and a ZIP are asked for it
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=2)])
-    report = nursery.sync(ground, code=75)
+def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(app_env: AppEnv, process_pool: ProcessPool) -> None:
+    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(4)))
+    app_env.settings["workers"] = "1"
+    app_env.codat["quota_reserve"] = '"50%"'
+    app_env.simulator.options.daily_quota = 6  # the list and a ZIP are asked for it
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=2)])
+    report = process_pool.sync(app_env, code=75)
     assert (report["uploaded"], report["due"]) == (3, 1)
-    assert (ground.stored() - made, ground.stored().total()) == (Counter(), 3)
+    assert (app_env.stored() - made, app_env.stored().total()) == (Counter(), 3)
 
 
-def test_n10_the_key_is_revoked(ground: Ground, nursery: Nursery) -> None:
+def test_n10_the_key_is_revoked(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """A gate, said once; nothing is held; one document at a time probes until the key works again."""
-    folder = ground.upload("bank")
-    key = ground.root / "key"
-    key.write_text(ground.simulator.switches.codat_key)
-    ground.codat["api_key_file"] = f'"{key}"'
-    with nursery.daemon(ground, CODAT_API_KEY="") as daemon:
+    folder = app_env.upload("bank")
+    key = app_env.root / "key"
+    key.write_text(app_env.simulator.options.codat_key)
+    app_env.codat["api_key_file"] = f'"{key}"'
+    with process_pool.daemon(app_env, CODAT_API_KEY="") as daemon:
         made = _lay(folder, "before.pdf")
-        until(lambda: ground.stored() == made)
-        ground.simulator.switches.codat_key = "another"
+        until(lambda: app_env.stored() == made)
+        app_env.simulator.options.codat_key = "another"
         made += _lay(folder, *(f"{number}.pdf" for number in range(20)))
-        until(lambda: ground.simulator.requests[UPLOAD] > 6)
-        assert Counter(row["state"] for row in _rows(nursery, ground))["held"] == 0
+        until(lambda: app_env.simulator.requests[UPLOAD] > 6)
+        assert Counter(row["state"] for row in _rows(process_pool, app_env))["held"] == 0
         key.write_text("another")
-        until(lambda: ground.stored() == made, 30)
+        until(lambda: app_env.stored() == made, 30)
         said = [line for line in daemon.text().splitlines() if "gate_closed" in line]
     assert len(said) == 1, said
 
 
-def test_n11_keep_alive_closed_as_the_request_arrives(either: Ground, nursery: Nursery) -> None:
+def test_n11_keep_alive_closed_as_the_request_arrives(either: AppEnv, process_pool: ProcessPool) -> None:
     """One copy of each."""
-    either.simulator.switches.idempotency = False
+    either.simulator.options.idempotency = False
     made = _lay(either.upload("bank"), *(f"{number}.pdf" for number in range(20)))
     either.simulator.set_faults([Fault("stale_keepalive", UPLOAD, rate=0.5)])
-    nursery.drained(either)
+    process_pool.drained(either)
     assert either.stored() == made
 
 
 @pytest.mark.anyio
 async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
     """Twenty that ask over ten connections are cancelled at any moment, again and again: all get an answer after it."""
-    dice = random.Random(12)  # noqa: S311 - the same moments for the same seed
-    with Running(Simulator(Switches(requests_per_minute=0, concurrent_per_company=0, latency=0.002))) as shore:
+    jitter = random.Random(12)  # noqa: S311 - the same moments for the same seed
+    with SimulatorThread(
+        Simulator(SimulatorOptions(requests_per_minute=0, concurrent_per_company=0, latency=0.002))
+    ) as shore:
         remote = Codat(
             http=Http("Codat", SystemClock(), 5, connections=10),
             base_url=shore.url,
@@ -343,7 +347,7 @@ async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
         for _ in range(300 if FULL else 30):
             async with anyio.create_task_group() as group:
                 for _ in range(20):
-                    group.start_soon(ask, dice.uniform(0, 0.02))
+                    group.start_soon(ask, jitter.uniform(0, 0.02))
         answers: list[list[Any]] = []
         async with anyio.create_task_group() as group:
             for _ in range(20):
@@ -356,42 +360,42 @@ async def _gather(remote: Codat, answers: list[list[Any]]) -> None:
     answers.append(list(await remote.listing(COMPANY)))
 
 
-def test_n13_one_name_twice_rightly(ground: Ground, nursery: Nursery) -> None:
+def test_n13_one_name_twice_rightly(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Two documents of one name in two folders, both in doubt, one there and one not: two copies."""
-    ground.simulator.switches.idempotency = False
-    made = _lay(ground.upload("bank"), "x/a.pdf", "y/a.pdf")
-    ground.simulator.set_faults(
+    app_env.simulator.options.idempotency = False
+    made = _lay(app_env.upload("bank"), "x/a.pdf", "y/a.pdf")
+    app_env.simulator.set_faults(
         [Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)],
     )
-    nursery.drained(ground)
-    assert ground.stored() == made
-    assert ground.simulator.requests[UPLOAD] == 3
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
+    assert app_env.simulator.requests[UPLOAD] == 3
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_n14_a_strangers_upload_of_that_name(ground: Ground, nursery: Nursery, arrived: bool) -> None:
+def test_n14_a_strangers_upload_of_that_name(app_env: AppEnv, process_pool: ProcessPool, arrived: bool) -> None:
     """While ours is in doubt somebody else uploads that name: not taken for ours, and ours not doubled."""
-    ground.codat["list_lag"] = '"1s"'
-    ground.simulator.switches.idempotency = False
-    made = _lay(ground.upload("bank"), "a.pdf")
-    ground.simulator.set_faults([Fault("lost_answer" if arrived else "reset_after", UPLOAD, first=1)])
-    with nursery.daemon(ground):
-        until(lambda: ground.simulator.requests[UPLOAD] == 1)
-        ground.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
-        until(lambda: [row["state"] for row in _rows(nursery, ground)] == ["sent"], 40)
-    assert ground.stored() == made + Counter({("a.pdf", digest(b"a stranger's")): 1})
+    app_env.codat["list_lag"] = '"1s"'
+    app_env.simulator.options.idempotency = False
+    made = _lay(app_env.upload("bank"), "a.pdf")
+    app_env.simulator.set_faults([Fault("lost_answer" if arrived else "reset_after", UPLOAD, first=1)])
+    with process_pool.daemon(app_env):
+        until(lambda: app_env.simulator.requests[UPLOAD] == 1)
+        app_env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
+        until(lambda: [row["state"] for row in _rows(process_pool, app_env)] == ["sent"], 40)
+    assert app_env.stored() == made + Counter({("a.pdf", digest(b"a stranger's")): 1})
 
 
 @pytest.mark.parametrize("rename", ["quote", "nfc", "cut"])
-def test_n15_the_server_changes_the_name(ground: Ground, nursery: Nursery, rename: Any) -> None:
+def test_n15_the_server_changes_the_name(app_env: AppEnv, process_pool: ProcessPool, rename: Any) -> None:
     """Recognised all the same, or held; never doubled."""
-    ground.simulator.switches.idempotency = False
-    ground.simulator.switches.rename = rename
-    made = _lay(ground.upload("bank"), 'say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf")
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3)])
-    nursery.drained(ground)
-    assert Counter(sha for _, sha in ground.stored().elements()) == Counter(sha for _, sha in made.elements())
-    assert ground.simulator.requests[UPLOAD] == 3
+    app_env.simulator.options.idempotency = False
+    app_env.simulator.options.rename = rename
+    made = _lay(app_env.upload("bank"), 'say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf")
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3)])
+    process_pool.drained(app_env)
+    assert Counter(sha for _, sha in app_env.stored().elements()) == Counter(sha for _, sha in made.elements())
+    assert app_env.simulator.requests[UPLOAD] == 3
 
 
 @pytest.mark.parametrize(
@@ -405,123 +409,123 @@ def test_n15_the_server_changes_the_name(ground: Ground, nursery: Nursery, renam
     ],
     ids=["500", "html", "cut", "endless", "stale"],
 )
-def test_n16_a_list_that_cannot_be_believed(ground: Ground, nursery: Nursery, fault: Fault | None) -> None:
+def test_n16_a_list_that_cannot_be_believed(app_env: AppEnv, process_pool: ProcessPool, fault: Fault | None) -> None:
     """No decision from it: what arrived is not sent again, what did not is."""
-    ground.simulator.switches.idempotency = False
-    folder = ground.upload("bank")
+    app_env.simulator.options.idempotency = False
+    folder = app_env.upload("bank")
     made = _lay(folder, "before.pdf")
-    nursery.sync(ground)
+    process_pool.sync(app_env)
     if fault is None:
-        ground.simulator.switches.list_lag = 3600.0
+        app_env.simulator.options.list_lag = 3600.0
     made += _lay(folder, "there.pdf", "absent.pdf")
     faults = [Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)]
-    ground.simulator.set_faults([*faults, fault] if fault else faults)
-    nursery.drained(ground)
-    assert ground.stored() == made
-    assert ground.simulator.requests[UPLOAD] == 4
+    app_env.simulator.set_faults([*faults, fault] if fault else faults)
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
+    assert app_env.simulator.requests[UPLOAD] == 4
 
 
-def test_n17_a_file_that_is_swallowed(ground: Ground, nursery: Nursery) -> None:
+def test_n17_a_file_that_is_swallowed(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Answers are lost and a scanner swallows the file each time: asked, tried, and held in the end; no loop."""
-    folder = ground.upload("bank")
-    ground.simulator.switches.swallow = ("virus.pdf",)
+    folder = app_env.upload("bank")
+    app_env.simulator.options.swallow = ("virus.pdf",)
     made = _lay(folder, "good.pdf")
     _lay(folder, "virus.pdf")
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD)])
-    with nursery.daemon(ground, DOCFERRY_RETRY__GIVE_UP_AFTER="3s"):
-        until(lambda: [row["state"] for row in _rows(nursery, ground)].count("held") == 1, 60)
-        tries = ground.simulator.requests[UPLOAD]
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD)])
+    with process_pool.daemon(app_env, DOCFERRY_RETRY__GIVE_UP_AFTER="3s"):
+        until(lambda: [row["state"] for row in _rows(process_pool, app_env)].count("held") == 1, 60)
+        tries = app_env.simulator.requests[UPLOAD]
         assert tries < 20
-    assert nursery.sync(ground, code=1, DOCFERRY_RETRY__GIVE_UP_AFTER="3s")["requests"] == 0
-    assert ground.stored() == made
+    assert process_pool.sync(app_env, code=1, DOCFERRY_RETRY__GIVE_UP_AFTER="3s")["requests"] == 0
+    assert app_env.stored() == made
 
 
-def test_n17_a_file_that_a_scanner_keeps_for_a_while(ground: Ground, nursery: Nursery) -> None:
+def test_n17_a_file_that_a_scanner_keeps_for_a_while(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Stored after a delay that the list_lag allows for: one copy."""
-    ground.codat["list_lag"] = '"500ms"'
-    ground.simulator.switches.idempotency = False
-    made = _lay(ground.upload("bank"), "a.pdf")
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, first=1, params={"late": 0.9})])
-    nursery.drained(ground)
-    assert ground.stored() == made
+    app_env.codat["list_lag"] = '"500ms"'
+    app_env.simulator.options.idempotency = False
+    made = _lay(app_env.upload("bank"), "a.pdf")
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=1, params={"late": 0.9})])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
 @pytest.mark.parametrize("signed", ["put", "post"])
-def test_n18_a_signed_url_has_expired(ground: Ground, nursery: Nursery, signed: Any) -> None:
+def test_n18_a_signed_url_has_expired(app_env: AppEnv, process_pool: ProcessPool, signed: Any) -> None:
     """A new URL for the same key; the gate stays open, nothing is held."""
-    ground.simulator.switches.signed = signed
-    made = _lay(ground.upload("scans", "wootiv", object_name='"{name}"'), "a.pdf", "b.pdf")
+    app_env.simulator.options.signed = signed
+    made = _lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "a.pdf", "b.pdf")
     expired = {"status": 403, "code": "AccessDenied"}
-    ground.simulator.set_faults([Fault("status", f"s3.{signed}", first=2, params=expired)])
-    assert nursery.drained(ground)["held"] == 0
-    assert ground.stored() == made
-    assert ground.simulator.requests["wootiv.sign"] >= 3
+    app_env.simulator.set_faults([Fault("status", f"s3.{signed}", first=2, params=expired)])
+    assert process_pool.drained(app_env)["held"] == 0
+    assert app_env.stored() == made
+    assert app_env.simulator.requests["wootiv.sign"] >= 3
 
 
 @pytest.mark.parametrize("skew", [-3600.0, 3600.0])
-def test_n18_the_remotes_clock_is_wrong(ground: Ground, nursery: Nursery, skew: float) -> None:
+def test_n18_the_remotes_clock_is_wrong(app_env: AppEnv, process_pool: ProcessPool, skew: float) -> None:
     """Doubts are decided by the remote's own clock: one copy."""
-    ground.simulator.switches.date_skew = skew
-    ground.simulator.switches.idempotency = False
-    made = _lay(ground.upload("bank"), "a.pdf", "b.pdf")
-    made += _lay(ground.upload("scans", "wootiv", object_name='"{name}"'), "s.pdf")
-    ground.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)])
-    nursery.drained(ground)
-    assert ground.stored() == made
+    app_env.simulator.options.date_skew = skew
+    app_env.simulator.options.idempotency = False
+    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf")
+    made += _lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "s.pdf")
+    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
 @pytest.mark.parametrize("status", [302, 307])
-def test_n20_a_redirect_to_another_host(ground: Ground, nursery: Nursery, status: int) -> None:
+def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPool, status: int) -> None:
     """Not followed: no byte and no key goes there; nothing is held."""
-    made = _lay(ground.upload("bank"), "a.pdf")
-    with Running(Simulator(Switches())) as elsewhere:
+    made = _lay(app_env.upload("bank"), "a.pdf")
+    with SimulatorThread(Simulator(SimulatorOptions())) as elsewhere:
         params = {"location": f"{elsewhere.url}/companies", "status": status}
-        ground.simulator.set_faults([Fault("redirect", UPLOAD, params=params)])
-        report = nursery.sync(ground, "--timeout", "3s", code=75)
+        app_env.simulator.set_faults([Fault("redirect", UPLOAD, params=params)])
+        report = process_pool.sync(app_env, "--timeout", "3s", code=75)
         assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
         assert not elsewhere.simulator.requests.total()
-    ground.simulator.set_faults([])
-    nursery.drained(ground)
-    assert ground.stored() == made
+    app_env.simulator.set_faults([])
+    process_pool.drained(app_env)
+    assert app_env.stored() == made
 
 
-def test_n21_a_hostile_proxy_environment(either: Ground, nursery: Nursery) -> None:
+def test_n21_a_hostile_proxy_environment(either: AppEnv, process_pool: ProcessPool) -> None:
     """What the environment says of proxies, certificates and .netrc is not believed."""
     made = _lay(either.upload("bank"), "a.pdf", "b.pdf")
     (either.root / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
-    with Running(Simulator(Switches())) as trap:
+    with SimulatorThread(Simulator(SimulatorOptions())) as trap:
         hostile = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), trap.url)
         hostile |= {"SSL_CERT_FILE": "/dev/null", "NETRC": str(either.root / ".netrc"), "HOME": str(either.root)}
-        assert nursery.sync(either, env=hostile)["uploaded"] == 2
+        assert process_pool.sync(either, env=hostile)["uploaded"] == 2
         assert not trap.simulator.requests.total()
     assert either.stored() == made
 
 
 @pytest.mark.parametrize("kind", ["gzip_bomb", "endless_json"])
-def test_n21_answers_without_end(ground: Ground, nursery: Nursery, kind: str) -> None:
+def test_n21_answers_without_end(app_env: AppEnv, process_pool: ProcessPool, kind: str) -> None:
     """Cut at 16 MB: the daemon stays small, and nothing is lost or doubled."""
-    ground.simulator.switches.idempotency = False
-    folder = ground.upload("bank")
-    ground.simulator.set_faults(
+    app_env.simulator.options.idempotency = False
+    folder = app_env.upload("bank")
+    app_env.simulator.set_faults(
         [
             Fault(kind, UPLOAD, first=2, params={"stored": True}),
             Fault("lost_answer", UPLOAD, first=1),
             Fault(kind, "codat.list", first=2),
         ]
     )
-    with nursery.daemon(ground) as daemon:
+    with process_pool.daemon(app_env) as daemon:
         made = _lay(folder, "a.pdf", "b.pdf", "c.pdf")
-        until(lambda: ground.simulator.requests["codat.list"] > 2, 60)
-        until(lambda: {row["state"] for row in _rows(nursery, ground)} == {"sent"}, 60)
+        until(lambda: app_env.simulator.requests["codat.list"] > 2, 60)
+        until(lambda: {row["state"] for row in _rows(process_pool, app_env)} == {"sent"}, 60)
         peak = next(line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line)
-    assert ground.stored() == made
+    assert app_env.stored() == made
     assert int(peak.split()[1]) < 250_000, peak
 
 
 @contextmanager
-def _strangers_tls() -> Iterator[Running]:
+def _strangers_tls() -> Iterator[SimulatorThread]:
     """A server whose certificate nobody knows."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    with Running(Simulator(Switches()), ssl_context=context) as shore:
+    with SimulatorThread(Simulator(SimulatorOptions()), ssl_context=context) as shore:
         yield shore

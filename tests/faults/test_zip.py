@@ -15,12 +15,12 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import zips
+from app_env import COMPANY, until
 from docferry.errors import ArchiveError
-from docferry.files import landing
+from docferry.files import publish
 from docferry.simulator import Fault
 from faults.conftest import FULL, Terrain
 from faults.unpacking import files, land
-from ground import COMPANY, until
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_z4_names(tmp_path: Path) -> None:
     assert len(set(landed)) == len(names)
     for path in landed:
         relative = PurePosixPath(path.relative_to(tmp_path / "inbox"))
-        assert all(part == landing.safe_name(part) for part in relative.parts[:-1])
+        assert all(part == publish.safe_name(part) for part in relative.parts[:-1])
         assert path.name.isprintable()
         assert len(path.name.encode()) <= 220
         assert path.name.split(".")[0].lower() not in ("con", "aux", "nul", "com1")

@@ -1,5 +1,6 @@
 """Lands archives as a download does, under a ceiling for every file, and counts what became of them.
-`unpacking.py FOLDER` takes the corpus, `unpacking.py FOLDER 0 2000` mutations by seed; prints one object of JSON."""
+`unpacking.py FOLDER` takes the corpus, `unpacking.py FOLDER 0 2000` mutations by seed; prints one object of JSON.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +16,27 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # started as a program, t
 import zip_corpus
 import zips
 from docferry.errors import ArchiveError, FolderError
-from docferry.files import archive, landing
+from docferry.files import publish, unzip
 
-CAPS = archive.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
+CAPS = unzip.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
 #: Makes the kernel forget the peak of memory: packing an archive may take more than unpacking it.
 _FORGET = Path("/proc/self/clear_refs")
 #: Documents are small where thousands are mutated.
 SMALL = 5000
 
 
-def land(raw: bytes, ground: Path, caps: archive.Caps = CAPS) -> list[Path]:
+def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> list[Path]:
     """As a download does it: the archive into the spool, its members into the inbox."""
-    spool, inbox = ground / "spool", ground / "inbox"
+    spool, inbox = app_env / "spool", app_env / "inbox"
     spool.mkdir(exist_ok=True)
     (spool / "day.zip").write_bytes(raw)
     landed = []
-    for member in archive.unzip(spool / "day.zip", spool / "members", caps):
-        relative = landing.render_layout(
+    for member in unzip.unzip(spool / "day.zip", spool / "members", caps):
+        relative = publish.render_layout(
             "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id="c"
         )
-        target = landing.choose(inbox, relative, member.sha256)
-        landed.append(landing.put(member.spool, target, inbox, member.sha256))
+        target = publish.choose(inbox, relative, member.sha256)
+        landed.append(publish.put(member.spool, target, inbox, member.sha256))
     (spool / "members").rmdir()
     return landed
 
@@ -54,14 +55,14 @@ def _cases(words: list[str]) -> Iterator[zip_corpus.Case]:
         yield f"seed {seed}", zips.mutated(seed, pool), "either"
 
 
-def _fate(raw: bytes, ground: Path) -> tuple[str, list[str]]:
+def _fate(raw: bytes, app_env: Path) -> tuple[str, list[str]]:
     """What became of it, and what is wrong about that."""
     try:
-        landed = land(raw, ground)
+        landed = land(raw, app_env)
     except (ArchiveError, FolderError):
-        left = [path for path in files(ground) if path.name != "day.zip"]
+        left = [path for path in files(app_env) if path.name != "day.zip"]
         return "refused", [f"left behind: {left}"] if left else []
-    wrong = [f"outside: {path}" for path in landed if not path.resolve().is_relative_to(ground / "inbox")]
+    wrong = [f"outside: {path}" for path in landed if not path.resolve().is_relative_to(app_env / "inbox")]
     size = sum(path.stat().st_size for path in landed)
     if size > CAPS.size or len(landed) > CAPS.count:
         wrong.append(f"beyond the caps: {size} bytes, {len(landed)} files")
@@ -75,9 +76,9 @@ def peak_memory() -> int:
 
 
 def main(words: list[str]) -> None:
-    """Try all, in a folder that is made for it."""
-    ground = Path(words[0])
-    ground.mkdir()
+    """FailedAttempt all, in a folder that is made for it."""
+    app_env = Path(words[0])
+    app_env.mkdir()
     fates = {"taken": 0, "refused": 0}
     wrong: list[str] = []
     said, memory = time.monotonic(), 0
@@ -85,13 +86,13 @@ def main(words: list[str]) -> None:
         # Not even for a moment a member that is larger than it may be; the archive itself may be.
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(CAPS.member, len(raw)), resource.RLIM_INFINITY))
         _FORGET.write_text("5")
-        fate, found = _fate(raw, ground)
+        fate, found = _fate(raw, app_env)
         memory = max(memory, peak_memory())
         fates[fate] += 1
         wrong += [f"{what}: {each}" for each in found]
         if verdict not in ("either", fate):
             wrong.append(f"{what}: {fate}")
-        for path in files(ground):
+        for path in files(app_env):
             path.unlink()
         if time.monotonic() - said > 10:
             said = time.monotonic()

@@ -1,6 +1,7 @@
 """Seven models of programs that write a document. Each is a generator that says how long it pauses, so that one thread
 drives thousands of them; what is slow here is the fault itself, not a wait for the daemon. As a program,
-`writers.py FOLDER EACH AT-ONCE LEAST MOST GAP SETTLE`, they have no test beside them that makes them slower still."""
+`writers.py FOLDER EACH AT-ONCE LEAST MOST GAP SETTLE`, they have no test beside them that makes them slower still.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +28,11 @@ class Tempo:
     most: float
     gap: float  # for how long it is closed before it is opened again; less than `settle`
     settle: float
-    dice: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same pauses every time
+    jitter: random.Random = field(default_factory=lambda: random.Random(7))  # noqa: S311 - the same pauses every time
     late: list[Path] = field(default_factory=list)  # the machine was so busy that these stood closed for `settle`
 
     def pause(self) -> float:
-        return self.dice.uniform(self.least, self.most)
+        return self.jitter.uniform(self.least, self.most)
 
 
 Model = Callable[[Path, bytes, Tempo], Iterator[float]]
@@ -120,8 +121,8 @@ MODELS: tuple[Model, ...] = (
 
 def body_of(mark: str, number: int) -> bytes:
     """Some hundred bytes to some ten thousand, as no other has them, and not even its halves."""
-    dice = random.Random(f"{mark} {number}")  # noqa: S311 - the same bytes every time
-    return PDF + dice.randbytes(dice.choice((200, 4_000, 30_000)))
+    jitter = random.Random(f"{mark} {number}")  # noqa: S311 - the same bytes every time
+    return PDF + jitter.randbytes(jitter.choice((200, 4_000, 30_000)))
 
 
 def unfinished(body: bytes) -> list[bytes]:

@@ -28,7 +28,7 @@ def _as_nobody() -> Iterator[None]:
 
 @pytest.fixture
 def unprivileged() -> object:
-    """`with unprivileged():` permissions hold, even when the tests are run by root."""
+    """Return a context manager in which permissions hold, even when root runs the tests."""
     return _as_nobody
 
 

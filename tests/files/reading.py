@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from docferry.files.digest import digest
+from docferry.files.hashing import digest
 from docferry.model import Digests, Stamp
 
 

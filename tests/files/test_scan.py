@@ -23,7 +23,7 @@ def listings(root: Path, **options: object) -> dict[bytes, Listing]:
 
 
 def paths(root: Path, **options: object) -> set[bytes]:
-    return {one.sighting(seen).path for one in listings(root, **options).values() for seen in one.files}
+    return {one.seen_file(seen).path for one in listings(root, **options).values() for seen in one.files}
 
 
 def test_a_tree_is_found_whole(root: Path) -> None:
@@ -87,9 +87,9 @@ def test_names_that_are_not_utf8(root: Path) -> None:
     with open(os.fsencode(root) + b"/\xfe/\xff.pdf", "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
         file.write(b"x")
     assert paths(root) == {b"\xfe/\xff.pdf"}
-    sighting = look(root, b"\xfe/\xff.pdf")
-    assert sighting is not None
-    assert (sighting.folder, sighting.name, sighting.stamp.size) == (b"\xfe", b"\xff.pdf", 1)
+    seen_file = look(root, b"\xfe/\xff.pdf")
+    assert seen_file is not None
+    assert (seen_file.folder, seen_file.name, seen_file.stamp.size) == (b"\xfe", b"\xff.pdf", 1)
 
 
 def test_folders_that_are_not_entered(root: Path) -> None:
@@ -210,10 +210,10 @@ def test_looking_at_one_file(root: Path) -> None:
     (root / "way").symlink_to(root / "real")
     (root / "l.pdf").symlink_to(root / "real" / "a.pdf")
     os.mkfifo(root / "p.pdf")
-    sighting = look(root, b"real/a.pdf")
-    assert sighting is not None
-    assert sighting.path == b"real/a.pdf"
-    assert sighting.stamp == Stamp.of((root / "real" / "a.pdf").stat())
+    seen_file = look(root, b"real/a.pdf")
+    assert seen_file is not None
+    assert seen_file.path == b"real/a.pdf"
+    assert seen_file.stamp == Stamp.of((root / "real" / "a.pdf").stat())
     for path in (
         b"way/a.pdf",
         b"l.pdf",

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from docferry.errors import SourceChanged
-from docferry.files.plain import BLOCK
+from docferry.files.plain_tree import BLOCK
 from docferry.files.source import FileSource, Opener
 from docferry.model import Digests
 from files.reading import descriptors, digests_of, fill

@@ -20,9 +20,10 @@ import pytest
 import watchfiles
 
 from docferry.clock import SystemClock
-from docferry.files import judge, scan
-from docferry.files.ailments import diagnosis
-from docferry.files.watch import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
+from docferry.files import scan
+from docferry.files.watch import assessment
+from docferry.files.watch.failures import diagnosis
+from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.anyio
@@ -159,7 +160,7 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
         with anyio.fail_after(15):
             await scan_when_told()
         lost = [event for event in ear.events if isinstance(event, Lost)]
-        assert 1 <= len(lost) <= judge.QUICK_DEATHS + 1
+        assert 1 <= len(lost) <= assessment.QUICK_DEATHS + 1
         await write_until_hinted(another, other / "a.pdf")
         await anyio.sleep(1.2)  # the thread's next sign of life
     assert isinstance(ear.events[-1], Degraded), "it is said to be watched, and is not"
@@ -235,17 +236,20 @@ async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unp
 
 
 async def test_a_degraded_folder_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "RETRY", 0.5)
+    monkeypatch.setattr(assessment, "RETRY", 0.5)
     cured = False
 
-    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         if not cured and str(root / "ill") in places:
             raise OSError(errno.ENOSPC, "OS file watch limit reached.")
         yield from watchfiles.watch(*places, **options)
 
     (root / "ill").mkdir()
     (root / "well").mkdir()
-    async with watching(root / "ill", root / "well", watcher=Watcher(SystemClock(), look_out=look_out)) as [ill, well]:
+    async with watching(root / "ill", root / "well", watcher=Watcher(SystemClock(), watch_function=watch_function)) as [
+        ill,
+        well,
+    ]:
         await ill.kinds(Degraded)
         await well.kinds(Armed)
         cured = True
@@ -258,7 +262,7 @@ async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
     """W14."""
     calls = 0
 
-    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         nonlocal calls
         calls += 1
         for changes in watchfiles.watch(*places, **options):
@@ -266,7 +270,7 @@ async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
             if calls == 1:
                 raise RuntimeError("out of the blue")
 
-    async with watching(root, watcher=Watcher(SystemClock(), look_out=look_out)) as [ear]:
+    async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
         await ear.kinds(Armed)
         (root / "a.pdf").touch()
         await ear.kinds(Armed, Lost, Armed)
@@ -279,7 +283,7 @@ async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
     let_go = threading.Event()
     calls = 0
 
-    def look_out(*places: str, **options: Any) -> Iterator[set[Any]]:
+    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -287,7 +291,7 @@ async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
         yield from watchfiles.watch(*places, **options)
 
     try:
-        async with watching(root, watcher=Watcher(SystemClock(), look_out=look_out, hung=0.4)) as [ear]:
+        async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function, hung=0.4)) as [ear]:
             await ear.kinds(Lost, Armed)
             await write_until_hinted(ear, root / "a.pdf")
             assert [type(event) for event in ear.events if not isinstance(event, Hint)] == [Lost, Armed]
@@ -307,7 +311,7 @@ async def test_links_lead_nowhere(root: Path) -> None:
         (root / "out" / "secret.pdf").write_bytes(b"x")
         await write_until_hinted(ear, root / "in" / "a.pdf")
     seen = [scan.look(root / "in", path) for path in ear.hinted]
-    assert {sighting.path for sighting in seen if sighting} == {b"a.pdf"}
+    assert {seen_file.path for seen_file in seen if seen_file} == {b"a.pdf"}
 
 
 async def test_a_root_that_is_a_link(root: Path) -> None:
@@ -375,7 +379,7 @@ import os, subprocess, sys
 from pathlib import Path
 import anyio
 from docferry.clock import SystemClock
-from docferry.files.watch import Armed, Degraded, Lost, Watcher
+from docferry.files.watch.watcher import Armed, Degraded, Lost, Watcher
 root, events = Path(sys.argv[1]), []
 async def until(kind, seconds=8):
     with anyio.fail_after(seconds):

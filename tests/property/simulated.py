@@ -1,5 +1,6 @@
-"""Carrier, queue and judgement in memory, against a far shore that loses, delays and kills by dice: a seed is a run.
-`python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one."""
+"""Uploader, queue and judgement in memory, against a far shore that loses, delays and kills by dice: a seed is a run.
+`python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +30,32 @@ from docferry.clock import TurnableClock, iso
 from docferry.errors import NotNow, RemoteError, SourceChanged
 from docferry.files.source import Opener
 from docferry.model import (
-    Accounted,
     Digests,
     Finding,
-    Parcel,
+    KnownUploads,
     Receipt,
-    Sighting,
+    SeenFile,
     Source,
     Stamp,
     State,
     Target,
     Transfer,
+    UploadItem,
 )
 from docferry.policy import Backoff
-from docferry.remotes import doubts
-from docferry.remotes.base import NOTHING, Checked, Health, MayGo, Rules, Since, always
+from docferry.remotes.codat import reconcile
+from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always
 from docferry.store import schema
-from docferry.store.bookmarks import Bookmarks
+from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.documents import Documents
+from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
-from docferry.store.plans import Planned
 from docferry.store.transfers import Pick, Transfers
-from docferry.work.batches import Batches
-from docferry.work.carry import Carrier
-from docferry.work.gatekeeper import Gatekeeper
-from docferry.work.load import Load
+from docferry.upload.batch import Batch
+from docferry.upload.batch_trials import BatchTrials
+from docferry.upload.gates import GateManager
+from docferry.upload.uploader import Uploader
 
 T = TypeVar("T")
 LAG = 30.0
@@ -88,23 +89,23 @@ class Upload:
 class Shore:
     """What a Codat has: files that may be stored late and are listed later, and the answers that it kept."""
 
-    def __init__(self, dice: random.Random, clock: TurnableClock) -> None:
-        self.dice = dice
+    def __init__(self, jitter: random.Random, clock: TurnableClock) -> None:
+        self.jitter = jitter
         self.clock = clock
         self.stored: list[Upload] = []
         self.faults: Counter[str] = Counter()
-        self.keys: dict[str, str] | None = {} if dice.random() < 0.5 else None  # None: it knows no keys
-        self.trouble = dice.choice([0.2, 0.5, 0.8])
+        self.keys: dict[str, str] | None = {} if jitter.random() < 0.5 else None  # None: it knows no keys
+        self.trouble = jitter.choice([0.2, 0.5, 0.8])
 
     def put(self, name: str, digest: str, late: float = 0.0, lane: str | None = None) -> None:
         at = self.clock.now() + late
-        self.stored.append(Upload(name, digest, at, at + self.dice.uniform(0, LAG), lane))
+        self.stored.append(Upload(name, digest, at, at + self.jitter.uniform(0, LAG), lane))
 
     def fate(self) -> str:
         """Of one upload."""
-        if self.dice.random() >= self.trouble:
+        if self.jitter.random() >= self.trouble:
             return "well"
-        fate = self.dice.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
+        fate = self.jitter.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
         self.faults[fate] += 1
         return fate
 
@@ -113,21 +114,21 @@ class Shore:
         if self.keys is not None and key in self.keys:
             return self.keys[key]
         answer = "error" if fate == "error" else "well"
-        if fate != "error" or self.dice.random() < 0.5:
-            late = self.dice.uniform(0, LAG) if fate == "late" else 0.0
+        if fate != "error" or self.jitter.random() < 0.5:
+            late = self.jitter.uniform(0, LAG) if fate == "late" else 0.0
             self.put(transfer.remote_name, transfer.sha256, late, transfer.target.lane)
         if self.keys is not None:
             self.keys[key] = answer
         return answer
 
-    def rows(self) -> list[doubts.Row]:
+    def rows(self) -> list[reconcile.Row]:
         """The list as it is now."""
         now = self.clock.now()
-        return [doubts.Row.read(each.name, iso(each.at) or "", 0.0) for each in self.stored if each.listed <= now]
+        return [reconcile.Row.read(each.name, iso(each.at) or "", 0.0) for each in self.stored if each.listed <= now]
 
-    def archive(self, days: Container[date]) -> doubts.Members:
+    def archive(self, days: Container[date]) -> reconcile.Members:
         """The ZIPs of some days."""
-        members = doubts.Members()
+        members = reconcile.Members()
         now = self.clock.now()
         for each in self.stored:
             if each.at <= now and datetime.fromtimestamp(each.at, UTC).date() in days:
@@ -146,24 +147,24 @@ class Line:
 
     def __init__(self, shore: Shore, kill: Callable[[], NoReturn]) -> None:
         self.shore = shore
-        self.dice = shore.dice
+        self.jitter = shore.jitter
         self._kill = kill
 
-    async def send(self, parcels: Sequence[Parcel], key: str, may_go: MayGo = always) -> Receipt:
-        (parcel,) = parcels
+    async def send(self, items: Sequence[UploadItem], key: str, may_go: MayGo = always) -> Receipt:
+        (item,) = items
         await self._passes(5)
         if not may_go():
             raise NotNow
-        if self.dice.random() < 0.05:
+        if self.jitter.random() < 0.05:
             self._kill()
-        async for _ in parcel.source.blocks():
+        async for _ in item.source.blocks():
             pass
         fate = self.shore.fate()
         if fate in ("away", "cut", "busy"):
             kinds = {"away": "unreachable", "cut": "cut", "busy": "answer"}
             raise RemoteError(fate, kind=kinds[fate], status=429 if fate == "busy" else None)
         if fate != "never":
-            answer = self.shore.take(parcel.transfer, key, fate)
+            answer = self.shore.take(item.transfer, key, fate)
             fate = answer if fate in ("well", "error") else fate
         await self._passes(5)
         if fate == "well":
@@ -176,23 +177,23 @@ class Line:
 
     async def _passes(self, longest: float) -> None:
         """Time, and others' turns."""
-        self.shore.clock.turn(self.dice.uniform(0, longest))
-        for _ in range(self.dice.randrange(3)):
+        self.shore.clock.turn(self.jitter.uniform(0, longest))
+        for _ in range(self.jitter.randrange(3)):
             await checkpoint()
 
     def since(self, asked: Sequence[Transfer]) -> Since:
-        return doubts.since(asked)
+        return reconcile.since(asked)
 
     async def find(
-        self, asked: Sequence[Transfer], accounted: Accounted, unsettled: Accounted = NOTHING
+        self, asked: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
     ) -> Mapping[int, Finding]:
         await self._passes(2)
-        if self.dice.random() < 0.05:
+        if self.jitter.random() < 0.05:
             self._kill()
-        if self.dice.random() < self.shore.trouble / 2:
+        if self.jitter.random() < self.shore.trouble / 2:
             self.shore.faults["no list"] += 1
             raise RemoteError("no list today", status=500)
-        case = doubts.Case(asked, accounted, unsettled, self.shore.rows(), self.shore.clock.now())
+        case = reconcile.Reconciliation(asked, accounted, unsettled, self.shore.rows(), self.shore.clock.now())
         found = case.by_list()
         if case.days:
             await self._passes(2)
@@ -231,9 +232,9 @@ class Disk:
 class Memory(Database):
     """One process's way to the disk; a killed one has none. No thread, no gathering: nothing here waits."""
 
-    def __init__(self, disk: Disk, dice: random.Random, risk: float = 0.0) -> None:
+    def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
         self._disk = disk
-        self._dice = dice
+        self._random = jitter
         self._risk = risk  # of being killed right before a commit, and right after it
         self.dead = False
 
@@ -250,10 +251,10 @@ class Memory(Database):
             await checkpoint()
         if started is not None:
             started()
-        if self._dice.random() < self._risk:
+        if self._random.random() < self._risk:
             self.kill()
         found = self._visit(work)
-        if self._dice.random() < self._risk:
+        if self._random.random() < self._risk:
             self.kill()
         return found
 
@@ -301,27 +302,27 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
 class Shelf(Opener):
     """Where the documents lie: in memory."""
 
-    def __init__(self, root: Path, contents: Mapping[str, bytes], dice: random.Random) -> None:
+    def __init__(self, root: Path, contents: Mapping[str, bytes], jitter: random.Random) -> None:
         super().__init__(root)
         self._contents = contents
-        self._dice = dice
+        self._random = jitter
 
     def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> Any:  # noqa: ARG002 - known by its digest
-        return Bytes(self, self._contents[digests.sha256], changes=self._dice.random() < 0.002)
+        return Bytes(self, self._contents[digests.sha256], changes=self._random.random() < 0.002)
 
     async def open(self, *sources: object) -> None:
         """They are."""
 
 
-class Process(Carrier):
+class Process(Uploader):
     """A carrier with its own way to the disk, whose documents are in memory."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
-        self.database = Memory(world.disk, world.dice, risk=0.005)
+        self.database = Memory(world.disk, world.jitter, risk=0.005)
         self.queue = Transfers(self.database, world.clock, name)
         self.documents = Documents(self.database, world.clock)
-        keeper = Gatekeeper(
+        gate_manager = GateManager(
             transfers=self.queue,
             gates=Gates(self.database),
             clock=world.clock,
@@ -329,35 +330,35 @@ class Process(Carrier):
             give_up_after=1e9,
             key_refused=lambda: None,
         )
-        keeper._dice = world.dice
+        gate_manager._random = world.jitter
         super().__init__(
-            keeper=keeper,
+            gate_manager=gate_manager,
             uploads={world.upload.name: world.upload},
             remotes={"codat": Line(world.shore, self.database.kill)},
             transfers=self.queue,
             clock=world.clock,
             look_again=lambda *_: None,
             delivered=_ignored,
-            batches=Batches(Bookmarks(self.database, world.clock), 1),
+            batch_trials=BatchTrials(Cursors(self.database, world.clock), 1),
         )
-        self._clock, self._dice = world.clock, world.dice
-        self._openers = {world.upload.root: Shelf(world.upload.root, world.contents, world.dice)}
+        self._clock, self._random = world.clock, world.jitter
+        self._openers = {world.upload.root: Shelf(world.upload.root, world.contents, world.jitter)}
 
     async def turn(self) -> None:
         """Claim something that is due, and carry it."""
-        dice = self._dice
+        jitter = self._random
         due = [lane for lane in await self.queue.lanes() if lane.due <= self._clock.now()]
         if any(lane.doubtful for lane in due) and await self.queue.asking_elsewhere():
             due = [lane for lane in due if not lane.doubtful]
         if not due:
             return
-        claimed = await self.queue.claim([Pick(dice.choice(due), dice.randint(1, 3))], 3)
+        claimed = await self.queue.claim([Pick(jitter.choice(due), jitter.randint(1, 3))], 3)
         if not claimed:
             return
         places = await self.documents.places([transfer.id for transfer in claimed])
         loads = [claimed] if claimed[0].state is State.ASKING else [[each] for each in claimed]
         for load in loads:
-            await self.carry(Load(load, places))
+            await self.carry(Batch(load, places))
 
 
 async def _ignored(*_: object) -> None:
@@ -392,14 +393,14 @@ class World:
         self.seed = seed
         self.disk = disk
         self.upload = upload
-        self.dice = random.Random(seed)  # noqa: S311 - a run must be repeatable by its seed
-        self.clock = TurnableClock(wall=1_790_000_000.0 + self.dice.uniform(0, 86_400))
-        self.shore = Shore(self.dice, self.clock)
+        self.jitter = random.Random(seed)  # noqa: S311 - a run must be repeatable by its seed
+        self.clock = TurnableClock(wall=1_790_000_000.0 + self.jitter.uniform(0, 86_400))
+        self.shore = Shore(self.jitter, self.clock)
         self.contents = {sha256(name.encode()).hexdigest(): name.encode() for name in NAMES}
         self.laid = [(ONE, digest) for digest in self.contents]
-        if self.dice.random() < TWINS:
+        if self.jitter.random() < TWINS:
             self.laid.append((OTHER, self.laid[0][1]))
-        self.watchman = Memory(disk, self.dice)
+        self.watchman = Memory(disk, self.jitter)
         self.births = 0
 
     async def run(self) -> Tidings:
@@ -410,8 +411,8 @@ class World:
         for _ in range(LONGEST):
             if not await self._waits():
                 return await self._judge()
-            if self.dice.random() < 0.03:
-                self.shore.put("a.pdf", f"stranger {self.dice.random()}")
+            if self.jitter.random() < 0.03:
+                self.shore.put("a.pdf", f"stranger {self.jitter.random()}")
             async with anyio.create_task_group() as group:
                 for process in processes:
                     group.start_soon(self._turn, process)
@@ -419,15 +420,15 @@ class World:
         raise AssertionError(f"seed {self.seed}: it never comes to an end")
 
     async def _plan(self) -> None:
-        with_token = self.dice.random() < 0.3
+        with_token = self.jitter.random() < 0.3
         plans = []
         for target, digest in self.laid:
             content = self.contents[digest]
             path = Path(str(target.company_id), str(target.connection_id), content.decode())
-            sighting = Sighting(bytes(path.parent), path.name.encode(), Stamp(len(content), 1, 1))
-            uid = uuid.UUID(int=self.dice.getrandbits(128)).hex
+            seen_file = SeenFile(bytes(path.parent), path.name.encode(), Stamp(len(content), 1, 1))
+            uid = uuid.UUID(int=self.jitter.getrandbits(128)).hex
             name = f"{path.stem}~{uid[:8]}{path.suffix}" if with_token else path.name
-            plans.append(Planned(sighting, target, uid, name, digest, digest))
+            plans.append(Planned(seen_file, target, uid, name, digest, digest))
         await Documents(self.watchman, self.clock).apply(self.upload.name, plans)
 
     async def _waits(self) -> bool:

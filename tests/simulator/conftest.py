@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from docferry.simulator import Running, Simulator
+from docferry.simulator import Simulator, SimulatorThread
 
-Start = Callable[..., Running]
+Start = Callable[..., SimulatorThread]
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def start() -> Iterator[Start]:
     """`start(switches, faults=…)` runs a simulator until the test ends."""
     with ExitStack() as stack:
 
-        def starting(*args: Any, ssl_context: Any = None, **kwargs: Any) -> Running:
-            return stack.enter_context(Running.start(Simulator(*args, **kwargs), ssl_context=ssl_context))
+        def starting(*args: Any, ssl_context: Any = None, **kwargs: Any) -> SimulatorThread:
+            return stack.enter_context(SimulatorThread.start(Simulator(*args, **kwargs), ssl_context=ssl_context))
 
         yield starting

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from docferry.clock import TurnableClock
-from docferry.simulator import Switches
+from docferry.simulator import SimulatorOptions
 from simulator.conftest import Start
 from simulator.rawclient import CODAT, COMPANY, CONNECTION, LIST, UPLOAD, Raw, ask, form, form_headers, listed, upload
 
@@ -65,7 +65,7 @@ def test_without_the_right_key_nothing_is_taken(start: Start, authorization: str
 
 
 def test_a_key_may_be_the_finished_header_value(start: Start) -> None:
-    running = start(Switches(codat_key="Basic Y29kYXQtZGVtby1rZXk="))
+    running = start(SimulatorOptions(codat_key="Basic Y29kYXQtZGVtby1rZXk="))
     assert upload(running.url).status == 200
 
 
@@ -104,7 +104,7 @@ def test_a_body_that_is_no_multipart_is_refused(start: Start) -> None:
 
 
 def test_only_known_companies_and_connections(start: Start) -> None:
-    running = start(Switches(companies={COMPANY: {OTHER}}))
+    running = start(SimulatorOptions(companies={COMPANY: {OTHER}}))
     assert upload(running.url).status == 404
     assert ask(running.url, "GET", f"/companies/{COMPANY}/connections/{CONNECTION}", CODAT).status == 404
     assert ask(running.url, "GET", f"/companies/{COMPANY}/connections/{OTHER}", CODAT).json["status"] == "Linked"
@@ -113,7 +113,7 @@ def test_only_known_companies_and_connections(start: Start) -> None:
 
 
 def test_a_connection_that_is_not_linked_takes_nothing(start: Start) -> None:
-    running = start(Switches(connection_status={CONNECTION: "Deauthorized"}))
+    running = start(SimulatorOptions(connection_status={CONNECTION: "Deauthorized"}))
     assert upload(running.url).status == 400
     reply = ask(running.url, "GET", f"/companies/{COMPANY}/connections/{CONNECTION}", CODAT)
     assert (reply.json["id"], reply.json["status"]) == (CONNECTION, "Deauthorized")
@@ -122,7 +122,7 @@ def test_a_connection_that_is_not_linked_takes_nothing(start: Start) -> None:
 
 def test_the_list_lags(start: Start) -> None:
     clock = TurnableClock()
-    running = start(Switches(list_lag=30.0), clock=clock)
+    running = start(SimulatorOptions(list_lag=30.0), clock=clock)
     upload(running.url)
     assert len(running.simulator.stored) == 1
     clock.turn(29.9)
@@ -133,7 +133,7 @@ def test_the_list_lags(start: Start) -> None:
 
 def test_a_file_may_be_stored_late_and_listed_later_still(start: Start) -> None:
     clock = TurnableClock()
-    running = start(Switches(list_lag=20.0, store_lag=45.0), clock=clock)
+    running = start(SimulatorOptions(list_lag=20.0, store_lag=45.0), clock=clock)
     assert upload(running.url).status == 200
     assert running.simulator.stored == []
     clock.turn(45.0)
@@ -144,7 +144,7 @@ def test_a_file_may_be_stored_late_and_listed_later_still(start: Start) -> None:
 
 
 def test_only_the_first_of_a_batch_is_kept_if_so_switched(start: Start) -> None:
-    running = start(Switches(keeps_only_first_of_batch=True))
+    running = start(SimulatorOptions(keeps_only_first_of_batch=True))
     assert upload(running.url, ("a.pdf", b"a"), ("b.pdf", b"b")).status == 200
     assert [stored.name for stored in running.simulator.stored] == ["a.pdf"]
 
@@ -159,13 +159,13 @@ def test_only_the_first_of_a_batch_is_kept_if_so_switched(start: Start) -> None:
     ],
 )
 def test_names_may_be_changed(start: Start, how: str | None, sent: str, kept: str) -> None:
-    running = start(Switches(rename=how))  # type: ignore[arg-type]  # the parameter list is not typed that finely
+    running = start(SimulatorOptions(rename=how))  # type: ignore[arg-type]  # the parameter list is not typed that finely
     upload(running.url, (sent, b"a"))
     assert listed(running.url) == [kept]
 
 
 def test_files_may_be_swallowed(start: Start) -> None:
-    running = start(Switches(swallow=("virus*",)))
+    running = start(SimulatorOptions(swallow=("virus*",)))
     assert upload(running.url, ("virus-1.pdf", b"v"), ("good.pdf", b"g")).status == 200
     assert [stored.name for stored in running.simulator.stored] == ["good.pdf"]
 
@@ -203,7 +203,7 @@ def test_a_day_ends_where_its_own_zone_says(start: Start) -> None:
 
 def test_the_daily_quota_ends_and_comes_back(start: Start) -> None:
     clock = TurnableClock()
-    running = start(Switches(daily_quota=2), clock=clock)
+    running = start(SimulatorOptions(daily_quota=2), clock=clock)
     assert [upload(running.url).headers["x-rate-limit-remaining"] for _ in range(2)] == ["1", "0"]
     reply = upload(running.url)
     assert reply.status == 429
@@ -215,7 +215,7 @@ def test_the_daily_quota_ends_and_comes_back(start: Start) -> None:
 
 def test_requests_a_minute_are_limited(start: Start) -> None:
     clock = TurnableClock()
-    running = start(Switches(requests_per_minute=2), clock=clock)
+    running = start(SimulatorOptions(requests_per_minute=2), clock=clock)
     assert [upload(running.url).status for _ in range(3)] == [200, 200, 429]
     clock.turn(60.0)
     assert upload(running.url).status == 200
@@ -223,7 +223,7 @@ def test_requests_a_minute_are_limited(start: Start) -> None:
 
 
 def test_requests_at_once_are_limited_by_company_and_counted_until_their_answer(start: Start) -> None:
-    running = start(Switches(concurrent_per_company=2))
+    running = start(SimulatorOptions(concurrent_per_company=2))
     body = form(("a.pdf", b"a"))
     with Raw(running.url) as one, Raw(running.url) as two:
         for raw in (one, two):  # heads only: both have begun
@@ -240,7 +240,7 @@ def test_requests_at_once_are_limited_by_company_and_counted_until_their_answer(
 
 
 def test_a_company_is_left_when_its_client_goes_away(start: Start) -> None:
-    running = start(Switches(concurrent_per_company=1))
+    running = start(SimulatorOptions(concurrent_per_company=1))
     with Raw(running.url) as raw:
         raw.sock.sendall(raw.head("POST", UPLOAD, form_headers() | {"Expect": "100-continue"}, 100))
         raw.reply()
@@ -270,9 +270,9 @@ def test_the_same_key_with_another_body_is_refused(start: Start) -> None:
 
 
 def test_a_refusal_is_repeated_too(start: Start) -> None:
-    running = start(Switches(connection_status={CONNECTION: "PendingAuth"}))
+    running = start(SimulatorOptions(connection_status={CONNECTION: "PendingAuth"}))
     assert upload(running.url, key="k").status == 400
-    running.simulator.switches.connection_status.clear()
+    running.simulator.options.connection_status.clear()
     assert upload(running.url, key="k").status == 400
     assert upload(running.url, key="new").status == 200
 
@@ -291,13 +291,13 @@ def test_the_same_key_at_the_same_time_is_a_conflict(start: Start) -> None:
 
 
 def test_keys_mean_nothing_when_switched_off(start: Start) -> None:
-    running = start(Switches(idempotency=False))
+    running = start(SimulatorOptions(idempotency=False))
     assert [upload(running.url, key="k").status for _ in range(2)] == [200, 200]
     assert len(running.simulator.stored) == 2
 
 
 def test_answers_take_as_long_as_the_latency_and_overlap(start: Start) -> None:
-    running = start(Switches(latency=0.2))
+    running = start(SimulatorOptions(latency=0.2))
     begun = threading.Barrier(8)
 
     def one(_: int) -> int:
@@ -312,7 +312,7 @@ def test_answers_take_as_long_as_the_latency_and_overlap(start: Start) -> None:
 
 
 def test_the_date_header_runs_ahead_by_the_skew(start: Start) -> None:
-    running = start(Switches(date_skew=86400.0), clock=TurnableClock(wall=1_700_000_000.0))
+    running = start(SimulatorOptions(date_skew=86400.0), clock=TurnableClock(wall=1_700_000_000.0))
     assert ask(running.url, "GET", LIST, CODAT).headers["date"] == "Wed, 15 Nov 2023 22:13:20 GMT"
     upload(running.url)
     assert ask(running.url, "GET", LIST, CODAT).json[0]["uploaded"].startswith("2023-11-15T22:13:20")

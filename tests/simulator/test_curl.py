@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docferry.simulator import Running, Switches
+from docferry.simulator import SimulatorOptions, SimulatorThread
 from simulator.conftest import Start
 from simulator.rawclient import CODAT, COMPANY, LIST, UPLOAD, WOOTIV
 
@@ -100,7 +100,7 @@ def test_a_signed_put_and_its_download(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_signed_post(start: Start, tmp_path: Path) -> None:
-    running = start(Switches(signed="post"))
+    running = start(SimulatorOptions(signed="post"))
     path = files(tmp_path)["grüße 日本.png"]
     wish = json.dumps({"filename": f"in/{path.name}"})
     _, answer = curl("-d", wish, f"{running.url}/aws/get-signed-put-url", headers=WOOTIV)
@@ -119,12 +119,12 @@ def test_the_zip(start: Start, tmp_path: Path) -> None:
     assert (tmp_path / "out/Business file upload/a.pdf").read_bytes() == b"x" * 2_000_000
 
 
-def _the_same(running: Running, folder: Path) -> None:
+def _the_same(running: SimulatorThread, folder: Path) -> None:
     sent = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     assert {stored.name: stored.sha256 for stored in running.simulator.stored} == sent
     assert all(stored.content == (folder / stored.name).read_bytes() for stored in running.simulator.stored)
 
 
-def _the_same_object(running: Running, path: Path) -> None:
+def _the_same_object(running: SimulatorThread, path: Path) -> None:
     (stands,) = running.simulator.objects.values()
     assert (stands.key, stands.content) == (f"in/{path.name}", path.read_bytes())

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from docferry.clock import TurnableClock
-from docferry.simulator import KINDS, Fault, Running, Simulator, Switches
+from docferry.simulator import KINDS, Fault, Simulator, SimulatorOptions, SimulatorThread
 from simulator.conftest import Start
 from simulator.rawclient import (
     CODAT,
@@ -37,11 +37,11 @@ BROKEN = (ConnectionResetError, BrokenPipeError)
 BIG = ("big.pdf", b"x" * 9_000_000)
 
 
-def faulty(start: Start, kind: str, match: str = "codat.upload", **params: object) -> Running:
+def faulty(start: Start, kind: str, match: str = "codat.upload", **params: object) -> SimulatorThread:
     return start(faults=[Fault(kind, match, first=1, params=params)])
 
 
-def then_all_is_well(running: Running, *, stored: int) -> None:
+def then_all_is_well(running: SimulatorThread, *, stored: int) -> None:
     """What the fault left behind, and that the next request is served."""
     assert len(running.simulator.stored) == stored
     assert upload(running.url, key="next").status == 200
@@ -380,7 +380,7 @@ def test_a_storm_of_everything_at_once(start: Start) -> None:
     quick |= {"gzip_bomb": {"size": 1_000_000}, "endless_json": {"size": 1000}}
     kinds = KINDS.keys() - {"refuse"}  # it strikes connections that no rule has chosen
     faults = [Fault(kind, "codat.upload", rate=0.03, params=quick.get(kind, {})) for kind in sorted(kinds)]
-    running = start(Switches(requests_per_minute=0), faults)
+    running = start(SimulatorOptions(requests_per_minute=0), faults)
 
     def send(sender: int) -> None:
         raw = None
@@ -407,7 +407,7 @@ def test_a_storm_of_everything_at_once(start: Start) -> None:
 
 
 def test_a_door_that_is_closed_again_while_it_is_closed_opens_all_the_same() -> None:
-    with Running(Simulator()) as running:
+    with SimulatorThread(Simulator()) as running:
         for seconds in (0.2, 0.2, 0.05):
             running.simulator.refuse(seconds)
         deadline = time.monotonic() + 10

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from docferry.errors import ConfigError
-from docferry.simulator import KINDS, Fault, Switches, load_faults, load_switches
+from docferry.simulator import KINDS, Fault, SimulatorOptions, load_faults, load_switches
+from docferry.simulator.fault_effects import _DOINGS
 from docferry.simulator.faults import Rules
-from docferry.simulator.trouble import _DOINGS
 
 UPLOAD = ("codat.upload", "POST /companies/c/connections/k/files")
 LIST = ("codat.list", "GET /companies/c/files")
@@ -96,8 +96,8 @@ def test_a_toml_file(tmp_path: Path) -> None:
         Fault("lost_answer", "codat.upload", rate=0.1, params={"late": 45}),
         Fault("status", first=2, params={"status": 503, "stored": True}),
     ]
-    switches = load_switches(path)
-    assert (switches.list_lag, switches.companies, switches.signed) == (5.0, {"c": {"k"}}, "post")
+    options = load_switches(path)
+    assert (options.list_lag, options.companies, options.signed) == (5.0, {"c": {"k"}}, "post")
 
 
 @pytest.mark.parametrize("wrap", [lambda rows: rows, lambda rows: {"fault": rows}])
@@ -105,7 +105,7 @@ def test_a_json_file(tmp_path: Path, wrap: object) -> None:
     path = tmp_path / "faults.json"
     path.write_text(json.dumps(wrap([{"kind": "stall"}])))  # type: ignore[operator]  # a lambda of the list above
     assert load_faults(path) == [Fault("stall")]
-    assert load_switches(path) == Switches()
+    assert load_switches(path) == SimulatorOptions()
 
 
 @pytest.mark.parametrize(
@@ -164,17 +164,17 @@ def test_a_missing_or_wrong_json_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_switch_changes_none(wishes: dict[str, object], said: str) -> None:
-    switches = Switches()
+    options = SimulatorOptions()
     with pytest.raises(ConfigError, match=said):
-        switches.change({"codat_key": "other", **wishes})
-    assert switches == Switches()
+        options.change({"codat_key": "other", **wishes})
+    assert options == SimulatorOptions()
 
 
 def test_switches_change_and_come_back() -> None:
-    switches = Switches()
-    switches.change({"daily_quota": 7, "rename": "nfc", "connection_status": {"k": "Unlinked"}, "latency": 1})
-    assert (switches.daily_quota, switches.rename, switches.latency) == (7, "nfc", 1.0)
-    switches.change({"daily_quota": None, "rename": None})
-    assert (switches.daily_quota, switches.rename) == (None, None)
-    switches.reset()
-    assert switches == Switches()
+    options = SimulatorOptions()
+    options.change({"daily_quota": 7, "rename": "nfc", "connection_status": {"k": "Unlinked"}, "latency": 1})
+    assert (options.daily_quota, options.rename, options.latency) == (7, "nfc", 1.0)
+    options.change({"daily_quota": None, "rename": None})
+    assert (options.daily_quota, options.rename) == (None, None)
+    options.reset()
+    assert options == SimulatorOptions()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docferry.clock import SystemClock, TurnableClock
-from docferry.simulator import Credentials, Running, S3Object, Simulator, Switches
+from docferry.simulator import Credentials, S3Object, Simulator, SimulatorOptions, SimulatorThread
 from docferry.simulator.sigv4 import S3Error, Signable, presign, verify
 from simulator.conftest import Start
 from simulator.rawclient import BOUNDARY, Raw, Reply, ask, form
@@ -24,7 +24,7 @@ from simulator.rawclient import BOUNDARY, Raw, Reply, ask, form
 BUCKET = "wootiv-documents"
 
 
-def signer(running: Running) -> Any:
+def signer(running: SimulatorThread) -> Any:
     """Somebody else's S3 client for the simulator's S3."""
     known = running.simulator.credentials
     return botocore.session.Session().create_client(
@@ -37,7 +37,7 @@ def signer(running: Running) -> Any:
     )
 
 
-def signed(running: Running, verb: str, key: str = "a b/ü~(1).pdf", lifetime: int = 60, **more: str) -> str:
+def signed(running: SimulatorThread, verb: str, key: str = "a b/ü~(1).pdf", lifetime: int = 60, **more: str) -> str:
     url = signer(running).generate_presigned_url(
         verb, Params={"Bucket": BUCKET, "Key": key, **more}, ExpiresIn=lifetime
     )
@@ -129,10 +129,10 @@ def test_a_url_expires(start: Start) -> None:
 
 
 def test_a_server_whose_clock_runs_ahead_or_behind_refuses(start: Start) -> None:
-    running = start(Switches(date_skew=3600.0))
+    running = start(SimulatorOptions(date_skew=3600.0))
     reply = ask(running.url, "PUT", signed(running, "put_object"), {}, b"bytes")
     assert b"Request has expired" in reply.body
-    running.simulator.switches.date_skew = -3600.0
+    running.simulator.options.date_skew = -3600.0
     reply = ask(running.url, "PUT", signed(running, "put_object"), {}, b"bytes")
     assert b"Request is not yet valid" in reply.body
 
@@ -179,7 +179,7 @@ def test_a_content_md5_must_be_right(start: Start) -> None:
 # GET
 
 
-def standing(start: Start) -> tuple[Running, S3Object]:
+def standing(start: Start) -> tuple[SimulatorThread, S3Object]:
     running = start()
     return running, running.simulator.put_object("k.bin", b"0123456789")
 
@@ -238,7 +238,7 @@ def test_without_digests_the_etag_proves_nothing(start: Start) -> None:
 
 
 def posted(
-    running: Running,
+    running: SimulatorThread,
     change: Mapping[str, str] = MappingProxyType({}),
     *,
     key: str = "in/${filename}",
@@ -297,7 +297,7 @@ def test_a_form_against_its_policy_is_refused(start: Start, change: dict[str, st
     assert running.simulator.objects == {}
 
 
-def posted_elsewhere(running: Running, key: str) -> Reply:
+def posted_elsewhere(running: SimulatorThread, key: str) -> Reply:
     made = signer(running).generate_presigned_post(BUCKET, "in/a.pdf", ExpiresIn=60)
     body = form(("a.pdf", b"bytes"), fields={**made["fields"], "key": key})
     headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}

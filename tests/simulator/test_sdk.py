@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from docferry.simulator import Fault, Simulator, Switches
-from ground import Ground
+from app_env import AppEnv
+from docferry.simulator import Fault, Simulator, SimulatorOptions
 from simulator.conftest import Start
 from simulator.rawclient import COMPANY, CONNECTION
 
@@ -41,7 +41,7 @@ def client(sdk: SimpleNamespace) -> Client:
     """`client(simulator)` is the SDK with the right key; it tries once, unless told otherwise."""
 
     def make(simulator: Simulator, key: str | None = None, retries: Any = None, line: Any = None) -> Any:
-        written = base64.b64encode((key or simulator.switches.codat_key).encode()).decode()
+        written = base64.b64encode((key or simulator.options.codat_key).encode()).decode()
         return sdk.CodatLending(
             security=sdk.shared.Security(auth_header=f"Basic {written}"),
             server_url=simulator.url,
@@ -113,7 +113,7 @@ def test_the_zip_of_a_day_a_moment_and_everything(start: Start, sdk: SimpleNames
 
 @pytest.mark.parametrize("status", ["Linked", "PendingAuth", "Deauthorized", "Unlinked"])
 def test_a_connection_reads_as_its_model(start: Start, sdk: SimpleNamespace, client: Client, status: str) -> None:
-    simulator = start(Switches(connection_status={CONNECTION: status})).simulator
+    simulator = start(SimulatorOptions(connection_status={CONNECTION: status})).simulator
     found = client(simulator).connections.get(request=of_company(connection_id=CONNECTION))
     assert isinstance(found, sdk.shared.Connection)
     assert (found.id, found.status) == (CONNECTION, sdk.shared.DataConnectionStatus(status))
@@ -155,12 +155,12 @@ def test_each_error_that_is_documented_is_one_of_its_own(
 def test_a_wrong_key_an_unknown_company_and_a_document_against_the_rules(
     start: Start, sdk: SimpleNamespace, client: Client
 ) -> None:
-    simulator = start(Switches(companies={COMPANY: set()})).simulator
+    simulator = start(SimulatorOptions(companies={COMPANY: set()})).simulator
     for what in ASK:
         assert refused(sdk, client(simulator, key="another"), what).status_code == 401
     for what in ("upload", "connection"):
         assert refused(sdk, client(simulator), what).status_code == 404
-    simulator.switches.companies = {OTHER: {CONNECTION}}
+    simulator.options.companies = {OTHER: {CONNECTION}}
     for what in ASK:
         assert refused(sdk, client(simulator), what).status_code == 404
     with pytest.raises(sdk.errors.ErrorMessage) as failure:
@@ -200,7 +200,7 @@ def test_its_own_patience_ends_in_one_copy(start: Start, sdk: SimpleNamespace, c
 
 
 def test_a_quota_that_is_used_up_is_told_in_headers(start: Start, sdk: SimpleNamespace, client: Client) -> None:
-    simulator = start(Switches(daily_quota=1)).simulator
+    simulator = start(SimulatorOptions(daily_quota=1)).simulator
     with httpx.Client(trust_env=False) as line:  # what it uses by itself would wait until the quota is there again
         api = client(simulator, line=line)
         assert api.file_upload.list_uploaded(request=of_company()) == []
@@ -211,12 +211,12 @@ def test_a_quota_that_is_used_up_is_told_in_headers(start: Start, sdk: SimpleNam
     assert datetime.fromisoformat(error.headers["x-rate-limit-reset"]).tzinfo is not None
 
 
-def test_it_finds_what_docferry_sent(ground: Ground, client: Client) -> None:
-    folder = ground.upload("bank")
+def test_it_finds_what_docferry_sent(app_env: AppEnv, client: Client) -> None:
+    folder = app_env.upload("bank")
     sent = {name: name.encode() * 3000 for name in NAMES}
     for name, content in sent.items():
         (folder / name).write_bytes(content)
-    assert ground.sync()["uploaded"] == len(sent)
-    api = client(ground.simulator)
+    assert app_env.sync()["uploaded"] == len(sent)
+    api = client(app_env.simulator)
     assert sorted(each.file_name for each in api.file_upload.list_uploaded(request=of_company())) == sorted(sent)
     assert zipped(api) == {f"Business file upload/{name}": content for name, content in sent.items()}

@@ -9,20 +9,20 @@ from urllib.parse import urlsplit
 import pytest
 
 from docferry.clock import TurnableClock
-from docferry.simulator import Fault, Running, Switches
+from docferry.simulator import Fault, SimulatorOptions, SimulatorThread
 from simulator.conftest import Start
 from simulator.rawclient import BOUNDARY, WOOTIV, Raw, Reply, ask, form
 
 FORM = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
-def sign(running: Running, name: str = "in/a b.pdf") -> Any:
+def sign(running: SimulatorThread, name: str = "in/a b.pdf") -> Any:
     reply = ask(running.url, "POST", "/aws/get-signed-put-url", WOOTIV, json.dumps({"filename": name}).encode())
     assert reply.status == 200
     return reply.json
 
 
-def send(running: Running, url: str, body: bytes = b"bytes", headers: dict[str, str] | None = None) -> Reply:
+def send(running: SimulatorThread, url: str, body: bytes = b"bytes", headers: dict[str, str] | None = None) -> Reply:
     return ask(running.url, "PUT", url.removeprefix(running.url), headers or {}, body)
 
 
@@ -36,7 +36,7 @@ def test_a_signed_put(start: Start) -> None:
 
 
 def test_a_signed_post_whose_fields_must_all_be_passed_on(start: Start) -> None:
-    running = start(Switches(signed="post", sign_content_type=True))
+    running = start(SimulatorOptions(signed="post", sign_content_type=True))
     made = sign(running)
     assert "?" not in made["url"]
     target = urlsplit(made["url"]).path
@@ -47,7 +47,7 @@ def test_a_signed_post_whose_fields_must_all_be_passed_on(start: Start) -> None:
 
 
 def test_a_content_type_may_be_signed(start: Start) -> None:
-    running = start(Switches(sign_content_type=True))
+    running = start(SimulatorOptions(sign_content_type=True))
     made = sign(running)
     assert send(running, made["url"]).status == 403
     assert send(running, made["url"], headers={"Content-Type": made["fields"]["Content-Type"]}).status == 200
@@ -55,7 +55,7 @@ def test_a_content_type_may_be_signed(start: Start) -> None:
 
 def test_a_signed_url_lives_as_long_as_switched(start: Start) -> None:
     clock = TurnableClock()
-    running = start(Switches(url_lifetime=2.0), clock=clock)
+    running = start(SimulatorOptions(url_lifetime=2.0), clock=clock)
     made = sign(running)
     clock.turn(3.0)
     assert b"Request has expired" in send(running, made["url"]).body

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Connection, text
 
 from docferry.clock import TurnableClock
-from docferry.model import Outcome, Sighting, Stamp, State, Target, Transfer
+from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
-from docferry.store.plans import Planned
+from docferry.store.enqueue import Planned
 from docferry.store.transfers import Lane, Pick, Transfers
 
 ACME = Target("codat", "acme", "bank")
@@ -110,8 +110,8 @@ def planned(
     digest = sha256((content if content is not None else path).encode()).hexdigest()
     folder, _, name = path.rpartition("/")
     uid = sha256(f"{path} {content} {mtime} {more}".encode()).hexdigest()[:32]
-    sighting = Sighting(folder.encode(), name.encode(), Stamp(len(digest), mtime, mtime))
-    return Planned(sighting, target, uid, name, digest, once or digest, **more)
+    seen_file = SeenFile(folder.encode(), name.encode(), Stamp(len(digest), mtime, mtime))
+    return Planned(seen_file, target, uid, name, digest, once or digest, **more)
 
 
 @pytest.fixture

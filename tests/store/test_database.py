@@ -265,7 +265,8 @@ async def test_a_file_that_breaks_later_is_told_with_the_cure(tmp_path: Path) ->
 
 async def test_a_refused_commit_is_undone_and_the_next_begins_afresh(shop: Shop) -> None:
     """SQLite leaves a transaction open whose COMMIT it could not even begin (no memory, interrupted), and SQLAlchemy
-    takes it for ended."""
+    takes it for ended.
+    """
 
     def refused(connection: Connection) -> None:
         noting("refused")(connection)
@@ -305,7 +306,8 @@ async def test_a_reader_that_is_cancelled_while_it_opens_leaves_no_line_to_the_f
 
 async def test_an_own_commit_counts_whatever_file_times_say(shop: Shop, tmp_path: Path) -> None:
     """The log is written before it is synced, and only then is the commit seen: a look in between comes too early,
-    and finds the file as it will be afterwards."""
+    and finds the file as it will be afterwards.
+    """
     log = tmp_path / "docferry.db-wal"
     stamps = []
     for mark in ("one", "two"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from docferry.model import Gate, Outcome, State, Target
-from docferry.store.bookmarks import Arrival, Bookmarks
+from docferry.store.cursors import Arrival, Cursors
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from store.conftest import ACME, Shop, planned
@@ -165,7 +165,7 @@ async def test_what_came_down_is_known_and_not_sent(shop: Shop) -> None:
 
 async def test_a_mapping_that_leads_elsewhere_is_planned_again(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
-    await shop.documents.looked_otherwise("m")
+    await shop.documents.forget_stamps("m")
     assert (b"a.pdf", 64, 1, 1) not in (await shop.documents.known("m", [b""]))[b""]
     await shop.documents.apply("m", [planned("a.pdf", target=OTHER)])
     lanes = await shop.rows("SELECT lane, state FROM transfer ORDER BY id")
@@ -203,29 +203,29 @@ async def test_a_gate_stays_closed_for_the_longest_wish(shop: Shop) -> None:
 
 
 async def test_bookmarks_and_arrivals(shop: Shop) -> None:
-    bookmarks = Bookmarks(shop.database, shop.clock)
-    assert await bookmarks.mark("pull/x") is None
-    await bookmarks.note("pull/x", "1")
-    await bookmarks.note("pull/x", "2")
-    await bookmarks.note("other", "3")
-    assert (await bookmarks.mark("pull/x"), await bookmarks.marks("pull/")) == ("2", {"pull/x": "2"})
-    assert not await bookmarks.any_arrival()
+    cursors = Cursors(shop.database, shop.clock)
+    assert await cursors.mark("pull/x") is None
+    await cursors.note("pull/x", "1")
+    await cursors.note("pull/x", "2")
+    await cursors.note("other", "3")
+    assert (await cursors.mark("pull/x"), await cursors.marks("pull/")) == ("2", {"pull/x": "2"})
+    assert not await cursors.any_arrival()
     arrival = Arrival("inbox", "a/b", "digest", b"/in/\xff.pdf", False, 3)
-    await bookmarks.expect([arrival])
-    await bookmarks.expect([replace(arrival, landed=True)])
-    assert await bookmarks.any_arrival()
-    assert await bookmarks.arrivals("inbox", ["a/b", "c"]) == [replace(arrival, landed=True)]
-    assert await bookmarks.came_down([b"/in/\xff.pdf", b"/in/y"]) == {(b"/in/\xff.pdf", "digest")}
+    await cursors.expect([arrival])
+    await cursors.expect([replace(arrival, landed=True)])
+    assert await cursors.any_arrival()
+    assert await cursors.arrivals("inbox", ["a/b", "c"]) == [replace(arrival, landed=True)]
+    assert await cursors.came_down([b"/in/\xff.pdf", b"/in/y"]) == {(b"/in/\xff.pdf", "digest")}
 
 
 async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop) -> None:
-    bookmarks = Bookmarks(shop.database, shop.clock)
+    cursors = Cursors(shop.database, shop.clock)
     doubt = await shop.doubtful("doubt.pdf")
     waits = planned("waits.pdf")
     await shop.documents.apply("m", [waits])
     digests = [doubt.sha256, str(waits.sha256)]
-    assert await bookmarks.own_digests("acme", digests) == {doubt.sha256}
-    assert await bookmarks.own_digests("other", digests) == set()
+    assert await cursors.own_digests("acme", digests) == {doubt.sha256}
+    assert await cursors.own_digests("other", digests) == set()
     # Found by digest however many there are; whoever never asks has no such index to keep.
     assert await shop.column("SELECT name FROM sqlite_master WHERE name = 'transfer_digest'")
 

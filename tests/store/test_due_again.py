@@ -145,14 +145,15 @@ async def test_what_comes_from_the_future_is_due_now(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
     shop.clock.turn(-86_400)
     assert await shop.claimed() == []
-    assert await shop.transfers.from_the_future() == 1
+    assert await shop.transfers.reset_future_rows() == 1
     assert len(await shop.claimed()) == 1
 
 
 @pytest.mark.parametrize("state", [State.SENDING, State.HELD])
 async def test_a_doubt_from_the_future_is_looked_for_where_it_may_stand(shop: Shop, state: State) -> None:
     """Killed with a wrong clock while it was sent, or held as undecidable then: the list is read from long before, or
-    what arrived would not be seen there, and go twice."""
+    what arrived would not be seen there, and go twice.
+    """
     if state is State.SENDING:
         await shop.sending("a.pdf")
     else:
@@ -161,7 +162,7 @@ async def test_a_doubt_from_the_future_is_looked_for_where_it_may_stand(shop: Sh
     shop.clock.turn(-86_400)
     now = shop.clock.now()
     heir = shop.other("heir")
-    await heir.from_the_future()
+    await heir.reset_future_rows()
     await heir.sweep({"me"})
     await heir.retry(reason="undecidable")
     (doubt,) = await shop.claimed(transfers=heir)

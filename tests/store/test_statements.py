@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from sqlalchemy import TextClause
 
-from docferry.store import accounts, moves, plans, schema, transfers
+from docferry.store import accounts, enqueue, schema, transfers, transitions
 
 ASKED_BY_A_PERSON = {"_RETRY"}  # once in a while, for all that is held
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
@@ -23,11 +23,11 @@ def statements(module: ModuleType) -> dict[str, str]:
     return {name: text for name, text in found.items() if SENTENCES.match(text) and name not in ASKED_BY_A_PERSON}
 
 
-@pytest.mark.parametrize("module", [plans, moves, transfers, accounts], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [enqueue, transitions, transfers, accounts], ids=lambda module: module.__name__)
 def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) -> None:
     schema.prepare(tmp_path / "docferry.db")
     database = sqlite3.connect(tmp_path / "docferry.db")
-    database.execute(str(plans._TABLE))
+    database.execute(str(enqueue._TABLE))
     found = statements(module)
     assert found
     for name, text in found.items():

@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 import pytest
 
+from app_env import AppEnv
 from docferry.cli.main import main
-from ground import Ground
 
 Say = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def say(ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+def say(app_env: AppEnv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
     """`say("list", "--json")` runs a command in the ground's folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(ground.root)
-    for name, value in ground.environment.items():
+    monkeypatch.chdir(app_env.root)
+    for name, value in app_env.environment.items():
         monkeypatch.setenv(name, value)
 
     def saying(*words: str) -> tuple[int, str, str]:
-        ground.write_config()
-        code = main(["--config", str(ground.root / ground.config_name), *words])
+        app_env.write_config()
+        code = main(["--config", str(app_env.root / app_env.config_name), *words])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -21,19 +21,19 @@ from pathlib import Path
 
 import pytest
 
-from docferry.cli import papers
+from app_env import COMPANY, CONNECTION, AppEnv, until
+from docferry.cli.demo import papers
 from docferry.cli.main import main
-from docferry.simulator import Fault, Running, Simulator, Switches
-from ground import COMPANY, CONNECTION, Ground, until
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 from system.conftest import Say
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
-    with Running(Simulator(Switches())) as shore:
-        ground = Ground(tmp_path, shore)
-        ground.state.mkdir(mode=0o700)
-        yield ground
+def app_env(tmp_path: Path) -> Iterator[AppEnv]:
+    with SimulatorThread(Simulator(SimulatorOptions())) as shore:
+        app_env = AppEnv(tmp_path, shore)
+        app_env.state.mkdir(mode=0o700)
+        yield app_env
 
 
 # -- demo --------------------------------------------------------------------------------------------------------------
@@ -149,8 +149,8 @@ def test_a_wrong_fault_file_is_told_and_ends_with_2(say: Say, tmp_path: Path, te
     assert err.startswith("docferry: ")
 
 
-def test_a_port_that_is_taken_is_told_and_ends_with_2(ground: Ground, say: Say) -> None:
-    code, _, err = say("simulate", "--port", str(ground.shore.port))
+def test_a_port_that_is_taken_is_told_and_ends_with_2(app_env: AppEnv, say: Say) -> None:
+    code, _, err = say("simulate", "--port", str(app_env.shore.port))
     assert code == 2
     assert "choose another port" in err
 
@@ -174,10 +174,10 @@ def levels(found: dict[str, list[tuple[str, str, str]]], subject: str) -> set[st
     return {level for level, _, _ in found[subject]}
 
 
-def test_when_all_is_right_check_says_so_and_ends_with_0(ground: Ground, say: Say) -> None:
-    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
-    ground.upload("scans", "wootiv")
-    ground.download("inbox", company_id=f'"{COMPANY}"')
+def test_when_all_is_right_check_says_so_and_ends_with_0(app_env: AppEnv, say: Say) -> None:
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.upload("scans", "wootiv")
+    app_env.download("inbox", company_id=f'"{COMPANY}"')
     code, found = findings(say)
     assert code == 0
     assert levels(found, f"codat company {COMPANY}") == {"ok"}
@@ -185,24 +185,24 @@ def test_when_all_is_right_check_says_so_and_ends_with_0(ground: Ground, say: Sa
     assert levels(found, "wootiv") == {"ok"}
     assert levels(found, "bank") <= {"ok", "note"}
     assert levels(found, "inotify") == {"ok"}
-    assert ground.simulator.stored == []
+    assert app_env.simulator.stored == []
     code, out, _ = say("check")
     assert code == 0
     assert re.search(r"^ok +configuration ", out, re.MULTILINE)
     assert out.splitlines()[-1].startswith("all is right")
 
 
-def test_offline_asks_nobody(ground: Ground, say: Say) -> None:
-    ground.upload("bank")
+def test_offline_asks_nobody(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank")
     assert findings(say, "--offline")[0] == 0
-    assert ground.simulator.requests.total() == 0
+    assert app_env.simulator.requests.total() == 0
 
 
 def test_a_wrong_key_and_an_unlinked_connection_are_told(
-    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+    app_env: AppEnv, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ground.upload("bank")
-    ground.simulator.switches.connection_status = {CONNECTION: "Deauthorized"}
+    app_env.upload("bank")
+    app_env.simulator.options.connection_status = {CONNECTION: "Deauthorized"}
     code, found = findings(say)
     assert code == 2
     (wrong,) = found[f"codat connection {CONNECTION}"]
@@ -220,10 +220,10 @@ def test_a_wrong_key_and_an_unlinked_connection_are_told(
     assert "CODAT_API_KEY" in found["key"][0][2]
 
 
-def test_a_remote_that_is_away_ends_with_75(ground: Ground, say: Say) -> None:
-    ground.upload("bank")
-    ground.write_config()
-    ground.shore.stop()
+def test_a_remote_that_is_away_ends_with_75(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank")
+    app_env.write_config()
+    app_env.shore.stop()
     assert findings(say)[0] == 75
 
 
@@ -242,53 +242,53 @@ def test_a_remote_that_is_away_ends_with_75(ground: Ground, say: Say) -> None:
 )
 @pytest.mark.parametrize("to", ["codat", "wootiv"])
 def test_what_passes_by_itself_ends_with_75_and_what_must_be_mended_with_2(
-    ground: Ground, say: Say, fault: Fault, code: int, to: str
+    app_env: AppEnv, say: Say, fault: Fault, code: int, to: str
 ) -> None:
-    ground.upload("bank", to)
-    ground.simulator.set_faults([fault])
+    app_env.upload("bank", to)
+    app_env.simulator.set_faults([fault])
     ended, found = findings(say)
     (wrong,) = [each for each in itertools.chain(*found.values()) if each[0] == "fail"]
     assert (ended, bool(wrong[2])) == (code, True)
 
 
-def test_one_thing_that_must_be_mended_is_enough_for_2(ground: Ground, say: Say) -> None:
-    ground.upload("bank")
-    ground.upload("scans", "wootiv")
-    ground.simulator.set_faults([Fault("too_many", "codat.*"), Fault("status", "wootiv.*", params={"status": 401})])
+def test_one_thing_that_must_be_mended_is_enough_for_2(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank")
+    app_env.upload("scans", "wootiv")
+    app_env.simulator.set_faults([Fault("too_many", "codat.*"), Fault("status", "wootiv.*", params={"status": 401})])
     assert findings(say)[0] == 2
 
 
-def test_a_clock_that_is_off_is_told(ground: Ground, say: Say) -> None:
-    ground.upload("bank")
-    ground.simulator.switches.date_skew = 100
+def test_a_clock_that_is_off_is_told(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank")
+    app_env.simulator.options.date_skew = 100
     code, found = findings(say)
     assert code == 0
     assert "warn" in levels(found, "codat")
-    ground.simulator.switches.date_skew = 1000
+    app_env.simulator.options.date_skew = 1000
     code, found = findings(say)
     assert code == 2
     assert any("timedatectl" in cure for level, _, cure in found["codat"] if level == "fail")
 
 
-def test_folders_that_cannot_be_used_are_told_with_their_cure(ground: Ground, say: Say) -> None:
-    ground.upload("bank").rmdir()
+def test_folders_that_cannot_be_used_are_told_with_their_cure(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank").rmdir()
     code, found = findings(say, "--offline")
     assert code == 75
     assert levels(found, "bank") == {"fail"}
-    ground.state.chmod(0o755)
+    app_env.state.chmod(0o755)
     code, found = findings(say, "--offline")
     assert code == 2
-    assert found["state folder"][0][2] == f"run `chmod 700 {ground.state}`"
-    assert stat.S_IMODE(ground.state.stat().st_mode) == 0o755  # told, not changed
+    assert found["state folder"][0][2] == f"run `chmod 700 {app_env.state}`"
+    assert stat.S_IMODE(app_env.state.stat().st_mode) == 0o755  # told, not changed
 
 
-def test_a_folder_with_placeholders_is_asked_for_by_its_subfolders(ground: Ground, say: Say) -> None:
-    ground.upload("customers", folder="customers/{company_id}/{connection_id}")
+def test_a_folder_with_placeholders_is_asked_for_by_its_subfolders(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
     for number in range(3):
-        place = ground.root / "customers" / COMPANY / f"{CONNECTION[:-1]}{number}"
+        place = app_env.root / "customers" / COMPANY / f"{CONNECTION[:-1]}{number}"
         place.mkdir(parents=True)
         (place / "a.pdf").write_bytes(b"a")
-    (ground.root / "customers" / "no-uuid" / CONNECTION).mkdir(parents=True)
+    (app_env.root / "customers" / "no-uuid" / CONNECTION).mkdir(parents=True)
     code, found = findings(say)
     assert code == 0
     assert sum(subject.startswith("codat connection") for subject in found) == 3

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from docferry.simulator import Fault, Running, Simulator, Switches
-from docferry.store import tenure
-from ground import COMPANY, CONNECTION, Ground, digest, until
+from app_env import COMPANY, CONNECTION, AppEnv, digest, until
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
+from docferry.store import locks
 from system.conftest import Say
 
 LIST_KEYS = [
@@ -29,11 +29,11 @@ SYNC_KEYS = ["uploaded", "downloaded", "unchanged", "held", "due", "bytes_up", "
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
-    with Running(Simulator(Switches())) as shore:
-        ground = Ground(tmp_path, shore)
-        ground.settings["log_level"] = '"info"'
-        yield ground
+def app_env(tmp_path: Path) -> Iterator[AppEnv]:
+    with SimulatorThread(Simulator(SimulatorOptions())) as shore:
+        app_env = AppEnv(tmp_path, shore)
+        app_env.settings["log_level"] = '"info"'
+        yield app_env
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -43,8 +43,8 @@ def objects(text: str) -> list[dict[str, Any]]:
 # -- sync --------------------------------------------------------------------------------------------------------------
 
 
-def test_sync_tells_in_aligned_lines_and_in_one_object(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_sync_tells_in_aligned_lines_and_in_one_object(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a" * 1500)
     (folder / "b.exe").write_bytes(b"b")
     code, out, _ = say("sync")
@@ -59,22 +59,22 @@ def test_sync_tells_in_aligned_lines_and_in_one_object(ground: Ground, say: Say)
     assert (told["uploaded"], told["unchanged"], told["held"], told["requests"]) == (0, 1, 1, 0)
 
 
-def test_sync_of_an_unknown_mapping_names_the_nearest(ground: Ground, say: Say) -> None:
-    ground.upload("acme-bank")
+def test_sync_of_an_unknown_mapping_names_the_nearest(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("acme-bank")
     code, out, err = say("sync", "--mapping", "acme-bnk")
     assert (code, out, err) == (2, "", 'docferry: there is no mapping "acme-bnk"; did you mean "acme-bank"?\n')
 
 
-def test_a_folder_that_is_not_there_is_told_on_stderr_and_ends_with_75(ground: Ground, say: Say) -> None:
-    ground.upload("bank").rmdir()
+def test_a_folder_that_is_not_there_is_told_on_stderr_and_ends_with_75(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank").rmdir()
     code, out, err = say("sync", "--json")
     assert code == 75
     assert list(objects(out)[0]) == SYNC_KEYS
-    assert str(ground.root / "bank") in err
+    assert str(app_env.root / "bank") in err
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     (folder / "b.exe").write_bytes(b"b")
     for each in folder.iterdir():
@@ -87,55 +87,55 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(ground: Ground, say:
         "a.pdf": ("upload", str(folder / "a.pdf"), "bank"),
         "b.exe": ("held", str(folder / "b.exe"), "bank"),
     }
-    assert not ground.state.exists()
-    assert ground.simulator.requests.total() == 0
+    assert not app_env.state.exists()
+    assert app_env.simulator.requests.total() == 0
 
 
-def test_on_a_terminal_there_is_a_bar_and_a_summary(ground: Ground) -> None:
-    folder = ground.upload("bank")
+def test_on_a_terminal_there_is_a_bar_and_a_summary(app_env: AppEnv) -> None:
+    folder = app_env.upload("bank")
     for number in range(30):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
-    ground.simulator.switches.latency = 0.1
-    code, shown = on_a_terminal(ground, "sync")
+    app_env.simulator.options.latency = 0.1
+    code, shown = on_a_terminal(app_env, "sync")
     assert code == 0
     assert "of 30 files" in shown
     assert re.search(r"uploaded +\x1b\[\S*30", shown)
-    code, shown = on_a_terminal(ground, "sync", "--json")
+    code, shown = on_a_terminal(app_env, "sync", "--json")
     assert json.loads(shown)["unchanged"] == 30
 
 
-def test_no_colour_is_honoured(ground: Ground) -> None:
-    folder = ground.upload("bank")
+def test_no_colour_is_honoured(app_env: AppEnv) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.exe").write_bytes(b"a")
-    ground.sync(code=1)
-    assert "\x1b[31m" in on_a_terminal(ground, "list")[1]
-    assert not re.search(r"\x1b\[[\d;]*3\d", on_a_terminal(ground, "list", NO_COLOR="1")[1])
+    app_env.sync(code=1)
+    assert "\x1b[31m" in on_a_terminal(app_env, "list")[1]
+    assert not re.search(r"\x1b\[[\d;]*3\d", on_a_terminal(app_env, "list", NO_COLOR="1")[1])
 
 
-def test_an_interrupted_pass_ends_in_order_and_nothing_is_lost(ground: Ground) -> None:
-    folder = ground.upload("bank")
+def test_an_interrupted_pass_ends_in_order_and_nothing_is_lost(app_env: AppEnv) -> None:
+    folder = app_env.upload("bank")
     made = {}
     for number in range(40):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
         made[f"{number}.pdf"] = digest(b"%d" % number)
-    ground.simulator.switches.latency = 0.2
-    ground.write_config()
-    pass_ = subprocess.Popen(ground.command("sync"), env=ground.environment, stderr=subprocess.PIPE, text=True)
-    until(lambda: len(ground.simulator.stored) >= 4)
+    app_env.simulator.options.latency = 0.2
+    app_env.write_config()
+    pass_ = subprocess.Popen(app_env.command("sync"), env=app_env.environment, stderr=subprocess.PIPE, text=True)
+    until(lambda: len(app_env.simulator.stored) >= 4)
     pass_.send_signal(signal.SIGINT)
     _, err = pass_.communicate(timeout=30)
     assert pass_.returncode in {75, 130}
     assert "Traceback" not in err
-    ground.simulator.switches.latency = 0
-    ground.sync()
-    assert ground.stored() == dict.fromkeys(made.items(), 1)
+    app_env.simulator.options.latency = 0
+    app_env.sync()
+    assert app_env.stored() == dict.fromkeys(made.items(), 1)
 
 
 # -- list and show -----------------------------------------------------------------------------------------------------
 
 
-def test_list_has_exactly_the_promised_keys_in_their_order(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_list_has_exactly_the_promised_keys_in_their_order(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     say("sync")
     code, out, _ = say("list", "--json")
@@ -148,8 +148,8 @@ def test_list_has_exactly_the_promised_keys_in_their_order(ground: Ground, say: 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", row["first_seen"])
 
 
-def test_list_filters_and_stops_at_the_limit(ground: Ground, say: Say) -> None:
-    bank, other = ground.upload("bank"), ground.upload("other")
+def test_list_filters_and_stops_at_the_limit(app_env: AppEnv, say: Say) -> None:
+    bank, other = app_env.upload("bank"), app_env.upload("other")
     for number in range(3):
         (bank / f"{number}.pdf").write_bytes(b"%d" % number)
         (other / f"{number}.exe").write_bytes(b"%d" % number)
@@ -165,9 +165,9 @@ def test_list_filters_and_stops_at_the_limit(ground: Ground, say: Say) -> None:
 
 
 def test_a_long_list_comes_in_chunks_and_stays_aligned(
-    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+    app_env: AppEnv, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     for number in range(25):
         (folder / f"{'long-' * (number // 10)}{number}.exe").write_bytes(b"x")
     say("sync")
@@ -180,20 +180,20 @@ def test_a_long_list_comes_in_chunks_and_stays_aligned(
     assert len(objects(say("list", "--json", "--limit", "20")[1])) == 20
 
 
-def test_a_mapping_that_is_no_longer_configured_is_listed_with_relative_paths(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_a_mapping_that_is_no_longer_configured_is_listed_with_relative_paths(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     say("sync")
-    ground.sections.clear()
-    ground.upload("other")
+    app_env.sections.clear()
+    app_env.upload("other")
     (row,) = objects(say("list", "--json", "--mapping", "bank")[1])
     assert row["path"] == "a.pdf"
     assert "no longer configured" in say("status")[1]
     assert json.loads(say("status", "--json")[1])["uploads"][1]["configured"] is False
 
 
-def test_names_that_could_fool_a_terminal_are_escaped_everywhere(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_names_that_could_fool_a_terminal_are_escaped_everywhere(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     name = "evil\x1b[31m\n\u202efdp.exe"
     (folder / name).write_bytes(b"x")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.exe")).write_bytes(b"y")
@@ -204,12 +204,12 @@ def test_names_that_could_fool_a_terminal_are_escaped_everywhere(ground: Ground,
         assert "\u202e" not in out
     paths = {row["path"] for row in objects(say("list", "--json")[1])}
     assert paths == {f"{folder}/evil\\x1b[31m\\n\\u202efdp.exe", f"{folder}/\\xff.exe"}
-    assert "\x1b[31m\\n" not in on_a_terminal(ground, "list")[1]
+    assert "\x1b[31m\\n" not in on_a_terminal(app_env, "list")[1]
 
 
-def test_show_tells_every_attempt_by_number_and_by_path(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
-    ground.simulator.set_faults([Fault("lost_answer", "codat.upload", first=1)])
+def test_show_tells_every_attempt_by_number_and_by_path(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
+    app_env.simulator.set_faults([Fault("lost_answer", "codat.upload", first=1)])
     (folder / "a.pdf").write_bytes(b"a")
     until(lambda: say("sync")[0] == 0)
     (row,) = objects(say("show", "1", "--json")[1])
@@ -223,8 +223,8 @@ def test_show_tells_every_attempt_by_number_and_by_path(ground: Ground, say: Say
     assert "doubtful" in out
 
 
-def test_show_tells_every_version_of_a_path_the_newest_first(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_show_tells_every_version_of_a_path_the_newest_first(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     for content in (b"first", b"second!"):
         (folder / "a.pdf").write_bytes(content)
         assert say("sync")[0] == 0
@@ -242,8 +242,8 @@ def test_show_tells_every_version_of_a_path_the_newest_first(ground: Ground, say
         ("/etc/hostname", "lies in no mapping's folder"),
     ],
 )
-def test_show_of_nothing_is_a_sentence_and_2(ground: Ground, say: Say, document: str, why: str) -> None:
-    (ground.upload("bank") / "a.pdf").write_bytes(b"a")
+def test_show_of_nothing_is_a_sentence_and_2(app_env: AppEnv, say: Say, document: str, why: str) -> None:
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     say("sync")
     code, out, err = say("show", document)
     assert (code, out) == (2, "")
@@ -253,8 +253,8 @@ def test_show_of_nothing_is_a_sentence_and_2(ground: Ground, say: Say, document:
 # -- status ------------------------------------------------------------------------------------------------------------
 
 
-def test_status_counts_and_says_what_needs_a_person(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_status_counts_and_says_what_needs_a_person(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     (folder / "b.exe").write_bytes(b"b")
     say("sync")
@@ -270,9 +270,9 @@ def test_status_counts_and_says_what_needs_a_person(ground: Ground, say: Say) ->
 
 
 def test_status_tells_which_gate_is_closed_and_retry_opens_it(
-    ground: Ground, say: Say, monkeypatch: pytest.MonkeyPatch
+    app_env: AppEnv, say: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     with monkeypatch.context() as wrong:
         wrong.setenv("CODAT_API_KEY", "wrong")
@@ -287,16 +287,16 @@ def test_status_tells_which_gate_is_closed_and_retry_opens_it(
     assert say("sync")[0] == 0
 
 
-def test_status_of_a_folder_that_is_away(ground: Ground, say: Say) -> None:
-    ground.upload("bank").rmdir()
+def test_status_of_a_folder_that_is_away(app_env: AppEnv, say: Say) -> None:
+    app_env.upload("bank").rmdir()
     assert "is not there" in say("status")[1]
 
 
-def test_status_beside_a_daemon_tells_its_pid_and_the_remotes_quota(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
-    ground.simulator.switches.daily_quota = 5000
+def test_status_beside_a_daemon_tells_its_pid_and_the_remotes_quota(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
+    app_env.simulator.options.daily_quota = 5000
     (folder / "a.pdf").write_bytes(b"a")
-    with ground.daemon() as daemon:
+    with app_env.daemon() as daemon:
         told = until(lambda: (now := json.loads(say("status", "--json")[1]))["remotes"][0]["limit"] and now)
         assert told["running"]["pid"] == daemon.running.pid
         assert told["remotes"][0]["remaining"] < 5000
@@ -309,11 +309,11 @@ def test_status_beside_a_daemon_tells_its_pid_and_the_remotes_quota(ground: Grou
     assert json.loads(say("status", "--json")[1])["running"] is None
 
 
-def test_status_watch_prints_again_and_again_in_a_pipe_and_ends_with_0(ground: Ground) -> None:
-    ground.upload("bank")
-    ground.write_config()
+def test_status_watch_prints_again_and_again_in_a_pipe_and_ends_with_0(app_env: AppEnv) -> None:
+    app_env.upload("bank")
+    app_env.write_config()
     watching = subprocess.Popen(
-        ground.command("status", "--watch", "--json"), env=ground.environment, stdout=subprocess.PIPE, text=True
+        app_env.command("status", "--watch", "--json"), env=app_env.environment, stdout=subprocess.PIPE, text=True
     )
     assert watching.stdout is not None
     assert {json.loads(watching.stdout.readline())["running"] for _ in range(2)} == {None}
@@ -324,13 +324,13 @@ def test_status_watch_prints_again_and_again_in_a_pipe_and_ends_with_0(ground: G
 # -- retry -------------------------------------------------------------------------------------------------------------
 
 
-def test_retry_makes_held_documents_due(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
-    ground.simulator.set_faults([Fault("status", "codat.upload", params={"status": 400})])
+def test_retry_makes_held_documents_due(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
+    app_env.simulator.set_faults([Fault("status", "codat.upload", params={"status": 400})])
     (folder / "a.pdf").write_bytes(b"a")
     (folder / "b.pdf").write_bytes(b"b")
     assert say("sync")[0] == 1
-    ground.simulator.set_faults([])
+    app_env.simulator.set_faults([])
     assert say("sync")[0] == 1  # held stays held
     first, second = (row["id"] for row in objects(say("list", "--state", "held", "--json")[1]))
     assert "1 document is due now" in say("retry", str(first))[1]
@@ -344,8 +344,8 @@ def test_retry_makes_held_documents_due(ground: Ground, say: Say) -> None:
     assert "nothing was held" in say("retry", "--mapping", "bank")[1]
 
 
-def test_naming_a_mapping_whose_folder_is_empty_accepts_that(ground: Ground, say: Say) -> None:
-    folder = ground.upload("bank")
+def test_naming_a_mapping_whose_folder_is_empty_accepts_that(app_env: AppEnv, say: Say) -> None:
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     assert say("sync")[0] == 0
     (folder / "a.pdf").unlink()
@@ -357,13 +357,13 @@ def test_naming_a_mapping_whose_folder_is_empty_accepts_that(ground: Ground, say
 # -- run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_run_ends_with_0_on_sigterm(ground: Ground, say: Say) -> None:
+def test_run_ends_with_0_on_sigterm(app_env: AppEnv, say: Say) -> None:
     """In this process, so the signal is ours too: it is sent once the daemon has said that it runs."""
-    folder = ground.upload("bank")
+    folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
 
     def stop() -> None:
-        until(lambda: tenure.running(ground.state) and len(ground.simulator.stored) == 1)
+        until(lambda: locks.running(app_env.state) and len(app_env.simulator.stored) == 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     stopper = threading.Thread(target=stop)
@@ -373,13 +373,13 @@ def test_run_ends_with_0_on_sigterm(ground: Ground, say: Say) -> None:
     assert code == 0
 
 
-def on_a_terminal(ground: Ground, *words: str, **environment: str) -> tuple[int, str]:
+def on_a_terminal(app_env: AppEnv, *words: str, **environment: str) -> tuple[int, str]:
     """A command with a terminal of 120 columns for its output: exit code, and what came."""
-    ground.write_config()
+    app_env.write_config()
     near, far = pty.openpty()
     with subprocess.Popen(
-        ground.command(*words),
-        env={**ground.environment, "TERM": "xterm-256color", "COLUMNS": "120", **environment},
+        app_env.command(*words),
+        env={**app_env.environment, "TERM": "xterm-256color", "COLUMNS": "120", **environment},
         stdin=subprocess.DEVNULL,
         stdout=far,
         stderr=subprocess.DEVNULL,

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from app_env import AppEnv, until
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.http import Http
-from docferry.remotes.wootiv import Wootiv
-from ground import Ground, until
-from system.storehouse import Front, Meddler, Storehouse, rclone
+from docferry.remotes.wootiv.client import Wootiv
+from system.rclone_s3 import Front, Meddler, Storehouse, rclone
 
 MIB = 1 << 20
 #: Names that a URL, a header, a shell or a file system could spoil, and sizes around what is read at once.
@@ -51,42 +51,42 @@ def store(opened: ExitStack, tmp_path: Path) -> Callable[..., Storehouse]:
         pytest.skip("rclone is not here, or does not run on this machine")
 
     def start(*options: str) -> Storehouse:
-        house = Storehouse(tmp_path, *options)
-        opened.callback(house.close)
-        return house
+        app = Storehouse(tmp_path, *options)
+        opened.callback(app.close)
+        return app
 
     return start
 
 
 @pytest.fixture
-def house(store: Callable[..., Storehouse]) -> Storehouse:
+def app(store: Callable[..., Storehouse]) -> Storehouse:
     return store()
 
 
 @pytest.fixture
-def front(ground: Ground, house: Storehouse, opened: ExitStack) -> Front:
+def front(app_env: AppEnv, app: Storehouse, opened: ExitStack) -> Front:
     """Wootiv, with the storehouse behind it."""
-    return before(ground, opened, house.sign)
+    return before(app_env, opened, app.sign)
 
 
 @pytest.fixture
-def scans(ground: Ground) -> Path:
-    return ground.upload("scans", "wootiv")
+def scans(app_env: AppEnv) -> Path:
+    return app_env.upload("scans", "wootiv")
 
 
-def before(ground: Ground, opened: ExitStack, sign: Callable[[str, str], str]) -> Front:
+def before(app_env: AppEnv, opened: ExitStack, sign: Callable[[str, str], str]) -> Front:
     """From now on the configuration's Wootiv is a front that signs like this."""
-    made = Front(ground.simulator.switches.wootiv_key, sign)
+    made = Front(app_env.simulator.options.wootiv_key, sign)
     opened.callback(made.close)
-    ground.wootiv["base_url"] = f'"{made.url}"'
+    app_env.wootiv["base_url"] = f'"{made.url}"'
     return made
 
 
-def meddled(ground: Ground, opened: ExitStack, house: Storehouse) -> tuple[Meddler, Front]:
+def meddled(app_env: AppEnv, opened: ExitStack, app: Storehouse) -> tuple[Meddler, Front]:
     """A damaged line to the storehouse, and a Wootiv whose URLs lead over it."""
-    line = Meddler(house.url)
+    line = Meddler(app.url)
     opened.callback(line.close)
-    return line, before(ground, opened, lambda verb, name: house.sign(verb, name, through=line.url))
+    return line, before(app_env, opened, lambda verb, name: app.sign(verb, name, through=line.url))
 
 
 def filled(folder: Path) -> dict[str, bytes]:
@@ -106,107 +106,107 @@ def same(found: dict[str, bytes], wanted: dict[str, bytes]) -> bool:
 
 
 def test_every_name_and_size_arrives_once_and_a_second_pass_sends_nothing(
-    ground: Ground, house: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
 ) -> None:
     made = filled(scans)
-    first = ground.sync()
+    first = app_env.sync()
     assert (first["uploaded"], first["held"], first["due"]) == (len(made), 0, 0)
-    assert same(house.holds(), made)
+    assert same(app.holds(), made)
     assert sorted(front.names()) == sorted(made), "one URL for each document"
-    second = ground.sync()
+    second = app_env.sync()
     assert (second["uploaded"], second["unchanged"], second["requests"]) == (0, len(made), 0)
     (scans / "one.pdf").write_bytes(b"another version")
-    assert ground.sync()["uploaded"] == 1
-    assert same(house.holds(), made | {"one.pdf": b"another version"})
+    assert app_env.sync()["uploaded"] == 1
+    assert same(app.holds(), made | {"one.pdf": b"another version"})
 
 
 def test_an_expired_url_is_refused_and_a_new_one_asked_for(
-    ground: Ground, house: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
 ) -> None:
     (scans / "a.pdf").write_bytes(b"a")
-    old = house.sign("put_object", "a.pdf", lifetime=1)
+    old = app.sign("put_object", "a.pdf", lifetime=1)
     ends = int(time.time()) + 2.1  # its date is cut to the second, and so is the server's comparison
     until(lambda: time.time() > ends, what="the URL's end")
     answer = httpx.put(old, content=b"too late", trust_env=False)
-    assert (answer.is_success, house.holds()) == (False, {})
+    assert (answer.is_success, app.holds()) == (False, {})
     urls = [old]
-    front.sign = lambda verb, name: urls.pop() if urls else house.sign(verb, name)
-    report = ground.sync()
+    front.sign = lambda verb, name: urls.pop() if urls else app.sign(verb, name)
+    report = app_env.sync()
     assert (report["uploaded"], report["held"]) == (1, 0)
     assert front.names() == ["a.pdf", "a.pdf"]
-    assert house.holds() == {"a.pdf": b"a"}
+    assert app.holds() == {"a.pdf": b"a"}
 
 
 def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
-    ground: Ground, house: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
 ) -> None:
     (scans / "a.pdf").write_bytes(b"a")
     for wrong in (
-        house.sign("put_object", "a.pdf", secret="not the storehouse's"),
-        house.sign("put_object", "b.pdf").replace("b.pdf", "a.pdf"),
+        app.sign("put_object", "a.pdf", secret="not the storehouse's"),
+        app.sign("put_object", "b.pdf").replace("b.pdf", "a.pdf"),
     ):
         assert httpx.put(wrong, content=b"a", trust_env=False).status_code == 403
-    front.sign = lambda verb, name: house.sign(verb, name, secret="not the storehouse's")
-    report = ground.sync("--timeout", "1s", code=75)
+    front.sign = lambda verb, name: app.sign(verb, name, secret="not the storehouse's")
+    report = app_env.sync("--timeout", "1s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
-    assert house.holds() == {}
-    front.sign = house.sign
-    assert ground.sync()["uploaded"] == 1
-    assert house.holds() == {"a.pdf": b"a"}
+    assert app.holds() == {}
+    front.sign = app.sign
+    assert app_env.sync()["uploaded"] == 1
+    assert app.holds() == {"a.pdf": b"a"}
 
 
 @pytest.mark.parametrize("size", [100_000, 3 * MIB])
 def test_bytes_damaged_on_their_way_are_sent_again(
-    ground: Ground, house: Storehouse, scans: Path, opened: ExitStack, size: int
+    app_env: AppEnv, app: Storehouse, scans: Path, opened: ExitStack, size: int
 ) -> None:
     """They go with their Content-MD5, and the store refuses them."""
-    line, front = meddled(ground, opened, house)
+    line, front = meddled(app_env, opened, app)
     line.damaged = 1
     (scans / "a.pdf").write_bytes(b"right" * (size // 5))
-    report = ground.sync()
+    report = app_env.sync()
     assert (report["uploaded"], report["held"]) == (1, 0)
     assert line.statuses == [400, 200]
     assert front.names() == ["a.pdf", "a.pdf"]
-    assert same(house.holds(), {"a.pdf": b"right" * (size // 5)})
+    assert same(app.holds(), {"a.pdf": b"right" * (size // 5)})
 
 
 def test_what_is_damaged_each_time_is_never_called_sent(
-    ground: Ground, house: Storehouse, scans: Path, opened: ExitStack
+    app_env: AppEnv, app: Storehouse, scans: Path, opened: ExitStack
 ) -> None:
-    line, _ = meddled(ground, opened, house)
+    line, _ = meddled(app_env, opened, app)
     line.damaged = 1_000_000
     (scans / "small.pdf").write_bytes(b"right" * 20_000)
     (scans / "large.pdf").write_bytes(b"right" * 400_000)
-    report = ground.sync("--timeout", "1s", code=75)
+    report = app_env.sync("--timeout", "1s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 2)
-    assert not house.holds(), "refused by their Content-MD5"
+    assert not app.holds(), "refused by their Content-MD5"
 
 
-def test_objects_come_down_and_only_when_they_changed(ground: Ground, house: Storehouse, front: Front) -> None:
-    folder = ground.download("reports", "wootiv", objects='["out/latest 100%.csv", "big.zip"]')
-    (house.folder / "out").mkdir()
+def test_objects_come_down_and_only_when_they_changed(app_env: AppEnv, app: Storehouse, front: Front) -> None:
+    folder = app_env.download("reports", "wootiv", objects='["out/latest 100%.csv", "big.zip"]')
+    (app.folder / "out").mkdir()
     wanted = {"out/latest 100%.csv": b"figures", "big.zip": bytes(range(256)) * 9000}
     for name, content in wanted.items():
-        (house.folder / name).write_bytes(content)
-    assert ground.sync()["downloaded"] == 2
+        (app.folder / name).write_bytes(content)
+    assert app_env.sync()["downloaded"] == 2
     assert same({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}, wanted)
-    assert ground.sync()["downloaded"] == 0
+    assert app_env.sync()["downloaded"] == 0
     assert len(front.names("get_object")) == 4
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("etags", ["md5", "sha1"])
 async def test_a_download_that_broke_off_goes_on_and_is_whole(
-    ground: Ground, store: Callable[..., Storehouse], opened: ExitStack, tmp_path: Path, etags: str
+    app_env: AppEnv, store: Callable[..., Storehouse], opened: ExitStack, tmp_path: Path, etags: str
 ) -> None:
-    """rclone answers a range with 200 and Content-Range, and takes no notice of If-Match."""
-    house = store("--etag-hash", etags)
-    line, front = meddled(ground, opened, house)
+    """Rclone answers a range with 200 and Content-Range, and takes no notice of If-Match."""
+    app = store("--etag-hash", etags)
+    line, front = meddled(app_env, opened, app)
     clock = SystemClock()
     lines = Http("Wootiv", clock, 5.0), Http("Wootiv's storage", clock, 5.0)
     wootiv = Wootiv(*lines, base_url=front.url, key=lambda: "wootiv-demo-key", clock=clock)
     content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
-    (house.folder / "big.zip").write_bytes(content)
+    (app.folder / "big.zip").write_bytes(content)
     to = tmp_path / "big.zip"
 
     async def cut() -> None:
@@ -222,7 +222,7 @@ async def test_a_download_that_broke_off_goes_on_and_is_whole(
     assert (to.read_bytes() == content) is True
     to.unlink()
     await cut()
-    (house.folder / "big.zip").write_bytes(other)
+    (app.folder / "big.zip").write_bytes(other)
     with pytest.raises(RemoteError):
         await wootiv.fetch("big.zip", to, None)
     await wootiv.fetch("big.zip", to, None)

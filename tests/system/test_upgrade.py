@@ -9,9 +9,9 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+from app_env import COMPANY, CONNECTION, AppEnv, digest
 from docferry.model import Stamp
 from docferry.store import schema
-from ground import COMPANY, CONNECTION, Ground, digest
 
 _TRANSFER = """
 INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, once, size, state,
@@ -52,11 +52,11 @@ def queue(database: Path, mapping: str, file: Path, state: str, *, remote: str) 
     connection.close()
 
 
-def test_a_queue_of_the_first_schema_arrives_once(ground: Ground) -> None:
+def test_a_queue_of_the_first_schema_arrives_once(app_env: AppEnv) -> None:
     """Its transfers have no fingerprint and no MD5: their SHA-256 proves the bytes."""
-    bank, scans = ground.upload("bank"), ground.upload("scans", "wootiv")
-    ground.state.mkdir(mode=0o700)
-    database = ground.state / "docferry.db"
+    bank, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
+    app_env.state.mkdir(mode=0o700)
+    database = app_env.state / "docferry.db"
     schema.migrate(database, "0001")
     contents: Counter[tuple[str, str]] = Counter()
     for folder, state, size in product((bank, scans), ("waiting", "doubtful"), (1_000, 2_000_000)):
@@ -65,8 +65,8 @@ def test_a_queue_of_the_first_schema_arrives_once(ground: Ground) -> None:
         file.write_bytes(content)
         queue(database, folder.name, file, state, remote="codat" if folder is bank else "wootiv")
         contents[file.name, digest(content)] += 1
-    report = ground.sync()
+    report = app_env.sync()
     assert (report["uploaded"], report["held"], report["due"]) == (8, 0, 0)
-    assert ground.stored() == contents
-    again = ground.sync()
+    assert app_env.stored() == contents
+    again = app_env.sync()
     assert (again["uploaded"], again["unchanged"], again["requests"]) == (0, 8, 0)

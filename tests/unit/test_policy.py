@@ -16,7 +16,7 @@ from docferry.policy import (
     LONGEST_PAUSE,
     STRIKES,
     Backoff,
-    Try,
+    FailedAttempt,
     after_failure,
     after_stop,
     pause_of,
@@ -27,8 +27,10 @@ BACKOFF = Backoff(0.5, 1.5, 60.0)
 NOW = 1000.0
 
 
-def outcome(*, tries: int = 1, strikes: int = 1, lane_strikes: int = 1, gate_tries: int = 0, **failure: Any) -> Outcome:
-    attempt = Try(LANE, tries, NOW, 0.0, gate_tries=gate_tries, strikes=strikes, lane_strikes=lane_strikes)
+def outcome(
+    *, tries: int = 1, strikes: int = 1, lane_failures: int = 1, gate_tries: int = 0, **failure: Any
+) -> Outcome:
+    attempt = FailedAttempt(LANE, tries, NOW, 0.0, gate_tries=gate_tries, strikes=strikes, lane_failures=lane_failures)
     return after_failure(RemoteError("why", **failure), attempt, BACKOFF)
 
 
@@ -89,7 +91,7 @@ def test_a_gate_holds_no_document_and_costs_it_no_try(failure: dict[str, Any]) -
 @pytest.mark.parametrize("failure", [row[0] for row in TABLE], ids=str)
 @pytest.mark.parametrize("wish", [None, 0.0, 1e9])
 def test_nothing_is_tried_again_at_once_without_end(failure: dict[str, Any], wish: float | None) -> None:
-    found = outcome(**{**failure, "retry_after": wish}, lane_strikes=2)
+    found = outcome(**{**failure, "retry_after": wish}, lane_failures=2)
     rest = found.delay if found.gate is None else found.gate.until - NOW
     assert found.state is State.HELD or 0.25 <= rest <= LONGEST_PAUSE
 
@@ -103,7 +105,7 @@ def test_a_stop_before_the_first_byte_is_no_doubt_and_costs_no_try() -> None:
 def test_an_expired_signature_costs_nothing_once_and_does_not_spin() -> None:
     first = outcome(kind="signature", status=403)
     assert (first.state, first.delay, first.costs_a_try) == (State.WAITING, 0.0, False)
-    assert outcome(kind="signature", status=403, lane_strikes=9).delay > 1
+    assert outcome(kind="signature", status=403, lane_failures=9).delay > 1
 
 
 def test_what_is_refused_again_with_409_was_kept() -> None:
@@ -119,8 +121,8 @@ def test_a_remote_that_is_away_is_closed_for_all_after_some_strikes() -> None:
 
 @pytest.mark.parametrize("handed_over", [True, False])
 def test_a_lane_that_only_fails_is_closed(handed_over: bool) -> None:
-    assert outcome(kind="cut", handed_over=handed_over, lane_strikes=LANE_STRIKES - 1).gate is None
-    found = outcome(kind="cut", handed_over=handed_over, lane_strikes=LANE_STRIKES)
+    assert outcome(kind="cut", handed_over=handed_over, lane_failures=LANE_STRIKES - 1).gate is None
+    found = outcome(kind="cut", handed_over=handed_over, lane_failures=LANE_STRIKES)
     assert found.gate is not None
     assert (found.gate.key, found.gate.reason) == (LANE, "failing")
     assert found.state is (State.DOUBTFUL if handed_over else State.WAITING)
@@ -136,17 +138,17 @@ def test_a_gate_that_is_probed_in_vain_waits_longer() -> None:
 
 @given(st.integers(-3, 10**6), st.floats(0, 1, exclude_max=True), st.floats(0.001, 10), st.floats(1, 5))
 def test_a_pause_is_never_nothing_nor_longer_than_the_longest(
-    tries: int, dice: float, initial: float, factor: float
+    tries: int, jitter: float, initial: float, factor: float
 ) -> None:
     backoff = Backoff(initial, factor, 60.0)
-    pause = backoff.pause(tries, dice)
+    pause = backoff.pause(tries, jitter)
     assert min(initial, 60.0) / 2 <= pause <= 60.0
-    assert backoff.pause(tries + 1, dice) >= pause
+    assert backoff.pause(tries + 1, jitter) >= pause
 
 
 @given(st.one_of(st.none(), st.floats(-1e12, 1e12)), st.integers(1, 100), st.floats(0, 1, exclude_max=True))
-def test_a_wish_is_obeyed_up_to_a_day(wish: float | None, tries: int, dice: float) -> None:
-    pause = pause_of(RemoteError("", retry_after=wish), Try(LANE, tries, NOW, dice), BACKOFF)
+def test_a_wish_is_obeyed_up_to_a_day(wish: float | None, tries: int, jitter: float) -> None:
+    pause = pause_of(RemoteError("", retry_after=wish), FailedAttempt(LANE, tries, NOW, jitter), BACKOFF)
     assert 0.25 <= pause <= LONGEST_PAUSE
     if wish is not None:
         assert pause >= min(wish, LONGEST_PAUSE)

@@ -11,12 +11,12 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
-from docferry.app.shores import KeyRing, open_remotes
-from docferry.cli import looks, wanted
-from docferry.cli.looks import Finding, Level
-from docferry.cli.screen import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
+from docferry.app.remotes import ApiKeys, open_remotes
+from docferry.cli import args, local_checks
+from docferry.cli.local_checks import Finding, Level
+from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
-from docferry.remotes.base import Checked, Remote
+from docferry.remotes.protocol import Checked, Remote
 from docferry.settings import Settings
 
 #: How far a remote's clock may be off before it is worth a word, and before signatures fail, seconds.
@@ -31,7 +31,7 @@ _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
 
 
 def command(asked: Namespace) -> int:
-    settings = wanted.load(asked.config)
+    settings = args.load(asked.config)
     logs.configure("error", settings.log_format)  # the findings say what a log would
     findings = anyio.run(_gathered, settings, asked.offline)
     if asked.json:
@@ -42,11 +42,11 @@ def command(asked: Namespace) -> int:
 
 
 async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
-    findings = await anyio.to_thread.run_sync(lambda: list(looks.local(settings)))
+    findings = await anyio.to_thread.run_sync(lambda: list(local_checks.local(settings)))
     if offline:
         return [*findings, Finding("note", "remotes", "not asked (--offline)")]
-    targets, more = await anyio.to_thread.run_sync(looks.targets, settings)
-    remotes = open_remotes(settings, KeyRing(settings), SystemClock())
+    targets, more = await anyio.to_thread.run_sync(local_checks.targets, settings)
+    remotes = open_remotes(settings, ApiKeys(settings), SystemClock())
     secrets = settings.secrets()
     for name, remote in remotes.items():
         try:

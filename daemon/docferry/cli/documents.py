@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import anyio
 
-from docferry.cli import wanted
+from docferry.cli import args
+from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Cell, Screen, Table, line, size
 from docferry.cli.queue import open_queue
-from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Cell, Screen, Table, line, size
 from docferry.clock import iso
 from docferry.errors import ConfigError
 from docferry.model import escaped
@@ -27,14 +27,14 @@ _HEADINGS: Final = ("id", "state", "size", "mapping", "path", "why")
 
 
 def list_command(asked: Namespace) -> int:
-    anyio.run(_list, wanted.load(asked.config), asked)
+    anyio.run(_list, args.load(asked.config), asked)
     return 0
 
 
 def show_command(asked: Namespace) -> int:
     # Both ways to say where it lies: as it was typed, and with links followed.
     given = os.fsencode(Path(asked.document).absolute())
-    anyio.run(_show, wanted.load(asked.config), asked, [os.path.normpath(given), os.path.realpath(given)])
+    anyio.run(_show, args.load(asked.config), asked, [os.path.normpath(given), os.path.realpath(given)])
     return 0
 
 
@@ -73,15 +73,15 @@ def _safe(text: str | None) -> str | None:
 
 
 async def _list(settings: Settings, asked: Namespace) -> None:
-    wanted.reason(asked.reason)
-    screen, roots = Screen(), wanted.roots(settings)
+    args.reason(asked.reason)
+    screen, roots = Screen(), args.roots(settings)
     widths: list[int] = []
     async with open_queue(settings) as database:
         reports = None if database is None else Reports(database)
         if asked.mapping is not None:
             # Documents may be left of a mapping that the configuration has no more.
             left = [] if reports is None or asked.mapping in roots else list(await reports.counts())
-            wanted.mappings(settings, [asked.mapping], also=left)
+            args.mappings(settings, [asked.mapping], also=left)
         if reports is None:
             return
         async for rows in _chunks(reports, asked):
@@ -117,7 +117,7 @@ def _cells(row: Row, roots: Mapping[str, bytes]) -> tuple[Cell | str | int, ...]
 
 
 async def _show(settings: Settings, asked: Namespace, paths: list[bytes]) -> None:
-    screen, roots = Screen(), wanted.roots(settings)
+    screen, roots = Screen(), args.roots(settings)
     async with open_queue(settings) as database:
         if database is None:
             raise ConfigError(["docferry has not seen any document yet; run `docferry sync` or `docferry run`"])

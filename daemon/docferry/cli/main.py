@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        return _quiet()
+        return _debouncer()
     except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, not a traceback
         return _failed(error)
     return code
@@ -94,7 +94,7 @@ def _simulate() -> Command:
 
 
 def _demo() -> Command:
-    from docferry.cli.demo import command
+    from docferry.cli.demo.command import command
 
     return command
 
@@ -138,7 +138,7 @@ def _failed(error: Exception) -> int:
 
     leaves = list(_leaves(error))
     if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        return _quiet()
+        return _debouncer()
     strangers = [leaf for leaf in leaves if not isinstance(leaf, DocferryError)]
     if strangers:
         return _stumbled(strangers[0])
@@ -176,13 +176,13 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _complain(*sentences: str) -> int:
-    from docferry.cli.screen import complain
+    from docferry.cli.output import complain
 
     complain(*sentences)
     return WRONG
 
 
-def _quiet() -> int:
+def _debouncer() -> int:
     """Whoever read our output has gone (`| head`): say nothing, and keep Python from saying it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return PIPE_CLOSED

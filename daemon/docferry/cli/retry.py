@@ -7,14 +7,14 @@ from argparse import Namespace
 import anyio
 import anyio.to_thread
 
-from docferry.cli import wanted
+from docferry.cli import args
+from docferry.cli.output import Screen, complain, count, line
 from docferry.cli.parser import Misused
 from docferry.cli.queue import open_queue
-from docferry.cli.screen import Screen, complain, count, line
 from docferry.clock import SystemClock
 from docferry.errors import FolderError
 from docferry.settings import Settings
-from docferry.store import tenure
+from docferry.store import locks
 from docferry.store.database import Database
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
@@ -26,21 +26,21 @@ def command(asked: Namespace) -> int:
     if chosen != 1:
         what = "say which documents" if chosen == 0 else "choose one of these ways"
         raise Misused(f"{what}: docferry retry ID…, --mapping NAME and/or --reason CODE, or --all")
-    return anyio.run(_retry, wanted.load(asked.config), asked)
+    return anyio.run(_retry, args.load(asked.config), asked)
 
 
 async def _retry(settings: Settings, asked: Namespace) -> int:
-    wanted.reason(asked.reason)
+    args.reason(asked.reason)
     async with open_queue(settings) as database:
         if asked.mapping is not None:
             left = [] if database is None else list(await Reports(database).counts())
-            wanted.mappings(settings, [asked.mapping], also=left)
+            args.mappings(settings, [asked.mapping], also=left)
         if database is None:
             Screen().show(line("nothing to retry: docferry has not seen any document yet"))
             return 0
         code = await _answer_for(database, asked.ids)
-        await anyio.to_thread.run_sync(tenure.prepare_state_dir, settings.state_dir)
-        with tenure.owner(settings.state_dir) as owner:
+        await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+        with locks.owner(settings.state_dir) as owner:
             number = await Transfers(database, SystemClock(), owner).retry(
                 ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all
             )
@@ -69,7 +69,7 @@ def _tell(settings: Settings, number: int) -> None:
         Screen().show(line("nothing was held or waiting; all gates are open"))
         return
     due = f"{count(number, 'document')} {'is' if number == 1 else 'are'} due now, and all gates are open;"
-    runs = tenure.running(settings.state_dir) is not None
+    runs = locks.running(settings.state_dir) is not None
     Screen().show(line(due, "the daemon goes on with them" if runs else "`docferry sync` sends them"))
 
 
@@ -78,7 +78,7 @@ async def _accept_empty(settings: Settings, mapping: str) -> None:
     root = next((upload.root for upload in settings.uploads if upload.name == mapping), None)
     if root is None or not root.is_dir() or any(root.iterdir()):
         return
-    from docferry.app.house import accept_empty
+    from docferry.app.application import accept_empty
 
     try:
         number = await accept_empty(settings, mapping)

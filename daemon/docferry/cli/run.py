@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 
 from docferry import logs, settings, systemd
-from docferry.app.ferry import ferry
+from docferry.app.daemon import ferry
 
 
 def command(asked: Namespace) -> int:

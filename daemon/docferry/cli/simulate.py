@@ -12,9 +12,9 @@ from itertools import islice
 import anyio
 from anyio.abc import TaskStatus
 
-from docferry.cli.screen import BAD, FAINT, GOOD, STRONG, WARN, Cell, Line, Screen, Table, count, line, size
-from docferry.simulator import Fault, Simulator, Switches, load_faults, load_switches, run_simulator
-from docferry.simulator.ledger import RequestSeen
+from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Cell, Line, Screen, Table, count, line, size
+from docferry.simulator import Fault, Simulator, SimulatorOptions, load_faults, load_switches, run_simulator
+from docferry.simulator.recorder import RequestSeen
 
 #: How often the log of requests is looked at, seconds.
 LOOKED = 0.1
@@ -46,15 +46,15 @@ to = "wootiv"
 
 def command(asked: Namespace) -> int:
     faults = load_faults(asked.faults) if asked.faults else []
-    switches = load_switches(asked.faults) if asked.faults else Switches()
+    options = load_switches(asked.faults) if asked.faults else SimulatorOptions()
     screen = Screen()
-    simulated = anyio.run(_simulate, screen, asked.port, faults, switches)
+    simulated = anyio.run(_simulate, screen, asked.port, faults, options)
     if simulated is not None:
         _sum_up(screen, simulated)
     return 0
 
 
-async def _simulate(screen: Screen, port: int, faults: list[Fault], switches: Switches) -> Simulator | None:
+async def _simulate(screen: Screen, port: int, faults: list[Fault], options: SimulatorOptions) -> Simulator | None:
     """Serve until a signal; the simulator as it was in the end, None when the signal came before the port."""
     ready: Simulator | None = None
 
@@ -66,7 +66,7 @@ async def _simulate(screen: Screen, port: int, faults: list[Fault], switches: Sw
 
     async with anyio.create_task_group() as group:
         await group.start(_until_signal, group.cancel_scope)
-        await run_simulator(port, faults, switches, on_ready=greet)
+        await run_simulator(port, faults, options, on_ready=greet)
     return ready
 
 
@@ -79,13 +79,13 @@ async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[Non
 
 
 def _greet(screen: Screen, simulator: Simulator) -> None:
-    switches = simulator.switches
+    options = simulator.options
     screen.show(
         line("Codat, Wootiv and S3 are simulated at", Cell(simulator.url, STRONG)),
         line(),
         line(Cell("1. the keys it takes, for the shell you run docferry in:", FAINT)),
-        line(f"export CODAT_API_KEY={shlex.quote(switches.codat_key)}"),
-        line(f"export WOOTIV_API_KEY={shlex.quote(switches.wootiv_key)}"),
+        line(f"export CODAT_API_KEY={shlex.quote(options.codat_key)}"),
+        line(f"export WOOTIV_API_KEY={shlex.quote(options.wootiv_key)}"),
         line(),
         line(Cell("2. a configuration (any UUIDs do):", FAINT)),
         *(line(text) for text in _CONFIG.format(url=simulator.url).splitlines()),

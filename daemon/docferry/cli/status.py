@@ -11,10 +11,10 @@ from typing import Any
 
 import anyio
 
-from docferry.app.pulse import read_pulse
-from docferry.cli import standing, wanted
+from docferry.app.status_file import read_status
+from docferry.cli import args, status_view
+from docferry.cli.output import Screen, rendered
 from docferry.cli.queue import open_queue
-from docferry.cli.screen import Screen, rendered
 from docferry.clock import iso
 from docferry.model import Gate, State, escaped
 from docferry.settings import Settings
@@ -27,7 +27,7 @@ Figures = dict[str, Any]
 
 
 def command(asked: Namespace) -> int:
-    settings, screen = wanted.load(asked.config), Screen()
+    settings, screen = args.load(asked.config), Screen()
     if not asked.watch:
         _tell(screen, anyio.run(gathered, settings), as_json=asked.json)
         return 0
@@ -40,7 +40,7 @@ def command(asked: Namespace) -> int:
 
 async def gathered(settings: Settings) -> Figures:
     """Everything that `status --json` tells, see docs/json.md."""
-    pulse = await anyio.to_thread.run_sync(read_pulse, settings.state_dir)
+    status_file = await anyio.to_thread.run_sync(read_status, settings.state_dir)
     counts: dict[str, dict[str, int]] = {}
     arrivals: dict[str, int] = {}
     held: list[tuple[str, str, int]] = []
@@ -52,23 +52,23 @@ async def gathered(settings: Settings) -> Figures:
             held, gates = await reports.held_reasons(), await Gates(database).all()
     return {
         "time": iso(time.time()),
-        "running": None if pulse is None else {"pid": pulse["pid"], "since": iso(pulse["started"])},
-        "trouble": None if pulse is None else pulse.get("trouble"),
+        "running": None if status_file is None else {"pid": status_file["pid"], "since": iso(status_file["started"])},
+        "trouble": None if status_file is None else status_file.get("trouble"),
         "documents": {state.value: sum(found.get(state, 0) for found in counts.values()) for state in State},
-        "uploads": _uploads(settings, counts, pulse or {}),
-        "downloads": _downloads(settings, arrivals, pulse or {}),
+        "uploads": _uploads(settings, counts, status_file or {}),
+        "downloads": _downloads(settings, arrivals, status_file or {}),
         "held": [{"mapping": mapping, "reason": reason, "count": number} for mapping, reason, number in held],
-        "remotes": _remotes(settings, pulse or {}),
+        "remotes": _remotes(settings, status_file or {}),
         "gates": [_gate(gates[key]) for key in sorted(gates)],
     }
 
 
-def _uploads(settings: Settings, counts: dict[str, dict[str, int]], pulse: Figures) -> list[Figures]:
+def _uploads(settings: Settings, counts: dict[str, dict[str, int]], status_file: Figures) -> list[Figures]:
     configured = {upload.name: upload for upload in settings.uploads}
     rows = []
     for name in dict.fromkeys([*configured, *sorted(counts)]):
         upload = configured.get(name)
-        said = pulse.get("mappings", {}).get(name, {})
+        said = status_file.get("mappings", {}).get(name, {})
         rows.append(
             {
                 "mapping": name,
@@ -76,7 +76,7 @@ def _uploads(settings: Settings, counts: dict[str, dict[str, int]], pulse: Figur
                 "to": None if upload is None else upload.to,
                 "folder": None if upload is None else escaped(upload.folder),
                 "documents": {state.value: counts.get(name, {}).get(state, 0) for state in State},
-                "problem": said.get("problem") if pulse or upload is None else _missing(upload.root),
+                "problem": said.get("problem") if status_file or upload is None else _missing(upload.root),
                 "watch": said.get("watch"),
                 "last_scan": said.get("last_scan"),
                 "unsettled": [{"path": path, "since": since} for path, since in said.get("unsettled", [])],
@@ -93,12 +93,12 @@ def _missing(root: Path) -> str | None:
         return f"{escaped(str(root))} cannot be read: {error.strerror}"
 
 
-def _downloads(settings: Settings, arrivals: dict[str, int], pulse: Figures) -> list[Figures]:
+def _downloads(settings: Settings, arrivals: dict[str, int], status_file: Figures) -> list[Figures]:
     configured = {download.name: download for download in settings.downloads}
     rows = []
     for name in dict.fromkeys([*configured, *sorted(arrivals)]):
         download = configured.get(name)
-        said = pulse.get("mappings", {}).get(name, {})
+        said = status_file.get("mappings", {}).get(name, {})
         rows.append(
             {
                 "mapping": name,
@@ -113,10 +113,10 @@ def _downloads(settings: Settings, arrivals: dict[str, int], pulse: Figures) -> 
     return rows
 
 
-def _remotes(settings: Settings, pulse: Figures) -> list[Figures]:
+def _remotes(settings: Settings, status_file: Figures) -> list[Figures]:
     rows = []
     for name in sorted(settings.remotes):
-        said = pulse.get("remotes", {}).get(name, {})
+        said = status_file.get("remotes", {}).get(name, {})
         rows.append(
             {
                 "remote": name,
@@ -146,7 +146,7 @@ def _tell(screen: Screen, figures: Figures, *, as_json: bool) -> None:
     if as_json:
         screen.write(json.dumps(figures, ensure_ascii=False) + "\n")
     else:
-        screen.show(*standing.blocks(figures, time.time()))
+        screen.show(*status_view.blocks(figures, time.time()))
 
 
 async def _watch(settings: Settings, screen: Screen, as_json: bool) -> None:
@@ -161,6 +161,6 @@ async def _watch(settings: Settings, screen: Screen, as_json: bool) -> None:
 
     with Live(console=screen.console(), auto_refresh=False, screen=True) as live:
         while True:
-            blocks = standing.blocks(await gathered(settings), time.time())
+            blocks = status_view.blocks(await gathered(settings), time.time())
             live.update(Group(*map(rendered, blocks)), refresh=True)
             await anyio.sleep(REDRAWN)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import anyio
 
 from docferry import logs
-from docferry.app.onepass import sync
-from docferry.cli.screen import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
-from docferry.cli.wanted import load, mappings, roots
+from docferry.app.one_pass import sync
+from docferry.cli.args import load, mappings, roots
+from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
 from docferry.model import escaped
 from docferry.settings import Settings
 
 if TYPE_CHECKING:
-    from docferry.app.onepass import Progress, SyncReport
-    from docferry.app.preview import PreviewRow
+    from docferry.app.dry_run import PreviewRow
+    from docferry.app.one_pass import Progress, SyncReport
 
     Tell = Callable[[Progress], None] | None
 
@@ -31,7 +31,7 @@ def command(asked: Namespace) -> int:
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
     if asked.dry_run:
-        from docferry.app.preview import preview
+        from docferry.app.dry_run import preview
 
         rows = anyio.run(partial(preview, settings, mappings=chosen))
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
@@ -57,7 +57,7 @@ async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], scr
 def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[Tell]:
     if quiet or not screen.tty:
         return nullcontext()
-    from docferry.cli.bar import Bar
+    from docferry.cli.progress import Bar
 
     return Bar(screen.console())
 

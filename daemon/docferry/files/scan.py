@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from docferry.errors import FolderError, SourceUnreadable
-from docferry.files.beneath import (
+from docferry.files.safe_open import (
     AWAY,
     components,
     folder_error,
@@ -18,10 +18,10 @@ from docferry.files.beneath import (
     subfolder_problem,
     why,
 )
-from docferry.model import Sighting, Stamp, escaped, parted
+from docferry.model import SeenFile, Stamp, escaped, parted
 
 #: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million sightings.
-SeenFile = tuple[bytes, int, int, int]
+FileEntry = tuple[bytes, int, int, int]
 
 #: Where a walk of everything starts: at the root.
 WHOLE = (b"",)
@@ -34,14 +34,14 @@ class Listing:
     """One folder as it was just now. With a `problem` it is incomplete: what it lacks may still be there."""
 
     folder: bytes  # relative to the root; b"" is the root
-    files: list[SeenFile] = field(default_factory=list)
+    files: list[FileEntry] = field(default_factory=list)
     folders: int = 0  # subfolders, those that are not entered included
     problem: str | None = None
 
-    def sighting(self, seen: SeenFile) -> Sighting:
+    def seen_file(self, entry: FileEntry) -> SeenFile:
         """The full word for one of `files`; made only for what is new."""
-        name, size, mtime_ns, ctime_ns = seen
-        return Sighting(self.folder, name, Stamp(size, mtime_ns, ctime_ns))
+        name, size, mtime_ns, ctime_ns = entry
+        return SeenFile(self.folder, name, Stamp(size, mtime_ns, ctime_ns))
 
 
 def walk(
@@ -87,7 +87,7 @@ def is_empty(root: Path) -> bool:
         raise folder_error(root, error) from error
 
 
-def look(root: Path, path: bytes) -> Sighting | None:
+def look(root: Path, path: bytes) -> SeenFile | None:
     """How one file looks now; None when there is no regular file that is reached without a link. Raises
     FolderError when the root is away and SourceUnreadable when the disk gives no answer."""
     folder, name = parted(path)
@@ -99,7 +99,7 @@ def look(root: Path, path: bytes) -> Sighting | None:
         if error.errno in AWAY:
             return None
         raise SourceUnreadable(f"{escaped(path)} cannot be looked at: {why(error)}") from error
-    return Sighting(folder, name, Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
+    return SeenFile(folder, name, Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
 
 
 def is_folder(root: Path, path: bytes) -> bool:

@@ -16,8 +16,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from xxhash import xxh3_128
 
 from docferry.errors import SourceChanged, SourceError
-from docferry.files.digest import of_bytes
-from docferry.files.plain import BLOCK, Visit, read_exactly, source_error, stamp_of
+from docferry.files.hashing import of_bytes
+from docferry.files.plain_tree import BLOCK, Visit, read_exactly, source_error, stamp_of
 from docferry.model import Digests, Source, Stamp, escaped
 
 

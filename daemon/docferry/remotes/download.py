@@ -13,10 +13,10 @@ from typing import Final
 from anyio.to_thread import run_sync
 
 from docferry.errors import RemoteError
-from docferry.remotes import s3
 from docferry.remotes.answers import Answer
 from docferry.remotes.http import Http
 from docferry.remotes.sinks import Sink, written
+from docferry.remotes.wootiv import s3
 
 _LARGEST: Final = 5 * 1024**4  # S3's largest object
 _RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from docferry.model import Parcel
+from docferry.model import UploadItem
 from docferry.remotes.body import closing
 
 #: Small blocks are gathered up to this size, so that few calls carry them.
@@ -41,7 +41,7 @@ def content_type(name: str) -> str:
 class Plain:
     """One document as it is; the source keeps its last block back until the bytes are proved."""
 
-    parcel: Parcel
+    parcel: UploadItem
 
     @property
     def length(self) -> int:
@@ -54,7 +54,7 @@ class Plain:
 class Form:
     """Documents as parts named `file`, after `fields` exactly as given and in their order."""
 
-    def __init__(self, parcels: Sequence[Parcel], fields: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, parcels: Sequence[UploadItem], fields: Sequence[tuple[str, str]] = ()) -> None:
         self._parcels = parcels
         boundary = _boundary(parcels)
         self.content_type = f"multipart/form-data; boundary={boundary}"
@@ -86,7 +86,7 @@ class Form:
         yield self._end
 
 
-def _boundary(parcels: Sequence[Parcel]) -> str:
+def _boundary(parcels: Sequence[UploadItem]) -> str:
     """Nobody can know it beforehand, as uids are random; and the same documents get the same one."""
     uids = " ".join(parcel.transfer.uid for parcel in parcels)
     return "docferry-" + sha256(uids.encode()).hexdigest()[:40]

@@ -1,11 +1,11 @@
 """A local Codat, Wootiv and S3 to try things against."""
 
 from docferry.simulator.faults import KINDS, Fault, load_faults, load_switches
-from docferry.simulator.ledger import Event, RequestSeen, S3Object, Stored
-from docferry.simulator.running import Running, run_simulator
+from docferry.simulator.in_thread import SimulatorThread, run_simulator
+from docferry.simulator.options import SimulatorOptions
+from docferry.simulator.recorder import Event, RequestSeen, S3Object, Stored
 from docferry.simulator.server import Simulator
 from docferry.simulator.sigv4 import Credentials
-from docferry.simulator.switches import Switches
 
 __all__ = [
     "KINDS",
@@ -13,11 +13,11 @@ __all__ = [
     "Event",
     "Fault",
     "RequestSeen",
-    "Running",
     "S3Object",
     "Simulator",
+    "SimulatorOptions",
+    "SimulatorThread",
     "Stored",
-    "Switches",
     "load_faults",
     "load_switches",
     "run_simulator",

@@ -12,7 +12,7 @@ from typing import IO
 
 import anyio.to_thread
 
-from docferry.simulator.ledger import Stored
+from docferry.simulator.recorder import Stored
 
 _BLOCK = 256 * 1024
 #: ZIPs up to this size are made in memory.

@@ -16,10 +16,10 @@ from docferry.simulator.archive import Filed, blocks_of, zip_of
 from docferry.simulator.filerules import LARGEST_FILE, MOST_FILES, problems_of, renamed
 from docferry.simulator.http import Answer, Malformed, Request
 from docferry.simulator.keys import Keys, OtherBody
-from docferry.simulator.ledger import Ledger, Stored
 from docferry.simulator.limits import Limits
 from docferry.simulator.multipart import Catch, Part, read_form
-from docferry.simulator.switches import Switches
+from docferry.simulator.options import SimulatorOptions
+from docferry.simulator.recorder import Recorder, Stored
 
 _LARGEST_BODY = MOST_FILES * LARGEST_FILE + 1024 * 1024
 
@@ -38,16 +38,23 @@ class Codat:
     """The shore. `route` names what a request wants; `serve` lets it in and answers it."""
 
     def __init__(
-        self, switches: Switches, clock: Clock, ledger: Ledger, dice: random.Random, keep: int, *, digest: bool
+        self,
+        options: SimulatorOptions,
+        clock: Clock,
+        recorder: Recorder,
+        jitter: random.Random,
+        keep: int,
+        *,
+        digest: bool,
     ) -> None:
-        self._switches = switches
+        self._switches = options
         self._clock = clock
-        self._ledger = ledger
-        self._dice = dice
+        self._recorder = recorder
+        self._random = jitter
         self._keep = keep
         self._digest = digest
         self._files: dict[str, list[Filed]] = {}
-        self.limits = Limits(switches, clock)
+        self.limits = Limits(options, clock)
         self.keys = Keys(clock)
 
     def route(self, method: str, segments: list[str]) -> tuple[str, Handler] | None:
@@ -97,7 +104,7 @@ class Codat:
                 "statusCode": status,
                 "service": "FilesApi",
                 "error": error,
-                "correlationId": f"{self._dice.getrandbits(128):032x}",
+                "correlationId": f"{self._random.getrandbits(128):032x}",
                 "validation": {"errors": [dict(zip(names, each, strict=True)) for each in problems], "warnings": []},
                 "canBeRetried": "Yes" if status in (429, 500, 503) else "No",
                 "detailedErrorCode": 0,
@@ -115,7 +122,7 @@ class Codat:
         late: float = 0.0,
     ) -> None:
         """Store a file; it is listed once `list_lag` has passed too."""
-        self._ledger.store(stored, late=late)
+        self._recorder.store(stored, late=late)
         filed = Filed(
             stored,
             uploaded or iso(stored.at + self._switches.date_skew) or "",

@@ -12,7 +12,7 @@ from docferry.clock import iso
 from docferry.errors import ConfigError
 from docferry.simulator.faults import faults_from
 from docferry.simulator.http import Answer, Malformed, Request
-from docferry.simulator.ledger import S3Object, Stored
+from docferry.simulator.recorder import S3Object, Stored
 
 if TYPE_CHECKING:
     from docferry.simulator.server import Simulator
@@ -70,15 +70,15 @@ class Control:
         )
 
     async def _switches(self, _request: Request) -> Answer:
-        switches = asdict(self._simulator.switches)
-        if switches["companies"] is not None:
-            switches["companies"] = {name: sorted(found) for name, found in switches["companies"].items()}
-        return Answer.of_json(200, switches)
+        options = asdict(self._simulator.options)
+        if options["companies"] is not None:
+            options["companies"] = {name: sorted(found) for name, found in options["companies"].items()}
+        return Answer.of_json(200, options)
 
     # turning
 
     async def _switch(self, request: Request) -> Answer:
-        self._simulator.switches.change(_table(await request.json()))
+        self._simulator.options.change(_table(await request.json()))
         return Answer.of_json(200, _DONE)
 
     async def _faults(self, request: Request) -> Answer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from docferry.errors import ConfigError
-from docferry.simulator.switches import Switches
+from docferry.simulator.options import SimulatorOptions
 
 #: Every kind, and the parameters it knows.
 KINDS: Mapping[str, frozenset[str]] = {
@@ -74,8 +74,8 @@ class Fault:
 class Rules:
     """The rules in force. The first that strikes wins; all that match count the request."""
 
-    def __init__(self, faults: Sequence[Fault], dice: random.Random) -> None:
-        self._dice = dice
+    def __init__(self, faults: Sequence[Fault], jitter: random.Random) -> None:
+        self._random = jitter
         self.faults: list[Fault] = []
         self._seen: list[int] = []
         self._struck: list[int] = []
@@ -106,7 +106,7 @@ class Rules:
             return False
         if fault.first is not None and self._struck[index] >= fault.first:
             return False
-        return fault.rate >= 1 or self._dice.random() < fault.rate
+        return fault.rate >= 1 or self._random.random() < fault.rate
 
 
 def load_faults(path: Path) -> list[Fault]:
@@ -115,14 +115,14 @@ def load_faults(path: Path) -> list[Fault]:
     return faults_from(_read(path).get("fault", []))
 
 
-def load_switches(path: Path) -> Switches:
+def load_switches(path: Path) -> SimulatorOptions:
     """The `[switches]` table of the same file; as they come where it has none."""
-    switches = Switches()
+    options = SimulatorOptions()
     wishes = _read(path).get("switches", {})
     if not isinstance(wishes, dict):
         raise ConfigError([f"{path}: switches must be a table"])
-    switches.change(wishes)
-    return switches
+    options.change(wishes)
+    return options
 
 
 def faults_from(rows: object) -> list[Fault]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from docferry.clock import Clock, iso
-from docferry.simulator.switches import Switches
+from docferry.simulator.options import SimulatorOptions
 
 #: What the headers say when no quota is set.
 _NO_QUOTA = 10_000_000
@@ -17,8 +17,8 @@ _MINUTE = 60.0
 class Limits:
     """Counts, and says after how many seconds to come again."""
 
-    def __init__(self, switches: Switches, clock: Clock) -> None:
-        self._switches = switches
+    def __init__(self, options: SimulatorOptions, clock: Clock) -> None:
+        self._switches = options
         self._clock = clock
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
         self._day = ""

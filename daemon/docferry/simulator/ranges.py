@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from docferry.simulator.http import Answer, Request
-from docferry.simulator.ledger import S3Object
+from docferry.simulator.recorder import S3Object
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 

@@ -12,12 +12,12 @@ from xml.sax.saxutils import escape
 
 from docferry.clock import Clock
 from docferry.simulator.http import Answer, Malformed, Request
-from docferry.simulator.ledger import Ledger, S3Object, Stored
 from docferry.simulator.multipart import Catch, read_form
+from docferry.simulator.options import SimulatorOptions
 from docferry.simulator.postpolicy import check_policy
 from docferry.simulator.ranges import ranged
+from docferry.simulator.recorder import Recorder, S3Object, Stored
 from docferry.simulator.sigv4 import Credentials, S3Error, Signable, presign, verify
-from docferry.simulator.switches import Switches
 
 #: An object larger than this is hashed and counted, its bytes are not kept.
 LARGEST_KEPT = 64 * 1024 * 1024
@@ -30,12 +30,19 @@ class S3:
     """The object store; `sign` makes URLs for it."""
 
     def __init__(
-        self, switches: Switches, clock: Clock, ledger: Ledger, dice: random.Random, keep: int, *, digest: bool
+        self,
+        options: SimulatorOptions,
+        clock: Clock,
+        recorder: Recorder,
+        jitter: random.Random,
+        keep: int,
+        *,
+        digest: bool,
     ) -> None:
-        self._switches = switches
+        self._switches = options
         self._clock = clock
-        self._ledger = ledger
-        self._dice = dice
+        self._recorder = recorder
+        self._random = jitter
         self._keep = min(keep, LARGEST_KEPT)
         self._digest = digest
         self.credentials = Credentials()
@@ -73,18 +80,18 @@ class S3:
 
     def keep(self, bucket: str, key: str, catch: Catch, content_type: str, late: float = 0.0) -> S3Object:
         """One object under one key, whatever stood there before."""
-        etag = f'"{catch.md5.hex() or f"{self._dice.getrandbits(128):032x}-1"}"'
+        etag = f'"{catch.md5.hex() or f"{self._random.getrandbits(128):032x}-1"}"'
         content = catch.content
         stands = S3Object(bucket, key, content, catch.size, catch.sha256, etag, self._clock.now() + late, content_type)
         stored = Stored("wootiv", None, None, key, content, catch.sha256, catch.size, stands.modified)
-        self._ledger.store(stored, stands, late)
+        self._recorder.store(stored, stands, late)
         return stands
 
     def catch(self) -> Catch:
         return Catch(keep=self._keep, md5=True, digest=self._digest)
 
     def error(self, status: int, code: str, message: str, **extra: str) -> Answer:
-        fields = {"Code": code, "Message": message, **extra, "RequestId": f"{self._dice.getrandbits(64):016X}"}
+        fields = {"Code": code, "Message": message, **extra, "RequestId": f"{self._random.getrandbits(64):016X}"}
         inner = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in fields.items())
         body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error>{inner}</Error>'
         return Answer(status, body.encode(), {"Content-Type": "application/xml"})
@@ -141,7 +148,7 @@ class S3:
         self._verify(request)
         if request.forced is not None:
             return request.forced
-        stands = self._ledger.objects.get((bucket, key))
+        stands = self._recorder.objects.get((bucket, key))
         if stands is None:
             raise S3Error(404, "NoSuchKey", "The specified key does not exist.", Key=key)
         if stands.content is None and request.method == "GET":

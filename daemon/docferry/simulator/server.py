@@ -20,14 +20,14 @@ from anyio.abc import TaskStatus
 from docferry.clock import Clock, SystemClock, iso
 from docferry.simulator.codat import Codat
 from docferry.simulator.control import Control
-from docferry.simulator.door import Door, listen
+from docferry.simulator.fault_effects import Case, suffer
 from docferry.simulator.faults import Fault, Rules
 from docferry.simulator.http import Answer, Malformed, Request, deliver, next_request
-from docferry.simulator.ledger import Event, Ledger, RequestSeen, S3Object, Stored
+from docferry.simulator.listener import Listener, listen
+from docferry.simulator.options import SimulatorOptions
+from docferry.simulator.recorder import Event, Recorder, RequestSeen, S3Object, Stored
 from docferry.simulator.s3 import S3
 from docferry.simulator.sigv4 import Credentials
-from docferry.simulator.switches import Switches
-from docferry.simulator.trouble import Case, suffer
 from docferry.simulator.wire import Gone, Reset, Wire
 from docferry.simulator.wootiv import Wootiv
 
@@ -49,7 +49,7 @@ class Simulator:
 
     def __init__(
         self,
-        switches: Switches | None = None,
+        options: SimulatorOptions | None = None,
         faults: Sequence[Fault] = (),
         seed: int = 0,
         clock: Clock | None = None,
@@ -57,19 +57,19 @@ class Simulator:
         on_event: Callable[[Event], None] | None = None,
         digests: bool = True,
     ) -> None:
-        self.switches = switches if switches is not None else Switches()
+        self.options = options if options is not None else SimulatorOptions()
         self.clock: Clock = clock if clock is not None else SystemClock()
-        dice = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
+        jitter = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
         keep = _KEEP_ALL if keep_bytes else 0
-        self.ledger = Ledger(self.clock, on_event)
+        self.recorder = Recorder(self.clock, on_event)
         self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - as above
-        self.codat = Codat(self.switches, self.clock, self.ledger, dice, keep, digest=digests)
-        self.s3 = S3(self.switches, self.clock, self.ledger, dice, keep, digest=digests)
-        self.wootiv = Wootiv(self.switches, self.ledger, self.s3, dice)
+        self.codat = Codat(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
+        self.s3 = S3(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
+        self.wootiv = Wootiv(self.options, self.recorder, self.s3, jitter)
         self._control = Control(self)
         self._wires: set[Wire] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._door: Door | None = None
+        self._door: Listener | None = None
         self._ssl: ssl.SSLContext | None = None
         self._address = ("", 0)
         self._date = (0, "")
@@ -84,21 +84,21 @@ class Simulator:
     @property
     def stored(self) -> list[Stored]:
         """Every file stored by now, in order; for S3 each PUT counts, `objects` has what stands."""
-        return list(self.ledger.stored)
+        return list(self.recorder.stored)
 
     @property
     def objects(self) -> dict[tuple[str, str], S3Object]:
-        return dict(self.ledger.objects)
+        return dict(self.recorder.objects)
 
     @property
     def requests(self) -> Counter[str]:
         """How often each route was asked for."""
-        return self.ledger.requests
+        return self.recorder.requests
 
     @property
     def log(self) -> deque[RequestSeen]:
         """The latest requests, one by one."""
-        return self.ledger.log
+        return self.recorder.log
 
     @property
     def most_at_once(self) -> Counter[str]:
@@ -161,10 +161,10 @@ class Simulator:
 
     def reset(self) -> None:
         """Forget everything that came; no faults, switches as they come."""
-        self.ledger.reset()
+        self.recorder.reset()
         self.codat.reset()
         self.rules.replace(())
-        self.switches.reset()
+        self.options.reset()
 
     # serving
 
@@ -187,7 +187,7 @@ class Simulator:
                     self._wires.add(wire)  # at once: whoever is let in can be thrown out
                     connections.start_soon(self._connection, wire)
 
-                with Door(listener, welcome) as self._door:
+                with Listener(listener, welcome) as self._door:
                     task_status.started(self._address[1])
                     await anyio.sleep_forever()
 
@@ -227,8 +227,8 @@ class Simulator:
         first_byte = self.clock.now() if wire.first_byte is None else wire.first_byte
         seen = RequestSeen(name, request.method, request.path, fault.kind if fault else None, first_byte)
         if shore is not self._control:
-            self.ledger.requests[name] += 1
-            self.ledger.log.append(seen)
+            self.recorder.requests[name] += 1
+            self.recorder.log.append(seen)
         try:
             answer = await self._answer(request, name, shore, handler, fault)
             await self._settle_body(request, answer)
@@ -251,7 +251,7 @@ class Simulator:
         fault: Fault | None,
     ) -> Answer:
         async def run() -> Answer:
-            request.latency = self.switches.latency
+            request.latency = self.options.latency
             try:
                 answer = await shore.serve(request, handler)
             except (Gone, Reset):
@@ -268,7 +268,7 @@ class Simulator:
 
         if fault is None:
             return await run()
-        self.ledger.struck(name, fault.kind)
+        self.recorder.struck(name, fault.kind)
         return await suffer(
             Case(fault, request, self.s3.now(), run, lambda status, code: _error(shore, status, code), self.refuse)
         )

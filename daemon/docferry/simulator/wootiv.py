@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from docferry.simulator.http import Answer, Malformed, Request
-from docferry.simulator.ledger import Ledger
 from docferry.simulator.multipart import Catch, Part, read_form
+from docferry.simulator.options import SimulatorOptions
 from docferry.simulator.postpolicy import sign_policy
+from docferry.simulator.recorder import Recorder
 from docferry.simulator.s3 import S3
-from docferry.simulator.switches import Switches
 
 BUCKET = "wootiv-documents"
 #: A field of presigned POSTs that no client knows: all must be passed on as they are.
@@ -26,11 +26,11 @@ Handler = Callable[[Request], Awaitable[Answer]]
 class Wootiv:
     """The shore; its objects live in the simulated S3."""
 
-    def __init__(self, switches: Switches, ledger: Ledger, s3: S3, dice: random.Random) -> None:
-        self._switches = switches
-        self._ledger = ledger
+    def __init__(self, options: SimulatorOptions, recorder: Recorder, s3: S3, jitter: random.Random) -> None:
+        self._switches = options
+        self._recorder = recorder
         self._s3 = s3
-        self._dice = dice
+        self._random = jitter
 
     def route(self, method: str, segments: list[str]) -> tuple[str, Handler] | None:
         match method, segments:
@@ -65,7 +65,7 @@ class Wootiv:
         return request.forced or answer
 
     def error(self, status: int, message: str, headers: dict[str, str] | None = None) -> Answer:
-        value = {"statusCode": status, "message": message, "requestId": f"{self._dice.getrandbits(64):016x}"}
+        value = {"statusCode": status, "message": message, "requestId": f"{self._random.getrandbits(64):016x}"}
         return Answer.of_json(status, value, headers)
 
     # signing
@@ -131,7 +131,7 @@ class Wootiv:
     # reading
 
     async def _fetch(self, request: Request, key: str) -> Answer:
-        if (BUCKET, key) not in self._ledger.objects:
+        if (BUCKET, key) not in self._recorder.objects:
             return self.error(404, f"There is no object {quote(key)}")
         return Answer.of_json(200, {"signedUrl": self._s3.sign("GET", request.base, BUCKET, key)})
 
@@ -139,10 +139,10 @@ class Wootiv:
         return Answer.of_json(200, {"status": "ok"})
 
     async def _buckets(self, _request: Request) -> Answer:
-        return Answer.of_json(200, {"buckets": sorted({BUCKET, *(bucket for bucket, _ in self._ledger.objects)})})
+        return Answer.of_json(200, {"buckets": sorted({BUCKET, *(bucket for bucket, _ in self._recorder.objects)})})
 
     async def _objects(self, _request: Request) -> Answer:
-        objects = [stands for (bucket, _), stands in self._ledger.objects.items() if bucket == BUCKET]
+        objects = [stands for (bucket, _), stands in self._recorder.objects.items() if bucket == BUCKET]
         return Answer.of_json(
             200, {"objects": [{"key": each.key, "size": each.size, "etag": each.etag} for each in objects]}
         )

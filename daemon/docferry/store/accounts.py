@@ -8,11 +8,11 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection, text
 
-from docferry.model import Accounted, Target
+from docferry.model import KnownUploads, Target
 from docferry.store.database import Database
 
 
-class Accounts:
+class LookupCounts:
     """What can be read of the queue; `owner` is the process that reads it."""
 
     def __init__(self, database: Database, owner: str) -> None:
@@ -63,11 +63,11 @@ class Accounts:
 
     async def accounted(
         self, target: Target, *, names_since: float, digests_since: float, until: float = 1e12
-    ) -> Accounted:
+    ) -> KnownUploads:
         """What SENT transfers of a company explain: names since one time, digests since another, wall seconds."""
         parameters = {"remote": target.remote, "company": target.company_id, "names": names_since, "until": until}
 
-        def work(connection: Connection) -> Accounted:
+        def work(connection: Connection) -> KnownUploads:
             names = connection.execute(
                 text(
                     "SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote "
@@ -82,11 +82,11 @@ class Accounts:
                 ),
                 parameters | {"digests": digests_since},
             )
-            return Accounted({r[0]: r[1] for r in names}, {r[0]: r[1] for r in digests})
+            return KnownUploads({r[0]: r[1] for r in names}, {r[0]: r[1] for r in digests})
 
         return await self._database.read(work)
 
-    async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> Accounted:
+    async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> KnownUploads:
         """What may or may not show at the remote yet: just sent, on the wire, or in doubt, apart from some."""
         parameters = {
             "remote": target.remote,
@@ -95,10 +95,10 @@ class Accounts:
             "apart": json.dumps(sorted(apart_from)),
         }
 
-        def work(connection: Connection) -> Accounted:
+        def work(connection: Connection) -> KnownUploads:
             rows = connection.execute(_UNSETTLED, parameters).all()
             names, digests = Counter(r[0] for r in rows), Counter(r[1] for r in rows)
-            return Accounted(dict(names), dict(digests))
+            return KnownUploads(dict(names), dict(digests))
 
         return await self._database.read(work)
 

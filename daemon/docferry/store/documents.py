@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, bindparam, text
 
 from docferry.clock import Clock
-from docferry.model import Sighting, Stamp, joined, parted
-from docferry.store import plans
+from docferry.model import SeenFile, Stamp, joined, parted
+from docferry.store import enqueue
 from docferry.store.connection import driver, fetched
 from docferry.store.database import Database
-from docferry.store.plans import Applied, Planned
+from docferry.store.enqueue import Applied, Planned
 
 #: name, size, mtime_ns, ctime_ns: what a scan compares, as `files.scan` gives it.
 Look = tuple[bytes, int, int, int]
@@ -24,7 +24,7 @@ class Differences:
     """How folders on the disk differ from what is known of them."""
 
     known: int = 0  # files that are known as they are
-    fresh: list[Sighting] = field(default_factory=list)  # new, or known otherwise
+    fresh: list[SeenFile] = field(default_factory=list)  # new, or known otherwise
     gone: list[bytes] = field(default_factory=list)  # paths that are known and no longer there
 
 
@@ -107,16 +107,16 @@ class Documents:
         if not planned:
             return Applied(0, 0, 0)
         now = self._clock.now()
-        return await self._database.write(lambda connection: plans.apply(connection, mapping, planned, now))
+        return await self._database.write(lambda connection: enqueue.apply(connection, mapping, planned, now))
 
     async def vanished(self, mapping: str, paths: Iterable[bytes]) -> int:
         """These paths are no longer there; what was not sent and lies nowhere else is gone. Number of documents."""
         now, went = self._clock.now(), list(paths)
         if not went:
             return 0
-        return await self._database.write(lambda connection: plans.vanish(connection, mapping, went, now))
+        return await self._database.write(lambda connection: enqueue.vanish(connection, mapping, went, now))
 
-    async def looked_otherwise(self, mapping: str) -> None:
+    async def forget_stamps(self, mapping: str) -> None:
         """The mapping leads elsewhere now: every present path is to be planned afresh."""
 
         def work(connection: Connection) -> None:
@@ -226,4 +226,4 @@ def _differ(connection: Connection, mapping: str, folder: bytes, files: Sequence
         rows = known.fetchmany(_PIECE)
     names = {look[0] for look in fresh}
     found.gone += [joined(folder, look[0]) for look in otherwise if look[0] not in names]
-    found.fresh += [Sighting(folder, name, Stamp(*stamp)) for name, *stamp in fresh]
+    found.fresh += [SeenFile(folder, name, Stamp(*stamp)) for name, *stamp in fresh]

@@ -11,11 +11,11 @@ from sqlalchemy import Connection, text
 
 from docferry.clock import Clock
 from docferry.model import MOVES, Outcome, RemoteName, State, Target, Transfer
-from docferry.store import turns
-from docferry.store.accounts import Accounts
+from docferry.store import clock_jumps
+from docferry.store.accounts import LookupCounts
 from docferry.store.connection import fetched
 from docferry.store.database import Database
-from docferry.store.moves import Moves
+from docferry.store.transitions import TransitionWriter
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
@@ -74,7 +74,7 @@ class Pick:
     most: int
 
 
-class Transfers(Accounts):
+class Transfers(LookupCounts):
     """The transfers of one process: `owner` names it in every lease."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Transfers(Accounts):
     ) -> None:
         super().__init__(database, owner)
         self._clock = clock
-        self._moves = Moves(database, orphaned)  # told of every mapping and path whose transfer went
+        self._moves = TransitionWriter(database, orphaned)  # told of every mapping and path whose transfer went
 
     async def lanes(self) -> list[Lane]:
         """The lanes in which something waits or is in doubt, due or not yet."""
@@ -161,12 +161,12 @@ class Transfers(Accounts):
         with it, so that what was due in a minute is due in a minute. Seconds of the jump; the first process to notice
         does it for all."""
         now = self._clock.now()
-        return await self._database.write(lambda connection: turns.turn(connection, drift, now))
+        return await self._database.write(lambda connection: clock_jumps.turn(connection, drift, now))
 
-    async def from_the_future(self) -> int:
+    async def reset_future_rows(self) -> int:
         """Rows written later than now (the clock was set back while docferry was off) are due at once: how many."""
         now = self._clock.now()
-        return await self._database.write(lambda connection: turns.call_back(connection, now))
+        return await self._database.write(lambda connection: clock_jumps.call_back(connection, now))
 
     def _outcome_row(self, transfer: Transfer, outcome: Outcome, was: State) -> dict[str, Any]:
         now = self._clock.now()

@@ -1,0 +1,160 @@
+"""The daemon: the house from its first scan to the last signal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from docferry import logs, systemd
+from docferry.app import status_file
+from docferry.app.application import Application, open_application
+from docferry.app.shutdown import finish, first, plain_errors
+from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
+from docferry.files.write_lease import guard_signals
+from docferry.settings import Download, Settings, missing_keys
+from docferry.store import locks
+
+log = logs.get("app")
+
+#: A share that hangs must not keep the service from being ready for the others, seconds.
+READY_AFTER = 60.0
+#: How late a loop may be before the watchdog is no longer fed, seconds.
+LATE = 60.0
+
+
+async def ferry(
+    settings: Settings, *, reload: Callable[[], Settings], notify: Callable[[str], None] = systemd.notify
+) -> None:
+    """The daemon: until SIGTERM or SIGINT. SIGHUP builds the house anew with what `reload` reads, if it is sound."""
+    guard_signals()
+    with plain_errors():
+        await _ferry(settings, reload, notify)
+
+
+async def _ferry(settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None]) -> None:
+    await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+    received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    with locks.sole(settings.state_dir), received as signals:
+        following: Settings | None = settings
+        while following is not None:
+            following = await _serve(following, signals, partial(_reloaded, reload, settings), notify)
+    notify("STOPPING=1")
+
+
+def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | None:
+    """The configuration as it is now; None, and said, when it can't be taken."""
+    try:
+        fresh = reload()
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("reload_refused", problem)
+        log.error("reload_refused", "the configuration is broken; docferry goes on with the old one")
+        return None
+    if fresh.state_dir != running.state_dir:
+        log.error("reload_refused", "state_dir can't change while docferry runs; stop it and start it again")
+        return None
+    return fresh
+
+
+async def _serve(
+    settings: Settings, signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+) -> Settings | None:
+    """One configuration's life: returns the next one, or None to stop."""
+    for sentence in missing_keys(settings, settings.secrets()):
+        log.error("key_missing", sentence)
+    following: Settings | None = None
+    async with open_application(settings) as app:
+        await app.scheduler.prepare()
+        with _stopped_in_trouble(app):
+            async with anyio.create_task_group() as outer:
+                await outer.start(app.scheduler.run)
+                async with anyio.create_task_group() as rooms:
+                    rooms.start_soon(app.scan_scheduler.run, name="lookout")
+                    for download in app.downloads:
+                        rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
+                    rooms.start_soon(_heartbeat, app, notify, name="heartbeat")
+                    rooms.start_soon(_ready, app, notify, name="ready")
+                    following = await _wait_for_signal(signals, reloaded, notify)
+                    if following is None:
+                        app.database.hurry()
+                    rooms.cancel_scope.cancel()
+                await finish(app, outer)
+    status_file.forget(settings.state_dir)
+    return following
+
+
+@contextmanager
+def _stopped_in_trouble(app: Application) -> Iterator[None]:
+    """Told to stop while nothing can be written: what was under way is looked at again at the next start."""
+    try:
+        yield
+    except* DatabaseBusy as postpone:
+        if not app.database.hurried:
+            raise
+        log.warning("stopped_in_trouble", f"{first(postpone)}; what was under way is looked at again at the next start")
+
+
+async def _wait_for_signal(
+    signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+) -> Settings | None:
+    async for number in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
+        if number != signal.SIGHUP:
+            log.info("stopping", signal=signal.Signals(number).name)
+            notify("STOPPING=1\nSTATUS=finishing what is in flight")
+            return None
+        notify("RELOADING=1")
+        fresh = await anyio.to_thread.run_sync(reloaded)
+        if fresh is not None:
+            log.info("reloaded", "the configuration was read again")
+            return fresh
+        notify("READY=1")
+    return None
+
+
+async def _ready(app: Application, notify: Callable[[str], None]) -> None:
+    with anyio.move_on_after(READY_AFTER):
+        await app.scan_scheduler.first_round.wait()
+    log.info("ready", mappings=len(app.uploads) + len(app.downloads))
+    notify("READY=1")
+
+
+async def _heartbeat(app: Application, notify: Callable[[str], None]) -> None:
+    """Tell `status` and systemd how things stand, when that is news; feed the watchdog only while scans and workers
+    move."""
+    watchdog = systemd.watchdog_seconds()
+    every = min(status_file.EVERY, watchdog) if watchdog else status_file.EVERY
+    started, trouble = app.clock.now(), None
+    told: tuple[str, object] = ("", None)
+    while True:
+        if (app.database.alarm is None) != (trouble is None):
+            trouble = app.database.alarm
+            log.error("database_trouble", trouble or "all is well again with the database")
+        now = app.clock.steady()
+        moving = now - app.scheduler.beat < LATE and now - app.scan_scheduler.beat < LATE
+        # A full disk is waited out: a restart would not make room.
+        if watchdog and (moving or app.database.trouble):
+            notify("WATCHDOG=1")
+        sentence, figures = status_file.sentence(app), status_file.describe(app, started)
+        if (sentence, figures) != told:
+            notify(f"STATUS={sentence}")
+            written = await anyio.to_thread.run_sync(status_file.write, app.settings.state_dir, figures)
+            told = (sentence, figures if written else None)
+        await anyio.sleep(every)
+
+
+async def _poll_downloads(app: Application, download: Download) -> None:
+    while True:
+        try:
+            await app.downloader.pull(download)
+            app.reconciler.state(download.name).problem = None
+        except (RemoteError, FolderError, ArchiveError, OSError) as error:
+            log.warning("pull_failed", f"{error}; tried again in {download.every:g} s", mapping=download.name)
+            app.reconciler.state(download.name).problem = str(error)
+        app.reconciler.state(download.name).last_scan = app.clock.now()
+        await anyio.sleep(download.every)

@@ -1,0 +1,214 @@
+"""One pass over the same rooms: `docferry sync`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from docferry.app.application import Application, open_application
+from docferry.app.shutdown import finish, plain_errors
+from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
+from docferry.files.write_lease import guard_signals
+from docferry.model import Reason
+from docferry.settings import Download, Settings, missing_keys
+
+#: `sync` waits for documents that are due again within this, seconds; for doubts as long as the list may lag.
+PATIENCE = 5.0
+#: A pass is somebody's wish: it tries these gates at once, where the daemon would wait for the next probe.
+PERSON_REASONS = frozenset(
+    {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.UNREACHABLE}
+)
+#: `sync` goes on for so long without a document arriving (and as long as the list may lag, twice), seconds.
+STALL_TIMEOUT_S = 10.0
+#: `sync` waits so long for a full disk or a foreign lock, seconds; the daemon waits for ever.
+WRITE_PATIENCE = 60.0
+#: `sync` waits so much longer than `settle` for files that are still being written, seconds.
+WAIT_FOR_SETTLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one pass got."""
+
+    files_done: int
+    files_total: int
+    bytes_done: int
+    bytes_total: int
+    held: int
+    scanning: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReport:
+    """What one pass did, and what is left."""
+
+    uploaded: int
+    downloaded: int
+    unchanged: int
+    held: int
+    due: int
+    bytes_up: int
+    bytes_down: int
+    requests: int
+    seconds: float
+    problems: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done; 75 run it again; 1 a person is needed."""
+        if self.due or self.problems:
+            return 75
+        return 1 if self.held else 0
+
+
+async def sync(
+    settings: Settings,
+    *,
+    mappings: Sequence[str] = (),
+    uploads: bool = True,
+    downloads: bool = True,
+    timeout: float | None = None,
+    adopt: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> SyncReport:
+    """One pass: scan, settle, upload all that is due, download what is new. Safe beside a running daemon."""
+    guard_signals()
+    problems = missing_keys(settings, settings.secrets())
+    if problems:
+        raise ConfigError(problems)
+    with plain_errors():
+        async with open_application(
+            settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
+        ) as app:
+            return await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
+    raise AssertionError("unreachable: plain_errors never swallows")
+
+
+class OnePass:
+    """One `sync` under way."""
+
+    def __init__(self, app: Application, *, uploads: bool, on_progress: Callable[[Progress], None] | None) -> None:
+        self._app = app
+        self._uploads = uploads
+        self._on_progress = on_progress
+        self._problems: list[str] = []
+        self._scanning = True
+        self._open_before = 0  # documents that were known and not yet sent
+
+    async def run(self, timeout: float | None) -> SyncReport:
+        app = self._app
+        began = app.clock.steady()
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with anyio.create_task_group() as side:
+                with anyio.CancelScope(deadline=anyio.current_time() + (timeout or float("inf"))) as scope:
+                    side.start_soon(self._stop_at, signals, scope)
+                    if self._on_progress is not None:
+                        side.start_soon(self._show, self._on_progress)
+                    async with anyio.create_task_group() as work:
+                        for download in app.downloads:
+                            work.start_soon(self._pull, download)
+                        if self._uploads:
+                            await self._upload()
+                side.cancel_scope.cancel()
+        return await self._report(app.clock.steady() - began)
+
+    async def _stop_at(self, signals: object, scope: anyio.CancelScope) -> None:
+        async for _ in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
+            scope.cancel()
+
+    async def _upload(self) -> None:
+        app = self._app
+        await app.scheduler.prepare()
+        await app.gates.let_probe(PERSON_REASONS, app.clock.now())
+        self._open_before = sum((await app.reports.open_counts(app.uploads)).values()) if app.uploads else 0
+        async with anyio.create_task_group() as group:
+            await group.start(app.scheduler.run)
+            self._problems += await app.scan_scheduler.round()
+            self._scanning = False
+            await self._settle()
+            await self._drain()
+            await finish(app, group)
+
+    async def _settle(self) -> None:
+        """Wait for files that are still being written, but not for ever."""
+        app, debouncer = self._app, self._app.reconciler.debouncer
+        longest = max((upload.settle for upload in app.uploads.values()), default=0.0)
+        deadline = app.clock.steady() + longest + WAIT_FOR_SETTLE_S
+        while (due := debouncer.next_due()) is not None and app.clock.steady() < deadline:
+            await anyio.sleep(min(max(due - app.clock.steady(), 0.0), deadline - app.clock.steady()))
+            await app.scan_scheduler.serve_hints()
+        crowded = [name for name in app.uploads if debouncer.take_overflow(name)]
+        if crowded and app.clock.steady() < deadline:
+            self._problems += await app.scan_scheduler.round()
+            await self._settle()
+
+    async def _drain(self) -> None:
+        """Until nothing is in hand and nothing becomes due soon."""
+        app = self._app
+        lag = max((remote.confirm_after for remote in app.remotes.values()), default=0.0)
+        progress, since = -1, app.clock.steady()
+        while True:
+            await app.scan_scheduler.serve_hints()
+            if not app.scheduler.is_busy:
+                await app.scheduler.look()
+                if app.scheduler.is_busy:
+                    continue  # meanwhile it has claimed what the lanes no longer show
+                if app.gate_manager.counters.uploaded != progress:
+                    progress, since = app.gate_manager.counters.uploaded, app.clock.steady()
+                waited = app.clock.steady() - since
+                stuck = waited > STALL_TIMEOUT_S + 2 * lag
+                if stuck or app.scheduler.next_due_within(PATIENCE, lag + PATIENCE) is None:
+                    return
+                app.scheduler.wake()
+            await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # nothing announces "all done" sooner
+
+    async def _pull(self, download: Download) -> None:
+        try:
+            await self._app.downloader.pull(download)
+        except (RemoteError, FolderError, ArchiveError, OSError) as error:
+            self._problems.append(f"{download.name}: {error}")
+
+    async def _show(self, on_progress: Callable[[Progress], None]) -> None:
+        while True:
+            on_progress(await self._progress())
+            await anyio.sleep(0.2)
+
+    async def _progress(self) -> Progress:
+        counts = await self._app.reports.open_counts(self._app.uploads) if self._app.uploads else {}
+        left = sum(count for state, count in counts.items() if state != "held")
+        counters = self._app.gate_manager.counters
+        done = counters.uploaded
+        average = counters.bytes_up / done if done else 0.0
+        return Progress(
+            done,
+            done + left,
+            counters.bytes_up,
+            counters.bytes_up + int(left * average),
+            counts.get("held", 0),
+            self._scanning,
+        )
+
+    async def _report(self, seconds: float) -> SyncReport:
+        app = self._app
+        counts = await app.reports.open_counts(app.uploads) if self._uploads and app.uploads else {}
+        held = counts.get("held", 0)
+        due = sum(count for state, count in counts.items() if state != "held")
+        unsettled = sum(len(app.reconciler.debouncer.unsettled(name)) for name in app.uploads)
+        gates = await app.gates.all() if due else {}
+        problems = (*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values()))
+        known = sum(app.reconciler.state(name).known for name in app.uploads) - self._open_before
+        return SyncReport(
+            uploaded=app.gate_manager.counters.uploaded,
+            downloaded=app.downloader.brought.files,
+            unchanged=max(0, known) + app.reconciler.planner.unchanged,
+            held=held,
+            due=due + unsettled,
+            bytes_up=app.gate_manager.counters.bytes_up,
+            bytes_down=app.downloader.brought.bytes,
+            requests=sum(remote.health.requests for remote in app.remotes.values()),
+            seconds=round(seconds, 3),
+            problems=problems,
+        )

@@ -1,0 +1,109 @@
+"""What a running daemon says of itself: a small file for `status`, a sentence for systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docferry.clock import iso
+from docferry.model import escaped
+from docferry.store import locks
+
+if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to be imported
+    from docferry.app.application import Application
+
+#: How often is looked whether there is something new to say, seconds.
+EVERY = 2.0
+#: Files still being written that are named in it.
+NAMED = 20
+
+
+def describe(app: Application, started: float) -> dict[str, Any]:
+    """What the daemon is doing now; times are wall seconds."""
+    return {
+        "pid": os.getpid(),
+        "started": started,
+        "in_flight": app.scheduler.in_flight,
+        "remotes": {
+            name: {
+                "limit": remote.health.limit,
+                "remaining": remote.health.remaining,
+                "reset": remote.health.reset,
+                "clock_offset": remote.health.clock_offset,
+                "last_answer": remote.health.last_answer,
+                "in_flight": app.scheduler.in_flight_at(name),
+            }
+            for name, remote in app.remotes.items()
+        },
+        "mappings": {name: _mapping(app, name) for name in _names(app)},
+        "trouble": app.database.alarm,
+    }
+
+
+def sentence(app: Application) -> str:
+    """One line for systemd's STATUS."""
+    stopped = sum(state.problem is not None for state in app.reconciler.folders.values())
+    parts = [f"{app.scheduler.in_flight} in flight", f"{app.gate_manager.counters.uploaded} sent"]
+    if app.gate_manager.closed:
+        parts.append("closed: " + ", ".join(sorted(app.gate_manager.closed)))
+    if stopped:
+        parts.append(f"{stopped} mappings stopped")
+    if (alarm := app.database.alarm) is not None:
+        parts.append(alarm)
+    return ", ".join(parts)
+
+
+def write(state_dir: Path, status_file: dict[str, Any]) -> bool:
+    """Replace the file whole; a full disk must not stop the ferry, and `status` has to say that it is full. Whether it
+    could be written."""
+    path, fresh = state_dir / "status.json", state_dir / "status.json.new"
+    said = json.dumps(status_file)
+    try:
+        fresh.write_text(said)
+        fresh.replace(path)
+    except OSError:
+        try:
+            _overwrite(path, said)
+        except OSError:
+            return False
+    return True
+
+
+def _overwrite(path: Path, said: str) -> None:
+    """In the blocks that the file already has, for which there is room."""
+    with path.open("r+") as file:
+        file.write(said)
+        file.truncate()
+
+
+def read_status(state_dir: Path) -> dict[str, Any] | None:
+    """What a running daemon last said, None when none runs."""
+    pid = locks.running(state_dir)
+    if pid is None:
+        return None
+    said: dict[str, Any] = {"started": None, "remotes": {}, "mappings": {}}
+    with suppress(OSError, ValueError):  # it has only just started
+        said |= json.loads((state_dir / "status.json").read_text(encoding="utf-8"))
+    return said | {"pid": pid}
+
+
+def forget(state_dir: Path) -> None:
+    """The daemon ends in good order."""
+    (state_dir / "status.json").unlink(missing_ok=True)
+
+
+def _names(app: Application) -> list[str]:
+    return [*app.uploads, *(download.name for download in app.downloads)]
+
+
+def _mapping(app: Application, name: str) -> dict[str, Any]:
+    state = app.reconciler.state(name)
+    return {
+        "problem": state.problem or next(iter(state.subfolders.values()), None),
+        "watch": state.watch if name in app.uploads else "on a schedule",
+        "last_scan": iso(state.last_scan),
+        "unsettled": [[escaped(path), iso(since)] for path, since in app.reconciler.debouncer.unsettled(name)[:NAMED]],
+    }

@@ -1,0 +1,263 @@
+"""What `docferry check` sees from here: configuration, state folder, mapped folders, the limits of the kernel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from docferry.cli.output import count
+from docferry.errors import FolderError, StateError
+from docferry.files import scan
+from docferry.files.write_lease import no_writer
+from docferry.model import Target, escaped, joined
+from docferry.settings import Download, Settings, Upload, missing_keys
+from docferry.store import locks
+
+Level = Literal["ok", "note", "warn", "fail"]
+
+#: Free space below which it is worth a word, and below which nothing can be relied on, bytes.
+ROOMY, TIGHT = 1_000_000_000, 100_000_000
+#: So many connections found by placeholders are asked for; each costs a request of the daily quota.
+MOST_ASKED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; `cure` where it is not as it should be. `away`: a remote did not answer."""
+
+    level: Level
+    subject: str
+    detail: str
+    cure: str = ""
+    away: bool = False
+
+
+@dataclass(slots=True)
+class WalkResult:
+    """What one walk through a mapping's folder found."""
+
+    folders: int = 0
+    files: int = 0
+    problems: list[str] = field(default_factory=list)
+    sample: bytes | None = None  # a document to try a lease on
+
+
+def local(settings: Settings) -> Iterator[Finding]:
+    """Every look that needs no network."""
+    yield Finding("ok", "configuration", escaped(str(settings.path)))
+    yield from (Finding("warn", "configuration", sentence) for sentence in settings.warnings)
+    yield from _keys(settings)
+    yield from _state(settings)
+    yield from _sqlite()
+    watched = 0
+    for upload in settings.uploads:
+        walked = WalkResult()
+        yield from _upload(upload, walked)
+        watched += 0 if upload.poll else walked.folders
+    for download in settings.downloads:
+        yield from _download(download, settings.state_dir)
+    if settings.uploads:
+        yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
+
+
+def targets(settings: Settings) -> tuple[list[Target], int]:
+    """The companies and connections that the mappings name or that their folders stand for, at most MOST_ASKED of
+    the latter; and how many more there are."""
+    found = [
+        Target(upload.to, upload.company_id, upload.connection_id) for upload in settings.uploads if not _open(upload)
+    ]
+    found += [Target("codat", company) for download in settings.downloads for company in download.companies]
+    by_folder: dict[Target, None] = {}
+    for upload in settings.uploads:
+        if _open(upload):
+            by_folder.update(dict.fromkeys(_by_folders(upload)))
+    named = [target for target in dict.fromkeys(found) if target.remote == "codat"]
+    return [*named, *list(by_folder)[:MOST_ASKED]], max(0, len(by_folder) - MOST_ASKED)
+
+
+def _open(upload: Upload) -> bool:
+    return bool(upload.placeholders)
+
+
+def _by_folders(upload: Upload) -> Iterator[Target]:
+    """The targets for which there are folders."""
+    ahead: list[tuple[bytes, int]] = [(b"", 0)]
+    while ahead:
+        folder, depth = ahead.pop()
+        if depth == len(upload.levels):
+            target = upload.route(folder + b"/x").target
+            if target is not None:
+                yield target
+            continue
+        for name in _subfolders(os.fsencode(upload.root), folder):
+            path = joined(folder, name)
+            if upload.enters(path):
+                ahead.append((path, depth + 1))
+
+
+def _subfolders(root: bytes, folder: bytes) -> list[bytes]:
+    try:
+        with os.scandir(root + b"/" + folder) as found:
+            return sorted((each.name for each in found if each.is_dir(follow_symlinks=False)), reverse=True)
+    except OSError:
+        return []
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    secrets = settings.secrets()
+    missing = missing_keys(settings, secrets)
+    yield from (Finding("fail", "key", *_parted(sentence)) for sentence in missing)
+    for remote, key in (("codat", secrets.codat_key), ("wootiv", secrets.wootiv_key)):
+        if remote in settings.remotes and key.value is not None:
+            yield Finding("ok", "key", f"{remote}: from {key.origin}")
+
+
+def _state(settings: Settings) -> Iterator[Finding]:
+    folder, shown = settings.state_dir, escaped(str(settings.state_dir))
+    if not _exists(folder):
+        parent = _nearest(folder)
+        if os.access(parent, os.W_OK | os.X_OK):
+            yield Finding("ok", "state folder", f"{shown} will be made at the first start")
+        else:
+            cure = f"make it: mkdir -m 700 {shown}; or set state_dir"
+            yield Finding("fail", "state folder", f"{shown} is not there, and cannot be made by this user", cure)
+            return
+    else:
+        try:
+            locks.prepare_state_dir(folder)
+        except StateError as error:
+            yield Finding("fail", "state folder", *_parted(str(error)))
+            return
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield Finding(
+                "fail", "state folder", f"{shown} cannot be written", "run docferry as the user it belongs to"
+            )
+            return
+        yield Finding("ok", "state folder", shown)
+    free = shutil.disk_usage(_nearest(folder)).free
+    level: Level = "fail" if free < TIGHT else "warn" if free < ROOMY else "ok"
+    cure = "" if level == "ok" else "make room, or set state_dir to a larger disk"
+    yield Finding(level, "disk space", f"{free / 1e9:.1f} GB free for the state folder", cure)
+
+
+def _sqlite() -> Iterator[Finding]:
+    found = sqlite3.sqlite_version_info
+    mended = found >= (3, 51, 3) or (3, 50, 7) <= found < (3, 51) or (3, 44, 6) <= found < (3, 45)
+    said = f"SQLite {sqlite3.sqlite_version}"
+    if mended:
+        yield Finding("ok", "database", said)
+    else:
+        cure = "upgrade the system's SQLite to 3.51.3, 3.50.7 or 3.44.6 when it can be had"
+        yield Finding("warn", "database", f"{said} has a rare defect in its write-ahead log (WAL reset)", cure)
+
+
+def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
+    root = escaped(str(upload.root))
+    try:
+        for listings in scan.walk(upload.root, enters=upload.enters):
+            _count(upload, listings, walked)
+    except FolderError as error:
+        yield Finding("fail", upload.name, *_parted(str(error)), away=True)
+        return
+    for problem in walked.problems[:5]:
+        yield Finding("warn", upload.name, problem, "let docferry's user read it, or exclude it")
+    if len(walked.problems) > 5:
+        yield Finding("warn", upload.name, f"{len(walked.problems) - 5} more folders cannot be read")
+    if not walked.files:
+        yield Finding("note", upload.name, f"{root} has no documents; if it is a share: is it mounted?")
+        return
+    yield Finding("ok", upload.name, f"{root}: {count(walked.files, 'document')} in {count(walked.folders, 'folder')}")
+    yield from _lease(upload, walked)
+    if upload.after_upload != "keep" and not os.access(upload.root, os.W_OK):
+        cure = 'let docferry\'s user write there, or set after_upload = "keep"'
+        yield Finding("fail", upload.name, f'after_upload = "{upload.after_upload}" needs to write in {root}', cure)
+
+
+def _count(upload: Upload, listings: Iterable[scan.Listing], walked: WalkResult) -> None:
+    for listing in listings:
+        walked.folders += 1
+        if listing.problem is not None:
+            walked.problems.append(listing.problem)
+        for name, *_ in listing.files:
+            path = joined(listing.folder, name)
+            if upload.wanted(path):
+                walked.files += 1
+                walked.sample = walked.sample or path
+
+
+def _lease(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
+    """Whether the kernel tells who is writing: else only `settle` does."""
+    path = os.fsencode(upload.root) + b"/" + (walked.sample or b"")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        cure = "let docferry's user read the documents"
+        yield Finding("fail", upload.name, f"{escaped(path)} cannot be read: {error.strerror}", cure)
+        return
+    try:
+        told = no_writer(descriptor)
+    finally:
+        os.close(descriptor)
+    if told is None:
+        cure = "run docferry as the files' owner or give it CAP_LEASE; else choose a generous settle"
+        detail = "the kernel does not tell docferry who is writing here; only the time a file held still counts"
+        yield Finding("note", upload.name, detail, cure)
+
+
+def _download(download: Download, state_dir: Path) -> Iterator[Finding]:
+    for folder in dict.fromkeys(download.folder_of(company) for company in download.companies or (None,)):
+        shown, place = escaped(str(folder)), _nearest(folder)
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            cure = f"make {shown} and let docferry's user write there"
+            yield Finding("fail", download.name, f"{shown} cannot be written by this user", cure)
+            continue
+        will = "" if _exists(folder) else "; it will be made"
+        yield Finding("ok", download.name, f"{shown} can be written{will}")
+        with suppress(OSError):
+            if place.stat().st_dev != _nearest(state_dir).stat().st_dev:
+                detail = f"{shown} is on another filesystem than the state folder: files are copied once more"
+                yield Finding("note", download.name, detail)
+
+
+def _limits(folders: int, roots: int) -> Iterator[Finding]:
+    for name, needed, what in (
+        ("max_user_watches", folders, "folders to watch"),
+        ("max_user_instances", roots + 2, "watches of whole trees, to be safe"),
+    ):
+        try:
+            limit = int(Path("/proc/sys/fs/inotify", name).read_text())
+        except (OSError, ValueError):
+            continue
+        said = f"{needed:,} {what}; the kernel allows {limit:,}"
+        if needed <= limit * 0.9:
+            yield Finding("ok", "inotify", said)
+            continue
+        wanted = max(limit * 2, needed * 2)
+        cure = f"sysctl fs.inotify.{name}={wanted}, and in /etc/sysctl.d/; until then docferry scans instead"
+        yield Finding("warn", "inotify", said, cure)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # something is there that cannot be looked at; whoever opens it learns why
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the first folder above it that is there."""
+    return next((each for each in (path, *path.parents) if _exists(each)), Path("/"))
+
+
+def _parted(sentence: str) -> tuple[str, str]:
+    """What is wrong, and the cure, of a sentence that has both."""
+    wrong, _, cure = sentence.partition("; ")
+    if not cure and ": run " in wrong:
+        wrong, _, cure = wrong.partition(": ")
+    return wrong, cure

@@ -1,0 +1,1 @@
+"""Downloads: from a remote to a folder."""

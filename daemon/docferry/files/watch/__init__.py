@@ -1,0 +1,1 @@
+"""The file watcher, which hurries the scanner."""

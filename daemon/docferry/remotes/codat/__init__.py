@@ -1,0 +1,1 @@
+"""The Codat Files API."""

@@ -1,0 +1,257 @@
+"""Codat's Files API: documents up, the list and the dated ZIP down, and what each of its answers means."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+from uuid import uuid4
+
+from anyio import CancelScope
+from anyio.to_thread import run_sync
+
+from docferry.clock import Clock
+from docferry.errors import RemoteError
+from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
+from docferry.remotes.answers import Answer, parsed, plain, whole
+from docferry.remotes.codat.errors import correlation, is_receipt, quota, refusal, strange
+from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, since
+from docferry.remotes.codat.zip_digests import count
+from docferry.remotes.http import Http
+from docferry.remotes.multipart import Form
+from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
+from docferry.remotes.rate_limits import AtOnce, PerMinute
+from docferry.remotes.sinks import Sink, written
+
+EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
+RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
+#: More documents than this do not fit in one request.
+BATCH: Final = 20
+_LARGEST_ARCHIVE: Final = 8 * 1024**3
+#: How every ZIP begins, an empty one too.
+_ZIP: Final = b"PK"
+#: A clock that is further off makes "since then" questions wrong.
+_CLOCK_TOLERANCE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One row of a company's list, as Codat wrote it."""
+
+    file_name: str | None
+    display_name: str | None
+    source_type: str | None
+    uploaded: str
+
+
+class Codat:
+    """The shore. `key` is asked before each request, so that a renewed key counts at once."""
+
+    name: Final = "codat"
+    rules: Final = RULES
+
+    def __init__(
+        self,
+        *,
+        http: Http,
+        base_url: str,
+        key: Callable[[], str | None],
+        clock: Clock,
+        spool: Path,
+        requests_per_minute: int = 1000,
+        concurrent_per_company: int = 10,
+        list_lag: float = 30.0,
+    ) -> None:
+        self._http = http
+        self._base = base_url.rstrip("/")
+        self._key = key
+        self._clock = clock
+        self._spool = spool
+        self.find_after = list_lag
+        self.confirm_after = 2.5 * list_lag
+        self._minute = PerMinute(requests_per_minute, clock)
+        self._at_once = AtOnce(concurrent_per_company)
+        self._quota = Health()
+
+    @property
+    def health(self) -> Health:
+        quota, http = self._quota, self._http
+        return Health(
+            quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_answer, requests=http.requests
+        )
+
+    async def send(self, items: Sequence[UploadItem], key: str, may_go: MayGo = always) -> Receipt:
+        """One request with all of them, to the connection of the first; 200 is the receipt."""
+        target = items[0].transfer.target
+        form = Form(items)
+        headers = {"Content-Type": form.content_type, "Idempotency-Key": key}
+        path = f"{_connection_path(target)}/files"
+        answer = await self._ask("POST", path, target, headers=headers, body=form, may_go=may_go)
+        if not is_receipt(answer):
+            raise strange(answer)
+        return Receipt(answer.status, correlation_id=correlation(answer, answer.table()))
+
+    def since(self, doubts: Sequence[Transfer]) -> Since:
+        return since(doubts)
+
+    async def find(
+        self, doubts: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
+    ) -> Mapping[int, Finding]:
+        """The list once for all of them; then, for those it does not decide, the ZIPs of the dates in question."""
+        if not doubts:
+            return {}
+        company = doubts[0].target.company_id or ""
+        listed = await self.listing(company)
+        offset = self._http.clock_offset or 0.0
+
+        def judge() -> tuple[Reconciliation, dict[int, Finding]]:
+            rows = [Row.read(each.file_name, each.uploaded, offset) for each in listed]
+            case = Reconciliation(doubts, accounted, unsettled, rows, self._clock.now())
+            return case, case.by_list()
+
+        case, found = await run_sync(judge)
+        if len(found) == len(doubts):
+            return found
+        members = Members()
+        for day in sorted(case.days):
+            await self._count(company, day.isoformat(), members)
+        return found | case.by_archive(members)
+
+    async def listing(self, company: str) -> list[Listed]:
+        """What the company has: by API and by Codat's own upload page."""
+        answer = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
+        return [_listed(row) for row in _rows(parsed(answer, "Codat"))]
+
+    async def fetch(self, company: str, day: str | None, to: Path) -> None:
+        """The ZIP of what was uploaded on a day (YYYY-MM-DD), or ever, into the file `to`."""
+        query = f"?date={quote(day)}" if day else ""
+        path = f"{_company_path(company)}/files/download{query}"
+        answer = await self._ask(
+            "GET", path, Target("codat", company), cap=_LARGEST_ARCHIVE, into=lambda status, _: _zipped(to, status)
+        )
+        whole(answer, "Codat")
+
+    async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
+        """What Codat knows of a connection: `status` must be `Linked` for uploads."""
+        target = Target("codat", company, connection)
+        found = parsed(await self._ask("GET", _connection_path(target), target), "Codat")
+        return found if isinstance(found, dict) else {}
+
+    async def check(self, targets: Sequence[Target]) -> list[Checked]:
+        """The key against the list of each company, the status of each connection, and the clocks."""
+        found: list[Checked] = []
+        for company in dict.fromkeys(target.company_id for target in targets if target.company_id):
+            found.append(await self._check_company(company))
+            if not found[-1].ok:
+                continue
+            connections = dict.fromkeys(each.connection_id for each in targets if each.company_id == company)
+            found += [await self._check_connection(company, each) for each in connections if each]
+        return [*found, *clocks("Codat", self._http.clock_offset, _CLOCK_TOLERANCE)]
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def _count(self, company: str, day: str, members: Members) -> None:
+        """Add what the ZIP of a day holds; the ZIP itself is not kept."""
+        await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))
+        archive = self._spool / f"doubt-{uuid4().hex}.zip"
+        try:
+            await self.fetch(company, day, archive)
+            await run_sync(count, archive, members)
+        finally:
+            with CancelScope(shield=True):
+                await run_sync(lambda: archive.unlink(missing_ok=True))
+
+    # one request
+
+    async def _ask(self, method: str, path: str, target: Target, *, may_go: MayGo = always, **more: Any) -> Answer:
+        """A good answer to one request about a company, in its turn; RemoteError for any other."""
+        headers = {"Authorization": _authorization(self._key()), **more.pop("headers", {})}
+        async with self._at_once.inside(target.company_id or ""):
+            await self._minute.turn(may_go)
+            answer = await self._http.call(method, self._base + path, headers=headers, **more)
+        self._quota = quota(answer) or self._quota
+        if not answer.ok:
+            raise refusal(answer, target, self._clock.now())
+        return answer
+
+    # checks
+
+    async def _check_company(self, company: str) -> Checked:
+        try:
+            count = len(await self.listing(company))
+        except RemoteError as error:
+            return failed(f"codat company {company}", error, _cure(error))
+        return Checked(f"codat company {company}", ok=True, detail=f"the key works; {count} files are listed")
+
+    async def _check_connection(self, company: str, connection: str) -> Checked:
+        subject = f"codat connection {connection}"
+        try:
+            status = plain((await self.connection(company, connection)).get("status"))
+        except RemoteError as error:
+            return failed(subject, error, _cure(error))
+        if status == "Linked":
+            return Checked(subject, ok=True, detail="Linked")
+        return Checked(subject, ok=False, detail=f"its status is {status}", cure="link it in Codat's portal")
+
+
+def _authorization(key: str | None) -> str:
+    key = (key or "").strip()
+    if not key:
+        raise RemoteError(
+            "there is no API key for Codat; set CODAT_API_KEY or api_key_file in [codat]", status=401, scope="codat"
+        )
+    return key if key.startswith("Basic ") else "Basic " + base64.b64encode(key.encode()).decode("ascii")
+
+
+@asynccontextmanager
+async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
+    """A sink for a ZIP. What does not begin like one is taken no further: it may have no end."""
+    start = b""
+    async with written(to) as sink:
+
+        async def checked(block: bytes) -> None:
+            nonlocal start
+            start += block[: len(_ZIP) - len(start)]
+            if not _ZIP.startswith(start):
+                raise strange(Answer(status, {}, start))
+            await sink(block)
+
+        yield checked
+
+
+@lru_cache(maxsize=512)
+def _company_path(company: str) -> str:
+    return f"/companies/{quote(company, safe='')}"
+
+
+@lru_cache(maxsize=512)
+def _connection_path(target: Target) -> str:
+    return f"{_company_path(target.company_id or '')}/connections/{quote(target.connection_id or '', safe='')}"
+
+
+def _rows(found: object) -> list[Any]:
+    if not isinstance(found, list):
+        raise RemoteError("Codat's list of files is no list; it is asked for again", kind="not_ours", status=200)
+    return found
+
+
+def _listed(row: object) -> Listed:
+    if not isinstance(row, dict):
+        raise RemoteError("Codat's list of files has a row that is none; it is asked for again", kind="not_ours")
+    texts = [row.get(name) for name in ("fileName", "displayName", "sourceType", "uploaded")]
+    name, display, source, uploaded = (text if isinstance(text, str) else None for text in texts)
+    return Listed(name, display, source, uploaded or "")
+
+
+def _cure(error: RemoteError) -> str:
+    if error.kind in ("unreachable", "timeout"):
+        return "check base_url, proxy and ca_file in [codat], and the network"
+    return {401: "set CODAT_API_KEY", 403: "use a key with access", 404: "mend company_id and connection_id"}.get(
+        error.status or 0, "see the detail; try again later"
+    )

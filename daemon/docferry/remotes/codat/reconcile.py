@@ -1,0 +1,255 @@
+"""Is a doubtful document at Codat? Pure judgement over its list, its ZIPs, and what other transfers explain.
+
+A name may be changed on the way, a list may lag, others may upload the same name: so the list alone says "there"
+only for a name that carries a token, and "absent" only when it shows all it should and nothing unexplained.
+Everything else is for the ZIPs to say, by digest."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import PurePosixPath
+from typing import Final
+from urllib.parse import unquote
+
+from docferry.model import Finding, Found, KnownUploads, Transfer
+from docferry.remotes.protocol import Since
+
+#: The remote's clock and ours may differ by so much.
+MARGIN: Final = 300.0
+#: A time without a zone may be any zone's.
+VAGUE: Final = 15 * 3600.0
+#: An explained upload may have been stored long before its attempt ended.
+_LONGEST_ATTEMPT: Final = 3600.0
+#: A shorter start of a name is no sign that the rest was cut off.
+_SHORTEST_CUT: Final = 16
+_DAY: Final = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One upload as the list shows it. `days`: the dates whose ZIP may hold it; none when its time cannot be read."""
+
+    name: str
+    at: float | None
+    vague: bool
+    days: frozenset[date]
+
+    @classmethod
+    def read(cls, name: str | None, uploaded: str, offset: float) -> Row:
+        """`offset`: the seconds that the remote's clock is ahead."""
+        try:
+            moment = datetime.fromisoformat(uploaded)
+            there = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            if len(uploaded) <= len("2022-10-23"):
+                there += timedelta(hours=24)  # some time on that day
+            days = {moment.date(), there.astimezone(UTC).date()}
+            if moment.tzinfo is None:
+                days |= {moment.date() - _DAY, moment.date() + _DAY}
+        except (ValueError, OverflowError):
+            return cls(same(name or ""), None, True, frozenset())
+        return cls(same(name or ""), there.timestamp() - offset, moment.tzinfo is None, frozenset(days))
+
+
+@dataclass(slots=True)
+class Members:
+    """What the ZIPs hold: digests, and each with the names it stands under."""
+
+    digests: Counter[str] = field(default_factory=Counter)
+    names: Counter[str] = field(default_factory=Counter)
+    names_of: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+    def add(self, path: str, sha256: str) -> None:
+        name = same(path.rpartition("/")[2])
+        self.digests[sha256] += 1
+        self.names[name] += 1
+        self.names_of[sha256].add(name)
+
+
+def since(doubts: Sequence[Transfer]) -> Since:
+    """How far back other transfers matter: to the names from just before the first attempt, to the digests from the
+    first day whose ZIP may be looked at."""
+    first = min(_begun(each) for each in doubts)
+    day = datetime.fromtimestamp(first - VAGUE, UTC).date() - _DAY
+    return Since(first - MARGIN, datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+
+
+class Reconciliation:
+    """One question: these doubts of one company, its list, and what others explain of it."""
+
+    def __init__(
+        self,
+        doubts: Sequence[Transfer],
+        accounted: KnownUploads,
+        unsettled: KnownUploads,
+        rows: Sequence[Row],
+        now: float,
+    ) -> None:
+        self._doubts = doubts
+        self._accounted = accounted
+        self._unsettled = unsettled
+        self._now = now
+        self._since = since(doubts)
+        self._ours = {same(each.remote_name) for each in doubts}
+        self._rows = rows
+        self._recent = [row for row in rows if self._is_recent(row)]
+        self._shows_all = self._shows_all_settled()
+        self._unexplained = self._without_explained()
+        self._open: list[Transfer] = []
+        self.days: frozenset[date] = frozenset()
+
+    def by_list(self) -> dict[int, Finding]:
+        """What the list decides alone; for the rest `days` are the dates whose ZIPs must be looked into."""
+        found: dict[int, Finding] = {}
+        for doubt in self._doubts:
+            finding = self._by_list(doubt)
+            if finding is None:
+                self._open.append(doubt)
+            else:
+                found[doubt.id] = finding
+        if self._open:
+            self.days = frozenset(self._days())
+        return found
+
+    def by_archive(self, members: Members) -> dict[int, Finding]:
+        """The rest, decided by digest. What is found for one document counts no more for the next."""
+        found: dict[int, Finding] = {}
+        taken: Counter[str] = Counter()
+        complete = self._is_complete(members)
+        for doubt in sorted(self._open, key=lambda each: same(each.remote_name) not in members.names_of[each.sha256]):
+            finding = self._by_archive(doubt, members.digests[doubt.sha256] - taken[doubt.sha256], complete)
+            taken[doubt.sha256] += finding.found is Found.THERE
+            found[doubt.id] = finding
+        return found
+
+    # the list
+
+    def _by_list(self, doubt: Transfer) -> Finding | None:
+        name = same(doubt.remote_name)
+        # After the database was lost the token is a new one: a copy from before bears another.
+        adopted = doubt.first_sent is not None and doubt.first_sent < doubt.created
+        if doubt.token in doubt.remote_name and not adopted:
+            if any(row.name == name for row in self._rows):
+                return Finding(Found.THERE, "Codat lists its name, and nobody else has that token", "list")
+            maybe = any(_is_cut(row.name, name) for row in self._unexplained)
+        else:
+            maybe = bool(self._unexplained) or any(row.name == name for row in self._recent)
+        if maybe or not self._shows_all:
+            return None
+        return Finding(Found.ABSENT, "Codat lists nothing since it was sent but what others account for", "list")
+
+    def _is_recent(self, row: Row) -> bool:
+        slack = VAGUE if row.vague else 0.0
+        return row.at is None or row.at >= self._since.names - slack
+
+    def _shows_all_settled(self) -> bool:
+        """Does the list show every upload that is known to be there? Else it is stale, and what it lacks is no sign."""
+        shown = Counter(row.name for row in self._rows if self._is_recent(row) or self._is_edge(row))
+        missing = {name: count for name, count in self._settled().items() if shown[name] < count}
+        return all(any(_is_cut(row, name) for row in shown) for name in missing)
+
+    def _without_explained(self) -> list[Row]:
+        """Recent rows that no other transfer explains by name; of several the oldest are explained. A name that is in
+        doubt is explained only by what is settled."""
+        settled, loose = self._settled(), Counter(map(same, _each(self._unsettled.names)))
+        groups: defaultdict[str, list[Row]] = defaultdict(list)
+        for row in self._rows:
+            if self._is_recent(row) or (self._is_edge(row) and row.name in settled):
+                groups[row.name].append(row)
+        left = []
+        for name, rows in groups.items():
+            explained = settled[name] + (0 if name in self._ours else loose[name])
+            left += sorted(rows, key=lambda row: row.at or self._now)[explained:]
+        return self._without_cut(left, [name for name in settled + loose if name not in groups])
+
+    def _without_cut(self, rows: list[Row], names: Iterable[str]) -> list[Row]:
+        """A row whose name is the start of an explained one is explained too, if it cannot be one in doubt."""
+        for name in names:
+            cut = next((row for row in rows if row.name not in self._ours and _is_cut(row.name, name)), None)
+            if cut is not None and not any(_is_cut(cut.name, ours) for ours in self._ours):
+                rows.remove(cut)
+        return rows
+
+    def _is_edge(self, row: Row) -> bool:
+        return row.at is not None and self._since.names - _LONGEST_ATTEMPT <= row.at < self._since.names
+
+    def _settled(self) -> Counter[str]:
+        return Counter(map(same, _each(self._accounted.names)))
+
+    # the ZIPs
+
+    def _by_archive(self, doubt: Transfer, count: int, complete: bool) -> Finding:
+        settled, loose = (each.digests.get(doubt.sha256, 0) for each in (self._accounted, self._unsettled))
+        if count > settled + loose:
+            return Finding(Found.THERE, "its bytes are in Codat's ZIP, and nobody else accounts for them", "zip")
+        if count > settled:
+            # List and ZIP are the company's: neither tells by which connection a copy came.
+            copies = "one copy" if count - settled == 1 else f"{count - settled} copies"
+            return Finding(
+                Found.UNSURE,
+                f"Codat's ZIP has {copies} of its bytes that may be its own, but {loose + 1} documents of this company "
+                "may have brought them, perhaps to different connections: which of them did cannot be known",
+                "zip",
+            )
+        if complete:
+            return Finding(Found.ABSENT, "Codat's ZIP has all that is listed, and not its bytes", "zip")
+        if not self._rows and self._accounted.names:
+            return Finding(Found.UNSURE, "Codat's list is empty, although uploads are known to be there", "list")
+        return Finding(Found.UNSURE, "Codat's list and ZIP do not show all that is known to be there yet", "zip")
+
+    def _days(self) -> Iterator[date]:
+        """The dates of what is unexplained or named like a doubt. Where others have the same bytes, or the list is
+        stale, every date that they are counted from: or one of theirs would be taken for ours, or hide it."""
+        for row in self._unexplained:
+            yield from row.days
+        for row in self._recent:
+            if row.name in self._ours:
+                yield from row.days
+        counted = self._accounted.digests.keys() | self._unsettled.digests.keys()
+        wide = not self._shows_all or any(doubt.sha256 in counted for doubt in self._open)
+        undated = any(not row.days for row in self._recent)
+        if wide or undated:
+            first = self._since.digests if wide else min(map(_begun, self._open))
+            day, last = (datetime.fromtimestamp(each, UTC).date() for each in (first, self._now))
+            while day <= last + _DAY:
+                yield day
+                day += _DAY
+
+    def _is_complete(self, members: Members) -> bool:
+        """Is everything in the ZIPs that the list shows for their dates, or at least all that is unexplained?"""
+        if not self._shows_all:
+            settled = self._accounted.digests.items()
+            return bool(settled) and all(members.digests[sha256] >= count for sha256, count in settled)
+        dated = [row for row in self._rows if row.days and not row.vague and row.days <= self.days]
+        if sum(members.digests.values()) >= len(dated) and not any(row.vague for row in self._unexplained):
+            return True
+        wanted = Counter(row.name for row in self._unexplained)
+        wanted.update(row.name for row in self._recent if row.name in self._ours and row.name not in wanted)
+        return all(members.names[name] >= count for name, count in wanted.items())
+
+
+def same(name: str) -> str:
+    """A name as it is compared: what servers are known to change is made alike."""
+    if "%" in name:
+        name = unquote(name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _is_cut(short: str, long: str) -> bool:
+    """Is `short` what is left of `long`, with or without its suffix?"""
+    if not _SHORTEST_CUT <= len(short) < len(long):
+        return False
+    path = PurePosixPath(short)
+    with_suffix = path.suffix == PurePosixPath(long).suffix and len(path.stem) >= _SHORTEST_CUT
+    return long.startswith(short) or (with_suffix and long.startswith(path.stem))
+
+
+def _begun(transfer: Transfer) -> float:
+    return transfer.first_sent if transfer.first_sent is not None else transfer.created
+
+
+def _each(counts: dict[str, int]) -> Iterator[str]:
+    return (name for name, count in counts.items() for _ in range(count))

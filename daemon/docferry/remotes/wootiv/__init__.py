@@ -1,0 +1,1 @@
+"""Wootiv and the S3 storage behind its signed URLs."""

@@ -1,0 +1,1 @@
+"""Uploads: from a row in the queue to a receipt."""

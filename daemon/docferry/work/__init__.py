@@ -1,1 +1,0 @@
-"""Where documents are carried: intake, runner, carry and pull."""

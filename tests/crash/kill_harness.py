@@ -1,0 +1,171 @@
+"""The kill harness: documents are dropped all the time while daemon and `sync` are killed; then all is counted."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+
+from app_env import AppEnv, digest
+from crash.fork_server import MOMENTS
+from crash.process_pool import KILLED, Life, ProcessPool
+from docferry.simulator import Fault
+
+#: What goes wrong meanwhile, each with its share of the uploads.
+TROUBLES = ("lost_answer", "reset_after", "reset_inside", "reset_before", "status", "truncated_answer")
+
+
+LOST = [Fault("lost_answer", "codat.upload", first=3)]
+NEVER_CAME = [Fault("reset_after", "codat.upload", first=3)]
+
+#: Each arrow of a transfer's life, and what must happen at the far shore for it to be passed.
+ARROWS: dict[str, list[Fault]] = {
+    "new>waiting": [],
+    "waiting>leased": [],
+    "leased>sending": [],
+    "send": [],
+    "sending>sent": [],
+    "sending>waiting": [Fault("too_many", "codat.upload", first=3, params={"seconds": 0})],
+    "sending>doubtful": LOST,
+    "doubtful>asking": LOST,
+    "find": LOST,
+    "asking>sent": LOST,
+    "asking>sending": NEVER_CAME,
+    "asking>doubtful": [*LOST, Fault("status", "codat.list", first=3)],
+    "sweep": [],
+}
+#: A claim, a sweep and a question have no inside of their own: they are one statement, or none.
+WITHOUT_INSIDE = {"waiting>leased", "doubtful>asking", "find", "sweep"}
+
+
+class Dropper:
+    """Lays documents into folders, at random moments, until it is told to stop."""
+
+    def __init__(self, folders: dict[str, Path], seed: int, most: int, pause: float) -> None:
+        self.made: Counter[tuple[str, str]] = Counter()
+        self._folders = folders
+        self._random = random.Random(seed)  # noqa: S311 - the same documents for the same seed
+        self._most = most
+        self._pause = pause
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Dropper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for number in range(self._most):
+            if self._stop.wait(self._random.uniform(0, 2 * self._pause)):
+                return
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        jitter = self._random
+        folder = self._folders[jitter.choice(list(self._folders))] / f"a{number % 7}" / f"b{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 3_000, 60_000, 400_000)))
+        path = folder / f"{number}.pdf"
+        if jitter.random() < 0.5:
+            fresh = folder / f".{number}.part"
+            fresh.write_bytes(content)
+            fresh.rename(path)
+        else:
+            half = jitter.randrange(len(content))
+            with path.open("wb") as file:
+                file.write(content[:half])
+                file.flush()
+                self._stop.wait(jitter.uniform(0, 0.05))
+                file.write(content[half:])
+        self.made[path.name, digest(content)] += 1
+
+
+class KillHarness:
+    """Kills at random moments, with trouble on the wire."""
+
+    def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int) -> None:
+        self.app_env = app_env
+        self.process_pool = process_pool
+        self.kills: Counter[str] = Counter()
+        self._random = random.Random(seed)  # noqa: S311 - as above
+        app_env.settings |= {"settle": '"100ms"', "rescan": '"1s"', "log_level": '"warning"'}
+        app_env.codat |= {"list_lag": '"200ms"', "timeout": '"2s"'}
+        options = app_env.simulator.options
+        options.list_lag, options.latency = 0.1, 0.01
+        app_env.simulator.set_faults(
+            [Fault(kind, "codat.upload", rate=0.05) for kind in TROUBLES]
+            + [Fault("status", "codat.list", rate=0.1), Fault("lost_answer", "s3.*", rate=0.05)]
+        )
+
+    def storm(self, kills: int) -> None:
+        """So many deaths of daemons, and of passes beside them."""
+        while self.kills.total() < kills:
+            daemon = self.process_pool.bear(self.app_env, "run")
+            beside = [
+                self.process_pool.bear(self.app_env, "sync", "--json") for _ in range(self._random.random() < 0.5)
+            ]
+            self._wait(daemon, self._random.choice((0.15, 0.4, 0.8, 1.6)))
+            if self._random.random() < 0.5:
+                beside.append(self.process_pool.bear(self.app_env, "sync", "--json"))
+                self._wait(daemon, 0.6)
+            for name, life in [("run", daemon), *(("sync", each) for each in beside)]:
+                if not life.ended():
+                    life.kill()
+                    self.kills[name] += life.code == KILLED
+
+    def _wait(self, daemon: Life, longest: float) -> None:
+        """A random while. The daemon must not die of itself meanwhile."""
+        threading.Event().wait(self._random.uniform(0, longest))
+        assert not daemon.ended(), daemon.text()[-3000:]
+
+    def peace(self) -> dict[str, int]:
+        """No more trouble: passes until nothing is due."""
+        self.app_env.simulator.set_faults([])
+        return self.process_pool.drained(self.app_env, 20)
+
+
+def at_arrow(
+    app_env: AppEnv, process_pool: ProcessPool, arrow: str, in_a_row: int
+) -> tuple[int, Counter[tuple[str, str]]]:
+    """Passes that die at an arrow, so many in a row, then passes that live: number of kills, and what was laid down."""
+    app_env.settings |= {"settle": '"10ms"', "log_level": '"warning"'}
+    app_env.codat |= {"list_lag": '"60ms"', "timeout": '"2s"'}
+    app_env.simulator.options.idempotency = False
+    folder = app_env.upload("bank")
+    made: Counter[tuple[str, str]] = Counter()
+    kills = 0
+    for moment in MOMENTS:
+        if moment == "inside" and arrow in WITHOUT_INSIDE:
+            continue
+        app_env.simulator.set_faults(ARROWS[arrow])
+        for number in range(3):
+            content = f"{moment} {number}".encode()
+            (folder / f"{moment}-{number}.pdf").write_bytes(content)
+            made[f"{moment}-{number}.pdf", digest(content)] += 1
+        if arrow == "sweep":
+            assert process_pool.bear(app_env, "sync", fate=("send:before", 1)).wait() == KILLED
+        for death in range(in_a_row):
+            ended = process_pool.bear(app_env, "sync", fate=(f"{arrow}:{moment}", 1)).wait()
+            assert ended == KILLED or death, f"{arrow}:{moment} was not passed"
+            kills += ended == KILLED
+        process_pool.drained(app_env)
+    return kills, made
+
+
+def judge(app_env: AppEnv, made: Counter[tuple[str, str]]) -> str:
+    """The far shore's store against what was laid down: nothing lost, doubled or torn, and a sound database."""
+    stored = app_env.stored()
+    lost, more = made - stored, stored - made
+    doubled = Counter({key: count for key, count in more.items() if key in made})
+    torn = more - doubled
+    assert (dict(lost), dict(doubled), dict(torn)) == ({}, {}, {})
+    with sqlite3.connect(app_env.state / "docferry.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert database.execute("SELECT count(*) FROM transfer WHERE state = 'held'").fetchone() == (0,)
+    return f"{len(made)} documents: 0 lost, 0 doubled, 0 torn; integrity_check ok"

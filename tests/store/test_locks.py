@@ -1,0 +1,99 @@
+"""Who lives, who runs alone, whose state folder it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from docferry.errors import AlreadyRunning, StateError
+from docferry.store import locks
+
+HOLDS = """
+import sys
+from pathlib import Path
+from docferry.store import locks
+folder = Path(sys.argv[1])
+with locks.owner(folder) as name, locks.sole(folder):
+    print(name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> tuple[subprocess.Popen[str], str]:
+    program = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert program.stdout is not None
+    return program, program.stdout.readline().strip()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    locks.prepare_state_dir(folder)
+    return folder
+
+
+def test_a_second_run_is_refused_with_the_pid_until_the_first_is_dead(state: Path) -> None:
+    program, name = holder(state)
+    try:
+        with pytest.raises(AlreadyRunning, match=f"pid {program.pid}"), locks.sole(state):
+            pass
+        assert locks.running(state) == program.pid
+        assert locks.dead(state, {name}, "me") == set()
+    finally:
+        program.kill()
+        program.communicate()
+    assert locks.running(state) is None
+    assert locks.dead(state, {name, "me"}, "me") == {name}
+    with locks.sole(state):
+        assert locks.running(state) == os.getpid()
+    locks.forget(state, {name})
+    assert list((state / "owners").iterdir()) == []
+
+
+def test_who_ends_in_order_is_dead_at_once(state: Path) -> None:
+    program, name = holder(state)
+    program.communicate()
+    assert locks.dead(state, {name}, "me") == {name}
+
+
+def test_looking_whether_one_runs_does_not_refuse_it(state: Path) -> None:
+    (state / "run.lock").touch()
+    ended = threading.Event()
+
+    def looks() -> None:
+        while not ended.is_set():
+            locks.running(state)
+
+    watcher = threading.Thread(target=looks)
+    watcher.start()
+    try:
+        for _ in range(300):
+            with locks.sole(state):
+                pass
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def test_a_state_folder_that_others_can_read_is_refused_with_the_cure(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(StateError, match=f"chmod 700 {re.escape(str(folder))}"):
+        locks.prepare_state_dir(folder)
+    folder.chmod(0o700)
+    locks.prepare_state_dir(folder)
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="set state_dir"):
+        locks.prepare_state_dir(tmp_path / "file" / "state")

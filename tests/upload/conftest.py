@@ -1,0 +1,131 @@
+"""The house over real files and the simulator: documents are laid down, carried, and looked for at the far shore."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from app_env import COMPANY, AppEnv
+from docferry import settings
+from docferry.app.application import Application, open_application
+from docferry.model import State
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
+
+OPEN = {State.WAITING, State.LEASED, State.SENDING, State.DOUBTFUL, State.ASKING}
+#: No company of anybody's.
+OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
+
+
+@dataclass
+class UploadEnv:
+    """One test's folders, house and far shore. `lag` is the lag of Codat's list that docferry reckons with."""
+
+    app_env: AppEnv
+    environ: dict[str, str] = field(default_factory=dict)  # on top of the configuration
+
+    @property
+    def simulator(self) -> Simulator:
+        return self.app_env.simulator
+
+    def strike(self, *faults: Fault) -> None:
+        """These faults from now on."""
+        self.simulator.set_faults(faults)
+
+    def lay(self, folder: Path, *names: str, content: Callable[[str], bytes] = str.encode) -> None:
+        for name in names:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content(name))
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+
+    @asynccontextmanager
+    async def app(self, **more: Any) -> AsyncIterator[Application]:
+        """The rooms, with every folder scanned once."""
+        loaded = settings.load(self.app_env.write_config(), self.app_env.environment | self.environ)
+        os.environ.update({k: v for k, v in self.app_env.environment.items() if k.endswith("_API_KEY")})
+        async with open_application(loaded, **more) as app:
+            await app.scheduler.prepare()
+            await app.scan_scheduler.round()
+            yield app
+
+    async def carried(self, app: Application, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
+        """Let the runner work until nothing is open any more, or `done` says so: documents by state."""
+
+        def settled(counts: dict[str, int]) -> bool:
+            resting = app.reconciler.debouncer.next_due() is None
+            return resting and not app.scheduler.is_busy and not any(counts.get(state) for state in OPEN)
+
+        counts: dict[str, int] = {}
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                await group.start(app.scheduler.run)
+                while not (done or settled)(counts := await self.states(app)):
+                    await app.scan_scheduler.serve_hints()
+                    await anyio.sleep(0.02)  # between two looks at the queue
+                app.scheduler.stop()
+        return counts
+
+    async def carried_beside(self, app: Application, done: Callable[[], bool]) -> None:
+        """Let the runner work until `done`, and cut what is in flight then."""
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as group:
+                await group.start(app.scheduler.run)
+                while not done():
+                    await app.scan_scheduler.serve_hints()
+                    await anyio.sleep(0.01)  # between two looks
+                group.cancel_scope.cancel()
+
+    async def states(self, app: Application) -> dict[str, int]:
+        """Present documents by state, and what is open."""
+        present = await app.documents.present(app.uploads)
+        return Counter({**await app.reports.open_counts(app.uploads), **present})
+
+    async def ferry(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
+        """Open the house, carry everything, close it."""
+        async with self.app() as app:
+            return await self.carried(app, done)
+
+    def at_codat(self, company: str = COMPANY) -> Counter[tuple[str, str]]:
+        """Name and digest of what docferry brought to Codat."""
+        stored = self.simulator.stored
+        return Counter((s.name, s.sha256) for s in stored if s.remote == "codat" and s.company == company)
+
+    def requests(self, route: str) -> int:
+        return self.simulator.requests[route]
+
+
+def once(*names: str) -> Counter[tuple[str, str]]:
+    """Each of these, with its name as its bytes, once."""
+    return Counter((name, sha256(name.encode()).hexdigest()) for name in names)
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadEnv]:
+    for key in ("CODAT_API_KEY", "WOOTIV_API_KEY"):
+        monkeypatch.setenv(key, "to be set")  # so that it is taken away again
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
+        app_env = AppEnv(tmp_path, shore)
+        app_env.settings |= {"settle": '"10ms"', "log_level": '"error"'}
+        app_env.codat |= {"list_lag": '"150ms"', "timeout": '"1s"'}
+        yield UploadEnv(app_env)
+
+
+def names_of(count: int, start: str = "d") -> Sequence[str]:
+    return [f"{start}{number}.pdf" for number in range(count)]
+
+
+async def until_queued(env: UploadEnv, app: Application, number: int) -> None:
+    """So many are queued: what comes to rest together travels together."""
+    with anyio.fail_after(10):
+        while (await env.states(app)).get("waiting") != number:
+            await app.scan_scheduler.serve_hints()
+            await anyio.sleep(0.01)  # between two looks

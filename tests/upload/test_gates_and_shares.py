@@ -1,0 +1,407 @@
+"""Gates that close, probe and open again; batches; companies that hang; files that change on the way."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import anyio
+import pytest
+
+from app_env import COMPANY, CONNECTION
+from docferry.model import Gate, Reason, Receipt, State
+from docferry.remotes.codat.client import Codat
+from docferry.simulator import Fault
+from upload.conftest import OTHER, UploadEnv, names_of, once, until_queued
+
+pytestmark = pytest.mark.anyio
+
+REFUSALS: list[tuple[dict[str, Any], str, str]] = [
+    ({"status": 401}, "codat", "key"),
+    ({"status": 402}, "codat", "account"),
+    ({"status": 403}, f"codat/{COMPANY}", "company"),
+    ({"status": 404, "code": "Connection was not found"}, f"codat/{COMPANY}/{CONNECTION}", "connection"),
+    ({"status": 404, "code": "Company was not found"}, f"codat/{COMPANY}", "company"),
+    ({"status": 429, "headers": {"Retry-After": "1"}}, "codat", "rate"),
+]
+
+
+@pytest.mark.parametrize(("params", "key", "reason"), REFUSALS, ids=lambda value: str(value)[:20])
+async def test_a_refusal_closes_its_gate_and_holds_no_document(
+    env: UploadEnv, params: dict[str, Any], key: str, reason: str
+) -> None:
+    """At most what was in flight is refused; then one at a time probes, and when it works all go."""
+    env.app_env.settings["workers"] = "4"
+    env.lay(env.app_env.upload("bank"), *names_of(30))
+    env.strike(Fault("status", "codat.upload", params=params))
+    async with env.app() as app:
+
+        async def refused_and_probed() -> None:
+            counts = await env.carried(app, lambda _: env.requests("codat.upload") >= 6)
+            assert counts["held"] == 0
+            gates = await app.gates.all()
+            assert gates.keys() == {key}
+            assert gates[key].reason == reason or (reason == "company" and gates[key].reason == "connection")
+
+        await refused_and_probed()
+    probes = [seen.at_first_byte for seen in env.simulator.log][4:]
+    ends = [seen.at for seen in env.simulator.log][4:]
+    assert all(begun >= ended for begun, ended in zip(probes[1:], ends, strict=False)), "two probes at once"
+    env.strike()
+    counts = await env.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 30}
+    async with env.app() as app:
+        assert await app.gates.all() == {}
+
+
+async def test_a_gate_survives_a_restart_and_is_not_asked_through(env: UploadEnv) -> None:
+    env.lay(env.app_env.upload("bank"), "a.pdf")
+    env.strike(Fault("too_many", "codat.upload", params={"seconds": 3600}))
+    async with env.app() as app:
+        await env.carried(app, lambda counts: env.requests("codat.upload") == 1 and counts["waiting"] == 1)
+    async with env.app() as app, anyio.create_task_group() as group:
+        await group.start(app.scheduler.run)
+        with anyio.move_on_after(0.3):  # an idle runner would have asked long ago
+            await anyio.sleep_forever()
+        app.scheduler.stop()
+    assert env.requests("codat.upload") == 1
+
+
+async def test_a_signer_that_is_wrong_is_asked_less_and_less(env: UploadEnv) -> None:
+    """N18: Wootiv has one lane, of its own name: failures of both are counted, each for itself."""
+    env.lay(env.app_env.upload("scans", "wootiv"), "a.pdf")
+    env.strike(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
+    async with env.app() as app:
+        await env.carried(app, lambda counts: env.requests("s3.put") >= 8 and counts["waiting"] == 1)
+        assert app.gate_manager.counters.strikes["wootiv"] >= 8
+    times = [seen.at for seen in env.simulator.log if seen.route == "s3.put"]
+    assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
+
+
+async def test_what_starts_while_others_are_handed_back_is_left_alone(env: UploadEnv) -> None:
+    """The disk is slow; a document of the other remote goes on its way, and then that remote's gate closes too."""
+    env.lay(env.app_env.upload("bank"), "a.pdf")
+    env.lay(env.app_env.upload("scans", "wootiv"), "b.pdf")
+    async with env.app() as app:
+        scheduler, free = app.scheduler, threading.Event()
+        slots = scheduler._slots
+        await until_queued(env, app, 2)
+        await scheduler._claim()
+        (other,) = (batch for batch in slots.ready if batch.remote == "wootiv")
+        until = app.clock.now() + 3600
+        await app.gate_manager.close(Gate("codat", Reason.RATE, "", until, 1, 0.0))
+        async with anyio.create_task_group() as group:
+            group.start_soon(app.database.write, lambda _: free.wait())
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(scheduler._return_blocked)
+            await anyio.wait_all_tasks_blocked()
+            assert list(slots.ready) == [other]
+            slots.start(other)
+            group.start_soon(app.gate_manager.close, Gate("wootiv", Reason.RATE, "", until, 1, 0.0))
+            await anyio.wait_all_tasks_blocked()
+            free.set()
+        await scheduler.uploader.release(other)
+        slots.end(other)
+        assert slots.are_empty
+
+
+async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(env: UploadEnv) -> None:
+    """N8: an upload that began before the pause was asked for says nothing about it."""
+    env.app_env.settings["workers"] = "3"
+    env.lay(env.app_env.upload("bank"), *names_of(12))
+    env.strike(
+        Fault("slow_read", "codat.upload", first=2, params={"rate": 1500}),
+        Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}),
+    )
+    async with env.app() as app:
+        await env.carried(app, lambda counts: counts.get("sent", 0) == 2)
+        assert (await app.gates.all()).keys() == {"codat"}
+    assert env.requests("codat.upload") == 3
+
+
+async def test_the_quota_keeps_a_reserve_for_doubts(env: UploadEnv) -> None:
+    env.simulator.options.daily_quota = 20
+    env.app_env.codat["quota_reserve"] = '"50%"'
+    env.app_env.settings["workers"] = "1"
+    env.lay(env.app_env.upload("bank"), *names_of(30))
+    env.strike(Fault("lost_answer", "codat.upload", nth=3))
+    async with env.app() as app:
+
+        def spent(counts: dict[str, int]) -> bool:
+            open_still = counts["doubtful"] + counts["asking"]  # counted a moment before the runner is looked at
+            return "codat" in app.gate_manager.closed and not open_still and not app.scheduler.is_busy
+
+        counts = await env.carried(app, spent)
+        assert counts["held"] == counts["asking"] == 0
+        gate = (await app.gates.all())["codat"]
+    assert (gate.reason, gate.lets_doubts_pass) == ("quota", True)
+    assert env.requests("codat.upload") <= 10
+
+
+# -- one does not stop another --
+
+
+@pytest.mark.parametrize("by", ["gate", "stop"])
+async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: UploadEnv, by: str) -> None:
+    env.app_env.codat["requests_per_minute"] = "3"
+    env.lay(env.app_env.upload("bank"), *names_of(20))
+    if by == "gate":
+        env.strike(Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}))
+    async with env.app() as app:
+        began = time.monotonic()
+
+        def closed(_: dict[str, int]) -> bool:
+            if by == "gate":
+                return bool(app.gate_manager.closed) and not app.scheduler.is_busy
+            return app.gate_manager.counters.uploaded == 3
+
+        await env.carried(app, closed)
+        assert time.monotonic() - began < 15  # not a minute
+        counts = await env.states(app)
+    assert env.requests("codat.upload") == 3
+    assert (counts["sent"], counts["waiting"]) == ((2, 18) if by == "gate" else (3, 17))
+
+
+async def test_a_company_that_hangs_does_not_stop_another(env: UploadEnv) -> None:
+    """The hanging one comes first and has more documents than there are workers, twice over."""
+    env.app_env.codat["timeout"] = '"20s"'
+    root = env.app_env.root / "customers"
+    env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
+    env.lay(root / COMPANY / CONNECTION, *names_of(60, "hangs"))
+    env.strike(Fault("stall", f"re:POST /companies/{re.escape(COMPANY)}", params={"seconds": 30}))
+    async with env.app() as app:
+        await env.carried_beside(app, lambda: env.requests("codat.upload") == 7)
+        env.lay(root / OTHER / CONNECTION, *names_of(20, "works"))
+        await app.scan_scheduler.round()
+        began = time.monotonic()
+        await env.carried_beside(app, lambda: sum(env.at_codat(OTHER).values()) == 20)
+        assert time.monotonic() - began < 8
+
+
+async def test_a_bad_document_does_not_hold_up_others(env: UploadEnv) -> None:
+    env.lay(env.app_env.upload("bank"), *names_of(10))
+    env.strike(Fault("status", "codat.upload", nth=4, params={"status": 400}))
+    counts = await env.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 9, State.HELD: 1}
+
+
+# -- batches --
+
+
+@pytest.mark.parametrize("only_first", [False, True], ids=["takes-batches", "keeps-only-the-first"])
+async def test_the_first_batch_is_proved_by_the_list(env: UploadEnv, only_first: bool) -> None:
+    env.app_env.codat["batch"] = "5"
+    env.simulator.options.keeps_only_first_of_batch = only_first
+    names = names_of(23)
+    folder = env.app_env.upload("bank")
+    env.lay(folder, *names)
+    await env.ferry()
+    assert env.at_codat() == once(*names)
+    before = env.requests("codat.upload")
+    env.lay(folder, *names_of(10, "later"))
+    await env.ferry()
+    assert env.at_codat() == once(*names, *names_of(10, "later"))
+    used = env.requests("codat.upload") - before
+    # Files come to rest one by one: two requests when all did at once, some more on a busy machine.
+    assert used == 10 if only_first else used < 6
+
+
+async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> None:
+    """Codat's own limit is what refuses here: the rules are lifted so that a wrong document gets that far."""
+    env.app_env.codat["batch"] = "4"
+    folder = env.app_env.upload("bank")
+    env.lay(folder, *names_of(8))
+    await env.ferry()
+    env.lay(folder, *names_of(4, "later"))
+    env.strike(Fault("status", "codat.upload", first=2, params={"status": 400}))
+    counts = await env.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 11, State.HELD: 1}
+    assert sum(env.at_codat().values()) == 11
+
+
+@pytest.mark.parametrize("kind", ["lost_answer", "reset_after", "reset_inside", "html_502"])
+async def test_a_trusted_batch_that_breaks_arrives_once(env: UploadEnv, kind: str) -> None:
+    env.app_env.codat["batch"] = "4"
+    env.simulator.options.idempotency = False
+    folder = env.app_env.upload("bank")
+    env.lay(folder, *names_of(8))
+    await env.ferry()
+    env.lay(folder, *names_of(8, "later"))
+    env.strike(Fault(kind, "codat.upload", first=2))
+    await env.ferry()
+    assert env.at_codat() == once(*names_of(8), *names_of(8, "later"))
+
+
+# -- files --
+
+
+async def test_a_file_that_changes_while_it_goes_out_is_not_stored_torn(env: UploadEnv) -> None:
+    folder = env.app_env.upload("bank")
+    old, new = b"old" * 1_000_000, b"new" * 1_000_000
+    env.lay(folder, "a.pdf", content=lambda _: old)
+    env.strike(Fault("slow_read", "codat.upload", first=1, params={"rate": 2_000_000}))
+    async with env.app() as app:
+        await env.carried_beside(app, lambda: env.requests("codat.upload") == 1)
+        (folder / "a.pdf").write_bytes(new)
+        await env.carried(app, lambda _: bool(env.simulator.stored))
+    assert [s.content == new for s in env.simulator.stored] == [True]
+
+
+@pytest.mark.parametrize("to", ["codat", "wootiv"])
+async def test_a_file_that_goes_away_before_it_is_sent_is_gone(env: UploadEnv, to: str) -> None:
+    folder = env.app_env.upload("bank", to)
+    env.lay(folder, "a.pdf", "b.pdf")
+    async with env.app() as app:
+        with anyio.fail_after(10):
+            while (await env.states(app)).get("waiting") != 2:
+                await app.scan_scheduler.serve_hints()
+                await anyio.sleep(0.01)
+        (folder / "a.pdf").unlink()
+        counts = await env.carried(app)
+        assert [row.state for row in await app.reports.by_path("bank", b"a.pdf")] == ["gone"]
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 1}
+
+
+async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: UploadEnv) -> None:
+    env.lay(env.app_env.upload("bank"), "a.pdf")
+    env.strike(Fault("reset_before", "codat.upload"))
+    async with env.app() as app:
+        app.gate_manager._give_up_after = 0.5
+        counts = await env.carried(app)
+        assert counts["held"] == 1
+        (row,) = await app.reports.by_path("bank", b"a.pdf")
+        assert (row.reason, row.attempts > 1) == ("gave_up", True)
+        assert row.detail is not None
+        assert row.detail.endswith("docferry retry`")
+        env.strike()
+        app.gate_manager._give_up_after = 60.0
+        assert await app.transfers.retry(ids=[row.id]) == 1
+        await app.gates.open_all()
+    counts = await env.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 1}
+    assert env.at_codat() == once("a.pdf")
+
+
+async def test_after_the_upload_a_file_is_archived_or_deleted(env: UploadEnv) -> None:
+    archive = env.app_env.root / "archive"
+    kept = env.app_env.upload("kept", after_upload='"archive"', archive_folder=f'"{archive}"')
+    dropped = env.app_env.upload("dropped", "wootiv", after_upload='"delete"')
+    env.lay(kept, "x/a.pdf")
+    env.lay(dropped, "b.pdf")
+    await env.ferry(lambda _: not (kept / "x/a.pdf").exists() and not (dropped / "b.pdf").exists())
+    assert (archive / "x/a.pdf").read_bytes() == b"x/a.pdf"
+    assert len(env.simulator.stored) == 2
+    await env.ferry()
+    assert len(env.simulator.stored) == 2
+
+
+async def test_copies_go_once_and_namesakes_as_the_mapping_says(env: UploadEnv) -> None:
+    by_content = env.app_env.upload("by-content")
+    env.lay(by_content, "a.pdf", "x/copy.pdf", "y/copy.pdf", content=lambda _: b"the same")
+    by_name = env.app_env.upload("by-name", "wootiv", dedupe='"name"', object_name='"{name}"')
+    env.lay(by_name, "a.pdf", content=lambda _: b"one")
+    await env.ferry()
+    env.lay(by_name, "x/a.pdf", content=lambda _: b"two")
+    env.lay(by_name, "b.pdf", content=lambda _: b"one")
+    await env.ferry()
+    assert sum(env.at_codat().values()) == 1
+    assert Counter(key for _, key in env.simulator.objects) == Counter(["a.pdf", "b.pdf"])
+
+
+async def test_a_renamed_mapping_takes_its_documents_along(env: UploadEnv) -> None:
+    folder = env.app_env.upload("old-name")
+    env.lay(folder, *names_of(3))
+    env.strike(Fault("status", "codat.upload", params={"status": 503}))
+    await env.ferry(lambda counts: counts["doubtful"] + counts["waiting"] > 0 and env.requests("codat.upload") > 0)
+    env.strike()
+    env.app_env.sections = [section.replace('"old-name"', '"new-name"') for section in env.app_env.sections]
+    counts = await env.ferry()
+    assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
+    assert env.at_codat() == once(*names_of(3))
+
+
+async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
+    """What was on the wire is in doubt, what was not waits, and nothing is in anybody's hands."""
+    env.app_env.codat["timeout"] = '"20s"'
+    env.app_env.settings["workers"] = "3"
+    env.lay(env.app_env.upload("bank"), *names_of(20))
+    env.strike(Fault("stall", "codat.upload", params={"seconds": 30}))
+    async with env.app() as app:
+        async with anyio.create_task_group() as group:
+            await group.start(app.scheduler.run)
+            with anyio.fail_after(10):
+                while env.requests("codat.upload") < 3:
+                    await app.scan_scheduler.serve_hints()
+                    await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+        counts = await env.states(app)
+    assert {state: count for state, count in counts.items() if count} == {"doubtful": 3, "waiting": 17}
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000], ids=["whole", "in_blocks"])
+async def test_a_stop_does_not_take_a_receipt_along(env: UploadEnv, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """It comes in the moment in which the remote's answer is here: what was taken is written down as sent."""
+    env.lay(env.app_env.upload("bank"), "a.pdf", content=lambda _: bytes(size))
+    send = Codat.send
+    async with env.app() as app:
+        async with anyio.create_task_group() as group:
+
+            async def sent_and_stopped(self: Codat, *items: Any) -> Receipt:
+                receipt = await send(self, *items)
+                group.cancel_scope.cancel()
+                return receipt
+
+            monkeypatch.setattr(Codat, "send", sent_and_stopped)
+            await app.scheduler.run()
+        counts = await env.states(app)
+    assert {state: count for state, count in counts.items() if count} == {"sent": 1}
+
+
+async def test_what_another_command_queues_is_found_whatever_file_times_say(
+    env: UploadEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is seen only after its log was synced: a look in between finds the file as it will be afterwards."""
+    monkeypatch.setattr("docferry.upload.scheduler.POLL", 0.05)
+    monkeypatch.setattr("docferry.upload.scheduler.LOOK", 0.5, raising=False)
+    env.lay(env.app_env.upload("bank"), "a.pdf")
+    async with env.app() as app:
+        path, log = app.database.path, app.database.path.with_name("docferry.db-wal")
+
+        def update(state: str) -> None:
+            other = sqlite3.connect(path, isolation_level=None)
+            other.execute("UPDATE transfer SET state = ?, next_attempt = 0", (state,))
+            os.truncate(log, 1_000_000)
+            os.utime(log, (1_700_000_000, 1_700_000_000))
+            other.close()
+
+        await anyio.to_thread.run_sync(update, "held")
+        async with anyio.create_task_group() as group:
+            await group.start(app.scheduler.run)
+            await anyio.sleep(0.2)  # it has looked at a queue in which nothing waits
+            await anyio.to_thread.run_sync(update, "waiting")
+            with anyio.fail_after(10):
+                while not env.at_codat():  # noqa: ASYNC110 - the far shore tells nobody
+                    await anyio.sleep(0.02)
+            app.scheduler.stop()
+    assert env.at_codat() == once("a.pdf")
+
+
+async def test_what_is_claimed_while_a_stop_is_asked_for_is_not_begun(env: UploadEnv) -> None:
+    env.lay(env.app_env.upload("bank"), *names_of(3))
+    async with env.app() as app:
+        other = sqlite3.connect(app.database.path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with anyio.create_task_group() as group:
+            await group.start(app.scheduler.run)
+            await anyio.sleep(0.2)  # it has come as far as the claim, which waits for the lock
+            app.scheduler.stop()
+            other.execute("ROLLBACK")
+        other.close()
+        counts = await env.states(app)
+    assert {state: count for state, count in counts.items() if count} == {"waiting": 3}
+    assert env.requests("codat.upload") == 0

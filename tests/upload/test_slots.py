@@ -1,0 +1,230 @@
+"""What one process has in its hands: who may be made ready, who may go, and that all is counted as it moves."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+
+from docferry.clock import TurnableClock
+from docferry.model import State, Target, Transfer
+from docferry.upload.batch import Batch
+from docferry.upload.slots import AHEAD, LATELY, Slots
+
+WORKERS = 4
+NUMBERS = count(1)
+
+
+@pytest.fixture
+def clock() -> TurnableClock:
+    return TurnableClock()
+
+
+@pytest.fixture
+def wary() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def slots(clock: TurnableClock, wary: set[str]) -> Slots:
+    return made(clock, wary)
+
+
+def made(clock: TurnableClock, wary: set[str], *, several: bool = True, limit: int = 9, batch_size: int = 1) -> Slots:
+    limits = {"codat": limit}
+    return Slots(
+        clock, workers=WORKERS, batch_size=batch_size, company_limits=limits, several=several, is_wary=wary.__contains__
+    )
+
+
+def load_of(company: str, state: State = State.LEASED) -> Batch:
+    number = next(NUMBERS)
+    target = Target("codat", company, "bank")
+    transfer = Transfer(number, "", "m", target, "", "", 1, state, 1, 0, 0, 0.0, 0.0, None, None, None, None)
+    return Batch([transfer], {})
+
+
+def ready(slots: Slots, number: int, company: str = "acme", state: State = State.LEASED) -> list[Batch]:
+    batches = [load_of(company, state) for _ in range(number)]
+    slots.add(batches)
+    return batches
+
+
+def started(slots: Slots) -> list[Batch]:
+    """As many as may start, in their order."""
+    begun = []
+    while (batch := next(filter(slots.may_start, slots.ready), None)) is not None:
+        slots.start(batch)
+        begun.append(batch)
+    return begun
+
+
+async def brought(slots: Slots, number: int, company: str = "acme") -> None:
+    """So many, from the first to the last step, one after the other."""
+    for batch in ready(slots, number, company):
+        assert slots.may_start(batch)
+        slots.start(batch)
+        assert await slots.turn(batch)
+        slots.taken(batch)
+        slots.end(batch)
+    assert slots.are_empty
+
+
+class Queue:
+    """Loads that wait for their turn, each in a task of its own, and what became of them."""
+
+    def __init__(self, slots: Slots, group: TaskGroup) -> None:
+        self._slots, self._group = slots, group
+        self.granted: list[Batch] = []
+        self.refused: list[Batch] = []
+
+    async def join(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            self._group.start_soon(self._wait, batch)
+        await anyio.wait_all_tasks_blocked()
+
+    async def _wait(self, batch: Batch) -> None:
+        (self.granted if await self._slots.turn(batch) else self.refused).append(batch)
+
+
+def test_nothing_is_ahead_before_anything_was_taken(slots: Slots) -> None:
+    ready(slots, 20)
+    ready(slots, 20, "other")
+    assert len(started(slots)) == WORKERS
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("batch", "ahead"), [(1, AHEAD * WORKERS), (3, 2), (100, 1)])
+async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, batch_size: int, ahead: int) -> None:
+    slots = made(clock, set(), several=False, batch_size=batch_size)
+    await brought(slots, 30)
+    clock.turn(LATELY / 2)
+    ready(slots, 50)
+    async with anyio.create_task_group() as group:
+        queue = Queue(slots, group)
+        first = started(slots)
+        await queue.join(first)
+        assert len(queue.granted) == WORKERS
+        more = started(slots)
+        await queue.join(more)
+        assert len(slots.waiting) == ahead
+        clock.turn(LATELY)
+        for batch in queue.granted:
+            slots.end(batch)
+        slots.let_go()
+        await anyio.wait_all_tasks_blocked()
+        assert started(slots) == [] or len(slots.waiting) + len(slots.running) <= WORKERS
+        for batch in slots.waiting:
+            slots.refuse(batch)
+
+
+@pytest.mark.anyio
+async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: Slots, clock: TurnableClock) -> None:
+    """Many were taken; then nothing that one company has started comes as far as its turn."""
+    await brought(slots, 30)
+    ready(slots, 50)
+    assert len(started(slots)) > WORKERS
+    others = ready(slots, 3, "other")
+    early = started(slots)
+    assert len(early) < len(others)
+    clock.turn(60.0)
+    assert early + started(slots) == others
+    for batch in others:
+        assert await slots.turn(batch)
+
+
+@pytest.mark.anyio
+async def test_many_companies_are_no_reason_to_have_more_ahead(slots: Slots, clock: TurnableClock) -> None:
+    """Where a remote does not answer, nothing waits behind the workers."""
+    for number in range(60):
+        ready(slots, 1, f"company {number}")
+    async with anyio.create_task_group() as group:
+        queue = Queue(slots, group)
+        await queue.join(started(slots))
+        clock.turn(60.0)
+        assert started(slots) == []
+        assert (len(queue.granted), slots.waiting) == (WORKERS, [])
+
+
+@pytest.mark.anyio
+async def test_a_remote_that_hangs_never_has_the_last_worker(slots: Slots) -> None:
+    await brought(slots, 30)
+    ready(slots, 50)
+    async with anyio.create_task_group() as group:
+        queue = Queue(slots, group)
+        await queue.join(started(slots))
+        await queue.join(started(slots))
+        assert len(queue.granted) == len(slots.running) == WORKERS - 1
+        assert slots.waiting
+        for batch in ready(slots, 3, "other"):
+            slots.start(batch)
+            assert await slots.turn(batch)
+            slots.taken(batch)
+            slots.end(batch)
+        for batch in slots.waiting:
+            slots.refuse(batch)
+
+
+@pytest.mark.anyio
+async def test_who_waits_goes_in_the_order_of_coming(clock: TurnableClock) -> None:
+    slots = made(clock, set(), several=False)
+    await brought(slots, 30)
+    ready(slots, 3 * WORKERS)
+    async with anyio.create_task_group() as group:
+        queue = Queue(slots, group)
+        batches = started(slots)
+        batches += started(slots)
+        await queue.join(batches)
+        assert queue.granted == batches[:WORKERS]
+        slots.refuse(batches[WORKERS])
+        slots.taken(batches[0])
+        slots.end(batches[1])
+        slots.let_go()
+        await anyio.wait_all_tasks_blocked()
+        assert queue.granted[WORKERS:] == batches[WORKERS + 1 : WORKERS + 3]
+        assert queue.refused == [batches[WORKERS]]
+        for batch in slots.waiting:
+            slots.refuse(batch)
+    for batch in batches:
+        if batch is not batches[1]:
+            slots.end(batch)
+    slots.ready.clear()
+    assert slots.are_empty
+    assert (slots.by_lane(), slots.started_at("codat"), slots.running_at("codat")) == ({}, 0, 0)
+
+
+@pytest.mark.anyio
+async def test_one_that_is_cancelled_between_its_turn_and_the_news_of_it_has_a_worker(slots: Slots) -> None:
+    await brought(slots, 30)
+    ready(slots, 3 * WORKERS)
+    async with anyio.create_task_group() as group:
+        queue = Queue(slots, group)
+        batches = started(slots)
+        await queue.join(batches)
+        waited = slots.waiting[0]
+        slots.end(batches[0])
+        slots.let_go()
+        assert waited in slots.running
+        group.cancel_scope.cancel()
+    for batch in batches[1:]:
+        slots.end(batch)
+    assert slots.are_done
+    assert slots.running_at("codat") == slots.started_at("codat") == 0
+
+
+@pytest.mark.anyio
+async def test_where_things_fail_one_goes_at_a_time_and_questions_are_no_sends(slots: Slots, wary: set[str]) -> None:
+    wary.add("codat/acme/bank")
+    (first, second) = ready(slots, 2)
+    (question,) = ready(slots, 1, state=State.ASKING)
+    slots.start(first)
+    assert not slots.may_start(second)
+    assert slots.is_blocked(second)
+    assert slots.may_start(question)
+    slots.start(question)
+    assert slots.asking() == {"codat/acme"}
+    assert await slots.turn(first)
+    slots.end(first)
+    assert slots.may_start(second)
