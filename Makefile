@@ -23,11 +23,11 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test soak storm seeds catalogue bench lint check lock dist clean
+.PHONY: help demo test soak storm seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	    || sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' Makefile
 
 demo: $(STAMP) ## the whole thing on a temporary folder against a local simulator, within a minute
 	@$(BIN)/docferry demo
@@ -37,7 +37,7 @@ test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 f
 ifdef ARGS
 	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
 else
-	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone" -n 4 --dist worksteal
+	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone and not packages" -n 4 --dist worksteal
 	@$(BIN)/python -m pytest $(if $(COV),--cov-append) $(COVERAGE) -m alone
 endif
 
@@ -62,19 +62,52 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases tests
-	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
+	$(BIN)/mypy --explicit-package-bases benchmarks/*.py packaging/*.py
 	$(BIN)/lint-imports
 
 check: lint test ## lint and test, as CI does it
 
-dist: $(STAMP) ## a wheel and a source archive, in dist/
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' daemon/docferry/__init__.py)
+WHEEL   = dist/docferry-$(VERSION)-py3-none-any.whl
+LOCKED  = dist/docferry-$(VERSION).lock
+SBOM    = dist/docferry-$(VERSION).cdx.json
+# The Debian releases that packages are built for, each with its own Python.
+SUITES ?= bookworm trixie
+
+# The lock beside the wheel names the wheel too, with its hash: one file is enough to install all of it.
+dist: $(STAMP) ## a wheel, a source archive and the lock to install them with, in dist/
 	$(BIN)/python -m hatchling build -d dist
+	@{ cat packaging/requirements.lock && echo "docferry[postgresql,receipts,socks]==$(VERSION)" \
+	    "--hash=sha256:$$(sha256sum $(WHEEL) | cut -d ' ' -f 1)"; } > $(LOCKED)
+
+sbom: dist ## a CycloneDX bill of materials of what a service needs, in dist/
+	rm -rf build/runtime
+	$(BIN)/python -m venv --without-pip build/runtime
+	$(PIP) --python build/runtime/bin/python install --quiet --require-hashes --find-links dist --requirement $(LOCKED)
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --output-reproducible \
+	    --output-file $(SBOM) build/runtime/bin/python
+
+deb: sbom ## Debian packages in dist/, for each release of SUITES; needs mmdebstrap
+	@for suite in $(SUITES); do packaging/build deb $$suite || exit 1; done
+
+rpm: sbom ## an RPM package in dist/, for distributions that have Python 3.11; needs mmdebstrap
+	@packaging/build rpm bookworm
+
+image: deb ## a container image in dist/, from Debian and the package; needs mmdebstrap and buildah
+	@packaging/build-image
+
+test-packages: deb rpm image ## install each package in a clean root, upgrade and purge it; as root
+	@$(BIN)/python -m pytest -m packages tests/shipping $(ARGS)
 
 # uv is asked for only here. Everything is resolved anew: look at the difference before you commit it.
-lock: $(STAMP) ## write requirements.lock afresh from pyproject.toml
+# The second file is the part of the first that a service needs: packages, images and installations by root use it.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --universal \
+    --generate-hashes --python-version 3.11
+lock: $(STAMP) ## write requirements.lock and packaging/requirements.lock afresh from pyproject.toml
 	$(PIP) install --quiet 'uv>=0.5'
-	UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal \
-	    --python-version 3.11 --extra test --extra lint --extra build --output-file requirements.lock
+	$(COMPILE) --upgrade --extra test --extra lint --extra build --output-file requirements.lock
+	$(COMPILE) --upgrade --extra postgresql --extra receipts --extra socks --constraint requirements.lock \
+	    --no-annotate --output-file packaging/requirements.lock
 
 clean: ## remove everything that was made here
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
@@ -90,6 +123,6 @@ $(STAMP): requirements.lock pyproject.toml
 	             && "$$python" -m pip --python $(BIN)/python install --quiet pip; } \
 	        || { echo "$$python cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; }; }
 	@echo "installing what requirements.lock names"
-	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

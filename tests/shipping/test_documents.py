@@ -65,20 +65,20 @@ def test_every_command_can_be_typed(documents: dict[str, str]) -> None:
 
 
 def test_every_make_target_exists(root: Path, documents: dict[str, str]) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     for name, text in documents.items():
         code = "\n".join([*_blocks(text, "sh", "console"), *re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))])
-        named = set(re.findall(r"(?:^|\s)make ([a-z]+)", code, re.MULTILINE))
+        named = set(re.findall(r"(?:^|\s)make ([a-z-]+)", code, re.MULTILINE))
         assert named <= targets, f"{name}: {named - targets}"
     assert {"demo", "test", "lint", "check", "lock", "clean", "help"} <= targets
 
 
 def test_help_lists_every_target(root: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
     done = subprocess.run(
         ["make", "--no-print-directory", "help"], cwd=root, capture_output=True, text=True, check=True
     )
-    assert set(re.findall(r"^ +make ([a-z]+)", done.stdout, re.MULTILINE)) == targets
+    assert set(re.findall(r"^ +make ([a-z-]+)", done.stdout, re.MULTILINE)) == targets
 
 
 def test_every_configuration_loads(documents: dict[str, str], tmp_path: Path) -> None:

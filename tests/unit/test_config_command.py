@@ -35,6 +35,14 @@ def test_the_example_loads_as_it_is(tmp_path: Path) -> None:
     assert settings.warnings == ()
 
 
+def test_names_are_listed_though_the_rest_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "docferry.toml"
+    file.write_text('workers = "none"\n[[upload]]\nname = "acme-bank"\nfolder = 5\n[[download]]\nname = "inbox"\n')
+    assert config.mapping_names(file, {}) == "acme-bank\ninbox\n"
+    file.write_text("upload = 5\ndownload = [1, {name = 2}]\n")
+    assert config.mapping_names(file, {}) == ""
+
+
 def test_the_example_loads_with_every_key_in_force(tmp_path: Path) -> None:
     settings = loaded(tmp_path / "docferry.toml", everything(tmp_path))
     assert [upload.name for upload in settings.uploads] == ["acme-bank", "customers", "scans"]

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from docferry.model import escaped
-from docferry.settings import Download, Settings, Upload, units
+from docferry.settings import Download, Settings, Upload, sources, units
 from docferry.settings.keys import HIDDEN, Key
 
 _DURATIONS: Final = frozenset(
@@ -37,6 +37,14 @@ def init_text() -> str:
 def show(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """The effective settings as TOML; of a key only where it came from."""
     return "\n".join(_lines(settings, environ)) + "\n"
+
+
+def mapping_names(path: Path | None, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the names of all mappings, one a line; whatever else is wrong with the file, since a shell asks."""
+    values = sources.gathered(path, environ).values
+    lists = [values[key] for key in ("upload", "download") if isinstance(values.get(key), list)]
+    names = [entry["name"] for entries in lists for entry in entries if isinstance(entry, dict) and "name" in entry]
+    return "".join(f"{escaped(name)}\n" for name in names if isinstance(name, str))
 
 
 def schema() -> dict[str, Any]:

@@ -127,6 +127,8 @@ def _tell_config(asked: Namespace) -> int:
             from docferry.settings import load
 
             text = config.show(load(asked.config))
+        case "names":
+            text = config.mapping_names(asked.config)
         case _:
             text = json.dumps(config.schema(), indent=2, ensure_ascii=False) + "\n"
     sys.stdout.write(text)

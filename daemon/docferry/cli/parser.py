@@ -38,7 +38,7 @@ class Misused(Exception):
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """What was asked for. Misused when it is not understood; SystemExit after --help and --version."""
-    parser = _parser()
+    parser = build_parser()
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in _options(parser):
         # Before the command: else its value would be taken for the command.
         raise Misused(_unknown(argv[0], parser, None))
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return asked
 
 
-def _parser() -> _Parser:
+def build_parser() -> _Parser:
     parser = _Parser(
         prog="docferry",
         description=_ABOUT,
@@ -203,7 +203,12 @@ def _config(parser: _Parser) -> None:
         "show",
         "schema > docferry.schema.json",
     )
-    config.add_argument("what", choices=("init", "show", "schema"), metavar="WHAT", help="init, show or schema")
+    config.add_argument(
+        "what",
+        choices=("init", "show", "schema", "names"),
+        metavar="WHAT",
+        help="init, show, schema, or names (of all mappings, one a line, for shell completion)",
+    )
 
 
 def _simulate(parser: _Parser) -> None:

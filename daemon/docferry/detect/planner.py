@@ -21,7 +21,6 @@ from docferry.settings import Upload
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
-from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
 
@@ -46,7 +45,7 @@ class Planner:
         cursors: Cursors,
         rules: Mapping[str, Rules],
         clock: Clock,
-        wakeups: Wakeups,
+        queued: Callable[[], None],
         wait: Callable[[Upload, SeenFile], None],
         adopt: bool,
     ) -> None:
@@ -54,7 +53,7 @@ class Planner:
         self._cursors = cursors
         self._rules = rules
         self._clock = clock
-        self._wakeups = wakeups
+        self._queued = queued
         self._wait = wait
         self._adopt = adopt  # the database was lost: what is new to us may be at the remote already
         self.unchanged = 0  # files that turned out to be what was known: touched, or copies
@@ -95,7 +94,7 @@ class Planner:
                     path = each.seen_file.path
                     log.warning("held", each.detail or "", mapping=upload.name, path=path, reason=str(each.reason))
         log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
-        self._wakeups.queue_changed()
+        self._queued()
 
     async def _hashed(self, upload: Upload, group: Sequence[tuple[SeenFile, Target]]) -> list[Planned]:
         paths = [seen_file.path for seen_file, _ in group]

@@ -1,0 +1,96 @@
+"""Man pages and completions: made from the parser, understood by man and by the shells."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docferry.cli.parser import build_parser
+
+_BASH = """
+source "$1"
+shift
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*" COMP_POINT=${#COMP_LINE}
+_shtab_docferry docferry "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def share(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("share")
+    subprocess.run([sys.executable, root / "packaging" / "manuals.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment with docferry in the search path and a configuration with two mappings."""
+    file = tmp_path / "docferry.toml"
+    file.write_text('[[upload]]\nname = "acme-bank"\n[[download]]\nname = "acme-inbox"\n')
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(tmp_path), "DOCFERRY_CONFIG": str(file), "TERM": "dumb"}
+
+
+def test_there_is_a_page_for_every_command(share: Path) -> None:
+    pages = {path.name for path in (share / "man" / "man1").iterdir()}
+    assert pages == {"docferry.1.gz", *(f"docferry-{name}.1.gz" for name in build_parser().commands.choices)}
+    sync = gzip.decompress((share / "man" / "man1" / "docferry-sync.1.gz").read_bytes()).decode()
+    assert sync.count(".SH EXAMPLES") == 1
+    assert "docferry sync \\-\\-dry\\-run" in sync
+
+
+def test_the_page_of_the_configuration_explains_every_key(share: Path, root: Path) -> None:
+    page = gzip.decompress((share / "man" / "man5" / "docferry.toml.5.gz").read_bytes()).decode()
+    tables = (root / "docs" / "configuration.md").read_text().splitlines()
+    keys = [line.split("`")[1] for line in tables if line.startswith("| `")]
+    assert len(keys) > 40
+    for key in keys:
+        assert f".TP\n\\fB{key}\\fR\n" in page, key
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed here")
+def test_groff_has_nothing_to_say_about_any_page(share: Path) -> None:
+    for page in (share / "man").glob("*/*.gz"):
+        groff = ["groff", "-man", "-Tutf8", "-K", "utf8", "-ww", "-z"]
+        done = subprocess.run(groff, input=gzip.decompress(page.read_bytes()), capture_output=True, check=False)
+        assert (done.returncode, done.stderr.decode()) == (0, ""), page.name
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        (["docferry", "s"], {"sync", "status", "show", "simulate"}),
+        (["docferry", "sync", "--mapping", "acme"], {"acme-bank", "acme-inbox"}),
+        (["docferry", "list", "--state", "h"], {"held"}),
+        (["docferry", "sync", "--dry"], {"--dry-run"}),
+    ],
+)
+def test_bash_completes(share: Path, environ: dict[str, str], words: list[str], proposed: set[str]) -> None:
+    script = share / "bash-completion" / "completions" / "docferry"
+    bash = ["bash", "--norc", "-c", _BASH, "bash", script, *words]
+    done = subprocess.run(bash, env=environ, capture_output=True, text=True, check=True)
+    assert proposed <= {word.strip() for word in done.stdout.splitlines()}, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed here")
+def test_fish_completes(share: Path, environ: dict[str, str]) -> None:
+    script = share / "fish" / "vendor_completions.d" / "docferry.fish"
+    code = f'source {script}; complete --do-complete="docferry sync --mapping acme"'
+    done = subprocess.run(["fish", "--no-config", "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert {"acme-bank", "acme-inbox"} <= {line.split("\t")[0] for line in done.stdout.splitlines()}, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed here")
+def test_zsh_reads_its_completion(share: Path, environ: dict[str, str]) -> None:
+    script = share / "zsh" / "vendor-completions" / "_docferry"
+    assert script.read_text().startswith("#compdef docferry\n")
+    assert "$(docferry config names" in script.read_text()
+    done = subprocess.run(["zsh", "-f", "-n", script], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
