@@ -76,8 +76,8 @@ class ProcessPool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._born = 0
-        self._cradle = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("cradle.py"))],
+        self._fork_server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -90,16 +90,16 @@ class ProcessPool:
         )
 
     def order(self, wish: dict[str, Any]) -> Any:
-        assert self._cradle.stdin is not None
-        assert self._cradle.stdout is not None
-        self._cradle.stdin.write(json.dumps(wish) + "\n")
-        self._cradle.stdin.flush()
-        return json.loads(self._cradle.stdout.readline())
+        assert self._fork_server.stdin is not None
+        assert self._fork_server.stdout is not None
+        self._fork_server.stdin.write(json.dumps(wish) + "\n")
+        self._fork_server.stdin.flush()
+        return json.loads(self._fork_server.stdout.readline())
 
     def close(self) -> None:
-        assert self._cradle.stdin is not None
-        self._cradle.stdin.close()
-        self._cradle.wait(30)
+        assert self._fork_server.stdin is not None
+        self._fork_server.stdin.close()
+        self._fork_server.wait(30)
 
     def bear(
         self,

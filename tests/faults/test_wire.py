@@ -47,7 +47,7 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
         yield _quick(app_env)
 
 
-@pytest.fixture(name="ground")
+@pytest.fixture(name="app_env")
 def quick_ground(app_env: AppEnv) -> AppEnv:
     return _quick(app_env)
 

@@ -164,13 +164,13 @@ class TestRest:
         fill(root / "a.pdf", 10)
         code = (
             "import os, sys, time\n"
-            "from docferry.files.write_lease import at_rest\n"
+            "from docferry.files.write_lease import no_writer\n"
             "reader = os.open(sys.argv[1], os.O_RDONLY)\n"
             "print('ready', flush=True)\n"
             "until = time.monotonic() + 1\n"
             "seen = set()\n"
             "while time.monotonic() < until:\n"
-            "    seen.add(at_rest(reader))\n"
+            "    seen.add(no_writer(reader))\n"
             "print(sorted(map(str, seen)), flush=True)\n"
         )
         with subprocess.Popen([sys.executable, "-c", code, root / "a.pdf"], stdout=subprocess.PIPE) as asking:

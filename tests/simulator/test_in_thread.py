@@ -23,7 +23,7 @@ import anyio
 from docferry.simulator import SimulatorOptions, run_simulator
 def ready(simulator):
     print(simulator.url, flush=True)
-anyio.run(lambda: run_simulator(switches=SimulatorOptions(list_lag=60.0), on_ready=ready))
+anyio.run(lambda: run_simulator(options=SimulatorOptions(list_lag=60.0), on_ready=ready))
 """
 
 

@@ -30,7 +30,7 @@ def picked(lanes: list[Lane], *gates: Gate, **more: Any) -> dict[str, int]:
         "in_hand": {},
         "company_limit": 16,
         "asking": (),
-        "batch": lambda _: 1,
+        "batch_size": lambda _: 1,
     }
     picks = choose(lanes, SelectionInput(**{**defaults, **more}))
     assert len({(pick.lane.lane, pick.lane.doubtful) for pick in picks}) == len(picks)

@@ -96,7 +96,7 @@ def test_nothing_is_ahead_before_anything_was_taken(slots: Slots) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("batch", "ahead"), [(1, AHEAD * WORKERS), (3, 2), (100, 1)])
+@pytest.mark.parametrize(("batch_size", "ahead"), [(1, AHEAD * WORKERS), (3, 2), (100, 1)])
 async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, batch_size: int, ahead: int) -> None:
     slots = made(clock, set(), several=False, batch_size=batch_size)
     await brought(slots, 30)
