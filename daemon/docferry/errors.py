@@ -10,7 +10,7 @@ DocferryError
 │   ├── SourceVanished
 │   ├── SourceChanged
 │   └── SourceUnreadable
-├── RemoteError          an attempt at a remote failed; `handed_over` tells whether it can have been stored
+├── RemoteError          an attempt at a remote failed; `body_complete` tells whether it can have been stored
 ├── NotNow               a stop or a gate came before its first byte: nothing was done
 ├── FolderError          a mapping's folder is missing, unreadable or suddenly empty
 ├── LeaseLost            somebody else has the transfer now
@@ -90,7 +90,7 @@ class RemoteError(DocferryError):
     """An attempt at a remote that did not end in a receipt.
 
     status         the HTTP status, None when no answer came
-    handed_over    the last byte of the body was given to the kernel: the remote may have stored it
+    body_complete    the last byte of the body was given to the kernel: the remote may have stored it
     retry_after    seconds the remote asked for, None when it did not
     should_retry   `x-should-retry`, None when it was not sent
     scope          what the remote refused, as a gate key prefix ("codat", "codat/COMPANY", ...); None: the document
@@ -105,7 +105,7 @@ class RemoteError(DocferryError):
         *,
         kind: str = "answer",
         status: int | None = None,
-        handed_over: bool = False,
+        body_complete: bool = False,
         retry_after: float | None = None,
         should_retry: bool | None = None,
         scope: str | None = None,
@@ -114,7 +114,7 @@ class RemoteError(DocferryError):
         super().__init__(message)
         self.kind = kind
         self.status = status
-        self.handed_over = handed_over
+        self.body_complete = body_complete
         self.retry_after = retry_after
         self.should_retry = should_retry
         self.scope = scope

@@ -72,7 +72,7 @@ def _of_the_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Back
         reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
         # Codat repeats a kept answer to the same key: a person's retry needs a new one.
         return Outcome(State.HELD, reason, f"{failure}; mend it, then `docferry retry`", fresh_key=True)
-    if failure.handed_over:
+    if failure.body_complete:
         return _in_doubt(failure, attempt, backoff)
     if failure.kind == "unreachable" and attempt.strikes >= STRIKES:
         return _closed(failure, attempt, backoff, scope=attempt.lane.split("/", 1)[0], patient=True)

@@ -190,7 +190,7 @@ async def test_a_list_that_is_none_decides_nothing(codat: Make, kind: str) -> No
     shore.strike(kind, match="codat.list")
     with pytest.raises(RemoteError) as failure:
         await found(shore, transfer("a.pdf"))
-    assert not failure.value.handed_over
+    assert not failure.value.body_complete
 
 
 async def test_a_list_of_wrong_rows_decides_nothing(codat: Make) -> None:

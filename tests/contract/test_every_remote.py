@@ -78,7 +78,7 @@ async def test_no_connection_is_surely_not_stored(shore: Make) -> None:
         await shores.send("a.pdf")
     with pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over, failure.value.status) == ("unreachable", False, None)
+    assert (failure.value.kind, failure.value.body_complete, failure.value.status) == ("unreachable", False, None)
     assert "127.0.0.1" in str(failure.value)
     assert closed not in str(failure.value)
 
@@ -108,14 +108,14 @@ async def test_a_lost_answer_may_have_been_stored(shore: Make) -> None:
     shores.strike("lost_answer")
     with pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over) == ("cut", True)
+    assert (failure.value.kind, failure.value.body_complete) == ("cut", True)
     assert shores.names == ["a.pdf"]
 
 
 @pytest.mark.parametrize(
     "kind", ["reset_before", "reset_inside", "reset_after", "lost_answer", "early_413", "html_502"]
 )
-async def test_whatever_was_not_handed_over_is_not_there(shore: Make, kind: str) -> None:
+async def test_whatever_was_not_body_complete_is_not_there(shore: Make, kind: str) -> None:
     """The promise on which "certainly not stored" stands."""
     shores = shore()
     shores.strike(kind)
@@ -123,7 +123,7 @@ async def test_whatever_was_not_handed_over_is_not_there(shore: Make, kind: str)
         before = len(shores.names)
         with pytest.raises(RemoteError) as failure:
             await shores.send(f"{size}.pdf", b"x" * size)
-        assert failure.value.handed_over or len(shores.names) == before
+        assert failure.value.body_complete or len(shores.names) == before
 
 
 async def test_a_200_with_a_cut_body_is_a_200(shore: Make) -> None:
@@ -141,7 +141,7 @@ async def test_an_answer_that_is_not_the_remote_s_is_no_receipt(shore: Make, kin
     shores.strike(kind, stored=stored, **params)
     with pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over) == ("not_ours", True)
+    assert (failure.value.kind, failure.value.body_complete) == ("not_ours", True)
 
 
 @pytest.mark.parametrize("kind", ["early_413", "early_401"])
@@ -165,7 +165,7 @@ async def test_after_a_large_body_broke_off_the_next_asks_before_it_comes(shore:
     shores.strike("early_413")
     with pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf", large)
-    assert (failure.value.status, failure.value.handed_over) == (413, False), "not one byte of it went out"
+    assert (failure.value.status, failure.value.body_complete) == (413, False), "not one byte of it went out"
     shores.sim.set_faults([])
     await shores.send("a.pdf", large)
     assert shores.names == ["a.pdf"]
@@ -176,7 +176,7 @@ async def test_a_stall_is_cut_at_the_deadline(shore: Make) -> None:
     shores.strike("stall")
     with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over) == ("timeout", True)
+    assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
 
 
 async def test_one_byte_a_second_is_cut_at_the_deadline(shore: Make) -> None:
@@ -184,7 +184,7 @@ async def test_one_byte_a_second_is_cut_at_the_deadline(shore: Make) -> None:
     shores.strike("slow_answer", rate=5.0)
     with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over) == ("timeout", True)
+    assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
 
 
 async def test_a_server_that_takes_bytes_slowly_is_cut_at_the_deadline(shore: Make) -> None:
@@ -225,7 +225,7 @@ async def test_a_server_error_after_the_body_is_a_doubt(shore: Make, status: int
     with pytest.raises(RemoteError) as failure:
         await shores.send("a.pdf")
     error = failure.value
-    assert (error.kind, error.status, error.handed_over, error.scope) == ("answer", status, True, None)
+    assert (error.kind, error.status, error.body_complete, error.scope) == ("answer", status, True, None)
     assert error.correlation_id
 
 

@@ -258,7 +258,7 @@ async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() 
             sent = Plain(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
             with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
                 await http.call("PUT", f"http://127.0.0.1:{door.getsockname()[1]}/", body=sent)
-    assert (failure.value.kind, failure.value.handed_over) == ("timeout", False)
+    assert (failure.value.kind, failure.value.body_complete) == ("timeout", False)
 
 
 async def test_an_answer_that_comes_early_ends_the_sending() -> None:
@@ -271,11 +271,11 @@ async def test_an_answer_that_comes_early_ends_the_sending() -> None:
         sent = Plain(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
         with anyio.fail_after(3):
             got = await http.call("PUT", server.url, body=sent)
-        assert (got.status, got.handed_over) == (413, False)
+        assert (got.status, got.body_complete) == (413, False)
 
 
 @pytest.mark.parametrize("takes", [True, False])
-async def test_what_the_kernel_took_nothing_of_was_not_handed_over(takes: bool) -> None:
+async def test_what_the_kernel_took_nothing_of_was_not_body_complete(takes: bool) -> None:
     """One block, the last: of a line that broke before it nothing can have arrived."""
     here, there = socket.socketpair()
     here.setblocking(False)
@@ -284,7 +284,7 @@ async def test_what_the_kernel_took_nothing_of_was_not_handed_over(takes: bool) 
             there.close()
         sent = Outgoing(Plain(item("a.pdf", b"x" * 10)))
         assert await Line(here).send(b"PUT / HTTP/1.1\r\n\r\n", sent, 1.0) is takes
-        assert sent.handed_over is takes
+        assert sent.body_complete is takes
 
 
 async def test_an_interim_answer_does_not_end_the_sending() -> None:
@@ -297,7 +297,7 @@ async def test_an_interim_answer_does_not_end_the_sending() -> None:
 
     async with serving(speak) as server, line() as http:
         got = await http.call("PUT", server.url, body=Plain(item("a.pdf", b"x" * 5_000_000)))
-        assert (got.status, got.handed_over) == (200, True)
+        assert (got.status, got.body_complete) == (200, True)
 
 
 async def test_a_server_that_never_heard_of_asking_first_still_gets_the_body() -> None:
@@ -351,7 +351,7 @@ async def test_an_unknown_host_cannot_be_reached() -> None:
     async with line() as http:
         with pytest.raises(RemoteError) as failure:
             await http.call("PUT", "http://nowhere.invalid/", body=Plain(item("a.pdf")))
-    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+    assert (failure.value.kind, failure.value.body_complete) == ("unreachable", False)
     assert "nowhere.invalid" in str(failure.value)
 
 
@@ -377,7 +377,7 @@ async def test_a_name_that_cannot_be_looked_up_for_want_of_threads_is_not_reache
         monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(RemoteError, match="no thread") as failure:
             await http.call("PUT", "http://nowhere.invalid/", body=Plain(item("a.pdf")))
-    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+    assert (failure.value.kind, failure.value.body_complete) == ("unreachable", False)
 
 
 async def test_an_untrusted_certificate_is_named_with_its_cure(simulated: Any, certificates: Certificates) -> None:
@@ -385,7 +385,7 @@ async def test_an_untrusted_certificate_is_named_with_its_cure(simulated: Any, c
     async with line() as http:
         with pytest.raises(RemoteError, match="ca_file") as failure:
             await http.call("PUT", sim.url, body=Plain(item("a.pdf")))
-    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+    assert (failure.value.kind, failure.value.body_complete) == ("unreachable", False)
 
 
 async def test_a_certificate_for_another_name_is_refused(simulated: Any, certificates: Certificates) -> None:
@@ -405,7 +405,7 @@ async def test_a_handshake_that_hangs_is_cut() -> None:
         with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
             await http.call("PUT", server.url.replace("http:", "https:"), body=Plain(item("a.pdf")))
         assert failure.value.kind in ("unreachable", "timeout")
-        assert not failure.value.handed_over
+        assert not failure.value.body_complete
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "http://[", "http://127.0.0.1:99999/", "nothing"])
@@ -464,7 +464,7 @@ async def test_a_proxy_that_is_away_is_surely_not_stored(codat: Any) -> None:
     shore = codat(proxy="http://127.0.0.1:1")
     with pytest.raises(RemoteError) as failure:
         await shore.send("a.pdf")
-    assert (failure.value.kind, failure.value.handed_over) == ("unreachable", False)
+    assert (failure.value.kind, failure.value.body_complete) == ("unreachable", False)
 
 
 async def _pump(here: SocketStream, there: SocketStream, scope: anyio.CancelScope) -> None:

@@ -81,7 +81,7 @@ async def test_an_etag_of_other_bytes_means_send_again(wootiv: Make, signed: str
     shore = wootiv(signed=signed)
     with pytest.raises(RemoteError, match="ETag") as failure:
         await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
-    assert (failure.value.kind, failure.value.handed_over) == ("redo", True)
+    assert (failure.value.kind, failure.value.body_complete) == ("redo", True)
 
 
 async def test_a_digest_that_is_known_goes_along_and_other_bytes_never_stand(wootiv: Make) -> None:
@@ -176,7 +176,7 @@ async def test_wootiv_s_own_refusal_closes_wootiv(wootiv: Make, status: int) -> 
     shore = wootiv()
     shore.strike("status", match="wootiv.sign", status=status)
     error = await refused(shore)
-    assert (error.status, error.scope, error.handed_over) == (status, "wootiv", False)
+    assert (error.status, error.scope, error.body_complete) == (status, "wootiv", False)
 
 
 async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
@@ -190,7 +190,7 @@ async def test_a_question_that_is_too_large_says_nothing_about_the_document(woot
     shore = wootiv()
     shore.strike("early_413", match="wootiv.sign")
     error = await refused(shore)
-    assert (error.kind, error.status, error.scope, error.handed_over) == ("not_ours", 413, None, False)
+    assert (error.kind, error.status, error.scope, error.body_complete) == ("not_ours", 413, None, False)
 
 
 @pytest.mark.parametrize("kind", ["html_200", "lost_answer", "endless_json", "truncated_answer", "redirect"])
@@ -198,7 +198,7 @@ async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: st
     shore = wootiv()
     shore.strike(kind, match="wootiv.sign")
     error = await refused(shore)
-    assert not error.handed_over
+    assert not error.body_complete
     assert not shore.sim.requests["s3.put"]
 
 

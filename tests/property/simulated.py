@@ -56,6 +56,7 @@ from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials
 from docferry.upload.gates import GateManager
 from docferry.upload.uploader import Uploader
+from docferry.wakeups import Wakeups
 
 T = TypeVar("T")
 LAG = 30.0
@@ -172,8 +173,8 @@ class Line:
         if fate == "killed":
             self._kill()
         if fate == "error":
-            raise RemoteError("error", status=500, handed_over=True)
-        raise RemoteError(fate, kind="cut", handed_over=True)
+            raise RemoteError("error", status=500, body_complete=True)
+        raise RemoteError(fate, kind="cut", body_complete=True)
 
     async def _passes(self, longest: float) -> None:
         """Time, and others' turns."""
@@ -337,7 +338,7 @@ class Process(Uploader):
             remotes={"codat": Line(world.shore, self.database.kill)},
             transfers=self.queue,
             clock=world.clock,
-            look_again=lambda *_: None,
+            wakeups=Wakeups(),
             delivered=_ignored,
             batch_trials=BatchTrials(Cursors(self.database, world.clock), 1),
         )

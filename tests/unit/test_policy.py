@@ -43,28 +43,28 @@ TABLE: list[tuple[dict[str, Any], State, str | None, bool]] = [
     ({"kind": "not_ours", "status": 200}, State.WAITING, None, False),
     ({"status": 500}, State.WAITING, None, True),
     ({"status": 408}, State.WAITING, None, False),
-    ({"kind": "redo", "status": 200, "handed_over": True}, State.WAITING, None, False),
+    ({"kind": "redo", "status": 200, "body_complete": True}, State.WAITING, None, False),
     # it was handed over and nobody knows: a doubt
-    ({"kind": "timeout", "handed_over": True}, State.DOUBTFUL, None, False),
-    ({"kind": "cut", "handed_over": True}, State.DOUBTFUL, None, False),
-    ({"kind": "not_ours", "status": 200, "handed_over": True}, State.DOUBTFUL, None, False),
-    ({"kind": "not_ours", "status": 502, "handed_over": True}, State.DOUBTFUL, None, False),
-    ({"status": 500, "handed_over": True}, State.DOUBTFUL, None, True),
-    ({"status": 503, "handed_over": True, "should_retry": False}, State.DOUBTFUL, None, True),
-    ({"status": 408, "handed_over": True}, State.DOUBTFUL, None, True),
-    ({"status": 409, "handed_over": True}, State.DOUBTFUL, None, False),
-    ({"status": 422, "handed_over": True}, State.DOUBTFUL, None, True),
+    ({"kind": "timeout", "body_complete": True}, State.DOUBTFUL, None, False),
+    ({"kind": "cut", "body_complete": True}, State.DOUBTFUL, None, False),
+    ({"kind": "not_ours", "status": 200, "body_complete": True}, State.DOUBTFUL, None, False),
+    ({"kind": "not_ours", "status": 502, "body_complete": True}, State.DOUBTFUL, None, False),
+    ({"status": 500, "body_complete": True}, State.DOUBTFUL, None, True),
+    ({"status": 503, "body_complete": True, "should_retry": False}, State.DOUBTFUL, None, True),
+    ({"status": 408, "body_complete": True}, State.DOUBTFUL, None, True),
+    ({"status": 409, "body_complete": True}, State.DOUBTFUL, None, False),
+    ({"status": 422, "body_complete": True}, State.DOUBTFUL, None, True),
     # a clear no
-    ({"status": 400, "handed_over": True}, State.HELD, "refused", True),
+    ({"status": 400, "body_complete": True}, State.HELD, "refused", True),
     ({"status": 413}, State.HELD, "too_large", True),
-    ({"status": 501, "handed_over": True}, State.HELD, "refused", True),
-    ({"status": 422, "handed_over": True, "should_retry": False}, State.HELD, "refused", True),
+    ({"status": 501, "body_complete": True}, State.HELD, "refused", True),
+    ({"status": 422, "body_complete": True, "should_retry": False}, State.HELD, "refused", True),
     ({"status": 400, "should_retry": True}, State.WAITING, None, False),
     # everybody's matter
     ({"status": 401, "scope": "codat"}, State.WAITING, "key", True),
     ({"status": 402, "scope": "codat"}, State.WAITING, "account", True),
-    ({"status": 403, "scope": "codat/acme", "handed_over": True}, State.WAITING, "company", True),
-    ({"status": 404, "scope": LANE, "handed_over": True}, State.WAITING, "connection", True),
+    ({"status": 403, "scope": "codat/acme", "body_complete": True}, State.WAITING, "company", True),
+    ({"status": 404, "scope": LANE, "body_complete": True}, State.WAITING, "connection", True),
     ({"status": 429, "scope": "codat", "retry_after": 3.0}, State.WAITING, "rate", False),
     ({"status": 429, "scope": "codat", "retry_after": LONG_PAUSE + 1}, State.WAITING, "quota", False),
     ({"kind": "redirect", "status": 307}, State.WAITING, "redirected", True),
@@ -109,7 +109,7 @@ def test_an_expired_signature_costs_nothing_once_and_does_not_spin() -> None:
 
 
 def test_what_is_refused_again_with_409_was_kept() -> None:
-    assert outcome(status=409, handed_over=True, tries=2).fresh_key
+    assert outcome(status=409, body_complete=True, tries=2).fresh_key
 
 
 def test_a_remote_that_is_away_is_closed_for_all_after_some_strikes() -> None:
@@ -119,13 +119,13 @@ def test_a_remote_that_is_away_is_closed_for_all_after_some_strikes() -> None:
     assert (gate.key, gate.reason) == ("codat", "unreachable")
 
 
-@pytest.mark.parametrize("handed_over", [True, False])
-def test_a_lane_that_only_fails_is_closed(handed_over: bool) -> None:
-    assert outcome(kind="cut", handed_over=handed_over, lane_failures=LANE_STRIKES - 1).gate is None
-    found = outcome(kind="cut", handed_over=handed_over, lane_failures=LANE_STRIKES)
+@pytest.mark.parametrize("body_complete", [True, False])
+def test_a_lane_that_only_fails_is_closed(body_complete: bool) -> None:
+    assert outcome(kind="cut", body_complete=body_complete, lane_failures=LANE_STRIKES - 1).gate is None
+    found = outcome(kind="cut", body_complete=body_complete, lane_failures=LANE_STRIKES)
     assert found.gate is not None
     assert (found.gate.key, found.gate.reason) == (LANE, "failing")
-    assert found.state is (State.DOUBTFUL if handed_over else State.WAITING)
+    assert found.state is (State.DOUBTFUL if body_complete else State.WAITING)
 
 
 def test_a_gate_that_is_probed_in_vain_waits_longer() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from docferry.upload.gates import GateManager
 from docferry.upload.maintenance import Maintenance
 from docferry.upload.scheduler import Scheduler
 from docferry.upload.uploader import Uploader
+from docferry.wakeups import Wakeups
 
 
 @dataclass(slots=True)
@@ -121,20 +122,17 @@ def _build(
     documents, cursors = Documents(database, clock), Cursors(database, clock)
     gates, batch_trials = Gates(database), BatchTrials(cursors, settings.codat.batch)
 
-    def look_again(mapping: str, path: bytes) -> None:
-        scan_scheduler.hint(mapping, {path})
-
-    transfers = Transfers(database, clock, owner, orphaned=look_again)
+    wakeups = Wakeups()
+    transfers = Transfers(database, clock, owner, wakeups)
     reconciler = Reconciler(
         documents=documents,
         cursors=cursors,
         rules=RULES,
         clock=clock,
-        queued=lambda: scheduler.wake(),
-        watching=lambda: scan_scheduler.stir(),
+        wakeups=wakeups,
         adopt=adopt,
     )
-    scan_scheduler = ScanScheduler(reconciler, uploads, clock, settings.rescan)
+    scan_scheduler = ScanScheduler(reconciler, uploads, clock, wakeups, settings.rescan)
     gate_manager = GateManager(
         transfers=transfers,
         gates=gates,
@@ -143,7 +141,7 @@ def _build(
         give_up_after=settings.retry.give_up_after,
         key_refused=keys.read,
     )
-    uploader = _uploader(gate_manager, uploads, remotes, transfers, documents, clock, batch_trials, look_again)
+    uploader = _uploader(gate_manager, uploads, remotes, transfers, documents, clock, batch_trials, wakeups)
     scheduler = Scheduler(
         database=database,
         transfers=transfers,
@@ -152,6 +150,7 @@ def _build(
         uploader=uploader,
         gate_manager=gate_manager,
         clock=clock,
+        wakeups=wakeups,
         maintenance=Maintenance(transfers, clock, settings.state_dir),
         workers=settings.workers,
         company_limits={"codat": settings.codat.concurrent_per_company},
@@ -186,7 +185,7 @@ def _uploader(
     documents: Documents,
     clock: Clock,
     batch_trials: BatchTrials,
-    look_again: Callable[[str, bytes], None],
+    wakeups: Wakeups,
 ) -> Uploader:
     async def delivered(mapping: str) -> None:
         if mapping in uploads:
@@ -198,7 +197,7 @@ def _uploader(
         remotes=remotes,
         transfers=transfers,
         clock=clock,
-        look_again=look_again,
+        wakeups=wakeups,
         delivered=delivered,
         batch_trials=batch_trials,
     )

@@ -21,6 +21,7 @@ from docferry.settings import Upload
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
 
@@ -45,7 +46,7 @@ class Planner:
         cursors: Cursors,
         rules: Mapping[str, Rules],
         clock: Clock,
-        queued: Callable[[], None],
+        wakeups: Wakeups,
         wait: Callable[[Upload, SeenFile], None],
         adopt: bool,
     ) -> None:
@@ -53,7 +54,7 @@ class Planner:
         self._cursors = cursors
         self._rules = rules
         self._clock = clock
-        self._queued = queued
+        self._wakeups = wakeups
         self._wait = wait
         self._adopt = adopt  # the database was lost: what is new to us may be at the remote already
         self.unchanged = 0  # files that turned out to be what was known: touched, or copies
@@ -94,7 +95,7 @@ class Planner:
                     path = each.seen_file.path
                     log.warning("held", each.detail or "", mapping=upload.name, path=path, reason=str(each.reason))
         log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
-        self._queued()
+        self._wakeups.queue_changed()
 
     async def _hashed(self, upload: Upload, group: Sequence[tuple[SeenFile, Target]]) -> list[Planned]:
         paths = [seen_file.path for seen_file, _ in group]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
+from docferry.wakeups import Wakeups
 
 log = logs.get("intake")
 
@@ -61,21 +62,20 @@ class Reconciler:
         cursors: Cursors,
         rules: Mapping[str, Rules],
         clock: Clock,
-        queued: Callable[[], None],
-        watching: Callable[[], None],
+        wakeups: Wakeups,
         adopt: bool = False,
     ) -> None:
         self._documents = documents
         self._cursors = cursors
         self._clock = clock
-        self._watching = watching
+        self._wakeups = wakeups
         self.debouncer = Debouncer(clock)
         self.planner = Planner(
             documents=documents,
             cursors=cursors,
             rules=rules,
             clock=clock,
-            queued=queued,
+            wakeups=wakeups,
             wait=self._wait,
             adopt=adopt,
         )
@@ -183,7 +183,7 @@ class Reconciler:
         wanted = [s for s in seen_files if upload.wanted(s.path)]
         ready = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
         if len(ready) < len(wanted):
-            self._watching()
+            self._wakeups.debounce_changed()
         await self.planner.admit(upload, ready)
 
     async def ripen(self, uploads: Mapping[str, Upload]) -> None:
@@ -208,7 +208,7 @@ class Reconciler:
     def _wait(self, upload: Upload, seen_file: SeenFile) -> None:
         """It is not complete yet, whatever its stamps say: look at it again later."""
         self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
-        self._watching()
+        self._wakeups.debounce_changed()
 
 
 def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[SeenFile], list[bytes], list[bytes]]:

@@ -14,6 +14,7 @@ from docferry.clock import Clock
 from docferry.detect.reconciler import FolderState, Reconciler
 from docferry.errors import FolderError
 from docferry.settings import Upload
+from docferry.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from docferry.files.watch.watcher import WatchEvent
@@ -33,13 +34,14 @@ BREATHER = 0.2
 class ScanScheduler:
     """The tasks between the watcher and intake."""
 
-    def __init__(self, reconciler: Reconciler, uploads: Mapping[str, Upload], clock: Clock, rescan: float) -> None:
+    def __init__(
+        self, reconciler: Reconciler, uploads: Mapping[str, Upload], clock: Clock, wakeups: Wakeups, rescan: float
+    ) -> None:
         self._reconciler = reconciler
         self._uploads = uploads
         self._clock = clock
         self._rescan = rescan
-        self._hinted: dict[str, set[bytes]] = {}
-        self._wake = anyio.Event()
+        self._wakeups = wakeups
         self._scan_now = {name: anyio.Event() for name in uploads}
         self._scanning = anyio.CapacityLimiter(SCANS_AT_ONCE)
         self._unscanned = set(uploads)
@@ -51,16 +53,11 @@ class ScanScheduler:
     def hint(self, mapping: str, paths: set[bytes]) -> None:
         """These paths may have changed."""
         if mapping in self._uploads:
-            self._hinted.setdefault(mapping, set()).update(paths)
-            self._wake.set()
+            self._wakeups.check_paths(mapping, paths)
 
     def scan_soon(self, mapping: str) -> None:
         """Hints may have been lost."""
         self._scan_now[mapping].set()
-
-    def stir(self) -> None:
-        """Something is being watched for rest."""
-        self._wake.set()
 
     async def run(self) -> None:
         """Watch, then scan, then go on until cancelled."""
@@ -90,8 +87,9 @@ class ScanScheduler:
 
     async def serve_hints(self) -> None:
         """What has gathered until now: hinted paths, and files whose time has come."""
-        hinted, self._hinted = self._hinted, {}
-        for mapping, paths in hinted.items():
+        for mapping, paths in self._wakeups.take_paths().items():
+            if mapping not in self._uploads:
+                continue
             try:
                 await self._reconciler.look(self._uploads[mapping], paths)
             except FolderError:
@@ -100,15 +98,15 @@ class ScanScheduler:
 
     async def _serve(self) -> None:
         while True:
-            self._wake = anyio.Event()
+            self._wakeups.detection.clear()
             self.beat = self._clock.steady()
             await self.serve_hints()
-            if self._hinted:
+            if self._wakeups.has_paths:
                 continue
             due = self._reconciler.debouncer.next_due()
             nap = UNWATCHED if due is None else max(0.0, due - self._clock.steady())
             with anyio.move_on_after(min(nap, UNWATCHED)):
-                await self._wake.wait()
+                await self._wakeups.detection.wait()
 
     def _start(self, group: TaskGroup, upload: Upload) -> None:
         group.start_soon(self._watch, upload, name=f"watch {upload.name}")

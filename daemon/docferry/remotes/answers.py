@@ -24,7 +24,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]  # names in lower case
     body: bytes
-    handed_over: bool = False  # the last byte of the document was given to the kernel
+    body_complete: bool = False  # the last byte of the document was given to the kernel
     flaw: str | None = None  # "cut" | "large"
     length: int = 0  # of the body, wherever it went
 
@@ -93,7 +93,7 @@ def parsed(answer: Answer, who: str) -> object:
             f"something that is not {who} answered with {answer.status}; check base_url, and proxies in between",
             kind="not_ours",
             status=answer.status,
-            handed_over=answer.handed_over,
+            body_complete=answer.body_complete,
         )
     return found
 

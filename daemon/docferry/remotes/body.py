@@ -24,7 +24,7 @@ class Outgoing:
         self._body = body
         self._blocks: AsyncIterator[bytes] | None = None
         self.length = self._left = body.length
-        self.handed_over = False
+        self.body_complete = False
 
     def __aiter__(self) -> Self:
         self._blocks = self._body.blocks()
@@ -48,7 +48,7 @@ class Outgoing:
 
     def accepted(self) -> None:
         """Something of the block that was given out last has left. Nothing of it: then the document is not whole."""
-        self.handed_over = not self._left
+        self.body_complete = not self._left
 
     @property
     def is_spent(self) -> bool:

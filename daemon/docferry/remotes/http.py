@@ -92,7 +92,7 @@ class Http:
             if not reading.begun:
                 raise self._failure(request, "timeout", "the deadline passed", outgoing)
             reading.flaw = "cut"
-        answer = reading.answer(handed_over=outgoing is not None and outgoing.handed_over)
+        answer = reading.answer(body_complete=outgoing is not None and outgoing.body_complete)
         self._learn(answer, outgoing)
         return answer
 
@@ -177,7 +177,7 @@ class Http:
             "timeout": f"{where} did not answer in time: {why}",
             "cut": f"the connection to {where} broke: {why}",
         }[kind]
-        return RemoteError(sentence, kind=kind, handed_over=outgoing is not None and outgoing.handed_over)
+        return RemoteError(sentence, kind=kind, body_complete=outgoing is not None and outgoing.body_complete)
 
 
 @dataclass(slots=True)

@@ -42,8 +42,8 @@ class Reading:
         async with self._into(self._status, self._headers) as sink:
             await self._read(reply, scope, sink)
 
-    def answer(self, *, handed_over: bool) -> Answer:
-        return Answer(self._status, self._headers, b"".join(self._blocks), handed_over, self.flaw, self._length)
+    def answer(self, *, body_complete: bool) -> Answer:
+        return Answer(self._status, self._headers, b"".join(self._blocks), body_complete, self.flaw, self._length)
 
     async def _read(self, reply: Reply, scope: anyio.CancelScope, sink: Sink | None) -> None:
         encoding = self._headers.get("content-encoding", "identity").strip().lower()

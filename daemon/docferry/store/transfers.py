@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from docferry.store.accounts import LookupCounts
 from docferry.store.connection import fetched
 from docferry.store.database import Database
 from docferry.store.transitions import TransitionWriter
+from docferry.wakeups import Wakeups
 
 _COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
@@ -77,12 +78,10 @@ class Pick:
 class Transfers(LookupCounts):
     """The transfers of one process: `owner` names it in every lease."""
 
-    def __init__(
-        self, database: Database, clock: Clock, owner: str, orphaned: Callable[[str, bytes], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, database: Database, clock: Clock, owner: str, wakeups: Wakeups | None = None) -> None:
         super().__init__(database, owner)
         self._clock = clock
-        self._moves = TransitionWriter(database, orphaned)  # told of every mapping and path whose transfer went
+        self._moves = TransitionWriter(database, wakeups or Wakeups())
 
     async def lanes(self) -> list[Lane]:
         """The lanes in which something waits or is in doubt, due or not yet."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -13,6 +12,7 @@ from docferry.errors import LeaseLost
 from docferry.model import State, joined
 from docferry.store.connection import driver, fetched
 from docferry.store.database import Database
+from docferry.wakeups import Wakeups
 
 # A row whose lease, owner or state is another is not changed: its lease is lost. The intent has a statement of its own,
 # as every document needs it; the transfer itself tells of a try that has not ended.
@@ -50,9 +50,9 @@ RETURNING mapping, folder, name
 class TransitionWriter:
     """Takes every move to the writer, together with those that come while it is busy."""
 
-    def __init__(self, database: Database, orphaned: Callable[[str, bytes], None]) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self._database = database
-        self._orphaned = orphaned
+        self._wakeups = wakeups  # told of every path whose transfer is gone
         self._batch: _Batch | None = None
 
     async def make(self, rows: list[dict[str, Any]]) -> None:
@@ -65,7 +65,7 @@ class TransitionWriter:
         if leads:
             await batch.commit(self._database)
             for mapping, path in batch.orphans:
-                self._orphaned(mapping, path)
+                self._wakeups.check_paths(mapping, [path])
         else:
             with anyio.CancelScope(shield=True):
                 await batch.done.wait()

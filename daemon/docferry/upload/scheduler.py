@@ -25,6 +25,7 @@ from docferry.upload.maintenance import Maintenance
 from docferry.upload.selection import SelectionInput, choose, closed_by, company_of, gates_of, needs_a_person, next_due
 from docferry.upload.slots import Slots
 from docferry.upload.uploader import Uploader
+from docferry.wakeups import Wakeups
 
 log = logs.get("runner")
 
@@ -53,6 +54,7 @@ class Scheduler:
         uploader: Uploader,
         gate_manager: GateManager,
         clock: Clock,
+        wakeups: Wakeups,
         maintenance: Maintenance,
         workers: int,
         company_limits: Mapping[str, int],
@@ -81,7 +83,7 @@ class Scheduler:
             several=self._several,
             is_wary=lambda lane: gate_manager.counters.strikes.get(lane, 0) >= WARY,
         )
-        self._wake = anyio.Event()
+        self._wakeups = wakeups
         self._stopping = False
         self._outdated: dict[str, float | None] = {}  # of remotes, when the answer came whose quota counts no more
         self._filling = False  # something may be claimed and not in hand yet
@@ -96,12 +98,12 @@ class Scheduler:
 
     def wake(self) -> None:
         """Something may be due."""
-        self._wake.set()
+        self._wakeups.queue_changed()
 
     def stop(self) -> None:
         """Claim nothing more; `run` ends when what is in flight has ended."""
         self._stopping = self._gate_manager.stopping = True
-        self._wake.set()
+        self._wakeups.queue_changed()
 
     @property
     def in_flight(self) -> int:
@@ -155,7 +157,7 @@ class Scheduler:
             async with anyio.create_task_group() as group:
                 task_status.started()
                 while not (self._stopping and self._slots.are_done):
-                    self._wake = anyio.Event()
+                    self._wakeups.upload.clear()
                     self.beat = self._clock.steady()
                     self._database.assert_ours()
                     await self._maintenance.turn()
@@ -169,7 +171,7 @@ class Scheduler:
                         self._dispatch(group)
                         self._filling = False
                     with anyio.move_on_after(self._nap()):
-                        await self._wake.wait()
+                        await self._wakeups.upload.wait()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._release_all()
@@ -275,7 +277,7 @@ class Scheduler:
             if self._goes_on_by_itself:
                 self._slots.let_go()
             else:
-                self._wake.set()
+                self._wakeups.queue_changed()
 
     @property
     def _goes_on_by_itself(self) -> bool:

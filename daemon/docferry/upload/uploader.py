@@ -22,6 +22,7 @@ from docferry.upload.batch import Batch, Places, idempotency_key
 from docferry.upload.batch_trials import BatchTrials
 from docferry.upload.gates import GateManager
 from docferry.upload.resolver import BATCH, Resolver
+from docferry.wakeups import Wakeups
 
 log = logs.get("carry")
 
@@ -48,7 +49,7 @@ class Uploader:
         remotes: Mapping[str, Remote],
         transfers: Transfers,
         clock: Clock,
-        look_again: Callable[[str, bytes], None],
+        wakeups: Wakeups,
         delivered: Callable[[str], Awaitable[None]],
         batch_trials: BatchTrials,
     ) -> None:
@@ -57,7 +58,7 @@ class Uploader:
         self._gate_manager = gate_manager
         self._transfers = transfers
         self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
-        self._look_again = look_again
+        self._wakeups = wakeups
         self._delivered = delivered
         self._batch_trials = batch_trials
         self._resolver = Resolver(
@@ -209,7 +210,7 @@ class Uploader:
     async def _look_afresh(self, transfer: Transfer, places: Sequence[Place], was: State) -> None:
         """A rule held it and nothing was read; a person says try again: intake judges it anew."""
         for place in places:
-            self._look_again(place.mapping, place.path)
+            self._wakeups.check_paths(place.mapping, [place.path])
         await self._gate_manager.settle(transfer, Outcome(State.GONE, None, "looked at again"), was)
 
     async def _open(
@@ -222,7 +223,7 @@ class Uploader:
                 return await stack.enter_async_context(source)
             except SourceError as error:
                 trouble = error
-                self._look_again(place.mapping, place.path)
+                self._wakeups.check_paths(place.mapping, [place.path])
         await self._gate_manager.settle(transfer, self._without_bytes(transfer, trouble, was), was)
         return None
 
@@ -283,7 +284,7 @@ class Uploader:
             await self._gate_manager.settle(transfer, outcome, State.SENDING)
             if outcome.state is State.GONE:
                 for place in places.get(transfer.id, ()):
-                    self._look_again(place.mapping, place.path)
+                    self._wakeups.check_paths(place.mapping, [place.path])
 
     async def _failed(self, sending: Sequence[Transfer], failure: RemoteError) -> None:
         struck = self._gate_manager.struck(sending, failure)

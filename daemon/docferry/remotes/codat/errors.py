@@ -34,7 +34,7 @@ def refusal(answer: Answer, target: Target, now: float) -> RemoteError:
     return RemoteError(
         _sentence(status, said, cure, id_),
         status=status,
-        handed_over=answer.handed_over,
+        body_complete=answer.body_complete,
         retry_after=_pause(answer, now),
         should_retry=should_retry(answer),
         scope=scope,
@@ -48,7 +48,7 @@ def strange(answer: Answer) -> RemoteError:
         f"something that is not Codat answered with {answer.status}; check base_url in [codat], and proxies in between",
         kind="not_ours",
         status=answer.status,
-        handed_over=answer.handed_over,
+        body_complete=answer.body_complete,
     )
 
 
@@ -71,7 +71,7 @@ def _redirected(answer: Answer) -> RemoteError:
         f"Codat's address redirects to {host} ({answer.status}), without the key; mend base_url in [codat]",
         kind="redirect",
         status=answer.status,
-        handed_over=answer.handed_over,
+        body_complete=answer.body_complete,
     )
 
 

@@ -26,7 +26,7 @@ def receipt(answer: Answer, md5: str | None) -> Receipt:
             f"something that is not S3 answered with {answer.status}: there is no ETag; check proxies in between",
             kind="not_ours",
             status=answer.status,
-            handed_over=answer.handed_over,
+            body_complete=answer.body_complete,
         )
     if md5 is None or not is_md5(answer, etag):
         return Receipt(answer.status, etag=etag or None)
@@ -35,7 +35,7 @@ def receipt(answer: Answer, md5: str | None) -> Receipt:
             f"S3 has other bytes than were sent: its ETag is {plain(etag)}, their MD5 {md5}; it is sent again",
             kind="redo",
             status=answer.status,
-            handed_over=True,
+            body_complete=True,
         )
     return Receipt(answer.status, etag=etag, proof="etag")
 
@@ -58,7 +58,7 @@ def refusal(answer: Answer, now: float) -> RemoteError:
         f"{cure} ({answer.status}){f': {said}' if said else ''}",
         kind=kind,
         status=answer.status,
-        handed_over=answer.handed_over,
+        body_complete=answer.body_complete,
         retry_after=retry_after(answer, now),
         should_retry=should_retry(answer),
         correlation_id=plain(_tag(answer, "RequestId") or answer.headers.get("x-amz-request-id", ""))[:100] or None,

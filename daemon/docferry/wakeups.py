@@ -1,0 +1,59 @@
+"""Wake the upload and detection loops without callbacks between their packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import anyio
+
+
+class Wakeup:
+    """A flag that one loop waits for. Setting it twice before the loop looks wakes the loop once."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def set(self) -> None:
+        """Wake the loop."""
+        self._event.set()
+
+    def clear(self) -> None:
+        """Forget earlier calls of `set`. Clear before looking for work, so that no later call is lost."""
+        if self._event.is_set():
+            self._event = anyio.Event()
+
+    async def wait(self) -> None:
+        """Return as soon as the flag is set."""
+        await self._event.wait()
+
+
+class Wakeups:
+    """What the packages of one process tell each other; everything here is a hint, the database is the truth."""
+
+    def __init__(self) -> None:
+        self.upload = Wakeup()  # for the scheduler: the queue may have something due
+        self.detection = Wakeup()  # for the scan scheduler: paths to check, or files that are not quiet yet
+        self._paths: dict[str, set[bytes]] = {}
+
+    def queue_changed(self) -> None:
+        """Tell the scheduler that a transfer may be due."""
+        self.upload.set()
+
+    def debounce_changed(self) -> None:
+        """Tell the scan scheduler that a file waits until it is quiet."""
+        self.detection.set()
+
+    def check_paths(self, mapping: str, paths: Iterable[bytes]) -> None:
+        """Ask the scan scheduler to look at these paths, relative to the mapping's folder."""
+        self._paths.setdefault(mapping, set()).update(paths)
+        self.detection.set()
+
+    def take_paths(self) -> dict[str, set[bytes]]:
+        """Return and forget the paths to check, by mapping."""
+        taken, self._paths = self._paths, {}
+        return taken
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether paths wait to be checked."""
+        return bool(self._paths)
