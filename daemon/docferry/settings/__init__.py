@@ -14,8 +14,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from docferry.errors import ConfigError
 from docferry.model import RemoteName
 from docferry.settings import complaints, contradictions, keys, sources
+from docferry.settings.alerts import Alerts, Heartbeat
 from docferry.settings.keys import Secrets
-from docferry.settings.mappings import Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
+from docferry.settings.mappings import CaFile, Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
 
 __all__ = ["Codat", "Download", "Retry", "Route", "Secrets", "Settings", "Upload", "Wootiv", "load", "missing_keys"]
 
@@ -69,19 +70,12 @@ def _proxy(written: str) -> str:
     return written.strip()
 
 
-def _readable(path: Path) -> Path:
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise ValueError(f"names {path}, which is no file that can be read")
-    return path
-
-
 def _lowered(written: object) -> object:
     return written.strip().lower() if isinstance(written, str) else written
 
 
 Url = Annotated[str, AfterValidator(_url)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
-CaFile = Annotated[PlainPath, AfterValidator(_readable)]
 
 
 class Retry(BaseModel):
@@ -139,6 +133,8 @@ class Settings(BaseSettings):
     retry: Retry = Retry()
     codat: Codat = Codat()
     wootiv: Wootiv = Wootiv()
+    alerts: Alerts = Alerts()
+    heartbeat: Heartbeat = Heartbeat()
     uploads: tuple[Upload, ...] = Field(default=(), alias="upload")
     downloads: tuple[Download, ...] = Field(default=(), alias="download")
 

@@ -62,6 +62,21 @@ def find(
     return Key()
 
 
+def find_secret(
+    environ: Mapping[str, str], *, variable: str, credential: str | None, file: Path | None, file_key: str
+) -> Key:
+    """Return a secret that belongs to no remote, read afresh from its variable, systemd credential or file."""
+    if environ.get(variable, "").strip():
+        return _proved(environ[variable], f"${variable}")
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    place = Path(directory, credential) if directory and credential else None
+    if place is not None and place.exists():
+        return _from_file(place, f"the systemd credential {credential}")
+    if file is not None:
+        return _from_file(file, f"{file_key} {escaped(str(file))}")
+    return Key()
+
+
 def exposed(status: os.stat_result, path: Path) -> str | None:
     """Why a file is no place for a key, with the cure; None if nobody else can read it."""
     shown = escaped(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import os.path
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -45,6 +46,12 @@ def _folder(folder: str, allowed: tuple[str, ...] = templates.IDS) -> str:
 def _path(path: Path) -> Path:
     if not path.is_absolute() or not templates.fit(str(path)):
         raise ValueError("must be a path, and not empty")
+    return path
+
+
+def _readable(path: Path) -> Path:
+    if not path.is_file() or not os.access(path, os.R_OK):
+        raise ValueError(f"names {path}, which is no file that can be read")
     return path
 
 
@@ -119,6 +126,7 @@ Share = Annotated[
 ]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 PlainPath = Annotated[Path, AfterValidator(_path)]  # `sources` made it absolute, unless it is empty
+CaFile = Annotated[PlainPath, AfterValidator(_readable)]
 Name = Annotated[str, AfterValidator(_plain_text)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
 Companies = Annotated[

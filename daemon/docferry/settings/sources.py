@@ -20,7 +20,19 @@ Loc = tuple[str | int, ...]  # ("upload", 2, "folder")
 
 PREFIX: Final = "DOCFERRY_"
 _NO_SETTINGS: Final = frozenset({"DOCFERRY_CONFIG", "DOCFERRY_CODAT__API_KEY", "DOCFERRY_WOOTIV__API_KEY"})
-_PATHS: Final = frozenset({"state_dir", "folder", "archive_folder", "ca_file", "api_key_file"})
+_PATHS: Final = frozenset(
+    {
+        "state_dir",
+        "folder",
+        "archive_folder",
+        "ca_file",
+        "api_key_file",
+        "password_file",
+        "secret_file",
+        "token_file",
+        "url_file",
+    }
+)
 
 
 @dataclass(slots=True)
