@@ -15,6 +15,7 @@ from typing import Any, Final
 from docferry.errors import ConfigError
 from docferry.model import escaped
 from docferry.settings import keys
+from docferry.settings.alerts import names_a_receiver, receiver_of
 
 Loc = tuple[str | int, ...]  # ("upload", 2, "folder")
 
@@ -128,6 +129,12 @@ def _table(value: object) -> Mapping[str, Any]:
 
 
 def _lay_over(written: Written, environ: Mapping[str, str]) -> None:
+    names = _receiver_names(written.values)
+    written.problems += [
+        f"${variable}: belongs to no receiver; there are: {', '.join(names) or 'none'}"
+        for variable in sorted(environ)
+        if receiver_of(variable) and not names_a_receiver(variable, names)
+    ]
     for variable, loc in sorted(_locs(environ), key=lambda pair: [str(part).zfill(9) for part in pair[1]]):
         try:
             _put(written.values, loc, environ[variable])
@@ -137,9 +144,16 @@ def _lay_over(written: Written, environ: Mapping[str, str]) -> None:
             written.variables[loc] = variable
 
 
+def _receiver_names(values: Mapping[str, Any]) -> list[str]:
+    """The names of the receivers in the file, as far as they are written rightly."""
+    receivers = _table(values.get("alerts")).get("to")
+    found = [_table(each).get("name") for each in receivers] if isinstance(receivers, list) else []
+    return [name for name in found if isinstance(name, str)]
+
+
 def _locs(environ: Mapping[str, str]) -> Iterator[tuple[str, Loc]]:
     for variable, value in environ.items():
-        if variable.startswith(PREFIX) and variable not in _NO_SETTINGS and value:
+        if variable.startswith(PREFIX) and variable not in _NO_SETTINGS and not receiver_of(variable) and value:
             parts = variable.removeprefix(PREFIX).lower().split("__")
             yield variable, tuple(int(part) if part.isascii() and part.isdecimal() else part for part in parts)
 

@@ -1,0 +1,160 @@
+"""One message to one receiver: as text for people, and as Alertmanager's JSON for programs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from docferry.alerts.conditions import clean
+from docferry.alerts.tracker import Item, Kind
+from docferry.clock import iso
+from docferry.store.alerts import Alert
+
+#: A message for people names so many conditions; the rest is counted.
+MOST_NAMED: Final = 50
+#: How Alertmanager writes that an alert has not ended.
+NOT_ENDED: Final = "0001-01-01T00:00:00Z"
+_HEADINGS: Final = {
+    Kind.FIRING: "Needs attention:",
+    Kind.REMINDER: "Still needs attention:",
+    Kind.RESOLVED: "Resolved:",
+}
+_SEVERITY: Final = {"digest": "info", "queue": "critical", "key": "critical", "old_copy": "critical"}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What one receiver is told at once. `host`: this machine's name."""
+
+    receiver: str
+    host: str
+    items: Sequence[Item] = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The same for the same items, over retries and restarts: receivers may drop what they have seen."""
+        parts = [(item.alert.key, item.alert.since, item.kind.value, item.due) for item in self.items]
+        said = json.dumps([self.receiver, self.host, parts])
+        return "msg_" + hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32]
+
+    @property
+    def status(self) -> str:
+        """`firing` while anything in it needs attention; otherwise `resolved`."""
+        return "resolved" if all(item.kind is Kind.RESOLVED for item in self.items) else "firing"
+
+    @property
+    def severity(self) -> str:
+        """The highest severity of what needs attention."""
+        found = {severity(item.alert) for item in self.items if item.kind is not Kind.RESOLVED}
+        return next((each for each in ("critical", "warning", "info") if each in found), "info")
+
+    @property
+    def subject(self) -> str:
+        """One line without control characters."""
+        notes = [item for item in self.items if item.kind is Kind.NOTE]
+        lasting = [item for item in self.items if item.kind in (Kind.FIRING, Kind.REMINDER)]
+        ended = [item for item in self.items if item.kind is Kind.RESOLVED]
+        parts = []
+        if len(self.items) == 1 and not notes:
+            parts = [f"{'RESOLVED: ' if ended else ''}{self.items[0].alert.summary}"]
+        else:
+            parts += [f"{len(lasting)} need attention" if len(lasting) != 1 else "1 needs attention"] if lasting else []
+            parts += [f"{len(ended)} resolved"] if ended else []
+            parts += ["daily digest"] if notes else []
+        return clean(f"docferry on {self.host}: {', '.join(parts)}", 150)
+
+    @property
+    def text(self) -> str:
+        """The whole message for people."""
+        blocks = []
+        for kind, heading in _HEADINGS.items():
+            named = [item.alert for item in self.items if item.kind is kind]
+            if named:
+                lines = [line for alert in named[:MOST_NAMED] for line in _lines(alert, kind)]
+                if len(named) > MOST_NAMED:
+                    lines.append(f"  and {len(named) - MOST_NAMED} more; `docferry alerts list` shows all")
+                blocks.append("\n".join([heading, *lines]))
+        blocks += [_clean_lines(item.alert.summary) for item in self.items if item.kind is Kind.NOTE]
+        return "\n\n".join(blocks) + "\n"
+
+    def webhook(self) -> dict[str, Any]:
+        """Return the object that Alertmanager's webhooks send, version 4."""
+        alerts = [alert_json(item, self.host) for item in self.items]
+        return {
+            "version": "4",
+            "groupKey": '{}:{service="docferry"}',
+            "truncatedAlerts": 0,
+            "status": self.status,
+            "receiver": self.receiver,
+            "groupLabels": {"service": "docferry"},
+            "commonLabels": _common([alert["labels"] for alert in alerts]),
+            "commonAnnotations": _common([alert["annotations"] for alert in alerts]),
+            "externalURL": "",
+            "alerts": alerts,
+        }
+
+
+def alert_json(item: Item, host: str) -> dict[str, Any]:
+    """Return one alert as Alertmanager's webhooks show it."""
+    alert = item.alert
+    labels = labels_of(alert, host)
+    return {
+        "status": "resolved" if item.kind is Kind.RESOLVED else "firing",
+        "labels": labels,
+        "annotations": annotations_of(alert),
+        "startsAt": iso(alert.since),
+        "endsAt": iso(alert.since) if item.kind is Kind.NOTE else iso(alert.ended) or NOT_ENDED,
+        "generatorURL": "",
+        "fingerprint": fingerprint(labels),
+    }
+
+
+def labels_of(alert: Alert, host: str) -> dict[str, str]:
+    """Return the labels that identify a condition; never a path, a company or an id."""
+    return {
+        "alertname": alert.event,
+        **{name: clean(value) for name, value in alert.labels},
+        "host": clean(host),
+        "service": "docferry",
+        "severity": severity(alert),
+    }
+
+
+def annotations_of(alert: Alert) -> dict[str, str]:
+    """Return the texts of a condition, redacted and escaped."""
+    if alert.event == "digest":
+        text = _clean_lines(alert.summary)
+        return {"summary": text.partition("\n")[0], "description": text}
+    return {"summary": clean(alert.summary, 400), "description": clean(alert.advice, 400), "key": clean(alert.key)}
+
+
+def fingerprint(labels: dict[str, str]) -> str:
+    """Return 16 hexadecimal digits that stand for these labels."""
+    return hashlib.sha256(json.dumps(sorted(labels.items())).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def severity(alert: Alert) -> str:
+    """Return `critical`, `warning` or `info`."""
+    return _SEVERITY.get(alert.event, "warning")
+
+
+def _lines(alert: Alert, kind: Kind) -> list[str]:
+    lines = [f"- {clean(alert.summary, 400)}"]
+    if kind is Kind.RESOLVED:
+        return [*lines, f"  from {iso(alert.since)} to {iso(alert.ended)}"]
+    lines.append(f"  since {iso(alert.since)}; key {clean(alert.key)}")
+    return [*lines, f"  {clean(alert.advice, 400)}"] if alert.advice else lines
+
+
+def _clean_lines(text: str) -> str:
+    return "\n".join(clean(line, 400) for line in text.split("\n"))
+
+
+def _common(dicts: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Return the pairs that all of them have."""
+    if not dicts:
+        return {}
+    return {key: value for key, value in dicts[0].items() if all(each.get(key) == value for each in dicts[1:])}

@@ -1,0 +1,185 @@
+"""The tasks that observe, deliver and keep: none of them ever delays a document."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+from docferry import logs
+from docferry.alerts.conditions import Facts, Limits, observe
+from docferry.alerts.digest import Totals, latest_time, text_of
+from docferry.alerts.messages import Message
+from docferry.alerts.receivers import DeliveryError, Receiver
+from docferry.alerts.tracker import Pace, Tracker
+from docferry.clock import Clock
+from docferry.settings.alerts import Alerts as Settings
+from docferry.store.alerts import Alert, Alerts
+
+log = logs.get("alerts")
+
+#: Facts are gathered so often, seconds; more often where `after` is short.
+OBSERVE_S: Final = 10.0
+#: Gathering facts takes at most this share of the time.
+OBSERVE_SHARE: Final = 0.02
+#: How often a receiver is looked at though nothing changed: reminders become due by time alone, seconds.
+LOOK_S: Final = 5.0
+#: Pauses after failures of one receiver: the first and the longest, seconds.
+RETRY_S: Final = (5.0, 600.0)
+#: A failure that lasts is logged again so often, seconds.
+LOG_AGAIN_S: Final = 3600.0
+#: A delivery waits so long until it is written down; a database that cannot be written must not hold up the next, seconds.
+SAVE_S: Final = 5.0
+#: What changes without meaning, as when a condition was last seen, is written so often, seconds.
+SAVE_SEEN_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where facts and figures come from, and who counts failures."""
+
+    facts: Callable[[], Awaitable[Facts]]
+    totals: Callable[[], Awaitable[Totals]]
+    failed: Callable[[str], None]  # a receiver's name, once for each failed attempt
+
+
+class Notifier:
+    """Observes conditions and tells the receivers of them, until it is cancelled."""
+
+    def __init__(
+        self, settings: Settings, rows: Alerts, receivers: Sequence[Receiver], sources: Sources, clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._rows = rows
+        self._receivers = receivers
+        self._sources = sources
+        self._clock = clock
+        self._pace = Pace(settings.after, settings.repeat)
+        self._tracker = Tracker((), receivers, self._pace)
+        self._saved = anyio.Event()
+        self._save_now = anyio.Event()
+        self._changed = anyio.Event()
+        self._host = socket.gethostname()
+
+    @property
+    def lasting(self) -> list[Alert]:
+        """The conditions that last and that nobody silenced."""
+        now = self._clock.now()
+        return [alert for alert in self._tracker.firing if not self._tracker.is_silenced(alert, now)]
+
+    async def wait_changed(self) -> None:
+        """Wait until a condition begins or ends."""
+        await self._changed.wait()
+
+    async def run(self) -> None:
+        """Observe and deliver until cancelled."""
+        self._tracker = Tracker(await self._rows.all(), self._receivers, self._pace)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._keep, name="alerts keep")
+            group.start_soon(self._observe, name="alerts observe")
+            for receiver in self._receivers:
+                group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
+
+    # -- observing ---------------------------------------------------------------------------------------------------
+
+    async def _observe(self) -> None:
+        limits = Limits(self._settings.oldest_due, self._settings.disk_free)
+        while True:
+            began = self._clock.steady()
+            lasting, now = {alert.key for alert in self._tracker.firing}, self._clock.now()
+            try:
+                self._tracker.silence(await self._rows.silences(now))
+                self._tracker.observe(observe(await self._sources.facts(), limits, now), now)
+                await self._digest()
+            except Exception as error:  # noqa: BLE001 - whatever could not be read is read again; documents go on
+                log.warning("alerts_unobserved", f"{error}; tried again", exc=error)
+            if lasting != {alert.key for alert in self._tracker.firing}:
+                self._changed.set()
+                self._changed = anyio.Event()
+            self._save_now.set()
+            took = self._clock.steady() - began
+            await anyio.sleep(max(min(OBSERVE_S, max(self._settings.after / 5, 0.2)), took / OBSERVE_SHARE))
+
+    async def _digest(self) -> None:
+        """Write today's digest once its time has come. The first start of all owes none."""
+        if self._settings.digest is None:
+            return
+        now, last = self._clock.now(), self._tracker.last_digest
+        scheduled = latest_time(self._settings.digest, now)
+        if last is not None and scheduled <= last <= now:
+            return
+        text = "" if last is None else text_of(await self._sources.totals(), self._tracker.firing, self._host, now)
+        self._tracker.note_digest(scheduled, now, text)
+
+    # -- delivering --------------------------------------------------------------------------------------------------
+
+    async def _serve(self, receiver: Receiver) -> None:
+        """Tell one receiver what it does not know yet; after a failure longer and longer apart."""
+        failures, logged = 0, -LOG_AGAIN_S
+        while True:
+            items = self._tracker.due(receiver, self._clock.now())
+            if not items:
+                await anyio.sleep(min(LOOK_S, max(self._settings.after / 5, 0.2)))
+                continue
+            problem = await self._send(receiver, Message(receiver.name, self._host, items))
+            if problem is None:
+                failures = 0
+                self._tracker.delivered(receiver, items, self._clock.now())
+                await self._save()
+                continue
+            failures += 1
+            self._sources.failed(receiver.name)
+            given_up = self._tracker.failed(receiver, items, self._clock.now())
+            if failures == 1 or self._clock.steady() - logged >= LOG_AGAIN_S:
+                logged = self._clock.steady()
+                log.warning("alert_failed", f"{problem}; tried again for a day", receiver=receiver.name)
+            if given_up:
+                log.error("alert_given_up", f"{len(given_up)} alerts could not be delivered for a day: {problem}")
+            await anyio.sleep(_pause(failures))
+
+    @staticmethod
+    async def _send(receiver: Receiver, message: Message) -> str | None:
+        """Return why the message could not be delivered; None: it was."""
+        try:
+            await receiver.send(message)
+        except DeliveryError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 - a mistake in one receiver must not end the others or the daemon
+            log.warning("alert_failed", exc=error, receiver=receiver.name)
+            return f"{type(error).__name__}: {error}"
+        log.info("alert_delivered", message.subject, receiver=receiver.name)
+        return None
+
+    # -- keeping -----------------------------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """Write down what changed. A database that cannot be written is waited for here and nowhere else."""
+        revision, written = -1, -SAVE_SEEN_S
+        while True:
+            await self._save_now.wait()
+            self._save_now = anyio.Event()
+            steady = self._clock.steady()
+            if revision != self._tracker.revision or (self._tracker.firing and steady - written >= SAVE_SEEN_S):
+                revision, written = self._tracker.revision, steady
+                try:
+                    await self._rows.replace(self._tracker.copy())
+                except Exception as error:  # noqa: BLE001 - it is written with the next change
+                    log.warning("alerts_not_kept", str(error), exc=error)
+                    revision = -1
+            self._saved.set()
+            self._saved = anyio.Event()
+
+    async def _save(self) -> None:
+        self._save_now.set()
+        with anyio.move_on_after(SAVE_S):
+            await self._saved.wait()
+
+
+def _pause(failures: int) -> float:
+    first, longest = RETRY_S
+    # Not for secrets: receivers that failed together are not to be tried together.
+    return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter

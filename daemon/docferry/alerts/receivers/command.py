@@ -1,0 +1,98 @@
+"""Alerts through a program of the operator's: it gets the message on its standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+import anyio
+from anyio.abc import Process
+
+from docferry.alerts.messages import Message
+from docferry.alerts.receivers.base import DeliveryError
+from docferry.clock import Clock
+from docferry.settings.alerts import Receiver
+
+#: How long the program may take, seconds.
+TIMEOUT_S: Final = 30.0
+#: So much of what it writes to stderr is kept for the error message, bytes.
+STDERR_LIMIT: Final = 2_000
+#: What the program sees of the environment: no API key, no credential, nothing of systemd's.
+_PASSED_ON: Final = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"})
+
+
+class Command:
+    """A receiver of kind `command`. Exit code 0 means delivered."""
+
+    refresh: float | None = None
+
+    def __init__(self, settings: Receiver, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
+        self.name = settings.name
+        self.wants = settings.wants
+        self._argv = settings.command
+
+    async def send(self, message: Message) -> None:
+        """Run the program with Alertmanager's JSON on its standard input; DeliveryError unless it ends with 0."""
+        said = message.webhook() | {"subject": message.subject, "text": message.text}
+        body = json.dumps(said, ensure_ascii=False).encode() + b"\n"
+        stderr = bytearray()
+        try:
+            process = await anyio.open_process(
+                self._argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=_environment(os.environ),
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise DeliveryError(f"{self._argv[0]} cannot be started: {error.strerror}") from error
+        try:
+            with anyio.fail_after(TIMEOUT_S):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_write, process, body)
+                    group.start_soon(_read, process, stderr)
+                    code = await process.wait()
+                    group.cancel_scope.cancel()  # a child that it left behind may hold its pipes open
+        except TimeoutError:
+            raise DeliveryError(f"{self._argv[0]} did not end within {TIMEOUT_S:.0f} s and was killed") from None
+        finally:
+            await _end(process)
+        if code != 0:
+            detail = " ".join(stderr.decode("utf-8", "replace").split())[:200]
+            raise DeliveryError(f"{self._argv[0]} ended with {code}{': ' if detail else ''}{detail}")
+
+
+async def _write(process: Process, body: bytes) -> None:
+    if process.stdin is not None:
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it may end without reading
+            await process.stdin.send(body)
+        with suppress(anyio.BrokenResourceError, OSError):
+            await process.stdin.aclose()
+
+
+async def _read(process: Process, into: bytearray) -> None:
+    """Keep the beginning, and read the rest so that the program does not block."""
+    if process.stderr is None:
+        return
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async for chunk in process.stderr:
+            into += chunk[: max(0, STDERR_LIMIT - len(into))]
+
+
+async def _end(process: Process) -> None:
+    """Kill the process group, where the program still runs, and close its pipes."""
+    with anyio.CancelScope(shield=True):
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        await process.aclose()
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name in _PASSED_ON or name.startswith("LC_")}

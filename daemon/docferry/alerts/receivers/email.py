@@ -1,0 +1,162 @@
+"""Alerts by mail: SMTP over TLS, STARTTLS, or plain to a server on this machine."""
+
+from __future__ import annotations
+
+import smtplib
+import socket
+import ssl
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.alerts.messages import Message
+from docferry.alerts.receivers.base import DeliveryError
+from docferry.clock import Clock
+from docferry.settings.alerts import Receiver
+
+log = logs.get("alerts")
+
+#: How long each step of the conversation may take, seconds.
+STEP_TIMEOUT_S: Final = 15.0
+#: How long the whole conversation may take, seconds.
+TIMEOUT_S: Final = 60.0
+_PORTS: Final = {"smtps": smtplib.SMTP_SSL_PORT, "smtp": smtplib.SMTP_PORT, "smtp+starttls": 587}
+
+
+class Email:
+    """A receiver of kind `email`."""
+
+    refresh: float | None = None
+
+    def __init__(self, settings: Receiver, clock: Clock) -> None:
+        self.name = settings.name
+        self.wants = settings.wants
+        self._settings = settings
+        self._clock = clock
+
+    async def send(self, message: Message) -> None:
+        """Deliver a message to all recipients, or raise DeliveryError."""
+        conversation = _Conversation(self._settings)
+        mail = compose(message, self._settings, self._clock.now())
+        try:
+            with anyio.fail_after(TIMEOUT_S):
+                await anyio.to_thread.run_sync(conversation.hold, mail, abandon_on_cancel=True)
+        except TimeoutError:
+            raise DeliveryError(f"the mail server did not take the message within {TIMEOUT_S:.0f} s") from None
+        finally:
+            conversation.abort()  # a thread that is left behind ends at once
+
+
+def compose(message: Message, settings: Receiver, now: float) -> EmailMessage:
+    """Return the mail. Its headers come from the configuration and from one clean line."""
+    mail = EmailMessage(policy=SMTP)
+    mail["From"] = settings.sender or ""
+    mail["To"] = ", ".join(settings.to)
+    mail["Subject"] = message.subject
+    mail["Date"] = format_datetime(datetime.fromtimestamp(now, UTC))
+    mail["Message-ID"] = f"<{message.id}@{(settings.sender or '').rpartition('@')[2]}>"
+    mail["Auto-Submitted"] = "auto-generated"  # no vacation message comes back
+    if message.severity == "critical":
+        mail["Importance"] = "high"
+    mail.set_content(message.text, cte="quoted-printable")
+    return mail
+
+
+class _Conversation:
+    """One connection to the mail server, held in a thread."""
+
+    def __init__(self, settings: Receiver) -> None:
+        self._settings = settings
+        self._connection: smtplib.SMTP | None = None
+        self._aborted = False
+
+    def hold(self, mail: EmailMessage) -> None:
+        """Deliver the mail, or raise DeliveryError."""
+        server = urlsplit(self._settings.smtp or "")
+        password = self._settings.secret()
+        if password.problem:
+            raise DeliveryError(password.problem)
+        if password.value:
+            logs.hide(password.value)
+        try:
+            self._deliver(mail, server, password.value)
+        except smtplib.SMTPRecipientsRefused as error:
+            raise DeliveryError(f"the mail server refused every recipient: {_said(error.recipients)}") from error
+        except smtplib.SMTPResponseException as error:
+            raise DeliveryError(f"the mail server said {error.smtp_code} {_text(error.smtp_error)}") from error
+        except (OSError, smtplib.SMTPException, ValueError) as error:
+            raise DeliveryError(f"mail server {server.hostname}: {error}") from error
+
+    def abort(self) -> None:
+        """End the connection from another thread."""
+        self._aborted = True
+        if self._connection is not None and self._connection.sock is not None:
+            with suppress(OSError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def _deliver(self, mail: EmailMessage, server: SplitResult, password: str | None) -> None:
+        context = ssl.create_default_context(cafile=self._settings.ca_file)
+        self._connection = connection = self._connect(server, context)
+        try:
+            if self._aborted:
+                return
+            self._log_in(connection, server, context, password)
+            refused = connection.send_message(mail, self._settings.sender, list(self._settings.to))
+            with suppress(smtplib.SMTPException, OSError):  # it has the message, whatever comes now
+                connection.quit()
+        finally:
+            connection.close()
+        if refused:
+            log.warning("alert_recipients_refused", _said(refused), receiver=self._settings.name)
+
+    def _log_in(
+        self, connection: smtplib.SMTP, server: SplitResult, context: ssl.SSLContext, password: str | None
+    ) -> None:
+        encrypted = server.scheme == "smtps" or self._starttls(connection, server, context)
+        if server.username and password:
+            if not encrypted and not _is_local(server.hostname or ""):
+                raise DeliveryError("the mail server offers no TLS, and a password is not sent without it")
+            connection.login(unquote(server.username), password)
+
+    @staticmethod
+    def _connect(server: SplitResult, context: ssl.SSLContext) -> smtplib.SMTP:
+        host, port = server.hostname or "", server.port or _PORTS[server.scheme]
+        if server.scheme == "smtps":
+            return smtplib.SMTP_SSL(host, port, timeout=STEP_TIMEOUT_S, context=context)
+        return smtplib.SMTP(host, port, timeout=STEP_TIMEOUT_S)
+
+    @staticmethod
+    def _starttls(connection: smtplib.SMTP, server: SplitResult, context: ssl.SSLContext) -> bool:
+        """Encrypt where the server offers it; DeliveryError where it must and does not."""
+        connection.ehlo()
+        if connection.has_extn("starttls"):
+            connection.starttls(context=context)
+            connection.ehlo()
+            return True
+        if server.scheme == "smtp+starttls":
+            raise DeliveryError("the mail server offers no STARTTLS")
+        return False
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _said(refused: dict[str, tuple[int, bytes]]) -> str:
+    return "; ".join(f"{address}: {code} {_text(text)}" for address, (code, text) in list(refused.items())[:5])
+
+
+def _text(raw: bytes | str) -> str:
+    return (raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw))[:200]

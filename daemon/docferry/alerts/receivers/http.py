@@ -1,0 +1,192 @@
+"""Alerts by HTTP: signed webhooks, Alertmanager's API and ntfy."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import ssl
+from collections.abc import Mapping
+from email.header import Header
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import httpx
+
+from docferry import __version__, logs
+from docferry.alerts.messages import Message, alert_json
+from docferry.alerts.receivers.base import DeliveryError
+from docferry.alerts.tracker import Kind
+from docferry.clock import Clock, iso
+from docferry.settings.alerts import Receiver
+from docferry.settings.keys import Key
+
+#: How long one request may take, seconds.
+TIMEOUT_S: Final = 20.0
+#: So much of an answer is read, bytes: it is only for the error message.
+ANSWER_LIMIT: Final = 2_000
+#: Alertmanager forgets an alert after its `resolve_timeout`, 5 minutes by default. It is told again so often, seconds.
+REFRESH_S: Final = 60.0
+#: And takes it as resolved when it was not told again for so long, seconds.
+FORGOTTEN_S: Final = 300.0
+#: ntfy makes a file of a longer message, bytes.
+NTFY_LIMIT: Final = 3_900
+
+
+async def post(address: Key, body: bytes, headers: Mapping[str, str], ca_file: Path | None) -> None:
+    """Send one request without proxies of the environment or redirects; DeliveryError unless the answer is 2xx."""
+    url = _url(address)
+    try:
+        with anyio.fail_after(TIMEOUT_S):
+            context = await anyio.to_thread.run_sync(_context, ca_file) if url.startswith("https") else None
+            async with (
+                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=context or False) as client,
+                client.stream("POST", url, content=body, headers={"User-Agent": _AGENT, **headers}) as answer,
+            ):
+                if answer.is_success:
+                    return
+                said = await _beginning(answer)
+    except TimeoutError:
+        raise DeliveryError(f"{_host(url)} did not answer within {TIMEOUT_S:.0f} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        raise DeliveryError(f"{_host(url)}: {error or type(error).__name__}") from error
+    if answer.is_redirect:
+        raise DeliveryError(f"{_host(url)} redirects to another address ({answer.status_code}); set url to that one")
+    raise DeliveryError(f"{_host(url)} answered {answer.status_code} {said}".rstrip())
+
+
+class Webhook:
+    """A receiver of kind `webhook`: Alertmanager's JSON, signed as Standard Webhooks where it has a secret."""
+
+    refresh: float | None = None
+
+    def __init__(self, settings: Receiver, clock: Clock) -> None:
+        self.name = settings.name
+        self.wants = settings.wants
+        self._settings = settings
+        self._clock = clock
+
+    async def send(self, message: Message) -> None:
+        """Deliver a message, or raise DeliveryError."""
+        body = json.dumps(message.webhook(), ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", **self._signature(message.id, body)}
+        await post(self._settings.address(), body, headers, self._settings.ca_file)
+
+    def _signature(self, identity: str, body: bytes) -> dict[str, str]:
+        sent = str(int(self._clock.now()))
+        headers = {"webhook-id": identity, "webhook-timestamp": sent}
+        secret = self._settings.secret()
+        if secret.problem:
+            raise DeliveryError(secret.problem)
+        if secret.value:
+            logs.hide(secret.value)
+            headers["webhook-signature"] = sign(secret.value, identity, sent, body)
+        return headers
+
+
+class Alertmanager:
+    """A receiver of kind `alertmanager`: it is told of every condition again and again, as it expects."""
+
+    refresh: float | None = REFRESH_S
+
+    def __init__(self, settings: Receiver, clock: Clock) -> None:
+        self.name = settings.name
+        self.wants = settings.wants
+        self._settings = settings
+        self._clock = clock
+
+    async def send(self, message: Message) -> None:
+        """Deliver a message, or raise DeliveryError."""
+        forgotten = iso(self._clock.now() + FORGOTTEN_S)
+        alerts: list[dict[str, Any]] = []
+        for item in message.items:
+            told = alert_json(item, message.host)
+            ends = told["endsAt"] if item.kind is Kind.RESOLVED else forgotten
+            alerts.append({"labels": told["labels"], "annotations": told["annotations"], "endsAt": ends})
+            alerts[-1]["startsAt"] = told["startsAt"]
+        address = self._settings.address()
+        if address.value is not None:
+            address = Key(value=f"{address.value.rstrip('/')}/api/v2/alerts", origin=address.origin)
+        body = json.dumps(alerts, ensure_ascii=False).encode()
+        await post(address, body, {"Content-Type": "application/json"}, self._settings.ca_file)
+
+
+class Ntfy:
+    """A receiver of kind `ntfy`; `url` names the topic."""
+
+    refresh: float | None = None
+
+    def __init__(self, settings: Receiver, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
+        self.name = settings.name
+        self.wants = settings.wants
+        self._settings = settings
+
+    async def send(self, message: Message) -> None:
+        """Deliver a message, or raise DeliveryError."""
+        token = self._settings.secret()
+        if token.problem:
+            raise DeliveryError(token.problem)
+        critical = message.severity == "critical" and message.status == "firing"
+        headers = {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Title": Header(message.subject, "utf-8", maxlinelen=10_000).encode()
+            if not message.subject.isascii()
+            else message.subject,
+            "Priority": "high" if critical else "default",
+            "Tags": "white_check_mark" if message.status == "resolved" else "warning",
+        }
+        if token.value:
+            logs.hide(token.value)
+            headers["Authorization"] = f"Bearer {token.value}"
+        body = message.text.encode()
+        if len(body) > NTFY_LIMIT:
+            body = body[:NTFY_LIMIT].decode("utf-8", "ignore").encode() + "…".encode()
+        await post(self._settings.address(), body, headers, self._settings.ca_file)
+
+
+def sign(secret: str, identity: str, sent: str, body: bytes) -> str:
+    """Return the value of `webhook-signature` (Standard Webhooks, HMAC-SHA256). `secret` is `whsec_` and Base64."""
+    try:
+        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except (binascii.Error, ValueError):
+        raise DeliveryError(
+            'the signing secret is not Base64; write it like "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"'
+        ) from None
+    said = hmac.new(key, f"{identity}.{sent}.".encode() + body, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(said).decode()
+
+
+_AGENT: Final = f"docferry/{__version__}"
+
+
+def _url(address: Key) -> str:
+    if address.value is None:
+        raise DeliveryError(address.problem or "has no address")
+    parts = urlsplit(address.value)
+    for secret in (address.value, parts.path, parts.query):
+        if len(secret) >= 12:  # shorter ones, as /alerts, are no secrets
+            logs.hide(secret)
+    return address.value
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _context(ca_file: Path | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)
+
+
+async def _beginning(answer: httpx.Response) -> str:
+    """Return the first line of an error, for the log."""
+    read = b""
+    async for chunk in answer.aiter_raw(ANSWER_LIMIT):
+        read += chunk
+        if len(read) >= ANSWER_LIMIT:
+            break
+    return " ".join(read[:ANSWER_LIMIT].decode("utf-8", "replace").split())[:200]

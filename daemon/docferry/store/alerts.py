@@ -1,0 +1,162 @@
+"""The conditions that last and who was told of them, kept over restarts; and which of them are silenced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy import Connection, text
+
+from docferry.store.database import Database
+
+
+class Observed(StrEnum):
+    """How far a condition got."""
+
+    PENDING = "pending"  # it was seen, and has not lasted long enough
+    FIRING = "firing"
+    RESOLVED = "resolved"  # it was firing, and has been gone for long enough
+    NOTE = "note"  # a digest: it is told once, and neither lasts nor ends
+
+
+@dataclass(slots=True)
+class Delivery:
+    """What one receiver was told of one alert."""
+
+    delivered: Observed | None = None
+    at: float = 0.0  # when it was told, wall seconds
+    tries: int = 0  # attempts since then, all of which failed
+
+
+@dataclass(slots=True)
+class Alert:
+    """One condition from its first sighting to its end. Times are wall seconds."""
+
+    key: str
+    since: float
+    labels: tuple[tuple[str, str], ...]
+    summary: str
+    advice: str
+    observed: Observed
+    last_seen: float
+    changed: float  # when `observed` became what it is
+    ended: float | None = None  # since when it has not been seen; None: it is there
+    deliveries: dict[str, Delivery] = field(default_factory=dict)  # by receiver
+
+    @property
+    def event(self) -> str:
+        """The first part of the key."""
+        return self.key.partition("/")[0]
+
+
+class Alerts:
+    """The tables alert, alert_delivery and alert_silence. `host`: whose conditions, in a queue of several hosts."""
+
+    def __init__(self, database: Database, host: str = "") -> None:
+        self._database = database
+        self._host = host
+
+    async def all(self) -> list[Alert]:
+        """Return every alert with its deliveries, the oldest first."""
+
+        def work(connection: Connection) -> list[Alert]:
+            found = {}
+            for row in connection.execute(_ALERTS, {"host": self._host}).all():
+                found[row.key, row.since] = Alert(
+                    key=row.key,
+                    since=row.since,
+                    labels=tuple((name, value) for name, value in json.loads(row.labels)),
+                    summary=row.summary,
+                    advice=row.advice,
+                    observed=Observed(row.observed),
+                    last_seen=row.last_seen,
+                    changed=row.changed,
+                    ended=row.ended,
+                )
+            for row in connection.execute(_DELIVERIES, {"host": self._host}).all():
+                if (alert := found.get((row.key, row.since))) is not None:
+                    told = Observed(row.delivered) if row.delivered else None
+                    alert.deliveries[row.receiver] = Delivery(told, row.delivered_at, row.tries)
+            return list(found.values())
+
+        return await self._database.read(work)
+
+    async def replace(self, alerts: Sequence[Alert]) -> None:
+        """Keep exactly these alerts, in one commit. The caller may change them meanwhile."""
+        rows = [
+            {
+                "host": self._host,
+                "key": alert.key,
+                "since": alert.since,
+                "labels": json.dumps(alert.labels),
+                "summary": alert.summary,
+                "advice": alert.advice,
+                "observed": alert.observed.value,
+                "last_seen": alert.last_seen,
+                "changed": alert.changed,
+                "ended": alert.ended,
+            }
+            for alert in alerts
+        ]
+        deliveries = [
+            {
+                "host": self._host,
+                "key": alert.key,
+                "since": alert.since,
+                "receiver": receiver,
+                "delivered": delivery.delivered.value if delivery.delivered else None,
+                "delivered_at": delivery.at,
+                "tries": delivery.tries,
+            }
+            for alert in alerts
+            for receiver, delivery in alert.deliveries.items()
+        ]
+
+        def work(connection: Connection) -> None:
+            for statement in _CLEAR:
+                connection.execute(statement, {"host": self._host})
+            if rows:
+                connection.execute(_INSERT_ALERT, rows)
+            if deliveries:
+                connection.execute(_INSERT_DELIVERY, deliveries)
+
+        await self._database.write(work)
+
+    async def silences(self, now: float) -> dict[str, float]:
+        """Return the silences that last, as key patterns with the wall seconds at which they end."""
+
+        def work(connection: Connection) -> dict[str, float]:
+            return {row.key: row.until for row in connection.execute(_SILENCES, {"now": now}).all()}
+
+        return await self._database.read(work)
+
+    async def silence(self, pattern: str, until: float, now: float) -> None:
+        """Tell nobody of conditions whose key fits `pattern` until then; a time in the past ends a silence."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(_FORGET_SILENCES, {"now": now, "key": pattern})
+            if until > now:
+                connection.execute(_SILENCE, {"key": pattern, "until": until})
+
+        await self._database.write(work)
+
+
+_ALERTS = text(
+    "SELECT key, since, labels, summary, advice, observed, last_seen, changed, ended FROM alert WHERE host = :host "
+    "ORDER BY since, key"
+)
+_DELIVERIES = text("SELECT key, since, receiver, delivered, delivered_at, tries FROM alert_delivery WHERE host = :host")
+_CLEAR = (text("DELETE FROM alert WHERE host = :host"), text("DELETE FROM alert_delivery WHERE host = :host"))
+_INSERT_ALERT = text(
+    "INSERT INTO alert (host, key, since, labels, summary, advice, observed, last_seen, changed, ended) VALUES "
+    "(:host, :key, :since, :labels, :summary, :advice, :observed, :last_seen, :changed, :ended)"
+)
+_INSERT_DELIVERY = text(
+    "INSERT INTO alert_delivery (host, key, since, receiver, delivered, delivered_at, tries) VALUES "
+    "(:host, :key, :since, :receiver, :delivered, :delivered_at, :tries)"
+)
+_SILENCES = text("SELECT key, until FROM alert_silence WHERE until > :now")
+_FORGET_SILENCES = text("DELETE FROM alert_silence WHERE until <= :now OR key = :key")
+_SILENCE = text("INSERT INTO alert_silence (key, until) VALUES (:key, :until)")
