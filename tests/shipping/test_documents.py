@@ -115,7 +115,8 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if inner:
             many = field.annotation is not inner[0]
-            yield from _keys(inner[0], f"`[[{key}]]`" if many else f"`[{key}]`")
+            path = f"{prefix.strip('`[]')}.{key}" if prefix else key
+            yield from _keys(inner[0], f"`[[{path}]]`" if many else f"`[{path}]`")
         else:
             yield prefix or "At the top", key
 

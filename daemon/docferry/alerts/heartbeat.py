@@ -9,6 +9,7 @@ import anyio
 
 from docferry import logs
 from docferry.alerts.conditions import clean
+from docferry.alerts.notifier import Notifier
 from docferry.alerts.receivers.base import DeliveryError
 from docferry.settings.alerts import Heartbeat as Settings
 from docferry.settings.keys import Key
@@ -27,24 +28,28 @@ class Heartbeat:
         self._settings = settings
         self._failing = False
 
-    async def run(self, notifier_lasting: Callable[[], Sequence[Alert]], is_alive: Callable[[], bool]) -> None:
-        """Ping every `every`, until cancelled: URL while all is well, else URL/fail with a summary."""
+    async def run(self, notifier: Notifier, is_alive: Callable[[], bool]) -> None:
+        """Ping every `every` and when a condition begins or ends, until cancelled.
+
+        The address itself is pinged while all is well, URL/fail with a summary while a condition lasts.
+        """
+        await notifier.observed.wait()
         while True:
-            lasting = notifier_lasting()
             if not is_alive():
                 taken = await self.ping("/fail", "docferry is running and makes no progress")
-            elif lasting:
+            elif lasting := notifier.lasting:
                 taken = await self.ping("/fail", summary(lasting))
             else:
                 taken = await self.ping("", "all is well")
-            await anyio.sleep(self._settings.every if taken else min(RETRY_S, self._settings.every))
+            with anyio.move_on_after(self._settings.every if taken else min(RETRY_S, self._settings.every)):
+                await notifier.wait_changed()
 
     async def ping(self, suffix: str, text: str) -> bool:
         """Call the address with `suffix` appended to its path; return whether it was taken."""
-        from docferry.alerts.receivers.http import post  # httpx is imported only where something is pinged
+        from docferry.alerts.receivers.http import hide, post  # httpx is imported only where something is pinged
 
         try:
-            address = with_suffix(self._settings.address(), suffix)
+            address = with_suffix(hide(self._settings.address()), suffix)
             await post(address, text.encode(), {"Content-Type": "text/plain; charset=utf-8"}, self._settings.ca_file)
         except DeliveryError as error:
             if not self._failing:  # once, until it works again

@@ -15,7 +15,7 @@ from docferry.alerts.conditions import Facts, Limits, observe
 from docferry.alerts.digest import Totals, latest_time, text_of
 from docferry.alerts.messages import Message
 from docferry.alerts.receivers import DeliveryError, Receiver
-from docferry.alerts.tracker import Pace, Tracker
+from docferry.alerts.tracker import COLLECT_S, Pace, Tracker
 from docferry.clock import Clock
 from docferry.settings.alerts import Alerts as Settings
 from docferry.store.alerts import Alert, Alerts
@@ -32,7 +32,7 @@ LOOK_S: Final = 5.0
 RETRY_S: Final = (5.0, 600.0)
 #: A failure that lasts is logged again so often, seconds.
 LOG_AGAIN_S: Final = 3600.0
-#: A delivery waits so long until it is written down; a database that cannot be written must not hold up the next, seconds.
+#: A delivery waits at most so long until it is written down, seconds: a full disk must not hold up the next one.
 SAVE_S: Final = 5.0
 #: What changes without meaning, as when a condition was last seen, is written so often, seconds.
 SAVE_SEEN_S: Final = 60.0
@@ -48,21 +48,32 @@ class Sources:
 
 
 class Notifier:
-    """Observes conditions and tells the receivers of them, until it is cancelled."""
+    """Observes conditions and tells the receivers of them, until it is cancelled.
+
+    `collect`: seconds that the first condition of a message waits for others.
+    """
 
     def __init__(
-        self, settings: Settings, rows: Alerts, receivers: Sequence[Receiver], sources: Sources, clock: Clock
+        self,
+        settings: Settings,
+        rows: Alerts,
+        receivers: Sequence[Receiver],
+        sources: Sources,
+        clock: Clock,
+        collect: float = COLLECT_S,
     ) -> None:
         self._settings = settings
         self._rows = rows
         self._receivers = receivers
         self._sources = sources
         self._clock = clock
-        self._pace = Pace(settings.after, settings.repeat)
+        self._pace = Pace(settings.after, settings.repeat, collect)
         self._tracker = Tracker((), receivers, self._pace)
         self._saved = anyio.Event()
+        self._saved_revision = -1
         self._save_now = anyio.Event()
         self._changed = anyio.Event()
+        self.observed = anyio.Event()  # the conditions of the first moment are known
         self._host = socket.gethostname()
 
     @property
@@ -77,12 +88,21 @@ class Notifier:
 
     async def run(self) -> None:
         """Observe and deliver until cancelled."""
-        self._tracker = Tracker(await self._rows.all(), self._receivers, self._pace)
+        self._tracker = Tracker(await self._restore(), self._receivers, self._pace)
         async with anyio.create_task_group() as group:
             group.start_soon(self._keep, name="alerts keep")
             group.start_soon(self._observe, name="alerts observe")
             for receiver in self._receivers:
                 group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
+
+    async def _restore(self) -> list[Alert]:
+        """Return what was known before the start. Until it can be read nothing is told: it might have been told."""
+        while True:
+            try:
+                return await self._rows.all()
+            except Exception as error:  # noqa: BLE001 - the daemon ends of a broken database elsewhere, and says why
+                log.warning("alerts_unobserved", f"{error}; tried again", exc=error)
+            await anyio.sleep(OBSERVE_S)
 
     # -- observing ---------------------------------------------------------------------------------------------------
 
@@ -100,6 +120,7 @@ class Notifier:
             if lasting != {alert.key for alert in self._tracker.firing}:
                 self._changed.set()
                 self._changed = anyio.Event()
+            self.observed.set()
             self._save_now.set()
             took = self._clock.steady() - began
             await anyio.sleep(max(min(OBSERVE_S, max(self._settings.after / 5, 0.2)), took / OBSERVE_SHARE))
@@ -158,25 +179,26 @@ class Notifier:
 
     async def _keep(self) -> None:
         """Write down what changed. A database that cannot be written is waited for here and nowhere else."""
-        revision, written = -1, -SAVE_SEEN_S
+        written = -SAVE_SEEN_S
         while True:
             await self._save_now.wait()
             self._save_now = anyio.Event()
-            steady = self._clock.steady()
-            if revision != self._tracker.revision or (self._tracker.firing and steady - written >= SAVE_SEEN_S):
-                revision, written = self._tracker.revision, steady
+            revision, steady = self._tracker.revision, self._clock.steady()
+            if revision != self._saved_revision or (self._tracker.firing and steady - written >= SAVE_SEEN_S):
                 try:
                     await self._rows.replace(self._tracker.copy())
+                    self._saved_revision, written = revision, steady
                 except Exception as error:  # noqa: BLE001 - it is written with the next change
                     log.warning("alerts_not_kept", str(error), exc=error)
-                    revision = -1
             self._saved.set()
             self._saved = anyio.Event()
 
     async def _save(self) -> None:
+        revision = self._tracker.revision
         self._save_now.set()
         with anyio.move_on_after(SAVE_S):
-            await self._saved.wait()
+            while self._saved_revision < revision:
+                await self._saved.wait()
 
 
 def _pause(failures: int) -> float:

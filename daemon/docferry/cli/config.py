@@ -7,15 +7,30 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from docferry.model import escaped
 from docferry.settings import Download, Settings, Upload, sources, units
+from docferry.settings.alerts import Alerts, Receiver
 from docferry.settings.keys import HIDDEN, Key
 
 _DURATIONS: Final = frozenset(
-    {"settle", "rescan", "stop_grace", "initial", "max", "give_up_after", "timeout", "list_lag", "every"}
+    {
+        "settle",
+        "rescan",
+        "stop_grace",
+        "initial",
+        "max",
+        "give_up_after",
+        "timeout",
+        "list_lag",
+        "every",
+        "after",
+        "repeat",
+        "oldest_due",
+    }
 )
 _UNUSED: Final[Mapping[tuple[str, str] | None, tuple[str, ...]]] = {
     ("upload", "codat"): ("object_name",),
@@ -66,10 +81,21 @@ def _lines(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         ("wootiv", settings.wootiv, secrets.wootiv_key),
     ):
         yield from ("", f"[{name}]", *_pairs(section), _key(key))
+    yield from _alerts(settings, environ)
     for upload in settings.uploads:
         yield from ("", "[[upload]]", *_pairs(upload))
     for download in settings.downloads:
         yield from ("", "[[download]]", *_pairs(download))
+
+
+def _alerts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
+    yield from ("", "[alerts]", *_pairs(settings.alerts))
+    for receiver in settings.alerts.to:
+        yield from ("", "[[alerts.to]]", *_pairs(receiver))
+        if receiver.kind in ("email", "webhook", "ntfy"):
+            found = receiver.secret(environ)
+            yield f"# its secret: {found.problem or ('from ' + found.origin if found.origin else 'none found')}"
+    yield from ("", "[heartbeat]", *_pairs(settings.heartbeat))
 
 
 def _key(key: Key) -> str:
@@ -83,7 +109,11 @@ def _pairs(model: BaseModel) -> Iterator[str]:
     for field, facts in type(model).model_fields.items():
         key = facts.alias or field
         value = getattr(model, key, None) if key == "settle" else getattr(model, field)
-        tables = isinstance(value, BaseModel) or key in ("upload", "download")
+        tables = (
+            isinstance(value, BaseModel) or key in ("upload", "download") or (isinstance(model, Alerts) and key == "to")
+        )
+        if isinstance(model, Receiver) and value == ():
+            continue
         if value is None or tables or key == "api_key" or key in _UNUSED.get(_remote(model), ()):
             continue
         yield f"{key} = {_toml(_said(key, value))}"
@@ -97,6 +127,10 @@ def _remote(model: BaseModel) -> tuple[str, str] | None:
 
 def _said(key: str, value: Any) -> Any:
     """A value as a person would write it, where that loses nothing."""
+    if key == "url":  # whoever knows the path of a webhook can use it
+        parts = urlsplit(value)
+        plain = f"{parts.scheme}://{parts.netloc}"
+        return value if value.rstrip("/") == plain else f"{plain}/{HIDDEN}"
     if key == "proxy":
         scheme, _, rest = value.partition("://")
         return f"{scheme}://{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else value

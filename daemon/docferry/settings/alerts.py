@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
@@ -180,14 +181,9 @@ class Receiver(BaseModel):
             file_key=f"{kind}_file",
         )
 
-    def address(self, environ: Mapping[str, str] = os.environ) -> Key:
+    def address(self) -> Key:
         """Return the address of a webhook, Alertmanager or ntfy topic, read afresh."""
-        if self.url is not None:
-            return Key(value=self.url, origin="url")
-        variable = f"{_variable(self.name)}__URL"
-        return _proved_address(
-            keys.find_secret(environ, variable=variable, credential=None, file=self.url_file, file_key="url_file")
-        )
+        return _address(self.url, self.url_file)
 
 
 class Alerts(BaseModel):
@@ -237,16 +233,12 @@ class Heartbeat(BaseModel):
 
     def address(self) -> Key:
         """Return the address, read afresh. An empty `Key`: there is none."""
-        if self.url is not None:
-            return Key(value=self.url, origin="url")
-        return _proved_address(
-            keys.find_secret({}, variable="", credential=None, file=self.url_file, file_key="url_file")
-        )
+        return _address(self.url, self.url_file)
 
 
 def receiver_of(variable: str) -> str | None:
     """Return the receiver's part of `DOCFERRY_ALERTS__OPS__PASSWORD`; None for any other variable."""
-    found = re.fullmatch(r"(DOCFERRY_ALERTS__(?!TO__)\w+?)__(PASSWORD|SECRET|TOKEN|URL)", variable)
+    found = re.fullmatch(r"(DOCFERRY_ALERTS__(?!TO__)\w+?)__(PASSWORD|SECRET|TOKEN)", variable)
     return found[1] if found else None
 
 
@@ -260,7 +252,10 @@ def _variable(name: str) -> str:
     return "DOCFERRY_ALERTS__" + name.upper().replace("-", "_")
 
 
-def _proved_address(found: Key) -> Key:
+def _address(url: str | None, url_file: Path | None) -> Key:
+    if url is not None:
+        return Key(value=url, origin="url")
+    found = keys.find_secret({}, variable="", credential=None, file=url_file, file_key="url_file")
     if found.value is None:
         return found
     try:

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     from docferry.settings import Settings
 
-_QUIET: Final = frozenset({"api_key", "proxy", "base_url"})  # their values may carry a secret
+_QUIET: Final = frozenset({"api_key", "proxy", "base_url", "url", "smtp"})  # their values may carry a secret
 _MISSING: Final = {
-    "name": "give the mapping a name of its own",
+    "name": "give it a name of its own",
     "folder": 'say which folder, as in "/srv/scans"',
     "to": 'say where to: "codat" or "wootiv"',
+    "kind": 'say which: "email", "webhook", "alertmanager", "ntfy" or "command"',
     "from": 'say from where: "codat" or "wootiv"',
 }
 _KINDS: Final = {
@@ -122,8 +123,8 @@ def _predicate(detail: ErrorDetails) -> str:
             return f"must be at least {context['ge']:g}"
         case "less_than_equal":
             return f"must be at most {context['le']:g}"
-        case "tuple_type" if detail["loc"] in (("upload",), ("download",)):
-            return f"must be written with two brackets: [[{detail['loc'][0]}]]"
+        case "tuple_type" if detail["loc"] in (("upload",), ("download",), ("alerts", "to")):
+            return f"must be written with two brackets: [[{_key(detail['loc'])}]]"
         case kind:
             return _KINDS.get(kind.split("_")[0], "is not a value this key can have")
 
@@ -136,7 +137,11 @@ def _unknown(model: type[BaseModel], loc: Loc, written: Written) -> str:
         cure = f'did you mean "{near[0]}"?'
     elif table and wrong in _keys(model):
         cure = "it belongs at the top of the file, before the first [section]"
-    elif homes := [f"[{name}]" for name in ("codat", "wootiv", "retry") if wrong in _keys(_model_at(model, (name,)))]:
+    elif homes := [
+        f"[{name}]"
+        for name in ("codat", "wootiv", "retry", "alerts", "heartbeat")
+        if wrong in _keys(_model_at(model, (name,)))
+    ]:
         cure = f"it belongs under {' or '.join(homes)}"
     return f"{_key(loc)}{_origin(loc, written)}: unknown key; {cure}"
 

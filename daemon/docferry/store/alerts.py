@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -62,22 +63,11 @@ class Alerts:
         """Return every alert with its deliveries, the oldest first."""
 
         def work(connection: Connection) -> list[Alert]:
-            found = {}
-            for row in connection.execute(_ALERTS, {"host": self._host}).all():
-                found[row.key, row.since] = Alert(
-                    key=row.key,
-                    since=row.since,
-                    labels=tuple((name, value) for name, value in json.loads(row.labels)),
-                    summary=row.summary,
-                    advice=row.advice,
-                    observed=Observed(row.observed),
-                    last_seen=row.last_seen,
-                    changed=row.changed,
-                    ended=row.ended,
-                )
+            rows = connection.execute(_ALERTS, {"host": self._host}).all()
+            found = {(row.key, row.since): alert for row in rows if (alert := _alert(row)) is not None}
             for row in connection.execute(_DELIVERIES, {"host": self._host}).all():
                 if (alert := found.get((row.key, row.since))) is not None:
-                    told = Observed(row.delivered) if row.delivered else None
+                    told = Observed(row.delivered) if row.delivered in _KNOWN else None
                     alert.deliveries[row.receiver] = Delivery(told, row.delivered_at, row.tries)
             return list(found.values())
 
@@ -124,6 +114,26 @@ class Alerts:
 
         await self._database.write(work)
 
+    async def overdue(self, before: float) -> dict[str, tuple[int, float]]:
+        """Return how many transfers of each mapping have been due since before then, and since when the oldest is."""
+
+        def work(connection: Connection) -> dict[str, tuple[int, float]]:
+            found: dict[str, tuple[int, float]] = {}
+            for row in connection.execute(_OVERDUE, {"before": before}).all():
+                number, oldest = found.get(row.mapping, (0, before))
+                found[row.mapping] = number + row.number, min(oldest, row.oldest)
+            return found
+
+        return await self._database.read(work)
+
+    async def uploaded_since(self, moment: float) -> int:
+        """Return how many transfers were sent since then."""
+
+        def work(connection: Connection) -> int:
+            return int(connection.execute(_UPLOADED, {"moment": moment}).scalar_one())
+
+        return await self._database.read(work)
+
     async def silences(self, now: float) -> dict[str, float]:
         """Return the silences that last, as key patterns with the wall seconds at which they end."""
 
@@ -143,6 +153,25 @@ class Alerts:
         await self._database.write(work)
 
 
+def _alert(row: Any) -> Alert | None:
+    """Return a row as an alert; None when something else than docferry wrote it."""
+    try:
+        return Alert(
+            key=row.key,
+            since=row.since,
+            labels=tuple((str(name), str(value)) for name, value in json.loads(row.labels)),
+            summary=row.summary,
+            advice=row.advice,
+            observed=Observed(row.observed),
+            last_seen=row.last_seen,
+            changed=row.changed,
+            ended=row.ended,
+        )
+    except (ValueError, TypeError):
+        return None
+
+
+_KNOWN = frozenset(Observed)
 _ALERTS = text(
     "SELECT key, since, labels, summary, advice, observed, last_seen, changed, ended FROM alert WHERE host = :host "
     "ORDER BY since, key"
@@ -157,6 +186,15 @@ _INSERT_DELIVERY = text(
     "INSERT INTO alert_delivery (host, key, since, receiver, delivered, delivered_at, tries) VALUES "
     "(:host, :key, :since, :receiver, :delivered, :delivered_at, :tries)"
 )
+# Each part as one of the partial indexes has it: else SQLite reads every transfer there ever was.
+_OVERDUE = text(
+    " UNION ALL ".join(
+        "SELECT mapping, count(*) AS number, min(due_since) AS oldest FROM transfer "  # noqa: S608 - our own words
+        f"WHERE {states} AND due_since < :before GROUP BY mapping"
+        for states in ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
+    )
+)
+_UPLOADED = text("SELECT count(*) FROM transfer WHERE state = 'sent' AND last_sent > :moment")
 _SILENCES = text("SELECT key, until FROM alert_silence WHERE until > :now")
 _FORGET_SILENCES = text("DELETE FROM alert_silence WHERE until <= :now OR key = :key")
 _SILENCE = text("INSERT INTO alert_silence (key, until) VALUES (:key, :until)")

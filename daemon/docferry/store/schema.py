@@ -16,8 +16,8 @@ from docferry.errors import DatabaseBusy, StateError
 from docferry.store.connection import BUSY_TIMEOUT
 
 #: The newest revision in migrations/; a test holds it against the folder.
-HEAD: Final = "0002"
-KNOWN: Final = frozenset({"0001", HEAD})
+HEAD: Final = "0003"
+KNOWN: Final = frozenset({"0001", "0002", HEAD})
 #: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
 READ_THROUGH: Final = 64 * 1024 * 1024
 #: Up to this size its indexes are held against its rows too: a broken one would let a document be queued twice.

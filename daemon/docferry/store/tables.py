@@ -142,3 +142,40 @@ arrival = Table(
     Index("arrival_origin", "mapping", "origin", "sha256", unique=True),
     Index("arrival_path", "path"),
 )
+
+#: One condition from its first sighting to its end; see docferry.alerts.tracker.
+alert = Table(
+    "alert",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("since", Float, primary_key=True),
+    Column("labels", Text, nullable=False),  # JSON, pairs of name and value
+    Column("summary", Text, nullable=False),
+    Column("advice", Text, nullable=False),
+    Column("observed", Text, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    Column("changed", Float, nullable=False),
+    Column("ended", Float),
+)
+
+#: What one receiver was told of one alert.
+alert_delivery = Table(
+    "alert_delivery",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("since", Float, primary_key=True),
+    Column("receiver", Text, primary_key=True),
+    Column("delivered", Text),
+    Column("delivered_at", Float, nullable=False),
+    Column("tries", Integer, nullable=False),
+)
+
+#: Key patterns of conditions of which nobody is told until a time.
+alert_silence = Table(
+    "alert_silence",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("until", Float, nullable=False),
+)

@@ -75,7 +75,7 @@ class Webhook:
         """Deliver a message, or raise DeliveryError."""
         body = json.dumps(message.webhook(), ensure_ascii=False).encode()
         headers = {"Content-Type": "application/json", **self._signature(message.id, body)}
-        await post(self._settings.address(), body, headers, self._settings.ca_file)
+        await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
 
     def _signature(self, identity: str, body: bytes) -> dict[str, str]:
         sent = str(int(self._clock.now()))
@@ -146,7 +146,7 @@ class Ntfy:
         body = message.text.encode()
         if len(body) > NTFY_LIMIT:
             body = body[:NTFY_LIMIT].decode("utf-8", "ignore").encode() + "…".encode()
-        await post(self._settings.address(), body, headers, self._settings.ca_file)
+        await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
 
 
 def sign(secret: str, identity: str, sent: str, body: bytes) -> str:
@@ -167,11 +167,17 @@ _AGENT: Final = f"docferry/{__version__}"
 def _url(address: Key) -> str:
     if address.value is None:
         raise DeliveryError(address.problem or "has no address")
-    parts = urlsplit(address.value)
-    for secret in (address.value, parts.path, parts.query):
-        if len(secret) >= 12:  # shorter ones, as /alerts, are no secrets
-            logs.hide(secret)
     return address.value
+
+
+def hide(address: Key) -> Key:
+    """Keep an address that is a secret by itself out of every log, with its path and its query."""
+    if address.value is not None:
+        parts = urlsplit(address.value)
+        for secret in (address.value, parts.path, parts.query):
+            if len(secret) >= 12:  # shorter ones, as /alerts, are no secrets
+                logs.hide(secret)
+    return address
 
 
 def _host(url: str) -> str:
