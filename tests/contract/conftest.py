@@ -6,7 +6,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from contract.upload_items import CODAT, WOOTIV, item
 from docferry.clock import SystemClock
 from docferry.model import Receipt, Target, UploadItem
 from docferry.remotes.codat.client import Codat
-from docferry.remotes.http import Http
+from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
@@ -66,11 +66,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 Make = Callable[..., Any]
 
 
-def line(name: str, more: dict[str, Any]) -> Http:
-    """A line to a remote, by those of its settings that are about lines; these are taken out."""
-    known = ("timeout", "connections", "proxy", "ca_file")
-    of_line: dict[str, Any] = {"timeout": 5.0} | {key: more.pop(key) for key in known if key in more}
-    return Http(name, more.get("clock") or SystemClock(), **of_line)
+def http_client(name: str, more: dict[str, Any]) -> HttpClient:
+    """Return a client for the settings that are about HTTP; these are taken out of `more`."""
+    options = {each.name: more.pop(each.name) for each in fields(HttpOptions) if each.name in more}
+    return HttpClient(name, more.get("clock") or SystemClock(), HttpOptions(**({"timeout": 5.0} | options)))
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
             "list_lag": 0.0,
         }
         settings |= {"key": lambda: sim.options.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
-        settings["http"] = line("Codat", more)
+        settings["http"] = http_client("Codat", more)
         made.append(Codat(**(settings | more)))
         return Shore(made[-1], sim, CODAT, "codat.upload")
 
@@ -119,7 +118,7 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
         sim.options.change({"signed": signed})
         settings: dict[str, Any] = {"base_url": sim.url, "clock": SystemClock()}
         settings["key"] = lambda: sim.options.wootiv_key
-        settings["http"], settings["storage"] = line("Wootiv", dict(more)), line("Wootiv's storage", more)
+        settings["http"], settings["storage"] = http_client("Wootiv", dict(more)), http_client("Wootiv's storage", more)
         made.append(Wootiv(**(settings | more)))
         return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")
 

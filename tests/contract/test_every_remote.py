@@ -250,7 +250,7 @@ async def test_a_kept_line_that_dies_as_the_request_arrives_makes_no_second_copy
 
 
 async def test_a_storm_of_cancels_leaves_the_remote_usable(shore: Make) -> None:
-    shores = shore(connections=10)
+    shores = shore()
     shores.sim.options.latency = 0.01
     for round_ in range(10):
         async with anyio.create_task_group() as group:

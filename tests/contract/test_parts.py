@@ -15,10 +15,9 @@ from contract.upload_items import Bytes, item
 from docferry.clock import TurnableClock
 from docferry.errors import NotNow, RemoteError
 from docferry.model import UploadItem
-from docferry.remotes.answers import Answer, moment, plain, retry_after
 from docferry.remotes.codat import zip_digests
 from docferry.remotes.codat.reconcile import Members
-from docferry.remotes.multipart import Form, content_type
+from docferry.remotes.http import Form, Response, content_type, parse_time, retry_after, safe_text
 from docferry.remotes.rate_limits import AtOnce, PerMinute
 
 
@@ -217,16 +216,16 @@ def test_types_come_from_a_table_of_our_own(name: str, kind: str | None) -> None
     ],
 )
 def test_moments(text: str, seconds: float | None) -> None:
-    assert moment(text) == seconds
+    assert parse_time(text) == seconds
 
 
 def test_a_date_to_wait_for_is_by_the_remote_s_clock() -> None:
     headers = {"retry-after": "Sat, 21 Nov 2026 12:00:30 GMT", "date": "Sat, 21 Nov 2026 12:00:00 GMT"}
-    assert retry_after(Answer(429, headers, b""), now=0.0) == 30.0
+    assert retry_after(Response(429, headers, b""), now=0.0) == 30.0
 
 
 def test_foreign_text_is_one_safe_line() -> None:
-    assert plain("a\n\x1b[31m b\u202e") == "a \\x1b[31m b\\u202e"
+    assert safe_text("a\n\x1b[31m b\u202e") == "a \\x1b[31m b\\u202e"
 
 
 # members

@@ -11,7 +11,7 @@ import pytest
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes import download
-from docferry.remotes.http import Http
+from docferry.remotes.http import HttpClient, HttpOptions
 
 pytestmark = pytest.mark.anyio
 CONTENT = bytes(range(256)) * 4
@@ -34,7 +34,7 @@ async def test_a_part_that_was_not_asked_for_is_not_kept_when_it_breaks_off(tmp_
     with socket.create_server(("127.0.0.1", 0)) as door:
         tale = (("200", 0, 100), ("206", 0, 100), ("206", 200, 0), ("200", 0, 0))
         threading.Thread(target=answers, args=(door, *tale), daemon=True).start()
-        http = Http("S3", clock=SystemClock(), timeout=5)
+        http = HttpClient("S3", SystemClock(), HttpOptions(timeout=5))
         url = f"http://127.0.0.1:{door.getsockname()[1]}/x"
         for _ in range(4):
             try:

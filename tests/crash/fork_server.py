@@ -175,7 +175,7 @@ def _around(verb: Callable[..., Awaitable[Any]], fate: Fate, arrow: str) -> Call
 
 def _inside_send(fate: Fate) -> None:
     """Between two blocks of a body."""
-    from docferry.remotes.multipart import Form
+    from docferry.remotes.http import Form
 
     blocks = Form.blocks
 

@@ -14,7 +14,7 @@ import pytest
 from app_env import AppEnv, until
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
-from docferry.remotes.http import Http
+from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.wootiv.client import Wootiv
 from system.rclone_s3 import Front, Meddler, Storehouse, rclone
 
@@ -203,8 +203,9 @@ async def test_a_download_that_broke_off_goes_on_and_is_whole(
     app = store("--etag-hash", etags)
     line, front = meddled(app_env, opened, app)
     clock = SystemClock()
-    lines = Http("Wootiv", clock, 5.0), Http("Wootiv's storage", clock, 5.0)
-    wootiv = Wootiv(*lines, base_url=front.url, key=lambda: "wootiv-demo-key", clock=clock)
+    options = HttpOptions(timeout=5.0)
+    clients = HttpClient("Wootiv", clock, options), HttpClient("Wootiv's storage", clock, options)
+    wootiv = Wootiv(*clients, base_url=front.url, key=lambda: "wootiv-demo-key", clock=clock)
     content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
     (app.folder / "big.zip").write_bytes(content)
     to = tmp_path / "big.zip"

@@ -10,7 +10,7 @@ from docferry import settings as settings_of
 from docferry.clock import Clock
 from docferry.remotes.codat.client import RULES as CODAT_RULES
 from docferry.remotes.codat.client import Codat
-from docferry.remotes.http import Http
+from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv.client import Wootiv
@@ -44,15 +44,14 @@ class ApiKeys:
 def open_remotes(settings: Settings, keys: ApiKeys, clock: Clock) -> dict[str, Remote]:
     """The remotes that some mapping uses."""
 
-    def line(name: str, to: settings_of.Codat | settings_of.Wootiv) -> Http:
-        connections = settings.workers + 4
-        return Http(name, clock, to.timeout, connections=connections, proxy=to.proxy, ca_file=to.ca_file)
+    def open_client(name: str, to: settings_of.Codat | settings_of.Wootiv) -> HttpClient:
+        return HttpClient(name, clock, HttpOptions(to.timeout, proxy=to.proxy, ca_file=to.ca_file))
 
     remotes: dict[str, Remote] = {}
     codat, wootiv = settings.codat, settings.wootiv
     if "codat" in settings.remotes:
         remotes["codat"] = Codat(
-            http=line("Codat", codat),
+            http=open_client("Codat", codat),
             base_url=codat.base_url,
             key=keys.codat,
             clock=clock,
@@ -62,8 +61,8 @@ def open_remotes(settings: Settings, keys: ApiKeys, clock: Clock) -> dict[str, R
             list_lag=codat.list_lag,
         )
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
-        lines = line("Wootiv", wootiv), line("Wootiv's storage", wootiv)
-        remotes["wootiv"] = Wootiv(*lines, base_url=wootiv.base_url, key=keys.wootiv, clock=clock)
+        clients = open_client("Wootiv", wootiv), open_client("Wootiv's storage", wootiv)
+        remotes["wootiv"] = Wootiv(*clients, base_url=wootiv.base_url, key=keys.wootiv, clock=clock)
     return remotes
 
 

@@ -13,9 +13,7 @@ from typing import Final
 from anyio.to_thread import run_sync
 
 from docferry.errors import RemoteError
-from docferry.remotes.answers import Answer
-from docferry.remotes.http import Http
-from docferry.remotes.sinks import Sink, written
+from docferry.remotes.http import Destination, HttpClient, Response, Sink, file_sink
 from docferry.remotes.wootiv import s3
 
 _LARGEST: Final = 5 * 1024**4  # S3's largest object
@@ -30,14 +28,17 @@ class Fetched:
     changed: bool
 
 
-async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) -> Fetched:
+async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: float) -> Fetched:
     """GET the signed `url` into `to`. Broken off, what came stays there for the next call to go on with."""
     start, partial = await run_sync(_begun, to)
     headers = {"If-None-Match": f'"{etag}"'} if etag else {}
     if partial:
         headers = {"Range": f"bytes={start}-", "If-Match": partial}
     answer = await http.call(
-        "GET", url, headers=headers, cap=_LARGEST, into=lambda status, said: _landing(to, status, said, start)
+        "GET",
+        url,
+        headers=headers,
+        to=Destination(lambda status, said: _landing(to, status, said, start), _LARGEST, raw=True),
     )
     if answer.status == 304:
         return Fetched(etag, changed=False)
@@ -46,7 +47,7 @@ async def fetch(http: Http, url: str, to: Path, etag: str | None, now: float) ->
         raise _again("the object changed while it was fetched", answer)
     if answer.status not in (200, 206):
         raise s3.refusal(answer, now)
-    if answer.flaw is not None:
+    if answer.body_error is not None:
         raise _again("the download broke off", answer)
     tag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
     asked = (start, partial.strip('"')) if partial else (0, tag)
@@ -65,10 +66,10 @@ async def _landing(to: Path, status: int, headers: Mapping[str, str], start: int
     found = _RANGE.fullmatch(headers.get("content-range", "")) if part else None
     if part and (found is None or int(found["start"]) != start):
         await run_sync(_forget, to)
-        raise _again("what came is not the part that was asked for", Answer(status, dict(headers), b""))
+        raise _again("what came is not the part that was asked for", Response(status, dict(headers), b""))
     if not part:
         await run_sync(_note, to, headers.get("etag", ""))
-    async with written(to, "ab" if part else "wb") as sink:
+    async with file_sink(to, "ab" if part else "wb") as sink:
         yield sink
 
 
@@ -105,7 +106,7 @@ def _forget(to: Path) -> None:
     _note_of(to).unlink(missing_ok=True)
 
 
-def _is_right(to: Path, answer: Answer, etag: str, asked: tuple[int, str]) -> bool:
+def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> bool:
     """Is the file what S3 has? A part must be the one `asked` for, by start and ETag; If-Match is not always heeded."""
     if _is_part(answer.status, answer.headers):
         found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
@@ -119,5 +120,5 @@ def _is_right(to: Path, answer: Answer, etag: str, asked: tuple[int, str]) -> bo
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag.lower()
 
 
-def _again(why: str, answer: Answer) -> RemoteError:
+def _again(why: str, answer: Response) -> RemoteError:
     return RemoteError(f"{why}; it is fetched again", kind="cut", status=answer.status)

@@ -18,15 +18,23 @@ from anyio.to_thread import run_sync
 from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
-from docferry.remotes.answers import Answer, parsed, plain, whole
 from docferry.remotes.codat.errors import correlation, is_receipt, quota, refusal, strange
 from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, since
 from docferry.remotes.codat.zip_digests import count
-from docferry.remotes.http import Http
-from docferry.remotes.multipart import Form
+from docferry.remotes.http import (
+    Destination,
+    Form,
+    HttpClient,
+    Response,
+    Sink,
+    file_sink,
+    parse_json,
+    require_body_complete,
+    require_whole,
+    safe_text,
+)
 from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
 from docferry.remotes.rate_limits import AtOnce, PerMinute
-from docferry.remotes.sinks import Sink, written
 
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
 RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
@@ -58,7 +66,7 @@ class Codat:
     def __init__(
         self,
         *,
-        http: Http,
+        http: HttpClient,
         base_url: str,
         key: Callable[[], str | None],
         clock: Clock,
@@ -82,7 +90,7 @@ class Codat:
     def health(self) -> Health:
         quota, http = self._quota, self._http
         return Health(
-            quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_answer, requests=http.requests
+            quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_response, requests=http.requests
         )
 
     async def send(self, items: Sequence[UploadItem], key: str, may_go: MayGo = always) -> Receipt:
@@ -94,7 +102,8 @@ class Codat:
         answer = await self._ask("POST", path, target, headers=headers, body=form, may_go=may_go)
         if not is_receipt(answer):
             raise strange(answer)
-        return Receipt(answer.status, correlation_id=correlation(answer, answer.table()))
+        require_body_complete(answer, "Codat")
+        return Receipt(answer.status, correlation_id=correlation(answer, answer.json_object()))
 
     def since(self, doubts: Sequence[Transfer]) -> Since:
         return since(doubts)
@@ -125,21 +134,24 @@ class Codat:
     async def listing(self, company: str) -> list[Listed]:
         """What the company has: by API and by Codat's own upload page."""
         answer = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
-        return [_listed(row) for row in _rows(parsed(answer, "Codat"))]
+        return [_listed(row) for row in _rows(parse_json(answer, "Codat"))]
 
     async def fetch(self, company: str, day: str | None, to: Path) -> None:
         """The ZIP of what was uploaded on a day (YYYY-MM-DD), or ever, into the file `to`."""
         query = f"?date={quote(day)}" if day else ""
         path = f"{_company_path(company)}/files/download{query}"
         answer = await self._ask(
-            "GET", path, Target("codat", company), cap=_LARGEST_ARCHIVE, into=lambda status, _: _zipped(to, status)
+            "GET",
+            path,
+            Target("codat", company),
+            to=Destination(lambda status, _: _zipped(to, status), _LARGEST_ARCHIVE),
         )
-        whole(answer, "Codat")
+        require_whole(answer, "Codat")
 
     async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
         """What Codat knows of a connection: `status` must be `Linked` for uploads."""
         target = Target("codat", company, connection)
-        found = parsed(await self._ask("GET", _connection_path(target), target), "Codat")
+        found = parse_json(await self._ask("GET", _connection_path(target), target), "Codat")
         return found if isinstance(found, dict) else {}
 
     async def check(self, targets: Sequence[Target]) -> list[Checked]:
@@ -169,7 +181,7 @@ class Codat:
 
     # one request
 
-    async def _ask(self, method: str, path: str, target: Target, *, may_go: MayGo = always, **more: Any) -> Answer:
+    async def _ask(self, method: str, path: str, target: Target, *, may_go: MayGo = always, **more: Any) -> Response:
         """A good answer to one request about a company, in its turn; RemoteError for any other."""
         headers = {"Authorization": _authorization(self._key()), **more.pop("headers", {})}
         async with self._at_once.inside(target.company_id or ""):
@@ -192,7 +204,7 @@ class Codat:
     async def _check_connection(self, company: str, connection: str) -> Checked:
         subject = f"codat connection {connection}"
         try:
-            status = plain((await self.connection(company, connection)).get("status"))
+            status = safe_text((await self.connection(company, connection)).get("status"))
         except RemoteError as error:
             return failed(subject, error, _cure(error))
         if status == "Linked":
@@ -213,13 +225,13 @@ def _authorization(key: str | None) -> str:
 async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
     """A sink for a ZIP. What does not begin like one is taken no further: it may have no end."""
     start = b""
-    async with written(to) as sink:
+    async with file_sink(to) as sink:
 
         async def checked(block: bytes) -> None:
             nonlocal start
             start += block[: len(_ZIP) - len(start)]
             if not _ZIP.startswith(start):
-                raise strange(Answer(status, {}, start))
+                raise strange(Response(status, {}, start))
             await sink(block)
 
         yield checked

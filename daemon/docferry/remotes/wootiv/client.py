@@ -14,10 +14,19 @@ from docferry.clock import Clock
 from docferry.errors import NotNow, RemoteError
 from docferry.model import Finding, Found, KnownUploads, Receipt, Target, Transfer, UploadItem
 from docferry.remotes import download
-from docferry.remotes.answers import Answer, parsed, plain, retry_after, should_retry
 from docferry.remotes.download import Fetched
-from docferry.remotes.http import Http
-from docferry.remotes.multipart import Form, Plain, content_type
+from docferry.remotes.http import (
+    Form,
+    HttpClient,
+    PlainBody,
+    Response,
+    content_type,
+    parse_json,
+    require_body_complete,
+    retry_after,
+    safe_text,
+    should_retry,
+)
 from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
 from docferry.remotes.wootiv import s3
 
@@ -45,8 +54,8 @@ class Wootiv:
 
     def __init__(
         self,
-        http: Http,
-        storage: Http,
+        http: HttpClient,
+        storage: HttpClient,
         *,
         base_url: str,
         key: Callable[[], str | None],
@@ -61,7 +70,7 @@ class Wootiv:
     def health(self) -> Health:
         http = self._http
         requests = http.requests + self._s3.requests
-        return Health(clock_offset=http.clock_offset, last_answer=http.last_answer, requests=requests)
+        return Health(clock_offset=http.clock_offset, last_answer=http.last_response, requests=requests)
 
     async def send(
         self,
@@ -77,7 +86,7 @@ class Wootiv:
         answer = await self._deliver(signed, item)
         if not answer.ok:
             raise s3.refusal(answer, self._clock.now())
-        return s3.receipt(answer, item.source.md5)
+        return s3.receipt(require_body_complete(answer, "S3"), item.source.md5)
 
     def since(self, doubts: Sequence[Transfer]) -> Since:
         """Nothing is counted here."""
@@ -126,11 +135,11 @@ class Wootiv:
             raise _unusable("Wootiv signed neither a PUT nor a POST")
         return signed
 
-    async def _deliver(self, signed: _Signed, item: UploadItem) -> Answer:
+    async def _deliver(self, signed: _Signed, item: UploadItem) -> Response:
         """The bytes, without the Wootiv key: the URL is permission enough."""
         if signed.is_put:
             headers = signed.headers(item.transfer.remote_name, item.source.md5)
-            return await self._s3.call("PUT", signed.url, headers=headers, body=Plain(item))
+            return await self._s3.call("PUT", signed.url, headers=headers, body=PlainBody(item))
         # Nothing is added to a form: its policy says which fields there may be.
         form = Form([item], signed.fields)
         return await self._s3.call("POST", signed.url, headers={"Content-Type": form.content_type}, body=form)
@@ -147,10 +156,10 @@ class Wootiv:
         """Wootiv's own answer to a small question; RemoteError when it has none."""
         headers = {"Authorization": f"Bearer {self._secret()}", "Content-Type": "application/json"}
         content = json.dumps(question).encode() if question is not None else None
-        answer = await self._http.call(method, self._base + path, headers=headers, content=content)
+        answer = await self._http.call(method, self._base + path, headers=headers, body=content)
         if not answer.ok:
             raise self._refusal(answer)
-        found = parsed(answer, "Wootiv")
+        found = parse_json(answer, "Wootiv")
         return found if isinstance(found, dict) else {}
 
     def _secret(self) -> str:
@@ -161,8 +170,8 @@ class Wootiv:
             "there is no API key for Wootiv; set WOOTIV_API_KEY or api_key_file in [wootiv]", status=401, scope="wootiv"
         )
 
-    def _refusal(self, answer: Answer) -> RemoteError:
-        status, said = answer.status, answer.table()
+    def _refusal(self, answer: Response) -> RemoteError:
+        status, said = answer.status, answer.json_object()
         kind, scope, wish = "answer", "wootiv" if status in _GATES else None, should_retry(answer)
         cure = _GATES.get(status, "Wootiv has a problem of its own" if status >= 500 else "Wootiv refused the request")
         if 300 <= status < 400:
@@ -175,7 +184,7 @@ class Wootiv:
             kind, scope, cure = "not_ours", None, "something that is not Wootiv answered: check base_url and proxies"
         elif status == 422 and wish is None:
             wish = False  # validation: the same question brings the same answer
-        words = plain(said.get("message") or said.get("error") or "")
+        words = safe_text(said.get("message") or said.get("error") or "")
         return RemoteError(
             f"{cure} ({status}){f': {words}' if words else ''}",
             kind=kind,
@@ -183,7 +192,7 @@ class Wootiv:
             retry_after=retry_after(answer, self._clock.now()),
             should_retry=wish,
             scope=scope,
-            correlation_id=plain(said.get("requestId") or answer.headers.get("x-request-id", ""))[:100] or None,
+            correlation_id=safe_text(said.get("requestId") or answer.headers.get("x-request-id", ""))[:100] or None,
         )
 
 

@@ -22,7 +22,7 @@ from app_env import COMPANY, AppEnv, digest, until
 from crash.process_pool import ProcessPool
 from docferry.clock import SystemClock
 from docferry.remotes.codat.client import Codat
-from docferry.remotes.http import Http
+from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 FULL = bool(os.environ.get("DOCFERRY_FULL"))
@@ -332,7 +332,7 @@ async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
         Simulator(SimulatorOptions(requests_per_minute=0, concurrent_per_company=0, latency=0.002))
     ) as shore:
         remote = Codat(
-            http=Http("Codat", SystemClock(), 5, connections=10),
+            http=HttpClient("Codat", SystemClock(), HttpOptions(timeout=5)),
             base_url=shore.url,
             key=lambda: "codat-demo-key",
             clock=SystemClock(),

@@ -1,0 +1,153 @@
+"""Check addresses and certificates where they are written and where they are used.
+
+The settings call these functions at load, the HTTP client at use, so that both accept the same. Each raises ValueError
+with a sentence that continues the name of the key: "is not a URL; write it like …".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+import certifi
+import httpx
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_PROXY_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+#: RFC 1035: a label has 63 bytes at most, a name 253. Underscores are not in the RFC, but in use.
+_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+_LONGEST_NAME: Final = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The server of a URL. `host` is ASCII, without the brackets of an IPv6 address."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: str  # as the `Host` field names it
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether requests to it are encrypted."""
+        return self.scheme == "https"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy and the credentials for it; the password may contain any character."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None = None
+    password: str = field(default="", repr=False)
+
+    @property
+    def url(self) -> str:
+        """Return the address without the credentials."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def validate_url(text: str) -> str:
+    """Return `text` when a request can be sent to it; raise ValueError otherwise."""
+    parse_url(text)
+    return text
+
+
+def parse_url(text: str) -> tuple[httpx.URL, Origin]:
+    """Return an http or https URL and its origin."""
+    try:
+        url = httpx.URL(text)
+        return url, _origin(url.scheme, url.raw_host, url.port)
+    except (httpx.InvalidURL, UnicodeError, TypeError) as error:
+        # The reason quotes at most the host or the port; a signed query never is in it.
+        reason = "" if "?" in str(error) else f" ({str(error)[:100]})"
+        raise ValueError(f'is not a URL{reason}; write it like "https://api.example.com"') from None
+
+
+@lru_cache(maxsize=256)
+def _origin(scheme: str, raw_host: bytes, port: int | None) -> Origin:
+    if scheme not in _DEFAULT_PORTS:
+        raise ValueError("is neither http nor https")
+    host = raw_host.decode("ascii")
+    _validate_host(host)
+    if port is not None and not 0 < port < 65_536:
+        raise ValueError(f"has the port {port}; a port is between 1 and 65535")
+    bracketed = f"[{host}]" if ":" in host else host
+    return Origin(scheme, host, port or _DEFAULT_PORTS[scheme], bracketed if port is None else f"{bracketed}:{port}")
+
+
+def validate_proxy(text: str) -> str:
+    """Return `text` when it is the address of a proxy; raise ValueError otherwise."""
+    parse_proxy(text)
+    return text
+
+
+def parse_proxy(text: str) -> Proxy:
+    """Return the proxy that `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]` names.
+
+    Everything between the scheme and the last `@` is the credentials, so `#`, `/` and `@` in a password need no
+    escape; `%XX` in it is decoded.
+    """
+    scheme, separator, rest = text.strip().partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in _PROXY_PORTS:
+        raise ValueError('is not the address of a proxy; write it like "http://proxy.example.com:3128"')
+    credentials, at, address = rest.rpartition("@")
+    try:
+        url = httpx.URL(f"{scheme}://{address}")
+        host, port = url.raw_host.decode("ascii"), url.port
+        _validate_host(host)
+    except (httpx.InvalidURL, ValueError, TypeError):
+        raise ValueError('names a proxy host that does not exist; write it like "http://proxy:3128"') from None
+    if (port is not None and not 0 < port < 65_536) or url.raw_path != b"/" or url.fragment:
+        raise ValueError("has more than a host and a port from 1 to 65535 behind the credentials")
+    user, _, password = credentials.partition(":")
+    return Proxy(scheme, host, port or _PROXY_PORTS[scheme], unquote(user) if at else None, unquote(password))
+
+
+def load_trust(
+    ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
+) -> ssl.SSLContext:
+    """Return a TLS context that trusts `ca_file`, else certifi's authorities, with a client certificate if given."""
+    try:
+        context = ssl.create_default_context(cafile=str(ca_file or certifi.where()))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"ca_file {ca_file} cannot be used: {_reason(error, 'it holds no certificate in PEM')}"
+        ) from None
+    # RFC 9525: a name counts only in subjectAltName.
+    context.hostname_checks_common_name = False
+    if cert_file is not None:
+        try:
+            # Without a function that answers, OpenSSL asks the terminal for the key's password.
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        except (OSError, ValueError) as error:
+            wrong = _reason(error, "it is not a certificate with its unencrypted private key in PEM")
+            raise ValueError(f"cert_file {cert_file} cannot be used: {wrong}") from None
+    return context
+
+
+def _reason(error: Exception, otherwise: str) -> str:
+    """Return the system's reason for a file that cannot be read, or `otherwise` for wrong content."""
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
+        return error.strerror.lower()
+    return otherwise
+
+
+def _validate_host(host: str) -> None:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        labels = host.removesuffix(".").split(".")
+        if len(host) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, labels)):
+            raise ValueError("has a host name that cannot exist") from None

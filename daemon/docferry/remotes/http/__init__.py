@@ -1,0 +1,45 @@
+"""HTTP/1.1 for documents: httpx's requests and responses, h11's parser, and an exact account of what was sent."""
+
+from docferry.remotes.http.client import HttpClient
+from docferry.remotes.http.file_sink import file_sink
+from docferry.remotes.http.multipart import Form, PlainBody, content_type
+from docferry.remotes.http.options import HttpOptions
+from docferry.remotes.http.request_body import Body
+from docferry.remotes.http.response import (
+    MAX_CONTENT_BYTES,
+    MAX_PAUSE_S,
+    Destination,
+    OpenSink,
+    Response,
+    Sink,
+    parse_json,
+    parse_time,
+    require_body_complete,
+    require_whole,
+    retry_after,
+    safe_text,
+    should_retry,
+)
+
+__all__ = [
+    "MAX_CONTENT_BYTES",
+    "MAX_PAUSE_S",
+    "Body",
+    "Destination",
+    "Form",
+    "HttpClient",
+    "HttpOptions",
+    "OpenSink",
+    "PlainBody",
+    "Response",
+    "Sink",
+    "content_type",
+    "file_sink",
+    "parse_json",
+    "parse_time",
+    "require_body_complete",
+    "require_whole",
+    "retry_after",
+    "safe_text",
+    "should_retry",
+]

@@ -1,0 +1,215 @@
+"""One request and its response: headers, limits, and what an error of the network means for a document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Final, cast
+
+import anyio
+import httpx
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from docferry.clock import Clock
+from docferry.endpoints import Origin, load_trust, parse_proxy, parse_url
+from docferry.errors import RemoteError
+from docferry.remotes.http.options import HttpOptions
+from docferry.remotes.http.proxy import ProxyTransport
+from docferry.remotes.http.request_body import Body, TrackedBody
+from docferry.remotes.http.response import (
+    MEMORY,
+    BodyError,
+    Destination,
+    Response,
+    header_dict,
+    parse_time,
+    read_content,
+    safe_text,
+)
+from docferry.remotes.http.transport import DirectTransport
+
+#: Larger bodies ask first (`Expect: 100-continue`) after one broke off unexplained.
+_LARGE_BYTES: Final = 128 * 1024
+_ALWAYS: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "docferry"}
+#: After these nothing of a request has reached the server.
+_UNSENT: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+)
+
+
+class HttpClient:
+    """Requests to one remote, named `name` in messages.
+
+    Nothing is retried, no redirect is followed, no cookie is kept, the environment's proxies and `.netrc` are not used.
+    Every error of a request is a RemoteError, except what the document's source or the sink raise.
+    """
+
+    def __init__(self, name: str, clock: Clock, options: HttpOptions | None = None) -> None:
+        self._name = name
+        self._clock = clock
+        self._options = options = options or HttpOptions()
+        self._timeout = {
+            "connect": min(options.connect_timeout, options.timeout),
+            "read": options.timeout,
+            "write": options.timeout,
+            "pool": options.timeout,
+        }
+        self._headers = _raw_headers(_ALWAYS | dict(options.headers))
+        self._transport: httpx.AsyncBaseTransport | None = None
+        self._date = ""
+        self._expect_continue: bool | None = False  # None: the remote answers 417
+        self.clock_offset: float | None = None
+        self.last_response: float | None = None
+        self.requests = 0
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] = {},
+        body: bytes | Body | None = None,
+        to: Destination = MEMORY,
+    ) -> Response:
+        """Send one request and return its response; RemoteError when no status came.
+
+        `body` is a document, or a few bytes; `to` is where the body of the response goes.
+        """
+        await checkpoint_if_cancelled()  # a request that was cancelled while others ran has sent nothing yet
+        tracked = None if body is None or isinstance(body, bytes) else TrackedBody(body)
+        request = self._request(method, url, headers, body if isinstance(body, bytes) else tracked)
+        self.requests += 1
+        try:
+            self._transport = self._transport or self._open_transport()
+            answered = await self._transport.handle_async_request(request)
+            response_headers = header_dict(answered.headers.raw)
+        except Exception as error:
+            if tracked is not None and error is tracked.error:
+                raise
+            raise self._failure(error, request, tracked) from None
+        finally:
+            if tracked is not None and tracked.is_open:
+                with anyio.CancelScope(shield=True):
+                    await tracked.aclose()
+        self._note(response_headers)
+        content, length, wrong = await _read(answered, response_headers, to)
+        complete, maybe = (tracked.complete, tracked.maybe_complete) if tracked is not None else (False, False)
+        response = Response(
+            answered.status_code,
+            response_headers,
+            content,
+            body_complete=complete,
+            maybe_complete=maybe,
+            body_error=wrong,
+            length=length,
+        )
+        self._learn(response, tracked)
+        return response
+
+    async def aclose(self) -> None:
+        """Close idle connections; a later call opens new ones."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
+
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | TrackedBody | None
+    ) -> httpx.Request:
+        """Return the request; RemoteError when the URL or a header cannot be sent."""
+        try:
+            parsed, origin = parse_url(url) if "?" in url else _parsed(url)
+            own = _raw_headers(headers)
+        except ValueError as error:
+            raise RemoteError(f"the address of {self._name} {error}", kind="not_ours") from None
+        names = {name.lower() for name, _ in own}
+        fields = [(b"Host", origin.authority.encode("ascii"))]
+        fields += [field for field in self._headers if field[0].lower() not in names]
+        fields += own
+        if body is not None or method in ("POST", "PUT"):
+            length = body.length if isinstance(body, TrackedBody) else len(body or b"")
+            fields.append((b"Content-Length", b"%d" % length))
+        if _is_large(body) and self._expect_continue and self._options.proxy is None:
+            # A server that refuses early and hangs up is heard then, and the document is not sent over and over.
+            fields.append((b"Expect", b"100-continue"))
+        stream = body if isinstance(body, TrackedBody) else httpx.ByteStream(body or b"")
+        extensions = {"timeout": self._timeout, "origin": origin}
+        return httpx.Request(method, parsed, headers=fields, stream=stream, extensions=extensions)
+
+    def _open_transport(self) -> httpx.AsyncBaseTransport:
+        options = self._options
+        trust = partial(load_trust, options.ca_file, options.cert_file, options.key_file)
+        if options.proxy is None:
+            return DirectTransport(trust, local_address=options.local_address)
+        return ProxyTransport(options.proxy, trust, local_address=options.local_address)
+
+    def _note(self, headers: Mapping[str, str]) -> None:
+        """Keep the time of the last response, and how far the remote's clock is ahead of ours."""
+        self.last_response = now = self._clock.now()
+        date = headers.get("date", "")
+        if date and date != self._date:
+            self._date = date
+            remote_now = parse_time(date)
+            if remote_now is not None:
+                self.clock_offset = remote_now + 0.5 - now  # dates are cut to the second
+
+    def _learn(self, response: Response, tracked: TrackedBody | None) -> None:
+        if response.status == 417:
+            self._expect_continue = None
+        elif self._expect_continue and _is_large(tracked) and response.ok:
+            self._expect_continue = False
+
+    def _failure(self, error: Exception, request: httpx.Request, tracked: TrackedBody | None) -> RemoteError:
+        """Return the RemoteError for any exception of a request."""
+        # Only the host is named: paths say little, and a signed URL's query is a secret.
+        where = f"{self._name} at {request.url.host}"
+        why = self._describe(error, request)
+        if isinstance(error, _UNSENT):
+            return RemoteError(f"{where} cannot be reached: {why}", kind="unreachable")
+        maybe = tracked is not None and tracked.maybe_complete
+        if isinstance(error, httpx.TimeoutException):
+            return RemoteError(f"{where} did not answer in time: {why}", kind="timeout", body_complete=maybe)
+        if _is_large(tracked) and self._expect_continue is False:
+            self._expect_continue = True
+        return RemoteError(f"the connection to {where} broke: {why}", kind="cut", body_complete=maybe)
+
+    def _describe(self, error: Exception, request: httpx.Request) -> str:
+        """Return the reason on one line, without secrets."""
+        secrets = [request.url.query.decode("ascii"), request.headers.get("Authorization", "")]
+        if self._options.proxy is not None:
+            secrets.append(parse_proxy(self._options.proxy).password)
+        text = safe_text(error)
+        if not text or any(secret and secret in text for secret in secrets):
+            return type(error).__name__
+        return text if isinstance(error, httpx.HTTPError) else f"{type(error).__name__}: {text}"
+
+
+async def _read(
+    answered: httpx.Response, headers: Mapping[str, str], to: Destination
+) -> tuple[bytes, int, BodyError | None]:
+    """Read the body to its destination."""
+    stream = cast(httpx.AsyncByteStream, answered.stream)  # what our transports give
+    try:
+        if to.open_sink is None or not answered.is_success:
+            return await read_content(aiter(stream), headers, to, None)
+        async with to.open_sink(answered.status_code, headers) as sink:
+            return await read_content(aiter(stream), headers, to, sink)
+    finally:
+        await stream.aclose()
+
+
+@lru_cache(maxsize=256)
+def _parsed(url: str) -> tuple[httpx.URL, Origin]:
+    return parse_url(url)
+
+
+def _raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("ascii"), value.encode()) for name, value in headers.items()]
+
+
+def _is_large(body: bytes | TrackedBody | None) -> bool:
+    return isinstance(body, TrackedBody) and body.length > _LARGE_BYTES

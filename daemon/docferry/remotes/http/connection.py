@@ -1,0 +1,272 @@
+"""One connection to a server: a request out, its response in.
+
+It works on the socket itself rather than on a buffered stream, as three things must be exact: when the last byte of
+a body was handed to the kernel, whether an idle connection was closed meanwhile, and what a server said before it
+hung up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import ssl
+import struct
+import termios
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import anyio
+import httpx
+from anyio.lowlevel import checkpoint
+
+from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.response_parser import Head, ResponseParser
+from docferry.remotes.http.tls import explain_tls
+
+_RECEIVE_BYTES: Final = 64 * 1024
+#: A first block up to this size travels with the request's head.
+_COALESCE_BYTES: Final = 256 * 1024
+#: After `Expect: 100-continue` the body is sent when the server has been silent for so long.
+_CONTINUE_TIMEOUT_S: Final = 1.0
+#: A blocked connection is looked at this often: for an early response, and for what the peer has acknowledged.
+_POLL_S: Final = 0.25
+#: A body up to this size is gone at once, or its line is so slow that nothing helps.
+_SMALL_BYTES: Final = 16 * 1024
+#: So many parts of a body are read before other tasks get their turn.
+_PARTS_PER_YIELD: Final = 256
+
+
+class Connection:
+    """One request at a time; the caller closes it unless `can_keep_alive` is true after the last byte."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._parser = ResponseParser("GET")
+        self._closed_by_peer = False
+        self._failure: OSError | None = None  # what reading ended with while a body was sent
+        self._scope = anyio.CancelScope()
+        self._timeout: float | None = None
+        self._unacknowledged = 0
+        self._sent_all = False
+        self.expires = 0.0  # monotonic seconds; for the transport
+
+    async def exchange(
+        self,
+        method: str,
+        request_head: bytes,
+        body: bytes | TrackedBody,
+        timeout: float | None,
+        *,
+        expect_continue: bool = False,
+    ) -> Head:
+        """Send a request and return the head of its response, which may come before the whole body was sent.
+
+        `timeout` limits the time without progress: bytes that the kernel takes or the peer acknowledges, then the
+        complete head of the response. Bytes of an incomplete head and interim responses are no progress.
+        """
+        self._parser = ResponseParser(method)
+        self._timeout = timeout
+        self._sent_all = False
+        with anyio.CancelScope() as self._scope:
+            self._progress()
+            self._sent_all = await self._send(request_head, body, expect_continue=expect_continue)
+            self._progress()
+            watch = isinstance(body, TrackedBody) and body.length > _SMALL_BYTES
+            while self._parser.head is None:
+                await self._receive_head(watch=watch)
+            return self._parser.head
+        if self._sent_all:
+            raise httpx.ReadTimeout("no response in time")
+        raise httpx.WriteTimeout("the server took nothing more of the request in time")
+
+    async def read_body(self, timeout: float | None) -> bytes | None:
+        """Return the next bytes of the response body, None at its end. `timeout`: seconds without such bytes."""
+        deadline = None if timeout is None else anyio.current_time() + timeout
+        parts: list[bytes] = []
+        while not self._parser.ended:
+            part = self._parser.read()
+            if part is not None:
+                parts.append(part)
+                if len(parts) % _PARTS_PER_YIELD == 0:
+                    await checkpoint()
+            elif parts:
+                break
+            elif not self._parser.ended:
+                await self._receive_body(deadline)
+        return b"".join(parts) or None
+
+    @property
+    def can_keep_alive(self) -> bool:
+        """Whether request and response are complete, and the server allows another request."""
+        return self._sent_all and not self._closed_by_peer and self._parser.can_keep_alive
+
+    def is_idle(self) -> bool:
+        """Whether nothing has come since the last response, not even the end of the connection."""
+        try:
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    # sending
+
+    async def _send(self, head: bytes, body: bytes | TrackedBody, *, expect_continue: bool) -> bool:
+        """Send the request; each block is read once the one before was taken. False: a response came first."""
+        if isinstance(body, bytes):
+            return await self._push(head + body)
+        if expect_continue:
+            if not await self._push(head) or not await self._wait_for_continue():
+                return False
+            head = b""
+        while (block := await body.next_block()) is not None:
+            data = block
+            if head:
+                if len(block) <= _COALESCE_BYTES:
+                    data = head + block
+                elif not await self._push(head):
+                    return False
+                head = b""
+            else:
+                await checkpoint()  # a fast line never waits; other tasks and an early response get their turn
+                if self._has_response():
+                    return False
+            if not await self._push(data):
+                return False
+            body.handed_over(block)
+        return not head or await self._push(head)
+
+    async def _push(self, data: bytes) -> bool:
+        """Hand all of `data` to the kernel. False: a response came first, or the peer hung up after one."""
+        rest = memoryview(data)
+        while True:
+            try:
+                sent = self._socket.send(rest)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._wait(anyio.wait_writable)
+            except ssl.SSLWantReadError:
+                await self._wait(anyio.wait_readable)
+            except OSError as error:
+                # The server may have said why before it hung up: what came is still here to be read.
+                if self._has_response():
+                    return False
+                raise httpx.WriteError("the connection broke while sending") from error
+            else:
+                rest = rest[sent:]
+                self._progress()
+                if not rest:
+                    return True
+            if self._has_response():
+                return False
+
+    async def _wait_for_continue(self) -> bool:
+        """Return whether the server wants the body; False when it has sent its final response instead."""
+        with anyio.move_on_after(_CONTINUE_TIMEOUT_S):
+            while not self._has_response():
+                if self._parser.interim_responses:
+                    return True
+                await anyio.wait_readable(self._socket)
+            return False
+        return True
+
+    def _has_response(self) -> bool:
+        """Read without waiting; return whether the final head has come, or the end of the connection."""
+        while self._parser.head is None and not self._closed_by_peer:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            except OSError as error:
+                self._failure = error
+                data = b""
+            self._closed_by_peer = not data
+            if data:
+                self._parser.feed(data)
+        return True
+
+    # receiving
+
+    async def _receive_head(self, *, watch: bool) -> None:
+        if self._failure is not None:
+            raise _read_error(self._failure)
+        if self._closed_by_peer:
+            self._parser.feed(b"")  # raises: there is no response
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            await (self._wait(anyio.wait_readable) if watch else anyio.wait_readable(self._socket))
+        except ssl.SSLWantWriteError:
+            await anyio.wait_writable(self._socket)
+        except OSError as error:
+            raise _read_error(error) from error
+        else:
+            self._closed_by_peer = not data
+            self._parser.feed(data)
+            if self._parser.head is None:
+                await checkpoint()  # a server that never ends must not keep the event loop to itself
+
+    async def _receive_body(self, deadline: float | None) -> None:
+        """Feed what came to the parser; httpx.ReadTimeout after the deadline, whatever keeps coming."""
+        waited: Callable[[socket.socket], Awaitable[None]] = anyio.wait_readable
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except ssl.SSLWantWriteError:
+            waited = anyio.wait_writable
+        except OSError as error:
+            self._closed_by_peer = True
+            if isinstance(error, ssl.SSLEOFError) and self._parser.has_known_end:
+                self._parser.feed(b"")
+                return
+            raise _read_error(error) from error
+        else:
+            self._closed_by_peer = not data
+            self._parser.feed(data)
+            await checkpoint()
+            if deadline is None or anyio.current_time() < deadline:
+                return
+        try:
+            with anyio.fail_after(None if deadline is None else max(0.0, deadline - anyio.current_time())):
+                await waited(self._socket)
+        except TimeoutError:
+            raise httpx.ReadTimeout("the response made no progress in time") from None
+
+    # deadlines
+
+    def _progress(self) -> None:
+        if self._timeout is not None:
+            self._scope.deadline = anyio.current_time() + self._timeout
+
+    async def _wait(self, until: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """Wait for the socket, but not long; what the peer acknowledges meanwhile is progress."""
+        with anyio.move_on_after(_POLL_S):
+            await until(self._socket)
+            return
+        unacknowledged = _unacknowledged_bytes(self._socket)
+        if unacknowledged < self._unacknowledged:
+            self._progress()
+        self._unacknowledged = unacknowledged
+
+
+def _unacknowledged_bytes(connected: socket.socket) -> int:
+    """Return how much the kernel holds that the peer has not acknowledged (SIOCOUTQ, tcp(7)); 0 if it cannot say."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:
+        return 0
+
+
+def _read_error(error: OSError) -> httpx.NetworkError:
+    if isinstance(error, ssl.SSLEOFError):
+        return httpx.ReadError("the server closed the connection without the end of TLS: the response may be cut")
+    if isinstance(error, ssl.SSLError):
+        # TLS 1.3 refuses a client certificate after the handshake, and discards what was sent.
+        refused = "CERTIFICATE" in str(error.reason).upper()
+        return (httpx.ConnectError if refused else httpx.ReadError)(explain_tls(error))
+    return httpx.ReadError("the connection broke while reading")

@@ -1,0 +1,111 @@
+"""Request bodies of documents: as they are, or as multipart/form-data of known length with a derived boundary."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from docferry.model import UploadItem
+from docferry.remotes.http.request_body import ClosingBlocks
+
+#: Small blocks are gathered up to this size, so that few calls carry them.
+_BLOCK_BYTES: Final = 128 * 1024
+#: Not the `mimetypes` module: it differs between machines, and a retry must be the same body.
+_CONTENT_TYPES: Final = {
+    "csv": "text/csv",
+    "doc": "application/msword",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "jpeg": "image/jpeg",
+    "jpg": "image/jpeg",
+    "pdf": "application/pdf",
+    "png": "image/png",
+    "ppt": "application/vnd.ms-powerpoint",
+    "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "txt": "text/plain",
+    "xls": "application/vnd.ms-excel",
+    "xlsb": "application/vnd.ms-excel.sheet.binary.macroenabled.12",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "zip": "application/zip",
+}
+
+
+def content_type(name: str) -> str:
+    """Return the media type for a name, by its suffix."""
+    _, dot, suffix = name.rpartition(".")
+    return _CONTENT_TYPES.get(suffix.lower() if dot else "", "application/octet-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class PlainBody:
+    """One document as it is; its source yields the last block once the bytes are proved."""
+
+    item: UploadItem
+
+    @property
+    def length(self) -> int:
+        """Bytes of the document."""
+        return self.item.source.size
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """Yield the document's blocks."""
+        return self.item.source.blocks()
+
+
+class Form:
+    """Documents as parts named `file`, after the `fields` exactly as given and in their order."""
+
+    def __init__(self, items: Sequence[UploadItem], fields: Sequence[tuple[str, str]] = ()) -> None:
+        self._items = items
+        boundary = _boundary(items)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        delimiter = f"--{boundary}\r\n".encode()
+        self._fields = b"".join(_field(delimiter, name, value) for name, value in fields)
+        self._heads = [_head(delimiter, item.transfer.remote_name) for item in items]
+        self._end = f"--{boundary}--\r\n".encode()
+        documents = sum(item.source.size for item in items) + sum(len(head) + 2 for head in self._heads)
+        self.length = len(self._fields) + documents + len(self._end)
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield everything up to the terminator, then the terminator, once every source has proved its bytes.
+
+        What fits one block is one: the kernel takes it as a whole, and no response could come in between.
+        """
+        pending, size, is_first = [self._fields], len(self._fields), True
+        for head, item in zip(self._heads, self._items, strict=True):
+            pending.append(head)
+            async with ClosingBlocks(item.source.blocks()) as blocks:
+                async for block in blocks:
+                    pending.append(block)
+                    size += len(block)
+                    if size >= _BLOCK_BYTES:
+                        yield b"".join(pending)
+                        pending, size, is_first = [], 0, False
+            pending.append(b"\r\n")
+        if is_first:
+            yield b"".join([*pending, self._end])
+            return
+        yield b"".join(pending)
+        yield self._end
+
+
+def _boundary(items: Sequence[UploadItem]) -> str:
+    """Derive the boundary from the transfers' uids: the same for a retry, and not to be guessed from outside."""
+    uids = " ".join(item.transfer.uid for item in items)
+    return "docferry-" + sha256(uids.encode()).hexdigest()[:40]
+
+
+def _field(delimiter: bytes, name: str, value: str) -> bytes:
+    head = f'Content-Disposition: form-data; name="{_quoted(name)}"\r\n\r\n'
+    return delimiter + head.encode("utf-8", "replace") + value.encode("utf-8", "replace") + b"\r\n"
+
+
+def _head(delimiter: bytes, name: str) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="file"; filename="{_quoted(name)}"\r\n'
+    return delimiter + disposition.encode("utf-8", "replace") + f"Content-Type: {content_type(name)}\r\n\r\n".encode()
+
+
+def _quoted(name: str) -> str:
+    """Escape a name as browsers do (HTML, "multipart form data")."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

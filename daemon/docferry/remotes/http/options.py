@@ -1,0 +1,29 @@
+"""What the HTTP client can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """Settings of one client.
+
+    timeout             seconds without progress until a request is given up
+    connect_timeout     seconds for a connection, over all addresses of a name and with the TLS handshake
+    proxy               `http://`, `https://`, `socks5://` or `socks5h://`, with credentials
+    headers             sent with every request; a request's own header of the same name goes before
+    local_address       source address of the connections
+    cert_file, key_file client certificate, as PEM
+    """
+
+    timeout: float = 60.0
+    connect_timeout: float = 10.0
+    proxy: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    local_address: str | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None

@@ -1,0 +1,231 @@
+"""Responses as the remotes see them: status, headers, content, and what is missing of it.
+
+Everything here comes from outside and is read with suspicion: dates, pauses, JSON, and text that is shown to people.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, Literal
+
+from anyio.lowlevel import checkpoint
+
+from docferry.errors import RemoteError
+from docferry.model import escaped
+from docferry.remotes.http.request_body import ClosingBlocks
+
+#: The longest pause that a remote can ask for.
+MAX_PAUSE_S: Final = 86_400.0
+#: Dates outside these years are placeholders or mistakes, and would break arithmetic.
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+_MAX_TEXT: Final = 400
+#: A compressed body is unpacked in steps of this size, so that the event loop gets its turn.
+_UNPACK_BYTES: Final = 1024 * 1024
+_PACKED: Final = frozenset({"gzip", "x-gzip", "deflate"})
+
+BodyError = Literal["cut", "large"]
+Sink = Callable[[bytes], Awaitable[None]]
+#: Open a sink for the body of a 2xx response, given its status and headers.
+OpenSink = Callable[[int, Mapping[str, str]], AbstractAsyncContextManager[Sink]]
+#: The longest response that is read into memory, unpacked.
+MAX_CONTENT_BYTES: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where the body of a response goes.
+
+    open_sink   opens the sink for the body of a 2xx; other bodies, and without a sink all, go into memory
+    limit       a longer body is not read to its end
+    raw         the bytes as they came; otherwise gzip and deflate are unpacked
+    """
+
+    open_sink: OpenSink | None = None
+    limit: int = MAX_CONTENT_BYTES
+    raw: bool = False
+
+
+MEMORY: Final = Destination()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response.
+
+    headers             names in lower case; repeated ones are joined by ", "
+    content             the body, unless it went to a sink
+    length              bytes of the body, wherever it went
+    body_complete       every byte of the request body was handed to the kernel: a success counts
+    maybe_complete      the server may have the whole request body: an error is doubtful
+    body_error          what is wrong with the response body: "cut" | "large" (above the limit); the status counts
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = b""
+    body_complete: bool = False
+    maybe_complete: bool = False
+    body_error: BodyError | None = None
+    length: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_html(self) -> bool:
+        """Whether a web page came, which no remote sends."""
+        start = self.content[:256].lstrip()[:5].lower()
+        return "html" in self.headers.get("content-type", "").lower() or start in (b"<!doc", b"<html")
+
+    def json_object(self) -> Mapping[str, Any]:
+        """Return the content as a JSON object; empty when it is none."""
+        found = _decoded(self.content) if self.body_error is None else None
+        return found if isinstance(found, dict) else {}
+
+
+async def read_content(
+    blocks: AsyncIterator[bytes], headers: Mapping[str, str], to: Destination, sink: Sink | None
+) -> tuple[bytes, int, BodyError | None]:
+    """Read a body into memory or into the sink; return content, length and what is wrong with it.
+
+    Any error of `blocks` is "cut"; the sink's own errors are raised.
+    """
+    packed = not to.raw and headers.get("content-encoding", "").strip().lower() in _PACKED
+    content = bytearray()  # not a list: of tiny blocks it would be many times as large
+    length = 0
+    async with ClosingBlocks(_unpacked(blocks) if packed else blocks) as decoded:
+        while True:
+            try:
+                block = await anext(decoded, None)
+            except Exception:  # noqa: BLE001 - whatever a response brings, it stays with its request
+                return bytes(content), length, "cut"
+            if block is None:
+                return bytes(content), length, None
+            length += len(block)
+            if length > to.limit:
+                return bytes(content), length, "large"
+            if sink is None:
+                content += block
+            else:
+                await sink(block)
+
+
+async def _unpacked(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the unpacked bytes in small steps: one block of a bomb holds a thousand times its size."""
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    async for packed in blocks:
+        while packed:
+            block = unpacker.decompress(packed, _UNPACK_BYTES)
+            packed = unpacker.unconsumed_tail
+            if block:
+                yield block
+            await checkpoint()
+    if not unpacker.eof:
+        raise zlib.error("the compressed body ends early")
+
+
+def header_dict(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by name in lower case; repeated ones are joined."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name = raw_name.decode("ascii", "replace").lower()
+        try:
+            value = raw_value.decode()
+        except UnicodeDecodeError:
+            value = raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def parse_time(text: str) -> float | None:
+    """Return the wall seconds of an HTTP date or an ISO 8601 date-time (UTC without a zone); None if it is neither.
+
+    Years before 1970 and after 2200 are no times either.
+    """
+    try:
+        found = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
+        found = found if found.tzinfo else found.replace(tzinfo=UTC)
+        return found.timestamp() if _EARLIEST <= found < _LATEST else None
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+
+
+def retry_after(response: Response, now: float) -> float | None:
+    """Return the pause that the remote asks for, from 0 to MAX_PAUSE_S seconds; None when it asks for none."""
+    said = response.headers.get("retry-after", "").strip()
+    if not said:
+        return None
+    try:
+        seconds = float(said)
+    except ValueError:
+        when = parse_time(said)
+        if when is None:
+            return None
+        # By the remote's own clock: ours may be wrong.
+        seconds = when - (parse_time(response.headers.get("date", "")) or now)
+    if seconds != seconds:  # float() takes "nan"
+        return None
+    return min(max(seconds, 0.0), MAX_PAUSE_S)
+
+
+def should_retry(response: Response) -> bool | None:
+    """Return the value of `x-should-retry`; None when it has none."""
+    return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
+
+
+def require_whole(response: Response, remote: str) -> Response:
+    """Return a response whose body is whole; raise RemoteError otherwise. A receipt needs no more than a status."""
+    if response.body_error is None:
+        return response
+    wrong = "is longer than any such response may be" if response.body_error == "large" else "broke off"
+    kind = "not_ours" if response.body_error == "large" else "cut"
+    raise RemoteError(f"the response of {remote} {wrong}; it is asked for again", kind=kind, status=response.status)
+
+
+def require_body_complete(response: Response, remote: str) -> Response:
+    """Return a success that follows a complete request body; raise a doubtful RemoteError for an earlier one."""
+    if response.body_complete or not response.ok:
+        return response
+    raise RemoteError(
+        f"{remote} confirmed the document with {response.status} before all of it was sent; "
+        "the remote is asked whether it has the document",
+        kind="cut",
+        status=response.status,
+        body_complete=True,
+    )
+
+
+def parse_json(response: Response, remote: str) -> object:
+    """Return the content as JSON; raise RemoteError when it is none."""
+    found = _decoded(require_whole(response, remote).content)
+    if found is None or response.is_html:
+        raise RemoteError(
+            f"something that is not {remote} answered with {response.status}; check base_url, and proxies in between",
+            kind="not_ours",
+            status=response.status,
+            body_complete=response.maybe_complete,
+        )
+    return found
+
+
+def safe_text(text: object) -> str:
+    """Return foreign text on one line, limited in length and safe for a terminal."""
+    return escaped(" ".join(str(text).split()))[:_MAX_TEXT]
+
+
+def _decoded(content: bytes) -> object:
+    if not content:
+        return None  # most receipts are: an exception would cost more than the rest of the response
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,180 @@
+"""An httpx transport for documents: direct connections, reused, with an exact account of what was sent."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import anyio
+import httpx
+
+from docferry.endpoints import Origin, parse_url
+from docferry.remotes.http.connect import Connector
+from docferry.remotes.http.connection import Connection
+from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.tls import explain_tls, handshake
+
+#: An idle connection is not used again after so long; a server may say less.
+_KEEP_ALIVE_S: Final = 10.0
+_KEEP_ALIVE: Final = re.compile(rb"timeout=([0-9]{1,6})")
+#: A header with one of these would be two headers, or none.
+_UNSAFE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class DirectTransport(httpx.AsyncBaseTransport):
+    """Connections to any number of origins, as many as there are requests at once; nothing waits for a free one.
+
+    A request that is cancelled or fails closes its connection. A request body may be a TrackedBody, which is told what
+    the kernel took. Of the `timeout` extension, `connect` covers all addresses and TLS; `write` and `read` limit the
+    time without progress. All errors are httpx's.
+    """
+
+    def __init__(self, load_trust: Callable[[], ssl.SSLContext], *, local_address: str | None = None) -> None:
+        self._load_trust = load_trust  # called at the first https origin: loading certificates takes 20 ms
+        self._context: ssl.SSLContext | None = None
+        self._local_address = local_address
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request and return its response, whose stream the caller closes."""
+        origin = request.extensions.get("origin") or parse_url(str(request.url))[1]
+        timeout = request.extensions.get("timeout", {})
+        stream = request.stream
+        body = stream if isinstance(stream, TrackedBody) else await request.aread()
+        expect_continue = isinstance(stream, TrackedBody) and "Expect" in request.headers
+        head = _request_head(request)
+        connection = self._take_idle(origin) or await self._connect(origin, timeout.get("connect"))
+        try:
+            response = await connection.exchange(
+                request.method, head, body, timeout.get("read"), expect_continue=expect_continue
+            )
+        except BaseException:
+            connection.close()
+            raise
+        content = _ResponseStream(self, origin, connection, response.headers, timeout.get("read"))
+        return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
+
+    async def aclose(self) -> None:
+        """Close idle connections; those in use are closed with their responses."""
+        self._closed = True
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def put_idle(self, origin: Origin, connection: Connection, headers: list[tuple[bytes, bytes]]) -> None:
+        """Keep the connection for the next request, for as long as the server allows."""
+        if self._closed:
+            connection.close()
+            return
+        connection.expires = time.monotonic() + _keep_alive_s(headers)
+        self._idle.setdefault(origin, []).append(connection)
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        """Return the connection that was used last, if it is still open; close those that are past their time."""
+        connections = self._idle.get(origin)
+        now = time.monotonic()
+        while connections:
+            connection = connections.pop()
+            if connection.expires > now and connection.is_idle():
+                while connections and connections[0].expires <= now:
+                    connections.pop(0).close()
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
+        connector = Connector(origin.host, origin.port, self._local_address)
+        connected = False
+        try:
+            with anyio.fail_after(timeout):
+                opened = await connector.connect()
+                connected = True
+                if origin.is_tls:
+                    opened = await handshake(opened, self._trust(), origin.host)
+                return Connection(opened)
+        except TimeoutError as error:
+            if connected:
+                raise httpx.ConnectTimeout(f"the TLS handshake was not complete after {timeout:g} s") from error
+            tried = connector.summary() or "its name was not looked up"
+            raise httpx.ConnectTimeout(f"no connection after {timeout:g} s ({tried})") from error
+        except ssl.SSLError as error:
+            raise httpx.ConnectError(explain_tls(error)) from error
+        except OSError as error:
+            during = " during the TLS handshake" if connected else ""
+            raise httpx.ConnectError(f"{(error.strerror or str(error)).lower()}{during}") from error
+
+    def _trust(self) -> ssl.SSLContext:
+        if self._context is None:
+            try:
+                self._context = self._load_trust()
+            except ValueError as error:
+                raise httpx.ConnectError(str(error)) from error
+        return self._context
+
+
+class _ResponseStream(httpx.AsyncByteStream):
+    """The body of a response. At its end the connection is free for another request; closed earlier, it is closed."""
+
+    def __init__(
+        self,
+        transport: DirectTransport,
+        origin: Origin,
+        connection: Connection,
+        headers: list[tuple[bytes, bytes]],
+        timeout: float | None,
+    ) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: Connection | None = connection
+        self._headers = headers
+        self._timeout = timeout
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        connection = self._connection
+        if connection is None:
+            raise StopAsyncIteration
+        try:
+            block = await connection.read_body(self._timeout)
+        except BaseException:
+            await self.aclose()
+            raise
+        if block is not None:
+            return block
+        if connection.can_keep_alive:
+            self._connection = None
+            self._transport.put_idle(self._origin, connection, self._headers)
+        else:
+            await self.aclose()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _request_head(request: httpx.Request) -> bytes:
+    fields = request.headers.raw
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    lines += [b"%s: %s" % field for field in fields]
+    for line in lines:
+        if _UNSAFE.search(line):
+            raise httpx.LocalProtocolError("a header holds a control character, such as a line break")
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def _keep_alive_s(headers: list[tuple[bytes, bytes]]) -> float:
+    """Return a second less than the server says: it may be closing already when the next request arrives."""
+    for name, value in headers:
+        if name == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
+            return min(_KEEP_ALIVE_S, max(0.0, int(found[1]) - 1.0))
+    return _KEEP_ALIVE_S
