@@ -74,7 +74,7 @@ def test_groff_has_nothing_to_say_about_any_page(share: Path) -> None:
 )
 def test_bash_completes(share: Path, environ: dict[str, str], words: list[str], proposed: set[str]) -> None:
     script = share / "bash-completion" / "completions" / "docferry"
-    bash = ["bash", "--norc", "-c", _BASH, "bash", script, *words]
+    bash = ["bash", "--norc", "-c", _BASH, "bash", str(script), *words]
     done = subprocess.run(bash, env=environ, capture_output=True, text=True, check=True)
     assert proposed <= {word.strip() for word in done.stdout.splitlines()}, done.stderr
 

@@ -46,7 +46,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         (["sync", "--mappings=x"], "did you mean --mapping?"),
         (["--confg", "x", "sync"], "there is no option --confg; did you mean --config?"),
         (["sync", "now"], '"now" is one word too many'),
-        (["sync", "--timeout", "soon"], '"soon" is no duration; write it like'),
+        (["sync", "--timeout", "soon"], '"soon" is not a duration; write it like'),
         (["list", "--state", "sented"], "did you mean sent?"),
         (["list", "--limit", "-1"], "is no number from 1 on"),
         (["simulate", "--port", "99999"], "is no port"),

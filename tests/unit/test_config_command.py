@@ -78,6 +78,7 @@ def test_what_is_shown_means_the_same(tmp_path: Path) -> None:
 
 
 def test_shown_settings_hide_keys_and_say_where_they_come_from(tmp_path: Path) -> None:
+    (tmp_path / "wootiv.key").touch(0o600)
     (tmp_path / "wootiv.key").write_text(CANARY)
     settings = loaded(
         tmp_path / "docferry.toml",

@@ -26,12 +26,18 @@ def write(tmp_path: Path, codat: str = "", mode: int = 0o600) -> Path:
     return path
 
 
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "codat.key"
+    path.touch(0o600)
+    return path
+
+
 def loaded(tmp_path: Path, codat: str = "", mode: int = 0o600) -> Settings:
     return load(write(tmp_path, codat, mode), {})
 
 
 def test_environment_wins_over_credential_over_key_file_over_file(tmp_path: Path) -> None:
-    (tmp_path / "codat.key").write_text("from-key-file\n")
+    key_file(tmp_path).write_text("from-key-file\n")
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "codat_api_key").write_text("  from-credential\n\n")
@@ -62,7 +68,7 @@ def test_each_remote_has_its_own_sources(tmp_path: Path) -> None:
 
 
 def test_keys_are_read_afresh_each_time(tmp_path: Path) -> None:
-    key = tmp_path / "codat.key"
+    key = key_file(tmp_path)
     key.write_text("first")
     by_file = loaded(tmp_path, 'api_key_file = "codat.key"')
     assert by_file.secrets({}).codat == "first"
@@ -97,7 +103,7 @@ def test_a_key_in_somebody_elses_file_is_refused(tmp_path: Path) -> None:
         pytest.skip("only root can give a file away")
     path = write(tmp_path, f'api_key = "{CANARY}"')
     os.chown(path, 12_345, 12_345)
-    with pytest.raises(ConfigError, match="belongs to somebody else"):
+    with pytest.raises(ConfigError, match="belongs to another user"):
         load(path, {})
 
 
@@ -107,7 +113,7 @@ def test_a_file_without_keys_may_be_read_by_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("written", ["", " \n", "two\nlines", "tab\there", "kéy", "nul\0"])
 def test_what_is_no_key_is_told_and_no_lower_source_is_taken(written: str, tmp_path: Path) -> None:
-    (tmp_path / "codat.key").write_text(written)
+    key_file(tmp_path).write_text(written)
     settings = loaded(tmp_path, 'api_key_file = "codat.key"\napi_key = "lower"')
     found = settings.secrets({})
     assert found.codat is None

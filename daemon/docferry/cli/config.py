@@ -56,7 +56,7 @@ def show(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
 
 def mapping_names(path: Path | None, environ: Mapping[str, str] = os.environ) -> str:
     """Return the names of all mappings, one a line; whatever else is wrong with the file, since a shell asks."""
-    values = sources.gathered(path, environ).values
+    values = sources.collect(path, environ).values
     lists = [values[key] for key in ("upload", "download") if isinstance(values.get(key), list)]
     names = [entry["name"] for entries in lists for entry in entries if isinstance(entry, dict) and "name" in entry]
     return "".join(f"{escaped(name)}\n" for name in names if isinstance(name, str))

@@ -1,4 +1,4 @@
-"""TOML + environment + credentials → one frozen `Settings`, all problems reported at once."""
+"""Reads TOML, environment and credentials into one frozen `Settings`, and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from docferry.errors import ConfigError
 from docferry.model import RemoteName
-from docferry.settings import complaints, contradictions, keys, sources
+from docferry.settings import cross_checks, keys, problems, sources, trust
 from docferry.settings.alerts import Alerts, Heartbeat
 from docferry.settings.keys import Secrets
 from docferry.settings.mappings import CaFile, Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
@@ -22,19 +22,24 @@ __all__ = ["Codat", "Download", "Retry", "Route", "Secrets", "Settings", "Upload
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of the file at `path` (else of the first of the usual places) and of the environment.
+    """Return the settings of the file at `path` (else of the first usual place that has one) and of the environment.
 
-    Raises ConfigError with all problems at once."""
-    written = sources.gathered(path, environ)
-    settings, problems = complaints.judged(Settings, written)
-    if settings is None or problems:
-        raise ConfigError(problems)
-    settings._path, settings._warnings = written.path, contradictions.warnings(settings)
+    Raises ConfigError with all problems at once.
+    """
+    written = sources.collect(path, environ)
+    settings, found = problems.validate(Settings, written)
+    if settings is not None:
+        found += [f"{key}: {problem}" for key, problem in settings.unsafe_files()]
+    if settings is None or found:
+        raise ConfigError(found)
+    settings._path = written.path
+    settings._warnings = (*written.warnings, *cross_checks.warnings(settings))
+    settings.protect_own_files()
     return settings
 
 
 def missing_keys(settings: Settings, secrets: Secrets) -> list[str]:
-    """One sentence for each remote that a mapping uses and that has no key: what is wrong and where to put it."""
+    """Return a sentence for each remote that a mapping uses and that has no key, with the places for one."""
     sentences = []
     for remote, key in (("codat", secrets.codat_key), ("wootiv", secrets.wootiv_key)):
         if remote in settings.remotes and key.value is None:
@@ -53,9 +58,9 @@ def _url(written: str) -> str:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https") or not written.isprintable() or " " in written.strip():
-        raise ValueError('is no address; write it like "https://api.example.com"')
+        raise ValueError('is not an address; write it like "https://api.example.com"')
     if parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("must be a bare address, without a user, a query or a fragment")
+        raise ValueError("must be an address without a user, a query and a fragment")
     return written.strip().rstrip("/")
 
 
@@ -66,7 +71,7 @@ def _proxy(written: str) -> str:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise ValueError('is no proxy address; write it like "http://proxy.example.com:3128"')
+        raise ValueError('is not a proxy address; write it like "http://proxy.example.com:3128"')
     return written.strip()
 
 
@@ -79,7 +84,7 @@ Proxy = Annotated[str, AfterValidator(_proxy)]
 
 
 class Retry(BaseModel):
-    """`[retry]`: how long a failed document waits, and for how long it is tried."""
+    """The section `[retry]`: the waits between attempts, and their end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +99,7 @@ class Retry(BaseModel):
 class _Remote(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    timeout: SomeSeconds = Field(default=60.0, description="how long one request may make no headway")
+    timeout: SomeSeconds = Field(default=60.0, description="how long a request may make no progress")
     proxy: Proxy | None = Field(default=None, repr=False, description="the environment's proxies are not used")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
     api_key: SecretStr | None = Field(default=None, repr=False, description="only in a file that nobody else can read")
@@ -102,7 +107,7 @@ class _Remote(BaseModel):
 
 
 class Codat(_Remote):
-    """`[codat]`: where it is, and how much it may be asked."""
+    """The section `[codat]`: address, limits and key of the Codat API."""
 
     base_url: Url = Field(default="https://api.codat.io", description="the server")
     requests_per_minute: Count = Field(default=1000, ge=1, description="over all companies")
@@ -113,17 +118,19 @@ class Codat(_Remote):
 
 
 class Wootiv(_Remote):
-    """`[wootiv]`: where it is."""
+    """The section `[wootiv]`: address and key of Wootiv."""
 
     base_url: Url | None = Field(default=None, description="the server; required when a mapping uses it")
 
 
 class Settings(BaseSettings):
-    """Everything that can be set."""
+    """The whole configuration."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
-    state_dir: PlainPath = Field(description="default: $STATE_DIRECTORY, else $XDG_STATE_HOME/docferry")
+    state_dir: PlainPath = Field(
+        description="default: $STATE_DIRECTORY, else /var/lib/docferry where it exists, else $XDG_STATE_HOME/docferry"
+    )
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")
@@ -154,17 +161,17 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `sources` gathered: it reads lists by index and names unknown variables, which the others don't."""
+        """Take the values of `sources` alone: it reads lists by index and reports unknown variables."""
         return (init_settings,)
 
     @property
     def path(self) -> Path | None:
-        """The file these settings came from."""
+        """The file of these settings."""
         return self._path
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is allowed and yet unwise, one sentence each."""
+        """A sentence for each combination that is allowed and risky."""
         return self._warnings
 
     @property
@@ -172,8 +179,24 @@ class Settings(BaseSettings):
         """The remotes that some mapping uses."""
         return frozenset(upload.to for upload in self.uploads) | {download.source for download in self.downloads}
 
+    def unsafe_files(self) -> list[tuple[str, str]]:
+        """Return the key files that others could read or change: the key in the configuration, and the fix."""
+        found = []
+        for key, path in _files_of(self):
+            if key.endswith("ca_file"):
+                continue
+            if (problem := trust.unsafe_key_file(path)) is not None:
+                found.append((key, problem))
+        return found
+
+    def protect_own_files(self) -> None:
+        """Keep every mapping from reading the state folder, the configuration file and every key file."""
+        own = [self.state_dir, *(path for _, path in _files_of(self)), *([self._path] if self._path else [])]
+        for upload in self.uploads:
+            upload.protect(own)
+
     def secrets(self, environ: Mapping[str, str] = os.environ) -> Secrets:
-        """The keys, read afresh. Never raises: a key that is missing or unreadable is None, see `missing_keys`."""
+        """Return the keys, read afresh. A key that is missing or unreadable is None, see `missing_keys`."""
         codat, wootiv = (
             keys.find(
                 remote,
@@ -185,3 +208,19 @@ class Settings(BaseSettings):
             for remote, section in (("codat", self.codat), ("wootiv", self.wootiv))
         )
         return Secrets(codat.value, wootiv.value, codat, wootiv)
+
+
+def _files_of(section: BaseModel, prefix: str = "") -> list[tuple[str, Path]]:
+    """Return every setting that names a file (its key ends in `_file`), with its key, in all sections."""
+    found: list[tuple[str, Path]] = []
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if name.endswith("_file") and isinstance(value, Path):
+            found.append((prefix + name, value))
+        elif isinstance(value, BaseModel):
+            found += _files_of(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            for at, each in enumerate(value):
+                if isinstance(each, BaseModel):
+                    found += _files_of(each, f"{prefix}{name}[{at}].")
+    return found

@@ -1,23 +1,23 @@
-"""Where the API keys come from: environment, systemd credential, key file, configuration file; the first found wins."""
+"""Finds the API keys: environment, systemd credential, key file, configuration file; the first found wins."""
 
 from __future__ import annotations
 
-import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from docferry.errors import ConfigError
 from docferry.model import RemoteName, escaped
+from docferry.settings import trust
 
 HIDDEN: Final = "(hidden)"  # what `config show` writes instead of a key
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One remote's key, in words where it was found, and what was wrong if it was not."""
+    """One remote's key, its origin in words, and the problem where there is no key."""
 
     value: str | None = field(default=None, repr=False)
     origin: str | None = None
@@ -26,7 +26,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The keys of both remotes as they are just now. Shows none of them."""
+    """The keys of both remotes as they are now. The representation shows none of them."""
 
     codat: str | None = field(default=None, repr=False)
     wootiv: str | None = field(default=None, repr=False)
@@ -34,7 +34,7 @@ class Secrets:
     wootiv_key: Key = field(default_factory=Key)
 
     def known(self) -> tuple[str, ...]:
-        """Every key there is, for `logs.hide`."""
+        """Return every key, for `logs.hide`."""
         return tuple(key for key in (self.codat, self.wootiv) if key)
 
 
@@ -46,19 +46,22 @@ def find(
     written: str | None,
     written_in: Path | None,
 ) -> Key:
-    """The key of a remote, read afresh from the first place that has one."""
+    """Return the key of a remote, read afresh from the first place that has one."""
     for variable in (f"DOCFERRY_{remote.upper()}__API_KEY", f"{remote.upper()}_API_KEY"):
         if environ.get(variable, "").strip():
-            return _proved(environ[variable], f"${variable}")
+            return _checked(environ[variable], f"${variable}")
     directory = environ.get("CREDENTIALS_DIRECTORY")
     credential = Path(directory, f"{remote}_api_key") if directory else None
     if credential is not None and credential.exists():
         return _from_file(credential, f"the systemd credential {remote}_api_key")
     if key_file is not None:
-        return _from_file(key_file, f"api_key_file {escaped(str(key_file))}")
+        origin = f"api_key_file {escaped(str(key_file))}"
+        if (problem := trust.unsafe_key_file(key_file)) is not None:
+            return Key(origin=origin, problem=f"{origin} is not read: {problem}")
+        return _from_file(key_file, origin)
     if written is not None and written_in is not None:
         again = _written_again(remote, written_in)
-        return _proved(again if again is not None else written, f"api_key in {escaped(str(written_in))}")
+        return _checked(again if again is not None else written, f"api_key in {escaped(str(written_in))}")
     return Key()
 
 
@@ -67,35 +70,30 @@ def find_secret(
 ) -> Key:
     """Return a secret that belongs to no remote, read afresh from its variable, systemd credential or file."""
     if environ.get(variable, "").strip():
-        return _proved(environ[variable], f"${variable}")
+        return _checked(environ[variable], f"${variable}")
     directory = environ.get("CREDENTIALS_DIRECTORY")
     place = Path(directory, credential) if directory and credential else None
     if place is not None and place.exists():
         return _from_file(place, f"the systemd credential {credential}")
     if file is not None:
-        return _from_file(file, f"{file_key} {escaped(str(file))}")
+        origin = f"{file_key} {escaped(str(file))}"
+        if (problem := trust.unsafe_key_file(file)) is not None:
+            return Key(origin=origin, problem=f"{origin} is not read: {problem}")
+        return _from_file(file, origin)
     return Key()
-
-
-def exposed(status: os.stat_result, path: Path) -> str | None:
-    """Why a file is no place for a key, with the cure; None if nobody else can read it."""
-    shown = escaped(str(path))
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        return f"others can read {shown}; run: chmod 600 {shown}"
-    if status.st_uid not in (os.geteuid(), 0):
-        return f"{shown} belongs to somebody else; run: chown {os.geteuid()} {shown}"
-    return None
 
 
 def _from_file(path: Path, origin: str) -> Key:
     try:
-        raw = path.read_bytes()
+        raw, _ = trust.read_regular_file(path)
     except OSError as error:
         return Key(origin=origin, problem=f"{origin} cannot be read: {(error.strerror or 'unknown error').lower()}")
-    return _proved(raw.decode("utf-8", "replace"), origin)
+    except ConfigError as error:
+        return Key(origin=origin, problem=f"{origin} cannot be read: {error.problems[0]}")
+    return _checked(raw.decode("utf-8", "replace"), origin)
 
 
-def _proved(written: str, origin: str) -> Key:
+def _checked(written: str, origin: str) -> Key:
     value = written.strip()
     if not value:
         return Key(origin=origin, problem=f"{origin} is empty")
@@ -107,13 +105,13 @@ def _proved(written: str, origin: str) -> Key:
 
 
 def _written_again(remote: RemoteName, path: Path) -> str | None:
-    """A key may have been changed in the file since it was loaded; a file that is broken now changes nothing."""
+    """Return the key that the file has now; None where the file is broken or exposed, which changes nothing."""
     try:
-        with path.open("rb") as file:
-            if exposed(os.fstat(file.fileno()), path):
-                return None
-            section = tomllib.load(file).get(remote)
-    except (OSError, ValueError):
+        content, status = trust.read_regular_file(path)
+        if trust.exposed(status, path):
+            return None
+        section = tomllib.loads(content.decode("utf-8-sig")).get(remote)
+    except (OSError, ValueError, ConfigError):
         return None
     value = section.get("api_key") if isinstance(section, dict) else None
     return value if isinstance(value, str) else None

@@ -1,9 +1,9 @@
-"""The mappings of a configuration: which folder's documents go where, and what is brought down into which folder."""
+"""The mappings of a configuration: uploads from a folder to a remote, downloads from a remote into a folder."""
 
 from __future__ import annotations
 
 import os
-import os.path
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -18,7 +18,7 @@ from docferry.settings import patterns, templates, units
 
 def _positive(number: float) -> float:
     if number <= 0:
-        raise ValueError("must be more than nothing")
+        raise ValueError("must be more than 0")
     return number
 
 
@@ -30,7 +30,7 @@ def _no_bool(written: object) -> object:
 
 def _plain_text(text: str) -> str:
     if not text.strip() or not text.isprintable():
-        raise ValueError("must be text that can be printed, and not empty")
+        raise ValueError("must be printable text, and not empty")
     return text
 
 
@@ -39,7 +39,7 @@ def _folder(folder: str, allowed: tuple[str, ...] = templates.IDS) -> str:
         raise ValueError("must be a path, and not empty")
     words = [word for level in templates.divided(folder, allowed)[1] if (word := templates.word_of(level))]
     if len(set(words)) < len(words):
-        raise ValueError("has one placeholder twice")
+        raise ValueError("has a placeholder twice")
     return folder
 
 
@@ -51,7 +51,7 @@ def _path(path: Path) -> Path:
 
 def _readable(path: Path) -> Path:
     if not path.is_file() or not os.access(path, os.R_OK):
-        raise ValueError(f"names {path}, which is no file that can be read")
+        raise ValueError(f"names {escaped(str(path))}, which is not a readable file")
     return path
 
 
@@ -75,14 +75,14 @@ def _layout(template: str) -> str:
 
 def _object(name: str) -> str:
     if not name or not templates.fit(name) or name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
-        raise ValueError(f'has "{escaped(name)}", which is no object name; write it like "reports/latest.pdf"')
+        raise ValueError(f'has "{escaped(name)}", which is not an object name; write it like "reports/latest.pdf"')
     return name
 
 
 def _uuid(written: str) -> str:
     found = templates.uuid(written)
     if found is None:
-        raise ValueError('is no UUID; write it like "8a210b68-6988-11ed-a1eb-0242ac120002"')
+        raise ValueError('is not a UUID; write it like "8a210b68-6988-11ed-a1eb-0242ac120002"')
     return found
 
 
@@ -104,7 +104,7 @@ def _day(written: object) -> object:
     try:
         return date.fromisoformat(str(written))
     except ValueError:
-        raise ValueError('is no date; write it like "2026-01-01"') from None
+        raise ValueError('is not a date; write it like "2026-01-01"') from None
 
 
 Seconds = Annotated[
@@ -141,8 +141,10 @@ _FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where one path of a mapping goes. Without a target, `problem` says why; `ignored`: it lies above the folder
-    that the placeholders name, or beside it."""
+    """The target of one path of a mapping.
+
+    Without a target, `problem` says why. An `ignored` path lies above the folder of the placeholders, or beside it.
+    """
 
     target: Target | None
     inner: bytes
@@ -172,11 +174,9 @@ class Upload(BaseModel):
     exclude: PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
     own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
-    after_upload: Literal["keep", "archive", "delete"] = Field(
-        default="keep", description="what becomes of a sent file"
-    )
+    after_upload: Literal["keep", "archive", "delete"] = Field(default="keep", description="the action on a sent file")
     archive_folder: PlainPath | None = Field(
-        default=None, description='where after_upload = "archive" moves sent files'
+        default=None, description='the folder for sent files with after_upload = "archive"'
     )
     dedupe: Literal["content", "name"] = Field(
         default="content", description="content: the same bytes go once per target; name: once per target and name"
@@ -188,10 +188,17 @@ class Upload(BaseModel):
     )
 
     _common_settle: float = PrivateAttr(5.0)
+    _protected: frozenset[bytes] = PrivateAttr(frozenset())  # our own files and folders, relative to `root`
+
+    def protect(self, own: Iterable[Path]) -> None:
+        """Never read these files and folders of ours, wherever links make them appear below `root`."""
+        root = Path(os.path.realpath(self.root))
+        real = [Path(os.path.realpath(path)) for path in own]
+        self._protected = frozenset(os.fsencode(path.relative_to(root)) for path in real if root in path.parents)
 
     @property
     def settle(self) -> float:
-        """Seconds a file must have held still: this mapping's, else everybody's."""
+        """Seconds for which a file must not have changed: of this mapping, else of the configuration."""
         return self._common_settle if self.own_settle is None else self.own_settle
 
     @cached_property
@@ -206,7 +213,7 @@ class Upload(BaseModel):
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The folder's segments after `root` as written: `{company_id}`, or plain text to be met exactly."""
+        """The segments of the folder after `root` as written: `{company_id}`, or plain text."""
         return self._split[1]
 
     @cached_property
@@ -229,7 +236,7 @@ class Upload(BaseModel):
         return Target("codat", self.company_id, self.connection_id)
 
     def route(self, path: bytes) -> Route:
-        """Which company and connection a path belongs to."""
+        """Return the company and connection of a path."""
         if not self.levels:
             return Route(self._only_target, path)
         segments = path.split(b"/")
@@ -239,37 +246,44 @@ class Upload(BaseModel):
             sentence = f'lies above the folder "{wanted}" that says where it goes; move it there'
             return Route(None, segments[-1], sentence, ignored=True)
         inner = b"/".join(segments[depth:])
-        if not self._on_the_way(segments[:depth]):
+        if not self._matches_levels(segments[:depth]):
             return Route(None, inner, f'lies outside the mapping\'s folder "{escaped(self.folder)}"', ignored=True)
         return self._routed(segments[:depth], inner)
 
     def wanted(self, path: bytes) -> bool:
-        """Whether a file is a document: not excluded, neither by the mapping nor by the built-in excludes."""
+        """Return whether a file is a document: excluded neither by the mapping nor by the built-in excludes."""
+        if self._protected and self._is_protected(path):
+            return False
         if not self.levels:
             return self._chosen.wanted(path)
         segments = path.split(b"/")
         depth = min(len(self.levels), len(segments) - 1)
-        if not self._on_the_way(segments[:depth]) or any(segment.startswith(b".") for segment in segments[:depth]):
+        if not self._matches_levels(segments[:depth]) or any(segment.startswith(b".") for segment in segments[:depth]):
             return False
         return self._chosen.wanted(b"/".join(segments[depth:]))
 
     def enters(self, folder: bytes) -> bool:
-        """Whether documents can lie in a folder: not hidden, not excluded as a whole, on the way of the mapping."""
+        """Return whether documents can lie in a folder: not hidden, not excluded, and matching the mapping's levels."""
+        if self._protected and self._is_protected(folder):
+            return False
         if not self.levels:
             return self._chosen.enters(folder)
         if folder.startswith(b".") or b"/." in folder:
             return False
         segments = folder.split(b"/") if folder else []
         depth = len(self.levels)
-        return self._on_the_way(segments[:depth]) and self._chosen.enters(b"/".join(segments[depth:]))
+        return self._matches_levels(segments[:depth]) and self._chosen.enters(b"/".join(segments[depth:]))
 
     def remote_name(self, path: bytes, *, token: str, sha256: str, now: float) -> str:
-        """The name a document gets at the remote. `{path}` is the path below the placeholders."""
+        """Return the name of a document at the remote. `{path}` is the path below the placeholders."""
         inner = b"/".join(path.split(b"/")[len(self.levels) :]) or path.rpartition(b"/")[2]
         template = self.file_name if self.to == "codat" else self.object_name
         return templates.rendered(template, templates.name_words(inner, token=token, sha256=sha256, now=now))
 
-    def _on_the_way(self, segments: list[bytes]) -> bool:
+    def _is_protected(self, path: bytes) -> bool:
+        return any(path == own or path.startswith(own + b"/") for own in self._protected)
+
+    def _matches_levels(self, segments: list[bytes]) -> bool:
         pairs = zip(self._levels_as_bytes, segments, strict=False)
         return all(level is None or level == segment for level, segment in pairs)
 
@@ -280,13 +294,13 @@ class Upload(BaseModel):
                 text = escaped(segment)
                 ids[word] = templates.uuid(text) if text == text.strip() else None
                 if ids[word] is None:
-                    sentence = f'the folder "{text}" stands for {{{word}}} and is no UUID; rename it'
+                    sentence = f'the folder "{text}" takes the place of {{{word}}} and is not a UUID; rename it'
                     return Route(None, inner, sentence)
         return Route(Target("codat", ids["company_id"], ids["connection_id"]), inner)
 
 
 class Download(BaseModel):
-    """One `[[download]]`: what is brought from a remote into a folder."""
+    """One `[[download]]`: documents of a remote that are downloaded into a folder."""
 
     model_config = _FROZEN
 
@@ -301,13 +315,13 @@ class Download(BaseModel):
     folder: Annotated[str, AfterValidator(lambda folder: _folder(folder, ("company_id",)))] = Field(
         description="may have {company_id} as a whole path segment"
     )
-    every: SomeSeconds = Field(default=900.0, description="how often to look for something new")
+    every: SomeSeconds = Field(default=900.0, description="how often to look for new documents")
     since: Annotated[date | None, BeforeValidator(_day)] = Field(default=None, description="default: everything")
     layout: Annotated[str, AfterValidator(_layout)] = Field(
-        default="{date}/{source}/{name}", description="where a document lies below the folder"
+        default="{date}/{source}/{name}", description="the path of a document below the folder"
     )
-    include_own: bool = Field(default=False, description="whether documents that docferry uploaded are brought back")
+    include_own: bool = Field(default=False, description="whether documents that docferry uploaded are downloaded too")
 
     def folder_of(self, company_id: str | None) -> Path:
-        """The folder with its placeholder filled in."""
+        """Return the folder with its placeholder replaced."""
         return Path(templates.rendered(self.folder, {"company_id": company_id or ""}))

@@ -1,4 +1,4 @@
-"""Which files of a folder are documents: the built-in excludes, and gitignore-style patterns through pathspec."""
+"""Decides which files of a folder are documents: built-in excludes, and gitignore-style patterns by pathspec."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Patterns:
         self._prunes = not any(pattern.startswith("!") for pattern in exclude)
 
     def wanted(self, path: bytes) -> bool:
-        """Whether a file is a document, by its path below the mapping's folder."""
+        """Return whether a file is a document, by its path below the mapping's folder."""
         if b"/." in path or _NEVER.match(path, path.rfind(b"/") + 1) or path.startswith(b"."):
             return False
         if self._include is None and self._exclude is None:
@@ -39,7 +39,7 @@ class Patterns:
         return self._include is None or self._include.match_file(text)
 
     def enters(self, folder: bytes) -> bool:
-        """False for hidden folders and for folders that are excluded as a whole."""
+        """Return whether documents can lie in a folder: False where it is hidden, or excluded as a whole."""
         if folder.startswith(b".") or b"/." in folder:
             return False
         if self._exclude is None or not self._prunes or not folder:
@@ -48,12 +48,12 @@ class Patterns:
 
 
 def compiled(patterns: Sequence[str]) -> GitIgnoreSpec:
-    """Patterns ready for matching. Raises ValueError naming the one that is wrong."""
+    """Return patterns ready for matching. Raises ValueError that names the wrong one."""
     from pathspec import GitIgnoreSpec  # most mappings have no patterns: they don't pay for the import
 
     for pattern in patterns:
         try:
             GitIgnoreSpec.from_lines([pattern])
         except ValueError as error:
-            raise ValueError(f'has "{pattern}", which is no gitignore-style pattern') from error
+            raise ValueError(f'has "{pattern}", which is not a gitignore-style pattern') from error
     return GitIgnoreSpec.from_lines(patterns)

@@ -1,4 +1,4 @@
-"""Where settings are written: the file in its five places, and the environment laid over it. No judgement here."""
+"""Collects what was written: the configuration file in its usual places, and the environment over it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from docferry.errors import ConfigError
 from docferry.model import escaped
-from docferry.settings import keys
+from docferry.settings import trust
 from docferry.settings.alerts import names_a_receiver, receiver_of
 
-Loc = tuple[str | int, ...]  # ("upload", 2, "folder")
+Loc = tuple[str | int, ...]  # the place of a value: ("upload", 2, "folder")
 
 PREFIX: Final = "DOCFERRY_"
 _NO_SETTINGS: Final = frozenset({"DOCFERRY_CONFIG", "DOCFERRY_CODAT__API_KEY", "DOCFERRY_WOOTIV__API_KEY"})
@@ -34,46 +34,60 @@ _PATHS: Final = frozenset(
         "url_file",
     }
 )
+_SHARED_STATE_DIR: Final = Path("/var/lib/docferry")
 
 
 @dataclass(slots=True)
 class Written:
-    """What was written, where, and what is wrong before any value has been looked at."""
+    """The values as written, with their origin, and the problems found before any value was checked."""
 
     path: Path
     values: dict[str, Any]
-    variables: dict[Loc, str] = field(default_factory=dict)  # which values the environment gave
+    variables: dict[Loc, str] = field(default_factory=dict)  # the values that the environment gave
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def gathered(path: Path | None, environ: Mapping[str, str]) -> Written:
-    """The configuration file with the environment laid over it, its paths made absolute."""
-    file = chosen(path, environ)
+def collect(path: Path | None, environ: Mapping[str, str]) -> Written:
+    """Return the configuration file with the environment laid over it, its paths made absolute.
+
+    Raises ConfigError where no file is found, or the file cannot be used.
+    """
+    file, warnings = choose_file(path, environ)
     written = _read(file)
+    written.warnings += warnings
     _lay_over(written, environ)
     _make_absolute(written.values, file.parent, environ)
     if not written.values.get("state_dir"):
-        written.values["state_dir"] = str(_state_dir(environ, file.parent))
+        written.values["state_dir"] = str(default_state_dirs(environ, file.parent)[0])
     return written
 
 
-def chosen(path: Path | None, environ: Mapping[str, str]) -> Path:
-    """The file to read: the one named, else the first of the usual places that is there."""
+def choose_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, list[str]]:
+    """Return the file to read, and a warning for each place that was passed over.
+
+    The file is the one named, else the first of the usual places that has one. A file in the working folder that
+    others could change is passed over, so that a file planted there cannot steal a key.
+    """
     named = path or (Path(environ["DOCFERRY_CONFIG"]) if environ.get("DOCFERRY_CONFIG") else None)
     if named is not None:
-        return _named(named, "--config" if path else "$DOCFERRY_CONFIG")
+        return _named(named, "--config" if path else "$DOCFERRY_CONFIG"), []
+    warnings: list[str] = []
     places = usual_places(environ)
     for place in places:
-        if _there(place):
-            return place
+        if not _exists(place):
+            continue
+        if place == places[0] and (problem := trust.untrusted(place)) is not None:
+            warnings.append(f"{escaped(str(place))} was passed over: {problem}")
+            continue
+        return place, warnings
     listed = ", ".join(escaped(str(place)) for place in places)
-    raise ConfigError(
-        [f"no configuration found; looked for {listed}. Write one with: docferry config init > docferry.toml"]
-    )
+    advice = "Write one with: docferry config init > docferry.toml"
+    raise ConfigError([*warnings, f"no configuration found; looked for {listed}. {advice}"])
 
 
 def usual_places(environ: Mapping[str, str]) -> list[Path]:
-    """Where the file is looked for when nobody names it, the first one first."""
+    """Return the places where the file is looked for when nobody names it, in order."""
     home = _home(environ)
     given = environ.get("XDG_CONFIG_HOME", "")
     config = Path(given) if given.startswith("/") else home / ".config" if home else None
@@ -81,14 +95,30 @@ def usual_places(environ: Mapping[str, str]) -> list[Path]:
     return [Path("docferry.toml").absolute(), *own, Path("/etc/docferry/docferry.toml")]
 
 
+def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
+    """Return the state folders that docferry may use without `state_dir`, the one in force first.
+
+    That is `$STATE_DIRECTORY`, else /var/lib/docferry where it exists, else `$XDG_STATE_HOME/docferry`.
+    """
+    found: list[Path] = []
+    if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        found.append(Path(first))
+    if _exists(_SHARED_STATE_DIR):
+        found.append(_SHARED_STATE_DIR)
+    given = environ.get("XDG_STATE_HOME", "")
+    home = _home(environ)
+    root = Path(given) if given.startswith("/") else home / ".local" / "state" if home else base
+    return [*found, root / "docferry"]
+
+
 def _named(path: Path, by: str) -> Path:
-    with suppress(PermissionError):  # whoever reads it will say so
+    with suppress(PermissionError):  # reading it reports that
         if not path.exists():
-            raise ConfigError([f"{by} names {escaped(str(path))}, which is not there; name a file that is"])
+            raise ConfigError([f"{by} names {escaped(str(path))}, which does not exist"])
     return path.absolute()
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         path.stat()
     except OSError:
@@ -99,9 +129,8 @@ def _there(path: Path) -> bool:
 def _read(path: Path) -> Written:
     shown = escaped(str(path))
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            values = tomllib.loads(file.read().decode("utf-8-sig"))
+        content, status = trust.read_regular_file(path)
+        values = tomllib.loads(content.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{shown} cannot be read: {(error.strerror or 'unknown error').lower()}"]) from error
     except UnicodeDecodeError as error:
@@ -111,10 +140,14 @@ def _read(path: Path) -> Written:
         raise ConfigError([_syntax(shown, str(error))]) from None
     except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand brackets
         raise ConfigError([f"{shown}: a value is larger than any setting can be; the file must be TOML"]) from None
-    exposed = keys.exposed(status, path)
+    exposed = trust.exposed(status, path)
     sections = [name for name in ("codat", "wootiv") if "api_key" in _table(values.get(name))]
-    problems = [f"{name}.api_key stands in the file, and {exposed} (or use api_key_file)" for name in sections]
-    return Written(path, values, problems=problems if exposed else [])
+    if exposed and sections:
+        advice = "(or use api_key_file)"
+        return Written(path, values, problems=[f"{s}.api_key is in the file, and {exposed} {advice}" for s in sections])
+    if (problem := trust.untrusted(path)) is not None:
+        raise ConfigError([f"{shown} is not read: {problem}"])
+    return Written(path, values)
 
 
 def _syntax(shown: str, message: str) -> str:
@@ -159,7 +192,7 @@ def _locs(environ: Mapping[str, str]) -> Iterator[tuple[str, Loc]]:
 
 
 def _put(values: Any, loc: Loc, value: str) -> None:
-    """Set one value, making the tables on its way. A list takes an index it has, or the next one."""
+    """Set one value, and create the tables that it needs. A list takes an index that it has, or the next one."""
     for part, following in pairwise(loc):
         values = _part(values, part, [] if isinstance(following, int) else {})
     if isinstance(values, dict):
@@ -170,12 +203,12 @@ def _put(values: Any, loc: Loc, value: str) -> None:
 
 
 def _part(values: Any, part: str | int, fresh: Any) -> Any:
-    """The part of that name or number, made if it is not there yet."""
+    """Return the part of that name or number, created where it is absent."""
     if isinstance(values, dict):
         return values.setdefault(str(part), fresh)
     length = len(values) if isinstance(values, list) and isinstance(part, int) else -1
     if length < 0:
-        raise LookupError("names a part of something that has no such part")
+        raise LookupError("names a part of a value that has no parts")
     if int(part) > length:
         raise LookupError(f"there are {length}, counted from 0; number {part} is not among them")
     if part == length:
@@ -184,7 +217,7 @@ def _part(values: Any, part: str | int, fresh: Any) -> Any:
 
 
 def _make_absolute(values: Any, base: Path, environ: Mapping[str, str]) -> None:
-    """Relative paths are relative to the configuration file; `~/` is the home folder."""
+    """Make paths relative to the configuration file absolute; `~/` is the home folder."""
     if isinstance(values, list):
         for value in values:
             _make_absolute(value, base, environ)
@@ -211,12 +244,3 @@ def _home(environ: Mapping[str, str]) -> Path | None:
         return Path.home() if not home and environ is os.environ else None
     except RuntimeError:  # a user without an entry in passwd
         return None
-
-
-def _state_dir(environ: Mapping[str, str], base: Path) -> Path:
-    if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return Path(first)
-    given = environ.get("XDG_STATE_HOME", "")
-    home = _home(environ)
-    root = Path(given) if given.startswith("/") else home / ".local" / "state" if home else base
-    return root / "docferry"

@@ -1,4 +1,4 @@
-"""Placeholders: `{company_id}` in folders, `{stem}~{token}{suffix}` in the names documents get."""
+"""Placeholders: `{company_id}` in folders, `{stem}~{token}{suffix}` in names at the remote."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def rendered(template: str, words: Mapping[str, str]) -> str:
-    """The template with each placeholder filled in; it was proved by `words_of` before."""
+    """Return the template with each placeholder replaced; `words_of` has checked the template."""
     return _WORD.sub(lambda match: words[match[1]], template)
 
 
 def words_of(template: str, allowed: Collection[str]) -> tuple[str, ...]:
-    """The placeholders of a template, in order. Raises ValueError naming the allowed ones."""
+    """Return the placeholders of a template, in order. Raises ValueError that names the allowed ones."""
     found = tuple(_WORD.findall(template))
     for word in found:
         if word not in allowed:
             raise ValueError(f'has the unknown placeholder "{{{word}}}"; allowed are {_listed(allowed)}')
     if "{" in (rest := _WORD.sub("", template)) or "}" in rest:
-        raise ValueError(f"has a brace without its partner; allowed placeholders are {_listed(allowed)}")
+        raise ValueError(f"has an unpaired brace; allowed placeholders are {_listed(allowed)}")
     return found
 
 
 def divided(folder: str, allowed: Collection[str] = IDS) -> tuple[str, tuple[str, ...]]:
-    """The fixed part of a folder, and its levels from the first placeholder on, as written."""
+    """Return the fixed part of a folder, and its levels from the first placeholder on, as written."""
     segments = PurePosixPath(folder).parts
     for segment in segments:
         if words_of(segment, allowed) and not _WORD.fullmatch(segment):
@@ -43,12 +43,12 @@ def divided(folder: str, allowed: Collection[str] = IDS) -> tuple[str, tuple[str
 
 
 def word_of(level: str) -> str | None:
-    """`company_id` for the level `{company_id}`, None for a plain one."""
+    """Return `company_id` for the level `{company_id}`, None for a plain level."""
     return level[1:-1] if level.startswith("{") else None
 
 
 def name_words(path: bytes, *, token: str, sha256: str, now: float) -> dict[str, str]:
-    """What the placeholders of `file_name` and `object_name` mean for one document."""
+    """Return the values of the placeholders of `file_name` and `object_name` for one document."""
     whole = _UNFIT.sub("_", path.decode("utf-8", "surrogateescape"))
     name = whole.rpartition("/")[2]
     dot = name.rfind(".")
@@ -66,15 +66,15 @@ def name_words(path: bytes, *, token: str, sha256: str, now: float) -> dict[str,
 
 
 def uuid(written: str) -> str | None:
-    """The UUID in lower case, or None if it is none."""
+    """Return the UUID in lower case, or None where the text is not a UUID."""
     lowered = written.strip().lower()
     return lowered if _UUID.fullmatch(lowered) else None
 
 
 def fit(text: str) -> bool:
-    """Free of control characters and of bytes that are not UTF-8."""
+    """Return whether a text has neither control characters nor bytes that are not UTF-8."""
     return _UNFIT.search(text) is None
 
 
 def _listed(words: Collection[str]) -> str:
-    return ", ".join(f"{{{word}}}" for word in words) if words else "none here"
+    return ", ".join(f"{{{word}}}" for word in words) if words else "none"

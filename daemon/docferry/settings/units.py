@@ -1,4 +1,4 @@
-"""How people write durations, sizes and shares, and the numbers they mean."""
+"""Parses durations, sizes and shares as people write them."""
 
 from __future__ import annotations
 
@@ -24,39 +24,41 @@ SHARE_PATTERN: Final = r"^\s*\d+(\.\d+)?\s*%?\s*$"
 
 
 def seconds(written: object) -> float:
-    """`"500ms"`, `"1h30m"`, `"7d"` or a number of seconds. Raises ValueError with the cure."""
+    """Parse `"500ms"`, `"1h30m"`, `"7d"` or a number of seconds. Raises ValueError with the fix."""
     found = _number(written)
     if found is None and isinstance(written, str):
         found = _sum_of_times(written.strip().lower())
     if found is None or not 0 <= found <= LONGEST:
-        raise ValueError('is no duration; write it like "500ms", "2s", "15m", "1h30m" or "7d", or a number of seconds')
+        raise ValueError(
+            'is not a duration; write it like "500ms", "2s", "15m", "1h30m" or "7d", or a number of seconds'
+        )
     return found
 
 
 def octets(written: object) -> int:
-    """`"10MB"`, `"10MiB"` or a number of bytes. Raises ValueError with the cure."""
+    """Parse `"10MB"`, `"10MiB"` or a number of bytes. Raises ValueError with the fix."""
     found = _number(written)
     if found is None and isinstance(written, str) and (match := _SIZE.fullmatch(written.strip().lower())):
         unit = _SIZES.get(match[2])
         found = None if unit is None else float(match[1]) * unit
     if found is None or not 0 <= found <= LARGEST:
-        raise ValueError('is no size; write it like "10MB" or "10MiB", or a number of bytes')
+        raise ValueError('is not a size; write it like "10MB" or "10MiB", or a number of bytes')
     return round(found)
 
 
 def share(written: object) -> float:
-    """`"5%"` or a fraction from 0 to 1. Raises ValueError with the cure."""
+    """Parse `"5%"` or a fraction from 0 to 1. Raises ValueError with the fix."""
     found = _number(written)
     if found is None and isinstance(written, str) and written.strip().endswith("%"):
         percent = _number(written.strip()[:-1].strip())
         found = None if percent is None else percent / 100
     if found is None or not 0 <= found <= 1:
-        raise ValueError('is no share; write it like "5%" (0% to 100%), or a fraction from 0 to 1')
+        raise ValueError('is not a share; write it like "5%" (0% to 100%), or a fraction from 0 to 1')
     return found
 
 
 def duration(number: float) -> str:
-    """The shortest way to write so many seconds: `"1h30m"`, `"500ms"`."""
+    """Return the shortest notation for a number of seconds: `"1h30m"`, `"500ms"`."""
     left = round(number * 1000)
     parts = []
     for unit, length in _TIMES.items():

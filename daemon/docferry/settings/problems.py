@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, as sentences for the person who must mend it: all of them at once."""
+"""Reports all problems of a configuration at once, as sentences that name the key and the fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from pydantic import BaseModel, ValidationError
 
 from docferry.model import escaped
-from docferry.settings import contradictions
+from docferry.settings import cross_checks
 from docferry.settings.sources import Loc, Written
 
 if TYPE_CHECKING:
@@ -40,32 +40,35 @@ _KINDS: Final = {
 }
 
 
-def judged(model: type[Settings], written: Written) -> tuple[Settings | None, list[str]]:
-    """The settings, and everything that is wrong with them. Wrong values are taken out and the rest is judged
-    again, so that contradictions between mappings are told together with a typing error elsewhere."""
+def validate(model: type[Settings], written: Written) -> tuple[Settings | None, list[str]]:
+    """Return the settings and all their problems.
+
+    Wrong values are removed and the rest is validated again. So contradictions between mappings are reported together
+    with a wrong value elsewhere. The settings are None where even the rest is not valid.
+    """
     values = copy.deepcopy(written.values)
     problems = list(written.problems)
-    # the settings library takes arguments of its own by such names
+    # pydantic-settings takes arguments of its own by such names
     strays = [key for key in values if key.startswith("_")]
     problems += [_unknown(model, (key,), written) for key in strays]
     for key in strays:
         del values[key]
-    settings, details = _tried(model, values)
+    settings, details = _try(model, values)
     problems += [_sentence(model, detail, written) for detail in details]
     faulty = {_value_of(detail["loc"]) for detail in details}
     if details:
         places = _take_out(values, faulty)
-        settings, _ = _tried(model, values)
+        settings, _ = _try(model, values)
     else:
         places = {key: list(range(len(values.get(key, ())))) for key in ("upload", "download")}
     if settings is not None:
-        for loc, predicate in contradictions.found(settings, places["upload"], places["download"]):
+        for loc, predicate in cross_checks.found(settings, places["upload"], places["download"]):
             if loc not in faulty:
                 problems.append(f"{_key(loc)}{_origin(loc, written)}: {predicate}")
     return settings, problems
 
 
-def _tried(model: type[Settings], values: dict[str, Any]) -> tuple[Settings | None, list[ErrorDetails]]:
+def _try(model: type[Settings], values: dict[str, Any]) -> tuple[Settings | None, list[ErrorDetails]]:
     try:
         return model(**values), []
     except ValidationError as error:
@@ -73,13 +76,15 @@ def _tried(model: type[Settings], values: dict[str, Any]) -> tuple[Settings | No
 
 
 def _value_of(loc: Loc) -> Loc:
-    """The place of the whole value that an error is about: of the list, when one of its members is wrong."""
+    """Return the place of the whole value: of the list, where one of its members is wrong."""
     return loc[:3] if loc[0] in ("upload", "download") else loc[:2]
 
 
 def _take_out(values: dict[str, Any], faulty: Iterable[Loc]) -> dict[str, list[int]]:
-    """Remove wrong values; a mapping goes altogether if its folder or remote is wrong. Returns the numbers, as they
-    were written, of the mappings that are left."""
+    """Remove wrong values, and a whole mapping where its folder or remote is wrong.
+
+    Returns the numbers, as written, of the mappings that are left.
+    """
     broken: dict[str, set[int]] = {"upload": set(), "download": set()}
     for loc in faulty:
         match loc:
@@ -126,7 +131,7 @@ def _predicate(detail: ErrorDetails) -> str:
         case "tuple_type" if detail["loc"] in (("upload",), ("download",), ("alerts", "to")):
             return f"must be written with two brackets: [[{_key(detail['loc'])}]]"
         case kind:
-            return _KINDS.get(kind.split("_")[0], "is not a value this key can have")
+            return _KINDS.get(kind.split("_")[0], "is not a valid value for this key")
 
 
 def _unknown(model: type[BaseModel], loc: Loc, written: Written) -> str:
@@ -168,7 +173,7 @@ def _is_model(kind: object) -> bool:
 
 
 def _key(loc: Loc) -> str:
-    """`upload[2].folder`"""
+    """Return a place as people write it: `upload[2].folder`."""
     return "".join(_parts(loc)).removeprefix(".")
 
 

@@ -1,9 +1,9 @@
-"""Where values that are right by themselves don't go together, and what is allowed and yet unwise."""
+"""Checks values against each other: contradictions are errors, risky combinations are warnings."""
 
 from __future__ import annotations
 
 import ipaddress
-import stat
+import os
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from docferry.model import escaped
+from docferry.settings import overlaps
 from docferry.settings.mappings import Download, Upload
 from docferry.settings.sources import Loc
 
@@ -21,7 +22,7 @@ Found = Iterator[tuple[Loc, str]]
 
 
 def found(settings: Settings, upload_places: Sequence[int], download_places: Sequence[int]) -> Found:
-    """Each contradiction: the key that should be changed, and what to do. The places are the mappings' numbers."""
+    """Yield each contradiction: the key to change, and the fix. The places are the numbers of the mappings."""
     uploads = list(zip(upload_places, settings.uploads, strict=True))
     downloads = list(zip(download_places, settings.downloads, strict=True))
     if settings.retry.max < settings.retry.initial:
@@ -30,8 +31,11 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
         yield ("wootiv", "base_url"), 'is missing and a mapping uses it; write base_url = "https://…" under [wootiv]'
     named = [("upload", at, upload.name) for at, upload in uploads]
     yield from _names_twice(named + [("download", at, download.name) for at, download in downloads])
-    yield from _folders_twice(uploads)
+    yield from _duplicates(uploads)
+    yield from overlaps.find(uploads, downloads)
     for at, upload in uploads:
+        if _lies_in(upload.root, settings.state_dir):
+            yield ("upload", at, "folder"), "lies in the state folder, whose files are never sent; name another folder"
         checks = (_of_codat_upload, _of_archive) if upload.to == "codat" else (_of_wootiv_upload, _of_archive)
         for check in checks:
             yield from ((("upload", at, key), predicate) for key, predicate in check(upload))
@@ -41,7 +45,7 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
-    """What is allowed and yet unwise, one sentence each."""
+    """Return a sentence for each combination that is allowed and risky."""
     return tuple(_warnings(settings))
 
 
@@ -53,18 +57,19 @@ def _names_twice(named: Sequence[tuple[str, int, str]]) -> Found:
             yield (kind, at, "name"), f'"{escaped(name)}" is the name of {other[0]}[{other[1]}] too; choose another'
 
 
-def _folders_twice(uploads: Sequence[tuple[int, Upload]]) -> Found:
+def _duplicates(uploads: Sequence[tuple[int, Upload]]) -> Found:
     first: dict[tuple[object, ...], int] = {}
     for at, upload in uploads:
-        other = first.setdefault((upload.folder, upload.to, upload.company_id, upload.connection_id), at)
+        rules = upload.folder, upload.to, upload.company_id, upload.connection_id, upload.include, upload.exclude
+        other = first.setdefault(rules, at)
         if other != at:
-            yield ("upload", at, "folder"), f"upload[{other}] brings it to the same place already; make one of the two"
+            yield ("upload", at, "folder"), f"upload[{other}] uploads the same documents already; remove one of the two"
 
 
 def _of_codat_upload(upload: Upload) -> Iterator[tuple[str, str]]:
     for key, given in (("company_id", upload.company_id), ("connection_id", upload.connection_id)):
         if given is None and key not in upload.placeholders:
-            yield key, f"is missing; give Codat's UUID, or put {{{key}}} into the folder"
+            yield key, f"is missing; give Codat's UUID, or use {{{key}}} in the folder"
         if given is not None and key in upload.placeholders:
             yield key, f"is given twice, here and as {{{key}}} in the folder; remove one"
 
@@ -74,7 +79,7 @@ def _of_wootiv_upload(upload: Upload) -> Iterator[tuple[str, str]]:
         if given is not None:
             yield key, "is for Codat, and this mapping goes to wootiv; remove it"
     if upload.levels:
-        yield "folder", "has placeholders, which are for Codat; name the folder and use {path} in object_name"
+        yield "folder", "has placeholders, which only Codat takes; name the folder and use {path} in object_name"
 
 
 def _of_archive(upload: Upload) -> Iterator[tuple[str, str]]:
@@ -98,22 +103,27 @@ def _of_codat_download(download: Download) -> Iterator[tuple[str, str]]:
     if len(set(companies)) < len(companies):
         yield "company_id", "names one company twice; remove one"
     if len(companies) > 1 and "{company_id}" not in download.folder:
-        yield "folder", "is one for several companies; put {company_id} into it"
+        yield "folder", "is shared by several companies; use {company_id} in it"
     if download.objects:
         yield "objects", "is for wootiv, and this mapping is from codat; remove it"
 
 
 def _of_wootiv_download(download: Download) -> Iterator[tuple[str, str]]:
     if not download.objects:
-        yield "objects", 'is missing; name what to bring: ["reports/latest.pdf"]'
+        yield "objects", 'is missing; name the objects: ["reports/latest.pdf"]'
     if download.companies:
         yield "company_id", "is for Codat, and this mapping is from wootiv; remove it"
     if "{" in download.folder:
         yield "folder", "has a placeholder, which is for Codat; name the folder"
 
 
+def _lies_in(folder: Path, other: Path) -> bool:
+    inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(other))
+    return inner == outer or outer in inner.parents
+
+
 def _scans(upload: Upload, folder: Path) -> bool:
-    """Whether a mapping's scan would enter a folder."""
+    """Return whether a scan of the mapping would enter a folder."""
     if folder == upload.root:
         return True
     return upload.root in folder.parents and upload.enters(bytes(folder.relative_to(upload.root)))
@@ -121,13 +131,10 @@ def _scans(upload: Upload, folder: Path) -> bool:
 
 def _warnings(settings: Settings) -> Iterator[str]:
     if not settings.uploads and not settings.downloads:
-        yield "there is no [[upload]] and no [[download]]: nothing will be carried"
+        yield "there is no [[upload]] and no [[download]]: there is nothing to do"
     for remote, section in (("codat", settings.codat), ("wootiv", settings.wootiv)):
         if remote in settings.remotes and section.base_url and not _is_private(section.base_url):
             yield f"{remote}.base_url is http: the key and the documents go over the network in the clear; use https"
-        if section.api_key_file and _open_to_others(section.api_key_file):
-            shown = escaped(str(section.api_key_file))
-            yield f"{remote}.api_key_file: others can read {shown}; run: chmod 600 {shown}"
     for at, upload in enumerate(settings.uploads):
         if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
             yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
@@ -145,7 +152,7 @@ def _taken_away(uploads: Sequence[Upload]) -> Iterator[str]:
     for (at, upload), (other_at, other) in permutations(enumerate(uploads), 2):
         if upload.after_upload != "keep" and (_scans(upload, other.root) or _scans(other, upload.root)):
             verb = "archives" if upload.after_upload == "archive" else "deletes"
-            yield f"upload[{at}] {verb} files that upload[{other_at}] may still have to send; use keep where both look"
+            yield f"upload[{at}] {verb} files that upload[{other_at}] may still have to send; use keep where both read"
 
 
 def _is_private(url: str) -> bool:
@@ -155,11 +162,4 @@ def _is_private(url: str) -> bool:
     try:
         return ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
-        return False
-
-
-def _open_to_others(path: Path) -> bool:
-    try:
-        return bool(stat.S_IMODE(path.stat().st_mode) & 0o077)
-    except OSError:
         return False

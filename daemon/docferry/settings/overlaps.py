@@ -1,0 +1,129 @@
+"""Finds folders through which one document could go to two targets, or come back after it was sent or downloaded.
+
+Two folders overlap where one scan reads both, after links and `..` are resolved. Nested folders are allowed where every
+document of the inner folder has the same target in both mappings, and where the outer mapping excludes the inner one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import combinations, permutations
+from pathlib import Path
+from typing import Final
+
+from docferry.model import Target, escaped
+from docferry.settings.mappings import Download, Upload
+from docferry.settings.sources import Loc
+
+#: Stands for the name of any folder that somebody may make.
+_ANY_ID: Final = b"00000000-0000-0000-0000-000000000000"
+
+Numbered = Sequence[tuple[int, Upload]]
+Found = Iterator[tuple[Loc, str]]
+
+
+def find(uploads: Numbered, downloads: Sequence[tuple[int, Download]]) -> Found:
+    """Yield each overlap: the key to change, and a sentence that names both mappings and the fix."""
+    for (_, one), (at, other) in combinations(uploads, 2):
+        if _differ_in_target(one, other) or _differ_in_target(other, one):
+            yield (
+                ("upload", at, "folder"),
+                f'"{escaped(other.name)}" and "{escaped(one.name)}" read the same folder '
+                f"({_shown(one.root)} and {_shown(other.root)}) and have different targets: a document could go to "
+                "both; give each mapping a folder of its own, or exclude the inner folder from the outer mapping",
+            )
+    for (at, archiving), (_, other) in permutations(uploads, 2):
+        if archiving.archive_folder is not None and _comes_back(archiving, other, archiving.archive_folder):
+            yield (
+                ("upload", at, "archive_folder"),
+                f'"{escaped(archiving.name)}" archives into {_shown(archiving.archive_folder)}, which '
+                f'"{escaped(other.name)}" uploads to another target; put the archive elsewhere, or exclude it there',
+            )
+    for at, download in downloads:
+        for _, upload in uploads:
+            if any(_brings_into(download, company, upload) for company in download.companies or (None,)):
+                yield (
+                    ("download", at, "folder"),
+                    f'"{escaped(download.name)}" downloads into a folder that "{escaped(upload.name)}" uploads to '
+                    "another target; put it elsewhere, or exclude it there",
+                )
+
+
+def _differ_in_target(outer: Upload, inner: Upload) -> bool:
+    """Return whether `outer` reads the folder of `inner` and sends a document of it to another target."""
+    within = _relative(inner.root, outer.root)
+    if within is None or not _reads(outer, within):
+        return False
+    if not inner.levels and not outer.levels:
+        return _target_at(outer, within) != _target_at(inner, b"")
+    if within == b"" and outer.levels == inner.levels:
+        return (outer.to, outer.company_id, outer.connection_id) != (inner.to, inner.company_id, inner.connection_id)
+    if not inner.levels:
+        target = _target_at(outer, within)
+        return target is not None and target != _target_at(inner, b"")
+    # One of the two takes its target from names of folders that may be made at any time.
+    return outer.to != inner.to or _prefixed(outer, within) != inner.levels
+
+
+def _prefixed(outer: Upload, within: bytes) -> tuple[str, ...]:
+    """Return the levels that are left of `outer` below a folder, as `inner` would have to write them."""
+    depth = len(within.split(b"/")) if within else 0
+    return outer.levels[depth:]
+
+
+def _comes_back(archiving: Upload, other: Upload, archive: Path) -> bool:
+    within = _relative(archive, other.root)
+    if within is None or not _reads(other, within):
+        return False
+    if other.to == "wootiv":
+        return True  # a name of its own below the archive is another object
+    target = _target_at(other, within)
+    return target is None or archiving.levels != () or target != _target_at(archiving, b"")
+
+
+def _brings_into(download: Download, company_id: str | None, upload: Upload) -> bool:
+    within = _relative(download.folder_of(company_id), upload.root)
+    if within is None or not _reads(upload, within):
+        return False
+    if upload.to != download.source:
+        return True
+    target = _target_at(upload, within)
+    return target is not None and target.company_id != company_id
+
+
+def _target_at(upload: Upload, folder: bytes) -> Target | None:
+    """Return the target of a document below a folder; None where none is sent.
+
+    Where folders below it decide, the target has an id that no mapping has.
+    """
+    segments = folder.split(b"/") if folder else []
+    below = [_ANY_ID] * (len(upload.levels) - len(segments))
+    return upload.route(b"/".join([*segments, *below, b"document"])).target
+
+
+def _reads(upload: Upload, folder: bytes) -> bool:
+    """Return whether a scan of the mapping enters a folder, and every folder above it."""
+    segments = folder.split(b"/") if folder else []
+    return all(upload.enters(b"/".join(segments[:depth])) for depth in range(1, len(segments) + 1))
+
+
+def _relative(inner: Path, outer: Path) -> bytes | None:
+    """Return `inner` relative to `outer`, both with links resolved; None where it is not inside."""
+    inside, around = Path(os.path.realpath(inner)), Path(os.path.realpath(outer))
+    if inside != around and around not in inside.parents:
+        return b"" if _same_folder(inside, around) else None
+    relative = os.fsencode(inside.relative_to(around))
+    return b"" if relative == b"." else relative
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    """Return whether two paths are one folder, as a bind mount makes it."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _shown(path: Path) -> str:
+    return escaped(str(path))
