@@ -51,6 +51,7 @@ from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
+from docferry.store.receipts import ReceiptWriter
 from docferry.store.transfers import Pick, Transfers
 from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials
@@ -234,6 +235,7 @@ class Memory(Database):
     """One process's way to the disk; a killed one has none. No thread, no gathering: nothing here waits."""
 
     def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
+        self.receipts = ReceiptWriter("simulated")
         self._disk = disk
         self._random = jitter
         self._risk = risk  # of being killed right before a commit, and right after it

@@ -29,7 +29,7 @@ FIELDS: Final = (
     *("remote_name", "status", "correlation_id", "etag", "proof", "detail", "actor", "uid", "host", "version"),
     "reconstructed",
 )
-_quoted: Final = json.encoder.encode_basestring_ascii
+quoted: Final = json.encoder.encode_basestring_ascii
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +62,5 @@ def has(body: str, name: str, value: Value | None) -> bool:
 def _encoded(value: Value | None) -> str:
     """Encode one value; several times faster than `json.dumps`, which builds an encoder a call."""
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, bindparam, text
 
@@ -75,22 +75,13 @@ class Cursors:
     async def expect(self, arrivals: Sequence[Arrival]) -> None:
         """Note files that are about to appear, or that are our own."""
 
+        now = self._clock.now()
+        rows = [asdict(arrival) | {"now": now} for arrival in arrivals]
+        landed = [row for row in rows if row["landed"] and row["path"] is not None]
+
         def work(connection: Connection) -> None:
-            connection.execute(
-                _EXPECT,
-                [
-                    {
-                        "mapping": a.mapping,
-                        "origin": a.origin,
-                        "sha256": a.sha256,
-                        "path": a.path,
-                        "landed": a.landed,
-                        "size": a.size,
-                        "now": self._clock.now(),
-                    }
-                    for a in arrivals
-                ],
-            )
+            connection.execute(_EXPECT, rows)
+            self._database.receipts.append_downloaded(connection, landed, now)
 
         if arrivals:
             await self._database.write(work)

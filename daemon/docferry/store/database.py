@@ -20,6 +20,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from docferry.errors import DatabaseBusy, DatabaseLost, StateError
 from docferry.store import schema
 from docferry.store.connection import ThreadConnection, Work
+from docferry.store.receipts import ReceiptWriter
 
 T = TypeVar("T")
 
@@ -58,8 +59,9 @@ class Database:
     When a piece fails, the whole commit is undone and each is run alone.
     """
 
-    def __init__(self, path: Path, patience: float = float("inf")) -> None:
+    def __init__(self, path: Path, patience: float = float("inf"), host: str | None = None) -> None:
         self.path = path
+        self.receipts = ReceiptWriter(host)
         self.trouble: str | None = None  # why the writer is pausing, for `status`
         self._patience = patience  # for so long the writer pauses, then it gives up; seconds
         self._troubled: float | None = None  # since when, steady seconds
@@ -238,11 +240,11 @@ class Database:
 
 
 @asynccontextmanager
-async def open_database(path: Path, patience: float = float("inf")) -> AsyncIterator[Database]:
+async def open_database(path: Path, patience: float = float("inf"), host: str | None = None) -> AsyncIterator[Database]:
     """The database at `path`, made or upgraded first; StateError when it cannot be used. Its writer waits for a full
     disk or a lock for `patience` seconds: a daemon for ever, a command that somebody waits for not."""
     await anyio.to_thread.run_sync(schema.prepare, path)
-    database = Database(path, patience)
+    database = Database(path, patience, host)
     try:
         async with anyio.create_task_group() as group:
             await group.start(database.serve, name="database writer")

@@ -107,14 +107,18 @@ class Documents:
         if not planned:
             return Applied(0, 0, 0)
         now = self._clock.now()
-        return await self._database.write(lambda connection: enqueue.apply(connection, mapping, planned, now))
+        return await self._database.write(
+            lambda connection: enqueue.apply(connection, mapping, planned, now, self._database.receipts)
+        )
 
     async def vanished(self, mapping: str, paths: Iterable[bytes]) -> int:
         """These paths are no longer there; what was not sent and lies nowhere else is gone. Number of documents."""
         now, went = self._clock.now(), list(paths)
         if not went:
             return 0
-        return await self._database.write(lambda connection: enqueue.vanish(connection, mapping, went, now))
+        return await self._database.write(
+            lambda connection: enqueue.vanish(connection, mapping, went, now, self._database.receipts)
+        )
 
     async def forget_stamps(self, mapping: str) -> None:
         """The mapping leads elsewhere now: every present path is to be planned afresh."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import Connection
 
 from docferry.model import SeenFile, State, Target, parted
 from docferry.store.connection import driver, fetched
+from docferry.store.receipts import ReceiptWriter
+
+#: Why a transfer is gone that was never sent.
+WENT_AWAY: Final = "the file went away or changed before it was sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +44,15 @@ class Applied:
     unchanged: int
 
 
-def apply(connection: Connection, mapping: str, planned: Sequence[Planned], now: float) -> Applied:
+def apply(
+    connection: Connection, mapping: str, planned: Sequence[Planned], now: float, receipts: ReceiptWriter
+) -> Applied:
     """A path that was known otherwise becomes a new document; what nobody else needs of the old one is gone, unless
     bytes of it may be on the wire."""
     _lay(connection, _FILL, [_row(index, mapping, plan) for index, plan in enumerate(planned)])
     fetched(connection, _SPENT)
     fetched(connection, _SAME, {"now": now})
-    _retire(connection, now)
+    _retire(connection, now, receipts)
     states = [row[0] for row in fetched(connection, _TRANSFERS, {"now": now})]
     fetched(connection, _FOLLOW)
     fetched(connection, _DOCUMENTS, {"now": now})
@@ -53,10 +60,10 @@ def apply(connection: Connection, mapping: str, planned: Sequence[Planned], now:
     return Applied(len(states) - held, held, len(planned) - len(states))
 
 
-def vanish(connection: Connection, mapping: str, paths: Sequence[bytes], now: float) -> int:
+def vanish(connection: Connection, mapping: str, paths: Sequence[bytes], now: float, receipts: ReceiptWriter) -> int:
     """These paths are no longer there; what was not sent and lies nowhere else is gone. Number of documents."""
     _lay(connection, _FILL_PATHS, [(mapping, *parted(path)) for path in paths])
-    return _retire(connection, now)
+    return _retire(connection, now, receipts)
 
 
 def _lay(connection: Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -65,11 +72,12 @@ def _lay(connection: Connection, statement: str, rows: Sequence[tuple[object, ..
     driver(connection).executemany(statement, rows)
 
 
-def _retire(connection: Connection, now: float) -> int:
+def _retire(connection: Connection, now: float, receipts: ReceiptWriter) -> int:
     """Let go of what the plan replaces, and of transfers that nobody needs any more: number of documents."""
     retired = [row[0] for row in fetched(connection, _RETIRE, {"now": now})]
     if retired:
-        fetched(connection, _GONE, {"now": now, "retired": json.dumps(retired)})
+        gone = fetched(connection, _GONE, {"now": now, "retired": json.dumps(retired), "why": WENT_AWAY})
+        receipts.append_gone(connection, [row[0] for row in gone], now, WENT_AWAY)
     return len(retired)
 
 
@@ -136,10 +144,11 @@ RETURNING document.transfer_id
 """
 _GONE = """
 UPDATE transfer SET state = 'gone', once = 'gone:' || id, updated = :now,
-  detail = 'the file went away or changed before it was sent'
+  detail = :why
 WHERE (state = 'waiting' OR state = 'held' AND reason IS NOT 'undecidable')
   AND id IN (SELECT value FROM json_each(:retired))
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)
+RETURNING id
 """
 _TRANSFERS = """
 INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, fingerprint, md5,

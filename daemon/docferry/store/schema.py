@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,8 +19,8 @@ from docferry.errors import DatabaseBusy, StateError
 from docferry.store.connection import BUSY_TIMEOUT
 
 #: The newest revision in migrations/; a test holds it against the folder.
-HEAD: Final = "0003"
-KNOWN: Final = frozenset({"0001", "0002", HEAD})
+HEAD: Final = "0004"
+KNOWN: Final = frozenset({"0001", "0002", "0003", HEAD})
 #: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
 READ_THROUGH: Final = 64 * 1024 * 1024
 #: Up to this size its indexes are held against its rows too: a broken one would let a document be queued twice.
@@ -64,6 +67,13 @@ def _make(database: Path) -> None:
         if connection.exec_driver_sql(_IS_MARKED).first() is None:  # else another program was here first
             metadata.create_all(connection, checkfirst=False)
             connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
+            connection.exec_driver_sql("INSERT INTO receipt_log VALUES (?, 0, x'', 0, 0, 0, 0, 0)", (new_origin(),))
+
+
+def new_origin() -> str:
+    """Return the name of a new log of receipts: `docferry/HOST/ID`, without spaces and plus signs (C2SP)."""
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "localhost"
+    return f"docferry/{host}/{secrets.token_hex(8)}"
 
 
 def read_through(database: Path) -> None:

@@ -179,3 +179,42 @@ alert_silence = Table(
     Column("key", Text, primary_key=True),
     Column("until", Float, nullable=False),
 )
+
+#: A leaf of the log of receipts; rows are only added, and `retain` erases bodies.
+receipt = Table(
+    "receipt",
+    metadata,
+    Column("idx", Integer, primary_key=True, autoincrement=False),  # from 0 on, without gaps
+    Column("transfer_id", Integer),  # NULL: a download
+    Column("kind", Text, nullable=False),
+    Column("body", Text),  # canonical JSON; NULL: erased
+    Column("leaf", LargeBinary, nullable=False),  # hash of the body
+    Index("receipt_transfer", "transfer_id"),
+)
+
+#: One row: the log's name, its size and the right edge of its tree.
+receipt_log = Table(
+    "receipt_log",
+    metadata,
+    Column("origin", Text, primary_key=True),  # docferry/HOST/ID
+    Column("size", Integer, nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+    # What was sent or brought before there were receipts gets one afterwards: ids above `…_done` and up to `…_old`.
+    Column("transfers_done", Integer, nullable=False),
+    Column("transfers_old", Integer, nullable=False),
+    Column("arrivals_done", Integer, nullable=False),
+    Column("arrivals_old", Integer, nullable=False),
+    Column("erased", Integer, nullable=False),  # bodies of receipts below this index are erased
+)
+
+#: A head of the log, as it was anchored.
+receipt_head = Table(
+    "receipt_head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("time", Float, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("timestamp", LargeBinary),  # an RFC 3161 time stamp of the note
+    Index("receipt_head_size", "size"),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from docferry.errors import LeaseLost
 from docferry.model import State, joined
 from docferry.store.connection import driver, fetched
 from docferry.store.database import Database
+from docferry.store.receipts import ReceiptWriter
 from docferry.wakeups import Wakeups
 
 # A row whose lease, owner or state is another is not changed: its lease is lost. The intent has a statement of its own,
@@ -89,7 +91,7 @@ class _Batch:
 
     async def commit(self, database: Database) -> None:
         try:
-            await database.write(self._work, self._seal)
+            await database.write(partial(self._work, receipts=database.receipts), self._seal)
         except Exception as error:  # noqa: BLE001 - raised again by everyone whose move was in it
             self.error = error
         finally:
@@ -98,23 +100,26 @@ class _Batch:
     def _seal(self) -> None:
         self.sealed = True
 
-    def _work(self, connection: Connection) -> None:
-        self.moved, self.orphans = apply(connection, self.rows)
+    def _work(self, connection: Connection, receipts: ReceiptWriter) -> None:
+        self.moved, self.orphans = apply(connection, self.rows, receipts)
 
 
 def apply(
-    connection: Connection, rows: list[dict[str, Any]]
+    connection: Connection, rows: list[dict[str, Any]], receipts: ReceiptWriter
 ) -> tuple[frozenset[tuple[int, int]], list[tuple[str, bytes]]]:
     """The moves that were made, and the paths that have no transfer any more."""
     execute, moved, gone = driver(connection).execute, set[tuple[int, int]](), list[int]()
+    ended = list[dict[str, Any]]()
     for row in rows:
         ends = row["state"] is not State.SENDING
         if not execute(_ENDED if ends else _MARK, row).rowcount:
             continue
         if ends:
             execute(_SETTLE, row)
+            ended.append(row)
         moved.add((row["id"], row["lease"]))
         gone += [row["id"]] if row["state"] is State.GONE else []
+    receipts.append_ended(connection, ended)
     if not gone:
         return frozenset(moved), []
     fetched(connection, _FREED, {"gone": json.dumps(gone)})

@@ -1,0 +1,228 @@
+"""Audit a log: rebuild its tree row by row, compare it with the queue and with every head, and name what differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from docferry.receipts.heads import SignedHead
+from docferry.receipts.merkle import Frontier, leaf_hash
+from docferry.receipts.record import DELIVERED, Kind, has, quoted
+
+#: So many findings are named; the rest is counted.
+NAMED: Final = 100
+#: Room for so many more transfers is made at a time.
+_GROWTH: Final = 65_536
+
+
+class Row(NamedTuple):
+    """A receipt as it is stored, with the transfer it is about (None where there is none)."""
+
+    idx: int
+    transfer_id: int | None
+    kind: str
+    body: str | None  # None: erased by `retain`
+    leaf: bytes
+    uid: str | None
+    state: str | None
+    remote: str | None
+    company_id: str | None
+    connection_id: str | None
+    remote_name: str | None
+    sha256: str | None
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedHead:
+    """A head, and where it was found, as the subject of a sentence: "the head of 2026-11-30T12:00:00Z"."""
+
+    where: str
+    signed: SignedHead
+
+    @property
+    def size(self) -> int:
+        """Number of receipts that it counts."""
+        return self.signed.head.size
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is wrong, in sentences; those beyond `NAMED` are only counted."""
+
+    named: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, sentence: str) -> None:
+        """Name one more."""
+        self.count += 1
+        if self.count <= NAMED:
+            self.named.append(sentence)
+
+
+class Audit:
+    """One pass over the receipts, in the order of their index."""
+
+    def __init__(self, origin: str, heads: Iterable[NamedHead], public_key: bytes | None = None) -> None:
+        self.findings = Findings()
+        self.next_index = 0
+        self.erased = 0
+        self._origin = origin
+        self._frontier = Frontier()
+        self._right_size = 0  # size of the newest head that the tree agrees with
+        self._suspect: int | None = None  # the newest index at which something was found
+        self._is_broken = False  # no root can be right any more
+        self._moved: dict[int, int] = {}  # index of a row -> index that its text states
+        self._delivered = bytearray()  # by transfer: 1 when it has a receipt as sent
+        self._undone: dict[int, int] = {}  # transfers that are gone and have a receipt as sent -> its index
+        self._heads = sorted(
+            (each for each in heads if self._is_ours(each, public_key)), key=lambda each: each.size, reverse=True
+        )
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take the next rows."""
+        for row in rows:
+            if row.idx != self.next_index:
+                self._lose(self.next_index, row.idx)
+            if self._heads and self._heads[-1].size <= row.idx:
+                self._compare_heads()
+            self._frontier.append(row.leaf)
+            self.next_index = row.idx + 1
+            if row.body is None:
+                self.erased += 1
+            else:
+                self._check_body(row, row.body)
+            if row.transfer_id is not None:
+                self._check_transfer(row, row.transfer_id)
+
+    def finish(self, size: int, frontier: bytes, sent: Iterable[int]) -> Findings:
+        """End the pass.
+
+        Args:
+            size: number of receipts that the database says the log has.
+            frontier: the tree's right edge, as the database has it.
+            sent: ids of all transfers in the state `sent`.
+        """
+        self._compare_heads()
+        self._name_moved()
+        if self.next_index < size:
+            self.findings.add(f"{_span(self.next_index, size)} missing: the end of the log was cut off")
+        elif self.next_index > size:
+            self.findings.add(f"{_span(size, self.next_index)} added, but not by docferry")
+        elif not self._is_broken and self._frontier.encode() != frontier:
+            self._name_changed("the tree has another root than the one stored with it")
+        for head in reversed(self._heads):
+            self.findings.add(
+                f"{head.where} counts {head.size:,} receipts and the log has {self.next_index:,}: "
+                "its end was cut off, or the database is an older copy"
+            )
+        for transfer_id, index in self._undone.items():
+            self.findings.add(f"receipt {index} says that transfer {transfer_id} was sent; the queue says it is gone")
+        for transfer_id in sent:
+            if transfer_id >= len(self._delivered) or not self._delivered[transfer_id]:
+                self.findings.add(f"transfer {transfer_id} was sent and has no receipt: it was removed")
+        return self.findings
+
+    # -- heads ---------------------------------------------------------------------------------------------------------
+
+    def _is_ours(self, head: NamedHead, public_key: bytes | None) -> bool:
+        signed = head.signed
+        if signed.head.origin != self._origin:
+            self.findings.add(f"{head.where} is of another log: {signed.head.origin}, not {self._origin}")
+            return False
+        if public_key is not None and signed.signatures and not signed.is_signed_by(public_key):
+            self.findings.add(f"{head.where} has no signature of the key in [receipts] key_file")
+        return True
+
+    def _compare_heads(self) -> None:
+        """Compare the heads of as many receipts as the tree has now."""
+        while self._heads and self._heads[-1].size <= self.next_index:
+            head = self._heads.pop()
+            if self._is_broken:
+                continue
+            if self._frontier.root() == head.signed.head.root:
+                self._right_size = head.size
+            else:
+                self._name_changed(f"{head.where} has another root")
+
+    def _name_changed(self, why: str) -> None:
+        """Say that the tree differs, unless the row at fault is named already."""
+        self._is_broken = True
+        if self._suspect is None or self._suspect < self._right_size:
+            end = max(self.next_index, self._right_size + 1)
+            self.findings.add(
+                f"{why}: at least one receipt from {self._right_size} to {end - 1} is not the one that was there; "
+                "it was changed, or the log was forked from an older copy"
+            )
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def _lose(self, start: int, end: int) -> None:
+        self._is_broken = True
+        self.findings.add(f"{_span(start, end)} missing: removed from the database")
+
+    def _check_body(self, row: Row, body: str) -> None:
+        if leaf_hash(body.encode("utf-8", "surrogatepass")) != row.leaf:
+            self._suspect = row.idx
+            self.findings.add(f"receipt {row.idx} was changed: its text has another hash than its leaf")
+        if not has(body, "index", row.idx):
+            self._suspect = row.idx
+            self._moved[row.idx] = _stated_index(body)
+
+    def _name_moved(self) -> None:
+        for index, stated in self._moved.items():
+            if self._moved.get(stated) == index:
+                if index < stated:
+                    self.findings.add(f"receipts {index} and {stated} were swapped")
+            else:
+                self.findings.add(f"receipt {index} has the text of receipt {stated}: it was moved or inserted again")
+
+    def _check_transfer(self, row: Row, transfer_id: int) -> None:
+        if row.uid is None:
+            self._suspect = row.idx
+            self.findings.add(f"receipt {row.idx} is about transfer {transfer_id}, which the queue does not have")
+            return
+        if row.kind in DELIVERED:
+            self._check_delivered(row, transfer_id)
+        elif row.kind == Kind.GONE:
+            self._undone.pop(transfer_id, None)
+        if row.body is not None and not _agrees(row, row.body):
+            self._suspect = row.idx
+            self.findings.add(f"receipt {row.idx} and transfer {transfer_id} of the queue differ: one was changed")
+
+    def _check_delivered(self, row: Row, transfer_id: int) -> None:
+        if transfer_id >= len(self._delivered):
+            self._delivered.extend(bytes(transfer_id - len(self._delivered) + _GROWTH))
+        if self._delivered[transfer_id]:
+            self._suspect = row.idx
+            self.findings.add(f"receipt {row.idx} is a second one for transfer {transfer_id}: it was inserted again")
+        self._delivered[transfer_id] = 1
+        if row.state == "gone":
+            self._undone[transfer_id] = row.idx
+        elif row.state != "sent":
+            self.findings.add(f"receipt {row.idx} says that transfer {transfer_id} was sent; it is {row.state}")
+
+
+def _agrees(row: Row, body: str) -> bool:
+    """Whether a receipt states its transfer's identity, target and content; without parsing it."""
+    if row.uid is None or f'"uid":"{row.uid}"' not in body or not has(body, "kind", row.kind):
+        return False
+    name = quoted(row.remote_name or "")
+    digest = f',"sha256":"{row.sha256}"' if row.sha256 is not None else ""
+    if f'"remote":"{row.remote}","remote_name":{name}{digest},"size":{row.size},' not in body:
+        return False
+    return has(body, "company_id", row.company_id) and has(body, "connection_id", row.connection_id)
+
+
+def _stated_index(body: str) -> int:
+    try:
+        return int(json.loads(body)["index"])
+    except (ValueError, KeyError, TypeError):
+        return -1
+
+
+def _span(start: int, end: int) -> str:
+    """Name receipts as the subject of "missing" or "added"."""
+    return f"receipt {start} is" if end - start == 1 else f"receipts {start} to {end - 1} ({end - start:,}) are"

@@ -1,0 +1,134 @@
+"""Upkeep of the log of receipts: those of older transfers are reconstructed, and old bodies erased, in steps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection
+
+from docferry.clock import iso
+from docferry.receipts.record import Kind
+from docferry.store.connection import fetched
+from docferry.store.database import Database
+from docferry.store.receipts import about_transfer, downloaded, read_frontier
+
+#: How a document was proved that the remote was asked about.
+_ASKED: Final = frozenset({"list", "zip", "adopted"})
+
+
+class ReceiptUpkeep:
+    """Each call is one short transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def reconstruct(self, limit: int) -> bool:
+        """Give receipts to the next `limit` transfers or downloads from before the log; False when all have one."""
+        if not await self._database.read(_has_old):
+            return False  # without a write: this is asked at every start
+
+        def work(connection: Connection) -> bool:
+            log = _log(connection)
+            if log.transfers_done < log.transfers_old:
+                self._reconstruct_transfers(connection, log, limit)
+            else:
+                self._reconstruct_downloads(connection, log, limit)
+            return True
+
+        return await self._database.write(work)
+
+    async def erase(self, before: float, limit: int) -> int:
+        """Erase the bodies of the next receipts that are older than `before` (wall seconds); their leaves stay.
+
+        Returns:
+            Their number; below `limit` when no more are old enough.
+        """
+        cutoff = iso(before) or ""
+
+        def work(connection: Connection) -> int:
+            log = _log(connection)
+            rows = fetched(connection, _NEXT_BODIES, {"erased": log.erased, "most": limit})
+            old = 0
+            while old < len(rows) and (rows[old][1] is None or _time_of(rows[old][1]) < cutoff):
+                old += 1
+            if old:
+                until = rows[old - 1][0] + 1
+                fetched(connection, _ERASE, {"start": log.erased, "until": until})
+                fetched(connection, "UPDATE receipt_log SET erased = :until", {"until": until})
+            return old
+
+        return await self._database.write(work)
+
+    def _reconstruct_transfers(self, connection: Connection, log: _Log, limit: int) -> None:
+        parameters = {"done": log.transfers_done, "old": log.transfers_old, "most": limit}
+        rows = fetched(connection, _OLD_TRANSFERS, parameters)
+        receipts = []
+        for row in rows:
+            state, ended, proof = row[11], row[12], row[16]
+            kind = Kind.GONE if state == "gone" else Kind.ADOPTED if proof in _ASKED else Kind.SENT
+            answer = dict(zip(("status", "correlation_id", "etag", "proof", "detail"), row[13:], strict=True))
+            more = {**answer, "host": self._database.receipts.host, "reconstructed": True}
+            receipts.append(about_transfer(row[:11], kind, ended, more))
+        self._database.receipts.append(connection, receipts)
+        done = rows[-1][0] if len(rows) == limit else log.transfers_old
+        fetched(connection, "UPDATE receipt_log SET transfers_done = :done", {"done": done})
+
+    def _reconstruct_downloads(self, connection: Connection, log: _Log, limit: int) -> None:
+        parameters = {"done": log.arrivals_done, "old": log.arrivals_old, "most": limit}
+        rows = fetched(connection, _OLD_DOWNLOADS, parameters)
+        host = self._database.receipts.host
+        receipts = [downloaded(_file(row), row[6], host, reconstructed=True) for row in rows]
+        self._database.receipts.append(connection, receipts)
+        done = rows[-1][0] if len(rows) == limit else log.arrivals_old
+        fetched(connection, "UPDATE receipt_log SET arrivals_done = :done", {"done": done})
+
+
+class _Log(NamedTuple):
+    transfers_done: int
+    transfers_old: int
+    arrivals_done: int
+    arrivals_old: int
+    erased: int
+
+
+def _log(connection: Connection) -> _Log:
+    read_frontier(connection)  # StateError when the row is gone
+    return _Log._make(fetched(connection, _LOG)[0])
+
+
+def _has_old(connection: Connection) -> bool:
+    log = _log(connection)
+    return log.transfers_done < log.transfers_old or log.arrivals_done < log.arrivals_old
+
+
+def _file(row: Any) -> dict[str, Any]:
+    return dict(zip(("mapping", "origin", "sha256", "path", "size"), row[1:6], strict=True))
+
+
+def _time_of(body: str) -> str:
+    """Return the time of a receipt; one that was tampered with is not old, so that nothing hides it."""
+    try:
+        return str(json.loads(body)["time"])
+    except (ValueError, KeyError, TypeError):
+        return "9999"
+
+
+_LOG = "SELECT transfers_done, transfers_old, arrivals_done, arrivals_old, erased FROM receipt_log"
+_OLD_TRANSFERS = """
+SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
+  d.folder, d.name, t.state, coalesce(a.ended, t.updated), a.status, a.correlation_id, a.etag, a.proof, t.detail
+FROM transfer t
+LEFT JOIN document d ON d.id = (
+  SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)
+LEFT JOIN attempt a ON a.transfer_id = t.id AND a.lease = t.lease AND a.state = t.state
+WHERE t.id > :done AND t.id <= :old AND t.state IN ('sent', 'gone')
+  AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.transfer_id = t.id AND r.kind IN ('sent', 'adopted', 'gone'))
+ORDER BY t.id LIMIT :most
+"""
+_OLD_DOWNLOADS = """
+SELECT id, mapping, origin, sha256, path, size, updated FROM arrival
+WHERE id > :done AND id <= :old AND landed AND path IS NOT NULL ORDER BY id LIMIT :most
+"""
+_NEXT_BODIES = "SELECT idx, body FROM receipt WHERE idx >= :erased ORDER BY idx LIMIT :most"
+_ERASE = "UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until"

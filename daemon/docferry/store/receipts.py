@@ -1,0 +1,129 @@
+"""Appends receipts in the transaction that makes them true."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from docferry import __version__
+from docferry.clock import iso
+from docferry.errors import StateError
+from docferry.model import State, escaped, joined
+from docferry.receipts.merkle import Frontier, leaf_hash
+from docferry.receipts.record import Kind, Receipt
+from docferry.store.connection import driver, fetched
+
+
+class ReceiptWriter:
+    """Appends to the log; `host` is the name of this machine in every receipt."""
+
+    def __init__(self, host: str | None = None) -> None:
+        self.host = host or platform.node()
+
+    def append(self, connection: Connection, receipts: Sequence[Receipt]) -> None:
+        """Append leaves, in this order. StateError when the log's own row is missing."""
+        if not receipts:
+            return
+        tree, rows = read_frontier(connection), list[tuple[object, ...]]()
+        for index, receipt in enumerate(receipts, tree.size):
+            body = receipt.body(index)
+            leaf = leaf_hash(body.encode("ascii"))
+            tree.append(leaf)
+            rows.append((index, receipt.transfer_id, receipt.kind.value, body, leaf))
+        driver(connection).executemany(_INSERT, rows)
+        fetched(connection, _GROWN, {"size": tree.size, "frontier": tree.encode()})
+
+    def append_ended(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
+        receipts = []
+        for row in rows:
+            if row["state"] is State.SENT:
+                kind = Kind.SENT if row["from"] is State.SENDING else Kind.ADOPTED
+            elif row["state"] is State.GONE:
+                kind = Kind.GONE
+            else:
+                continue
+            answer = {name: row[name] for name in ("status", "correlation_id", "etag", "proof", "detail")}
+            receipts += self._about(connection, [row["id"]], kind, row["at"], answer)
+        self.append(connection, receipts)
+
+    def append_gone(self, connection: Connection, transfer_ids: Iterable[int], now: float, detail: str) -> None:
+        """Append a receipt for each transfer that will not be sent."""
+        self.append(connection, list(self._about(connection, transfer_ids, Kind.GONE, now, {"detail": detail})))
+
+    def append_released(self, connection: Connection, transfer_ids: Iterable[int], now: float, actor: str) -> None:
+        """Append a receipt for each transfer that a person released from approval."""
+        self.append(connection, list(self._about(connection, transfer_ids, Kind.RELEASED, now, {"actor": actor})))
+
+    def append_downloaded(self, connection: Connection, files: Iterable[Mapping[str, Any]], now: float) -> None:
+        """Append a receipt for each downloaded file: `mapping`, `path` (bytes), `origin`, `sha256`, `size`."""
+        receipts = [downloaded(file, now, self.host) for file in files]
+        self.append(connection, receipts)
+
+    def _about(
+        self, connection: Connection, transfer_ids: Iterable[int], kind: Kind, now: float, more: Mapping[str, Any]
+    ) -> list[Receipt]:
+        facts = (row for each in transfer_ids for row in fetched(connection, FACTS, {"id": each}))
+        return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
+
+
+def read_frontier(connection: Connection) -> Frontier:
+    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense."""
+    found = fetched(connection, _LOG)
+    try:
+        return Frontier(*found[0])
+    except (IndexError, ValueError) as error:
+        raise StateError(
+            "the log of receipts has lost its row in receipt_log, or it was changed; restore the database from a copy"
+        ) from error
+
+
+def about_transfer(facts: Sequence[Any], kind: Kind, now: float, more: Mapping[str, Any]) -> Receipt:
+    """Return the receipt of a transfer from a row of `FACTS`."""
+    transfer_id, uid, mapping, remote, company, connection_id, remote_name, sha256, size, folder, name = facts
+    fields = {
+        "uid": uid,
+        "time": iso(now),
+        "mapping": mapping,
+        "path": None if name is None else escaped(joined(folder, name)),
+        "size": size,
+        "sha256": sha256,
+        "remote": remote,
+        "company_id": company,
+        "connection_id": connection_id,
+        "remote_name": remote_name,
+        "version": __version__,
+    }
+    return Receipt(transfer_id, kind, {**fields, **more})
+
+
+def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed: bool = False) -> Receipt:
+    """Return the receipt of a file that came down."""
+    fields = {
+        "time": iso(now),
+        "mapping": file["mapping"],
+        "path": escaped(file["path"]),
+        "size": file["size"],
+        "sha256": file["sha256"],
+        "remote_name": file["origin"],
+        "host": host,
+        "version": __version__,
+        "reconstructed": True if reconstructed else None,
+    }
+    return Receipt(None, Kind.DOWNLOADED, fields)
+
+
+_LOG = "SELECT size, frontier FROM receipt_log"
+_GROWN = "UPDATE receipt_log SET size = :size, frontier = :frontier"
+_INSERT = "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (?, ?, ?, ?, ?)"
+#: A transfer, and the path that its bytes have or had: of several the one that is still there.
+FACTS = """
+SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
+  d.folder, d.name
+FROM transfer t LEFT JOIN document d ON d.id = (
+  SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)
+WHERE t.id = :id
+"""
