@@ -124,8 +124,8 @@ def _doom(fate: Fate) -> None:
         await move(self, rows)
         fate.strike(*(f"{each}:after" for each in arrows))
 
-    def applied(connection: Any, rows: list[dict[str, Any]]) -> Any:
-        found = apply(connection, rows)
+    def applied(connection: Any, rows: list[dict[str, Any]], receipts: Any) -> Any:
+        found = apply(connection, rows, receipts)
         fate.strike(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
         return found
 
