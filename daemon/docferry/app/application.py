@@ -30,6 +30,7 @@ from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
+from docferry.telemetry import Telemetry
 from docferry.upload.after_upload import tidy
 from docferry.upload.batch_trials import BatchTrials
 from docferry.upload.gates import GateManager
@@ -60,6 +61,15 @@ class Application:
     uploads: Mapping[str, Upload]
     downloads: Sequence[Download]
 
+    @property
+    def telemetry(self) -> Telemetry:
+        """Where events are counted."""
+        return self.gate_manager.telemetry
+
+    def count_events(self, telemetry: Telemetry) -> None:
+        """Tell events to `telemetry` from now on."""
+        self.gate_manager.telemetry = self.downloader.telemetry = telemetry
+
 
 def database_path(settings: Settings) -> Path:
     """Where the queue is kept."""
@@ -74,6 +84,7 @@ async def open_application(
     downloads: bool = True,
     adopt: bool = False,
     patience: float = float("inf"),
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Application]:
     """The rooms for `mappings` (all when empty). ConfigError: no such mapping; StateError: the state folder. A full
     disk is waited for `patience` seconds."""
@@ -90,6 +101,7 @@ async def open_application(
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
         app = _build(settings, clock, database, owner, remotes, keys, uploads, pulls if downloads else [], adopt)
+        app.count_events(telemetry or Telemetry(clock))
         for upload in uploads.values():
             await app.reconciler.follow(upload)
         yield app

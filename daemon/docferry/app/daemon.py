@@ -14,7 +14,9 @@ import anyio.to_thread
 from docferry import logs, systemd
 from docferry.app import status_file
 from docferry.app.application import Application, open_application
+from docferry.app.running import Monitoring, RunningDaemon
 from docferry.app.shutdown import finish, first, plain_errors
+from docferry.clock import SystemClock
 from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
 from docferry.files.write_lease import guard_signals
 from docferry.settings import Download, Settings, missing_keys
@@ -24,26 +26,30 @@ log = logs.get("app")
 
 #: A share that hangs must not keep the service from being ready for the others, seconds.
 READY_AFTER = 60.0
-#: How late a loop may be before the watchdog is no longer fed, seconds.
-LATE = 60.0
 
 
 async def ferry(
-    settings: Settings, *, reload: Callable[[], Settings], notify: Callable[[str], None] = systemd.notify
+    settings: Settings,
+    *,
+    reload: Callable[[], Settings],
+    notify: Callable[[str], None] = systemd.notify,
+    monitoring: Monitoring | None = None,
 ) -> None:
     """The daemon: until SIGTERM or SIGINT. SIGHUP builds the house anew with what `reload` reads, if it is sound."""
     guard_signals()
     with plain_errors():
-        await _ferry(settings, reload, notify)
+        await _ferry(settings, reload, notify, monitoring or Monitoring(SystemClock()))
 
 
-async def _ferry(settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None]) -> None:
+async def _ferry(
+    settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None], monitoring: Monitoring
+) -> None:
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
     received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with locks.sole(settings.state_dir), received as signals:
         following: Settings | None = settings
         while following is not None:
-            following = await _serve(following, signals, partial(_reloaded, reload, settings), notify)
+            following = await _serve(following, signals, partial(_reloaded, reload, settings), notify, monitoring)
     notify("STOPPING=1")
 
 
@@ -63,13 +69,18 @@ def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | N
 
 
 async def _serve(
-    settings: Settings, signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+    settings: Settings,
+    signals: object,
+    reloaded: Callable[[], Settings | None],
+    notify: Callable[[str], None],
+    monitoring: Monitoring,
 ) -> Settings | None:
     """One configuration's life: returns the next one, or None to stop."""
     for sentence in missing_keys(settings, settings.secrets()):
         log.error("key_missing", sentence)
     following: Settings | None = None
-    async with open_application(settings) as app:
+    async with open_application(settings, telemetry=monitoring.telemetry(settings)) as app:
+        daemon = RunningDaemon(app, app.clock.now())
         await app.scheduler.prepare()
         with _stopped_in_trouble(app):
             async with anyio.create_task_group() as outer:
@@ -78,9 +89,11 @@ async def _serve(
                     rooms.start_soon(app.scan_scheduler.run, name="lookout")
                     for download in app.downloads:
                         rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
-                    rooms.start_soon(_heartbeat, app, notify, name="heartbeat")
+                    rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
-                    following = await _wait_for_signal(signals, reloaded, notify)
+                    for service in monitoring.services(settings):
+                        rooms.start_soon(service, daemon)
+                    following = await _wait_for_signal(daemon, signals, reloaded, notify)
                     if following is None:
                         app.database.hurry()
                     rooms.cancel_scope.cancel()
@@ -101,7 +114,7 @@ def _stopped_in_trouble(app: Application) -> Iterator[None]:
 
 
 async def _wait_for_signal(
-    signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
+    daemon: RunningDaemon, signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
 ) -> Settings | None:
     async for number in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
         if number != signal.SIGHUP:
@@ -113,6 +126,7 @@ async def _wait_for_signal(
         if fresh is not None:
             log.info("reloaded", "the configuration was read again")
             return fresh
+        daemon.reload_ok = False
         notify("READY=1")
     return None
 
@@ -124,27 +138,25 @@ async def _ready(app: Application, notify: Callable[[str], None]) -> None:
     notify("READY=1")
 
 
-async def _heartbeat(app: Application, notify: Callable[[str], None]) -> None:
+async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> None:
     """Tell `status` and systemd how things stand, when that is news; feed the watchdog only while scans and workers
     move."""
-    watchdog = systemd.watchdog_seconds()
+    app, watchdog = daemon.app, systemd.watchdog_seconds()
     every = min(status_file.EVERY, watchdog) if watchdog else status_file.EVERY
-    started, trouble = app.clock.now(), None
+    trouble: str | None = None
     told: tuple[str, object] = ("", None)
     while True:
         if (app.database.alarm is None) != (trouble is None):
             trouble = app.database.alarm
             log.error("database_trouble", trouble or "all is well again with the database")
-        now = app.clock.steady()
-        moving = now - app.scheduler.beat < LATE and now - app.scan_scheduler.beat < LATE
-        # A full disk is waited out: a restart would not make room.
-        if watchdog and (moving or app.database.trouble):
+        if watchdog and daemon.is_alive:
             notify("WATCHDOG=1")
-        sentence, figures = status_file.sentence(app), status_file.describe(app, started)
+        sentence, figures = status_file.sentence(app), daemon.status()
         if (sentence, figures) != told:
             notify(f"STATUS={sentence}")
             written = await anyio.to_thread.run_sync(status_file.write, app.settings.state_dir, figures)
             told = (sentence, figures if written else None)
+        await anyio.to_thread.run_sync(status_file.keep_fresh, app.settings.state_dir)
         await anyio.sleep(every)
 
 

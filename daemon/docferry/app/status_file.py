@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to 
 
 #: How often is looked whether there is something new to say, seconds.
 EVERY = 2.0
+#: An unchanged file is touched so often, seconds.
+TOUCHED_EVERY_S = 10.0
 #: Files still being written that are named in it.
 NAMED = 20
 
@@ -35,6 +38,7 @@ def describe(app: Application, started: float) -> dict[str, Any]:
                 "clock_offset": remote.health.clock_offset,
                 "last_answer": remote.health.last_answer,
                 "in_flight": app.scheduler.in_flight_at(name),
+                "rate": _rounded(app.telemetry.rate(name)),
             }
             for name, remote in app.remotes.items()
         },
@@ -90,6 +94,22 @@ def read_status(state_dir: Path) -> dict[str, Any] | None:
     return said | {"pid": pid}
 
 
+def keep_fresh(state_dir: Path) -> None:
+    """Touch the file, so that `docferry health` can tell a daemon that lives from one that hangs."""
+    path = state_dir / "status.json"
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime >= TOUCHED_EVERY_S:
+            os.utime(path)
+
+
+def age(state_dir: Path) -> float | None:
+    """Return how long ago the daemon last wrote or touched its file, seconds; None when there is none."""
+    try:
+        return max(time.time() - (state_dir / "status.json").stat().st_mtime, 0.0)
+    except OSError:
+        return None
+
+
 def forget(state_dir: Path) -> None:
     """The daemon ends in good order."""
     (state_dir / "status.json").unlink(missing_ok=True)
@@ -99,11 +119,19 @@ def _names(app: Application) -> list[str]:
     return [*app.uploads, *(download.name for download in app.downloads)]
 
 
+def _rounded(rate: float | None) -> float | None:
+    """Two digits: a figure that creeps would have the file written without end."""
+    return None if rate is None else float(f"{rate:.2g}")
+
+
 def _mapping(app: Application, name: str) -> dict[str, Any]:
     state = app.reconciler.state(name)
+    unsettled = app.reconciler.debouncer.unsettled(name)
     return {
         "problem": state.problem or next(iter(state.subfolders.values()), None),
         "watch": state.watch if name in app.uploads else "on a schedule",
         "last_scan": iso(state.last_scan),
-        "unsettled": [[escaped(path), iso(since)] for path, since in app.reconciler.debouncer.unsettled(name)[:NAMED]],
+        "scan_seconds": round(state.reading, 3) if name in app.uploads else None,
+        "unsettled": [[escaped(path), iso(since)] for path, since in unsettled[:NAMED]],
+        "unsettled_files": len(unsettled),
     }

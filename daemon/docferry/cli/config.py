@@ -81,6 +81,8 @@ def _lines(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         ("wootiv", settings.wootiv, secrets.wootiv_key),
     ):
         yield from ("", f"[{name}]", *_pairs(section), _key(key))
+    for name, plain in (("metrics", settings.metrics), ("web", settings.web)):
+        yield from ("", f"[{name}]", *_pairs(plain))
     yield from _alerts(settings, environ)
     for upload in settings.uploads:
         yield from ("", "[[upload]]", *_pairs(upload))

@@ -103,6 +103,18 @@ def _config() -> Command:
     return _tell_config
 
 
+def _health() -> Command:
+    from docferry.cli.health import command
+
+    return command
+
+
+def _metrics() -> Command:
+    from docferry.cli.metrics import command
+
+    return command
+
+
 _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "run": _run,
     "sync": _sync,
@@ -112,6 +124,8 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "retry": _retry,
     "check": _check,
     "config": _config,
+    "health": _health,
+    "metrics": _metrics,
     "simulate": _simulate,
     "demo": _demo,
 }

@@ -62,7 +62,7 @@ def build_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"docferry {__version__}")
     parser.add_argument("--config", type=Path, metavar="PATH", help=_CONFIG_HELP)
     parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for add in (_run, _sync, _status, _list, _show, _retry, _check, _config, _simulate, _demo):
+    for add in (_run, _sync, _status, _list, _show, _retry, _check, _health, _metrics, _config, _simulate, _demo):
         add(parser)
     return parser
 
@@ -193,6 +193,27 @@ def _check(parser: _Parser) -> None:
     )
     check.add_argument("--offline", action="store_true", help="ask no remote")
     check.add_argument("--json", action="store_true", help="one object")
+
+
+def _health(parser: _Parser) -> None:
+    health = parser.command(
+        "health",
+        "whether the daemon is alive, or ready: exit 0 when it is, 1 when it is not",
+        "",
+        "--ready",
+        more="For container health checks. The remotes are no part of it: docferry waits for them.",
+    )
+    health.add_argument("--ready", action="store_true", help="the first scan was planned, and the queue can be written")
+
+
+def _metrics(parser: _Parser) -> None:
+    parser.command(
+        "metrics",
+        "the metrics once, as text",
+        "",
+        "| grep held",
+        more="Events are counted in the daemon: without one, or without metrics.listen, only states are told.",
+    )
 
 
 def _config(parser: _Parser) -> None:

@@ -9,6 +9,8 @@ import anyio
 
 from docferry import logs, settings, systemd
 from docferry.app.daemon import ferry
+from docferry.cli.monitoring import ConfiguredMonitoring
+from docferry.clock import SystemClock
 
 
 def command(asked: Namespace) -> int:
@@ -16,5 +18,6 @@ def command(asked: Namespace) -> int:
     wanted = settings.load(asked.config)
     logs.configure(wanted.log_level, wanted.log_format)
     reload = partial(settings.load, asked.config)
-    anyio.run(partial(ferry, wanted, reload=reload, notify=systemd.notify))
+    monitoring = ConfiguredMonitoring(SystemClock())
+    anyio.run(partial(ferry, wanted, reload=reload, notify=systemd.notify, monitoring=monitoring))
     return 0

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 
 from docferry import logs
+from docferry.app import last_sync
 from docferry.app.one_pass import sync
 from docferry.cli.args import load, mappings, roots
 from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
+from docferry.errors import DatabaseBusy, DocferryError
 from docferry.model import escaped
 from docferry.settings import Settings
+
+EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL = 2, 70, 75
 
 if TYPE_CHECKING:
     from docferry.app.dry_run import PreviewRow
@@ -35,10 +41,34 @@ def command(asked: Namespace) -> int:
 
         rows = anyio.run(partial(preview, settings, mappings=chosen))
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
-    report = anyio.run(_one_pass, settings, asked, chosen, screen)
+    with _recorded(settings) as ended:
+        report = anyio.run(_one_pass, settings, asked, chosen, screen)
+        ended.code = report.exit_code
     complain(*report.problems)
     _show(report, screen, as_json=asked.json)
     return report.exit_code
+
+
+@dataclass(slots=True)
+class _End:
+    code: int = EX_SOFTWARE
+
+
+@contextmanager
+def _recorded(settings: Settings) -> Iterator[_End]:
+    """Record the exit code for the metrics, and write the textfile unless a running daemon does."""
+    ended = _End()
+    try:
+        yield ended
+    except DocferryError as error:
+        ended.code = EX_TEMPFAIL if isinstance(error, DatabaseBusy) else EX_CONFIG
+        raise
+    finally:
+        last_sync.write(settings.state_dir, ended.code, time.time())
+        if settings.metrics.textfile is not None:
+            from docferry.cli.metrics import write_textfile
+
+            write_textfile(settings, settings.metrics.textfile)
 
 
 async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], screen: Screen) -> SyncReport:

@@ -24,6 +24,7 @@ from docferry.remotes.wootiv.client import Wootiv
 from docferry.settings import Download
 from docferry.store.cursors import Arrival, Cursors
 from docferry.store.transfers import Transfers
+from docferry.telemetry import Telemetry
 
 log = logs.get("pull")
 
@@ -59,6 +60,7 @@ class Downloader:
         self._clock = clock
         self._spool = spool
         self.brought = Brought()
+        self.telemetry = Telemetry(clock)
 
     async def pull(self, download: Download) -> None:
         """One round of a mapping. RemoteError, FolderError, ArchiveError: what landed stays, the rest comes later."""
@@ -188,6 +190,7 @@ class Downloader:
         await self._cursors.expect([Arrival(download.name, origin, sha256, bytes(lies), True, size)])
         self.brought.files += 1
         self.brought.bytes += size
+        self.telemetry.downloaded(download.name)
         log.info("landed", mapping=download.name, path=bytes(lies), size=size)
 
 

@@ -16,9 +16,23 @@ from docferry.model import RemoteName
 from docferry.settings import cross_checks, keys, problems, sources, trust
 from docferry.settings.alerts import Alerts, Heartbeat
 from docferry.settings.keys import Secrets
+from docferry.settings.listeners import Metrics, Web
 from docferry.settings.mappings import CaFile, Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
 
-__all__ = ["Codat", "Download", "Retry", "Route", "Secrets", "Settings", "Upload", "Wootiv", "load", "missing_keys"]
+__all__ = [
+    "Codat",
+    "Download",
+    "Metrics",
+    "Retry",
+    "Route",
+    "Secrets",
+    "Settings",
+    "Upload",
+    "Web",
+    "Wootiv",
+    "load",
+    "missing_keys",
+]
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -140,6 +154,8 @@ class Settings(BaseSettings):
     retry: Retry = Retry()
     codat: Codat = Codat()
     wootiv: Wootiv = Wootiv()
+    metrics: Metrics = Metrics()
+    web: Web = Web()
     alerts: Alerts = Alerts()
     heartbeat: Heartbeat = Heartbeat()
     uploads: tuple[Upload, ...] = Field(default=(), alias="upload")

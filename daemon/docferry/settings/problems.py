@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from docferry.settings import Settings
 
 _QUIET: Final = frozenset({"api_key", "proxy", "base_url", "url", "smtp"})  # their values may carry a secret
+#: The tables of one level, where a key that stands in the wrong place may belong.
+_SECTIONS: Final = ("codat", "wootiv", "retry", "metrics", "web", "alerts", "heartbeat")
 _MISSING: Final = {
     "name": "give it a name of its own",
     "folder": 'say which folder, as in "/srv/scans"',
@@ -142,11 +144,7 @@ def _unknown(model: type[BaseModel], loc: Loc, written: Written) -> str:
         cure = f'did you mean "{near[0]}"?'
     elif table and wrong in _keys(model):
         cure = "it belongs at the top of the file, before the first [section]"
-    elif homes := [
-        f"[{name}]"
-        for name in ("codat", "wootiv", "retry", "alerts", "heartbeat")
-        if wrong in _keys(_model_at(model, (name,)))
-    ]:
+    elif homes := [f"[{name}]" for name in _SECTIONS if wrong in _keys(_model_at(model, (name,)))]:
         cure = f"it belongs under {' or '.join(homes)}"
     return f"{_key(loc)}{_origin(loc, written)}: unknown key; {cure}"
 

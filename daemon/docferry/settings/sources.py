@@ -32,6 +32,7 @@ _PATHS: Final = frozenset(
         "secret_file",
         "token_file",
         "url_file",
+        "textfile",
     }
 )
 _SHARED_STATE_DIR: Final = Path("/var/lib/docferry")

@@ -12,6 +12,7 @@ from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State, Transfer
 from docferry.store.gates import Gates
 from docferry.store.transfers import Transfers
+from docferry.telemetry import Telemetry
 from docferry.upload.selection import gates_of
 
 log = logs.get("carry")
@@ -49,6 +50,7 @@ class GateManager:
         # Not for secrets: jitter only has to spread.
         self._random = random.Random()  # noqa: S311 - jitter, not cryptography
         self.counters = Counters()
+        self.telemetry = Telemetry(clock)
         self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
         self.closings = 0  # how often a gate was closed here, or its closing written down
         self.closing: list[Gate] = []  # closed, and not written down yet

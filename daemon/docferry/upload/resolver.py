@@ -142,6 +142,7 @@ class Resolver:
                 outcome = self._gate_manager.given_up(finding.detail)
             else:
                 again.append(transfer)
+                self._gate_manager.telemetry.doubt_resolved(transfer.target.remote, "absent")
                 continue
             await self._gate_manager.settle(transfer, outcome)
             settled.append((transfer, outcome))

@@ -18,6 +18,7 @@ from docferry.remotes.protocol import MayGo, Remote, always
 from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.transfers import Transfers
+from docferry.telemetry import Delivery
 from docferry.upload.batch import Batch, Places, idempotency_key
 from docferry.upload.batch_trials import BatchTrials
 from docferry.upload.gates import GateManager
@@ -60,6 +61,7 @@ class Uploader:
         self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
         self._wakeups = wakeups
         self._delivered = delivered
+        self._clock = clock
         self._batch_trials = batch_trials
         self._resolver = Resolver(
             gate_manager,
@@ -166,7 +168,10 @@ class Uploader:
         try:
             if await turn():
                 items = [UploadItem(transfer, source) for transfer, source in sources]
-                return await remote.send(items, idempotency_key(sending), may_go)
+                began = self._clock.steady()
+                receipt = await remote.send(items, idempotency_key(sending), may_go)
+                self._gate_manager.telemetry.request_ended(remote.name, self._clock.steady() - began)
+                return receipt
             await self._unsent(sending)
         except NotNow:
             await self._unsent(sending)
@@ -243,6 +248,8 @@ class Uploader:
             wait = self.remotes[sending[0].target.remote].find_after
             doubt = Outcome(State.DOUBTFUL, BATCH, detail, delay=wait)
             await self._transfers.settle_all(sending, doubt, was=State.SENDING)
+            for _ in sending:
+                self._gate_manager.telemetry.attempt_ended(sending[0].target.remote, State.DOUBTFUL)
             return
         await self._arrived(sending, receipt, State.SENDING)
 
@@ -256,6 +263,7 @@ class Uploader:
         for transfer in transfers if lost is None else ():
             self._gate_manager.counters.uploaded += 1
             self._gate_manager.counters.bytes_up += transfer.size
+            self._count_arrival(transfer, receipt, was)
             log.info(
                 "sent",
                 mapping=transfer.mapping,
@@ -270,6 +278,15 @@ class Uploader:
         if lost is not None:
             raise lost
 
+    def _count_arrival(self, transfer: Transfer, receipt: Receipt, was: State) -> None:
+        telemetry, remote = self._gate_manager.telemetry, transfer.target.remote
+        delay = self._clock.now() - transfer.due_since
+        telemetry.uploaded(Delivery(transfer.mapping, remote, transfer.size, delay))
+        if was is State.SENDING:
+            telemetry.attempt_ended(remote, State.SENT)
+        else:
+            telemetry.doubt_resolved(remote, receipt.proof)
+
     async def _changed(self, sending: Sequence[Transfer], changed: SourceError, places: Places) -> None:
         """The body was never completed, so nothing was stored. Alone it is gone; of a batch the rest is innocent."""
         for transfer in sending:
@@ -282,6 +299,7 @@ class Uploader:
             else:
                 outcome = Outcome(State.GONE, None, str(changed))
             await self._gate_manager.settle(transfer, outcome, State.SENDING)
+            self._gate_manager.telemetry.attempt_ended(transfer.target.remote, outcome.state)
             if outcome.state is State.GONE:
                 for place in places.get(transfer.id, ()):
                     self._wakeups.check_paths(place.mapping, [place.path])
@@ -309,6 +327,7 @@ class Uploader:
                 delay=round(outcome.delay, 3),
             )
             await self._gate_manager.settle(transfer, outcome, State.SENDING)
+            self._gate_manager.telemetry.attempt_ended(transfer.target.remote, outcome.state)
 
     def _with_limits(self, transfer: Transfer, outcome: Outcome) -> Outcome:
         """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""

@@ -1,0 +1,158 @@
+"""How things stand: `status --json`, the metrics, the status page and the alerts tell the same figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from docferry import projection
+from docferry.clock import iso
+from docferry.model import Gate, Reason, State, escaped
+from docferry.projection import Backlog
+from docferry.settings import Settings
+from docferry.store.queue_view import QueueSnapshot
+
+Figures = dict[str, Any]
+
+#: Gates that time alone does not open.
+PERSON_REASONS: Final = frozenset({Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED})
+
+
+def figures(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any] | None) -> Figures:
+    """Everything that `status --json` tells, see docs/json.md. `daemon` is its status file; None: it does not run."""
+    said = daemon or {}
+    return {
+        "time": iso(time.time()),
+        "running": None if daemon is None else {"pid": daemon["pid"], "since": iso(daemon["started"])},
+        "trouble": said.get("trouble"),
+        "documents": {state.value: sum(c.get(state, 0) for c in queue.documents.values()) for state in State},
+        "uploads": _uploads(settings, queue, said),
+        "downloads": _downloads(settings, queue.arrivals, said),
+        "held": [{"mapping": mapping, "reason": reason, "count": number} for mapping, reason, number in queue.held],
+        "remotes": _remotes(settings, queue, said),
+        "gates": [_gate(queue.gates[key]) for key in sorted(queue.gates)],
+    }
+
+
+def needs_person(gate: Gate) -> bool:
+    """Whether somebody has to do something before the gate can open."""
+    return gate.reason in PERSON_REASONS
+
+
+def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]) -> list[Figures]:
+    configured = {upload.name: upload for upload in settings.uploads}
+    oldest: dict[str, float] = {}
+    for due in queue.due:
+        oldest[due.mapping] = min(due.since, oldest.get(due.mapping, due.since))
+    rows = []
+    for name in dict.fromkeys([*configured, *sorted(queue.documents)]):
+        upload = configured.get(name)
+        said = daemon.get("mappings", {}).get(name, {})
+        unsettled = said.get("unsettled", [])
+        rows.append(
+            {
+                "mapping": name,
+                "configured": upload is not None,
+                "to": None if upload is None else upload.to,
+                "folder": None if upload is None else escaped(upload.folder),
+                "documents": {state.value: queue.documents.get(name, {}).get(state, 0) for state in State},
+                "oldest_due": iso(oldest.get(name)),
+                "problem": said.get("problem") if daemon or upload is None else _missing(upload.root),
+                "watch": said.get("watch"),
+                "last_scan": said.get("last_scan"),
+                "scan_seconds": said.get("scan_seconds"),
+                "unsettled": [{"path": path, "since": since} for path, since in unsettled],
+                "unsettled_files": said.get("unsettled_files", len(unsettled)),
+            }
+        )
+    return rows
+
+
+def _missing(root: Path) -> str | None:
+    """Without a daemon nobody watches the folder: whether it is there can be seen all the same."""
+    try:
+        return None if root.is_dir() else f"{escaped(str(root))} is not there; make it, or mount it"
+    except OSError as error:
+        return f"{escaped(str(root))} cannot be read: {error.strerror}"
+
+
+def _downloads(settings: Settings, arrivals: Mapping[str, int], daemon: Mapping[str, Any]) -> list[Figures]:
+    configured = {download.name: download for download in settings.downloads}
+    rows = []
+    for name in dict.fromkeys([*configured, *sorted(arrivals)]):
+        download = configured.get(name)
+        said = daemon.get("mappings", {}).get(name, {})
+        rows.append(
+            {
+                "mapping": name,
+                "configured": download is not None,
+                "from": None if download is None else download.source,
+                "folder": None if download is None else escaped(download.folder),
+                "brought": arrivals.get(name, 0),
+                "problem": said.get("problem"),
+                "last_round": said.get("last_scan"),
+            }
+        )
+    return rows
+
+
+def _remotes(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]) -> list[Figures]:
+    rows = []
+    for name in sorted(settings.remotes):
+        said = daemon.get("remotes", {}).get(name, {})
+        oldest = queue.oldest.get(name)
+        rows.append(
+            {
+                "remote": name,
+                "limit": said.get("limit"),
+                "remaining": said.get("remaining"),
+                "reset": iso(said.get("reset")),
+                "clock_offset": said.get("clock_offset"),
+                "last_answer": iso(said.get("last_answer")),
+                "in_flight": said.get("in_flight", 0),
+                "due": sum(due.documents for due in queue.due if due.remote == name),
+                "oldest_due": None
+                if oldest is None
+                else {
+                    "id": oldest.id,
+                    "mapping": oldest.mapping,
+                    "path": escaped(oldest.path),
+                    "since": iso(oldest.since),
+                },
+                "per_minute": None if said.get("rate") is None else round(said["rate"] * 60, 1),
+                "projected_finish": iso(_projected(settings, queue, name, said)),
+            }
+        )
+    return rows
+
+
+def _projected(settings: Settings, queue: QueueSnapshot, remote: str, said: Mapping[str, Any]) -> float | None:
+    gate, batch = queue.gates.get(remote), settings.codat.batch if remote == "codat" else 1
+    remaining, limit = said.get("remaining"), said.get("limit")
+    reserve = (limit or 0) * (settings.codat.quota_reserve if remote == "codat" else 0.0)
+    backlog = Backlog(
+        documents=sum(due.documents for due in queue.due if due.remote == remote),
+        rate=said.get("rate"),
+        per_minute=settings.codat.requests_per_minute * batch if remote == "codat" else None,
+        batch=batch,
+        quota_limit=limit,
+        quota_left=None if remaining is None else max(remaining - reserve, 0.0),
+        quota_reset=said.get("reset"),
+        closed_until=None if gate is None else gate.until,
+        needs_person=gate is not None and needs_person(gate),
+    )
+    return projection.finish(backlog, time.time())
+
+
+def _gate(gate: Gate) -> Figures:
+    return {
+        "gate": gate.key,
+        "reason": gate.reason,
+        "detail": gate.detail,
+        "since": iso(gate.since),
+        "next_probe": iso(gate.until),
+        "probes": gate.tries,
+        "needs_person": needs_person(gate),
+    }

@@ -1,0 +1,39 @@
+"""How the last one-shot `sync` ended: a small file in the state folder, for the metrics."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_NAME = "last_sync.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LastSync:
+    """Wall seconds of its end and of the last end with exit code 0, and its exit code."""
+
+    ended: float
+    exit_code: int
+    succeeded: float | None
+
+
+def write(state_dir: Path, exit_code: int, now: float) -> None:
+    """Record an end. A state folder that cannot be written changes nothing of what was sent."""
+    known = read(state_dir)
+    succeeded = now if exit_code == 0 else known.succeeded if known else None
+    path, fresh = state_dir / _NAME, state_dir / f"{_NAME}.new"
+    with suppress(OSError):
+        fresh.write_text(json.dumps(asdict(LastSync(now, exit_code, succeeded))))
+        fresh.replace(path)
+
+
+def read(state_dir: Path) -> LastSync | None:
+    """Return the last end; None when there was none, or when its file cannot be read."""
+    try:
+        said = json.loads((state_dir / _NAME).read_text(encoding="utf-8"))
+        succeeded = said["succeeded"]
+        return LastSync(float(said["ended"]), int(said["exit_code"]), None if succeeded is None else float(succeeded))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

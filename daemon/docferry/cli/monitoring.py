@@ -1,0 +1,40 @@
+"""The metrics and the status page, imported only where the configuration asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from docferry.app.running import Monitoring, Service
+from docferry.clock import Clock
+from docferry.settings import Settings
+from docferry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from docferry.web.metrics import EventMetrics
+
+
+class ConfiguredMonitoring(Monitoring):
+    """What `[metrics]` and `[web]` ask for. Counters live on when SIGHUP brings another configuration."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self._telemetry = Telemetry(clock)
+        self._events: EventMetrics | None = None
+
+    def telemetry(self, settings: Settings) -> Telemetry:
+        """Return the metrics' counters, once they were asked for."""
+        if self._events is None and (settings.metrics.listen or settings.metrics.textfile):
+            from docferry.web.metrics import EventMetrics
+
+            self._events = EventMetrics(self.clock)
+        return self._events or self._telemetry
+
+    def services(self, settings: Settings) -> Sequence[Service]:
+        """Return the services that the configuration asks for."""
+        services: list[Service] = []
+        if self._events is not None and (settings.metrics.listen or settings.metrics.textfile):
+            from docferry.web.monitoring import MetricsService
+
+            services.append(MetricsService(self._events))
+        return services

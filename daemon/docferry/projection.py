@@ -1,0 +1,51 @@
+"""When a remote will have everything that is due: from rate limit, quota and measured rate. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+DAY_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What one remote still has to get, and what holds it up. Times are wall seconds."""
+
+    documents: int
+    rate: float | None  # documents a second, measured lately; None: nothing was uploaded
+    per_minute: float | None  # documents a minute that the rate limit allows; None: no limit
+    batch: int = 1  # documents in one request
+    quota_limit: int | None = None  # requests a day
+    quota_left: float | None = None  # requests for new documents, apart from the reserve
+    quota_reset: float | None = None
+    closed_until: float | None = None  # by a gate before the whole remote
+    needs_person: bool = False  # a gate before the whole remote that time alone does not open
+
+
+def finish(backlog: Backlog, now: float) -> float | None:
+    """Return when the last due document will have arrived; None: nothing is due, or nobody can say."""
+    if not backlog.documents or backlog.needs_person:
+        return None
+    limit = math.inf if backlog.per_minute is None else backlog.per_minute / 60.0
+    rate = min(limit, backlog.rate or limit)
+    if not rate or math.isinf(rate):
+        return None
+    start = max(now, backlog.closed_until or now)
+    return _within_quota(backlog, start, backlog.documents / rate)
+
+
+def _within_quota(backlog: Backlog, start: float, seconds: float) -> float:
+    """Add the days that the quota makes it wait; `seconds` is how long the uploads take by themselves."""
+    left, reset, limit = backlog.quota_left, backlog.quota_reset, backlog.quota_limit
+    if left is None or reset is None or not limit or reset <= start:
+        return start + seconds
+    requests = math.ceil(backlog.documents / backlog.batch)
+    if requests <= left:
+        return start + seconds
+    beyond = requests - max(left, 0.0)
+    full_days, last = divmod(beyond, limit)
+    if not last:
+        full_days, last = full_days - 1, limit
+    return reset + full_days * DAY_S + seconds * last / requests

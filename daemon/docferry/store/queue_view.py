@@ -1,0 +1,143 @@
+"""One consistent look at the whole queue, for `status`, the metrics, the status page and the alerts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+from sqlalchemy import Connection, text
+
+from docferry.model import Gate, joined
+from docferry.store.database import Database
+
+#: A look is taken again after so many times what it took: a large queue is not read all the time.
+COST_FACTOR: Final = 20.0
+OLDEST_LOOK_S: Final = 60.0
+
+# Each part as one of the partial indexes has it, word for word: else SQLite reads every transfer there ever was.
+_OPEN_STATES: Final = ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The documents of one mapping that are due at one remote, and since when the oldest is; wall seconds."""
+
+    mapping: str
+    remote: str
+    documents: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class OldestDue:
+    """The document that has been due for longest at one remote."""
+
+    id: int
+    mapping: str
+    path: bytes
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSnapshot:
+    """The queue at one moment."""
+
+    documents: dict[str, dict[str, int]] = field(default_factory=dict)  # by mapping and state
+    held: list[tuple[str, str, int]] = field(default_factory=list)  # mapping, reason, documents
+    arrivals: dict[str, int] = field(default_factory=dict)  # files that downloads brought, by mapping
+    gates: dict[str, Gate] = field(default_factory=dict)  # by key
+    due: list[Due] = field(default_factory=list)
+    oldest: dict[str, OldestDue] = field(default_factory=dict)  # by remote
+
+
+class QueueView:
+    """Takes snapshots, and gives out the last one again while a new one would cost too much."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = anyio.Lock()
+        self._kept = QueueSnapshot()
+        self._fresh_until = 0.0
+
+    async def snapshot(self) -> QueueSnapshot:
+        """Return the queue as it is now, or as it was at most `OLDEST_LOOK_S` ago when it is large."""
+        async with self._lock:
+            began = time.monotonic()
+            if began >= self._fresh_until:
+                self._kept = await self._database.read(queue_snapshot)
+                took = time.monotonic() - began
+                self._fresh_until = time.monotonic() + min(took * COST_FACTOR, OLDEST_LOOK_S)
+            return self._kept
+
+    def outdate(self) -> None:
+        """Take a new snapshot the next time: somebody has just changed the queue."""
+        self._fresh_until = 0.0
+
+
+def queue_snapshot(connection: Connection) -> QueueSnapshot:
+    """Read everything in the transaction of `connection`."""
+    documents: dict[str, dict[str, int]] = {}
+    for mapping, state, count in connection.execute(_COUNTS):
+        documents.setdefault(mapping, {})[state] = count
+    due = [Due(*row) for row in connection.execute(_DUE)]
+    return QueueSnapshot(
+        documents=documents,
+        held=[(row[0], row[1], row[2]) for row in connection.execute(_HELD)],
+        arrivals={row[0]: row[1] for row in connection.execute(_ARRIVALS)},
+        gates={r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in connection.execute(_GATES)},
+        due=_merged(due),
+        oldest=_oldest(connection, due),
+    )
+
+
+def _merged(due: Iterable[Due]) -> list[Due]:
+    """One entry for each mapping and remote, whatever the states."""
+    found: dict[tuple[str, str], Due] = {}
+    for each in due:
+        key = each.mapping, each.remote
+        known = found.get(key, Due(*key, 0, each.since))
+        found[key] = Due(*key, known.documents + each.documents, min(known.since, each.since))
+    return list(found.values())
+
+
+def _oldest(connection: Connection, due: Iterable[Due]) -> dict[str, OldestDue]:
+    first: dict[str, Due] = {}
+    for each in due:
+        if each.remote not in first or each.since < first[each.remote].since:
+            first[each.remote] = each
+    found = {}
+    for remote, each in first.items():
+        query = {"mapping": each.mapping, "remote": remote, "since": each.since}
+        row: Any = connection.execute(_OLDEST, query).first()
+        if row is not None:
+            found[remote] = OldestDue(row[0], each.mapping, joined(bytes(row[1]), bytes(row[2])), each.since)
+    return found
+
+
+_COUNTS = text(
+    "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id GROUP BY 1, 2"
+)
+_HELD = text(
+    "SELECT d.mapping, t.reason, count(*) FROM transfer t "
+    "CROSS JOIN document d "  # CROSS: the few that are held lead
+    "WHERE t.state = 'held' AND d.transfer_id = t.id AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
+)
+_ARRIVALS = text("SELECT mapping, count(*) FROM arrival WHERE landed AND path IS NOT NULL GROUP BY 1")
+_GATES = text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate ORDER BY key")
+_DUE = text(
+    " UNION ALL ".join(
+        f"SELECT mapping, remote, count(*), min(due_since) FROM transfer WHERE {states} GROUP BY 1, 2"
+        for states in _OPEN_STATES
+    )
+)
+_CANDIDATES = " UNION ALL ".join(
+    f"SELECT id FROM transfer WHERE {states} AND mapping = :mapping AND remote = :remote AND due_since = :since"
+    for states in _OPEN_STATES
+)
+_OLDEST = text(
+    f"SELECT d.id, d.folder, d.name FROM ({_CANDIDATES}) t JOIN document d ON d.transfer_id = t.id "
+    "ORDER BY d.present DESC, d.id LIMIT 1"
+)

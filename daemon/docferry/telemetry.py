@@ -1,0 +1,77 @@
+"""Events that metrics count. Where they happen, they are told here; without `[metrics]` nothing is counted."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from docferry.clock import Clock
+
+#: Uploads of the last so many seconds make the measured rate.
+WINDOW_S: Final = 600.0
+#: A rate needs at least so much time, seconds: a burst of one second says little about an hour.
+_SHORTEST_S: Final = 10.0
+
+
+class Throughput:
+    """Documents a second that one remote took lately, kept by the minute."""
+
+    def __init__(self) -> None:
+        self._minutes: deque[list[float]] = deque()  # [steady seconds of the first upload, uploads]
+
+    def add(self, now: float, documents: int = 1) -> None:
+        """Count uploads that ended at `now`, steady seconds."""
+        if not self._minutes or now - self._minutes[-1][0] >= 60.0:
+            self._minutes.append([now, 0])
+        self._minutes[-1][1] += documents
+
+    def rate(self, now: float) -> float | None:
+        """Documents a second; None when nothing was uploaded within `WINDOW_S`."""
+        while self._minutes and self._minutes[0][0] < now - WINDOW_S:
+            self._minutes.popleft()
+        if not self._minutes:
+            return None
+        return sum(count for _, count in self._minutes) / max(now - self._minutes[0][0], _SHORTEST_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A document that arrived, `delay` seconds after it was due."""
+
+    mapping: str
+    remote: str
+    size: int
+    delay: float
+
+
+class Telemetry:
+    """Takes events. This one keeps throughput alone, which `status` needs; the metrics add counters to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._throughput: dict[str, Throughput] = {}
+
+    def rate(self, remote: str) -> float | None:
+        """Documents a second that a remote took lately; None when it took none."""
+        found = self._throughput.get(remote)
+        return None if found is None else found.rate(self._clock.steady())
+
+    def uploaded(self, delivery: Delivery) -> None:
+        """A document arrived."""
+        self._throughput.setdefault(delivery.remote, Throughput()).add(self._clock.steady())
+
+    def attempt_ended(self, remote: str, outcome: str) -> None:
+        """An attempt ended; `outcome` is the state that the transfer got."""
+
+    def request_ended(self, remote: str, seconds: float) -> None:
+        """A request that carried documents got its receipt after so long."""
+
+    def downloaded(self, mapping: str) -> None:
+        """A file came down and is in its folder."""
+
+    def doubt_resolved(self, remote: str, proof: str) -> None:
+        """A doubt ended. `proof`: what showed that the document arrived, or "absent"."""
+
+    def alert_failed(self, receiver: str) -> None:
+        """A receiver did not take an alert."""

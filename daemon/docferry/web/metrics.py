@@ -1,0 +1,246 @@
+"""The metrics: events are counted where they happen, everything else is read from one snapshot at each scrape."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST as TEXT_TYPE
+from prometheus_client.exposition import generate_latest as plain_text
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
+from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
+
+from docferry import __version__
+from docferry.app.figures import Figures
+from docferry.clock import Clock
+from docferry.settings import Settings
+from docferry.store.schema import HEAD
+from docferry.telemetry import Delivery, Telemetry
+
+__all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "EventMetrics", "Facts", "Snapshot", "render"]
+
+#: Samples rendered without a pause, and the pause, seconds. 1,000 mappings make 20,000 samples: rendered in one go, the
+#: thread would keep the event loop from the interpreter's lock for 0.4 s.
+SLICE: Final = 40
+PAUSE_S: Final = 0.0005
+_REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_DELAY_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
+
+#: What a scrape shows beside the figures of `status --json`, by name.
+Facts = dict[str, float | None]
+_FACTS: Final = {
+    "database_size_bytes": "Size of the queue's database with its write-ahead log",
+    "database_writable": "1 while the queue can be written",
+    "state_free_bytes": "Free space of the disk that holds the state folder",
+    "config_last_reload_successful": "1 unless the last SIGHUP brought a broken configuration",
+    "start_timestamp_seconds": "When the daemon took its configuration",
+    "sync_last_run_timestamp_seconds": "When the last one-shot `sync` ended",
+    "sync_last_success_timestamp_seconds": "When a one-shot `sync` last ended with exit code 0",
+    "sync_last_exit_code": "Exit code of the last one-shot `sync`",
+}
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so; a series more for each counter, which nobody here asks for
+
+
+class EventMetrics(Telemetry):
+    """Counters and histograms in a registry of their own; they live as long as the process."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.registry = CollectorRegistry(auto_describe=False)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"docferry_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"docferry_{name}", text, [label], registry=self.registry, buckets=buckets)
+
+        self._attempts = _Children(
+            counter("upload_attempts", "Attempts to upload a document, by the state it got", "remote", "outcome").labels
+        )
+        self._documents = _Children(counter("uploaded_documents", "Documents that arrived", "mapping").labels)
+        self._bytes = _Children(counter("uploaded_bytes", "Bytes of documents that arrived", "mapping").labels)
+        self._downloaded = _Children(counter("downloaded_documents", "Files that came down", "mapping").labels)
+        self._resolved = _Children(
+            counter("doubts_resolved", "Doubts that ended, by what proved it", "remote", "proof").labels
+        )
+        self._failures = _Children(counter("alert_failures", "Alerts that a receiver did not take", "to").labels)
+        self._requests = _Children(
+            histogram(
+                "upload_duration_seconds", "Time of requests that got a receipt", "remote", _REQUEST_BUCKETS
+            ).labels
+        )
+        self._delays = _Children(
+            histogram("delivery_delay_seconds", "Time from due until arrived", "mapping", _DELAY_BUCKETS).labels
+        )
+
+    def expect(self, settings: Settings) -> None:
+        """Begin the counters of configured mappings at 0, so that the first event counts as an increase."""
+        for upload in settings.uploads:
+            self._documents(upload.name)
+            self._bytes(upload.name)
+        for download in settings.downloads:
+            self._downloaded(download.name)
+
+    def uploaded(self, delivery: Delivery) -> None:
+        """Count a document that arrived."""
+        super().uploaded(delivery)
+        self._documents(delivery.mapping).inc()
+        self._bytes(delivery.mapping).inc(delivery.size)
+        self._delays(delivery.mapping).observe(max(delivery.delay, 0.0))
+
+    def attempt_ended(self, remote: str, outcome: str) -> None:
+        """Count an attempt."""
+        self._attempts(remote, str(outcome)).inc()
+
+    def request_ended(self, remote: str, seconds: float) -> None:
+        """Observe the time of a request."""
+        self._requests(remote).observe(seconds)
+
+    def downloaded(self, mapping: str) -> None:
+        """Count a file that came down."""
+        self._downloaded(mapping).inc()
+
+    def doubt_resolved(self, remote: str, proof: str) -> None:
+        """Count the end of a doubt."""
+        self._resolved(remote, proof).inc()
+
+    def alert_failed(self, receiver: str) -> None:
+        """Count an alert that was not taken."""
+        self._failures(receiver).inc()
+
+
+class _Children:
+    """Keeps label children: the library looks each up under a lock."""
+
+    def __init__(self, labels: Callable[..., Any]) -> None:
+        self._labels = labels
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, *values: str) -> Any:
+        child = self._kept.get(values)
+        if child is None:
+            child = self._kept[values] = self._labels(*values)
+        return child
+
+
+class Snapshot:
+    """A collector of one moment: the figures of `status --json`, and facts about the process and its disk."""
+
+    def __init__(self, figures: Figures, facts: Facts, events: EventMetrics | None = None) -> None:
+        self._figures = figures
+        self._facts = facts
+        self._events = events
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family, events last."""
+        uploads, remotes = self._figures["uploads"], self._figures["remotes"]
+        yield _build_info()
+        documents = [((r["mapping"], state), count) for r in uploads for state, count in r["documents"].items()]
+        yield _gauge("documents", "Documents, by mapping and state", ("mapping", "state"), documents)
+        held = [((r["mapping"], r["reason"]), r["count"]) for r in self._figures["held"]]
+        yield _gauge("held_documents", "Documents that need a person, by reason", ("mapping", "reason"), held)
+        yield from _of_mappings(uploads, self._figures["downloads"])
+        yield from _of_remotes(remotes)
+        gates: dict[tuple[str, str], int] = {}
+        for gate in self._figures["gates"]:
+            key = gate["gate"].partition("/")[0], str(gate["reason"])
+            gates[key] = gates.get(key, 0) + 1
+        yield _gauge("gates_closed", "Gates that are closed, by remote and reason", ("remote", "reason"), gates.items())
+        for name, value in self._facts.items():
+            if value is not None:
+                yield _gauge(name, _FACTS[name], (), [((), value)])
+        if self._events is not None:
+            yield from self._events.registry.collect()
+
+
+def render(snapshot: Snapshot, *, plain: bool = False) -> bytes:
+    """Return the text of a scrape, OpenMetrics or `plain` Prometheus text; called in a thread, as it pauses."""
+    write = plain_text if plain else _open_metrics
+    parts: list[bytes] = []
+    for family in snapshot.collect():
+        for start in range(0, max(len(family.samples), 1), SLICE):
+            part = Metric(family.name, family.documentation, family.type, family.unit)
+            part.samples = family.samples[start : start + SLICE]
+            text = write(_Registry(part)).removesuffix(b"# EOF\n")
+            parts.append(_without_header(text) if start else text)
+            time.sleep(PAUSE_S)  # the event loop goes on meanwhile
+    return b"".join(parts) if plain else b"".join((*parts, b"# EOF\n"))
+
+
+def _open_metrics(registry: Any) -> bytes:
+    # Our names need no escaping, and looking for what does takes the library a third of its time.
+    text: bytes = open_metrics(registry, escaping="allow-utf-8")  # type: ignore[no-untyped-call]  # as above
+    return text
+
+
+class _Registry:
+    """One family, for functions that write a registry."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> tuple[Metric]:
+        return (self._family,)
+
+
+def _without_header(text: bytes) -> bytes:
+    while text.startswith(b"#"):
+        text = text[text.index(b"\n") + 1 :]
+    return text
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], samples: Any) -> Metric:
+    family = GaugeMetricFamily(f"docferry_{name}", text, labels=labels)
+    for values, value in samples:
+        family.add_metric(values, value)
+    return family
+
+
+def _build_info() -> Metric:
+    labels = (__version__, platform.python_version(), HEAD)
+    return _gauge("build_info", "Which docferry this is", ("version", "python", "schema"), [(labels, 1)])
+
+
+def _of_mappings(uploads: Sequence[Figures], downloads: Sequence[Figures]) -> Iterator[Metric]:
+    def column(rows: Sequence[Figures], key: str) -> list[tuple[tuple[str], float]]:
+        return [((row["mapping"],), _number(row[key])) for row in rows if row[key] is not None]
+
+    def per_mapping(name: str, text: str, samples: Any) -> Metric:
+        return _gauge(name, text, ("mapping",), samples)
+
+    available = [((row["mapping"],), float(not row["problem"])) for row in (*uploads, *downloads) if row["configured"]]
+    yield per_mapping(
+        "oldest_due_timestamp_seconds", "Since when the oldest document is due", column(uploads, "oldest_due")
+    )
+    yield per_mapping(
+        "scan_last_success_timestamp_seconds", "When the folder was last read whole", column(uploads, "last_scan")
+    )
+    yield per_mapping(
+        "scan_duration_seconds", "How long the last scan took to read and compare", column(uploads, "scan_seconds")
+    )
+    yield per_mapping("unsettled_files", "Files that are still being written", column(uploads, "unsettled_files"))
+    yield per_mapping("folder_available", "1 while nothing stops the mapping", available)
+
+
+def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
+    for name, key, text in (
+        ("projected_finish_timestamp_seconds", "projected_finish", "When everything due will have arrived"),
+        ("quota_requests_limit", "limit", "Requests a day that the remote allows"),
+        ("quota_requests_remaining", "remaining", "Requests that are left today"),
+        ("quota_reset_timestamp_seconds", "reset", "When the remote begins to count anew"),
+        ("uploads_in_flight", "in_flight", "Requests that carry documents now"),
+        ("due_documents", "due", "Documents that are due"),
+    ):
+        samples = [((row["remote"],), _number(row[key])) for row in remotes if row[key] is not None]
+        yield _gauge(name, text, ("remote",), samples)
+
+
+def _number(value: float | str) -> float:
+    """Times stand as text in the figures."""
+    return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)

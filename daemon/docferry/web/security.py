@@ -1,0 +1,98 @@
+"""What keeps strangers out: the Host check against DNS rebinding, and the origin check against foreign pages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from docferry.settings.listeners import address
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_CSP: Final = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final = {
+    "content-security-policy": _CSP,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+def allowed_hosts(listen: str, hosts: Sequence[str]) -> frozenset[str]:
+    """Return the names under which a listener may be asked for, without ports."""
+    where = address(listen)
+    # Behind a Unix socket stands whoever forwards to it, from a loopback address.
+    own = {"127.0.0.1", "::1"} if where.path is not None else {where.host}
+    return frozenset({"localhost", *own, *(host.removeprefix("[").removesuffix("]") for host in hosts)})
+
+
+class HostCheck:
+    """Answers 421 to a `Host` that is not ours: a foreign name that resolves to this machine is an attack."""
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or host_name(Headers(scope=scope).get("host", "")) in self._allowed:
+            await self._app(scope, receive, send)
+            return
+        text = "docferry is not served under this name; add it to web.hosts in the configuration\n"
+        await PlainTextResponse(text, 421, headers=_HEADERS)(scope, receive, send)
+
+
+class OriginCheck:
+    """Refuses a change that another page asks for, even a page on another port of this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in _SAFE or is_same_origin(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        text = "refused: this request came from another page\n"
+        await PlainTextResponse(text, 403, headers=_HEADERS)(scope, receive, send)
+
+
+class SecureHeaders:
+    """Adds the headers that tell a browser to allow nothing but our own files."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def host_name(host: str) -> str:
+    """Return the name of a `Host` header, without port and brackets, lower case."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0].removesuffix(".")
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Whether a browser says that one of our own pages asks; without `Sec-Fetch-Site`, whether the origin is ours."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = headers.get("origin", "")
+    scheme, _, authority = origin.partition("://")
+    return scheme in ("http", "https") and bool(authority) and authority.lower() == headers.get("host", "").lower()

@@ -1,0 +1,55 @@
+"""The metrics as a file for node_exporter's textfile collector, replaced whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.app.running import RunningDaemon
+from docferry.web.facts import scrape
+from docferry.web.metrics import EventMetrics
+
+log = logs.get("metrics")
+
+EVERY_S: Final = 15.0
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put `content` in the place of `path`, readable for everybody; a reader sees the old or the new file, never half.
+
+    Raises:
+        OSError: The folder is missing or cannot be written.
+    """
+    # Not "*.prom": a collector that comes just now must not read it.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, 0o644)
+        os.replace(name, path)  # noqa: PTH105 - a name from mkstemp
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)  # noqa: PTH108 - a name from mkstemp
+        raise
+
+
+async def keep_written(path: Path, daemon: RunningDaemon, events: EventMetrics) -> None:
+    """Rewrite the file every `EVERY_S` seconds until cancelled; trouble is told once."""
+    trouble = False
+    while True:
+        content = await scrape(daemon, events, plain=True)
+        try:
+            await anyio.to_thread.run_sync(replace, path, content)
+            trouble = False
+        except OSError as error:
+            if not trouble:
+                log.error("textfile_unwritable", f"{path} cannot be written: {error.strerror}; mend metrics.textfile")
+            trouble = True
+        await anyio.sleep(EVERY_S)
