@@ -1,0 +1,144 @@
+"""Alerts of a running daemon, and the heartbeat of a one-shot pass."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from docferry.alerts.conditions import Facts
+from docferry.alerts.digest import Totals
+from docferry.alerts.heartbeat import Heartbeat
+from docferry.alerts.notifier import Notifier, Sources
+from docferry.alerts.receivers import open_receiver
+from docferry.app.application import Application
+from docferry.errors import DatabaseBusy, DocferryError
+from docferry.settings import Settings, missing_keys
+from docferry.store.alerts import Alerts
+
+_DAY_S = 86_400.0
+
+
+async def run(app: Application, is_alive: Callable[[], bool], failed: Callable[[str], None]) -> None:
+    """Tell receivers and the heartbeat how things stand, until cancelled.
+
+    `is_alive`: whether scans and uploads move. `failed`: called with a receiver's name for each failed attempt.
+    """
+    settings, rows = app.settings, Alerts(app.database)
+    receivers = [open_receiver(each, app.clock) for each in settings.alerts.to]
+    sources = Sources(partial(gather_facts, app, rows), partial(gather_totals, app, rows), failed)
+    notifier = Notifier(settings.alerts, rows, receivers, sources, app.clock)
+    async with anyio.create_task_group() as group:
+        group.start_soon(notifier.run, name="alerts")
+        if settings.heartbeat.is_set:
+            group.start_soon(Heartbeat(settings.heartbeat).run, notifier, is_alive, name="alerts heartbeat")
+
+
+def is_configured(settings: Settings) -> bool:
+    """Return whether anybody is to be told of anything."""
+    return bool(settings.alerts.to) or settings.heartbeat.is_set
+
+
+async def gather_facts(app: Application, rows: Alerts) -> Facts:
+    """Return what is known now. What cannot be read is unknown, which begins and ends no condition."""
+    limit = app.settings.alerts.oldest_due
+    scanned = app.scan_scheduler.first_round.is_set()
+    gates = list((await app.gates.all()).values())
+    still_written = {
+        name: number
+        for name in app.uploads
+        if (number := len(app.reconciler.debouncer.unsettled(name, at_least=limit)))
+    }
+    offsets = {name: remote.health.clock_offset for name, remote in app.remotes.items()}
+    return Facts(
+        held=await app.reports.held_reasons(),
+        overdue=await rows.overdue(app.clock.now() - limit),
+        gates=gates,
+        missing_keys=await anyio.to_thread.run_sync(_missing_keys, app.settings),
+        folders=_folders(app) if scanned else None,
+        still_written=still_written if scanned else None,
+        disk_free=await anyio.to_thread.run_sync(_free, app.settings),
+        queue_problem=app.database.alarm,
+        clock_offsets={name: offset for name, offset in offsets.items() if offset is not None},
+        projected_finish={},
+    )
+
+
+async def gather_totals(app: Application, rows: Alerts) -> Totals:
+    """Return what the digest counts."""
+    now = app.clock.now()
+    counts = await app.reports.open_counts(app.uploads) if app.uploads else {}
+    overdue = await rows.overdue(now)
+    return Totals(
+        uploaded=await rows.uploaded_since(now - _DAY_S),
+        due=sum(number for state, number in counts.items() if state != "held"),
+        held=counts.get("held", 0),
+        gates=len(await app.gates.all()),
+        oldest_due=min((oldest for _, oldest in overdue.values()), default=None),
+    )
+
+
+def _folders(app: Application) -> dict[str, str]:
+    """Return the problems of uploads' folders and of downloads, by mapping."""
+    found = {}
+    for name in [*app.uploads, *(download.name for download in app.downloads)]:
+        state = app.reconciler.state(name)
+        if (problem := state.problem or next(iter(state.subfolders.values()), None)) is not None:
+            found[name] = problem
+    return found
+
+
+def _missing_keys(settings: Settings) -> dict[str, str]:
+    """Return a sentence for each remote without a key."""
+    sentences = missing_keys(settings, settings.secrets())
+    return {remote: sentence for remote in settings.remotes for sentence in sentences if sentence.startswith(remote)}
+
+
+def _free(settings: Settings) -> int | None:
+    try:
+        return shutil.disk_usage(settings.state_dir).free
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class PassResult:
+    """How a one-shot pass ended; 70 until it says so."""
+
+    exit_code: int = 70
+    text: str = ""
+
+
+@asynccontextmanager
+async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
+    """Ping URL/start now and URL/EXITCODE at the end. The pass waits for no ping but the last."""
+    result = PassResult()
+    if not settings.heartbeat.is_set:
+        yield result
+        return
+    heartbeat = Heartbeat(settings.heartbeat)
+    started = anyio.Event()
+
+    async def start() -> None:
+        try:
+            await heartbeat.ping("/start", "")
+        finally:
+            started.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        try:
+            yield result
+        except DocferryError as error:
+            result.exit_code = 75 if isinstance(error, DatabaseBusy) else 2
+            result.text = str(error)
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded by the timeout of a ping
+                await started.wait()
+                await heartbeat.ping(f"/{result.exit_code}", result.text)
