@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 import anyio
@@ -17,6 +18,8 @@ from docferry.alerts.heartbeat import Heartbeat
 from docferry.alerts.notifier import Notifier, Sources
 from docferry.alerts.receivers import open_receiver
 from docferry.app.application import Application
+from docferry.app.figures import Figures
+from docferry.app.running import RunningDaemon
 from docferry.errors import DatabaseBusy, DocferryError
 from docferry.settings import Settings, missing_keys
 from docferry.store.alerts import Alerts
@@ -24,19 +27,17 @@ from docferry.store.alerts import Alerts
 _DAY_S = 86_400.0
 
 
-async def run(app: Application, is_alive: Callable[[], bool], failed: Callable[[str], None]) -> None:
-    """Tell receivers and the heartbeat how things stand, until cancelled.
-
-    `is_alive`: whether scans and uploads move. `failed`: called with a receiver's name for each failed attempt.
-    """
+async def run(daemon: RunningDaemon) -> None:
+    """Tell receivers and the heartbeat how things stand, until cancelled."""
+    app = daemon.app
     settings, rows = app.settings, Alerts(app.database)
     receivers = [open_receiver(each, app.clock) for each in settings.alerts.to]
-    sources = Sources(partial(gather_facts, app, rows), partial(gather_totals, app, rows), failed)
+    sources = Sources(partial(_facts, daemon), partial(_totals, daemon, rows), app.telemetry.alert_failed)
     notifier = Notifier(settings.alerts, rows, receivers, sources, app.clock)
     async with anyio.create_task_group() as group:
         group.start_soon(notifier.run, name="alerts")
         if settings.heartbeat.is_set:
-            group.start_soon(Heartbeat(settings.heartbeat).run, notifier, is_alive, name="alerts heartbeat")
+            group.start_soon(Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat")
 
 
 def is_configured(settings: Settings) -> bool:
@@ -44,43 +45,62 @@ def is_configured(settings: Settings) -> bool:
     return bool(settings.alerts.to) or settings.heartbeat.is_set
 
 
-async def gather_facts(app: Application, rows: Alerts) -> Facts:
+async def _facts(daemon: RunningDaemon) -> Facts:
     """Return what is known now. What cannot be read is unknown, which begins and ends no condition."""
-    limit = app.settings.alerts.oldest_due
+    app = daemon.app
+    try:
+        queue = await daemon.queue.snapshot()
+        figures = await daemon.figures()
+    except Exception as error:  # noqa: BLE001 - a database that cannot be read is a condition of its own
+        return replace(await _outside_the_queue(app), queue_problem=f"the database cannot be read: {error}")
+    limit = app.clock.now() - app.settings.alerts.oldest_due
+    overdue: dict[str, tuple[int, float]] = {}
+    for due in queue.due:
+        if due.since < limit:
+            number, oldest = overdue.get(due.mapping, (0, due.since))
+            overdue[due.mapping] = number + due.documents, min(oldest, due.since)
+    return replace(
+        await _outside_the_queue(app),
+        held=queue.held,
+        overdue=overdue,
+        gates=list(queue.gates.values()),
+        projected_finish=_projected(figures),
+    )
+
+
+async def _outside_the_queue(app: Application) -> Facts:
+    """Return what is known without reading the database."""
     scanned = app.scan_scheduler.first_round.is_set()
-    gates = list((await app.gates.all()).values())
-    still_written = {
-        name: number
-        for name in app.uploads
-        if (number := len(app.reconciler.debouncer.unsettled(name, at_least=limit)))
-    }
+    limit, unsettled = app.settings.alerts.oldest_due, app.reconciler.debouncer.unsettled
+    still_written = {name: number for name in app.uploads if (number := len(unsettled(name, at_least=limit)))}
     offsets = {name: remote.health.clock_offset for name, remote in app.remotes.items()}
     return Facts(
-        held=await app.reports.held_reasons(),
-        overdue=await rows.overdue(app.clock.now() - limit),
-        gates=gates,
         missing_keys=await anyio.to_thread.run_sync(_missing_keys, app.settings),
         folders=_folders(app) if scanned else None,
         still_written=still_written if scanned else None,
         disk_free=await anyio.to_thread.run_sync(_free, app.settings),
         queue_problem=app.database.alarm,
         clock_offsets={name: offset for name, offset in offsets.items() if offset is not None},
-        projected_finish={},
     )
 
 
-async def gather_totals(app: Application, rows: Alerts) -> Totals:
+async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
     """Return what the digest counts."""
-    now = app.clock.now()
-    counts = await app.reports.open_counts(app.uploads) if app.uploads else {}
-    overdue = await rows.overdue(now)
+    queue, figures = await daemon.queue.snapshot(), await daemon.figures()
     return Totals(
-        uploaded=await rows.uploaded_since(now - _DAY_S),
-        due=sum(number for state, number in counts.items() if state != "held"),
-        held=counts.get("held", 0),
-        gates=len(await app.gates.all()),
-        oldest_due=min((oldest for _, oldest in overdue.values()), default=None),
+        uploaded=await rows.uploaded_since(daemon.app.clock.now() - _DAY_S),
+        due=sum(due.documents for due in queue.due),
+        held=sum(number for _, _, number in queue.held),
+        gates=len(queue.gates),
+        oldest_due=min((due.since for due in queue.due), default=None),
+        projected_finish=_projected(figures),
     )
+
+
+def _projected(figures: Figures) -> dict[str, float]:
+    """Return when each remote will have everything that is due, wall seconds."""
+    found = {remote["remote"]: remote["projected_finish"] for remote in figures["remotes"]}
+    return {name: datetime.fromisoformat(at).timestamp() for name, at in found.items() if at is not None}
 
 
 def _folders(app: Application) -> dict[str, str]:
