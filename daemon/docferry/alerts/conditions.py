@@ -40,7 +40,9 @@ class Facts:
     """
 
     held: Sequence[tuple[str, str, int]] | None = None  # mapping, reason, documents
-    overdue: Mapping[str, tuple[int, float]] | None = None  # documents due where the oldest is so for too long; since when
+    overdue: Mapping[str, tuple[int, float]] | None = (
+        None  # documents due where the oldest is so for too long; since when
+    )
     gates: Sequence[Gate] | None = None
     missing_keys: Mapping[str, str] | None = None  # remotes without a key, and why
     folders: Mapping[str, str] | None = None  # mappings whose folder has a problem

@@ -18,11 +18,12 @@ from docferry.alerts.heartbeat import Heartbeat
 from docferry.alerts.notifier import Notifier, Sources
 from docferry.alerts.receivers import open_receiver
 from docferry.app.application import Application
-from docferry.app.figures import Figures
+from docferry.app.figures import figures
 from docferry.app.running import RunningDaemon
 from docferry.errors import DatabaseBusy, DocferryError
 from docferry.settings import Settings, missing_keys
 from docferry.store.alerts import Alerts
+from docferry.store.queue_view import QueueSnapshot
 
 _DAY_S = 86_400.0
 
@@ -37,7 +38,9 @@ async def run(daemon: RunningDaemon) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(notifier.run, name="alerts")
         if settings.heartbeat.is_set:
-            group.start_soon(Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat")
+            group.start_soon(
+                Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat"
+            )
 
 
 def is_configured(settings: Settings) -> bool:
@@ -50,7 +53,6 @@ async def _facts(daemon: RunningDaemon) -> Facts:
     app = daemon.app
     try:
         queue = await daemon.queue.snapshot()
-        figures = await daemon.figures()
     except Exception as error:  # noqa: BLE001 - a database that cannot be read is a condition of its own
         return replace(await _outside_the_queue(app), queue_problem=f"the database cannot be read: {error}")
     limit = app.clock.now() - app.settings.alerts.oldest_due
@@ -64,7 +66,7 @@ async def _facts(daemon: RunningDaemon) -> Facts:
         held=queue.held,
         overdue=overdue,
         gates=list(queue.gates.values()),
-        projected_finish=_projected(figures),
+        projected_finish=_projected(daemon, queue),
     )
 
 
@@ -86,20 +88,21 @@ async def _outside_the_queue(app: Application) -> Facts:
 
 async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
     """Return what the digest counts."""
-    queue, figures = await daemon.queue.snapshot(), await daemon.figures()
+    queue = await daemon.queue.snapshot()
     return Totals(
         uploaded=await rows.uploaded_since(daemon.app.clock.now() - _DAY_S),
         due=sum(due.documents for due in queue.due),
         held=sum(number for _, _, number in queue.held),
         gates=len(queue.gates),
         oldest_due=min((due.since for due in queue.due), default=None),
-        projected_finish=_projected(figures),
+        projected_finish=_projected(daemon, queue),
     )
 
 
-def _projected(figures: Figures) -> dict[str, float]:
+def _projected(daemon: RunningDaemon, queue: QueueSnapshot) -> dict[str, float]:
     """Return when each remote will have everything that is due, wall seconds."""
-    found = {remote["remote"]: remote["projected_finish"] for remote in figures["remotes"]}
+    remotes = figures(daemon.app.settings, queue, daemon.status())["remotes"]
+    found = {remote["remote"]: remote["projected_finish"] for remote in remotes}
     return {name: datetime.fromisoformat(at).timestamp() for name, at in found.items() if at is not None}
 
 

@@ -62,7 +62,21 @@ def build_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"docferry {__version__}")
     parser.add_argument("--config", type=Path, metavar="PATH", help=_CONFIG_HELP)
     parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for add in (_run, _sync, _status, _list, _show, _retry, _check, _health, _metrics, _config, _alerts, _simulate, _demo):
+    for add in (
+        _run,
+        _sync,
+        _status,
+        _list,
+        _show,
+        _retry,
+        _check,
+        _health,
+        _metrics,
+        _config,
+        _alerts,
+        _simulate,
+        _demo,
+    ):
         add(parser)
     return parser
 
