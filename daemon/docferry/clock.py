@@ -22,9 +22,11 @@ class SystemClock:
     """The machine's clocks."""
 
     def now(self) -> float:
+        """Return the wall time."""
         return time.time()
 
     def steady(self) -> float:
+        """Return the steady time."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -36,9 +38,11 @@ class TurnableClock:
     running: float = field(default=1_000.0)
 
     def now(self) -> float:
+        """Return the wall time."""
         return self.wall
 
     def steady(self) -> float:
+        """Return the steady time."""
         return self.running
 
     def turn(self, seconds: float) -> None:

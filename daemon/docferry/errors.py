@@ -1,33 +1,36 @@
-"""The error tree. Each message is written for the person who must act.
+"""Define the error tree. Each message tells a person what happened, to which document, and what to do.
 
 DocferryError
 ├── ConfigError          the configuration or command line is wrong: exit 2, all problems at once
 ├── StateError           the state folder or database cannot be used: exit 2
 │   ├── AlreadyRunning   another `run` has this state folder
-│   ├── DatabaseLost     the database was removed or replaced under us
-│   └── DatabaseBusy     it can't be written now (a full disk, a lock that stays): exit 75, run it again
-├── SourceError          a document's file; nothing was sent, or the body was never completed
+│   ├── DatabaseLost     the database was removed or replaced while in use
+│   └── DatabaseBusy     it cannot be written for now (full disk, a lock that stays): exit 75, run it again
+├── SourceError          the file of a document; nothing was sent, or the body was never completed
 │   ├── SourceVanished
 │   ├── SourceChanged
 │   └── SourceUnreadable
-├── RemoteError          an attempt at a remote failed; `body_complete` tells whether it can have been stored
-├── NotNow               a stop or a gate came before its first byte: nothing was done
-├── FolderError          a mapping's folder is missing, unreadable or suddenly empty
-├── LeaseLost            somebody else has the transfer now
+├── RemoteError          a request failed; `body_complete` tells whether the document can have been stored
+├── NotNow               a stop or a gate came before the first byte: nothing was sent
+├── FolderError          the folder of a mapping is missing, unreadable or suddenly empty
+├── LeaseLost            another process has the transfer now
 └── ArchiveError         a downloaded archive is broken or hostile
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from docferry.redaction import redacted
 
 
 class DocferryError(Exception):
-    """Everything that docferry raises on purpose."""
+    """The base of all errors that docferry raises on purpose."""
 
 
 class ConfigError(DocferryError):
-    """The configuration or command line is wrong; `problems` has one sentence for each, naming key and cure."""
+    """The configuration or command line is wrong; `problems` has one sentence each, with the key and the fix."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -55,7 +58,7 @@ class DatabaseBusy(StateError):
 
 
 class SourceError(DocferryError):
-    """A document's file could not be given out whole."""
+    """The file of a document could not be read to its end."""
 
 
 class SourceVanished(SourceError):
@@ -63,7 +66,7 @@ class SourceVanished(SourceError):
 
 
 class SourceChanged(SourceError):
-    """The file's bytes are not those that were planned; the body was not completed."""
+    """The bytes of the file are not those that were planned; the body was not completed."""
 
 
 class SourceUnreadable(SourceError):
@@ -71,32 +74,50 @@ class SourceUnreadable(SourceError):
 
 
 class NotNow(DocferryError):
-    """It waited to be sent, and must not go any more."""
+    """The permit to send was withdrawn before the first byte."""
 
 
 class FolderError(DocferryError):
-    """A mapping's folder is missing, unreadable or suddenly empty; only that mapping stops."""
+    """The folder of a mapping is missing, unreadable or suddenly empty; only that mapping stops."""
 
 
 class LeaseLost(DocferryError):
-    """The transfer is no longer ours: another row count than one came back from a move."""
+    """The lease of a transfer is lost: a guarded transition changed another row count than one."""
 
 
 class ArchiveError(DocferryError):
     """A downloaded archive is broken or hostile; nothing of it is kept."""
 
 
-class RemoteError(DocferryError):
-    """An attempt at a remote that did not end in a receipt.
+@dataclass(frozen=True, slots=True)
+class ErrorDetails:
+    """What an error response says beside its status."""
 
-    status         the HTTP status, None when no answer came
-    body_complete    the last byte of the body was given to the kernel: the remote may have stored it
-    retry_after    seconds the remote asked for, None when it did not
-    should_retry   `x-should-retry`, None when it was not sent
-    scope          what the remote refused, as a gate key prefix ("codat", "codat/COMPANY", ...); None: the document
-    kind           "answer" | "unreachable" | "timeout" | "cut" | "not_ours" (an answer no such remote gives) |
-                   "redirect" | "signature" (a signed URL was refused: ask for a new one) | "redo" (the PUT's ETag
-                   does not match: repeat it)
+    retry_after: float | None = None  # seconds that the remote asked to wait
+    should_retry: bool | None = None  # the header `x-should-retry`
+    correlation_id: str | None = None  # for the remote's support
+    about_document: bool = False  # a structured error of the remote itself about this document
+
+
+_NO_DETAILS = ErrorDetails()
+
+
+class RemoteError(DocferryError):
+    """A request that did not end in a receipt or in a usable answer.
+
+    Attributes:
+        kind: One of
+            "answer" (an error of the remote itself),
+            "not_ours" (an answer that this remote never gives: a proxy, a web page),
+            "unreachable", "timeout", "cut" (no answer),
+            "redirect",
+            "signature" (a signed URL was refused: ask for a new one),
+            "storage" (the storage refused its account, bucket, signer or quota),
+            "redo" (the storage has other bytes than were sent: repeat the PUT).
+        status: The HTTP status, None when there was no answer.
+        body_complete: The last byte of the body was handed to the kernel, so that the remote may have stored it.
+        scope: The part of the remote that was refused, as the key of a gate; None: no more than this document.
+        details: The pause, correlation id and scope of an error response.
     """
 
     def __init__(
@@ -106,16 +127,27 @@ class RemoteError(DocferryError):
         kind: str = "answer",
         status: int | None = None,
         body_complete: bool = False,
-        retry_after: float | None = None,
-        should_retry: bool | None = None,
         scope: str | None = None,
-        correlation_id: str | None = None,
+        details: ErrorDetails = _NO_DETAILS,
     ) -> None:
-        super().__init__(message)
+        super().__init__(redacted(message))  # it may quote the remote
         self.kind = kind
         self.status = status
         self.body_complete = body_complete
-        self.retry_after = retry_after
-        self.should_retry = should_retry
         self.scope = scope
-        self.correlation_id = correlation_id
+        self.details = details
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds that the remote asked to wait, None when it did not."""
+        return self.details.retry_after
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The id that the remote's support asks for."""
+        return self.details.correlation_id
+
+    @property
+    def about_document(self) -> bool:
+        """Whether the remote itself refused this document in a structured error."""
+        return self.details.about_document

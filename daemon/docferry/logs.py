@@ -1,41 +1,30 @@
-"""Text or JSON, one `action` key, redaction at the sink: whoever logs whatever, no secret gets past it."""
+"""Log events as text or JSON, each with an `action`; one sink redacts everything, also of other libraries."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import logging
 import os
-import re
 import sys
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final, TextIO
-from urllib.parse import quote, quote_plus
 
 from docferry.clock import iso
 from docferry.model import escaped
+from docferry.redaction import HIDDEN as HIDDEN
+from docferry.redaction import hide as hide
+from docferry.redaction import redacted as redacted
 
-HIDDEN: Final = "[hidden]"
 _TALKATIVE: Final = ("httpx", "httpcore", "h11", "aiosqlite", "sqlalchemy", "alembic", "watchfiles", "asyncio")
 _FIXED: Final = ("time", "level", "action", "message")
 _SHORT: Final = {"warning": "warn", "critical": "error"}
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31"}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
-_QUERY: Final = re.compile(r"(https?://[^\s?\"'<>#]*)\?[^\s\"'<>]*", re.IGNORECASE)
-_USER: Final = re.compile(r"(https?://)[^\s/?#\"'@]*@", re.IGNORECASE)
-_AUTHORIZATION: Final = re.compile(r"(authorization\\?[\"']?\s*[:=,]\s*b?\\?[\"']?)[^\"'\\\n]+", re.IGNORECASE)
-#: prose goes on in small letters after "basic"; credentials have a capital, a digit or a sign in them
-_SCHEME: Final = re.compile(r"\b((?i:basic|bearer))(?:\s+|%20|\+)(?=[\w+/=.~%-]*[A-Z0-9=+/])[\w+/=.~%-]{6,}")
-_SIGNED: Final = re.compile(
-    r"(X-Amz-(?:Signature|Credential|Security-Token)[\\\"']*\s*[:=]\s*[\\\"']*)[^&\s\"'\\,}]+", re.IGNORECASE
-)
-
 
 class Log:
-    """What a room logs with: `log.info("uploaded", mapping=…, path=…)`. Values may be bytes; they are escaped."""
+    """A logger of events: `log.info("sent", mapping=…, path=…)`. Values may be bytes; they are escaped."""
 
     __slots__ = ("_logger",)
 
@@ -43,35 +32,39 @@ class Log:
         self._logger = logging.getLogger(name)
 
     def debug(self, action: str, message: str = "", *, exc: BaseException | None = None, **fields: object) -> None:
+        """Log an event at level debug."""
         self._log(logging.DEBUG, action, message, exc, fields)
 
     def info(self, action: str, message: str = "", *, exc: BaseException | None = None, **fields: object) -> None:
+        """Log an event at level info."""
         self._log(logging.INFO, action, message, exc, fields)
 
     def warning(self, action: str, message: str = "", *, exc: BaseException | None = None, **fields: object) -> None:
+        """Log an event at level warning."""
         self._log(logging.WARNING, action, message, exc, fields)
 
     def error(self, action: str, message: str = "", *, exc: BaseException | None = None, **fields: object) -> None:
+        """Log an event at level error."""
         self._log(logging.ERROR, action, message, exc, fields)
 
     def _log(self, level: int, action: str, message: str, exc: BaseException | None, fields: dict[str, object]) -> None:
         if self._logger.isEnabledFor(level):
             extra = {"action": action, "fields": fields}
             trouble = None if exc is None else (type(exc), exc, exc.__traceback__)
-            # Made here, as nobody is told which line logged it, and finding that out costs a tenth of it.
-            # The message is an argument: a "%" in it is no format.
+            # Made here: looking up the calling line would cost a tenth more, and no format shows it.
+            # The message is an argument, so that "%" in it is not a format.
             record = self._logger.makeRecord(self._logger.name, level, "", 0, "%s", (message,), trouble, extra=extra)
             self._logger.handle(record)
 
 
 @cache
 def get(name: str) -> Log:
-    """The log of a room, by its module's name."""
+    """Return the logger of a module."""
     return Log(name)
 
 
 def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
-    """Send everything that is logged, by whomever, to one redacting sink. May be called again."""
+    """Send all log records to one redacting sink; may be called again."""
     stream = sys.stderr if stream is None else stream
     sink = _Sink(stream)
     sink.setFormatter(_Json() if format == "json" else _Text(journal=_is_journal(stream), colour=_has_colour(stream)))
@@ -80,68 +73,13 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         root.removeHandler(old)
     root.addHandler(sink)
     root.setLevel(level.upper())
-    for name in _TALKATIVE:  # httpx tells whole URLs at INFO, and a signed URL is a secret
+    for name in _TALKATIVE:  # httpx logs whole URLs at INFO, and a signed URL is a secret
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.raiseExceptions = False
 
 
-def hide(secret: str) -> None:
-    """From now on this secret, and what it looks like on the wire, is never shown."""
-    global _known  # one process has one set of secrets, and every log must know them
-    if len(secret) >= 4:
-        _secrets.update(_guises(secret))
-        _known = re.compile("|".join(map(_however_escaped, sorted(_secrets, key=len, reverse=True))))
-
-
-def redacted(text: str) -> str:
-    """The text without secrets, authorization values, users in URLs, and queries of URLs."""
-    folded = text.casefold()  # to look whether a pattern can fit costs a fraction of trying it
-    if "://" in folded:
-        text = _QUERY.sub(rf"\1?{HIDDEN}", text)
-        text = _USER.sub(rf"\1{HIDDEN}@", text)
-    if _known is not None:
-        text = _known.sub(HIDDEN, text)
-    if "authorization" in folded:
-        text = _AUTHORIZATION.sub(rf"\1{HIDDEN}", text)
-    if "basic" in folded or "bearer" in folded:
-        text = _SCHEME.sub(rf"\1 {HIDDEN}", text)
-    return _SIGNED.sub(rf"\1{HIDDEN}", text) if "x-amz-" in folded else text
-
-
-_secrets: set[str] = set()
-_known: re.Pattern[str] | None = None
-
-
-def _guises(secret: str) -> set[str]:
-    plain = {secret}
-    word, _, rest = secret.partition(" ")
-    if rest and word.lower() in ("basic", "bearer"):
-        plain.add(rest)
-        plain.update(_decoded(rest))
-    guises = set(plain)
-    for each in plain:
-        raw = each.encode("utf-8", "surrogateescape")
-        for after in (b"", b":"):  # a key alone, and as the user of a user:password pair
-            guises.add(base64.b64encode(raw + after).decode().rstrip("="))
-            guises.add(base64.urlsafe_b64encode(raw + after).decode().rstrip("="))
-        guises.update((quote(raw, safe=""), quote(raw), quote_plus(raw)))
-    return {each for each in guises if len(each) >= 4}
-
-
-def _however_escaped(secret: str) -> str:
-    """A pattern that also meets the secret inside a repr, a JSON string, or one within the other."""
-    return "".join(r"\\+" if char == "\\" else rf"\\*{char}" if char in "\"'/" else re.escape(char) for char in secret)
-
-
-def _decoded(text: str) -> set[str]:
-    try:
-        return {base64.b64decode(text, validate=True).decode()}
-    except (binascii.Error, UnicodeDecodeError):
-        return set()
-
-
 class _Sink(logging.Handler):
-    """Writes straight to the descriptor where there is one: a stream that broke keeps no bytes to choke on at exit."""
+    """Write to the descriptor if there is one: a broken stream would fail again at exit with its buffered bytes."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -157,7 +95,7 @@ class _Sink(logging.Handler):
             self._stream.write(text)
             self._stream.flush()
             return
-        if self._stream.closed:  # its number may be another file's by now
+        if self._stream.closed:  # the number may belong to another file by now
             return
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         while left:
@@ -165,7 +103,7 @@ class _Sink(logging.Handler):
 
 
 class _Text(logging.Formatter):
-    """A line for people; the journal has its own clock and wants a priority instead."""
+    """Format a record as a line; the journal gets a priority instead of a time."""
 
     def __init__(self, *, journal: bool, colour: bool) -> None:
         super().__init__()
@@ -186,7 +124,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One object a line."""
+    """Format a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         level, action, message, fields = _parts(record)
@@ -198,7 +136,7 @@ class _Json(logging.Formatter):
 
 
 def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
-    """Level, action, message and fields; a record of someone else's gets its logger's name as the action."""
+    """Return level, action, message and fields; the action of a library's record is its logger's name."""
     given = getattr(record, "fields", None)
     fields = {escaped(key): _shown(value) for key, value in given.items()} if isinstance(given, dict) else {}
     action = getattr(record, "action", None) or record.name.partition(".")[0]
@@ -208,7 +146,7 @@ def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # somebody else's format does not fit its arguments
+    except (TypeError, ValueError):  # a library's format does not fit its arguments
         return str(record.msg)
 
 
@@ -245,7 +183,7 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """systemd tells which file the journal listens on, so that a redirected stderr is not taken for it."""
+    """Whether a stream leads to the journal, by the file that systemd names in the environment."""
     descriptor = _descriptor(stream)
     named = os.environ.get("JOURNAL_STREAM", "")
     if descriptor is None or not named:

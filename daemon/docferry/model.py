@@ -1,4 +1,4 @@
-"""The words of the house as frozen values: what a document, a transfer and a move are, and nothing else."""
+"""Define the frozen values that all packages share: states, transfers, gates, outcomes, receipts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RemoteName = str  # "codat" | "wootiv"
 
 
 class State(StrEnum):
-    """Where a transfer stands. SENT and GONE are final."""
+    """The state of a transfer. SENT and GONE are final."""
 
     WAITING = "waiting"
     LEASED = "leased"
@@ -24,9 +24,8 @@ class State(StrEnum):
     GONE = "gone"
 
 
-#: Every move a transfer may make. SENDING and ASKING never fall back to WAITING by accident:
-#: SENDING → WAITING only when the remote surely took nothing.
-MOVES: Final[frozenset[tuple[State, State]]] = frozenset(
+#: The allowed transitions. A transfer in SENDING returns to WAITING only when the remote certainly stored nothing.
+TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
     {
         (State.WAITING, State.LEASED),
         (State.WAITING, State.GONE),
@@ -34,7 +33,7 @@ MOVES: Final[frozenset[tuple[State, State]]] = frozenset(
         (State.LEASED, State.SENDING),
         (State.LEASED, State.HELD),
         (State.LEASED, State.GONE),
-        (State.LEASED, State.SENT),  # adopted: proved to be there before anything was sent
+        (State.LEASED, State.SENT),  # adopted: proved present before anything was sent
         (State.SENDING, State.SENT),
         (State.SENDING, State.WAITING),
         (State.SENDING, State.DOUBTFUL),
@@ -57,7 +56,7 @@ DUE: Final = frozenset({State.WAITING, State.DOUBTFUL})
 
 
 class Reason(StrEnum):
-    """Why a document is held, or a gate closed: codes that scripts may rely on."""
+    """The codes of held documents and closed gates; scripts rely on them."""
 
     TOO_LARGE = "too_large"
     EXTENSION = "extension"
@@ -67,7 +66,8 @@ class Reason(StrEnum):
     REFUSED = "refused"
     GAVE_UP = "gave_up"
     UNDECIDABLE = "undecidable"
-    # why a gate is closed
+    NAME_TAKEN = "name_taken"
+    # of closed gates
     KEY = "key"
     ACCOUNT = "account"
     COMPANY = "company"
@@ -77,11 +77,13 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     FAILING = "failing"
     REDIRECTED = "redirected"
+    STRANGER = "stranger"  # something else than the remote answers
+    STORAGE = "storage"  # the storage refuses its account, bucket, signer or quota
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """How a file looked: enough to notice every change, ctime included (it cannot be set back)."""
+    """Size and times of a file. The ctime cannot be set back, so that every change is noticed."""
 
     size: int
     mtime_ns: int
@@ -89,14 +91,17 @@ class Stamp:
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
+        """Return the stamp of a stat result."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What the bytes of a file were when they were read, in hex: the SHA-256 that people are shown, an XXH3 of 128
-    bits that proves a later reading at the speed of memory, and for remotes that are told it an MD5. None: whoever
-    planned it did not take it."""
+    """The digests of a file's bytes, in hex.
+
+    `sha256` is shown to people. `fingerprint` is the XXH3 of 128 bits, which proves a later reading at the speed of
+    memory. `md5` is for remotes that are told it. None: not computed when the document was planned.
+    """
 
     sha256: str
     fingerprint: str | None = None
@@ -105,8 +110,10 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class SeenFile:
-    """A path looked like this just now; not stored. `folder` and `name` are bytes as the kernel gave them,
-    `folder` relative to the mapping's root, without slashes at its ends (b"" is the root)."""
+    """A file as a scan saw it. `folder` and `name` are the bytes of the kernel.
+
+    `folder` is relative to the folder of the mapping, without slashes at its ends; b"" is that folder itself.
+    """
 
     folder: bytes
     name: bytes
@@ -114,17 +121,18 @@ class SeenFile:
 
     @property
     def path(self) -> bytes:
+        """The path relative to the folder of the mapping."""
         return joined(self.folder, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where documents of one kind go: a remote, and at Codat a company's connection."""
+    """The destination of documents: a remote, and at Codat the connection of a company."""
 
     remote: RemoteName
     company_id: str | None = None
     connection_id: str | None = None
-    #: `codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it. Kept, as every move asks for it.
+    #: `codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it. Stored, as every transition needs it.
     lane: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,7 +142,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One digest of one document to one remote, as a worker under a lease sees it."""
+    """One digest of one document to one remote, as a worker with its lease sees it."""
 
     id: int
     uid: str  # 32 hex digits, random: idempotency keys, boundaries and tokens come from it
@@ -145,40 +153,45 @@ class Transfer:
     size: int
     state: State
     lease: int
-    tries: int  # attempts since a person or the first sighting made it due
-    generation: int  # which idempotency key is in force
+    tries: int  # attempts since it was planned or a person retried it
+    key_version: int  # which idempotency key is in force
     created: float
-    due_since: float  # wall seconds: since when it counts as not delivered; a retry starts it again
+    due_since: float  # wall seconds since when it is due; a retry starts it again
     first_sent: float | None  # wall seconds: when the first attempt that may have stored it began
-    last_sent: float | None  # when the latest such attempt ended, or began if nobody saw it end
+    last_sent: float | None  # when the latest such attempt ended, or began when its end is unknown
     reason: str | None
     detail: str | None
-    fingerprint: str | None = None  # of its bytes, as sha256 is; None: nobody took it
+    fingerprint: str | None = None  # of its bytes, see `Digests`
     md5: str | None = None
 
     @property
     def token(self) -> str:
+        """The eight hex digits that stand for {token} in remote names."""
         return self.uid[:8]
 
 
 class Source(Protocol):
-    """A document's bytes for one attempt; opened, proved, and closed by `files.source`."""
+    """The bytes of a document for one attempt; `files.source` opens, proves and closes it."""
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes of the document."""
 
     def blocks(self) -> AsyncIterator[bytes]:
-        """All bytes in order. The last block is given out only after the fingerprint of everything read and the
-        file's stamp have been proved; raises `errors.SourceChanged` instead, so that a body is never whole."""
+        """Yield all bytes in order.
+
+        The last block follows only after the fingerprint of all bytes and the file's stamp are proved. Otherwise
+        `errors.SourceChanged` is raised, so that a changed document never becomes a complete body.
+        """
 
     @property
     def md5(self) -> str | None:
-        """Hex MD5 of the bytes, if it was asked for."""
+        """The MD5 of the bytes in hex, if it was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadItem:
-    """One document as a remote gets it: the transfer's facts and the bytes."""
+    """One document as a remote gets it: its transfer and its bytes."""
 
     transfer: Transfer
     source: Source
@@ -186,26 +199,26 @@ class UploadItem:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a remote said when it took a document."""
+    """The answer with which a remote accepted a document, or the proof that it has the document."""
 
     status: int | None
     correlation_id: str | None = None
     etag: str | None = None
     detail: str | None = None
-    proof: str = "answer"  # "answer" | "list" | "zip" | "etag" | "adopted"
+    proof: str = "answer"  # "answer" | "list" | "zip" | "etag" | "adopted" | "none"
 
 
 class Found(StrEnum):
-    """What asking about a doubt can bring."""
+    """The result of a lookup."""
 
-    THERE = "there"
+    PRESENT = "present"
     ABSENT = "absent"
     UNSURE = "unsure"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A remote's answer about one doubtful transfer, and the sentence that explains it."""
+    """The result of a lookup for one doubtful transfer, with the sentence that explains it."""
 
     found: Found
     detail: str
@@ -214,7 +227,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class KnownUploads:
-    """What SENT transfers of one company already account for: how often a name, how often a digest."""
+    """The uploads of one company that other transfers account for: counts by name and by digest."""
 
     names: dict[str, int]
     digests: dict[str, int]
@@ -222,7 +235,7 @@ class KnownUploads:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A remote, company or connection closed for all until a time; then one document probes."""
+    """A remote, company or connection that is closed until a time; then one document probes it."""
 
     key: str  # a prefix of lanes: "codat", "codat/COMPANY", "codat/COMPANY/CONNECTION", "wootiv"
     reason: str
@@ -235,32 +248,34 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of a transfer after a try: its next state, and what the rest of the house must know."""
+    """The result of an attempt: the next state of the transfer, and the gate that it closes."""
 
     state: State
     reason: str | None = None
     detail: str | None = None
     delay: float = 0.0  # seconds until it is due, for WAITING and DOUBTFUL
-    gate: Gate | None = None  # to be closed
+    gate: Gate | None = None
     fresh_key: bool = False  # the next request needs a new idempotency key
     costs_a_try: bool = True
     receipt: Receipt | None = None
 
 
 def joined(folder: bytes, name: bytes) -> bytes:
-    """The path of a name in a folder; b"" is the root."""
+    """Return the path of a name in a folder; b"" is the root."""
     return folder + b"/" + name if folder else name
 
 
 def parted(path: bytes) -> tuple[bytes, bytes]:
-    """`(folder, name)` of a relative path."""
+    """Return `(folder, name)` of a relative path."""
     folder, _, name = path.rpartition(b"/")
     return folder, name
 
 
 def escaped(raw: bytes | str) -> str:
-    """A path or name as text that is safe to show: undecodable bytes as `\\xff`, control and
-    direction-changing characters as escapes, everything else as it is."""
+    """Return a path or name as text that is safe to show.
+
+    Undecodable bytes become hex escapes, control and direction-changing characters become escapes.
+    """
     text = raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
     return text if text.isprintable() else "".join(map(_shown, text))
 

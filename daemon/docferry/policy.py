@@ -1,112 +1,144 @@
-"""Failure + tries → outcome. Pure: no clock, no I/O; the only place that decides what a failure means."""
+"""Decide what a failed attempt means for its transfer and for the gates. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State
 
-#: A remote that asks for a longer pause than this is asked again after it all the same.
-LONGEST_PAUSE = 86_400.0
-#: A remote that asks for more than this has run out of something, not of breath.
-LONG_PAUSE = 120.0
-#: So many refused connections in a row close the remote for all; fewer are one document's bad luck.
-STRIKES = 3
-#: So many failures in a row close a lane, whatever they were: a remote that hangs costs one worker, not all.
-LANE_STRIKES = 5
+#: The longest pause that a remote may ask for, seconds.
+MAX_PAUSE_S: Final = 86_400.0
+#: A daily quota starts anew within this, whatever a remote says, seconds.
+MAX_QUOTA_RESET_S: Final = 25 * 3600.0
+#: A remote that asks for a longer pause than this has used up a quota; a shorter one is its rate limit, seconds.
+QUOTA_PAUSE_S: Final = 120.0
+#: After so many unreachable requests in a row the remote is closed for all documents.
+UNREACHABLE_LIMIT: Final = 3
+#: After so many failures in a row, of whatever kind, a lane is closed; after so many answers of strangers a remote.
+FAILURE_LIMIT: Final = 5
 
-_GATE_REASONS = {401: Reason.KEY, 402: Reason.ACCOUNT, 403: Reason.COMPANY, 404: Reason.CONNECTION}
+_GATE_REASONS: Final = {401: Reason.KEY, 402: Reason.ACCOUNT, 403: Reason.COMPANY, 404: Reason.CONNECTION}
+#: Answers of a remote after which the document may still have been stored, or may be by an earlier request.
+_UNCLEAR: Final = frozenset({408, 409, 422, 425})
+_NOT_OF_THE_DOCUMENT: Final = frozenset({"not_ours", "storage", "signature", "redirect"})
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before try n+1: `initial` x `factor`^n, at most `longest`, jittered; seconds."""
+    """The pause before attempt n+1: `initial` * `factor`^n, at most `longest`, with jitter; seconds."""
 
     initial: float = 0.5
     factor: float = 1.5
     longest: float = 60.0
 
     def pause(self, tries: int, jitter: float) -> float:
-        """Seconds after `tries` failures; `dice` in [0, 1) spreads them over the upper half."""
+        """Return the seconds to wait after `tries` failures; `jitter` in [0, 1) spreads the upper half."""
         exponent = min(tries - 1, 64) if tries > 0 else 0
         full = min(self.longest, self.initial * self.factor**exponent)
         return full * (0.5 + jitter / 2)
 
 
 @dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """The settings of `[retry]`."""
+
+    backoff: Backoff = Backoff()
+    give_up_after: float = 7 * 86_400.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCounts:
+    """Failures in a row of one activity (sends or lookups), the latest included."""
+
+    lane: int = 1  # of whatever kind, in the lane
+    unreachable: int = 0  # of the remote
+    stranger: int = 0  # answers that came from something else than the remote
+
+
+@dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """What policy must know of the attempt that failed."""
+    """The facts about a failed attempt that decide its outcome."""
 
     lane: str
-    tries: int  # this one included
-    now: float
+    tries: int  # the failed one included
+    now: float  # wall seconds
     jitter: float
-    gate_tries: int = 0  # how often the gate in question has been probed in vain
-    strikes: int = 1  # how often in a row the remote could not be reached, this one included
-    lane_failures: int = 1  # how often in a row the lane failed in whatever way, this one included
+    gate_tries: int = 0  # probes of the gate in question that failed
+    failures: FailureCounts = field(default=FailureCounts())
 
 
 def after_failure(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    """What a failed send means for its transfer, and for those that wait behind it."""
-    outcome = _of_the_transfer(failure, attempt, backoff)
-    again = outcome.state in {State.WAITING, State.DOUBTFUL} and outcome.costs_a_try
-    if again and outcome.gate is None and attempt.lane_failures >= LANE_STRIKES:
-        gate = _closed(failure, attempt, backoff, scope=attempt.lane).gate
-        return replace(outcome, gate=gate and replace(gate, reason=Reason.FAILING))
+    """Return the outcome of a failed send, with the gate that it closes."""
+    outcome = _of_transfer(failure, attempt, backoff)
+    if outcome.gate is None and outcome.state in {State.WAITING, State.DOUBTFUL}:
+        return replace(outcome, gate=_repeated(failure, attempt, backoff, attempt.lane))
     return outcome
 
 
-def _of_the_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    if failure.kind == "signature":
-        # A new URL cures what expired, at once; it does not cure a signer that is wrong.
-        pause = backoff.pause(attempt.lane_failures - 1, attempt.jitter) if attempt.lane_failures > 1 else 0.0
-        return Outcome(State.WAITING, None, str(failure), delay=pause, costs_a_try=False)
-    if failure.scope is not None:
-        return _closed(failure, attempt, backoff)
-    if failure.kind == "redirect":
-        return _closed(failure, attempt, backoff, scope=attempt.lane.split("/", 1)[0])
-    if failure.kind == "redo":
-        return _again(failure, attempt, backoff)
-    if _refuses(failure):
-        reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
-        # Codat repeats a kept answer to the same key: a person's retry needs a new one.
-        return Outcome(State.HELD, reason, f"{failure}; mend it, then `docferry retry`", fresh_key=True)
-    if failure.body_complete:
-        return _in_doubt(failure, attempt, backoff)
-    if failure.kind == "unreachable" and attempt.strikes >= STRIKES:
-        return _closed(failure, attempt, backoff, scope=attempt.lane.split("/", 1)[0], patient=True)
-    return _again(failure, attempt, backoff)
+def after_failed_lookup(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
+    """Return the outcome of a failed lookup: still a doubt, with the gate that the failure closes."""
+    company = "/".join(attempt.lane.split("/")[:2])
+    gate = _gate_of(failure, attempt, backoff) or _repeated(failure, attempt, backoff, company)
+    delay = pause_of(failure, attempt, backoff)
+    return Outcome(State.DOUBTFUL, None, f"the lookup failed: {failure}", delay=delay, gate=gate)
 
 
 def after_stop(*, begun: bool) -> Outcome:
-    """docferry was stopped during a try. Once its bytes have `begun` to go nobody knows; before, nothing was sent."""
+    """Return the outcome of an attempt that a stop cut off; `begun`: bytes of the document may have been sent."""
     if begun:
         return Outcome(State.DOUBTFUL, None, "docferry stopped while this was being sent")
     return Outcome(State.WAITING, None, "docferry stopped before any of it was sent", costs_a_try=False)
 
 
+def is_about_document(failure: RemoteError) -> bool:
+    """Whether giving up the document after `give_up_after` can be right: it may be the cause of the failure."""
+    return failure.scope is None and failure.kind not in _NOT_OF_THE_DOCUMENT
+
+
 def pause_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> float:
-    """Seconds until the next try: the remote's wish, at most a day. A wish for less than any pause of ours is none:
-    "now", said by a remote that fails all the time, would be asked for without end."""
+    """Return the seconds until the next try: the pause that the remote asked for, at most a day.
+
+    A shorter pause than `initial` is not obeyed: a failing remote that answers "retry now" would be asked without end.
+    """
     if failure.retry_after is not None and failure.retry_after >= backoff.initial:
-        return min(failure.retry_after, LONGEST_PAUSE)
+        return min(failure.retry_after, MAX_PAUSE_S)
     return backoff.pause(attempt.tries, attempt.jitter)
 
 
-def _refuses(failure: RemoteError) -> bool:
-    """A clear no to this document: repeating it would bring the same answer."""
-    if failure.kind != "answer" or failure.status is None or failure.should_retry:
-        return False
-    return failure.status in {400, 405, 410, 411, 413, 414, 415, 416, 431, 501} or (
-        failure.should_retry is False and 400 <= failure.status < 500
-    )
+def _of_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
+    if failure.kind == "signature":
+        # A new URL cures an expired one at once; it does not cure a wrong signer.
+        repeats = attempt.failures.lane - 1
+        pause = backoff.pause(repeats, attempt.jitter) if repeats else 0.0
+        return Outcome(State.WAITING, None, str(failure), delay=pause, costs_a_try=False)
+    gate = _gate_of(failure, attempt, backoff)
+    if gate is not None:
+        return _behind(gate, failure)
+    if failure.kind in {"redo", "storage"}:
+        return _again(failure, attempt, backoff)
+    if failure.about_document:
+        reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
+        # Codat repeats a kept answer to the same key: a person's retry needs a new one.
+        return Outcome(
+            State.HELD, reason, f"{failure}; correct the document, then run `docferry retry`", fresh_key=True
+        )
+    if failure.body_complete and not _is_refusal(failure):
+        return _in_doubt(failure, attempt, backoff)
+    return _again(failure, attempt, backoff)
+
+
+def _is_refusal(failure: RemoteError) -> bool:
+    """Whether the remote itself said that it did not store the document."""
+    status = failure.status or 0
+    return failure.kind == "answer" and 400 <= status < 500 and status not in _UNCLEAR
 
 
 def _in_doubt(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes. What a proxy said
+    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes. The answer of a proxy
     # was not kept: there the old key still guards against a second copy.
-    # 409 says that the first request still runs, once; said again, it is a kept answer too.
+    # 409 means that the first request is still running, once; a second 409 is a kept answer too.
     unspent = {429} if attempt.tries > 1 else {409, 429}
     spent = failure.kind == "answer" and failure.status is not None and failure.status not in unspent
     return Outcome(State.DOUBTFUL, None, str(failure), delay=pause_of(failure, attempt, backoff), fresh_key=spent)
@@ -118,42 +150,58 @@ def _again(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Ou
         None,
         str(failure),
         delay=pause_of(failure, attempt, backoff),
-        fresh_key=failure.status is not None and failure.status >= 500,
+        fresh_key=failure.status is not None and (failure.status >= 500 or _is_refusal(failure)),
     )
+
+
+def _behind(gate: Gate, failure: RemoteError) -> Outcome:
+    """Return the outcome of a transfer that waits for a gate: nothing is wrong with the document."""
+    return Outcome(
+        State.WAITING,
+        gate.reason,
+        str(failure),
+        gate=gate,
+        fresh_key=failure.status is not None and failure.status not in {408, 409, 429},
+        costs_a_try=failure.kind == "unreachable",
+    )
+
+
+def _gate_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Gate | None:
+    """Return the gate that a single failure closes, or some unreachable requests in a row."""
+    remote = attempt.lane.split("/", 1)[0]
+    if failure.kind == "signature":
+        return None
+    if failure.scope is not None:
+        return _closed(failure, attempt, backoff, failure.scope, _reason_of(failure))
+    if failure.kind == "redirect":
+        return _closed(failure, attempt, backoff, remote, Reason.REDIRECTED)
+    if failure.kind == "unreachable" and attempt.failures.unreachable >= UNREACHABLE_LIMIT:
+        return _closed(failure, attempt, backoff, remote, Reason.UNREACHABLE)
+    return None
+
+
+def _repeated(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff, key: str) -> Gate | None:
+    """Return the gate that failures in a row close, None while there are few of them."""
+    counts = attempt.failures
+    # The answer of a proxy concerns the remote and not one lane.
+    if failure.kind == "not_ours" and counts.stranger >= FAILURE_LIMIT:
+        return _closed(failure, attempt, backoff, attempt.lane.split("/", 1)[0], Reason.STRANGER, counts.stranger)
+    if counts.lane < FAILURE_LIMIT:
+        return None
+    reasons = {"not_ours": Reason.STRANGER, "storage": Reason.STORAGE, "signature": Reason.STORAGE}
+    return _closed(failure, attempt, backoff, key, reasons.get(failure.kind, Reason.FAILING), counts.lane)
 
 
 def _closed(
-    failure: RemoteError, attempt: FailedAttempt, backoff: Backoff, *, scope: str | None = None, patient: bool = False
-) -> Outcome:
-    """Nothing is wrong with the document: what the remote refused is closed for all, and one probes."""
-    key = scope or failure.scope or attempt.lane
-    probe = FailedAttempt(attempt.lane, attempt.gate_tries + 1, attempt.now, attempt.jitter)
-    pause = pause_of(failure, probe, backoff)
-    reason = _gate_reason(failure)
-    gate = Gate(
-        key=key,
-        reason=reason,
-        detail=str(failure),
-        until=attempt.now + pause,
-        tries=attempt.gate_tries + 1,
-        since=attempt.now,
-    )
-    return Outcome(
-        State.WAITING,
-        reason,
-        str(failure),
-        delay=0.0,
-        gate=gate,
-        fresh_key=failure.status is not None and failure.status not in {408, 409, 429},
-        costs_a_try=patient,
-    )
+    failure: RemoteError, attempt: FailedAttempt, backoff: Backoff, key: str, reason: Reason, repeats: int = 0
+) -> Gate:
+    tries = attempt.gate_tries + 1
+    probe = replace(attempt, tries=max(tries, repeats))
+    until = attempt.now + pause_of(failure, probe, backoff)
+    return Gate(key, reason, str(failure), until, tries, attempt.now)
 
 
-def _gate_reason(failure: RemoteError) -> Reason:
-    if failure.kind == "unreachable":
-        return Reason.UNREACHABLE
-    if failure.kind == "redirect":
-        return Reason.REDIRECTED
+def _reason_of(failure: RemoteError) -> Reason:
     if failure.status == 429:
-        return Reason.QUOTA if (failure.retry_after or 0) > LONG_PAUSE else Reason.RATE
+        return Reason.QUOTA if (failure.retry_after or 0) > QUOTA_PAUSE_S else Reason.RATE
     return _GATE_REASONS.get(failure.status or 0, Reason.CONNECTION)

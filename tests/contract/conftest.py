@@ -16,9 +16,10 @@ import trustme
 from contract.upload_items import CODAT, WOOTIV, item
 from docferry.clock import SystemClock
 from docferry.model import Receipt, Target, UploadItem
-from docferry.remotes.codat.client import Codat
+from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.wootiv.client import Wootiv
+from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 
@@ -66,6 +67,33 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 Make = Callable[..., Any]
 
 
+class TestKey:
+    """An API key whose value a function gives."""
+
+    __test__ = False
+
+    def __init__(self, read: Callable[[], str | None]) -> None:
+        self._read = read
+        self.reloads = 0
+
+    @property
+    def value(self) -> str | None:
+        return self._read()
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+def _make_codat(settings: dict[str, Any]) -> Codat:
+    options = {each.name: settings.pop(each.name) for each in fields(CodatOptions) if each.name in settings}
+    return Codat(settings.pop("http"), CodatOptions(**options), **(settings | {"key": TestKey(settings["key"])}))
+
+
+def _make_wootiv(settings: dict[str, Any]) -> Wootiv:
+    urls = SignedUrlPolicy(settings["base_url"], settings.pop("storage_hosts", ()))
+    return Wootiv(urls=urls, **(settings | {"key": TestKey(settings["key"])}))
+
+
 def http_client(name: str, more: dict[str, Any]) -> HttpClient:
     """Return a client for the settings that are about HTTP; these are taken out of `more`."""
     options = {each.name: more.pop(each.name) for each in fields(HttpOptions) if each.name in more}
@@ -100,7 +128,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
         }
         settings |= {"key": lambda: sim.options.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
         settings["http"] = http_client("Codat", more)
-        made.append(Codat(**(settings | more)))
+        made.append(_make_codat(settings | more))
         return Shore(made[-1], sim, CODAT, "codat.upload")
 
     yield make
@@ -119,7 +147,7 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
         settings: dict[str, Any] = {"base_url": sim.url, "clock": SystemClock()}
         settings["key"] = lambda: sim.options.wootiv_key
         settings["http"], settings["storage"] = http_client("Wootiv", dict(more)), http_client("Wootiv's storage", more)
-        made.append(Wootiv(**(settings | more)))
+        made.append(_make_wootiv(settings | more))
         return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")
 
     yield make

@@ -34,7 +34,7 @@ async def refused(shore: Shore, name: str = "a.pdf", **more: Any) -> RemoteError
 
 async def found(shore: Shore, doubt: Transfer, **known: KnownUploads) -> tuple[Found, str]:
     assert isinstance(shore.remote, Codat)
-    finding = (await shore.remote.find([doubt], known.get("accounted", NOTHING), known.get("unsettled", NOTHING)))[
+    finding = (await shore.remote.lookup([doubt], known.get("accounted", NOTHING), known.get("unsettled", NOTHING)))[
         doubt.id
     ]
     return finding.found, finding.proof
@@ -229,7 +229,7 @@ async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) ->
     shore.strike("lost_answer", first=1)
     with pytest.raises(RemoteError):
         await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.THERE, "zip")
+    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
     assert not list((tmp_path / "spool").iterdir()), "the ZIP is not kept"
 
 
@@ -250,7 +250,7 @@ async def test_a_token_needs_no_zip(codat: Make) -> None:
     assert await found(shore, doubt) == (Found.ABSENT, "list")
     await shore.remote.send([UploadItem(doubt, Bytes(b"some bytes"))], "key")
     shore.sim.put_company_file(COMPANY, "foreign.pdf", b"foreign")
-    assert await found(shore, doubt) == (Found.THERE, "list")
+    assert await found(shore, doubt) == (Found.PRESENT, "list")
     assert not shore.sim.requests["codat.download"]
 
 
@@ -266,7 +266,7 @@ async def test_a_name_that_the_server_changes_is_recognised(codat: Make, rename:
     shore.sim.options.change({"rename": rename})
     doubt = shore.item('a "na\u0308ive" ' + "name " * 20 + ".pdf", b"ours")
     await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.THERE, "zip")
+    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
 
 
 async def test_a_list_that_lags_shows_it_later(codat: Make, simulated: Make) -> None:
@@ -279,9 +279,9 @@ async def test_a_list_that_lags_shows_it_later(codat: Make, simulated: Make) -> 
     await shore.remote.send([first], "1")
     await shore.remote.send([doubt], "2")
     early = await found(shore, doubt.transfer, accounted=counted(first.transfer))
-    assert early == (Found.THERE, "zip"), "the list lacks what is known to be there, so the ZIPs are asked"
+    assert early == (Found.PRESENT, "zip"), "the list lacks what is known to be there, so the ZIPs are asked"
     clock.turn(61)
-    assert await found(shore, doubt.transfer, accounted=counted(first.transfer)) == (Found.THERE, "zip")
+    assert await found(shore, doubt.transfer, accounted=counted(first.transfer)) == (Found.PRESENT, "zip")
 
 
 async def test_an_empty_list_that_should_not_be_empty_decides_nothing(codat: Make) -> None:
@@ -295,8 +295,8 @@ async def test_the_first_of_a_batch_alone_is_found(codat: Make) -> None:
     shore.sim.options.keeps_only_first_of_batch = True
     batch = [shore.item(f"{number}.pdf", b"%d" % number) for number in range(3)]
     await shore.remote.send(batch, "key")
-    findings = await shore.remote.find([each.transfer for each in batch], NOTHING)
-    assert [findings[each.transfer.id].found for each in batch] == [Found.THERE, Found.ABSENT, Found.ABSENT]
+    findings = await shore.remote.lookup([each.transfer for each in batch], NOTHING)
+    assert [findings[each.transfer.id].found for each in batch] == [Found.PRESENT, Found.ABSENT, Found.ABSENT]
 
 
 async def test_a_broken_zip_decides_nothing(codat: Make) -> None:
@@ -314,7 +314,7 @@ async def test_a_remote_clock_that_is_wrong_hides_nothing(codat: Make) -> None:
     shore.sim.options.date_skew = -7200.0
     doubt = shore.item("a.pdf", b"ours")
     await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.THERE, "zip")
+    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
 
 
 async def test_many_doubts_of_one_company_cost_one_list_and_one_zip(codat: Make) -> None:
@@ -322,6 +322,6 @@ async def test_many_doubts_of_one_company_cost_one_list_and_one_zip(codat: Make)
     doubts = [item(f"{number}.pdf", b"%d" % number) for number in range(30)]
     for each in doubts[::2]:
         await shore.remote.send([each], each.transfer.uid)
-    findings = await shore.remote.find([each.transfer for each in doubts], NOTHING)
-    assert [findings[each.transfer.id].found for each in doubts] == [Found.THERE, Found.ABSENT] * 15
+    findings = await shore.remote.lookup([each.transfer for each in doubts], NOTHING)
+    assert [findings[each.transfer.id].found for each in doubts] == [Found.PRESENT, Found.ABSENT] * 15
     assert (shore.sim.requests["codat.list"], shore.sim.requests["codat.download"]) == (1, 1)

@@ -12,7 +12,7 @@ import pytest
 from contract.upload_items import transfer
 from docferry.clock import iso
 from docferry.model import Found, KnownUploads, Transfer
-from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, same, since
+from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback, same
 from docferry.remotes.protocol import NOTHING
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
@@ -58,7 +58,7 @@ def judged(
 def test_a_token_decides_by_the_list_alone() -> None:
     ours = doubt("")
     ours = replace(ours, remote_name=f"invoice~{ours.token}.pdf")
-    assert judged([ours], [row(ours.remote_name), row("other.pdf")]) == [(Found.THERE, "list")]
+    assert judged([ours], [row(ours.remote_name), row("other.pdf")]) == [(Found.PRESENT, "list")]
     assert judged([ours], [row("other.pdf"), row("invoice.pdf")]) == [(Found.ABSENT, "list")]
 
 
@@ -66,7 +66,7 @@ def test_a_token_that_may_have_been_cut_off_needs_the_zip() -> None:
     ours = doubt("")
     ours = replace(ours, remote_name=f"{'a' * 70}~{ours.token}.pdf")
     cut = "a" * 60 + ".pdf"
-    assert judged([ours], [row(cut)], zipped((cut, b"ours"))) == [(Found.THERE, "zip")]
+    assert judged([ours], [row(cut)], zipped((cut, b"ours"))) == [(Found.PRESENT, "zip")]
 
 
 def test_a_list_with_nothing_unexplained_means_absent() -> None:
@@ -78,7 +78,7 @@ def test_a_list_with_nothing_unexplained_means_absent() -> None:
 
 @pytest.mark.parametrize("name", ["a.pdf", "something else.pdf"])
 def test_whatever_is_unexplained_is_looked_at_by_digest(name: str) -> None:
-    assert judged([doubt("a.pdf")], [row(name)], zipped((name, b"ours"))) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], [row(name)], zipped((name, b"ours"))) == [(Found.PRESENT, "zip")]
     assert judged([doubt("a.pdf")], [row(name)], zipped((name, b"foreign"))) == [(Found.ABSENT, "zip")]
 
 
@@ -97,7 +97,7 @@ def test_a_list_that_lacks_what_is_known_to_be_there_decides_nothing(rows: list[
 def test_a_stale_list_is_no_matter_when_the_zips_show_all() -> None:
     known = others(("b.pdf", b"b"))
     both = zipped(("b.pdf", b"b"), ("a.pdf", b"ours"))
-    assert judged([doubt("a.pdf")], [], both, accounted=known) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], [], both, accounted=known) == [(Found.PRESENT, "zip")]
     assert judged([doubt("a.pdf")], [], zipped(("b.pdf", b"b")), accounted=known) == [(Found.ABSENT, "zip")]
 
 
@@ -105,7 +105,7 @@ def test_twins_of_one_name_are_counted_by_digest() -> None:
     known = others(("a.pdf", b"theirs"))
     rows = [row("a.pdf", -60), row("a.pdf", 1)]
     both = zipped(("a.pdf", b"theirs"), ("a.pdf", b"ours"))
-    assert judged([doubt("a.pdf")], rows, both, accounted=known) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], rows, both, accounted=known) == [(Found.PRESENT, "zip")]
     one = zipped(("a.pdf", b"theirs"))
     assert judged([doubt("a.pdf")], rows[:1], one, accounted=known) == [(Found.ABSENT, "zip")]
 
@@ -114,7 +114,7 @@ def test_twins_of_one_digest_are_counted() -> None:
     known = others(("a.pdf", b"ours"))
     rows = [row("a.pdf", -60), row("b.pdf", 1)]
     both = zipped(("a.pdf", b"ours"), ("b.pdf", b"ours"))
-    assert judged([doubt("b.pdf")], rows, both, accounted=known) == [(Found.THERE, "zip")]
+    assert judged([doubt("b.pdf")], rows, both, accounted=known) == [(Found.PRESENT, "zip")]
     assert judged([doubt("b.pdf")], [*rows[:1], row("c.pdf")], zipped(("a.pdf", b"ours"), ("c.pdf", b"c")), known) == [
         (Found.ABSENT, "zip")
     ]
@@ -123,7 +123,7 @@ def test_twins_of_one_digest_are_counted() -> None:
 def test_one_copy_settles_one_doubt_only() -> None:
     doubts = [doubt("b.pdf"), doubt("a.pdf")]
     found = judged(doubts, [row("a.pdf")], zipped(("a.pdf", b"ours")))
-    assert found == [(Found.ABSENT, "zip"), (Found.THERE, "zip")], "the name tells which"
+    assert found == [(Found.ABSENT, "zip"), (Found.PRESENT, "zip")], "the name tells which"
 
 
 def test_what_others_may_have_stored_is_not_taken_for_ours() -> None:
@@ -131,7 +131,7 @@ def test_what_others_may_have_stored_is_not_taken_for_ours() -> None:
     members = zipped(("a.pdf", b"ours"))
     assert judged([doubt("a.pdf")], [row("a.pdf")], members, unsettled=maybe)[0][0] is Found.UNSURE
     two = zipped(("a.pdf", b"ours"), ("a.pdf", b"ours"))
-    assert judged([doubt("a.pdf")], [row("a.pdf")] * 2, two, unsettled=maybe) == [(Found.THERE, "zip")]
+    assert judged([doubt("a.pdf")], [row("a.pdf")] * 2, two, unsettled=maybe) == [(Found.PRESENT, "zip")]
 
 
 def test_copies_that_are_fewer_than_who_may_have_brought_them_are_said_to_be_nobody_s() -> None:
@@ -168,7 +168,7 @@ def test_a_cut_name_that_may_be_ours_is_not_explained_away() -> None:
     known = others(("a" * 70 + "1.pdf", b"theirs"))
     ours = doubt("a" * 70 + "2.pdf")
     rows = [row("a" * 60 + ".pdf")]
-    assert judged([ours], rows, zipped(("a" * 60 + ".pdf", b"ours")), accounted=known) == [(Found.THERE, "zip")]
+    assert judged([ours], rows, zipped(("a" * 60 + ".pdf", b"ours")), accounted=known) == [(Found.PRESENT, "zip")]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_dates_in_every_form(uploaded: str, days: set[int]) -> None:
 
 def test_a_row_without_a_readable_time_is_a_candidate() -> None:
     ours = doubt("a.pdf")
-    assert judged([ours], [row("x.pdf", uploaded="garbage")], zipped(("x.pdf", b"ours"))) == [(Found.THERE, "zip")]
+    assert judged([ours], [row("x.pdf", uploaded="garbage")], zipped(("x.pdf", b"ours"))) == [(Found.PRESENT, "zip")]
 
 
 def test_a_remote_clock_that_is_ahead_hides_nothing() -> None:
@@ -200,7 +200,7 @@ def test_a_remote_clock_that_is_ahead_hides_nothing() -> None:
 
 def test_since_reaches_back_to_the_first_attempt() -> None:
     early, late = doubt("a.pdf", at=-7200), doubt("b.pdf")
-    asked = since([late, early])
+    asked = lookback([late, early])
     assert asked.names == NOON - 7200 - 300
     assert datetime.fromtimestamp(asked.digests, UTC) == datetime(2026, 11, 19, tzinfo=UTC)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import re
 import zipfile
+from collections.abc import Callable
 from email.policy import HTTP
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from docferry.model import UploadItem
 from docferry.remotes.codat import zip_digests
 from docferry.remotes.codat.reconcile import Members
 from docferry.remotes.http import Form, Response, content_type, parse_time, retry_after, safe_text
-from docferry.remotes.rate_limits import AtOnce, PerMinute
+from docferry.remotes.protocol import SendPermit
+from docferry.remotes.rate_limits import CompanyLimiter, MinuteLimiter
 
 
 async def blocks_of(form: Form) -> list[bytes]:
@@ -26,6 +28,17 @@ async def blocks_of(form: Form) -> list[bytes]:
 
 
 # limits
+
+
+class Permit(SendPermit):
+    """A permit that a condition grants."""
+
+    def __init__(self, condition: Callable[[], bool]) -> None:
+        self._condition = condition
+
+    @property
+    def is_granted(self) -> bool:
+        return self._condition()
 
 
 @pytest.mark.anyio
@@ -36,11 +49,11 @@ async def test_a_minute_lets_so_many_through_in_order() -> None:
         await anyio.lowlevel.checkpoint()
         clock.turn(seconds)
 
-    minute = PerMinute(5, clock, sleep)
+    minute = MinuteLimiter(5, clock, sleep)
     start = clock.steady()
 
     async def one(number: int) -> None:
-        await minute.turn()
+        await minute.acquire()
         passed.append((number, clock.steady() - start))
 
     async with anyio.create_task_group() as group:
@@ -55,13 +68,13 @@ async def test_a_minute_lets_so_many_through_in_order() -> None:
 @pytest.mark.anyio
 async def test_who_gives_up_waiting_takes_no_turn() -> None:
     clock = TurnableClock()
-    minute = PerMinute(1, clock, lambda _seconds: anyio.sleep_forever())
-    await minute.turn()
+    minute = MinuteLimiter(1, clock, lambda _seconds: anyio.sleep_forever())
+    await minute.acquire()
     with anyio.move_on_after(0.01):
-        await minute.turn()
+        await minute.acquire()
     clock.turn(61.5)
     with anyio.fail_after(1):
-        await minute.turn()
+        await minute.acquire()
 
 
 @pytest.mark.anyio
@@ -74,12 +87,12 @@ async def test_who_must_not_go_any_more_waits_no_longer() -> None:
         if clock.steady() - start > 10:
             open_ways.discard(1)
 
-    minute = PerMinute(1, clock, sleep)
+    minute = MinuteLimiter(1, clock, sleep)
     start = clock.steady()
 
     async def one(number: int) -> None:
         try:
-            await minute.turn(lambda: number in open_ways)
+            await minute.acquire(Permit(lambda: number in open_ways))
         except NotNow:
             left.append(number)
             assert clock.steady() - start < 15
@@ -93,10 +106,10 @@ async def test_who_must_not_go_any_more_waits_no_longer() -> None:
 
 @pytest.mark.anyio
 async def test_so_many_at_once_for_each_company_alone() -> None:
-    doors, inside, most = AtOnce(2), {"a": 0, "b": 0}, {"a": 0, "b": 0}
+    doors, inside, most = CompanyLimiter(2), {"a": 0, "b": 0}, {"a": 0, "b": 0}
 
     async def one(company: str) -> None:
-        async with doors.inside(company):
+        async with doors.slot(company):
             inside[company] += 1
             most[company] = max(most[company], inside[company])
             await anyio.lowlevel.checkpoint()
@@ -113,10 +126,10 @@ async def test_so_many_at_once_for_each_company_alone() -> None:
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_who_waits_goes_before_who_leaves(stopped: bool) -> None:
     """The next request is out before anything is made of this answer, which a stop in between does not lose."""
-    doors, order = AtOnce(1), []
+    doors, order = CompanyLimiter(1), []
 
     async def one(name: str) -> None:
-        async with doors.inside("a"):
+        async with doors.slot("a"):
             order.append(f"{name} in")
             with anyio.CancelScope(shield=True):
                 await anyio.lowlevel.checkpoint()
@@ -132,7 +145,7 @@ async def test_who_waits_goes_before_who_leaves(stopped: bool) -> None:
 
 @pytest.mark.anyio
 async def test_a_cancelled_visitor_leaves_its_place() -> None:
-    doors = AtOnce(1)
+    doors = CompanyLimiter(1)
     for _ in range(3):
         async with anyio.create_task_group() as group:
             for _ in range(5):
@@ -140,12 +153,12 @@ async def test_a_cancelled_visitor_leaves_its_place() -> None:
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
     with anyio.fail_after(1):
-        async with doors.inside("a"):
+        async with doors.slot("a"):
             pass
 
 
-async def _stay(doors: AtOnce) -> None:
-    async with doors.inside("a"):
+async def _stay(doors: CompanyLimiter) -> None:
+    async with doors.slot("a"):
         await anyio.sleep_forever()
 
 

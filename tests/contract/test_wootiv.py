@@ -136,11 +136,10 @@ async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) ->
         assert (await shore.send("a.pdf")).proof == "answer"
 
 
-async def test_a_200_without_an_etag_is_believed_only_without_words(wootiv: Make) -> None:
+async def test_a_200_without_an_etag_is_no_receipt(wootiv: Make) -> None:
     shore = wootiv()
     shore.strike("swallow")
-    receipt = await shore.send("a.pdf")
-    assert (receipt.etag, receipt.proof) == (None, "answer")
+    assert (await refused(shore)).kind == "not_ours"
     shore.strike("status", status=200)
     assert (await refused(shore)).kind == "not_ours"
 
@@ -161,7 +160,7 @@ async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> Non
     assert (await refused(shore)).kind == "signature"
     shore.strike("status", status=403, code="AccessDenied")
     error = await refused(shore)
-    assert (error.kind, error.scope) == ("answer", None)
+    assert (error.kind, error.scope) == ("storage", None)
 
 
 @pytest.mark.parametrize("code", ["BadDigest", "IncompleteBody", "RequestTimeout"])
@@ -183,7 +182,7 @@ async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
     shore = wootiv()
     shore.strike("status", match="wootiv.sign", status=422)
     error = await refused(shore)
-    assert (error.scope, error.should_retry) == (None, False)
+    assert (error.scope, error.about_document) == (None, True)
 
 
 async def test_a_question_that_is_too_large_says_nothing_about_the_document(wootiv: Make) -> None:
@@ -214,7 +213,7 @@ async def test_no_error_shows_a_signature(wootiv: Make) -> None:
 async def test_a_put_may_be_repeated(wootiv: Make) -> None:
     shore = wootiv()
     doubt = transfer("a.pdf", target=WOOTIV)
-    finding = (await shore.remote.find([doubt], NOTHING))[doubt.id]
+    finding = (await shore.remote.lookup([doubt], NOTHING))[doubt.id]
     assert (finding.found, finding.proof) == (Found.ABSENT, "put")
     await shore.send("a.pdf")
     await shore.send("a.pdf")

@@ -42,9 +42,9 @@ from docferry.model import (
     Transfer,
     UploadItem,
 )
-from docferry.policy import Backoff
+from docferry.policy import Backoff, RetryPolicy
 from docferry.remotes.codat import reconcile
-from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always
+from docferry.remotes.protocol import ALWAYS_PERMITTED, NOTHING, Checked, Health, Lookback, Rules, SendPermit
 from docferry.store import schema
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
@@ -53,9 +53,12 @@ from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.transfers import Pick, Transfers
+from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials
+from docferry.upload.context import Queue, UploadContext
 from docferry.upload.gates import GateManager
+from docferry.upload.sources import SourceOpener
 from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
 
@@ -143,8 +146,8 @@ class Line:
 
     name = "codat"
     rules = Rules("Codat", max_size=10**7)
-    find_after = LAG
-    confirm_after = 2.5 * LAG
+    lookup_after = LAG
+    absent_after = 2.5 * LAG
     health = Health()
 
     def __init__(self, shore: Shore, kill: Callable[[], NoReturn]) -> None:
@@ -152,10 +155,10 @@ class Line:
         self.jitter = shore.jitter
         self._kill = kill
 
-    async def send(self, items: Sequence[UploadItem], key: str, may_go: MayGo = always) -> Receipt:
+    async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
         (item,) = items
         await self._passes(5)
-        if not may_go():
+        if not permit.is_granted:
             raise NotNow
         if self.jitter.random() < 0.05:
             self._kill()
@@ -183,10 +186,10 @@ class Line:
         for _ in range(self.jitter.randrange(3)):
             await checkpoint()
 
-    def since(self, asked: Sequence[Transfer]) -> Since:
-        return reconcile.since(asked)
+    def lookback(self, asked: Sequence[Transfer]) -> Lookback:
+        return reconcile.lookback(asked)
 
-    async def find(
+    async def lookup(
         self, asked: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
     ) -> Mapping[int, Finding]:
         await self._passes(2)
@@ -318,34 +321,27 @@ class Shelf(Opener):
 
 
 class Process(Uploader):
-    """A carrier with its own way to the disk, whose documents are in memory."""
+    """An uploader with its own way to the disk, whose documents are in memory."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
         self.database = Memory(world.disk, world.jitter, risk=0.005)
-        self.queue = Transfers(self.database, world.clock, name)
-        self.documents = Documents(self.database, world.clock)
-        gate_manager = GateManager(
-            transfers=self.queue,
-            gates=Gates(self.database),
-            clock=world.clock,
-            backoff=Backoff(0.5, 1.5, 60.0),
-            give_up_after=1e9,
-            key_refused=lambda: None,
-        )
-        gate_manager._random = world.jitter
+        clock = world.clock
+        self.queue = Transfers(self.database, clock, name)
+        self.documents = Documents(self.database, clock)
+        tables = Queue(self.database, self.documents, self.queue, Gates(self.database))
+        remotes = {"codat": Line(world.shore, self.database.kill)}
+        context = UploadContext(clock, tables, {world.upload.name: world.upload}, remotes, Wakeups(), Telemetry(clock))
+        gate_manager = GateManager(tables.gates, clock, RetryPolicy(Backoff(0.5, 1.5, 60.0), give_up_after=1e9))
+        gate_manager.random = world.jitter
+        shelf = Shelf(world.upload.root, world.contents, world.jitter)
         super().__init__(
-            gate_manager=gate_manager,
-            uploads={world.upload.name: world.upload},
-            remotes={"codat": Line(world.shore, self.database.kill)},
-            transfers=self.queue,
-            clock=world.clock,
-            wakeups=Wakeups(),
-            delivered=_ignored,
-            batch_trials=BatchTrials(Cursors(self.database, world.clock), 1),
+            context,
+            gate_manager,
+            BatchTrials(Cursors(self.database, clock), self.queue, 1),
+            SourceOpener(context, gate_manager, {world.upload.root: shelf}),
         )
-        self._clock, self._random = world.clock, world.jitter
-        self._openers = {world.upload.root: Shelf(world.upload.root, world.contents, world.jitter)}
+        self._clock, self._random = clock, world.jitter
 
     async def turn(self) -> None:
         """Claim something that is due, and carry it."""
@@ -361,11 +357,7 @@ class Process(Uploader):
         places = await self.documents.places([transfer.id for transfer in claimed])
         loads = [claimed] if claimed[0].state is State.ASKING else [[each] for each in claimed]
         for load in loads:
-            await self.carry(Batch(load, places))
-
-
-async def _ignored(*_: object) -> None:
-    return
+            await self.process(Batch(load, places))
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------

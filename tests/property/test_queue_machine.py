@@ -26,7 +26,7 @@ from sqlalchemy import Connection, text
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
-from docferry.model import FINAL, IN_FLIGHT, MOVES, Outcome, State, Transfer
+from docferry.model import FINAL, IN_FLIGHT, TRANSITIONS, Outcome, State, Transfer
 from docferry.store import schema
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
@@ -35,7 +35,8 @@ from store.conftest import planned
 
 T = TypeVar("T")
 OUTCOMES = {
-    before: sorted(after for b, after in MOVES if b is before and after is not State.SENDING) for before in IN_FLIGHT
+    before: sorted(after for b, after in TRANSITIONS if b is before and after is not State.SENDING)
+    for before in IN_FLIGHT
 }
 
 

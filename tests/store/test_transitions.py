@@ -10,12 +10,12 @@ import anyio
 import pytest
 
 from docferry.errors import LeaseLost
-from docferry.model import MOVES, Outcome, Receipt, State, Transfer
+from docferry.model import TRANSITIONS, Outcome, Receipt, State, Transfer
 from docferry.store.reports import AttemptRow, Reports
 from store.conftest import Shop
 
 pytestmark = pytest.mark.anyio
-FROM_LEASE = sorted((a, b) for a, b in MOVES if a in (State.LEASED, State.SENDING, State.ASKING))
+FROM_LEASE = sorted((a, b) for a, b in TRANSITIONS if a in (State.LEASED, State.SENDING, State.ASKING))
 
 
 # -- guards: each of lease, owner and state, for every move --
@@ -164,10 +164,10 @@ async def test_tries_and_keys_are_counted_as_the_outcome_says(shop: Shop) -> Non
     transfer = await shop.sending("a.pdf")
     await shop.transfers.settle(transfer, Outcome(State.WAITING, fresh_key=True), was=State.SENDING)
     (second,) = await shop.claimed()
-    assert (second.tries, second.generation) == (1, 1)
+    assert (second.tries, second.key_version) == (1, 1)
     await shop.transfers.settle(second, Outcome(State.WAITING, costs_a_try=False), was=State.LEASED)
     (third,) = await shop.claimed()
-    assert (third.tries, third.generation) == (1, 1)
+    assert (third.tries, third.key_version) == (1, 1)
 
 
 async def test_gone_frees_the_path_and_the_bytes(shop: Shop) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from docferry.model import DUE, FINAL, IN_FLIGHT, MOVES, State, Target, escaped
+from docferry.model import DUE, FINAL, IN_FLIGHT, TRANSITIONS, State, Target, escaped
 
 
 def test_every_state_can_be_reached_and_only_final_ones_cannot_be_left() -> None:
-    assert {after for _, after in MOVES} == set(State)
-    assert {before for before, _ in MOVES} == set(State) - FINAL
+    assert {after for _, after in TRANSITIONS} == set(State)
+    assert {before for before, _ in TRANSITIONS} == set(State) - FINAL
     assert IN_FLIGHT | DUE | FINAL | {State.HELD} == set(State)
 
 
 def test_nothing_is_sent_that_was_not_leased_and_no_doubt_is_forgotten() -> None:
-    assert {before for before, after in MOVES if after is State.SENDING} == {State.LEASED, State.ASKING}
-    assert {before for before, after in MOVES if after is State.WAITING} == {State.LEASED, State.SENDING, State.HELD}
-    assert {after for before, after in MOVES if before is State.DOUBTFUL} == {State.ASKING}
-    assert (State.WAITING, State.SENT) not in MOVES
+    assert {before for before, after in TRANSITIONS if after is State.SENDING} == {State.LEASED, State.ASKING}
+    assert {before for before, after in TRANSITIONS if after is State.WAITING} == {
+        State.LEASED,
+        State.SENDING,
+        State.HELD,
+    }
+    assert {after for before, after in TRANSITIONS if before is State.DOUBTFUL} == {State.ASKING}
+    assert (State.WAITING, State.SENT) not in TRANSITIONS
 
 
 @pytest.mark.parametrize(

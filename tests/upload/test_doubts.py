@@ -15,9 +15,10 @@ from sqlalchemy import text
 from app_env import COMPANY, CONNECTION
 from docferry.app.application import Application
 from docferry.model import State
+from docferry.remotes.protocol import SendPermit
 from docferry.simulator import Fault
 from docferry.store.transfers import Pick
-from docferry.upload import resolver
+from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
 from unreachable_hosts import full_house, mute, nameless
 from upload.conftest import UploadEnv, names_of, once, until_queued
@@ -148,7 +149,7 @@ async def test_twins_of_two_connections_are_decided_when_none_or_both_are_there(
 
 async def held_twins(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them arrived, and nobody can say which."""
-    monkeypatch.setattr(resolver, "UNSURE_AT_LEAST", 1.0)
+    monkeypatch.setattr(resolver, "UNSURE_AT_LEAST_S", 1.0)
     monkeypatch.setattr(resolver, "UNSURE_LAGS", 1)
     lay_twins(env)
     env.strike(Fault("lost_answer", "codat.upload", nth=1), Fault("reset_after", "codat.upload", nth=2))
@@ -189,8 +190,8 @@ class Verdicts:
 
     def __init__(self, app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[bool | None] = []
-        self._tell = app.batch_trials.seen
-        monkeypatch.setattr(app.batch_trials, "seen", self._hear)
+        self._tell = app.batch_trials.record
+        monkeypatch.setattr(app.batch_trials, "record", self._hear)
 
     async def _hear(self, lane: str, whole: bool | None) -> None:
         self.told.append(whole)
@@ -227,7 +228,7 @@ async def test_a_first_batch_is_proved_in_pieces_too(
         assert only(await env.carried(app)) == {State.SENT: 3}
         assert verdicts.told == [True]
         assert env.requests("codat.list") == len(set(order))
-        assert app.batch_trials.trusts(f"codat/{COMPANY}/{CONNECTION}")
+        assert app.batch_trials.is_trusted(f"codat/{COMPANY}/{CONNECTION}")
 
 
 @pytest.mark.parametrize("kind", ["reset_inside", "lost_answer"])
@@ -264,7 +265,7 @@ async def test_a_first_batch_that_was_handed_back_is_followed_by_another(env: Up
     async with env.app() as app:
         await until_queued(env, app, 80)
         assert only(await env.carried(app)) == {State.SENT: 80}
-        assert app.batch_trials.trusts(f"codat/{COMPANY}/{SECOND}")
+        assert app.batch_trials.is_trusted(f"codat/{COMPANY}/{SECOND}")
 
 
 async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connection(env: UploadEnv) -> None:
@@ -273,15 +274,16 @@ async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connecti
     async with env.app() as app:
         await until_queued(env, app, 3)
 
-        async def never() -> bool:
-            return False
+        class Refused(SendPermit):
+            async def acquire(self) -> bool:
+                return False
 
-        for _ in range(resolver.TRIALS + 1):
+        for _ in range(batch_trials.MAX_TRIALS + 1):
             (lane,) = await app.transfers.lanes()
             claimed = await app.transfers.claim([Pick(lane, 3)], room=3)
-            (batch_size,) = await app.batch_trials.batches(claimed)
+            (batch_size,) = await app.batch_trials.make_batches(claimed)
             batch = Batch(batch_size, await app.documents.places([each.id for each in batch_size]))
-            await app.scheduler.uploader.carry(batch, never)
+            await app.uploader.process(batch, Refused())
             assert only(await env.states(app)) == {"waiting": 3}
         assert env.requests("codat.upload") == 0
         assert only(await env.carried(app)) == {State.SENT: 3}

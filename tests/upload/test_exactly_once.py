@@ -226,7 +226,7 @@ async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, 
         "BEGIN UPDATE transfer SET lease = 7 WHERE id = 1; END"
     )
     async with env.app() as app:
-        await app.batch_trials.seen(f"codat/{COMPANY}/{CONNECTION}", True)
+        await app.batch_trials.record(f"codat/{COMPANY}/{CONNECTION}", True)
         await app.database.write(lambda connection: connection.execute(text(thief.format(when=when))))
         await env.carried(app, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
     assert sorted(env.at_codat().values()) == [1, 1]

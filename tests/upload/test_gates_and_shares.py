@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -78,7 +79,7 @@ async def test_a_signer_that_is_wrong_is_asked_less_and_less(env: UploadEnv) -> 
     env.strike(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
     async with env.app() as app:
         await env.carried(app, lambda counts: env.requests("s3.put") >= 8 and counts["waiting"] == 1)
-        assert app.gate_manager.counters.strikes["wootiv"] >= 8
+        assert app.gate_manager.is_failing("wootiv")
     times = [seen.at for seen in env.simulator.log if seen.route == "s3.put"]
     assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
 
@@ -91,23 +92,23 @@ async def test_what_starts_while_others_are_handed_back_is_left_alone(env: Uploa
         scheduler, free = app.scheduler, threading.Event()
         slots = scheduler._slots
         await until_queued(env, app, 2)
-        await scheduler._claim()
+        await scheduler.claim()
         (other,) = (batch for batch in slots.ready if batch.remote == "wootiv")
         until = app.clock.now() + 3600
         await app.gate_manager.close(Gate("codat", Reason.RATE, "", until, 1, 0.0))
         async with anyio.create_task_group() as group:
             group.start_soon(app.database.write, lambda _: free.wait())
             await anyio.wait_all_tasks_blocked()
-            group.start_soon(scheduler._return_blocked)
+            group.start_soon(scheduler.release_blocked)
             await anyio.wait_all_tasks_blocked()
             assert list(slots.ready) == [other]
             slots.start(other)
             group.start_soon(app.gate_manager.close, Gate("wootiv", Reason.RATE, "", until, 1, 0.0))
             await anyio.wait_all_tasks_blocked()
             free.set()
-        await scheduler.uploader.release(other)
+        await app.uploader.release(other)
         slots.end(other)
-        assert slots.are_empty
+        assert slots.is_empty
 
 
 async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(env: UploadEnv) -> None:
@@ -158,7 +159,7 @@ async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: Up
         def closed(_: dict[str, int]) -> bool:
             if by == "gate":
                 return bool(app.gate_manager.closed) and not app.scheduler.is_busy
-            return app.gate_manager.counters.uploaded == 3
+            return app.uploader.counters.uploaded == 3
 
         await env.carried(app, closed)
         assert time.monotonic() - began < 15  # not a minute
@@ -271,7 +272,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: Uploa
     env.lay(env.app_env.upload("bank"), "a.pdf")
     env.strike(Fault("reset_before", "codat.upload"))
     async with env.app() as app:
-        app.gate_manager._give_up_after = 0.5
+        app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=0.5)
         counts = await env.carried(app)
         assert counts["held"] == 1
         (row,) = await app.reports.by_path("bank", b"a.pdf")
@@ -279,7 +280,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: Uploa
         assert row.detail is not None
         assert row.detail.endswith("docferry retry`")
         env.strike()
-        app.gate_manager._give_up_after = 60.0
+        app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=60.0)
         assert await app.transfers.retry(ids=[row.id]) == 1
         await app.gates.open_all()
     counts = await env.ferry()
@@ -366,8 +367,8 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit is seen only after its log was synced: a look in between finds the file as it will be afterwards."""
-    monkeypatch.setattr("docferry.upload.scheduler.POLL", 0.05)
-    monkeypatch.setattr("docferry.upload.scheduler.LOOK", 0.5, raising=False)
+    monkeypatch.setattr("docferry.upload.scheduler.BUSY_POLL_S", 0.05)
+    monkeypatch.setattr("docferry.upload.scheduler.FORCED_POLL_S", 0.5)
     env.lay(env.app_env.upload("bank"), "a.pdf")
     async with env.app() as app:
         path, log = app.database.path, app.database.path.with_name("docferry.db-wal")

@@ -8,7 +8,7 @@ import pytest
 
 from docferry.model import Gate
 from docferry.store.transfers import Lane
-from docferry.upload.selection import QUESTIONS, SelectionInput, choose, closed_by, company_of, next_due
+from docferry.upload.selection import DOUBTS_PER_LOOKUP, SelectionInput, company_of, last_gate, next_due, select
 
 NOW = 1000.0
 
@@ -29,10 +29,10 @@ def picked(lanes: list[Lane], *gates: Gate, **more: Any) -> dict[str, int]:
         "gates": {gate.key: gate for gate in gates},
         "in_hand": {},
         "company_limit": 16,
-        "asking": (),
+        "in_lookup": (),
         "batch_size": lambda _: 1,
     }
-    picks = choose(lanes, SelectionInput(**{**defaults, **more}))
+    picks = select(lanes, SelectionInput(**{**defaults, **more}))
     assert len({(pick.lane.lane, pick.lane.doubtful) for pick in picks}) == len(picks)
     return {pick.lane.lane + ("?" if pick.lane.doubtful else ""): pick.most for pick in picks}
 
@@ -66,15 +66,15 @@ def test_a_load_is_a_batch() -> None:
 
 
 def test_a_lane_that_fails_gets_one_at_a_time() -> None:
-    assert picked([lane("codat/a/x")], wary={"codat/a/x"}) == {"codat/a/x": 1}
-    assert picked([lane("codat/a/x")], wary={"codat/a/x"}, in_hand={"codat/a/x": 1}) == {}
+    assert picked([lane("codat/a/x")], failing={"codat/a/x"}) == {"codat/a/x": 1}
+    assert picked([lane("codat/a/x")], failing={"codat/a/x"}, in_hand={"codat/a/x": 1}) == {}
 
 
 def test_doubts_come_first_and_one_question_a_company() -> None:
     lanes = [lane("codat/a/x"), lane("codat/a/x", doubtful=True), lane("codat/a/y", doubtful=True)]
-    assert picked(lanes, room=1) == {"codat/a/x?": QUESTIONS}
+    assert picked(lanes, room=1) == {"codat/a/x?": DOUBTS_PER_LOOKUP}
     assert picked(lanes).keys() == {"codat/a/x?", "codat/a/x"}
-    assert picked(lanes, asking={"codat/a"}).keys() == {"codat/a/x"}
+    assert picked(lanes, in_lookup={"codat/a"}).keys() == {"codat/a/x"}
 
 
 @pytest.mark.parametrize("key", ["codat", "codat/a", "codat/a/x"])
@@ -116,8 +116,8 @@ def test_when_something_is_next_due() -> None:
 
 def test_words() -> None:
     gates = {key: gate(key, until) for key, until in (("codat", 1.0), ("codat/a", 9.0), ("codat/a/x", 5.0))}
-    found = closed_by(lane("codat/a/x"), gates)
+    found = last_gate(lane("codat/a/x"), gates)
     assert found is not None
     assert found.key == "codat/a"
-    assert closed_by(lane("codatx"), gates) is None
+    assert last_gate(lane("codatx"), gates) is None
     assert (company_of("codat/a/x"), company_of("wootiv")) == ("codat/a", "wootiv")

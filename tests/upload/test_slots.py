@@ -11,7 +11,7 @@ from anyio.abc import TaskGroup
 from docferry.clock import TurnableClock
 from docferry.model import State, Target, Transfer
 from docferry.upload.batch import Batch
-from docferry.upload.slots import AHEAD, LATELY, Slots
+from docferry.upload.slots import PREFETCH, PREFETCH_WINDOW_S, SlotLimits, Slots
 
 WORKERS = 4
 NUMBERS = count(1)
@@ -32,11 +32,18 @@ def slots(clock: TurnableClock, wary: set[str]) -> Slots:
     return made(clock, wary)
 
 
+class Failing:
+    """The lanes that fail."""
+
+    def __init__(self, lanes: set[str]) -> None:
+        self._lanes = lanes
+
+    def is_failing(self, lane: str) -> bool:
+        return lane in self._lanes
+
+
 def made(clock: TurnableClock, wary: set[str], *, several: bool = True, limit: int = 9, batch_size: int = 1) -> Slots:
-    limits = {"codat": limit}
-    return Slots(
-        clock, workers=WORKERS, batch_size=batch_size, company_limits=limits, several=several, is_wary=wary.__contains__
-    )
+    return Slots(clock, SlotLimits(WORKERS, batch_size, {"codat": limit}, several), Failing(wary))
 
 
 def load_of(company: str, state: State = State.LEASED) -> Batch:
@@ -66,10 +73,10 @@ async def brought(slots: Slots, number: int, company: str = "acme") -> None:
     for batch in ready(slots, number, company):
         assert slots.may_start(batch)
         slots.start(batch)
-        assert await slots.turn(batch)
-        slots.taken(batch)
+        assert await slots.acquire(batch)
+        slots.release_early(batch)
         slots.end(batch)
-    assert slots.are_empty
+    assert slots.is_empty
 
 
 class Queue:
@@ -86,7 +93,7 @@ class Queue:
         await anyio.wait_all_tasks_blocked()
 
     async def _wait(self, batch: Batch) -> None:
-        (self.granted if await self._slots.turn(batch) else self.refused).append(batch)
+        (self.granted if await self._slots.acquire(batch) else self.refused).append(batch)
 
 
 def test_nothing_is_ahead_before_anything_was_taken(slots: Slots) -> None:
@@ -96,11 +103,11 @@ def test_nothing_is_ahead_before_anything_was_taken(slots: Slots) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("batch_size", "ahead"), [(1, AHEAD * WORKERS), (3, 2), (100, 1)])
+@pytest.mark.parametrize(("batch_size", "ahead"), [(1, PREFETCH * WORKERS), (3, 2), (100, 1)])
 async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, batch_size: int, ahead: int) -> None:
     slots = made(clock, set(), several=False, batch_size=batch_size)
     await brought(slots, 30)
-    clock.turn(LATELY / 2)
+    clock.turn(PREFETCH_WINDOW_S / 2)
     ready(slots, 50)
     async with anyio.create_task_group() as group:
         queue = Queue(slots, group)
@@ -109,15 +116,15 @@ async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, ba
         assert len(queue.granted) == WORKERS
         more = started(slots)
         await queue.join(more)
-        assert len(slots.waiting) == ahead
-        clock.turn(LATELY)
+        assert len(slots.prefetched) == ahead
+        clock.turn(PREFETCH_WINDOW_S)
         for batch in queue.granted:
             slots.end(batch)
-        slots.let_go()
+        slots.grant_free_slots()
         await anyio.wait_all_tasks_blocked()
-        assert started(slots) == [] or len(slots.waiting) + len(slots.running) <= WORKERS
-        for batch in slots.waiting:
-            slots.refuse(batch)
+        assert started(slots) == [] or len(slots.prefetched) + len(slots.running) <= WORKERS
+        for batch in slots.prefetched:
+            slots.reject(batch)
 
 
 @pytest.mark.anyio
@@ -132,7 +139,7 @@ async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: S
     clock.turn(60.0)
     assert early + started(slots) == others
     for batch in others:
-        assert await slots.turn(batch)
+        assert await slots.acquire(batch)
 
 
 @pytest.mark.anyio
@@ -145,7 +152,7 @@ async def test_many_companies_are_no_reason_to_have_more_ahead(slots: Slots, clo
         await queue.join(started(slots))
         clock.turn(60.0)
         assert started(slots) == []
-        assert (len(queue.granted), slots.waiting) == (WORKERS, [])
+        assert (len(queue.granted), slots.prefetched) == (WORKERS, [])
 
 
 @pytest.mark.anyio
@@ -157,14 +164,14 @@ async def test_a_remote_that_hangs_never_has_the_last_worker(slots: Slots) -> No
         await queue.join(started(slots))
         await queue.join(started(slots))
         assert len(queue.granted) == len(slots.running) == WORKERS - 1
-        assert slots.waiting
+        assert slots.prefetched
         for batch in ready(slots, 3, "other"):
             slots.start(batch)
-            assert await slots.turn(batch)
-            slots.taken(batch)
+            assert await slots.acquire(batch)
+            slots.release_early(batch)
             slots.end(batch)
-        for batch in slots.waiting:
-            slots.refuse(batch)
+        for batch in slots.prefetched:
+            slots.reject(batch)
 
 
 @pytest.mark.anyio
@@ -178,20 +185,20 @@ async def test_who_waits_goes_in_the_order_of_coming(clock: TurnableClock) -> No
         batches += started(slots)
         await queue.join(batches)
         assert queue.granted == batches[:WORKERS]
-        slots.refuse(batches[WORKERS])
-        slots.taken(batches[0])
+        slots.reject(batches[WORKERS])
+        slots.release_early(batches[0])
         slots.end(batches[1])
-        slots.let_go()
+        slots.grant_free_slots()
         await anyio.wait_all_tasks_blocked()
         assert queue.granted[WORKERS:] == batches[WORKERS + 1 : WORKERS + 3]
         assert queue.refused == [batches[WORKERS]]
-        for batch in slots.waiting:
-            slots.refuse(batch)
+        for batch in slots.prefetched:
+            slots.reject(batch)
     for batch in batches:
         if batch is not batches[1]:
             slots.end(batch)
     slots.ready.clear()
-    assert slots.are_empty
+    assert slots.is_empty
     assert (slots.by_lane(), slots.started_at("codat"), slots.running_at("codat")) == ({}, 0, 0)
 
 
@@ -203,14 +210,14 @@ async def test_one_that_is_cancelled_between_its_turn_and_the_news_of_it_has_a_w
         queue = Queue(slots, group)
         batches = started(slots)
         await queue.join(batches)
-        waited = slots.waiting[0]
+        waited = slots.prefetched[0]
         slots.end(batches[0])
-        slots.let_go()
+        slots.grant_free_slots()
         assert waited in slots.running
         group.cancel_scope.cancel()
     for batch in batches[1:]:
         slots.end(batch)
-    assert slots.are_done
+    assert slots.is_idle
     assert slots.running_at("codat") == slots.started_at("codat") == 0
 
 
@@ -224,7 +231,7 @@ async def test_where_things_fail_one_goes_at_a_time_and_questions_are_no_sends(s
     assert slots.is_blocked(second)
     assert slots.may_start(question)
     slots.start(question)
-    assert slots.asking() == {"codat/acme"}
-    assert await slots.turn(first)
+    assert slots.in_lookup() == {"codat/acme"}
+    assert await slots.acquire(first)
     slots.end(first)
     assert slots.may_start(second)

@@ -1,4 +1,4 @@
-"""Builds the house for one configuration: opens the database, the remotes and the rooms, and closes them again."""
+"""Build the objects of one configuration: open the database and the remotes, connect them, close them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from docferry import policy
-from docferry.app.remotes import RULES, ApiKeys, open_remotes, spool
+from docferry.app.remotes import RULES, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
@@ -31,18 +31,18 @@ from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
-from docferry.upload.after_upload import tidy
 from docferry.upload.batch_trials import BatchTrials
+from docferry.upload.context import Queue, UploadContext
 from docferry.upload.gates import GateManager
 from docferry.upload.maintenance import Maintenance
-from docferry.upload.scheduler import Scheduler
+from docferry.upload.scheduler import Scheduler, SchedulerLimits
 from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
 
 
 @dataclass(slots=True)
 class Application:
-    """Every room of one configuration."""
+    """The objects of one configuration, for the daemon, one pass and the commands."""
 
     settings: Settings
     clock: Clock
@@ -56,23 +56,25 @@ class Application:
     scan_scheduler: ScanScheduler
     batch_trials: BatchTrials
     gate_manager: GateManager
+    uploader: Uploader
     scheduler: Scheduler
     downloader: Downloader
     uploads: Mapping[str, Upload]
     downloads: Sequence[Download]
+    telemetry: Telemetry
 
-    @property
-    def telemetry(self) -> Telemetry:
-        """Where events are counted."""
-        return self.gate_manager.telemetry
 
-    def count_events(self, telemetry: Telemetry) -> None:
-        """Tell events to `telemetry` from now on."""
-        self.gate_manager.telemetry = self.downloader.telemetry = telemetry
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The tables of the database, and the channel on which their changes are announced."""
+
+    queue: Queue
+    cursors: Cursors
+    wakeups: Wakeups
 
 
 def database_path(settings: Settings) -> Path:
-    """Where the queue is kept."""
+    """Return the path of the queue's database."""
     return settings.state_dir / "docferry.db"
 
 
@@ -86,9 +88,13 @@ async def open_application(
     patience: float = float("inf"),
     telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Application]:
-    """The rooms for `mappings` (all when empty). ConfigError: no such mapping; StateError: the state folder. A full
-    disk is waited for `patience` seconds."""
-    uploads, pulls = select_mappings(settings, mappings)
+    """Open everything for `mappings` (all when empty); a full disk is waited for `patience` seconds.
+
+    Raises:
+        ConfigError: A name in `mappings` does not exist.
+        StateError: The state folder or the database cannot be used.
+    """
+    uploads, wanted_downloads = select_mappings(settings, mappings)
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
@@ -96,19 +102,19 @@ async def open_application(
         await anyio.to_thread.run_sync(schema.read_through, database_path(settings))
         database = await stack.enter_async_context(open_database(database_path(settings), patience))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
-        keys = ApiKeys(settings)
-        remotes = open_remotes(settings, keys, clock)
+        remotes = open_remotes(settings, clock)
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
-        app = _build(settings, clock, database, owner, remotes, keys, uploads, pulls if downloads else [], adopt)
-        app.count_events(telemetry or Telemetry(clock))
+        tables = _open_tables(database, clock, owner)
+        context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
+        app = _build(settings, context, tables.cursors, wanted_downloads if downloads else [], adopt=adopt)
         for upload in uploads.values():
             await app.reconciler.follow(upload)
         yield app
 
 
 def select_mappings(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Upload], list[Download]]:
-    """The mappings of these names, all when there are none; ConfigError names one that does not exist."""
+    """Return the upload and download mappings of these names, all when empty; ConfigError names an unknown one."""
     known = [upload.name for upload in settings.uploads] + [download.name for download in settings.downloads]
     unknown = [name for name in mappings if name not in known]
     if unknown:
@@ -120,117 +126,69 @@ def select_mappings(settings: Settings, mappings: Sequence[str]) -> tuple[dict[s
     )
 
 
-def _build(
-    settings: Settings,
-    clock: Clock,
-    database: Database,
-    owner: str,
-    remotes: Mapping[str, Remote],
-    keys: ApiKeys,
-    uploads: Mapping[str, Upload],
-    downloads: Sequence[Download],
-    adopt: bool,
-) -> Application:
-    documents, cursors = Documents(database, clock), Cursors(database, clock)
-    gates, batch_trials = Gates(database), BatchTrials(cursors, settings.codat.batch)
-
+def _open_tables(database: Database, clock: Clock, owner: str) -> _Tables:
     wakeups = Wakeups()
     transfers = Transfers(database, clock, owner, wakeups)
+    queue = Queue(database, Documents(database, clock), transfers, Gates(database))
+    return _Tables(queue, Cursors(database, clock), wakeups)
+
+
+def _build(
+    settings: Settings, context: UploadContext, cursors: Cursors, downloads: Sequence[Download], *, adopt: bool
+) -> Application:
+    queue, clock = context.queue, context.clock
     reconciler = Reconciler(
-        documents=documents,
-        cursors=cursors,
-        rules=RULES,
-        clock=clock,
-        wakeups=wakeups,
-        adopt=adopt,
+        documents=queue.documents, cursors=cursors, rules=RULES, clock=clock, wakeups=context.wakeups, adopt=adopt
     )
-    scan_scheduler = ScanScheduler(reconciler, uploads, clock, wakeups, settings.rescan)
-    gate_manager = GateManager(
-        transfers=transfers,
-        gates=gates,
-        clock=clock,
-        backoff=policy.Backoff(settings.retry.initial, settings.retry.factor, settings.retry.max),
-        give_up_after=settings.retry.give_up_after,
-        key_refused=keys.read,
-    )
-    uploader = _uploader(gate_manager, uploads, remotes, transfers, documents, clock, batch_trials, wakeups)
-    scheduler = Scheduler(
-        database=database,
-        transfers=transfers,
-        documents=documents,
-        gates=gates,
-        uploader=uploader,
-        gate_manager=gate_manager,
-        clock=clock,
-        wakeups=wakeups,
-        maintenance=Maintenance(transfers, clock, settings.state_dir),
-        workers=settings.workers,
-        company_limits={"codat": settings.codat.concurrent_per_company},
-        batch_trials=batch_trials,
-        reserve={"codat": settings.codat.quota_reserve},
-    )
+    retry = settings.retry
+    backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
+    gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
+    batch_trials = BatchTrials(cursors, queue.transfers, settings.codat.batch)
+    uploader = Uploader(context, gate_manager, batch_trials)
+    maintenance = Maintenance(queue.transfers, clock, settings.state_dir)
     return Application(
         settings=settings,
         clock=clock,
-        database=database,
-        documents=documents,
-        transfers=transfers,
-        gates=gates,
-        reports=Reports(database),
-        remotes=remotes,
+        database=queue.database,
+        documents=queue.documents,
+        transfers=queue.transfers,
+        gates=queue.gates,
+        reports=Reports(queue.database),
+        remotes=context.remotes,
         reconciler=reconciler,
-        scan_scheduler=scan_scheduler,
+        scan_scheduler=ScanScheduler(reconciler, context.uploads, clock, context.wakeups, settings.rescan),
         batch_trials=batch_trials,
         gate_manager=gate_manager,
-        scheduler=scheduler,
-        downloader=_downloader(settings, remotes, cursors, transfers, clock),
-        uploads=uploads,
+        uploader=uploader,
+        scheduler=Scheduler(context, _limits(settings), uploader, gate_manager, batch_trials, maintenance),
+        downloader=_open_downloader(settings, context, cursors),
+        uploads=context.uploads,
         downloads=downloads,
+        telemetry=context.telemetry,
     )
 
 
-def _uploader(
-    gate_manager: GateManager,
-    uploads: Mapping[str, Upload],
-    remotes: Mapping[str, Remote],
-    transfers: Transfers,
-    documents: Documents,
-    clock: Clock,
-    batch_trials: BatchTrials,
-    wakeups: Wakeups,
-) -> Uploader:
-    async def delivered(mapping: str) -> None:
-        if mapping in uploads:
-            await tidy(uploads[mapping], documents)
-
-    return Uploader(
-        gate_manager=gate_manager,
-        uploads=uploads,
-        remotes=remotes,
-        transfers=transfers,
-        clock=clock,
-        wakeups=wakeups,
-        delivered=delivered,
-        batch_trials=batch_trials,
-    )
+def _limits(settings: Settings) -> SchedulerLimits:
+    codat = settings.codat
+    return SchedulerLimits(settings.workers, {"codat": codat.concurrent_per_company}, {"codat": codat.quota_reserve})
 
 
-def _downloader(
-    settings: Settings, remotes: Mapping[str, Remote], cursors: Cursors, transfers: Transfers, clock: Clock
-) -> Downloader:
-    codat, wootiv = remotes.get("codat"), remotes.get("wootiv")
-    return Downloader(
+def _open_downloader(settings: Settings, context: UploadContext, cursors: Cursors) -> Downloader:
+    codat, wootiv = context.remotes.get("codat"), context.remotes.get("wootiv")
+    downloader = Downloader(
         codat=codat if isinstance(codat, Codat) else None,
         wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
         cursors=cursors,
-        transfers=transfers,
-        clock=clock,
+        transfers=context.queue.transfers,
+        clock=context.clock,
         spool=spool(settings),
     )
+    downloader.telemetry = context.telemetry
+    return downloader
 
 
 def _clear_spool(state_dir: Path, owner: str) -> None:
-    """Remove half downloads of processes that no longer live; parts that can be resumed stay."""
+    """Remove the unfinished downloads of dead processes; parts that can be resumed stay."""
     folder = state_dir / "spool"
     left = {path.name: "-".join(path.name.split("-")[:2]) for path in folder.iterdir() if path.is_dir()}
     gone = locks.dead(state_dir, set(left.values()), owner)
@@ -240,7 +198,7 @@ def _clear_spool(state_dir: Path, owner: str) -> None:
 
 
 async def accept_empty(settings: Settings, mapping: str) -> int:
-    """A person says that the mapping's folder was emptied on purpose: number of documents that are absent now."""
+    """Accept that the folder of a mapping was emptied on purpose; return the number of documents removed from it."""
     uploads, _ = select_mappings(settings, [mapping])
     async with open_application(settings, mappings=[mapping], downloads=False) as app:
         total = 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import anyio
 
-from docferry.app.alerts import pass_heartbeat
 from docferry.app.application import Application, open_application
 from docferry.app.shutdown import finish, plain_errors
 from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
@@ -58,12 +57,6 @@ class SyncReport:
     problems: tuple[str, ...]
 
     @property
-    def summary(self) -> str:
-        """What it did, a line each, for those who were not there."""
-        figures = f"{self.uploaded} uploaded, {self.downloaded} downloaded, {self.held} held, {self.due} due"
-        return "\n".join([figures, *self.problems])
-
-    @property
     def exit_code(self) -> int:
         """0 all done; 75 run it again; 1 a person is needed."""
         if self.due or self.problems:
@@ -83,18 +76,14 @@ async def sync(
 ) -> SyncReport:
     """One pass: scan, settle, upload all that is due, download what is new. Safe beside a running daemon."""
     guard_signals()
+    problems = missing_keys(settings, settings.secrets())
+    if problems:
+        raise ConfigError(problems)
     with plain_errors():
-        async with pass_heartbeat(settings) as result:
-            with plain_errors():
-                problems = missing_keys(settings, settings.secrets())
-                if problems:
-                    raise ConfigError(problems)
-                async with open_application(
-                    settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
-                ) as app:
-                    report = await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
-            result.exit_code, result.text = report.exit_code, report.summary
-            return report
+        async with open_application(
+            settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
+        ) as app:
+            return await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
     raise AssertionError("unreachable: plain_errors never swallows")
 
 
@@ -159,16 +148,16 @@ class OnePass:
     async def _drain(self) -> None:
         """Until nothing is in hand and nothing becomes due soon."""
         app = self._app
-        lag = max((remote.confirm_after for remote in app.remotes.values()), default=0.0)
+        lag = max((remote.absent_after for remote in app.remotes.values()), default=0.0)
         progress, since = -1, app.clock.steady()
         while True:
             await app.scan_scheduler.serve_hints()
             if not app.scheduler.is_busy:
-                await app.scheduler.look()
+                await app.scheduler.refresh()
                 if app.scheduler.is_busy:
                     continue  # meanwhile it has claimed what the lanes no longer show
-                if app.gate_manager.counters.uploaded != progress:
-                    progress, since = app.gate_manager.counters.uploaded, app.clock.steady()
+                if app.uploader.counters.uploaded != progress:
+                    progress, since = app.uploader.counters.uploaded, app.clock.steady()
                 waited = app.clock.steady() - since
                 stuck = waited > STALL_TIMEOUT_S + 2 * lag
                 if stuck or app.scheduler.next_due_within(PATIENCE, lag + PATIENCE) is None:
@@ -190,7 +179,7 @@ class OnePass:
     async def _progress(self) -> Progress:
         counts = await self._app.reports.open_counts(self._app.uploads) if self._app.uploads else {}
         left = sum(count for state, count in counts.items() if state != "held")
-        counters = self._app.gate_manager.counters
+        counters = self._app.uploader.counters
         done = counters.uploaded
         average = counters.bytes_up / done if done else 0.0
         return Progress(
@@ -212,12 +201,12 @@ class OnePass:
         problems = (*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values()))
         known = sum(app.reconciler.state(name).known for name in app.uploads) - self._open_before
         return SyncReport(
-            uploaded=app.gate_manager.counters.uploaded,
+            uploaded=app.uploader.counters.uploaded,
             downloaded=app.downloader.brought.files,
             unchanged=max(0, known) + app.reconciler.planner.unchanged,
             held=held,
             due=due + unsettled,
-            bytes_up=app.gate_manager.counters.bytes_up,
+            bytes_up=app.uploader.counters.bytes_up,
             bytes_down=app.downloader.brought.bytes,
             requests=sum(remote.health.requests for remote in app.remotes.values()),
             seconds=round(seconds, 3),

@@ -1,71 +1,77 @@
-"""The far shores of one configuration: their rules, their keys, and the lines to them."""
+"""Open the clients of the remotes that a configuration uses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-from docferry import logs
+from docferry import redaction
 from docferry import settings as settings_of
 from docferry.clock import Clock
+from docferry.endpoints import parse_proxy
 from docferry.remotes.codat.client import RULES as CODAT_RULES
-from docferry.remotes.codat.client import Codat
+from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv.client import Wootiv
-from docferry.settings import Secrets, Settings
+from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
+from docferry.settings import Settings
 
-#: What each remote takes, known without asking it.
+#: The documents that each remote accepts, known without a request.
 RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
 
 
-class ApiKeys:
-    """The keys in use; read again when a remote says 401."""
+class SettingsKey:
+    """The API key of one remote; it is read again when the remote refuses it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, remote: Literal["codat", "wootiv"]) -> None:
         self._settings = settings
-        self._secrets = Secrets(None, None)
-        self.read()
+        self._remote = remote
+        self.value: str | None = None
+        self.reload()
 
-    def read(self) -> None:
-        self._secrets = self._settings.secrets()
-        for key in (self._secrets.codat, self._secrets.wootiv):
-            if key:
-                logs.hide(key)
-
-    def codat(self) -> str:
-        return self._secrets.codat or ""
-
-    def wootiv(self) -> str:
-        return self._secrets.wootiv or ""
+    def reload(self) -> None:
+        """Read the key, and hide it in everything that is logged or stored from now on."""
+        secrets = self._settings.secrets()
+        self.value = secrets.codat if self._remote == "codat" else secrets.wootiv
+        if self.value:
+            redaction.hide(self.value)
 
 
-def open_remotes(settings: Settings, keys: ApiKeys, clock: Clock) -> dict[str, Remote]:
-    """The remotes that some mapping uses."""
+def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
+    """Return a client for each remote that some mapping uses, by name."""
 
     def open_client(name: str, to: settings_of.Codat | settings_of.Wootiv) -> HttpClient:
+        _hide_proxy_password(to.proxy)
         return HttpClient(name, clock, HttpOptions(to.timeout, proxy=to.proxy, ca_file=to.ca_file))
 
     remotes: dict[str, Remote] = {}
     codat, wootiv = settings.codat, settings.wootiv
     if "codat" in settings.remotes:
-        remotes["codat"] = Codat(
-            http=open_client("Codat", codat),
-            base_url=codat.base_url,
-            key=keys.codat,
-            clock=clock,
-            spool=spool(settings),
-            requests_per_minute=codat.requests_per_minute,
-            concurrent_per_company=codat.concurrent_per_company,
-            list_lag=codat.list_lag,
-        )
+        options = CodatOptions(codat.base_url, codat.requests_per_minute, codat.concurrent_per_company, codat.list_lag)
+        key = SettingsKey(settings, "codat")
+        remotes["codat"] = Codat(open_client("Codat", codat), options, key=key, clock=clock, spool=spool(settings))
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
-        clients = open_client("Wootiv", wootiv), open_client("Wootiv's storage", wootiv)
-        remotes["wootiv"] = Wootiv(*clients, base_url=wootiv.base_url, key=keys.wootiv, clock=clock)
+        remotes["wootiv"] = Wootiv(
+            open_client("Wootiv", wootiv),
+            open_client("Wootiv's storage", wootiv),
+            SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts),
+            base_url=wootiv.base_url,
+            key=SettingsKey(settings, "wootiv"),
+            clock=clock,
+        )
     return remotes
 
 
+def _hide_proxy_password(proxy: str | None) -> None:
+    """Hide the password of a proxy, alone and as the proxy's `Basic` credentials."""
+    if proxy is not None and (found := parse_proxy(proxy)).password:
+        redaction.hide(found.password)
+        redaction.hide(f"{found.user}:{found.password}")
+
+
 def spool(settings: Settings) -> Path:
-    """Where downloads lie until they are whole."""
+    """Return the folder of downloads that are not complete yet."""
     return settings.state_dir / "spool"

@@ -50,7 +50,7 @@ def describe(app: Application, started: float) -> dict[str, Any]:
 def sentence(app: Application) -> str:
     """One line for systemd's STATUS."""
     stopped = sum(state.problem is not None for state in app.reconciler.folders.values())
-    parts = [f"{app.scheduler.in_flight} in flight", f"{app.gate_manager.counters.uploaded} sent"]
+    parts = [f"{app.scheduler.in_flight} in flight", f"{app.uploader.counters.uploaded} sent"]
     if app.gate_manager.closed:
         parts.append("closed: " + ", ".join(sorted(app.gate_manager.closed)))
     if stopped:

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
-from docferry.app.remotes import ApiKeys, open_remotes
+from docferry.app.remotes import open_remotes
 from docferry.cli import args, local_checks
 from docferry.cli.local_checks import Finding, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
@@ -46,7 +46,7 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     if offline:
         return [*findings, Finding("note", "remotes", "not asked (--offline)")]
     targets, more = await anyio.to_thread.run_sync(local_checks.targets, settings)
-    remotes = open_remotes(settings, ApiKeys(settings), SystemClock())
+    remotes = open_remotes(settings, SystemClock())
     secrets = settings.secrets()
     for name, remote in remotes.items():
         try:
@@ -63,9 +63,7 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
 def _judged(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
     """What the remote found; its clock is judged here, for all remotes alike."""
     findings = [
-        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes)
-        for each in checked
-        if each.subject != "clock"
+        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes) for each in checked
     ]
     offset = remote.health.clock_offset
     if offset is not None:

@@ -1,4 +1,4 @@
-"""An object from S3 into a file: only when it changed, resumed where an earlier try broke off, proved by its ETag."""
+"""Download an object of S3 into a file: only when it changed, resumed after a break, proved by its ETag."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from docferry.errors import RemoteError
 from docferry.remotes.http import Destination, HttpClient, Response, Sink, file_sink
 from docferry.remotes.wootiv import s3
 
-_LARGEST: Final = 5 * 1024**4  # S3's largest object
+_MAX_OBJECT_SIZE: Final = 5 * 1024**4  # the limit of S3, bytes
 _RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What became of a download; when nothing changed, no file was written."""
+    """The result of a download; no file was written when the object did not change."""
 
     etag: str | None
     changed: bool
 
 
 async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: float) -> Fetched:
-    """GET the signed `url` into `to`. Broken off, what came stays there for the next call to go on with."""
-    start, partial = await run_sync(_begun, to)
+    """GET the signed `url` into `to`. After a break the received part stays there for the next call."""
+    start, partial = await run_sync(_read_partial, to)
     headers = {"If-None-Match": f'"{etag}"'} if etag else {}
     if partial:
         headers = {"Range": f"bytes={start}-", "If-Match": partial}
@@ -38,35 +38,38 @@ async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: flo
         "GET",
         url,
         headers=headers,
-        to=Destination(lambda status, said: _landing(to, status, said, start), _LARGEST, raw=True),
+        to=Destination(lambda status, said: _file_for(to, status, said, start), _MAX_OBJECT_SIZE, raw=True),
     )
     if answer.status == 304:
         return Fetched(etag, changed=False)
     if answer.status in (412, 416) and partial:
         await run_sync(_forget, to)
-        raise _again("the object changed while it was fetched", answer)
+        raise _retry("the object changed while it was downloaded", answer)
     if answer.status not in (200, 206):
         raise s3.refusal(answer, now)
     if answer.body_error is not None:
-        raise _again("the download broke off", answer)
+        raise _retry("the download broke off", answer)
     tag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
     asked = (start, partial.strip('"')) if partial else (0, tag)
     if not await run_sync(_is_right, to, answer, tag, asked):
         await run_sync(_forget, to)
-        raise _again("what came is not what S3 has, by length or ETag", answer)
-    await run_sync(_note_of(to).unlink, True)
+        raise _retry("the received bytes are not those of S3, by length or ETag", answer)
+    await run_sync(_note_path(to).unlink, True)
     return Fetched(tag or None, changed=True)
 
 
 @asynccontextmanager
-async def _landing(to: Path, status: int, headers: Mapping[str, str], start: int) -> AsyncIterator[Sink]:
-    """A part goes on where the file ends: another one, broken off, would be what the next is glued to. What can be
-    resumed is noted before the first byte."""
+async def _file_for(to: Path, status: int, headers: Mapping[str, str], start: int) -> AsyncIterator[Sink]:
+    """Open the file for a response.
+
+    A part is accepted only at the requested offset: a later resume would append to wrong data. The ETag that allows
+    a resume is noted before the first byte.
+    """
     part = _is_part(status, headers)
     found = _RANGE.fullmatch(headers.get("content-range", "")) if part else None
     if part and (found is None or int(found["start"]) != start):
         await run_sync(_forget, to)
-        raise _again("what came is not the part that was asked for", Response(status, dict(headers), b""))
+        raise _retry("the response is not the part that was requested", Response(status, dict(headers), b""))
     if not part:
         await run_sync(_note, to, headers.get("etag", ""))
     async with file_sink(to, "ab" if part else "wb") as sink:
@@ -74,40 +77,43 @@ async def _landing(to: Path, status: int, headers: Mapping[str, str], start: int
 
 
 def _is_part(status: int, headers: Mapping[str, str]) -> bool:
-    """Not every server says 206: rclone's sends a part with 200."""
+    """Whether a response is a part of the object; rclone's server sends parts with 200."""
     return status == 206 or "content-range" in headers
 
 
-def _begun(to: Path) -> tuple[int, str | None]:
-    """Length and ETag of what an earlier call left."""
+def _read_partial(to: Path) -> tuple[int, str | None]:
+    """Return the length and ETag of the part that an earlier call left, `(0, None)` without one."""
     try:
-        size, etag = to.stat().st_size, _note_of(to).read_text("ascii")
+        size, etag = to.stat().st_size, _note_path(to).read_text("ascii")
     except (OSError, ValueError):
         return 0, None
     return (size, etag) if size and etag else (0, None)
 
 
 def _note(to: Path, etag: str) -> None:
-    """A weak ETag does not promise the same bytes: without a strong one nothing is resumed."""
-    note = _note_of(to)
+    """Note a strong ETag for a later resume; a weak one does not promise the same bytes."""
+    note = _note_path(to)
     if etag.startswith('"') and etag.isascii() and etag.isprintable():
-        to.unlink(missing_ok=True)  # or the note would speak of another object's bytes
+        to.unlink(missing_ok=True)  # else the note would describe the bytes of another object
         note.write_text(etag, "ascii")
     else:
         note.unlink(missing_ok=True)
 
 
-def _note_of(to: Path) -> Path:
+def _note_path(to: Path) -> Path:
     return to.with_name(to.name + ".etag")
 
 
 def _forget(to: Path) -> None:
     to.unlink(missing_ok=True)
-    _note_of(to).unlink(missing_ok=True)
+    _note_path(to).unlink(missing_ok=True)
 
 
 def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> bool:
-    """Is the file what S3 has? A part must be the one `asked` for, by start and ETag; If-Match is not always heeded."""
+    """Whether the file is what S3 has.
+
+    A part must have the start and the ETag in `asked`: some servers ignore If-Match.
+    """
     if _is_part(answer.status, answer.headers):
         found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
         if found is None or (int(found["start"]), etag or asked[1]) != asked:
@@ -120,5 +126,5 @@ def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> 
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag.lower()
 
 
-def _again(why: str, answer: Response) -> RemoteError:
-    return RemoteError(f"{why}; it is fetched again", kind="cut", status=answer.status)
+def _retry(why: str, answer: Response) -> RemoteError:
+    return RemoteError(f"{why}; it is downloaded again", kind="cut", status=answer.status)

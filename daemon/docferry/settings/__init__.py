@@ -135,6 +135,9 @@ class Wootiv(_Remote):
     """The section `[wootiv]`: address and key of Wootiv."""
 
     base_url: Url | None = Field(default=None, description="the server; required when a mapping uses it")
+    storage_hosts: tuple[str, ...] = Field(
+        default=(), description="patterns of hosts where signed URLs may point; default: any public host"
+    )
 
 
 class Settings(BaseSettings):

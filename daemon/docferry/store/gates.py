@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, text
 
@@ -54,17 +54,13 @@ class Gates:
 
         await self._database.write(work)
 
-    async def open(self, lane: str, now: float) -> None:
-        """Something in `lane` worked: open every gate on its way whose time has come. One that still has to stay
-        closed says nothing about requests that began before it was."""
+    async def open(self, until: Mapping[str, float]) -> None:
+        """Open gates that are closed until no later than they were read to be, by key."""
 
         def work(connection: Connection) -> None:
             connection.execute(
-                text(
-                    "DELETE FROM gate WHERE until <= :now "
-                    "AND (key = :lane OR substr(:lane, 1, length(key) + 1) = key || '/')"
-                ),
-                {"lane": lane, "now": now},
+                text("DELETE FROM gate WHERE key = :key AND until <= :until"),
+                [{"key": key, "until": each} for key, each in until.items()],
             )
 
         await self._database.write(work)

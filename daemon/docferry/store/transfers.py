@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from docferry.clock import Clock
-from docferry.model import MOVES, Outcome, RemoteName, State, Target, Transfer
+from docferry.model import TRANSITIONS, Outcome, RemoteName, State, Target, Transfer
 from docferry.store import clock_jumps
 from docferry.store.accounts import LookupCounts
 from docferry.store.connection import fetched
@@ -199,7 +199,7 @@ class Transfers(LookupCounts):
 
     def _row(self, transfer: Transfer, state: State, now: float, *, was: State | None = None) -> dict[str, Any]:
         before = was or transfer.state
-        if (before, state) not in MOVES:
+        if (before, state) not in TRANSITIONS:
             raise AssertionError(f"no such move: {before} to {state}")
         return {
             "id": transfer.id,

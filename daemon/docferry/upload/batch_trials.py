@@ -1,74 +1,118 @@
-"""How many documents travel in one request: a connection's first batch is a trial, and only the list can judge it."""
+"""Decide how many documents share a request: the list must prove the first batch of each connection."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from docferry.model import State, Transfer
 from docferry.store.cursors import Cursors
+from docferry.store.transfers import Transfers
 
-Mark = Literal["trial", "trusted", "singly"]
+Verdict = Literal["trial", "trusted", "singly"]
+
+#: The reason of a doubt that is only about whether a connection takes batches.
+BATCH_DOUBT = "batch"
+#: After so many first batches without a proof the connection gets single documents until the next start.
+MAX_TRIALS = 3
+_PREFIX = "batch/"
 
 
 class BatchTrials:
-    """What is known of each connection, kept over restarts; a trial that a stop cut off is begun again."""
+    """The verdicts about batches by lane, kept over restarts; a trial that a stop cut off starts again."""
 
-    def __init__(self, cursors: Cursors, size: int) -> None:
+    def __init__(self, cursors: Cursors, transfers: Transfers, size: int) -> None:
         self._cursors = cursors
-        self.size = size  # documents in one request where batches are trusted, at most
-        self._marks: dict[str, str] = {}
+        self._transfers = transfers
+        self.size = size  # the largest number of documents in one request
+        self._verdicts: dict[str, str] = {}
+        self._proofs: dict[str, list[bool]] = {}  # the documents of a first batch that were decided, by lane
+        self._failed_trials: Counter[str] = Counter()
 
     async def prepare(self) -> None:
-        marks = await self._cursors.marks("batch/")
-        self._marks = {key.removeprefix("batch/"): mark for key, mark in marks.items() if mark != "trial"}
+        """Read the verdicts of earlier runs."""
+        known = await self._cursors.marks(_PREFIX)
+        self._verdicts = {key.removeprefix(_PREFIX): verdict for key, verdict in known.items() if verdict != "trial"}
 
-    def trusts(self, lane: str) -> bool:
-        return self._marks.get(lane) == "trusted"
+    def is_trusted(self, lane: str) -> bool:
+        """Whether the list proved a batch of this lane."""
+        return self._verdicts.get(lane) == "trusted"
 
-    def tries(self, lane: str) -> bool:
-        """Whether a connection's first batch is under way, or is being judged."""
-        return self._marks.get(lane) == "trial"
+    def is_on_trial(self, lane: str) -> bool:
+        """Whether a first batch of this lane is in flight or in doubt."""
+        return self._verdicts.get(lane) == "trial"
 
-    async def seen(self, lane: str, whole: bool | None) -> None:
-        """What the list said about a connection's first batch; None: nothing, and the next one is a trial again."""
-        if self._marks.get(lane) == "singly":
+    async def record(self, lane: str, whole: bool | None) -> None:
+        """Record the verdict about a first batch; None: nothing is known, and the next batch is a trial again."""
+        if self._verdicts.get(lane) == "singly":
             return
         if whole is None:
-            self._marks.pop(lane, None)
+            self._verdicts.pop(lane, None)
         else:
-            await self._note(lane, "trusted" if whole else "singly")
+            await self._set(lane, "trusted" if whole else "singly")
 
-    def of(self, lane: str) -> int:
-        """Documents in one load of a lane: one, unless its connection takes batches or may prove it now."""
-        if not lane.startswith("codat/") or self._marks.get(lane, "trusted") != "trusted":
+    async def record_unsent(self, transfers: Sequence[Transfer]) -> None:
+        """Record that a batch was not sent: if it was a first batch, the next one is."""
+        lane = transfers[0].target.lane
+        if len(transfers) > 1 and self.is_on_trial(lane):
+            await self.record(lane, None)
+
+    async def record_decided(self, lane: str, present: Sequence[bool | None] = ()) -> None:
+        """Record documents of a first batch: present, absent, or undecidable (None).
+
+        One absent document proves that the connection takes no batches. When no doubt is left and all were present,
+        batches are trusted. Otherwise the next batch is a trial, at most `MAX_TRIALS` times.
+        """
+        if False in present:
+            self._proofs.pop(lane, None)
+            await self.record(lane, False)
+            return
+        proofs = self._proofs.setdefault(lane, [])
+        proofs += [bool(each) for each in present]
+        if await self._transfers.any_doubt(lane, BATCH_DOUBT):
+            return
+        del self._proofs[lane]
+        if len(proofs) > 1 and all(proofs):
+            await self.record(lane, True)
+            return
+        self._failed_trials[lane] += 1
+        if self._failed_trials[lane] < MAX_TRIALS:
+            await self.record(lane, None)
+
+    def batch_size(self, lane: str) -> int:
+        """Return the number of documents that one request of this lane may have now."""
+        if not lane.startswith("codat/") or self._verdicts.get(lane, "trusted") != "trusted":
             return 1
         return self.size
 
-    async def batches(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
-        """Claimed transfers as loads, lanes taking turns. An unknown connection gets one batch, the rest singly."""
+    async def make_batches(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
+        """Divide claimed transfers into batches and interleave the lanes.
+
+        Doubts of one lane stay together. A lane without a verdict gets one batch, and the rest is single.
+        """
         by_lane: dict[tuple[str, bool], list[Transfer]] = {}
         for transfer in claimed:
             by_lane.setdefault((transfer.target.lane, transfer.state is State.ASKING), []).append(transfer)
-        turns: list[tuple[int, list[Transfer]]] = []
-        for (lane, asks), transfers in by_lane.items():
-            turns += [(1, transfers)] if asks else await self._parted(lane, transfers)
-        turns.sort(key=lambda turn: turn[0])
-        return [transfers for _, transfers in turns]
+        ranked: list[tuple[int, list[Transfer]]] = []
+        for (lane, is_lookup), transfers in by_lane.items():
+            ranked += [(1, transfers)] if is_lookup else await self._divide(lane, transfers)
+        ranked.sort(key=lambda each: each[0])
+        return [transfers for _, transfers in ranked]
 
-    async def _parted(self, lane: str, transfers: Sequence[Transfer]) -> list[tuple[int, list[Transfer]]]:
-        """One lane's loads, each with its turn."""
-        # What failed once goes alone from then on: perhaps it spoils the others' request.
-        alone, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
-        size = self.of(lane)
-        turns: list[tuple[int, list[Transfer]]] = []
-        if size > 1 and len(rest) > 1 and lane not in self._marks:
-            await self._note(lane, "trial")
-            turns.append((0, rest[:size]))
+    async def _divide(self, lane: str, transfers: Sequence[Transfer]) -> list[tuple[int, list[Transfer]]]:
+        """Return the batches of one lane with their ranks among all lanes."""
+        # A document that failed once goes alone: it may be the one that spoils the request of the others.
+        single, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
+        size = self.batch_size(lane)
+        ranked: list[tuple[int, list[Transfer]]] = []
+        if size > 1 and len(rest) > 1 and lane not in self._verdicts:
+            await self._set(lane, "trial")
+            ranked.append((0, rest[:size]))
             size, rest = 1, rest[size:]
-        batches = [rest[start : start + size] for start in range(0, len(rest), size)] + [[each] for each in alone]
-        return turns + list(enumerate(batches, 1))
+        batches = [rest[start : start + size] for start in range(0, len(rest), size)] + [[each] for each in single]
+        return ranked + list(enumerate(batches, 1))
 
-    async def _note(self, lane: str, mark: Mark) -> None:
-        self._marks[lane] = mark
-        await self._cursors.note(f"batch/{lane}", mark)
+    async def _set(self, lane: str, verdict: Verdict) -> None:
+        self._verdicts[lane] = verdict
+        await self._cursors.note(f"{_PREFIX}{lane}", verdict)

@@ -1,131 +1,182 @@
-"""What one failure means for all that wait behind it: strikes are counted, gates closed and opened again."""
+"""Count failures in a row, and close and open the gates (circuit breakers) that they concern."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
 
 from docferry import logs, policy
 from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State, Transfer
 from docferry.store.gates import Gates
-from docferry.store.transfers import Transfers
-from docferry.telemetry import Telemetry
-from docferry.upload.selection import gates_of
+from docferry.upload.selection import blocking_gates, gates_of
 
-log = logs.get("carry")
+log = logs.get("gates")
+
+#: After so many failures in a row a lane gets one batch at a time.
+FAILING_AFTER = 2
+#: However long a gate stays closed, one document probes it so often, seconds.
+PROBE_INTERVAL_S = 3600.0
 
 
-@dataclass(slots=True)
-class Counters:
-    """What was carried since the start, for `sync` and for the daemon's pulse."""
+class Activity(StrEnum):
+    """What requests of a lane do. Failures of sends and of lookups are counted apart."""
 
-    uploaded: int = 0
-    bytes_up: int = 0
-    strikes: dict[str, int] = field(default_factory=dict)  # failures in a row, by lane
-    unreached: dict[str, int] = field(default_factory=dict)  # how often in a row nobody was there, by remote
+    SEND = "send"
+    LOOKUP = "lookup"
 
 
 class GateManager:
-    """Knows how tries went, and what is closed. Whoever sends or asks settles its transfers here."""
+    """The gates of one process and the failures in a row that close them."""
 
-    def __init__(
-        self,
-        *,
-        transfers: Transfers,
-        gates: Gates,
-        clock: Clock,
-        backoff: policy.Backoff,
-        give_up_after: float,
-        key_refused: Callable[[], None],
-    ) -> None:
-        self._transfers = transfers
+    def __init__(self, gates: Gates, clock: Clock, retry: policy.RetryPolicy) -> None:
         self._gates = gates
         self._clock = clock
-        self.backoff = backoff
-        self._give_up_after = give_up_after
-        self._key_refused = key_refused
+        self.retry = retry
         # Not for secrets: jitter only has to spread.
-        self._random = random.Random()  # noqa: S311 - jitter, not cryptography
-        self.counters = Counters()
-        self.telemetry = Telemetry(clock)
-        self.closed: Mapping[str, Gate] = {}  # as the runner last saw them
-        self.closings = 0  # how often a gate was closed here, or its closing written down
-        self.closing: list[Gate] = []  # closed, and not written down yet
-        self.stopping = False  # nothing new is to be begun
+        self.random = random.Random()  # noqa: S311 - jitter, not cryptography
+        self.stopping = False  # no request is to be started any more
+        self.closed: Mapping[str, Gate] = {}  # as last read; `until` is at most the next hourly probe
+        self._failures: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # in a row, by lane
+        self._unreachable: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
+        self._strangers: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
+        self._closed_by_lookup: set[str] = set()
+        self._probe_at: dict[str, float] = {}  # wall seconds of the next hourly probe, by gate
+        self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
+        self._changes = 0  # how often a gate was closed here, or its closing was committed
+        self._closing: list[Gate] = []  # closed, and not committed yet
 
-    async def settle(self, transfer: Transfer, outcome: Outcome, was: State | None = None) -> None:
-        """Record what became of a try; `was`: the state it is in, if that is not the one it was claimed in."""
-        await self._transfers.settle(transfer, outcome, was=was or transfer.state)
+    # -- reading -------------------------------------------------------------------------------------------------
 
-    async def worked(self, lane: str) -> None:
-        """Something of this lane was answered well: what was closed on its way opens."""
-        self.counters.strikes.pop(lane, None)
-        self.counters.unreached.pop(lane.split("/", 1)[0], None)
-        if self.closed:
-            await self._gates.open(lane, self._clock.now())
+    async def refresh(self) -> None:
+        """Read the gates of all processes."""
+        changes, gates = -1, dict[str, Gate]()
+        while changes != self._changes:  # a gate that was closed during the read must not be forgotten
+            changes = self._changes
+            gates = await self._gates.all()
+        gates |= {gate.key: gate for gate in self._closing}
+        for key in self._probe_at.keys() - gates.keys():
+            del self._probe_at[key]
+        self._closed_by_lookup &= gates.keys()
+        self.closed = {key: self._with_probe(gate) for key, gate in gates.items()}
 
-    async def close(self, gate: Gate) -> None:
-        """Close a gate for all, from this moment on."""
+    def blocks(self, lane: str, *, is_lookup: bool) -> bool:
+        """Whether a gate that is closed now forbids a lookup, or a send."""
+        now = self._clock.now()
+        return any(gate.until > now for gate in blocking_gates(lane, self.closed, is_lookup=is_lookup))
+
+    def blocks_resend(self, lane: str) -> bool:
+        """Whether a stop or a closed gate forbids to send a resolved doubt again.
+
+        The reserve of a quota is for doubts, so that its gate does not count.
+        """
+        if self.stopping:
+            return True
+        now, gates = self._clock.now(), blocking_gates(lane, self.closed, is_lookup=False)
+        return any(gate.until > now and not gate.lets_doubts_pass for gate in gates)
+
+    def is_failing(self, lane: str) -> bool:
+        """Whether sends of a lane failed so often in a row that it gets one batch at a time."""
+        return self._failures[Activity.SEND][lane] >= FAILING_AFTER
+
+    def failing_lanes(self) -> set[str]:
+        """Return the lanes that get one batch at a time."""
+        return {lane for lane, count in self._failures[Activity.SEND].items() if count >= FAILING_AFTER}
+
+    # -- recording -----------------------------------------------------------------------------------------------
+
+    async def record_success(self, lane: str, activity: Activity) -> None:
+        """Forget the failures of a lane and open the gates whose time has come.
+
+        A lookup opens only gates that lookups closed: it proves nothing about sends. A gate that still has to stay
+        closed is not opened by a request that began earlier.
+        """
+        remote = lane.split("/", 1)[0]
+        self._failures[activity].pop(lane, None)
+        self._unreachable[activity].pop(remote, None)
+        self._strangers[activity].pop(remote, None)
+        now = self._clock.now()
+        due = {
+            gate.key: self._stored_until.get(gate.key, gate.until)
+            for gate in gates_of(lane, self.closed)
+            if gate.until <= now and (activity is Activity.SEND or gate.key in self._closed_by_lookup)
+        }
+        if due:
+            await self._gates.open(due)
+            self.closed = {key: gate for key, gate in self.closed.items() if key not in due}
+
+    def record_failure(
+        self, transfers: Sequence[Transfer], failure: RemoteError, activity: Activity
+    ) -> list[policy.FailedAttempt]:
+        """Count a failed request; return an attempt for each transfer that shared it."""
+        lane, remote = transfers[0].target.lane, transfers[0].target.remote
+        lanes, unreachable, strangers = (
+            each[activity] for each in (self._failures, self._unreachable, self._strangers)
+        )
+        lanes[lane] += 1
+        unreachable[remote] = unreachable[remote] + 1 if failure.kind == "unreachable" else 0
+        strangers[remote] = strangers[remote] + 1 if failure.kind == "not_ours" else 0
+        counts = policy.FailureCounts(lanes[lane], unreachable[remote], strangers[remote])
+        return [self._attempt(transfer, failure, counts) for transfer in transfers]
+
+    async def close(self, gate: Gate, activity: Activity = Activity.SEND) -> None:
+        """Close a gate for all documents, in this process at once and in the others with the commit."""
         known = self.closed.get(gate.key)
         if known is None or known.reason != gate.reason:
             log.error("gate_closed", gate.detail, gate=gate.key, reason=str(gate.reason))
-        if gate.reason == Reason.KEY:
-            self._key_refused()
-        self.closed = {**self.closed, gate.key: gate}
-        self.closings += 1
-        self.closing.append(gate)
+        if activity is Activity.SEND:
+            self._closed_by_lookup.discard(gate.key)
+        elif known is None:
+            self._closed_by_lookup.add(gate.key)
+        self._probe_at[gate.key] = self._clock.now() + PROBE_INTERVAL_S
+        self.closed = {**self.closed, gate.key: self._with_probe(gate)}
+        self._changes += 1
+        self._closing.append(gate)
         try:
             await self._gates.close(gate)
         finally:
-            self.closing.remove(gate)
-            self.closings += 1  # whoever read the gates meanwhile may have missed it
+            self._closing.remove(gate)
+            self._changes += 1  # a concurrent read of the gates may have missed it
 
-    def bars_doubts(self, lane: str) -> bool:
-        """Whether a stop, or a gate on the way of `lane` that is closed now, holds for what is in doubt too."""
-        now, on_the_way = self._clock.now(), gates_of(lane, self.closed)
-        return self.stopping or any(gate.until > now and not gate.lets_doubts_pass for gate in on_the_way)
-
-    def struck(self, transfers: Sequence[Transfer], failure: RemoteError) -> list[policy.FailedAttempt]:
-        """Count a failure of one request; what policy must know of it, for each transfer that shared it."""
-        lane, remote = transfers[0].target.lane, transfers[0].target.remote
-        strikes, unreached = self.counters.strikes, self.counters.unreached
-        strikes[lane] = strikes.get(lane, 0) + 1
-        unreached[remote] = unreached.get(remote, 0) + 1 if failure.kind == "unreachable" else 0
-        return [self._attempt(transfer, failure, unreached[remote]) for transfer in transfers]
+    # -- one transfer --------------------------------------------------------------------------------------------
 
     def pause(self, transfer: Transfer) -> float:
-        """Seconds until its next try, when nobody asked for more."""
-        return self.backoff.pause(transfer.tries + 1, self._random.random())
+        """Return the seconds until the next try of a transfer when the remote did not ask for a pause."""
+        return self.retry.backoff.pause(transfer.tries + 1, self.random.random())
 
     def age(self, transfer: Transfer) -> float:
-        """Seconds since the last try that may have stored it."""
+        """Return the seconds since the last attempt that may have stored a transfer."""
         return self._clock.now() - (transfer.last_sent or transfer.created)
 
     def is_expired(self, transfer: Transfer) -> bool:
-        return self._clock.now() - transfer.due_since > self._give_up_after
+        """Whether a transfer was tried for longer than `give_up_after`."""
+        return self._clock.now() - transfer.due_since > self.retry.give_up_after
 
     def given_up(self, detail: str | None) -> Outcome:
-        tried = f"tried for {self._give_up_after / 86_400:.3g} days: {detail}; then `docferry retry`"
-        return Outcome(State.HELD, Reason.GAVE_UP, tried, fresh_key=True)
+        """Return the outcome of a transfer that was tried for too long."""
+        days = f"{self.retry.give_up_after / 86_400:.3g} days"
+        sentence = f"tried for {days}: {detail}; remove the cause, then run `docferry retry`"
+        return Outcome(State.HELD, Reason.GAVE_UP, sentence, fresh_key=True)
 
-    def _attempt(self, transfer: Transfer, failure: RemoteError, strikes: int) -> policy.FailedAttempt:
+    def _attempt(self, transfer: Transfer, failure: RemoteError, counts: policy.FailureCounts) -> policy.FailedAttempt:
         lane = transfer.target.lane
         gate = self.closed.get(failure.scope or lane) or self.closed.get(lane.split("/", 1)[0])
         return policy.FailedAttempt(
-            lane=lane,
-            tries=transfer.tries + 1,
-            now=self._clock.now(),
-            jitter=self._random.random(),
-            gate_tries=self._in_vain(gate),
-            strikes=strikes,
-            lane_failures=self.counters.strikes.get(lane, 1),
+            lane, transfer.tries + 1, self._clock.now(), self.random.random(), self._failed_probes(gate), counts
         )
 
-    def _in_vain(self, gate: Gate | None) -> int:
-        """Probes of a gate that failed. What was under way when it closed is no probe."""
+    def _failed_probes(self, gate: Gate | None) -> int:
+        """Return how many probes of a gate failed. A request that was in flight when it closed is no probe."""
         if gate is None:
             return 0
         return gate.tries if gate.until <= self._clock.now() else gate.tries - 1
+
+    def _with_probe(self, gate: Gate) -> Gate:
+        """Return the gate as this process obeys it: one document probes it at least every hour."""
+        self._stored_until[gate.key] = gate.until
+        probe_at = self._probe_at.setdefault(gate.key, self._clock.now() + PROBE_INTERVAL_S)
+        return gate if gate.until <= probe_at else replace(gate, until=probe_at)

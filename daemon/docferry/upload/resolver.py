@@ -1,197 +1,132 @@
-"""What became of doubts: the remote is asked, and only what is surely not there is sent again."""
+"""Resolve doubts: look the documents up at the remote, and decide what becomes of each."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from docferry import logs, policy
-from docferry.clock import Clock
-from docferry.errors import LeaseLost, RemoteError
+from docferry import policy
+from docferry.errors import RemoteError
 from docferry.model import Finding, Found, Gate, KnownUploads, Outcome, Reason, Receipt, State, Transfer
 from docferry.remotes.protocol import NOTHING, Remote
-from docferry.store.transfers import Transfers
-from docferry.upload.batch import Places
-from docferry.upload.batch_trials import BatchTrials
-from docferry.upload.gates import GateManager
+from docferry.upload.batch_trials import BATCH_DOUBT
+from docferry.upload.context import UploadContext
+from docferry.upload.gates import Activity, GateManager
 
-log = logs.get("carry")
-
-#: The reason of a doubt that is only about whether a connection takes batches.
-BATCH = "batch"
-#: A question without a clear answer is asked again for so many list lags (at least UNSURE_AT_LEAST), then held.
+#: A lookup without a clear result is repeated for so many list lags, at least `UNSURE_AT_LEAST_S`; then it is held.
 UNSURE_LAGS = 20
-UNSURE_AT_LEAST = 600.0
-#: So many first batches that proved nothing are followed by another one; then it stays with single documents.
-TRIALS = 3
+UNSURE_AT_LEAST_S = 600.0
 
 
-class Sender(Protocol):
-    """How what is surely absent goes out again."""
+@dataclass(slots=True)
+class Resolution:
+    """The decisions about the doubts of one lookup; the caller carries them out."""
 
-    async def __call__(self, transfers: Sequence[Transfer], places: Places, *, was: State) -> None: ...
+    outcomes: list[tuple[Transfer, Outcome]] = field(default_factory=list)
+    resend: list[Transfer] = field(default_factory=list)  # proved absent: the same request again, byte for byte
+    gate: Gate | None = None  # to be closed, since the lookup failed
+    answered: bool = False  # the remote answered the lookup
+
+    def decided_of_trial(self) -> list[bool | None]:
+        """Return the decided documents of a first batch: present, absent, or undecidable (None)."""
+        decided: list[bool | None] = [
+            None if outcome.reason == Reason.UNDECIDABLE else outcome.state is State.SENT
+            for transfer, outcome in self.outcomes
+            if transfer.reason == BATCH_DOUBT and outcome.state is not State.DOUBTFUL
+        ]
+        return decided + [False for transfer in self.resend if transfer.reason == BATCH_DOUBT]
 
 
 class Resolver:
-    """Asks about the doubts of one company at a time."""
+    """Look up the doubts of one company at a time."""
 
-    def __init__(
-        self,
-        gate_manager: GateManager,
-        *,
-        remotes: Mapping[str, Remote],
-        transfers: Transfers,
-        clock: Clock,
-        send: Sender,
-        arrived: Callable[[Sequence[Transfer], Receipt, State], Awaitable[None]],
-        batch_trials: BatchTrials,
-    ) -> None:
+    def __init__(self, context: UploadContext, gate_manager: GateManager) -> None:
+        self._context = context
         self._gate_manager = gate_manager
-        self._remotes = remotes
-        self._transfers = transfers
-        self._clock = clock
-        self._send = send
-        self._arrived = arrived
-        self._batch_trials = batch_trials
-        self._proofs: dict[str, list[bool]] = {}  # what is known of a first batch so far, by lane
-        self._in_vain: Counter[str] = Counter()  # first batches that proved nothing, by lane
 
-    async def ask(self, doubts: Sequence[Transfer], places: Places) -> None:
-        """The remote is asked about all of them before anything is sent again."""
-        remote = self._remotes[doubts[0].target.remote]
-        age = self._gate_manager.age
-        ripe = [doubt for doubt in doubts if age(doubt) >= remote.find_after]
+    async def resolve(self, doubts: Sequence[Transfer]) -> Resolution:
+        """Look up all doubts together and decide; doubts that the list cannot show yet stay doubtful."""
+        remote = self._context.remotes[doubts[0].target.remote]
+        found = Resolution()
+        ready: list[Transfer] = []
         for doubt in doubts:
-            if doubt not in ripe:
-                await self._gate_manager.settle(doubt, _still(doubt, remote.find_after - age(doubt)))
-        if not ripe:
-            return
-        try:
-            findings = await remote.find(ripe, *await self._counted(ripe, remote))
-        except RemoteError as failure:
-            await self._no_answer(ripe, failure)
-        else:
-            await self._gate_manager.worked(ripe[0].target.lane)
-            await self._decide(ripe, findings, places, remote)
-
-    async def trial_ended(self, lane: str, seen: Sequence[bool | None] = ()) -> None:
-        """More is known of a connection's first batch: there, absent, or never to be known. All there: batches are
-        trusted; one absent: never again. Where it proved neither and none of it is left, the next one is a trial."""
-        if False in seen:
-            self._proofs.pop(lane, None)
-            await self._batch_trials.seen(lane, False)
-            return
-        proofs = self._proofs.setdefault(lane, [])
-        proofs += [bool(each) for each in seen]
-        if await self._transfers.any_doubt(lane, BATCH):
-            return
-        del self._proofs[lane]
-        if len(proofs) > 1 and all(proofs):
-            await self._batch_trials.seen(lane, True)
-            return
-        self._in_vain[lane] += 1
-        if self._in_vain[lane] < TRIALS:
-            await self._batch_trials.seen(lane, None)
-
-    async def _counted(self, asking: Sequence[Transfer], remote: Remote) -> tuple[KnownUploads, KnownUploads]:
-        """What others explain at the remote: for certain, and perhaps."""
-        target = asking[0].target
-        if target.company_id is None:
-            return NOTHING, NOTHING  # where a request may be repeated there is nothing to count
-        since = remote.since(asking)
-        fresh = self._clock.now() - remote.find_after
-        certain = await self._transfers.accounted(
-            target, names_since=since.names, digests_since=since.digests, until=fresh
-        )
-        perhaps = await self._transfers.unsettled(target, sent_since=fresh, apart_from=[t.id for t in asking])
-        return certain, perhaps
-
-    async def _no_answer(self, asking: Sequence[Transfer], failure: RemoteError) -> None:
-        backoff = self._gate_manager.backoff
-        gate: Gate | None = None
-        settled: list[tuple[Transfer, Outcome]] = []
-        for transfer, attempt in zip(asking, self._gate_manager.struck(asking, failure), strict=True):
-            gate = policy.after_failure(failure, attempt, backoff).gate or gate
-            delay = policy.pause_of(failure, attempt, backoff)
-            outcome = Outcome(State.DOUBTFUL, transfer.reason, f"asking: {failure}", delay=delay)
-            if self._gate_manager.is_expired(transfer):
-                outcome = _undecidable(f"nobody could say whether it arrived: {failure}")
-            settled.append((transfer, outcome))
-        if gate is not None:
-            await self._gate_manager.close(gate)
-        for transfer, outcome in settled:
-            await self._gate_manager.settle(transfer, outcome)
-        await self._tell_of_trial(settled)
-
-    async def _decide(
-        self, asking: Sequence[Transfer], findings: Mapping[int, Finding], places: Places, remote: Remote
-    ) -> None:
-        again: list[Transfer] = []
-        settled: list[tuple[Transfer, Outcome]] = []
-        for transfer in asking:
-            finding = findings[transfer.id]
-            if finding.found is Found.THERE:
-                receipt = Receipt(None, detail=finding.detail, proof=finding.proof)
-                await self._arrived([transfer], receipt, State.ASKING)
-                settled.append((transfer, Outcome(State.SENT, receipt=receipt)))
-                continue
-            if finding.found is not Found.ABSENT or self._gate_manager.age(transfer) < remote.confirm_after:
-                outcome = self._open(transfer, finding, remote)
-            elif self._gate_manager.is_expired(transfer):
-                outcome = self._gate_manager.given_up(finding.detail)
+            wait = remote.lookup_after - self._gate_manager.age(doubt)
+            if wait > 0:
+                found.outcomes.append((doubt, still_doubtful(doubt, wait)))
             else:
-                again.append(transfer)
-                self._gate_manager.telemetry.doubt_resolved(transfer.target.remote, "absent")
-                continue
-            await self._gate_manager.settle(transfer, outcome)
-            settled.append((transfer, outcome))
-        await self._tell_of_trial([*settled, *((transfer, Outcome(State.SENDING)) for transfer in again)])
-        await self._send_again(again, places)
+                ready.append(doubt)
+        if not ready:
+            return found
+        try:
+            findings = await remote.lookup(ready, *await self._known_uploads(ready, remote))
+        except RemoteError as failure:
+            self._after_failure(found, ready, failure)
+            return found
+        found.answered = True
+        self._decide(found, ready, findings, remote)
+        return found
 
-    async def _tell_of_trial(self, settled: Sequence[tuple[Transfer, Outcome]]) -> None:
-        decided = [
-            None if outcome.reason == Reason.UNDECIDABLE else outcome.state is State.SENT
-            for transfer, outcome in settled
-            if transfer.reason == BATCH and outcome.state is not State.DOUBTFUL
-        ]
-        if decided:
-            await self.trial_ended(settled[0][0].target.lane, decided)
+    async def _known_uploads(self, doubts: Sequence[Transfer], remote: Remote) -> tuple[KnownUploads, KnownUploads]:
+        """Return the uploads that other transfers account for: certainly, and possibly."""
+        target = doubts[0].target
+        if target.company_id is None:
+            return NOTHING, NOTHING  # where a request may be repeated nothing has to be counted
+        lookback = remote.lookback(doubts)
+        fresh = self._context.clock.now() - remote.lookup_after
+        transfers = self._context.queue.transfers
+        certain = await transfers.accounted(
+            target, names_since=lookback.names, digests_since=lookback.digests, until=fresh
+        )
+        possible = await transfers.unsettled(target, sent_since=fresh, apart_from=[doubt.id for doubt in doubts])
+        return certain, possible
 
-    async def _send_again(self, absent: Sequence[Transfer], places: Places) -> None:
-        """It surely is not there: the same request again, byte for byte, under the same key. One after the other, as
-        a worker has one upload in flight; where one finds a gate closed, the others stay in doubt until it opens, and
-        at a stop until the next start."""
-        for number, transfer in enumerate(absent):
-            if self._gate_manager.bars_doubts(transfer.target.lane):
-                for other in absent[number:]:
-                    await self._gate_manager.settle(other, _still(other, 0.0))
-                return
-            try:
-                await self._send([transfer], places, was=State.ASKING)
-            except LeaseLost as lost:
-                log.warning("lease_lost", str(lost), lane=transfer.target.lane)
+    def _after_failure(self, found: Resolution, doubts: Sequence[Transfer], failure: RemoteError) -> None:
+        backoff = self._gate_manager.retry.backoff
+        attempts = self._gate_manager.record_failure(doubts, failure, Activity.LOOKUP)
+        for doubt, attempt in zip(doubts, attempts, strict=True):
+            outcome = policy.after_failed_lookup(failure, attempt, backoff)
+            found.gate = outcome.gate or found.gate
+            if policy.is_about_document(failure) and self._gate_manager.is_expired(doubt):
+                outcome = _undecidable(f"no lookup could tell whether it arrived: {failure}")
+            else:
+                outcome = Outcome(State.DOUBTFUL, doubt.reason, outcome.detail, delay=outcome.delay)
+            found.outcomes.append((doubt, outcome))
 
-    def _open(self, transfer: Transfer, finding: Finding, remote: Remote) -> Outcome:
-        """For what nobody can say yet: asked again, or when that was done for long enough, held."""
-        age = self._gate_manager.age(transfer)
+    def _decide(
+        self, found: Resolution, doubts: Sequence[Transfer], findings: Mapping[int, Finding], remote: Remote
+    ) -> None:
+        for doubt in doubts:
+            finding = findings[doubt.id]
+            if finding.found is Found.PRESENT:
+                receipt = Receipt(None, detail=finding.detail, proof=finding.proof)
+                found.outcomes.append((doubt, Outcome(State.SENT, None, receipt.detail, receipt=receipt)))
+            elif finding.found is not Found.ABSENT or self._gate_manager.age(doubt) < remote.absent_after:
+                found.outcomes.append((doubt, self._open(doubt, finding, remote)))
+            elif self._gate_manager.is_expired(doubt):
+                found.outcomes.append((doubt, self._gate_manager.given_up(finding.detail)))
+            else:
+                found.resend.append(doubt)
+
+    def _open(self, doubt: Transfer, finding: Finding, remote: Remote) -> Outcome:
+        """Return the outcome of a doubt that the lookup did not decide: another lookup, or held after long enough."""
+        age = self._gate_manager.age(doubt)
         if finding.found is Found.ABSENT:
-            return _still(transfer, remote.confirm_after - age, finding.detail)
-        if age > max(UNSURE_LAGS * remote.find_after, UNSURE_AT_LEAST):
+            return still_doubtful(doubt, remote.absent_after - age, finding.detail)
+        if age > max(UNSURE_LAGS * remote.lookup_after, UNSURE_AT_LEAST_S):
             return _undecidable(finding.detail)
-        wait = max(remote.find_after, self._gate_manager.pause(transfer))
-        return Outcome(State.DOUBTFUL, transfer.reason, finding.detail, delay=wait)
+        wait = max(remote.lookup_after, self._gate_manager.pause(doubt))
+        return Outcome(State.DOUBTFUL, doubt.reason, finding.detail, delay=wait)
 
 
-def _still(transfer: Transfer, wait: float, detail: str | None = None) -> Outcome:
-    """In doubt as before."""
-    return Outcome(State.DOUBTFUL, transfer.reason, detail or transfer.detail, delay=wait, costs_a_try=False)
+def still_doubtful(doubt: Transfer, wait: float, detail: str | None = None) -> Outcome:
+    """Return the outcome that leaves a doubt as it is for `wait` seconds."""
+    return Outcome(State.DOUBTFUL, doubt.reason, detail or doubt.detail, delay=wait, costs_a_try=False)
 
 
 def _undecidable(detail: str) -> Outcome:
-    """There is no command that calls it sent: what a person does is said here."""
+    """Return the held outcome with advice: no command marks a document as sent."""
     advice = (
         "look for it at the remote: if it is there, take the file out of the folder, and it is no longer held; "
-        "if it is not, `docferry retry` asks again, and sends it once its absence is proved"
+        "if it is not there, `docferry retry` looks it up again and sends it once its absence is proved"
     )
     return Outcome(State.HELD, Reason.UNDECIDABLE, f"{detail}; {advice}")

@@ -1,4 +1,4 @@
-"""Which lanes are served next: gates, shares and one question at a time. Pure."""
+"""Select the lanes to serve next by gates, fair shares and one lookup per company. Pure."""
 
 from __future__ import annotations
 
@@ -8,92 +8,109 @@ from dataclasses import dataclass
 from docferry.model import Gate, Reason
 from docferry.store.transfers import Lane, Pick
 
+#: Doubts of one connection that one lookup resolves together.
+DOUBTS_PER_LOOKUP = 20
+
 
 @dataclass(frozen=True, slots=True)
 class SelectionInput:
-    """What the choice depends on."""
+    """The facts that a selection depends on."""
 
-    now: float
-    room: int  # loads that may be claimed
+    now: float  # wall seconds
+    room: int  # batches that may be claimed
     mappings: Collection[str]
     gates: Mapping[str, Gate]
-    in_hand: Mapping[str, int]  # loads we hold, by lane
-    company_limit: int  # loads we hold for one company at most
-    asking: Collection[str]  # company lanes in which somebody asks now
-    batch_size: Callable[[str], int]  # documents in one load of a lane
-    wary: Collection[str] = ()  # lanes that fail: one load at a time
+    in_hand: Mapping[str, int]  # batches that this process holds, by lane
+    company_limit: int  # batches that this process may hold for one company
+    in_lookup: Collection[str]  # company lanes with a lookup in progress
+    batch_size: Callable[[str], int]  # documents in one batch of a lane
+    failing: Collection[str] = ()  # lanes that fail: one batch at a time
 
 
-def choose(lanes: Sequence[Lane], inputs: SelectionInput) -> list[Pick]:
-    """What to claim now, the emptiest companies first. A gate whose time has passed lets one document probe."""
+def select(lanes: Sequence[Lane], inputs: SelectionInput) -> list[Pick]:
+    """Return the picks to claim now, companies with the fewest batches in hand first.
+
+    A gate whose time has passed lets one document probe.
+    """
     eligible = [lane for lane in lanes if lane.mapping in inputs.mappings and lane.due <= inputs.now]
     in_hand = dict(inputs.in_hand)
     eligible.sort(key=lambda lane: (not lane.doubtful, _in_company(in_hand, lane.lane), lane.due))
     share = max(1, inputs.room // max(1, len(eligible)))
     picks: list[Pick] = []
     probed: set[str] = set()
-    asked = set(inputs.asking)
+    in_lookup = set(inputs.in_lookup)
     room = inputs.room
     for lane in eligible:
         if room <= 0:
             break
-        gates = gates_of(lane.lane, inputs.gates)
-        if not all(_may_probe(lane, gate, inputs.now, probed, in_hand) for gate in gates):
+        gates = blocking_gates(lane.lane, inputs.gates, is_lookup=lane.doubtful)
+        if not all(_may_probe(gate, inputs.now, probed, in_hand) for gate in gates):
             continue
         company = company_of(lane.lane)
-        batches = min(share, inputs.company_limit - _in_company(in_hand, lane.lane), room)
-        if lane.lane in inputs.wary:
-            batches = min(batches, 1 - in_hand.get(lane.lane, 0))
-        if gates:
-            batches = min(batches, 1)
-        if lane.doubtful:
-            if company in asked:
-                continue
-            asked.add(company)
-            batches = 1
+        if lane.doubtful and company in in_lookup:
+            continue
+        batches = min(_batches_for(lane, inputs, in_hand, bool(gates)), share, room)
         if batches <= 0:
             continue
+        if lane.doubtful:
+            in_lookup.add(company)
         probed |= {gate.key for gate in gates}
-        picks.append(
-            Pick(lane, QUESTIONS if lane.doubtful else batches * (1 if gates else inputs.batch_size(lane.lane)))
-        )
+        most = batches * (1 if gates else inputs.batch_size(lane.lane))
+        picks.append(Pick(lane, DOUBTS_PER_LOOKUP if lane.doubtful else most))
         in_hand[lane.lane] = in_hand.get(lane.lane, 0) + batches
         room -= batches
     return picks
 
 
-#: Doubts of one connection that one look at the list resolves together.
-QUESTIONS = 20
+def _batches_for(lane: Lane, inputs: SelectionInput, in_hand: Mapping[str, int], is_probe: bool) -> int:
+    """Return the number of batches that a lane may get beside those in hand."""
+    batches = inputs.company_limit - _in_company(in_hand, lane.lane)
+    if lane.lane in inputs.failing:
+        batches = min(batches, 1 - in_hand.get(lane.lane, 0))
+    return min(batches, 1) if is_probe or lane.doubtful else batches
 
 
 def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[str, Gate]) -> float | None:
-    """Wall seconds at which something may next be claimed, None when nothing waits."""
+    """Return the wall time at which something may next be claimed, None when nothing waits."""
     times = []
     for lane in lanes:
         if lane.mapping in mappings:
-            gate = closed_by(lane, gates)
+            gate = last_gate(lane, gates)
             times.append(lane.due if gate is None else max(lane.due, gate.until))
     return min(times, default=None)
 
 
-def closed_by(lane: Lane, gates: Mapping[str, Gate]) -> Gate | None:
-    """The gate on the way of `lane` that opens last, of those that do not let it pass."""
-    barring = (gate for gate in gates_of(lane.lane, gates) if not (lane.doubtful and gate.lets_doubts_pass))
-    return max(barring, key=lambda gate: gate.until, default=None)
+def last_gate(lane: Lane, gates: Mapping[str, Gate]) -> Gate | None:
+    """Return the gate that blocks a lane for longest, None when no gate does."""
+    blocking = blocking_gates(lane.lane, gates, is_lookup=lane.doubtful)
+    return max(blocking, key=lambda gate: gate.until, default=None)
 
 
 def gates_of(lane: str, gates: Mapping[str, Gate]) -> list[Gate]:
-    """Every gate on the way of `lane`: of its remote, its company, its connection."""
+    """Return the gates of a lane's remote, company and connection."""
     return [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
 
 
+def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool) -> list[Gate]:
+    """Return the gates of a lane that concern a lookup, or a send."""
+    found = gates_of(lane, gates)
+    if is_lookup:
+        return [gate for gate in found if not gate.lets_doubts_pass]
+    return [gate for gate in found if not _is_of_lookups(gate, lane)]
+
+
+def _is_of_lookups(gate: Gate, lane: str) -> bool:
+    """Whether only failed lookups closed a gate: lists belong to companies, sends to connections."""
+    return gate.reason == Reason.FAILING and gate.key != lane
+
+
 def needs_a_person(gate: Gate) -> bool:
-    """Whether a gate opens only after somebody did something, however long one waits."""
-    return gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING}
+    """Whether waiting alone does not open a gate."""
+    return gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING, Reason.STRANGER, Reason.STORAGE}
 
 
 def company_of(lane: str) -> str:
-    """`codat/COMPANY` of `codat/COMPANY/CONNECTION`; `wootiv` of itself."""
+    """Return `codat/COMPANY` for `codat/COMPANY/CONNECTION`, and `wootiv` for `wootiv`."""
     return "/".join(lane.split("/")[:2])
 
 
@@ -102,8 +119,8 @@ def _in_company(in_hand: Mapping[str, int], lane: str) -> int:
     return sum(count for other, count in in_hand.items() if company_of(other) == company)
 
 
-def _may_probe(lane: Lane, gate: Gate, now: float, probed: Collection[str], in_hand: Mapping[str, int]) -> bool:
+def _may_probe(gate: Gate, now: float, probed: Collection[str], in_hand: Mapping[str, int]) -> bool:
     if gate.until > now:
-        return lane.doubtful and gate.lets_doubts_pass
+        return False
     under = any(count and (key == gate.key or key.startswith(gate.key + "/")) for key, count in in_hand.items())
     return gate.key not in probed and not under

@@ -1,196 +1,218 @@
-"""What one process has in its hands: loads that are ready, ahead, on their way and in the books; and who goes next."""
+"""Count the batches of one process from claim to outcome, and grant the slots for requests in flight."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 
 from docferry.clock import Clock
 from docferry.upload.batch import Batch
 
-#: For each worker so many loads are made ready to go ahead of it: while it sends, the files of the next are opened and
-#: their intent is committed, in few large steps instead of many small ones.
-AHEAD = 2
-#: No more are ahead than were taken within this, seconds: what is opened goes soon; where remotes are slow, none is.
-LATELY = 0.2
-#: What has been opening for longer hangs, and keeps no worker waiting for it, seconds.
-HANGS = 1.0
+#: Batches prefetched for each worker: while the worker sends, the files of the next batches are opened and their
+#: intent is committed, in few large steps instead of many small ones.
+PREFETCH = 2
+#: At most as many batches are prefetched as were accepted within this time, seconds: what is opened goes soon, and
+#: where remotes are slow nothing is prefetched.
+PREFETCH_WINDOW_S = 0.2
+#: A batch that opens its files for longer hangs, and no worker waits for it, seconds.
+OPEN_STALL_S = 1.0
+
+
+class LaneFailures(Protocol):
+    """The lanes whose requests fail."""
+
+    def is_failing(self, lane: str) -> bool:
+        """Whether a lane gets one batch at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLimits:
+    """The limits of one process."""
+
+    workers: int  # requests in flight
+    batch_size: int  # documents in one request, at most
+    per_company: Mapping[str, int]  # requests in flight for one company, by remote
+    serves_several: bool  # whether the mappings lead to more than one company
 
 
 class Slots:
-    """Every load is ready, ahead, running or booking. What runs has a worker; what is ahead is made ready to go, then
-    waits for one. How many there are is asked for each load that might start: they are counted as they move."""
+    """Move each batch through ready, opening, prefetched, running and recording.
 
-    def __init__(
-        self,
-        clock: Clock,
-        *,
-        workers: int,
-        batch_size: int,
-        company_limits: Mapping[str, int],
-        several: bool,
-        is_wary: Callable[[str], bool],
-    ) -> None:
+    A running batch has a slot. A prefetched batch can be sent and waits for a slot. A recording batch was accepted
+    by the remote and gave its slot back; only its outcome is still to be committed.
+    """
+
+    def __init__(self, clock: Clock, limits: SlotLimits, failures: LaneFailures) -> None:
         self._clock = clock
-        self.workers = workers
-        self._company_limits = company_limits  # of each remote, what runs in one company
-        self._several = several  # whether more than one company is served
-        self._is_wary = is_wary  # of a lane that fails: one load at a time
+        self._limits = limits
+        self._failures = failures
+        self.workers = limits.workers
         self.ready: deque[Batch] = deque()
-        # Ahead are those that are opening, with the steady second when they began, and those that can go, as they came.
-        self._opening: dict[Batch, float] = {}
-        self._turns: dict[Batch, anyio.Event] = {}
         self.running: set[Batch] = set()
-        self._booking: set[Batch] = set()  # taken by the remote, and not written down yet: they keep no worker
-        self._started = _Count()  # ahead or running
-        self._sent = _Count()  # running
-        self._taken = deque[float](maxlen=max(1, AHEAD * workers // batch_size))  # when the latest were, steady seconds
+        self._opening: dict[Batch, float] = {}  # with the steady second when they began
+        self._prefetched: dict[Batch, anyio.Event] = {}  # in the order of arrival
+        self._recording: set[Batch] = set()
+        self._started = _BatchCount()  # opening, prefetched or running
+        self._sending = _BatchCount()  # running
+        most = max(1, PREFETCH * limits.workers // limits.batch_size)
+        self._accepted = deque[float](maxlen=most)  # the steady seconds of the latest accepted batches
 
     @property
-    def are_empty(self) -> bool:
-        return not self.ready and self.are_done
+    def is_empty(self) -> bool:
+        """Whether no batch is held at all."""
+        return not self.ready and self.is_idle
 
     @property
-    def are_done(self) -> bool:
-        """Whether all that was started has ended."""
-        return not (self._opening or self._turns or self.running or self._booking)
+    def is_idle(self) -> bool:
+        """Whether every started batch has ended."""
+        return not (self._opening or self._prefetched or self.running or self._recording)
 
     @property
-    def have_workers(self) -> bool:
-        """Whether a worker has nothing to do, nor will have in a moment."""
-        before = self._clock.steady() - HANGS
+    def has_free_worker(self) -> bool:
+        """Whether a worker is idle and no opening batch is about to need it."""
+        before = self._clock.steady() - OPEN_STALL_S
         return len(self.running) + sum(since > before for since in self._opening.values()) < self.workers
 
     @property
-    def waiting(self) -> list[Batch]:
-        """Those that can go and have no worker, as they came."""
-        return list(self._turns)
+    def prefetched(self) -> list[Batch]:
+        """Return the batches that wait for a slot, in the order of arrival."""
+        return list(self._prefetched)
 
     def add(self, batches: Iterable[Batch]) -> None:
+        """Add claimed batches to those that are ready."""
         self.ready.extend(batches)
 
-    # -- who goes next ---------------------------------------------------------------------------------------------
+    # -- from ready to ended -------------------------------------------------------------------------------------
 
     def is_blocked(self, batch: Batch) -> bool:
-        """Whether its own lane or company has all it may have: others need not wait for it."""
-        return self._waits_for_lane(batch, self._started) or (self._several and self._fills_company(batch))
+        """Whether the lane or the company of a batch is at its limit, so that others need not wait for it."""
+        return self._waits_for_lane(batch, self._started) or (
+            self._limits.serves_several and self._company_is_full(batch)
+        )
 
     def may_start(self, batch: Batch) -> bool:
-        if self._waits_for_lane(batch, self._started) or self._fills_company(batch):
+        """Whether a ready batch may open its files now."""
+        if self._waits_for_lane(batch, self._started) or self._company_is_full(batch):
             return False
-        return self.have_workers or len(self._opening) + len(self._turns) < self._allowance
+        return self.has_free_worker or len(self._opening) + len(self._prefetched) < self._prefetch_limit
 
     def start(self, batch: Batch) -> None:
+        """Move a batch from ready to opening."""
         self.ready.remove(batch)
         self._opening[batch] = self._clock.steady()
-        self._started.change(batch, 1)
+        self._started.add(batch, 1)
 
-    async def turn(self, batch: Batch) -> bool:
-        """What was started can go: wait for a worker. False: it was refused."""
+    async def acquire(self, batch: Batch) -> bool:
+        """Wait for a slot for an opened batch; False when `reject` was called instead."""
         del self._opening[batch]
-        decided = self._turns[batch] = anyio.Event()
-        if self._may_run(batch):  # then so may nobody who came before: they were asked when the worker became free
+        decided = self._prefetched[batch] = anyio.Event()
+        # Those that came before were offered the slot when it became free, so this does not overtake them.
+        if self._may_run(batch):
             self._run(batch)
         else:
             await decided.wait()
         return batch in self.running
 
-    def let_go(self) -> None:
-        """Whoever waits gets the workers that are free."""
-        for batch in self.waiting if len(self.running) < self.workers else ():
+    def grant_free_slots(self) -> None:
+        """Give the free slots to prefetched batches, in the order of arrival."""
+        for batch in self.prefetched if len(self.running) < self.workers else ():
             if self._may_run(batch):
                 self._run(batch)
 
-    def refuse(self, batch: Batch) -> None:
-        """It must not go now, and waits no longer."""
-        self._turns.pop(batch).set()
-        self._opening[batch] = self._clock.steady()  # until it has ended
+    def reject(self, batch: Batch) -> None:
+        """End the wait of a prefetched batch without a slot."""
+        self._prefetched.pop(batch).set()
+        self._opening[batch] = self._clock.steady()  # until `end`
 
-    def taken(self, batch: Batch) -> None:
-        """The remote has it."""
+    def release_early(self, batch: Batch) -> None:
+        """Take back the slot of a batch that the remote has accepted, before its outcome is committed."""
         self.running.remove(batch)
-        self._sent.change(batch, -1)
-        self._started.change(batch, -1)
-        self._booking.add(batch)
-        self._taken.append(self._clock.steady())
+        self._sending.add(batch, -1)
+        self._started.add(batch, -1)
+        self._recording.add(batch)
+        self._accepted.append(self._clock.steady())
 
     def end(self, batch: Batch) -> None:
-        if batch in self._booking:
-            self._booking.remove(batch)
+        """Forget a started batch."""
+        if batch in self._recording:
+            self._recording.remove(batch)
             return
-        self._started.change(batch, -1)
+        self._started.add(batch, -1)
         if batch in self.running:
             self.running.remove(batch)
-            self._sent.change(batch, -1)
+            self._sending.add(batch, -1)
         else:
-            self._turns.pop(batch, None)
+            self._prefetched.pop(batch, None)
             self._opening.pop(batch, None)
 
-    # -- how many --------------------------------------------------------------------------------------------------
+    # -- counts --------------------------------------------------------------------------------------------------
 
     def running_at(self, remote: str) -> int:
-        return self._sent.of_remote[remote]
+        """Return the number of running batches of a remote."""
+        return self._sending.by_remote[remote]
 
     def started_at(self, remote: str) -> int:
-        return self._started.of_remote[remote]
+        """Return the number of opening, prefetched and running batches of a remote."""
+        return self._started.by_remote[remote]
 
     def by_lane(self) -> dict[str, int]:
-        """The loads that still need a worker, or have one."""
+        """Return the number of batches that have or still need a slot, by lane."""
         return Counter(batch.lane for batch in self._unfinished())
 
-    def asking(self) -> set[str]:
-        """The companies that are being asked about doubts."""
-        return {batch.company for batch in self._unfinished() if batch.asks}
+    def in_lookup(self) -> set[str]:
+        """Return the companies with a lookup."""
+        return {batch.company for batch in self._unfinished() if batch.is_lookup}
 
     def _unfinished(self) -> Iterator[Batch]:
         yield from self.ready
         yield from self._opening
-        yield from self._turns
+        yield from self._prefetched
         yield from self.running
 
     def _run(self, batch: Batch) -> None:
         self.running.add(batch)
-        self._sent.change(batch, 1)
-        self._turns.pop(batch).set()
+        self._sending.add(batch, 1)
+        self._prefetched.pop(batch).set()
 
     def _may_run(self, batch: Batch) -> bool:
-        if len(self.running) >= self.workers or self._waits_for_lane(batch, self._sent):
+        if len(self.running) >= self.workers or self._waits_for_lane(batch, self._sending):
             return False
-        return self._sent.of_company[batch.company] < self._company_limit(batch)
+        return self._sending.by_company[batch.company] < self._company_limit(batch)
 
-    def _waits_for_lane(self, batch: Batch, count: _Count) -> bool:
-        return not batch.asks and count.sends_of_lane[batch.lane] > 0 and self._is_wary(batch.lane)
+    def _waits_for_lane(self, batch: Batch, count: _BatchCount) -> bool:
+        return not batch.is_lookup and count.sends_by_lane[batch.lane] > 0 and self._failures.is_failing(batch.lane)
 
-    def _fills_company(self, batch: Batch) -> bool:
-        share = self._allowance // 2 if self._several else self._allowance
-        return self._started.of_company[batch.company] >= self._company_limit(batch) + share
+    def _company_is_full(self, batch: Batch) -> bool:
+        prefetch = self._prefetch_limit // 2 if self._limits.serves_several else self._prefetch_limit
+        return self._started.by_company[batch.company] >= self._company_limit(batch) + prefetch
 
     def _company_limit(self, batch: Batch) -> int:
-        """What runs of a company. Where several are served, one that hangs never has the last worker."""
-        spare = 1 if self._several and self.workers > 1 else 0
-        return min(self._company_limits.get(batch.remote, self.workers), self.workers - spare)
+        """Return the slots that one company may have; with several companies none gets the last slot."""
+        spare = 1 if self._limits.serves_several and self.workers > 1 else 0
+        return min(self._limits.per_company.get(batch.remote, self.workers), self.workers - spare)
 
     @property
-    def _allowance(self) -> int:
-        """Loads that may be ahead now."""
-        before = self._clock.steady() - LATELY
-        while self._taken and self._taken[0] < before:
-            self._taken.popleft()
-        return len(self._taken)
+    def _prefetch_limit(self) -> int:
+        before = self._clock.steady() - PREFETCH_WINDOW_S
+        while self._accepted and self._accepted[0] < before:
+            self._accepted.popleft()
+        return len(self._accepted)
 
 
-class _Count:
-    """Loads, counted by whom they go to."""
+class _BatchCount:
+    """Counts batches by remote, company and lane as they move, since each dispatch asks for them."""
 
     def __init__(self) -> None:
-        self.of_remote: Counter[str] = Counter()
-        self.of_company: Counter[str] = Counter()
-        self.sends_of_lane: Counter[str] = Counter()  # those that do not ask
+        self.by_remote: Counter[str] = Counter()
+        self.by_company: Counter[str] = Counter()
+        self.sends_by_lane: Counter[str] = Counter()  # without lookups
 
-    def change(self, batch: Batch, by: int) -> None:
-        self.of_remote[batch.remote] += by
-        self.of_company[batch.company] += by
-        if not batch.asks:
-            self.sends_of_lane[batch.lane] += by
+    def add(self, batch: Batch, change: int) -> None:
+        self.by_remote[batch.remote] += change
+        self.by_company[batch.company] += change
+        if not batch.is_lookup:
+            self.sends_by_lane[batch.lane] += change

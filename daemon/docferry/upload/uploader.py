@@ -1,95 +1,69 @@
-"""One load of transfers from lease to outcome. Read this first: everything else brings documents here."""
+"""Bring one batch from its lease to the outcomes of its transfers. Start reading here."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import anyio
 
 from docferry import logs, policy
-from docferry.clock import Clock
-from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.source import FileSource, Opener, open_together
-from docferry.model import Digests, Outcome, Reason, Receipt, State, Transfer, UploadItem
-from docferry.remotes.protocol import MayGo, Remote, always
-from docferry.settings import Upload
-from docferry.store.documents import Place
-from docferry.store.transfers import Transfers
+from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError
+from docferry.files.source import FileSource
+from docferry.model import Outcome, Receipt, State, Transfer, UploadItem
+from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
 from docferry.telemetry import Delivery
+from docferry.upload.after_upload import tidy
 from docferry.upload.batch import Batch, Places, idempotency_key
-from docferry.upload.batch_trials import BatchTrials
-from docferry.upload.gates import GateManager
-from docferry.upload.resolver import BATCH, Resolver
-from docferry.wakeups import Wakeups
+from docferry.upload.batch_trials import BATCH_DOUBT, BatchTrials
+from docferry.upload.context import UploadContext
+from docferry.upload.gates import Activity, GateManager
+from docferry.upload.resolver import Resolution, Resolver, still_doubtful
+from docferry.upload.sources import SourceOpener
 
-log = logs.get("carry")
-
-#: Waits until it may go; False: not now.
-Turn = Callable[[], Awaitable[bool]]
-
-#: An unreadable file is tried so often before a person is told.
-READ_TRIES = 5
+log = logs.get("uploader")
 
 
-async def at_once() -> bool:
-    """A turn that nobody waits for."""
-    return True
+@dataclass(slots=True)
+class Counters:
+    """What was uploaded since the start."""
+
+    uploaded: int = 0  # documents
+    bytes_up: int = 0
 
 
 class Uploader:
-    """Carries loads; the runner decides which and when."""
+    """Process batches; the scheduler decides which and when."""
 
     def __init__(
         self,
-        *,
+        context: UploadContext,
         gate_manager: GateManager,
-        uploads: Mapping[str, Upload],
-        remotes: Mapping[str, Remote],
-        transfers: Transfers,
-        clock: Clock,
-        wakeups: Wakeups,
-        delivered: Callable[[str], Awaitable[None]],
         batch_trials: BatchTrials,
+        sources: SourceOpener | None = None,
     ) -> None:
-        self.uploads = uploads
-        self.remotes = remotes
+        self._context = context
+        self._transfers = context.queue.transfers
         self._gate_manager = gate_manager
-        self._transfers = transfers
-        self._openers = {upload.root: Opener(upload.root) for upload in uploads.values()}
-        self._wakeups = wakeups
-        self._delivered = delivered
-        self._clock = clock
         self._batch_trials = batch_trials
-        self._resolver = Resolver(
-            gate_manager,
-            remotes=remotes,
-            transfers=transfers,
-            clock=clock,
-            send=self._send,
-            arrived=self._arrived,
-            batch_trials=batch_trials,
-        )
+        self._sources = sources or SourceOpener(context, gate_manager)
+        self._resolver = Resolver(context, gate_manager)
+        self.counters = Counters()
 
-    async def carry(
-        self,
-        batch: Batch,
-        turn: Turn = at_once,
-        may_go: MayGo = always,
-        taken: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Bring a load to its outcomes. `turn` is waited for when it can go, and `may_go` asked where it has to wait
-        again; `taken` is told when the remote has it and only the books are left to be written. A lost lease is
-        somebody else's transfer now: nothing is left to do."""
+    async def process(self, batch: Batch, permit: SendPermit = ALWAYS_PERMITTED) -> None:
+        """Bring a batch to its outcomes, sending only while `permit` allows it.
+
+        A transfer whose lease is lost belongs to another process: nothing is left to do for it.
+        """
         try:
-            if batch.asks:
-                await (self._resolver.ask(batch.transfers, batch.places) if await turn() else self.release(batch))
+            if batch.is_lookup:
+                await (self._resolve(batch) if await permit.acquire() else self.release(batch))
             else:
-                await self._send(batch.transfers, batch.places, was=State.LEASED, turn=turn, may_go=may_go, taken=taken)
-                if len(batch.transfers) > 1 and self._batch_trials.tries(batch.lane):
-                    await self._resolver.trial_ended(batch.lane)
+                await self._send(batch.transfers, batch.places, was=State.LEASED, permit=permit)
+                if len(batch.transfers) > 1 and self._batch_trials.is_on_trial(batch.lane):
+                    await self._batch_trials.record_decided(batch.lane)
         except LeaseLost as lost:
             log.warning("lease_lost", str(lost), lane=batch.lane)
             await self.release(batch)
@@ -100,83 +74,69 @@ class Uploader:
             raise
 
     async def release(self, batch: Batch) -> None:
-        """For what is still as it was claimed nothing was done: LEASED waits again, a question is still open."""
-        back = State.DOUBTFUL if batch.asks else State.WAITING
+        """Return the transfers that are still as they were claimed: LEASED to WAITING, ASKING to DOUBTFUL."""
+        back = State.DOUBTFUL if batch.is_lookup else State.WAITING
         for transfer in batch.transfers:
-            with contextlib.suppress(LeaseLost):  # it went on its way
-                await self._gate_manager.settle(
-                    transfer, Outcome(back, transfer.reason, transfer.detail, costs_a_try=False)
-                )
-        if not batch.asks:
-            await self._untried(batch.transfers)
+            with contextlib.suppress(LeaseLost):  # it has an outcome already
+                await self._settle(transfer, _unchanged(transfer, back), transfer.state)
+        if not batch.is_lookup:
+            await self._batch_trials.record_unsent(batch.transfers)
 
     async def _leave_in_doubt(self, batch: Batch) -> None:
-        """What shared a request with a lost lease: its own end was not recorded, and while we live nobody else would
-        take it back."""
+        """Settle the transfers that shared a request with a lost lease.
+
+        Their outcome was not recorded, and no other process reclaims them while this one lives.
+        """
+        outcome = Outcome(State.DOUBTFUL, None, "another process took over a document of the same request")
         for transfer in batch.transfers:
-            with contextlib.suppress(LeaseLost):  # it has come to its end
-                outcome = Outcome(State.DOUBTFUL, None, "another document of its request was taken over")
-                await self._gate_manager.settle(transfer, outcome, State.SENDING)
+            with contextlib.suppress(LeaseLost):  # it has an outcome already
+                await self._settle(transfer, outcome, State.SENDING)
+
+    async def _settle(self, transfer: Transfer, outcome: Outcome, was: State) -> None:
+        await self._transfers.settle(transfer, outcome, was=was)
+
+    # -- sending -------------------------------------------------------------------------------------------------
 
     async def _send(
-        self,
-        transfers: Sequence[Transfer],
-        places: Places,
-        *,
-        was: State,
-        turn: Turn = at_once,
-        may_go: MayGo = always,
-        taken: Callable[[], None] = lambda: None,
+        self, transfers: Sequence[Transfer], places: Places, *, was: State, permit: SendPermit = ALWAYS_PERMITTED
     ) -> None:
         async with AsyncExitStack() as stack:
-            sources = await self._opened(stack, transfers, places, was)
-            if not sources:
+            opened = await self._sources.open(stack, transfers, places)
+            for transfer, outcome in opened.outcomes:
+                await self._settle(transfer, outcome, was)
+            if not opened.sources:
                 return
-            sending = [transfer for transfer, _ in sources]
-            # The intent is committed before the first byte: whoever finds us dead knows what may be there.
+            sending = [transfer for transfer, _ in opened.sources]
+            # The intent is committed before the first byte: after a kill the next process knows what may be stored.
             await self._transfers.mark_sending(sending)
-            receipt = await self._transmit(sources, places, turn, may_go)
-            # Nothing is waited for between a receipt and its entry in the books: a stop would take it along.
+            receipt = await self._transmit(opened.sources, places, permit)
+            # No await lies between a receipt and its commit: a stop in between would lose the receipt.
             if receipt is not None:
-                for _, source in sources:
-                    source.let_go()  # while the books are written, the worker has others
-                taken()
+                for _, source in opened.sources:
+                    source.let_go()
+                permit.release()
                 await self._accepted(sending, receipt)
 
-    async def _opened(
-        self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places, was: State
-    ) -> list[tuple[Transfer, FileSource]]:
-        """Those whose bytes are there; the others are settled."""
-        chances = [self._chances(transfer, places.get(transfer.id, ())) for transfer in transfers]
-        firsts = [each[0][1] for each in chances if each]
-        for source in firsts:
-            stack.callback(source.close)
-        await open_together(firsts)
-        sources = []
-        for transfer, each in zip(transfers, chances, strict=True):
-            if not transfer.sha256:
-                await self._look_afresh(transfer, places.get(transfer.id, ()), was)
-            elif (opened := await self._open(stack, transfer, each, was)) is not None:
-                sources.append((transfer, opened))
-        return sources
-
     async def _transmit(
-        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, turn: Turn, may_go: MayGo
+        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, permit: SendPermit
     ) -> Receipt | None:
+        """Send one request; None when it did not end in a receipt and its transfers were settled."""
         sending = [transfer for transfer, _ in sources]
-        remote = self.remotes[sending[0].target.remote]
+        remote = self._context.remotes[sending[0].target.remote]
         try:
-            if await turn():
+            if await permit.acquire():
                 items = [UploadItem(transfer, source) for transfer, source in sources]
-                began = self._clock.steady()
-                receipt = await remote.send(items, idempotency_key(sending), may_go)
-                self._gate_manager.telemetry.request_ended(remote.name, self._clock.steady() - began)
+                began = self._context.clock.steady()
+                receipt = await remote.send(items, idempotency_key(sending), permit)
+                self._context.telemetry.request_ended(remote.name, self._context.clock.steady() - began)
                 return receipt
-            await self._unsent(sending)
+            await self._not_sent(sending)
         except NotNow:
-            await self._unsent(sending)
-        except SourceError as changed:
-            await self._changed(sending, changed, places)
+            await self._not_sent(sending)
+        except SourceError as change:
+            for transfer in sending:
+                outcome = self._sources.after_change(transfer, change, places, shared=len(sending) > 1)
+                await self._end_attempt(transfer, outcome)
         except RemoteError as failure:
             await self._failed(sending, failure)
         except anyio.get_cancelled_exc_class():
@@ -184,86 +144,39 @@ class Uploader:
             with anyio.CancelScope(shield=True):
                 for transfer in sending:
                     with contextlib.suppress(LeaseLost):  # the others are still ours
-                        await self._gate_manager.settle(transfer, policy.after_stop(begun=begun), State.SENDING)
+                        await self._settle(transfer, policy.after_stop(begun=begun), State.SENDING)
             raise
         return None
 
-    async def _unsent(self, sending: Sequence[Transfer]) -> None:
-        """It was about to go, and its way was closed: nothing was done."""
+    async def _not_sent(self, sending: Sequence[Transfer]) -> None:
+        """Return transfers whose permit was refused before the first byte."""
         for transfer in sending:
-            outcome = Outcome(State.WAITING, transfer.reason, transfer.detail, costs_a_try=False)
             with contextlib.suppress(LeaseLost):  # the others are still ours
-                await self._gate_manager.settle(transfer, outcome, State.SENDING)
-        await self._untried(sending)
-
-    async def _untried(self, transfers: Sequence[Transfer]) -> None:
-        """If it was a connection's first batch, the next one is."""
-        lane = transfers[0].target.lane
-        if len(transfers) > 1 and self._batch_trials.tries(lane):
-            await self._batch_trials.seen(lane, None)
-
-    def _chances(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
-        """The places that should have a transfer's bytes, each with its source."""
-        digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
-        md5 = self.remotes[transfer.target.remote].rules.needs_md5
-        return [
-            (place, self._openers[upload.root].source(place.path, place.stamp, digests, md5=md5))
-            for place in places
-            if (upload := self.uploads.get(place.mapping)) and upload.route(place.path).target == transfer.target
-        ]
-
-    async def _look_afresh(self, transfer: Transfer, places: Sequence[Place], was: State) -> None:
-        """A rule held it and nothing was read; a person says try again: intake judges it anew."""
-        for place in places:
-            self._wakeups.check_paths(place.mapping, [place.path])
-        await self._gate_manager.settle(transfer, Outcome(State.GONE, None, "looked at again"), was)
-
-    async def _open(
-        self, stack: AsyncExitStack, transfer: Transfer, chances: Sequence[tuple[Place, FileSource]], was: State
-    ) -> FileSource | None:
-        """The transfer's bytes, from any place that still has them; None when it was settled instead."""
-        trouble: SourceError | None = None
-        for place, source in chances:
-            try:
-                return await stack.enter_async_context(source)
-            except SourceError as error:
-                trouble = error
-                self._wakeups.check_paths(place.mapping, [place.path])
-        await self._gate_manager.settle(transfer, self._without_bytes(transfer, trouble, was), was)
-        return None
-
-    def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, was: State) -> Outcome:
-        if isinstance(trouble, SourceUnreadable):
-            if transfer.tries + 1 >= READ_TRIES or was is State.ASKING:
-                return Outcome(State.HELD, Reason.UNREADABLE, f"{trouble}; mend it, then `docferry retry`")
-            return Outcome(State.WAITING, None, str(trouble), delay=self._gate_manager.pause(transfer))
-        why = "the file went away" if trouble is None or isinstance(trouble, SourceVanished) else str(trouble)
-        return Outcome(State.GONE, None, why)
+                await self._settle(transfer, _unchanged(transfer, State.WAITING), State.SENDING)
+        await self._batch_trials.record_unsent(sending)
 
     async def _accepted(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
+        """Record a receipt. The list must prove the first batch of a connection, so that it becomes a doubt."""
         lane = sending[0].target.lane
-        await self._gate_manager.worked(lane)
-        if len(sending) > 1 and not self._batch_trials.trusts(lane):
-            detail = "the first batch of this connection is checked against the list"
-            wait = self.remotes[sending[0].target.remote].find_after
-            doubt = Outcome(State.DOUBTFUL, BATCH, detail, delay=wait)
+        await self._gate_manager.record_success(lane, Activity.SEND)
+        if len(sending) > 1 and not self._batch_trials.is_trusted(lane):
+            detail = "the list is checked for the first batch of this connection"
+            doubt = Outcome(State.DOUBTFUL, BATCH_DOUBT, detail, delay=self._context.remote_of(lane).lookup_after)
             await self._transfers.settle_all(sending, doubt, was=State.SENDING)
-            for _ in sending:
-                self._gate_manager.telemetry.attempt_ended(sending[0].target.remote, State.DOUBTFUL)
+            for transfer in sending:
+                self._context.telemetry.attempt_ended(transfer.target.remote, State.DOUBTFUL)
             return
-        await self._arrived(sending, receipt, State.SENDING)
+        await self._record_sent(sending, Outcome(State.SENT, None, receipt.detail, receipt=receipt), State.SENDING)
 
-    async def _arrived(self, transfers: Sequence[Transfer], receipt: Receipt, was: State) -> None:
-        outcome = Outcome(State.SENT, None, receipt.detail, receipt=receipt)
+    async def _record_sent(self, transfers: Sequence[Transfer], outcome: Outcome, was: State) -> None:
         lost: LeaseLost | None = None
         try:
             await self._transfers.settle_all(transfers, outcome, was=was)
         except LeaseLost as error:
             lost = error
         for transfer in transfers if lost is None else ():
-            self._gate_manager.counters.uploaded += 1
-            self._gate_manager.counters.bytes_up += transfer.size
-            self._count_arrival(transfer, receipt, was)
+            proof = outcome.receipt.proof if outcome.receipt else ""
+            self._count_sent(transfer, proof, was)
             log.info(
                 "sent",
                 mapping=transfer.mapping,
@@ -271,70 +184,104 @@ class Uploader:
                 to=transfer.target.lane,
                 size=transfer.size,
                 tries=transfer.tries + 1,
-                proof=receipt.proof,
+                proof=proof,
             )
         for mapping in {transfer.mapping for transfer in transfers}:
-            await self._delivered(mapping)
+            if (upload := self._context.uploads.get(mapping)) is not None:
+                await tidy(upload, self._context.queue.documents)
         if lost is not None:
             raise lost
 
-    def _count_arrival(self, transfer: Transfer, receipt: Receipt, was: State) -> None:
-        telemetry, remote = self._gate_manager.telemetry, transfer.target.remote
-        delay = self._clock.now() - transfer.due_since
-        telemetry.uploaded(Delivery(transfer.mapping, remote, transfer.size, delay))
-        if was is State.SENDING:
-            telemetry.attempt_ended(remote, State.SENT)
-        else:
-            telemetry.doubt_resolved(remote, receipt.proof)
-
-    async def _changed(self, sending: Sequence[Transfer], changed: SourceError, places: Places) -> None:
-        """The body was never completed, so nothing was stored. Alone it is gone; of a batch the rest is innocent."""
-        for transfer in sending:
-            if len(sending) > 1:
-                outcome = Outcome(State.WAITING, None, str(changed))  # what failed once goes alone from then on
-            elif isinstance(changed, SourceUnreadable) and transfer.tries + 1 < READ_TRIES:
-                outcome = Outcome(State.WAITING, None, str(changed), delay=self._gate_manager.pause(transfer))
-            elif isinstance(changed, SourceUnreadable):
-                outcome = Outcome(State.HELD, Reason.UNREADABLE, f"{changed}; mend it, then `docferry retry`")
-            else:
-                outcome = Outcome(State.GONE, None, str(changed))
-            await self._gate_manager.settle(transfer, outcome, State.SENDING)
-            self._gate_manager.telemetry.attempt_ended(transfer.target.remote, outcome.state)
-            if outcome.state is State.GONE:
-                for place in places.get(transfer.id, ()):
-                    self._wakeups.check_paths(place.mapping, [place.path])
-
     async def _failed(self, sending: Sequence[Transfer], failure: RemoteError) -> None:
-        struck = self._gate_manager.struck(sending, failure)
-        outcomes = [policy.after_failure(failure, attempt, self._gate_manager.backoff) for attempt in struck]
-        # First the gate, then the transfers: else one of them is claimed again before the gate is closed.
+        attempts = self._gate_manager.record_failure(sending, failure, Activity.SEND)
+        backoff = self._gate_manager.retry.backoff
+        outcomes = [policy.after_failure(failure, attempt, backoff) for attempt in attempts]
+        # The gate first: else a transfer is claimed again before its gate is closed.
         if (gate := outcomes[0].gate) is not None:
             await self._gate_manager.close(gate)
         for transfer, each in zip(sending, outcomes, strict=True):
             outcome = each
             if outcome.state is State.HELD and len(sending) > 1:
-                # One of them is to blame, and nobody says that nothing of the others was kept.
-                outcome = Outcome(State.DOUBTFUL, None, f"with others: {failure}", fresh_key=True)
-            outcome = self._with_limits(transfer, outcome)
+                # One document of the batch is the cause, and the answer does not say whether the others were stored.
+                outcome = Outcome(State.DOUBTFUL, None, f"in a batch: {failure}", fresh_key=True)
+            outcome = self._with_limits(transfer, outcome, failure)
             if failure.status is not None or failure.correlation_id is not None:
                 outcome = replace(outcome, receipt=Receipt(failure.status, failure.correlation_id, proof="none"))
             log.warning(
-                "not_sent" if outcome.state is not State.DOUBTFUL else "doubtful",
+                "send_doubtful" if outcome.state is State.DOUBTFUL else "send_failed",
                 str(failure),
                 mapping=transfer.mapping,
                 name=transfer.remote_name,
                 becomes=outcome.state.value,
                 delay=round(outcome.delay, 3),
             )
-            await self._gate_manager.settle(transfer, outcome, State.SENDING)
-            self._gate_manager.telemetry.attempt_ended(transfer.target.remote, outcome.state)
+            await self._end_attempt(transfer, outcome)
 
-    def _with_limits(self, transfer: Transfer, outcome: Outcome) -> Outcome:
-        """A doubt is asked about only after the list can have caught up; what failed for long enough is given up."""
+    async def _end_attempt(self, transfer: Transfer, outcome: Outcome) -> None:
+        await self._settle(transfer, outcome, State.SENDING)
+        self._context.telemetry.attempt_ended(transfer.target.remote, outcome.state)
+
+    def _count_sent(self, transfer: Transfer, proof: str, was: State) -> None:
+        self.counters.uploaded += 1
+        self.counters.bytes_up += transfer.size
+        telemetry, remote = self._context.telemetry, transfer.target.remote
+        delay = self._context.clock.now() - transfer.due_since
+        telemetry.uploaded(Delivery(transfer.mapping, remote, transfer.size, delay))
+        if was is State.SENDING:
+            telemetry.attempt_ended(remote, State.SENT)
+        else:
+            telemetry.doubt_resolved(remote, proof)
+
+    def _with_limits(self, transfer: Transfer, outcome: Outcome, failure: RemoteError) -> Outcome:
+        """Wait for the list before a lookup, and give up what failed for long enough."""
         if outcome.state is State.DOUBTFUL:
-            return replace(outcome, delay=max(outcome.delay, self.remotes[transfer.target.remote].find_after))
-        # What the remote refused for everybody is no document's fault, however long it lasts.
-        at_fault = outcome.gate is None or outcome.costs_a_try
-        if outcome.state is State.WAITING and at_fault and self._gate_manager.is_expired(transfer):
-            return self._gate_manager.given_up(outcome.detail)
-        return outcome
+            remote = self._context.remotes[transfer.target.remote]
+            return replace(outcome, delay=max(outcome.delay, remote.lookup_after))
+        may_give_up = policy.is_about_document(failure) and self._gate_manager.is_expired(transfer)
+        return (
+            self._gate_manager.given_up(outcome.detail) if may_give_up and outcome.state is State.WAITING else outcome
+        )
+
+    # -- doubts --------------------------------------------------------------------------------------------------
+
+    async def _resolve(self, batch: Batch) -> None:
+        """Look up the doubts of a batch and carry out the decisions."""
+        found = await self._resolver.resolve(batch.transfers)
+        if found.gate is not None:
+            await self._gate_manager.close(found.gate, Activity.LOOKUP)
+        if found.answered:
+            await self._gate_manager.record_success(batch.lane, Activity.LOOKUP)
+        for transfer, outcome in found.outcomes:
+            if outcome.state is State.SENT:
+                await self._record_sent([transfer], outcome, State.ASKING)
+            else:
+                await self._settle(transfer, outcome, State.ASKING)
+        for transfer in found.resend:
+            self._context.telemetry.doubt_resolved(transfer.target.remote, "absent")
+        await self._record_trial(batch.lane, found)
+        await self._resend(found.resend, batch.places)
+
+    async def _record_trial(self, lane: str, found: Resolution) -> None:
+        if decided := found.decided_of_trial():
+            await self._batch_trials.record_decided(lane, decided)
+
+    async def _resend(self, absent: Sequence[Transfer], places: Places) -> None:
+        """Send again what was proved absent: the same request, byte for byte, under the same key.
+
+        One request after the other, as a worker has one in flight. After a gate has closed, or at a stop, the others
+        stay in doubt.
+        """
+        for number, transfer in enumerate(absent):
+            if self._gate_manager.blocks_resend(transfer.target.lane):
+                for other in absent[number:]:
+                    await self._settle(other, still_doubtful(other, 0.0), State.ASKING)
+                return
+            try:
+                await self._send([transfer], places, was=State.ASKING)
+            except LeaseLost as lost:
+                log.warning("lease_lost", str(lost), lane=transfer.target.lane)
+
+
+def _unchanged(transfer: Transfer, state: State) -> Outcome:
+    """Return the outcome of a transfer with which nothing was done."""
+    return Outcome(state, transfer.reason, transfer.detail, costs_a_try=False)

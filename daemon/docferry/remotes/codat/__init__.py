@@ -1,1 +1,1 @@
-"""The Codat Files API."""
+"""The client of the Codat Files API."""

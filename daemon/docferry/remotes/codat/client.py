@@ -1,9 +1,9 @@
-"""Codat's Files API: documents up, the list and the dated ZIP down, and what each of its answers means."""
+"""Upload to Codat's Files API, read its list and its dated ZIPs, and check keys and connections."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +18,8 @@ from anyio.to_thread import run_sync
 from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
-from docferry.remotes.codat.errors import correlation, is_receipt, quota, refusal, strange
-from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, since
+from docferry.remotes.codat.errors import correlation, is_receipt, not_codat, quota, refusal
+from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback
 from docferry.remotes.codat.zip_digests import count
 from docferry.remotes.http import (
     Destination,
@@ -33,18 +33,24 @@ from docferry.remotes.http import (
     require_whole,
     safe_text,
 )
-from docferry.remotes.protocol import NOTHING, Checked, Health, MayGo, Rules, Since, always, clocks, failed
-from docferry.remotes.rate_limits import AtOnce, PerMinute
+from docferry.remotes.protocol import (
+    ALWAYS_PERMITTED,
+    NOTHING,
+    ApiKey,
+    Checked,
+    Health,
+    Lookback,
+    Rules,
+    SendPermit,
+    failed,
+)
+from docferry.remotes.rate_limits import CompanyLimiter, MinuteLimiter
 
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
 RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
-#: More documents than this do not fit in one request.
-BATCH: Final = 20
 _LARGEST_ARCHIVE: Final = 8 * 1024**3
-#: How every ZIP begins, an empty one too.
+#: The first bytes of every ZIP, also of an empty one.
 _ZIP: Final = b"PK"
-#: A clock that is further off makes "since then" questions wrong.
-_CLOCK_TOLERANCE: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,61 +63,62 @@ class Listed:
     uploaded: str
 
 
+@dataclass(frozen=True, slots=True)
+class CodatOptions:
+    """The settings of `[codat]` that the client needs."""
+
+    base_url: str
+    requests_per_minute: int = 1000
+    concurrent_per_company: int = 10
+    list_lag: float = 30.0  # seconds
+
+
 class Codat:
-    """The shore. `key` is asked before each request, so that a renewed key counts at once."""
+    """The client of Codat's Files API."""
 
     name: Final = "codat"
     rules: Final = RULES
 
-    def __init__(
-        self,
-        *,
-        http: HttpClient,
-        base_url: str,
-        key: Callable[[], str | None],
-        clock: Clock,
-        spool: Path,
-        requests_per_minute: int = 1000,
-        concurrent_per_company: int = 10,
-        list_lag: float = 30.0,
-    ) -> None:
+    def __init__(self, http: HttpClient, options: CodatOptions, *, key: ApiKey, clock: Clock, spool: Path) -> None:
         self._http = http
-        self._base = base_url.rstrip("/")
+        self._base = options.base_url.rstrip("/")
         self._key = key
         self._clock = clock
         self._spool = spool
-        self.find_after = list_lag
-        self.confirm_after = 2.5 * list_lag
-        self._minute = PerMinute(requests_per_minute, clock)
-        self._at_once = AtOnce(concurrent_per_company)
+        self.lookup_after = options.list_lag
+        self.absent_after = 2.5 * options.list_lag
+        self._minute = MinuteLimiter(options.requests_per_minute, clock)
+        self._companies = CompanyLimiter(options.concurrent_per_company)
         self._quota = Health()
 
     @property
     def health(self) -> Health:
+        """The latest quota, and what the connection knows."""
         quota, http = self._quota, self._http
         return Health(
             quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_response, requests=http.requests
         )
 
-    async def send(self, items: Sequence[UploadItem], key: str, may_go: MayGo = always) -> Receipt:
-        """One request with all of them, to the connection of the first; 200 is the receipt."""
+    async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
+        """Upload all items in one request to the connection of the first; 200 is the receipt."""
         target = items[0].transfer.target
         form = Form(items)
         headers = {"Content-Type": form.content_type, "Idempotency-Key": key}
         path = f"{_connection_path(target)}/files"
-        answer = await self._ask("POST", path, target, headers=headers, body=form, may_go=may_go)
-        if not is_receipt(answer):
-            raise strange(answer)
-        require_body_complete(answer, "Codat")
-        return Receipt(answer.status, correlation_id=correlation(answer, answer.json_object()))
+        response = await self._ask("POST", path, target, headers=headers, body=form, permit=permit)
+        if not is_receipt(response):
+            raise not_codat(response)
+        require_body_complete(response, "Codat")
+        return Receipt(response.status, correlation_id=correlation(response, response.json_object()))
 
-    def since(self, doubts: Sequence[Transfer]) -> Since:
-        return since(doubts)
+    def lookback(self, doubts: Sequence[Transfer]) -> Lookback:
+        """Return the times since which a lookup of these doubts needs the known uploads."""
+        return lookback(doubts)
 
-    async def find(
+    async def lookup(
         self, doubts: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
     ) -> Mapping[int, Finding]:
-        """The list once for all of them; then, for those it does not decide, the ZIPs of the dates in question."""
+        """Read the list once for all doubts, then the ZIPs of the dates that it leaves open."""
         if not doubts:
             return {}
         company = doubts[0].target.company_id or ""
@@ -120,42 +127,42 @@ class Codat:
 
         def judge() -> tuple[Reconciliation, dict[int, Finding]]:
             rows = [Row.read(each.file_name, each.uploaded, offset) for each in listed]
-            case = Reconciliation(doubts, accounted, unsettled, rows, self._clock.now())
-            return case, case.by_list()
+            reconciliation = Reconciliation(doubts, accounted, unsettled, rows, self._clock.now())
+            return reconciliation, reconciliation.by_list()
 
-        case, found = await run_sync(judge)
+        reconciliation, found = await run_sync(judge)
         if len(found) == len(doubts):
             return found
         members = Members()
-        for day in sorted(case.days):
+        for day in sorted(reconciliation.days):
             await self._count(company, day.isoformat(), members)
-        return found | case.by_archive(members)
+        return found | reconciliation.by_archive(members)
 
     async def listing(self, company: str) -> list[Listed]:
-        """What the company has: by API and by Codat's own upload page."""
-        answer = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
-        return [_listed(row) for row in _rows(parse_json(answer, "Codat"))]
+        """Return the files of a company, by API and by Codat's own upload page."""
+        response = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
+        return [_listed(row) for row in _rows(parse_json(response, "Codat"))]
 
     async def fetch(self, company: str, day: str | None, to: Path) -> None:
-        """The ZIP of what was uploaded on a day (YYYY-MM-DD), or ever, into the file `to`."""
+        """Download the ZIP of the files of a day (YYYY-MM-DD), or of all days, into the file `to`."""
         query = f"?date={quote(day)}" if day else ""
         path = f"{_company_path(company)}/files/download{query}"
-        answer = await self._ask(
+        response = await self._ask(
             "GET",
             path,
             Target("codat", company),
-            to=Destination(lambda status, _: _zipped(to, status), _LARGEST_ARCHIVE),
+            to=Destination(lambda status, _: _zip_sink(to, status), _LARGEST_ARCHIVE),
         )
-        require_whole(answer, "Codat")
+        require_whole(response, "Codat")
 
     async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
-        """What Codat knows of a connection: `status` must be `Linked` for uploads."""
+        """Return what Codat knows of a connection: its `status` must be `Linked` for uploads."""
         target = Target("codat", company, connection)
         found = parse_json(await self._ask("GET", _connection_path(target), target), "Codat")
         return found if isinstance(found, dict) else {}
 
     async def check(self, targets: Sequence[Target]) -> list[Checked]:
-        """The key against the list of each company, the status of each connection, and the clocks."""
+        """Check the key with the list of each company, and the status of each connection."""
         found: list[Checked] = []
         for company in dict.fromkeys(target.company_id for target in targets if target.company_id):
             found.append(await self._check_company(company))
@@ -163,13 +170,14 @@ class Codat:
                 continue
             connections = dict.fromkeys(each.connection_id for each in targets if each.company_id == company)
             found += [await self._check_connection(company, each) for each in connections if each]
-        return [*found, *clocks("Codat", self._http.clock_offset, _CLOCK_TOLERANCE)]
+        return found
 
     async def aclose(self) -> None:
+        """Close all connections."""
         await self._http.aclose()
 
     async def _count(self, company: str, day: str, members: Members) -> None:
-        """Add what the ZIP of a day holds; the ZIP itself is not kept."""
+        """Add the members of a day's ZIP; the ZIP itself is not kept."""
         await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))
         archive = self._spool / f"doubt-{uuid4().hex}.zip"
         try:
@@ -181,16 +189,20 @@ class Codat:
 
     # one request
 
-    async def _ask(self, method: str, path: str, target: Target, *, may_go: MayGo = always, **more: Any) -> Response:
-        """A good answer to one request about a company, in its turn; RemoteError for any other."""
-        headers = {"Authorization": _authorization(self._key()), **more.pop("headers", {})}
-        async with self._at_once.inside(target.company_id or ""):
-            await self._minute.turn(may_go)
-            answer = await self._http.call(method, self._base + path, headers=headers, **more)
-        self._quota = quota(answer) or self._quota
-        if not answer.ok:
-            raise refusal(answer, target, self._clock.now())
-        return answer
+    async def _ask(
+        self, method: str, path: str, target: Target, *, permit: SendPermit = ALWAYS_PERMITTED, **more: Any
+    ) -> Response:
+        """Return a 2xx response about a company, within the limits; RemoteError for any other."""
+        headers = {"Authorization": _authorization(self._key.value), **more.pop("headers", {})}
+        async with self._companies.slot(target.company_id or ""):
+            await self._minute.acquire(permit)
+            response = await self._http.call(method, self._base + path, headers=headers, **more)
+        self._quota = quota(response, self._clock.now()) or self._quota
+        if not response.ok:
+            if response.status == 401:
+                self._key.reload()
+            raise refusal(response, target, self._clock.now())
+        return response
 
     # checks
 
@@ -222,8 +234,8 @@ def _authorization(key: str | None) -> str:
 
 
 @asynccontextmanager
-async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
-    """A sink for a ZIP. What does not begin like one is taken no further: it may have no end."""
+async def _zip_sink(to: Path, status: int) -> AsyncIterator[Sink]:
+    """Open a sink that refuses a body that does not begin like a ZIP: such a body may have no end."""
     start = b""
     async with file_sink(to) as sink:
 
@@ -231,7 +243,7 @@ async def _zipped(to: Path, status: int) -> AsyncIterator[Sink]:
             nonlocal start
             start += block[: len(_ZIP) - len(start)]
             if not _ZIP.startswith(start):
-                raise strange(Response(status, {}, start))
+                raise not_codat(Response(status, {}, start))
             await sink(block)
 
         yield checked
@@ -249,13 +261,13 @@ def _connection_path(target: Target) -> str:
 
 def _rows(found: object) -> list[Any]:
     if not isinstance(found, list):
-        raise RemoteError("Codat's list of files is no list; it is asked for again", kind="not_ours", status=200)
+        raise RemoteError("Codat's list of files is not a JSON array; it is read again", kind="not_ours", status=200)
     return found
 
 
 def _listed(row: object) -> Listed:
     if not isinstance(row, dict):
-        raise RemoteError("Codat's list of files has a row that is none; it is asked for again", kind="not_ours")
+        raise RemoteError("Codat's list of files has a row that is not an object; it is read again", kind="not_ours")
     texts = [row.get(name) for name in ("fileName", "displayName", "sourceType", "uploaded")]
     name, display, source, uploaded = (text if isinstance(text, str) else None for text in texts)
     return Listed(name, display, source, uploaded or "")
@@ -264,6 +276,6 @@ def _listed(row: object) -> Listed:
 def _cure(error: RemoteError) -> str:
     if error.kind in ("unreachable", "timeout"):
         return "check base_url, proxy and ca_file in [codat], and the network"
-    return {401: "set CODAT_API_KEY", 403: "use a key with access", 404: "mend company_id and connection_id"}.get(
+    return {401: "set CODAT_API_KEY", 403: "use a key with access", 404: "correct company_id and connection_id"}.get(
         error.status or 0, "see the detail; try again later"
     )

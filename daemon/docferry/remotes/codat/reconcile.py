@@ -1,8 +1,9 @@
-"""Is a doubtful document at Codat? Pure judgement over its list, its ZIPs, and what other transfers explain.
+"""Decide whether doubtful documents are at Codat, from its list, its ZIPs and the uploads of other transfers. Pure.
 
-A name may be changed on the way, a list may lag, others may upload the same name: so the list alone says "there"
-only for a name that carries a token, and "absent" only when it shows all it should and nothing unexplained.
-Everything else is for the ZIPs to say, by digest."""
+Codat may change a name, its list may lag, and other people may upload the same name. So the list alone proves
+"present" only for a name that carries a token. It proves "absent" only when it shows every known upload and nothing
+unexplained. Everything else is decided by the digests in the ZIPs.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +17,25 @@ from typing import Final
 from urllib.parse import unquote
 
 from docferry.model import Finding, Found, KnownUploads, Transfer
-from docferry.remotes.protocol import Since
+from docferry.remotes.protocol import Lookback
 
-#: The remote's clock and ours may differ by so much.
-MARGIN: Final = 300.0
-#: A time without a zone may be any zone's.
-VAGUE: Final = 15 * 3600.0
-#: An explained upload may have been stored long before its attempt ended.
-_LONGEST_ATTEMPT: Final = 3600.0
-#: A shorter start of a name is no sign that the rest was cut off.
+#: The largest difference between the remote's clock and ours, seconds.
+MARGIN_S: Final = 300.0
+#: The largest offset of a time without a zone, seconds.
+VAGUE_S: Final = 15 * 3600.0
+#: The longest time between the storing of an upload and the end of its attempt, seconds.
+_LONGEST_ATTEMPT_S: Final = 3600.0
+#: A prefix shorter than this, in characters, is not taken for a name that was cut off.
 _SHORTEST_CUT: Final = 16
 _DAY: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One upload as the list shows it. `days`: the dates whose ZIP may hold it; none when its time cannot be read."""
+    """One upload as the list shows it.
+
+    `days` are the dates whose ZIP may hold it, none when its time cannot be read.
+    """
 
     name: str
     at: float | None
@@ -40,12 +44,12 @@ class Row:
 
     @classmethod
     def read(cls, name: str | None, uploaded: str, offset: float) -> Row:
-        """`offset`: the seconds that the remote's clock is ahead."""
+        """Read a row; `offset` is how far the remote's clock is ahead, seconds."""
         try:
             moment = datetime.fromisoformat(uploaded)
             there = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
             if len(uploaded) <= len("2022-10-23"):
-                there += timedelta(hours=24)  # some time on that day
+                there += timedelta(hours=24)  # a date without a time
             days = {moment.date(), there.astimezone(UTC).date()}
             if moment.tzinfo is None:
                 days |= {moment.date() - _DAY, moment.date() + _DAY}
@@ -56,29 +60,32 @@ class Row:
 
 @dataclass(slots=True)
 class Members:
-    """What the ZIPs hold: digests, and each with the names it stands under."""
+    """The members of ZIPs: counts by digest and by name, and the names of each digest."""
 
     digests: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
     names_of: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, path: str, sha256: str) -> None:
+        """Add a member."""
         name = same(path.rpartition("/")[2])
         self.digests[sha256] += 1
         self.names[name] += 1
         self.names_of[sha256].add(name)
 
 
-def since(doubts: Sequence[Transfer]) -> Since:
-    """How far back other transfers matter: to the names from just before the first attempt, to the digests from the
-    first day whose ZIP may be looked at."""
+def lookback(doubts: Sequence[Transfer]) -> Lookback:
+    """Return the times since which other transfers matter.
+
+    Names matter since just before the first attempt, digests since the first day whose ZIP may be read.
+    """
     first = min(_begun(each) for each in doubts)
-    day = datetime.fromtimestamp(first - VAGUE, UTC).date() - _DAY
-    return Since(first - MARGIN, datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+    day = datetime.fromtimestamp(first - VAGUE_S, UTC).date() - _DAY
+    return Lookback(first - MARGIN_S, datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
 
 
 class Reconciliation:
-    """One question: these doubts of one company, its list, and what others explain of it."""
+    """One lookup: the doubts of one company, its list, and the uploads that other transfers explain."""
 
     def __init__(
         self,
@@ -92,7 +99,7 @@ class Reconciliation:
         self._accounted = accounted
         self._unsettled = unsettled
         self._now = now
-        self._since = since(doubts)
+        self._lookback = lookback(doubts)
         self._ours = {same(each.remote_name) for each in doubts}
         self._rows = rows
         self._recent = [row for row in rows if self._is_recent(row)]
@@ -102,7 +109,7 @@ class Reconciliation:
         self.days: frozenset[date] = frozenset()
 
     def by_list(self) -> dict[int, Finding]:
-        """What the list decides alone; for the rest `days` are the dates whose ZIPs must be looked into."""
+        """Return the findings that the list decides; `days` are the dates whose ZIPs the others need."""
         found: dict[int, Finding] = {}
         for doubt in self._doubts:
             finding = self._by_list(doubt)
@@ -115,13 +122,13 @@ class Reconciliation:
         return found
 
     def by_archive(self, members: Members) -> dict[int, Finding]:
-        """The rest, decided by digest. What is found for one document counts no more for the next."""
+        """Return the other findings, by digest. A copy that is found for one document does not count for the next."""
         found: dict[int, Finding] = {}
         taken: Counter[str] = Counter()
         complete = self._is_complete(members)
         for doubt in sorted(self._open, key=lambda each: same(each.remote_name) not in members.names_of[each.sha256]):
             finding = self._by_archive(doubt, members.digests[doubt.sha256] - taken[doubt.sha256], complete)
-            taken[doubt.sha256] += finding.found is Found.THERE
+            taken[doubt.sha256] += finding.found is Found.PRESENT
             found[doubt.id] = finding
         return found
 
@@ -129,31 +136,33 @@ class Reconciliation:
 
     def _by_list(self, doubt: Transfer) -> Finding | None:
         name = same(doubt.remote_name)
-        # After the database was lost the token is a new one: a copy from before bears another.
+        # After the database was lost the token is a new one: an earlier copy has another.
         adopted = doubt.first_sent is not None and doubt.first_sent < doubt.created
         if doubt.token in doubt.remote_name and not adopted:
             if any(row.name == name for row in self._rows):
-                return Finding(Found.THERE, "Codat lists its name, and nobody else has that token", "list")
+                return Finding(Found.PRESENT, "Codat lists its name, and the token in it is unique", "list")
             maybe = any(_is_cut(row.name, name) for row in self._unexplained)
         else:
             maybe = bool(self._unexplained) or any(row.name == name for row in self._recent)
         if maybe or not self._shows_all:
             return None
-        return Finding(Found.ABSENT, "Codat lists nothing since it was sent but what others account for", "list")
+        return Finding(Found.ABSENT, "since it was sent Codat lists only uploads of other documents", "list")
 
     def _is_recent(self, row: Row) -> bool:
-        slack = VAGUE if row.vague else 0.0
-        return row.at is None or row.at >= self._since.names - slack
+        slack = VAGUE_S if row.vague else 0.0
+        return row.at is None or row.at >= self._lookback.names - slack
 
     def _shows_all_settled(self) -> bool:
-        """Does the list show every upload that is known to be there? Else it is stale, and what it lacks is no sign."""
+        """Whether the list shows every known upload; a stale list does not prove absence."""
         shown = Counter(row.name for row in self._rows if self._is_recent(row) or self._is_edge(row))
         missing = {name: count for name, count in self._settled().items() if shown[name] < count}
         return all(any(_is_cut(row, name) for row in shown) for name in missing)
 
     def _without_explained(self) -> list[Row]:
-        """Recent rows that no other transfer explains by name; of several the oldest are explained. A name that is in
-        doubt is explained only by what is settled."""
+        """Return the recent rows that no other transfer explains by name; of several the oldest are explained.
+
+        The name of a doubt is explained only by transfers that were certainly sent.
+        """
         settled, loose = self._settled(), Counter(map(same, _each(self._unsettled.names)))
         groups: defaultdict[str, list[Row]] = defaultdict(list)
         for row in self._rows:
@@ -166,7 +175,7 @@ class Reconciliation:
         return self._without_cut(left, [name for name in settled + loose if name not in groups])
 
     def _without_cut(self, rows: list[Row], names: Iterable[str]) -> list[Row]:
-        """A row whose name is the start of an explained one is explained too, if it cannot be one in doubt."""
+        """Remove rows whose name is the prefix of an explained name, unless they may be a doubt."""
         for name in names:
             cut = next((row for row in rows if row.name not in self._ours and _is_cut(row.name, name)), None)
             if cut is not None and not any(_is_cut(cut.name, ours) for ours in self._ours):
@@ -174,7 +183,7 @@ class Reconciliation:
         return rows
 
     def _is_edge(self, row: Row) -> bool:
-        return row.at is not None and self._since.names - _LONGEST_ATTEMPT <= row.at < self._since.names
+        return row.at is not None and self._lookback.names - _LONGEST_ATTEMPT_S <= row.at < self._lookback.names
 
     def _settled(self) -> Counter[str]:
         return Counter(map(same, _each(self._accounted.names)))
@@ -184,25 +193,30 @@ class Reconciliation:
     def _by_archive(self, doubt: Transfer, count: int, complete: bool) -> Finding:
         settled, loose = (each.digests.get(doubt.sha256, 0) for each in (self._accounted, self._unsettled))
         if count > settled + loose:
-            return Finding(Found.THERE, "its bytes are in Codat's ZIP, and nobody else accounts for them", "zip")
+            return Finding(
+                Found.PRESENT, "its bytes are in Codat's ZIP, and no other document accounts for them", "zip"
+            )
         if count > settled:
-            # List and ZIP are the company's: neither tells by which connection a copy came.
+            # List and ZIP belong to the company: neither names the connection of a copy.
             copies = "one copy" if count - settled == 1 else f"{count - settled} copies"
             return Finding(
                 Found.UNSURE,
                 f"Codat's ZIP has {copies} of its bytes that may be its own, but {loose + 1} documents of this company "
-                "may have brought them, perhaps to different connections: which of them did cannot be known",
+                "may have brought them, perhaps to different connections: which of them did is unknown",
                 "zip",
             )
         if complete:
-            return Finding(Found.ABSENT, "Codat's ZIP has all that is listed, and not its bytes", "zip")
+            return Finding(Found.ABSENT, "Codat's ZIP has every listed file, and its bytes are not among them", "zip")
         if not self._rows and self._accounted.names:
             return Finding(Found.UNSURE, "Codat's list is empty, although uploads are known to be there", "list")
-        return Finding(Found.UNSURE, "Codat's list and ZIP do not show all that is known to be there yet", "zip")
+        return Finding(Found.UNSURE, "Codat's list and ZIP do not show every known upload yet", "zip")
 
     def _days(self) -> Iterator[date]:
-        """The dates of what is unexplained or named like a doubt. Where others have the same bytes, or the list is
-        stale, every date that they are counted from: or one of theirs would be taken for ours, or hide it."""
+        """Yield the dates of rows that are unexplained or have the name of a doubt.
+
+        When other transfers have the same bytes, or the list is stale, yield every date since these are counted:
+        else one of their copies would pass for ours, or hide ours.
+        """
         for row in self._unexplained:
             yield from row.days
         for row in self._recent:
@@ -212,14 +226,14 @@ class Reconciliation:
         wide = not self._shows_all or any(doubt.sha256 in counted for doubt in self._open)
         undated = any(not row.days for row in self._recent)
         if wide or undated:
-            first = self._since.digests if wide else min(map(_begun, self._open))
+            first = self._lookback.digests if wide else min(map(_begun, self._open))
             day, last = (datetime.fromtimestamp(each, UTC).date() for each in (first, self._now))
             while day <= last + _DAY:
                 yield day
                 day += _DAY
 
     def _is_complete(self, members: Members) -> bool:
-        """Is everything in the ZIPs that the list shows for their dates, or at least all that is unexplained?"""
+        """Whether the ZIPs hold everything that the list shows for their dates, or at least all unexplained rows."""
         if not self._shows_all:
             settled = self._accounted.digests.items()
             return bool(settled) and all(members.digests[sha256] >= count for sha256, count in settled)
@@ -232,14 +246,14 @@ class Reconciliation:
 
 
 def same(name: str) -> str:
-    """A name as it is compared: what servers are known to change is made alike."""
+    """Return a name in the form in which names are compared: changes that servers make are undone."""
     if "%" in name:
         name = unquote(name)
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _is_cut(short: str, long: str) -> bool:
-    """Is `short` what is left of `long`, with or without its suffix?"""
+    """Whether `short` may be `long` after it was cut off, with or without its suffix."""
     if not _SHORTEST_CUT <= len(short) < len(long):
         return False
     path = PurePosixPath(short)

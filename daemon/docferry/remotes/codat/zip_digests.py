@@ -1,4 +1,4 @@
-"""The digests of a ZIP's members, read as a stream and under caps; nothing is unpacked to disk."""
+"""Compute the digests of the members of a ZIP as a stream, under limits; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from docferry.errors import RemoteError
 from docferry.remotes.codat.reconcile import Members
 
 _BLOCK: Final = 256 * 1024
-#: Codat takes no file over 10 MB, so that a member beyond this is none of ours.
-_LARGEST: Final = 64 * 1024 * 1024
-_MOST: Final = 200_000
-_LARGEST_SUM: Final = 64 * 1024**3
+#: Codat accepts no file over 10 MB, so that a larger member is not ours; bytes.
+_MAX_MEMBER_SIZE: Final = 64 * 1024 * 1024
+_MAX_MEMBERS: Final = 200_000
+_MAX_TOTAL_SIZE: Final = 64 * 1024**3
 
 
 def count(archive: Path, into: Members) -> None:
-    """Add every member of the ZIP; RemoteError when it is none, or broken, or past all reason."""
+    """Add the members of a ZIP; RemoteError when it is not a ZIP, broken, or larger than the limits."""
     if not archive.stat().st_size:
         return  # a day without files may have no ZIP
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
-            if len(members) > _MOST or sum(member.file_size for member in members) > _LARGEST_SUM:
-                raise RemoteError("Codat's ZIP holds more than can be right; look at it by hand", kind="not_ours")
+            if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > _MAX_TOTAL_SIZE:
+                raise RemoteError(
+                    "Codat's ZIP exceeds the limits; download it from Codat's portal and look at it", kind="not_ours"
+                )
             for member in members:
                 into.add(member.filename, _digest(opened, member))
     except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, RuntimeError, OSError) as error:
-        raise RemoteError("Codat's ZIP is broken; it is asked for again", kind="cut") from error
+        raise RemoteError("Codat's ZIP is broken; it is downloaded again", kind="cut") from error
 
 
 def _digest(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
-    """The digest of a member's bytes; something no digest equals when it is too large to be read."""
-    if member.file_size > _LARGEST:
+    """Return the digest of a member; a text that no digest equals when the member is too large."""
+    if member.file_size > _MAX_MEMBER_SIZE:
         return "too large"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile("packed in a way that Codat does not use")
+        raise zipfile.BadZipFile("compressed by a method that Codat does not use")
     digest = sha256()
     with archive.open(member) as file:
-        while block := file.read(_BLOCK):  # never more than `file_size` bytes, whatever the stream says
+        while block := file.read(_BLOCK):  # at most `file_size` bytes, whatever the stream says
             digest.update(block)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from anyio.lowlevel import checkpoint
 
 from docferry.errors import RemoteError
 from docferry.model import escaped
+from docferry.redaction import redacted
 from docferry.remotes.http.request_body import ClosingBlocks
 
 #: The longest pause that a remote can ask for.
@@ -218,8 +219,8 @@ def parse_json(response: Response, remote: str) -> object:
 
 
 def safe_text(text: object) -> str:
-    """Return foreign text on one line, limited in length and safe for a terminal."""
-    return escaped(" ".join(str(text).split()))[:_MAX_TEXT]
+    """Return foreign text on one line, without secrets, limited in length and safe for a terminal."""
+    return redacted(escaped(" ".join(str(text).split())))[:_MAX_TEXT]
 
 
 def _decoded(content: bytes) -> object:

@@ -1,1 +1,1 @@
-"""Wootiv and the S3 storage behind its signed URLs."""
+"""The client of Wootiv and of the S3 storage behind its signed URLs."""

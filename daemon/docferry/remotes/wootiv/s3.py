@@ -1,78 +1,96 @@
-"""What S3's answers mean to who comes with a signed URL."""
+"""Interpret the answers of S3 to a request with a signed URL."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-from docferry.errors import RemoteError
+from docferry.errors import ErrorDetails, RemoteError
 from docferry.model import Receipt
 from docferry.remotes.http import Response, retry_after, safe_text, should_retry
 
 _SIGNATURE_CODES: Final = frozenset({"SignatureDoesNotMatch", "ExpiredToken", "RequestTimeTooSkewed"})
-#: AccessDenied is said of much; of a URL's time each server says it in its own words, and with 400 or 403.
-_OF_TIME: Final = re.compile(r"expired|request time|not yet valid", re.IGNORECASE)
-#: These came with other bytes than were sent, or fewer: 400, and yet nothing is wrong with the document.
+#: AccessDenied has many causes; for the time of a URL each server has its own words, with 400 or 403.
+_TIME_WORDS: Final = re.compile(r"expired|request time|not yet valid", re.IGNORECASE)
+#: The storage got other bytes than were sent, or fewer: nothing is wrong with the document.
 _BODY_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody", "RequestTimeout"})
+#: The storage refuses this document, whoever sends it. All other codes concern account, bucket, signer or quota.
+_DOCUMENT_CODES: Final = frozenset(
+    {"EntityTooLarge", "EntityTooSmall", "KeyTooLongError", "InvalidObjectName", "XMinioInvalidObjectName"}
+)
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
-def receipt(answer: Response, md5: str | None) -> Receipt:
-    """The receipt for a good answer. RemoteError when it is not S3's, or when the ETag tells of other bytes."""
-    etag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
-    # Not every S3-like server gives an ETag; but none gives text of its own for a PUT that it took.
-    if answer.is_html or (not etag and (answer.content.strip() or answer.body_error == "large")):
+def receipt(response: Response, md5: str | None) -> Receipt:
+    """Return the receipt for a 2xx.
+
+    RemoteError when the response is not S3's (it has no ETag), or names other bytes.
+    """
+    etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
+    if response.is_html or not etag:
         raise RemoteError(
-            f"something that is not S3 answered with {answer.status}: there is no ETag; check proxies in between",
+            f"something that is not S3 answered with {response.status}: there is no ETag; check proxies in between",
             kind="not_ours",
-            status=answer.status,
-            body_complete=answer.maybe_complete,
+            status=response.status,
+            body_complete=response.maybe_complete,
         )
-    if md5 is None or not is_md5(answer, etag):
-        return Receipt(answer.status, etag=etag or None)
+    if md5 is None or not is_md5(response, etag):
+        return Receipt(response.status, etag=safe_text(etag))
     if etag.lower() != md5:
         raise RemoteError(
             f"S3 has other bytes than were sent: its ETag is {safe_text(etag)}, their MD5 {md5}; it is sent again",
             kind="redo",
-            status=answer.status,
+            status=response.status,
             body_complete=True,
         )
-    return Receipt(answer.status, etag=etag, proof="etag")
+    return Receipt(response.status, etag=etag, proof="etag")
 
 
-def refusal(answer: Response, now: float) -> RemoteError:
-    """What an answer other than 2xx means. None of them says anything about the Wootiv key."""
-    code, message = (_tag(answer, name) for name in ("Code", "Message"))
+def refusal(response: Response, now: float) -> RemoteError:
+    """Return the error for an response other than 2xx; none of them concerns the Wootiv key."""
+    code, message = (_tag(response, name) for name in ("Code", "Message"))
     said = " — ".join(safe_text(text) for text in (code, message) if text)
-    kind = "answer"
-    cure = "S3 refused the document" if answer.status < 500 or answer.status == 501 else "S3 has a problem of its own"
-    if 300 <= answer.status < 400:
-        kind, cure = "redirect", "S3 redirects to another address: Wootiv's URLs are signed for the wrong one"
-    elif code in _SIGNATURE_CODES or (code == "AccessDenied" and _OF_TIME.search(message)):
-        kind, cure = "signature", "the signed URL was refused: a new one is asked for (is the clock right?)"
-    elif code in _BODY_CODES:
-        kind, cure = "redo", "S3 did not get the bytes that were sent: they are sent again"
-    elif answer.is_html and answer.status in (401, 403, 404):
-        kind, cure = "not_ours", "something that is not S3 answered: check proxies in between"
+    kind, advice = _meaning(response, code, message)
     return RemoteError(
-        f"{cure} ({answer.status}){f': {said}' if said else ''}",
+        f"{advice} ({response.status}){f': {said}' if said else ''}",
         kind=kind,
-        status=answer.status,
-        body_complete=answer.maybe_complete,
-        retry_after=retry_after(answer, now),
-        should_retry=should_retry(answer),
-        correlation_id=safe_text(_tag(answer, "RequestId") or answer.headers.get("x-amz-request-id", ""))[:100] or None,
+        status=response.status,
+        body_complete=response.maybe_complete,
+        details=ErrorDetails(
+            retry_after=retry_after(response, now),
+            should_retry=should_retry(response),
+            correlation_id=safe_text(_tag(response, "RequestId") or response.headers.get("x-amz-request-id", ""))[:100]
+            or None,
+            about_document=code in _DOCUMENT_CODES,
+        ),
     )
 
 
-def is_md5(answer: Response, etag: str) -> bool:
-    """Is this ETag the MD5 of the bytes? Not after multipart uploads, nor where KMS or a customer's key encrypts."""
-    encryption = answer.headers.get("x-amz-server-side-encryption", "")
-    own_key = "x-amz-server-side-encryption-customer-algorithm" in answer.headers
+def is_md5(response: Response, etag: str) -> bool:
+    """Whether an ETag is the MD5 of the bytes; it is not after multipart uploads, nor with KMS or a customer's key."""
+    encryption = response.headers.get("x-amz-server-side-encryption", "")
+    own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
     return _MD5.fullmatch(etag.lower()) is not None and "kms" not in encryption and not own_key
 
 
-def _tag(answer: Response, name: str) -> str:
-    """The text of an element; S3's errors are flat, so that no XML parser is needed."""
-    found = re.search(f"<{name}>([^<]*)</{name}>", answer.content[:64_000].decode("utf-8", "replace"))
+def _meaning(response: Response, code: str, message: str) -> tuple[str, str]:
+    """Return the kind of an error, and the advice."""
+    if 300 <= response.status < 400:
+        return "redirect", "S3 redirects to another address: Wootiv's URLs are signed for the wrong one"
+    if code in _SIGNATURE_CODES or (code == "AccessDenied" and _TIME_WORDS.search(message)):
+        return "signature", "the signed URL was refused: a new one is requested (is the clock right?)"
+    if code in _BODY_CODES:
+        return "redo", "S3 did not get the bytes that were sent: they are sent again"
+    if code in _DOCUMENT_CODES:
+        return "response", "S3 refused the document"
+    if not code and response.content.strip():
+        return "not_ours", "something that is not S3 answered: check proxies in between"
+    if response.status >= 500:
+        return "answer", "S3 has a problem of its own"
+    return "storage", "S3 refused its account, bucket, signer or quota: ask Wootiv"
+
+
+def _tag(response: Response, name: str) -> str:
+    """Return the text of an element; S3's errors are flat, so that no XML parser is needed."""
+    found = re.search(f"<{name}>([^<]*)</{name}>", response.content[:64_000].decode("utf-8", "replace"))
     return found[1].strip() if found else ""

@@ -1,0 +1,138 @@
+"""Check signed URLs and compute the headers that go with them; the query of a URL is a secret until it expires."""
+
+from __future__ import annotations
+
+import ipaddress
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import anyio
+
+from docferry.errors import RemoteError
+from docferry.remotes.http import content_type
+
+#: The signed headers that a request may carry; others could change what the request is or whom it speaks for.
+_ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-control", "expires")
+#: A request sets these itself.
+_OWN_HEADERS: Final = frozenset({"content-length"})
+_DIGEST: Final = "content-md5"
+
+
+class SignedUrlPolicy:
+    """Decide which hosts a signed URL may name.
+
+    Allowed are the host of `base_url`, the patterns of `storage_hosts`, and any public host. The scheme is `https`,
+    or the plain `http` of a plain `base_url`.
+    """
+
+    def __init__(self, base_url: str, storage_hosts: Sequence[str] = ()) -> None:
+        base = urlsplit(base_url)
+        self._is_plain = base.scheme == "http"
+        self._base_host = (base.hostname or "").lower()
+        self._hosts = tuple(pattern.lower() for pattern in storage_hosts)
+
+    async def check(self, url: object) -> str:
+        """Return a URL that documents may be sent to; RemoteError for any other."""
+        parts = _split(url)
+        host = (parts.hostname or "").lower()
+        if parts.scheme == "http" and not self._is_plain:
+            raise unusable("Wootiv signed a URL without TLS")
+        if any(fnmatchcase(host, pattern) for pattern in self._hosts):
+            return str(url)
+        if host != self._base_host:
+            if self._hosts:
+                raise unusable(f"Wootiv signed a URL for {host[:80]}, which storage_hosts in [wootiv] does not name")
+            await self._check_public(host, parts.port or 443)
+        return str(url)
+
+    async def _check_public(self, host: str, port: int) -> None:
+        """Refuse a host with an address of this machine or of a private network, unless `base_url` has one too."""
+        if not await _has_private(host, port):
+            return
+        if self._base_host and await _has_private(self._base_host, port):
+            return
+        raise unusable(
+            f"Wootiv signed a URL for {host[:80]}, an address of this machine or of a private network; "
+            "if that is right, name the host in storage_hosts of [wootiv]"
+        )
+
+
+@dataclass(slots=True)
+class SignedUpload:
+    """The permission to upload one object: a URL for a PUT, or a URL and form fields for a POST."""
+
+    url: str
+    fields: Sequence[tuple[str, str]]
+    query: Mapping[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.query = dict(parse_qsl(self.url.partition("?")[2].partition("#")[0], keep_blank_values=True))
+
+    @property
+    def is_put(self) -> bool:
+        """Whether the URL is signed for a PUT."""
+        return "X-Amz-Signature" in self.query
+
+    @property
+    def is_post(self) -> bool:
+        """Whether the fields are signed for a POST."""
+        return not self.is_put and bool(dict(self.fields).get("Policy"))
+
+    def headers(self, name: str, md5: str | None) -> dict[str, str]:
+        """Return the headers of a PUT: the signed ones as they were signed, and the MD5 of the bytes.
+
+        The storage accepts a digest that was not signed, and refuses other bytes with BadDigest. So damaged bytes
+        never stand under the name of the document. A digest that Wootiv signs has precedence.
+        """
+        given = {field.lower(): value for field, value in self.fields}
+        signed = set(self.query.get("X-Amz-SignedHeaders", "").lower().split(";"))
+        headers = {each: given[each] for each in sorted(signed & given.keys()) if _may_be_sent(each)}
+        if md5 is not None and _DIGEST not in given:
+            headers[_DIGEST] = b64encode(bytes.fromhex(md5)).decode("ascii")
+        return {"content-type": content_type(name), **headers}
+
+
+def unusable(what: str) -> RemoteError:
+    """Return the error for an response of Wootiv that no document can be sent with."""
+    return RemoteError(f"{what}; check base_url in [wootiv], and ask Wootiv", kind="not_ours")
+
+
+def _may_be_sent(header: str) -> bool:
+    return header not in _OWN_HEADERS and header.startswith(_ALLOWED_HEADERS)
+
+
+def _split(url: object) -> SplitResult:
+    try:
+        if isinstance(url, str) and url.isprintable() and " " not in url:
+            parts = urlsplit(url)
+            if parts.scheme in ("http", "https") and parts.hostname and not parts.username and (parts.port or 1) > 0:
+                return parts
+    except ValueError:
+        pass
+    raise unusable("Wootiv's response has no usable URL")
+
+
+async def _has_private(host: str, port: int) -> bool:
+    """Whether any address of a host is not public; a name that does not resolve has none."""
+    try:
+        return _any_private([str(ipaddress.ip_address(host))])
+    except ValueError:
+        pass
+    try:
+        found = await anyio.getaddrinfo(host, port)
+    except (OSError, UnicodeError, ValueError):
+        return False  # the request will say so
+    return _any_private([each[4][0] for each in found])
+
+
+def _any_private(addresses: Iterable[object]) -> bool:
+    for text in addresses:
+        address = ipaddress.ip_address(str(text).partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if not mapped.is_global or mapped.is_multicast:
+            return True
+    return False

@@ -1,0 +1,42 @@
+"""Group the objects that every part of the upload package works with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from docferry.clock import Clock
+from docferry.remotes.protocol import Remote
+from docferry.settings import Upload
+from docferry.store.database import Database
+from docferry.store.documents import Documents
+from docferry.store.gates import Gates
+from docferry.store.transfers import Transfers
+from docferry.telemetry import Telemetry
+from docferry.wakeups import Wakeups
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The tables of the queue and the database that keeps them."""
+
+    database: Database
+    documents: Documents
+    transfers: Transfers
+    gates: Gates
+
+
+@dataclass(frozen=True, slots=True)
+class UploadContext:
+    """The queue, the upload mappings by name, and the remotes by name, for one configuration of one process."""
+
+    clock: Clock
+    queue: Queue
+    uploads: Mapping[str, Upload]
+    remotes: Mapping[str, Remote]
+    wakeups: Wakeups
+    telemetry: Telemetry
+
+    def remote_of(self, lane: str) -> Remote:
+        """Return the remote that a lane leads to."""
+        return self.remotes[lane.split("/", 1)[0]]

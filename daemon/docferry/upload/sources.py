@@ -1,0 +1,113 @@
+"""Open the files of a batch, by the configuration that is in force now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from docferry.errors import SourceError, SourceUnreadable, SourceVanished
+from docferry.files.source import FileSource, Opener, open_together
+from docferry.model import Digests, Outcome, Reason, State, Transfer
+from docferry.store.documents import Place
+from docferry.upload.batch import Places
+from docferry.upload.context import UploadContext
+from docferry.upload.gates import GateManager
+
+#: An unreadable file is held after so many tries.
+READ_TRIES = 5
+
+
+@dataclass(slots=True)
+class OpenedSources:
+    """The documents whose bytes can be sent, and the outcomes of the others."""
+
+    sources: list[tuple[Transfer, FileSource]] = field(default_factory=list)
+    outcomes: list[tuple[Transfer, Outcome]] = field(default_factory=list)
+
+
+class SourceOpener:
+    """Open the files of transfers below the folders of the upload mappings."""
+
+    def __init__(
+        self, context: UploadContext, gate_manager: GateManager, openers: Mapping[Path, Opener] | None = None
+    ) -> None:
+        self._context = context
+        self._gate_manager = gate_manager
+        roots = {upload.root for upload in context.uploads.values()}
+        self._openers = openers or {root: Opener(root) for root in roots}
+
+    async def open(self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places) -> OpenedSources:
+        """Open one file for each transfer; `stack` closes them."""
+        found = OpenedSources()
+        candidates = [self._candidates(transfer, places.get(transfer.id, ())) for transfer in transfers]
+        first = [each[0][1] for each in candidates if each]
+        for source in first:
+            stack.callback(source.close)
+        await open_together(first)
+        for transfer, each in zip(transfers, candidates, strict=True):
+            if not transfer.sha256:
+                # A rule held it before anything was read, and a person retries: it is planned anew.
+                self._check_again(places.get(transfer.id, ()))
+                found.outcomes.append((transfer, Outcome(State.GONE, None, "the file is planned anew")))
+                continue
+            opened = await self._open_first(stack, each)
+            if isinstance(opened, SourceError) or opened is None:
+                found.outcomes.append((transfer, self._without_bytes(transfer, opened)))
+            else:
+                found.sources.append((transfer, opened))
+        return found
+
+    def after_change(self, transfer: Transfer, change: SourceError, places: Places, *, shared: bool) -> Outcome:
+        """Return the outcome of a transfer whose body was not completed because of its file.
+
+        `shared`: other documents were in the request, and any of them may be the one that changed.
+        """
+        if shared:
+            return Outcome(State.WAITING, None, str(change))  # from now on it is sent alone
+        if isinstance(change, SourceUnreadable):
+            return self._unreadable(transfer, change)
+        self._check_again(places.get(transfer.id, ()))
+        return Outcome(State.GONE, None, str(change))
+
+    def _candidates(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
+        """Return the places that may be read for a transfer, each with its source."""
+        digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
+        md5 = self._context.remotes[transfer.target.remote].rules.needs_md5
+        return [
+            (place, self._openers[upload.root].source(place.path, place.stamp, digests, md5=md5))
+            for place in places
+            if (upload := self._context.uploads.get(place.mapping))
+            and upload.route(place.path).target == transfer.target
+        ]
+
+    async def _open_first(
+        self, stack: AsyncExitStack, candidates: Sequence[tuple[Place, FileSource]]
+    ) -> FileSource | SourceError | None:
+        """Return the first source that opens, else the last error; None when there is no candidate."""
+        trouble: SourceError | None = None
+        for place, source in candidates:
+            try:
+                return await stack.enter_async_context(source)
+            except SourceError as error:
+                trouble = error
+                self._check_again([place])
+        return trouble
+
+    def _without_bytes(self, transfer: Transfer, trouble: SourceError | None) -> Outcome:
+        if isinstance(trouble, SourceUnreadable):
+            return self._unreadable(transfer, trouble)
+        if trouble is None or isinstance(trouble, SourceVanished):
+            return Outcome(State.GONE, None, "the file was removed before it was sent")
+        return Outcome(State.GONE, None, str(trouble))
+
+    def _unreadable(self, transfer: Transfer, trouble: SourceUnreadable) -> Outcome:
+        if transfer.tries + 1 >= READ_TRIES or transfer.state is State.ASKING:
+            detail = f"{trouble}; make the file readable, then run `docferry retry`"
+            return Outcome(State.HELD, Reason.UNREADABLE, detail)
+        return Outcome(State.WAITING, None, str(trouble), delay=self._gate_manager.pause(transfer))
+
+    def _check_again(self, places: Sequence[Place]) -> None:
+        for place in places:
+            self._context.wakeups.check_paths(place.mapping, [place.path])
