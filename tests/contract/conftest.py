@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
+from api_keys import StaticKey
 from contract.upload_items import CODAT, WOOTIV, item
 from docferry.clock import SystemClock
 from docferry.model import Receipt, Target, UploadItem
@@ -67,31 +68,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 Make = Callable[..., Any]
 
 
-class TestKey:
-    """An API key whose value a function gives."""
-
-    __test__ = False
-
-    def __init__(self, read: Callable[[], str | None]) -> None:
-        self._read = read
-        self.reloads = 0
-
-    @property
-    def value(self) -> str | None:
-        return self._read()
-
-    def reload(self) -> None:
-        self.reloads += 1
-
-
 def _make_codat(settings: dict[str, Any]) -> Codat:
     options = {each.name: settings.pop(each.name) for each in fields(CodatOptions) if each.name in settings}
-    return Codat(settings.pop("http"), CodatOptions(**options), **(settings | {"key": TestKey(settings["key"])}))
+    return Codat(settings.pop("http"), CodatOptions(**options), **(settings | {"key": StaticKey(settings["key"])}))
 
 
 def _make_wootiv(settings: dict[str, Any]) -> Wootiv:
     urls = SignedUrlPolicy(settings["base_url"], settings.pop("storage_hosts", ()))
-    return Wootiv(urls=urls, **(settings | {"key": TestKey(settings["key"])}))
+    return Wootiv(urls=urls, **(settings | {"key": StaticKey(settings["key"])}))
 
 
 def http_client(name: str, more: dict[str, Any]) -> HttpClient:

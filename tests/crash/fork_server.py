@@ -147,7 +147,7 @@ def _doom(fate: Fate) -> None:
     _swap(Transfers, claim=claimed, sweep=swept)
     _swap(transitions, apply=applied)
     _swap(Documents, apply=_around(Documents.apply, fate, "new>waiting"))
-    _swap(Codat, send=_around(Codat.send, fate, "send"), find=_around(Codat.find, fate, "find"))
+    _swap(Codat, send=_around(Codat.send, fate, "send"), lookup=_around(Codat.lookup, fate, "find"))
     _inside_send(fate)
     for place in (documents, transitions, enqueue, transfers):
         _swap(place, fetched=functools.partial(_fetched, fate))

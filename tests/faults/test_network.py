@@ -18,10 +18,11 @@ import anyio
 import pytest
 import trustme
 
+from api_keys import StaticKey
 from app_env import COMPANY, AppEnv, digest, until
 from crash.process_pool import ProcessPool
 from docferry.clock import SystemClock
-from docferry.remotes.codat.client import Codat
+from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
@@ -332,12 +333,11 @@ async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
         Simulator(SimulatorOptions(requests_per_minute=0, concurrent_per_company=0, latency=0.002))
     ) as shore:
         remote = Codat(
-            http=HttpClient("Codat", SystemClock(), HttpOptions(timeout=5)),
-            base_url=shore.url,
-            key=lambda: "codat-demo-key",
+            HttpClient("Codat", SystemClock(), HttpOptions(timeout=5)),
+            CodatOptions(shore.url, requests_per_minute=1_000_000),
+            key=StaticKey("codat-demo-key"),
             clock=SystemClock(),
             spool=tmp_path,
-            requests_per_minute=1_000_000,
         )
 
         async def ask(patience: float) -> None:
