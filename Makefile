@@ -88,15 +88,17 @@ sbom: dist ## a CycloneDX bill of materials of what a service needs, in dist/
 	    --output-file $(SBOM) build/runtime/bin/python
 
 deb: sbom ## Debian packages in dist/, for each release of SUITES; needs mmdebstrap
-	@for suite in $(SUITES); do packaging/build deb $$suite || exit 1; done
+	@for suite in $(SUITES); do packaging/build $$suite deb || exit 1; done
 
 rpm: sbom ## an RPM package in dist/, for distributions that have Python 3.11; needs mmdebstrap
-	@packaging/build rpm bookworm
+	@packaging/build bookworm rpm
 
-image: deb ## a container image in dist/, from Debian and the package; needs mmdebstrap and buildah
+image: sbom ## a container image in dist/, from Debian and the package; needs root, mmdebstrap and buildah
+	@packaging/build trixie deb
 	@packaging/build-image
 
-test-packages: deb rpm image ## install each package in a clean root, upgrade and purge it; as root
+test-packages: image ## build all packages, install each in a clean root, upgrade and purge it; as root
+	@packaging/build bookworm deb rpm
 	@$(BIN)/python -m pytest -m packages tests/shipping $(ARGS)
 
 # uv is asked for only here. Everything is resolved anew: look at the difference before you commit it.

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from pathlib import Path
+from typing import Final, Protocol
+from uuid import UUID, uuid4
+
+#: Stands for a boot that nothing names: no other process has the same, so none compares its steady clock with ours.
+_UNKNOWN_BOOT: Final = str(uuid4())
+
+
+def boot_id() -> str:
+    """Return the UUID of this boot of the machine; the steady clock begins anew with each.
+
+    The systemd units hide /proc/sys and name the boot in SYSTEMD_BOOT_ID.
+    """
+    with suppress(ValueError):
+        return str(UUID(os.environ.get("SYSTEMD_BOOT_ID", "")))
+    with suppress(OSError, ValueError):
+        return str(UUID(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()))
+    return _UNKNOWN_BOOT
 
 
 class Clock(Protocol):

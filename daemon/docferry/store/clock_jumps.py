@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sqlalchemy import Connection, text
+
+from docferry.clock import boot_id
 
 #: A jump of the wall clock smaller than this is drift, seconds.
 JUMP = 30.0
@@ -19,7 +19,7 @@ _ANY_TIME = 30 * 86_400.0
 def turn(connection: Connection, drift: float, now: float) -> float:
     """The wall clock is `drift` ahead of the steady one, seconds. Returns the jump since that was last noted; 0.0 when
     there was none, or another process has seen to it."""
-    subject = f"clock/{_boot()}"
+    subject = f"clock/{boot_id()}"
     known = connection.execute(_DRIFT, {"subject": subject}).scalar_one_or_none()
     jump = 0.0 if known is None else drift - float(known)
     if known is not None and abs(jump) < JUMP:
@@ -73,11 +73,3 @@ _TURN = (
     ),
     text("UPDATE gate SET until = until + :jump, since = since + :jump WHERE abs(since - :now) > :noticed"),
 )
-
-
-def _boot() -> str:
-    """The steady clock starts anew with the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -1,0 +1,262 @@
+"""The packages in clean Debian roots: installed, used, upgraded and purged; `make test-packages` builds and runs them.
+
+Each root is made by mmdebstrap and entered by chroot, so root is needed. systemd does not run in it: what the scripts
+do with a running systemd is not tested here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from docferry import __version__
+
+pytestmark = [
+    pytest.mark.packages,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.geteuid() != 0, reason="a root of its own needs root"),
+    pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed here"),
+]
+
+_RELEASES = {"bookworm": "12", "trixie": "13"}
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LANG": "C.UTF-8"}
+_ADMIN_CONFIGURATION = """\
+# edited by an administrator
+settle = "0s"
+[codat]
+base_url = "{url}"
+[[upload]]
+name = "acme"
+folder = "/srv/customers/acme"
+to = "codat"
+company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"
+connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
+"""
+_PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
+
+
+class Root:
+    """A directory with a whole Debian, entered with a process table and a /proc of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _command(self, *command: str, user: str | None) -> list[str]:
+        enter = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.path}/proc", "chroot"]
+        return [*enter, *([f"--userspec={user}:{user}"] if user else []), str(self.path), *command]
+
+    def run(
+        self, *command: str, user: str | None = None, check: bool = True, **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self._command(*command, user=user),
+            env={**_ENVIRONMENT, **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    @contextmanager
+    def simulator(self) -> Iterator[tuple[str, str]]:
+        """Run `docferry simulate` in the root; yield its address and Codat key."""
+        command = self._command("docferry", "simulate", user="docferry")
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=_ENVIRONMENT, stdout=pipe, text=True, start_new_session=True) as running:
+            assert running.stdout is not None
+            said = ""
+            while "ends it" not in said:
+                line = running.stdout.readline()
+                assert line, said
+                said += line
+            url = re.search(r"simulated at (\S+)", said)
+            key = re.search(r"CODAT_API_KEY=(\S+)", said)
+            assert url is not None, said
+            assert key is not None, said
+            try:
+                yield url[1], key[1]
+            finally:
+                os.killpg(running.pid, signal.SIGKILL)  # --kill-child is forgotten when the child changes its user
+
+
+@pytest.fixture(params=_RELEASES)
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def debian(suite: str, tmp_path: Path) -> Root:
+    path = tmp_path / suite
+    command: list[str | Path] = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        "--format=directory",
+        "--skip=cleanup/apt",
+        suite,
+        path,
+    ]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
+    return Root(path)
+
+
+@pytest.fixture
+def package(suite: str, root: Path) -> Path:
+    (found,) = (root / "dist").glob(f"docferry_{__version__}-1+deb{_RELEASES[suite]}_*.deb")
+    return found
+
+
+def _as_older(package: Path, version: str, workspace: Path) -> Path:
+    """Pack a package again as an older version of itself, with another example configuration."""
+    unpacked = workspace / "unpacked"
+    subprocess.run(["dpkg-deb", "--raw-extract", package, unpacked], check=True)
+    control = unpacked / "DEBIAN" / "control"
+    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text()))
+    with (unpacked / "etc/docferry/docferry.toml").open("a") as file:
+        file.write("# as an older version had it\n")
+    stale = unpacked / "usr/lib/docferry" / "stale.py"  # a module that the newer version does not have
+    stale.write_text("x = 1\n")
+    older = workspace / "older.deb"
+    subprocess.run(["dpkg-deb", "--build", unpacked, older], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(unpacked)
+    return older
+
+
+def _install(root: Root, package: Path) -> float:
+    """Install a package as an administrator does; return the seconds that apt took."""
+    shutil.copy(package, root.path / "docferry.deb")
+    began = time.monotonic()
+    keep = ["-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"]
+    root.run("apt-get", "install", "--yes", "--no-install-recommends", *keep, "/docferry.deb")
+    return time.monotonic() - began
+
+
+def test_a_package_from_installation_to_purge(debian: Root, package: Path, suite: str, tmp_path: Path) -> None:
+    older = _as_older(package, f"0.0.1-1+deb{_RELEASES[suite]}", tmp_path)
+    seconds = _install(debian, older)
+    print(f"\n{suite}: package {package.stat().st_size / 1e6:.1f} MB, apt install with dependencies {seconds:.1f} s")
+    _assert_whole(debian)
+
+    demo = debian.run("docferry", "demo", user="docferry")
+    assert re.search(r"Proved against what the remotes have: \d+ documents, each exactly once", demo.stdout)
+
+    document = debian.path / "srv/customers/acme/march.pdf"
+    document.parent.mkdir(parents=True)
+    document.write_bytes(_PDF)
+    configuration = debian.path / "etc/docferry/docferry.toml"
+    with debian.simulator() as (url, key):
+        written = _ADMIN_CONFIGURATION.format(url=url)
+        configuration.write_text(written)
+        sent = json.loads(debian.run("docferry", "sync", "--json", user="docferry", CODAT_API_KEY=key).stdout)
+        assert sent["uploaded"] == 1
+        before = debian.run("docferry", "list", "--json", user="docferry").stdout
+
+        seconds = _install(debian, package)
+        print(f"{suite}: upgrade {seconds:.1f} s")
+        assert configuration.read_text() == written
+        assert debian.run("docferry", "list", "--json", user="docferry").stdout == before
+        again = json.loads(debian.run("docferry", "sync", "--json", user="docferry", CODAT_API_KEY=key).stdout)
+        assert (again["uploaded"], again["unchanged"]) == (0, 1)
+    assert not (debian.path / "usr/lib/docferry/stale.py").exists()
+    _assert_whole(debian)
+    _print_start_time(debian, suite)
+
+    purged = debian.run("apt-get", "purge", "--yes", "docferry")
+    assert document.read_bytes() == _PDF
+    assert (debian.path / "var/lib/docferry/docferry.db").is_file()
+    assert "stay in /var/lib/docferry" in purged.stdout
+    assert not configuration.exists()
+    for gone in ("usr/lib/docferry", "usr/bin/docferry", "usr/lib/systemd/system/docferry.service"):
+        assert not (debian.path / gone).exists(), gone
+
+
+def _assert_whole(debian: Root) -> None:
+    """Assert that all is in its place, verified, and nothing runs or is enabled."""
+    assert debian.run("docferry", "--version").stdout == f"docferry {__version__}\n"
+    units = [f"/usr/lib/systemd/system/{name}" for name in ("docferry.service", "docferry-sync.service")]
+    verified = debian.run("systemd-analyze", "verify", "--man=no", *units)
+    assert (verified.stdout, verified.stderr) == ("", "")
+    state = debian.run("stat", "--format=%U %G %a", "/var/lib/docferry").stdout
+    assert state == "docferry docferry 700\n"
+    library = debian.path / "usr/lib/docferry"
+    modules = [path for path in library.rglob("*.py") if "site-packages/docferry/" in str(path)]
+    assert modules
+    assert all(list((path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")) for path in modules)
+    assert not list(library.glob("lib/*/site-packages/pip"))
+    assert {path.name for path in (library / "bin").iterdir() if not path.name.startswith("python")} == {"docferry"}
+    for place in ("man/man1/docferry.1.gz", "man/man5/docferry.toml.5.gz", "bash-completion/completions/docferry"):
+        assert (debian.path / "usr/share" / place).is_file(), place
+    assert not list((debian.path / "etc/systemd/system").glob("*/docferry*"))
+
+
+def _print_start_time(debian: Root, suite: str) -> None:
+    for command in (["docferry", "--version"], ["docferry", "status"]):
+        took = []
+        for _ in range(5):
+            began = time.monotonic()
+            debian.run(*command, user="docferry", check=False)
+            took.append(time.monotonic() - began)
+        print(f"{suite}: {' '.join(command)} in {min(took):.2f} s")
+
+
+@pytest.mark.usefixtures("suite")
+@pytest.mark.parametrize("suite", ["bookworm"], indirect=True)
+def test_the_rpm_package(debian: Root, root: Path) -> None:
+    """Install with rpm itself, on Debian: there is no distribution with RPM packages here."""
+    (package,) = (root / "dist").glob(f"docferry-{__version__}-1.{platform.machine()}.rpm")
+    shutil.copy(package, debian.path / "docferry.rpm")
+    debian.run("apt-get", "install", "--yes", "--no-install-recommends", "rpm", "python3", "procps", "systemd")
+    asked = debian.run("rpm", "--query", "--package", "--requires", "/docferry.rpm").stdout.splitlines()
+    assert {"/usr/bin/python3.11", "ca-certificates", "systemd"} <= set(asked)
+    assert debian.run("rpm", "-qpc", "/docferry.rpm").stdout == "/etc/docferry/docferry.toml\n"
+    debian.run("rpm", "--install", "--nodeps", "/docferry.rpm")
+    _assert_whole(debian)
+    (debian.path / "etc/docferry/docferry.toml").write_text("# edited\n")
+    debian.run("rpm", "--erase", "docferry")
+    assert (debian.path / "etc/docferry/docferry.toml.rpmsave").read_text() == "# edited\n"
+    assert (debian.path / "var/lib/docferry").is_dir()
+    assert not (debian.path / "usr/lib/docferry").exists()
+
+
+def test_the_image(root: Path, tmp_path: Path) -> None:
+    """The archive has one layer and its settings; it works with a root that cannot be written and as user 10001."""
+    (archive,) = (root / "dist").glob(f"docferry-{__version__}-image-*.tar")
+    subprocess.run(["tar", "--extract", "--file", archive, "--directory", tmp_path], check=True)
+    (manifest,) = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["RepoTags"] == [f"localhost/docferry:{__version__}"]
+    settings = json.loads((tmp_path / manifest["Config"]).read_text())["config"]
+    assert settings["User"] == "10001:10001"
+    assert (settings["Entrypoint"], settings["Cmd"]) == (["/usr/bin/docferry"], ["run"])
+    assert settings["Volumes"] == {"/data": {}}
+    assert settings["Healthcheck"]["Test"] == ["CMD", "/usr/bin/docferry", "health"]
+
+    layers = manifest["Layers"]
+    image = tmp_path / "image"
+    image.mkdir()
+    for layer in layers:
+        subprocess.run(["tar", "--extract", "--file", tmp_path / layer, "--directory", image], check=True)
+    print(f"\nimage: {archive.stat().st_size / 1e6:.0f} MB")
+    enter = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && mount -t tmpfs none "$1/tmp" && shift'
+    chroot = f'{enter} && exec chroot --userspec=10001:10001 "$0" docferry "$@"'
+    command = ["unshare", "--mount", "sh", "-c", chroot, str(image), str(image)]
+    demo = subprocess.run([*command, "demo"], env=_ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "each exactly once" in demo.stdout
+    environ = {**_ENVIRONMENT, **dict(each.split("=", 1) for each in settings["Env"])}
+    run = subprocess.run([*command, "run"], env=environ, capture_output=True, text=True, check=False)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert "/etc/docferry/docferry.toml" in run.stderr
