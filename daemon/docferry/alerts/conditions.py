@@ -40,7 +40,7 @@ class Facts:
     """
 
     held: Sequence[tuple[str, str, int]] | None = None  # mapping, reason, documents
-    overdue: Mapping[str, tuple[int, float]] | None = None  # documents due for too long, and since when the oldest is
+    overdue: Mapping[str, tuple[int, float]] | None = None  # documents due, and since when the oldest is, too long ago
     gates: Sequence[Gate] | None = None
     missing_keys: Mapping[str, str] | None = None  # remotes without a key, and why
     folders: Mapping[str, str] | None = None  # mappings whose folder has a problem
@@ -148,8 +148,8 @@ def _gate_sentence(remote: str, reason: str, gates: Sequence[Gate]) -> str:
 def _overdue(facts: Facts, limits: Limits) -> Iterator[Condition]:
     for mapping, (number, since) in sorted((facts.overdue or {}).items()):
         sentence = (
-            f"{_documents(number)} of {mapping} {'is' if number == 1 else 'are'} due for longer than "
-            f"{_span(limits.oldest_due)}, the oldest since {iso(since)}"
+            f"{_documents(number)} of {mapping} {'is' if number == 1 else 'are'} due, the oldest since {iso(since)}, "
+            f"which is longer than {_span(limits.oldest_due)}"
         )
         yield _condition("overdue", sentence, mapping=mapping)
 

@@ -34,7 +34,9 @@ def latest_time(time_of_day: str, now: float) -> float:
 
 def text_of(totals: Totals, firing: Sequence[Alert], host: str, now: float) -> str:
     """Return the digest; its first line is its summary."""
-    well = "all is well" if not firing else f"{len(firing)} condition{'s' if len(firing) > 1 else ''} need attention"
+    well = "all is well"
+    if firing:
+        well = "1 condition needs attention" if len(firing) == 1 else f"{len(firing)} conditions need attention"
     lines = [
         f"docferry on {host}: {well}; {totals.uploaded:,} documents uploaded in 24 hours, {totals.due:,} due, "
         f"{totals.held:,} held",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,7 +12,7 @@ from typing import Any, Final
 from docferry.alerts.conditions import clean
 from docferry.alerts.tracker import Item, Kind
 from docferry.clock import iso
-from docferry.store.alerts import Alert
+from docferry.store.alerts import Alert, Observed
 
 #: A message for people names so many conditions; the rest is counted.
 MOST_NAMED: Final = 50
@@ -22,7 +23,7 @@ _HEADINGS: Final = {
     Kind.REMINDER: "Still needs attention:",
     Kind.RESOLVED: "Resolved:",
 }
-_SEVERITY: Final = {"digest": "info", "queue": "critical", "key": "critical", "old_copy": "critical"}
+_SEVERITY: Final = {"queue": "critical", "key": "critical", "old_copy": "critical"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Message:
         else:
             parts += [f"{len(lasting)} need attention" if len(lasting) != 1 else "1 needs attention"] if lasting else []
             parts += [f"{len(ended)} resolved"] if ended else []
-            parts += ["daily digest"] if notes else []
+            parts += ["test message" if item.alert.event == "test" else "daily digest" for item in notes]
         return clean(f"docferry on {self.host}: {', '.join(parts)}", 150)
 
     @property
@@ -125,7 +126,7 @@ def labels_of(alert: Alert, host: str) -> dict[str, str]:
 
 def annotations_of(alert: Alert) -> dict[str, str]:
     """Return the texts of a condition, redacted and escaped."""
-    if alert.event == "digest":
+    if alert.observed is Observed.NOTE:
         text = _clean_lines(alert.summary)
         return {"summary": text.partition("\n")[0], "description": text}
     return {"summary": clean(alert.summary, 400), "description": clean(alert.advice, 400), "key": clean(alert.key)}
@@ -138,7 +139,7 @@ def fingerprint(labels: dict[str, str]) -> str:
 
 def severity(alert: Alert) -> str:
     """Return `critical`, `warning` or `info`."""
-    return _SEVERITY.get(alert.event, "warning")
+    return "info" if alert.observed is Observed.NOTE else _SEVERITY.get(alert.event, "warning")
 
 
 def _lines(alert: Alert, kind: Kind) -> list[str]:
@@ -158,3 +159,10 @@ def _common(dicts: Sequence[dict[str, str]]) -> dict[str, str]:
     if not dicts:
         return {}
     return {key: value for key, value in dicts[0].items() if all(each.get(key) == value for each in dicts[1:])}
+
+
+def trial(receiver: str, now: float) -> Message:
+    """Return a test message: a note that asks for nothing."""
+    text = "This is a test message of docferry. Nothing needs attention."
+    alert = Alert("test", now, (), text, "", Observed.NOTE, now, now)
+    return Message(receiver, socket.gethostname(), [Item(alert, Kind.NOTE, Observed.NOTE, now)])

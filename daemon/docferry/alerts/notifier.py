@@ -25,7 +25,7 @@ log = logs.get("alerts")
 #: Facts are gathered so often, seconds; more often where `after` is short.
 OBSERVE_S: Final = 10.0
 #: Gathering facts takes at most this share of the time.
-OBSERVE_SHARE: Final = 0.02
+OBSERVE_SHARE: Final = 0.05
 #: How often a receiver is looked at though nothing changed: reminders become due by time alone, seconds.
 LOOK_S: Final = 5.0
 #: Pauses after failures of one receiver: the first and the longest, seconds.

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from docferry.alerts.conditions import Condition, Observation
 from docferry.store.alerts import Alert, Delivery, Observed
 
-#: Conditions that appear together are told together: the first waits so long for the others, seconds.
+#: Conditions that begin together are told together: the first waits so long for the others, seconds.
 COLLECT_S: Final = 30.0
 #: A message that could not be delivered for so long is given up, seconds.
 GIVE_UP_S: Final = 86_400.0
@@ -217,9 +217,9 @@ class Tracker:
             case Observed.FIRING:
                 return self._reminder(alert, told, subscriber, now)
             case Observed.RESOLVED if told.delivered is not Observed.RESOLVED:
-                return self._item(alert, Kind.RESOLVED, alert.changed)
+                return self._item(alert, Kind.RESOLVED, alert.changed - self._pace.collect)  # good news does not wait
             case Observed.NOTE if alert.summary and told.delivered is None:
-                return self._item(alert, Kind.NOTE, alert.changed)
+                return self._item(alert, Kind.NOTE, alert.changed - self._pace.collect)
         return None
 
     def _reminder(self, alert: Alert, told: Delivery, subscriber: Subscriber, now: float) -> Item | None:

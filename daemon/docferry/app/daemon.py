@@ -12,7 +12,7 @@ import anyio.abc
 import anyio.to_thread
 
 from docferry import logs, systemd
-from docferry.app import status_file
+from docferry.app import alerts, status_file
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon
 from docferry.app.shutdown import finish, first, plain_errors
@@ -91,6 +91,8 @@ async def _serve(
                         rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
+                    if alerts.is_configured(settings):
+                        rooms.start_soon(alerts.run, daemon, name="alerts")
                     for service in monitoring.services(settings):
                         rooms.start_soon(service, daemon)
                     following = await _wait_for_signal(daemon, signals, reloaded, notify)

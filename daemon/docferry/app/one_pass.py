@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from docferry.app.alerts import pass_heartbeat
 from docferry.app.application import Application, open_application
 from docferry.app.shutdown import finish, plain_errors
 from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
@@ -57,6 +58,12 @@ class SyncReport:
     problems: tuple[str, ...]
 
     @property
+    def summary(self) -> str:
+        """What it did, a line each, for those who were not there."""
+        figures = f"{self.uploaded} uploaded, {self.downloaded} downloaded, {self.held} held, {self.due} due"
+        return "\n".join([figures, *self.problems])
+
+    @property
     def exit_code(self) -> int:
         """0 all done; 75 run it again; 1 a person is needed."""
         if self.due or self.problems:
@@ -76,14 +83,18 @@ async def sync(
 ) -> SyncReport:
     """One pass: scan, settle, upload all that is due, download what is new. Safe beside a running daemon."""
     guard_signals()
-    problems = missing_keys(settings, settings.secrets())
-    if problems:
-        raise ConfigError(problems)
     with plain_errors():
-        async with open_application(
-            settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
-        ) as app:
-            return await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
+        async with pass_heartbeat(settings) as result:
+            with plain_errors():
+                problems = missing_keys(settings, settings.secrets())
+                if problems:
+                    raise ConfigError(problems)
+                async with open_application(
+                    settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
+                ) as app:
+                    report = await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
+            result.exit_code, result.text = report.exit_code, report.summary
+            return report
     raise AssertionError("unreachable: plain_errors never swallows")
 
 

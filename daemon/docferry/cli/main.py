@@ -87,6 +87,12 @@ def _check() -> Command:
     return command
 
 
+def _alerts() -> Command:
+    from docferry.cli.alerts import command
+
+    return command
+
+
 def _simulate() -> Command:
     from docferry.cli.simulate import command
 
@@ -126,6 +132,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "config": _config,
     "health": _health,
     "metrics": _metrics,
+    "alerts": _alerts,
     "simulate": _simulate,
     "demo": _demo,
 }

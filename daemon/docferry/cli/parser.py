@@ -62,7 +62,21 @@ def build_parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"docferry {__version__}")
     parser.add_argument("--config", type=Path, metavar="PATH", help=_CONFIG_HELP)
     parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for add in (_run, _sync, _status, _list, _show, _retry, _check, _health, _metrics, _config, _simulate, _demo):
+    for add in (
+        _run,
+        _sync,
+        _status,
+        _list,
+        _show,
+        _retry,
+        _check,
+        _health,
+        _metrics,
+        _config,
+        _alerts,
+        _simulate,
+        _demo,
+    ):
         add(parser)
     return parser
 
@@ -232,6 +246,28 @@ def _config(parser: _Parser) -> None:
     )
 
 
+def _alerts(parser: _Parser) -> None:
+    alerts = parser.command(
+        "alerts",
+        "which conditions last and who was told; a test message to each receiver; silence",
+        "list",
+        "test",
+        "test ops",
+        "silence held/scans/empty 8h",
+        "silence 'folder/*' 2026-12-24T18:00",
+        more="A condition's key is its event and labels; a pattern may stand for many. TIME is a duration or a date; "
+        "0 ends a silence.",
+    )
+    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=_Parser)
+    listing = whats.add_parser("list", help="the conditions that last, or ended and are not told to all yet")
+    listing.add_argument("--json", action="store_true", help="one object a line")
+    test = whats.add_parser("test", help="send a test message to each receiver, or to one")
+    test.add_argument("name", nargs="?", metavar="NAME", help="only this receiver")
+    silence = whats.add_parser("silence", help="tell nobody of a condition until a time")
+    silence.add_argument("key", metavar="KEY", help="its key as `docferry alerts list` shows it, or a pattern")
+    silence.add_argument("until", metavar="TIME", type=_moment, help='such as "8h" or "2026-12-24T18:00"; 0 ends it')
+
+
 def _simulate(parser: _Parser) -> None:
     simulate = parser.command(
         "simulate",
@@ -261,6 +297,25 @@ def _duration(written: str) -> float:
         return units.seconds(written)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f'"{written}" {error}') from None
+
+
+def _moment(written: str) -> float:
+    """A time from now on, or a local date, as wall seconds."""
+    import time
+    from datetime import datetime
+
+    from docferry.settings import units
+
+    try:
+        return time.time() + units.seconds(written)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(written).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f'"{written}" is no time; write it like "8h", "30m" or "2026-12-24T18:00"'
+        ) from None
 
 
 def _count(written: str) -> int:

@@ -114,18 +114,6 @@ class Alerts:
 
         await self._database.write(work)
 
-    async def overdue(self, before: float) -> dict[str, tuple[int, float]]:
-        """Return how many transfers of each mapping have been due since before then, and since when the oldest is."""
-
-        def work(connection: Connection) -> dict[str, tuple[int, float]]:
-            found: dict[str, tuple[int, float]] = {}
-            for row in connection.execute(_OVERDUE, {"before": before}).all():
-                number, oldest = found.get(row.mapping, (0, before))
-                found[row.mapping] = number + row.number, min(oldest, row.oldest)
-            return found
-
-        return await self._database.read(work)
-
     async def uploaded_since(self, moment: float) -> int:
         """Return how many transfers were sent since then."""
 
@@ -185,14 +173,6 @@ _INSERT_ALERT = text(
 _INSERT_DELIVERY = text(
     "INSERT INTO alert_delivery (host, key, since, receiver, delivered, delivered_at, tries) VALUES "
     "(:host, :key, :since, :receiver, :delivered, :delivered_at, :tries)"
-)
-# Each part as one of the partial indexes has it: else SQLite reads every transfer there ever was.
-_OVERDUE = text(
-    " UNION ALL ".join(
-        "SELECT mapping, count(*) AS number, min(due_since) AS oldest FROM transfer "  # noqa: S608 - our own words
-        f"WHERE {states} AND due_since < :before GROUP BY mapping"
-        for states in ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
-    )
 )
 _UPLOADED = text("SELECT count(*) FROM transfer WHERE state = 'sent' AND last_sent > :moment")
 _SILENCES = text("SELECT key, until FROM alert_silence WHERE until > :now")

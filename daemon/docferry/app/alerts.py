@@ -1,0 +1,169 @@
+"""Alerts of a running daemon, and the heartbeat of a one-shot pass."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from docferry.alerts.conditions import Facts
+from docferry.alerts.digest import Totals
+from docferry.alerts.heartbeat import Heartbeat
+from docferry.alerts.notifier import Notifier, Sources
+from docferry.alerts.receivers import open_receiver
+from docferry.app.application import Application
+from docferry.app.figures import figures
+from docferry.app.running import RunningDaemon
+from docferry.errors import DatabaseBusy, DocferryError
+from docferry.settings import Settings, missing_keys
+from docferry.store.alerts import Alerts
+from docferry.store.queue_view import QueueSnapshot
+
+_DAY_S = 86_400.0
+
+
+async def run(daemon: RunningDaemon) -> None:
+    """Tell receivers and the heartbeat how things stand, until cancelled."""
+    app = daemon.app
+    settings, rows = app.settings, Alerts(app.database)
+    receivers = [open_receiver(each, app.clock) for each in settings.alerts.to]
+    sources = Sources(partial(_facts, daemon), partial(_totals, daemon, rows), app.telemetry.alert_failed)
+    notifier = Notifier(settings.alerts, rows, receivers, sources, app.clock)
+    async with anyio.create_task_group() as group:
+        group.start_soon(notifier.run, name="alerts")
+        if settings.heartbeat.is_set:
+            group.start_soon(
+                Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat"
+            )
+
+
+def is_configured(settings: Settings) -> bool:
+    """Return whether anybody is to be told of anything."""
+    return bool(settings.alerts.to) or settings.heartbeat.is_set
+
+
+async def _facts(daemon: RunningDaemon) -> Facts:
+    """Return what is known now. What cannot be read is unknown, which begins and ends no condition."""
+    app = daemon.app
+    try:
+        queue = await daemon.queue.snapshot()
+    except Exception as error:  # noqa: BLE001 - a database that cannot be read is a condition of its own
+        return replace(await _outside_the_queue(daemon), queue_problem=f"the database cannot be read: {error}")
+    limit = app.clock.now() - app.settings.alerts.oldest_due
+    overdue: dict[str, tuple[int, float]] = {}
+    for due in queue.due:
+        if due.since < limit:
+            number, oldest = overdue.get(due.mapping, (0, due.since))
+            overdue[due.mapping] = number + due.documents, min(oldest, due.since)
+    return replace(
+        await _outside_the_queue(daemon),
+        held=queue.held,
+        overdue=overdue,
+        gates=list(queue.gates.values()),
+        projected_finish=_projected(daemon, queue),
+    )
+
+
+async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
+    """Return what is known without reading the database."""
+    app = daemon.app
+    scanned = app.scan_scheduler.first_round.is_set()
+    limit, unsettled = app.settings.alerts.oldest_due, app.reconciler.debouncer.unsettled
+    still_written = {name: number for name in app.uploads if (number := len(unsettled(name, at_least=limit)))}
+    offsets = {name: remote.health.clock_offset for name, remote in app.remotes.items()}
+    return Facts(
+        missing_keys=await anyio.to_thread.run_sync(_missing_keys, app.settings),
+        folders=_folders(app) if scanned else None,
+        still_written=still_written if scanned else None,
+        disk_free=await anyio.to_thread.run_sync(_free, app.settings),
+        queue_problem=app.database.alarm,
+        clock_offsets={name: offset for name, offset in offsets.items() if offset is not None},
+        notices=dict(daemon.notices),
+    )
+
+
+async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
+    """Return what the digest counts."""
+    queue = await daemon.queue.snapshot()
+    return Totals(
+        uploaded=await rows.uploaded_since(daemon.app.clock.now() - _DAY_S),
+        due=sum(due.documents for due in queue.due),
+        held=sum(number for _, _, number in queue.held),
+        gates=len(queue.gates),
+        oldest_due=min((due.since for due in queue.due), default=None),
+        projected_finish=_projected(daemon, queue),
+    )
+
+
+def _projected(daemon: RunningDaemon, queue: QueueSnapshot) -> dict[str, float]:
+    """Return when each remote will have everything that is due, wall seconds."""
+    remotes = figures(daemon.app.settings, queue, daemon.status())["remotes"]
+    found = {remote["remote"]: remote["projected_finish"] for remote in remotes}
+    return {name: datetime.fromisoformat(at).timestamp() for name, at in found.items() if at is not None}
+
+
+def _folders(app: Application) -> dict[str, str]:
+    """Return the problems of uploads' folders and of downloads, by mapping."""
+    found = {}
+    for name in [*app.uploads, *(download.name for download in app.downloads)]:
+        state = app.reconciler.state(name)
+        if (problem := state.problem or next(iter(state.subfolders.values()), None)) is not None:
+            found[name] = problem
+    return found
+
+
+def _missing_keys(settings: Settings) -> dict[str, str]:
+    """Return a sentence for each remote without a key."""
+    sentences = missing_keys(settings, settings.secrets())
+    return {remote: sentence for remote in settings.remotes for sentence in sentences if sentence.startswith(remote)}
+
+
+def _free(settings: Settings) -> int | None:
+    try:
+        return shutil.disk_usage(settings.state_dir).free
+    except OSError:
+        return None
+
+
+@dataclass(slots=True)
+class PassResult:
+    """How a one-shot pass ended; 70 until it says so."""
+
+    exit_code: int = 70
+    text: str = ""
+
+
+@asynccontextmanager
+async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
+    """Ping URL/start now and URL/EXITCODE at the end. The pass waits for no ping but the last."""
+    result = PassResult()
+    if not settings.heartbeat.is_set:
+        yield result
+        return
+    heartbeat = Heartbeat(settings.heartbeat)
+    started = anyio.Event()
+
+    async def start() -> None:
+        try:
+            await heartbeat.ping("/start", "")
+        finally:
+            started.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        try:
+            yield result
+        except DocferryError as error:
+            result.exit_code = 75 if isinstance(error, DatabaseBusy) else 2
+            result.text = str(error)
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded by the timeout of a ping
+                await started.wait()
+                await heartbeat.ping(f"/{result.exit_code}", result.text)
