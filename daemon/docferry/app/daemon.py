@@ -89,6 +89,7 @@ async def _serve(
                     rooms.start_soon(app.scan_scheduler.run, name="lookout")
                     for download in app.downloads:
                         rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
+                    rooms.start_soon(app.receipts.run, name="receipts")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
                     if alerts.is_configured(settings):
@@ -100,6 +101,7 @@ async def _serve(
                         app.database.hurry()
                     rooms.cancel_scope.cancel()
                 await finish(app, outer)
+            await app.receipts.finish()
     status_file.forget(settings.state_dir)
     return following
 

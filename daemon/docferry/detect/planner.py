@@ -21,6 +21,7 @@ from docferry.settings import Upload
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.store.old_copy import REASON as OLD_COPY
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
@@ -48,7 +49,7 @@ class Planner:
         clock: Clock,
         wakeups: Wakeups,
         wait: Callable[[Upload, SeenFile], None],
-        adopt: bool,
+        adopt: float,
     ) -> None:
         self._documents = documents
         self._cursors = cursors
@@ -56,7 +57,7 @@ class Planner:
         self._clock = clock
         self._wakeups = wakeups
         self._wait = wait
-        self._adopt = adopt  # the database was lost: what is new to us may be at the remote already
+        self._adopt = adopt  # a queue was lost: files from before this time (wall seconds) may be at the remote already
         self.unchanged = 0  # files that turned out to be what was known: touched, or copies
         self._hashing = anyio.CapacityLimiter(2)
         self._stumbled: dict[tuple[str, bytes], int] = {}  # how often a file could not be read
@@ -141,11 +142,11 @@ class Planner:
 
     def _adopted(self, planned: Planned) -> Planned:
         """After the database was lost a file may be there already: it can have been sent since it was written."""
-        if not self._adopt:
-            return planned
         stamp = planned.seen_file.stamp
+        if stamp.ctime_ns / 1e9 >= self._adopt:
+            return planned
         since = min(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-        return replace(planned, state=State.DOUBTFUL, sent_since=since)
+        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, sent_since=since)
 
     async def _without_arrivals(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
         """A file that a download brought is known and not sent back."""

@@ -63,7 +63,7 @@ class Reconciler:
         rules: Mapping[str, Rules],
         clock: Clock,
         wakeups: Wakeups,
-        adopt: bool = False,
+        adopt: float = 0.0,
     ) -> None:
         self._documents = documents
         self._cursors = cursors
