@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache, partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import anyio
 import httpx
@@ -133,11 +133,12 @@ class HttpClient:
         if body is not None or method in ("POST", "PUT"):
             length = body.length if isinstance(body, TrackedBody) else len(body or b"")
             fields.append((b"Content-Length", b"%d" % length))
+        extensions: dict[str, Any] = {"timeout": self._timeout, "origin": origin}
         if _is_large(body) and self._expect_continue and self._options.proxy is None:
             # A server that refuses early and hangs up is heard then, and the document is not sent over and over.
             fields.append((b"Expect", b"100-continue"))
+            extensions["expect_continue"] = True
         stream = body if isinstance(body, TrackedBody) else httpx.ByteStream(body or b"")
-        extensions = {"timeout": self._timeout, "origin": origin}
         return httpx.Request(method, parsed, headers=fields, stream=stream, extensions=extensions)
 
     def _open_transport(self) -> httpx.AsyncBaseTransport:

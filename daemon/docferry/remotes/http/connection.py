@@ -8,6 +8,7 @@ hung up.
 from __future__ import annotations
 
 import fcntl
+import math
 import socket
 import ssl
 import struct
@@ -31,7 +32,7 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 #: A blocked connection is looked at this often: for an early response, and for what the peer has acknowledged.
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
-_SMALL_BYTES: Final = 16 * 1024
+_SMALL_BYTES: Final = 256 * 1024
 #: So many parts of a body are read before other tasks get their turn.
 _PARTS_PER_YIELD: Final = 256
 
@@ -67,11 +68,12 @@ class Connection:
         self._parser = ResponseParser(method)
         self._timeout = timeout
         self._sent_all = False
-        with anyio.CancelScope() as self._scope:
-            self._progress()
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        with anyio.CancelScope(deadline=deadline) as self._scope:
             self._sent_all = await self._send(request_head, body, expect_continue=expect_continue)
-            self._progress()
             watch = isinstance(body, TrackedBody) and body.length > _SMALL_BYTES
+            if watch:
+                self._progress()
             while self._parser.head is None:
                 await self._receive_head(watch=watch)
             return self._parser.head
@@ -133,6 +135,7 @@ class Connection:
                     return False
                 head = b""
             else:
+                self._progress()
                 await checkpoint()  # a fast line never waits; other tasks and an early response get their turn
                 if self._has_response():
                     return False
@@ -157,10 +160,10 @@ class Connection:
                     return False
                 raise httpx.WriteError("the connection broke while sending") from error
             else:
+                if sent == len(rest):
+                    return True
                 rest = rest[sent:]
                 self._progress()
-                if not rest:
-                    return True
             if self._has_response():
                 return False
 

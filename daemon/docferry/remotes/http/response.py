@@ -19,7 +19,6 @@ from anyio.lowlevel import checkpoint
 from docferry.errors import RemoteError
 from docferry.model import escaped
 from docferry.redaction import redacted
-from docferry.remotes.http.request_body import ClosingBlocks
 
 #: The longest pause that a remote can ask for.
 MAX_PAUSE_S: Final = 86_400.0
@@ -103,35 +102,47 @@ async def read_content(
     packed = not to.raw and headers.get("content-encoding", "").strip().lower() in _PACKED
     content = bytearray()  # not a list: of tiny blocks it would be many times as large
     length = 0
-    async with ClosingBlocks(_unpacked(blocks) if packed else blocks) as decoded:
+    decoded = _Unpacked(blocks) if packed else blocks
+    while True:
+        try:
+            block = await anext(decoded)
+        except StopAsyncIteration:
+            return bytes(content), length, None
+        except Exception:  # noqa: BLE001 - whatever a response brings, it stays with its request
+            return bytes(content), length, "cut"
+        length += len(block)
+        if length > to.limit:
+            return bytes(content), length, "large"
+        if sink is None:
+            content += block
+        else:
+            await sink(block)
+
+
+class _Unpacked:
+    """The unpacked bytes, in small steps: one block of a bomb holds a thousand times its size."""
+
+    def __init__(self, blocks: AsyncIterator[bytes]) -> None:
+        self._blocks = blocks
+        self._unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        self._packed = b""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
         while True:
-            try:
-                block = await anext(decoded, None)
-            except Exception:  # noqa: BLE001 - whatever a response brings, it stays with its request
-                return bytes(content), length, "cut"
-            if block is None:
-                return bytes(content), length, None
-            length += len(block)
-            if length > to.limit:
-                return bytes(content), length, "large"
-            if sink is None:
-                content += block
-            else:
-                await sink(block)
-
-
-async def _unpacked(blocks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the unpacked bytes in small steps: one block of a bomb holds a thousand times its size."""
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    async for packed in blocks:
-        while packed:
-            block = unpacker.decompress(packed, _UNPACK_BYTES)
-            packed = unpacker.unconsumed_tail
-            if block:
-                yield block
             await checkpoint()
-    if not unpacker.eof:
-        raise zlib.error("the compressed body ends early")
+            try:
+                packed = self._packed or await anext(self._blocks)
+            except StopAsyncIteration:
+                if self._unpacker.eof:
+                    raise
+                raise zlib.error("the compressed body ends early") from None
+            block = self._unpacker.decompress(packed, _UNPACK_BYTES)
+            self._packed = self._unpacker.unconsumed_tail
+            if block:
+                return block
 
 
 def header_dict(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -45,7 +45,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         timeout = request.extensions.get("timeout", {})
         stream = request.stream
         body = stream if isinstance(stream, TrackedBody) else await request.aread()
-        expect_continue = isinstance(stream, TrackedBody) and "Expect" in request.headers
+        expect_continue = request.extensions.get("expect_continue", False)
         head = _request_head(request)
         connection = self._take_idle(origin) or await self._connect(origin, timeout.get("connect"))
         try:
