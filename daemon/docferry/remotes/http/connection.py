@@ -13,6 +13,7 @@ import socket
 import ssl
 import struct
 import termios
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -47,6 +48,7 @@ class Connection:
         self._failure: OSError | None = None  # what reading ended with while a body was sent
         self._scope = anyio.CancelScope()
         self._timeout: float | None = None
+        self._moved = 0.0  # monotonic seconds
         self._unacknowledged = 0
         self._sent_all = False
         self.expires = 0.0  # monotonic seconds; for the transport
@@ -67,6 +69,7 @@ class Connection:
         """
         self._parser = ResponseParser(method)
         self._timeout = timeout
+        self._moved = time.monotonic()
         self._sent_all = False
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
         with anyio.CancelScope(deadline=deadline) as self._scope:
@@ -243,7 +246,10 @@ class Connection:
     # deadlines
 
     def _progress(self) -> None:
-        if self._timeout is not None:
+        """Move the deadline; not with each block, as that costs more than the block."""
+        now = time.monotonic()
+        if self._timeout is not None and now - self._moved > min(1.0, self._timeout / 8):
+            self._moved = now
             self._scope.deadline = anyio.current_time() + self._timeout
 
     async def _wait(self, until: Callable[[socket.socket], Awaitable[None]]) -> None:
