@@ -1,6 +1,7 @@
 """HTTP/1.1 for documents: httpx's requests and responses, h11's parser, and an exact account of what was sent."""
 
 from docferry.remotes.http.client import HttpClient
+from docferry.remotes.http.diagnose import Step, diagnose
 from docferry.remotes.http.file_sink import file_sink
 from docferry.remotes.http.multipart import Form, PlainBody, content_type
 from docferry.remotes.http.options import HttpOptions
@@ -33,7 +34,9 @@ __all__ = [
     "PlainBody",
     "Response",
     "Sink",
+    "Step",
     "content_type",
+    "diagnose",
     "file_sink",
     "parse_json",
     "parse_time",
