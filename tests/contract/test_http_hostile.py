@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.streams.tls
+import h11
 import httpx
 import pytest
 from anyio.abc import SocketStream
@@ -19,8 +22,6 @@ from contract.upload_items import item
 from docferry.endpoints import load_trust
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.http import Destination, PlainBody, Sink
-from docferry.remotes.http import connect as connect_module
-from docferry.remotes.http import response_parser as parser_module
 from docferry.remotes.http.response import parse_time
 from docferry.remotes.http.transport import DirectTransport
 
@@ -114,6 +115,7 @@ async def test_a_deadline_fires_although_bytes_keep_coming(start: bytes) -> None
 
     async with serving(speak) as server, http_client(timeout=0.5) as http:
         with anyio.fail_after(5):
+            wrong: str | None
             try:
                 wrong = (await http.call("GET", server.url)).body_error
             except RemoteError as error:
@@ -247,9 +249,9 @@ async def test_any_exception_stays_with_its_request(
         raise error
 
     if where == "resolve":
-        monkeypatch.setattr(connect_module.socket, "getaddrinfo", fail)
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
     else:
-        monkeypatch.setattr(parser_module.h11.Connection, "next_event", fail)
+        monkeypatch.setattr(h11.Connection, "next_event", fail)
     with pytest.raises(RemoteError) as failure:
         await asked(saying(OK), "PUT", body=PlainBody(item("a.pdf")))
     assert failure.value.body_complete is (where == "parse"), "sent is sent, whatever the response does to us"
