@@ -32,6 +32,8 @@ _GATE_CURES: Final = {
     "company": "give the key access to the company, then `docferry retry --all`",
     "connection": "is the connection linked and its id right? `docferry check`",
     "redirected": "base_url may be wrong, or a proxy or login page is in between",
+    "stranger": "a proxy or web site answers instead of the remote: check base_url and the proxies in between",
+    "storage": "the storage refuses its account, bucket, signer or quota: ask Wootiv",
 }
 _IN_FLIGHT: Final = ("leased", "sending", "asking")
 

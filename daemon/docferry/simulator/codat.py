@@ -84,7 +84,7 @@ class Codat:
             answer = refused.answer
         except Malformed as malformed:
             answer = self.error(400, str(malformed))
-        answer.headers.update(self.limits.headers())
+        answer.headers = self.limits.headers() | answer.headers  # a fault may name its own
         return answer
 
     def leave(self, request: Request) -> None:

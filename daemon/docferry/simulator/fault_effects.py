@@ -156,6 +156,15 @@ async def _html(case: Case) -> Answer:
     return Answer(status, _HTML % (status, status), {"Content-Type": "text/html; charset=utf-8"})
 
 
+async def _page(case: Case) -> Answer:
+    """Answer as a proxy or a web site does: any status, any type, any text."""
+    await _only_if_stored(case)
+    status, content_type = int(case.param("status", 400)), str(case.param("type", "text/html"))
+    default = _HTML % (status, status) if "html" in content_type else b"no such page"
+    text = case.param("text", None)
+    return Answer(status, default if text is None else str(text).encode(), {"Content-Type": content_type})
+
+
 async def _bomb(case: Case) -> Answer:
     await _only_if_stored(case)
     body = await anyio.to_thread.run_sync(_bomb_of, int(case.param("size", 1024**3)))
@@ -226,6 +235,7 @@ _DOINGS: dict[str, Callable[[Case], Awaitable[Answer]]] = {
     "truncated_answer": _truncated,
     "html_200": _html,
     "html_502": _html,
+    "page": _page,
     "gzip_bomb": _bomb,
     "endless_json": _endless,
     "redirect": _redirect,

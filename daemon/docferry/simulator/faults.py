@@ -32,6 +32,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     # something between the client and the service answers
     "html_200": frozenset({"stored", "late"}),
     "html_502": frozenset({"stored", "late"}),
+    "page": frozenset({"status", "type", "text", "stored", "late"}),
     "gzip_bomb": frozenset({"stored", "size"}),
     "endless_json": frozenset({"stored", "size"}),
     "redirect": frozenset({"location", "status"}),

@@ -65,6 +65,14 @@ class Gates:
 
         await self._database.write(work)
 
+    async def limit(self, latest: float) -> None:
+        """Open no gate later than `latest`, wall seconds: an older release believed every time of a remote."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(text("UPDATE gate SET until = :latest WHERE until > :latest"), {"latest": latest})
+
+        await self._database.write(work)
+
     async def let_probe(self, reasons: Collection[str], now: float) -> None:
         """Let one document try each gate closed for these reasons now: perhaps somebody saw to it."""
 

@@ -13,7 +13,7 @@ from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State, Transfer
 from docferry.store.gates import Gates
-from docferry.upload.selection import blocking_gates, gates_of
+from docferry.upload.selection import blocking_gates, gates_of, is_of_lookups
 
 log = logs.get("gates")
 
@@ -49,6 +49,10 @@ class GateManager:
         self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
         self._changes = 0  # how often a gate was closed here, or its closing was committed
         self._closing: list[Gate] = []  # closed, and not committed yet
+
+    async def prepare(self) -> None:
+        """Limit the gates that are closed for longer than any quota lasts."""
+        await self._gates.limit(self._clock.now() + policy.MAX_QUOTA_RESET_S)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -103,11 +107,17 @@ class GateManager:
         due = {
             gate.key: self._stored_until.get(gate.key, gate.until)
             for gate in gates_of(lane, self.closed)
-            if gate.until <= now and (activity is Activity.SEND or gate.key in self._closed_by_lookup)
+            if gate.until <= now and self._may_open(gate, lane, activity)
         }
         if due:
             await self._gates.open(due)
             self.closed = {key: gate for key, gate in self.closed.items() if key not in due}
+
+    def _may_open(self, gate: Gate, lane: str, activity: Activity) -> bool:
+        """Whether a success of an activity disproves a gate."""
+        if is_of_lookups(gate, lane):
+            return activity is Activity.LOOKUP
+        return activity is Activity.SEND or gate.key in self._closed_by_lookup
 
     def record_failure(
         self, transfers: Sequence[Transfer], failure: RemoteError, activity: Activity

@@ -125,6 +125,7 @@ class Scheduler:
     async def prepare(self) -> None:
         """Put the queue in order before anything is claimed."""
         await self._maintenance.prepare()
+        await self._gate_manager.prepare()
         await self._batch_trials.prepare()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -96,10 +96,10 @@ def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool) -> 
     found = gates_of(lane, gates)
     if is_lookup:
         return [gate for gate in found if not gate.lets_doubts_pass]
-    return [gate for gate in found if not _is_of_lookups(gate, lane)]
+    return [gate for gate in found if not is_of_lookups(gate, lane)]
 
 
-def _is_of_lookups(gate: Gate, lane: str) -> bool:
+def is_of_lookups(gate: Gate, lane: str) -> bool:
     """Whether only failed lookups closed a gate: lists belong to companies, sends to connections."""
     return gate.reason == Reason.FAILING and gate.key != lane
 
