@@ -17,6 +17,7 @@ import zip_corpus
 import zips
 from docferry.errors import ArchiveError, FolderError
 from docferry.files import publish, unzip
+from docferry.files.placement import Content
 
 CAPS = unzip.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
 #: Makes the kernel forget the peak of memory: packing an archive may take more than unpacking it.
@@ -35,8 +36,9 @@ def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> list[Path]:
         relative = publish.render_layout(
             "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id="c"
         )
-        target = publish.choose(inbox, relative, member.sha256)
-        landed.append(publish.put(member.spool, target, inbox, member.sha256))
+        content = Content(member.sha256, member.size)
+        target = publish.choose(inbox, relative, content)
+        landed.append(publish.put(member.spool, target, inbox, content))
     (spool / "members").rmdir()
     return landed
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from docferry.files.hashing import digest
+from docferry.files.hashing import hash_file
+from docferry.files.safe_open import Root
 from docferry.model import Digests, Stamp
 
 
@@ -16,7 +17,7 @@ def fill(path: Path, size: int) -> bytes:
 
 
 def digests_of(root: Path, name: str = "a.pdf", *, md5: bool = False) -> tuple[Stamp, Digests]:
-    known = digest(root, name.encode(), md5=md5)
+    known = hash_file(Root(root), name.encode(), md5=md5)
     assert known.digests is not None
     return known.stamp, known.digests
 

@@ -17,8 +17,8 @@ import pytest
 from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
-from docferry.files.hashing import Reading, digest, digests
-from docferry.files.plain_tree import BLOCK, Visit
+from docferry.files.hashing import HashedFile, hash_file, hash_files
+from docferry.files.safe_open import BLOCK, OpenRoot, Root
 from docferry.files.write_lease import no_writer
 from docferry.model import Digests, Stamp
 from files.reading import descriptors, digests_of, fill
@@ -27,8 +27,8 @@ Unprivileged = Callable[[], AbstractContextManager[None]]
 
 
 def look_into(root: Path, path: bytes) -> None:
-    with Visit(root) as visit:
-        os.close(visit.open(path))
+    with OpenRoot(Root(root)) as opened:
+        os.close(opened.open_file(path))
 
 
 @contextmanager
@@ -66,18 +66,21 @@ class TestOpening:
         before = descriptors()
         for name in (b"pipe.pdf", b"folder.pdf"):
             with pytest.raises(SourceUnreadable, match="not a regular file"):
-                digest(root, name)
+                hash_file(Root(root), name)
         assert descriptors() == before
 
     def test_the_person_is_told_what_to_do(self, root: Path, unprivileged: Unprivileged) -> None:
         fill(root / "a.pdf", 10)
         (root / "a.pdf").chmod(0o000)
-        with unprivileged(), pytest.raises(SourceUnreadable, match=r"a\.pdf may not be read: let the user"):
-            digest(root, b"a.pdf")
+        with (
+            unprivileged(),
+            pytest.raises(SourceUnreadable, match=r"a\.pdf cannot be read .*: let the user"),
+        ):
+            hash_file(Root(root), b"a.pdf")
 
     def test_a_missing_root_is_not_a_missing_file(self, root: Path) -> None:
         with pytest.raises(FolderError):
-            digest(root / "gone", b"a.pdf")
+            hash_file(Root(root / "gone"), b"a.pdf")
 
     @pytest.mark.parametrize("swapped", ["file", "folder"])
     def test_a_racing_swapper_never_gets_a_secret_out(self, root: Path, swapped: str) -> None:
@@ -135,18 +138,18 @@ class TestRest:
         ) as writer:
             assert writer.stdout is not None
             writer.stdout.readline()
-            found = digest(root, b"a.pdf")
+            found = hash_file(Root(root), b"a.pdf")
             assert (found.no_writer, found.digests) == (False, None)
             writer.communicate(b"x")
-        assert digest(root, b"a.pdf").no_writer is True
+        assert hash_file(Root(root), b"a.pdf").no_writer is True
 
     def test_a_mapped_writer_that_has_closed_its_descriptor(self, root: Path) -> None:
         fill(root / "a.pdf", 4096)
         with (root / "a.pdf").open("r+b") as file:
             mapped = mmap.mmap(file.fileno(), 4096)
-        assert digest(root, b"a.pdf").no_writer is False
+        assert hash_file(Root(root), b"a.pdf").no_writer is False
         mapped.close()
-        assert digest(root, b"a.pdf").no_writer is True
+        assert hash_file(Root(root), b"a.pdf").no_writer is True
 
     def test_where_no_lease_can_be_had(self, root: Path, unprivileged: Unprivileged) -> None:
         if os.geteuid() != 0:
@@ -154,7 +157,7 @@ class TestRest:
         content = fill(root / "a.pdf", 10)
         (root / "a.pdf").chmod(0o644)
         with unprivileged():
-            found = digest(root, b"a.pdf")
+            found = hash_file(Root(root), b"a.pdf")
         assert found.no_writer is None
         assert found.digests is not None
         assert found.digests.sha256 == hashlib.sha256(content).hexdigest()
@@ -193,14 +196,14 @@ class TestDigest:
             hashlib.md5(content, usedforsecurity=False).hexdigest(),
         )
         stamp = Stamp.of((root / "a.pdf").stat())
-        assert digest(root, b"a.pdf", md5=True) == Reading(stamp, True, digests)
-        assert digest(root, b"a.pdf") == Reading(stamp, True, replace(digests, md5=None))
+        assert hash_file(Root(root), b"a.pdf", md5=True) == HashedFile(stamp, True, digests)
+        assert hash_file(Root(root), b"a.pdf") == HashedFile(stamp, True, replace(digests, md5=None))
 
     def test_many_in_one_call_each_with_its_own_outcome(self, root: Path) -> None:
         fill(root / "a.pdf", 10)
         fill(root / "c.pdf", 20)
         before = descriptors()
-        first, second, third = digests(root, [b"a.pdf", b"b.pdf", b"c.pdf"])
+        first, second, third = hash_files(Root(root), [b"a.pdf", b"b.pdf", b"c.pdf"])
         assert isinstance(second, SourceVanished)
         assert not isinstance(first, SourceError)
         assert not isinstance(third, SourceError)
@@ -216,12 +219,12 @@ class TestDigest:
             fill(root / place, 10)
         (root / "way").symlink_to(root / "a")
         before = descriptors()
-        found = digests(root, [os.fsencode(place) for place in [*places, "way/1.pdf"]])
+        found = hash_files(Root(root), [os.fsencode(place) for place in [*places, "way/1.pdf"]])
         assert descriptors() == before
         by_place = dict(zip([*places, "way/1.pdf"], found, strict=True))
         assert isinstance(by_place.pop("none/4.pdf"), SourceVanished)
         assert isinstance(by_place.pop("way/1.pdf"), SourceVanished)
-        assert by_place == {place: digest(root, os.fsencode(place)) for place in there}
+        assert by_place == {place: hash_file(Root(root), os.fsencode(place)) for place in there}
 
     def test_a_file_that_changes_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fill(root / "a.pdf", 3 * BLOCK)
@@ -234,7 +237,7 @@ class TestDigest:
 
         monkeypatch.setattr(os, "pread", read_and_touch)
         with pytest.raises(SourceChanged):
-            digest(root, b"a.pdf")
+            hash_file(Root(root), b"a.pdf")
 
     def test_a_writer_that_comes_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fill(root / "a.pdf", 2 * BLOCK)
@@ -246,7 +249,7 @@ class TestDigest:
             return read(descriptor, length, offset)
 
         monkeypatch.setattr(os, "pread", read_and_open)
-        assert digest(root, b"a.pdf").no_writer is False
+        assert hash_file(Root(root), b"a.pdf").no_writer is False
         os.close(writers[0])
 
     def test_a_writer_of_a_small_file_waits_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,11 +263,11 @@ class TestDigest:
             return read(descriptor, length, offset)
 
         monkeypatch.setattr(os, "pread", read_and_open)
-        assert digest(root, b"a.pdf").no_writer is False
+        assert hash_file(Root(root), b"a.pdf").no_writer is False
         monkeypatch.undo()
         with opened(root / "a.pdf", os.O_WRONLY | os.O_NONBLOCK):
             pass
-        assert digest(root, b"a.pdf").no_writer is True
+        assert hash_file(Root(root), b"a.pdf").no_writer is True
 
 
 def test_disk_errors_say_where_to_look(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,4 +280,4 @@ def test_disk_errors_say_where_to_look(root: Path, monkeypatch: pytest.MonkeyPat
     fill(root / "a.pdf", 10)
     monkeypatch.setattr(os, "pread", fails)
     with pytest.raises(SourceUnreadable, match=r"a\.pdf cannot be read \(stale file handle\): check the disk"):
-        digest(root, b"a.pdf")
+        hash_file(Root(root), b"a.pdf")

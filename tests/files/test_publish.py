@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import zips
 from docferry.errors import FolderError
-from docferry.files.publish import choose, put, render_layout, safe_name, sha256_of
+from docferry.files.placement import Content
+from docferry.files.publish import choose, content_of, put, render_layout, safe_name
 
 
 @pytest.fixture
@@ -35,12 +36,12 @@ def elsewhere(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def _land(root: Path, spool: Path, content: bytes, relative: str) -> Path:
+def _land(root: Path, spool: Path, written: bytes, relative: str) -> Path:
     spool.mkdir(exist_ok=True)
     file = spool / "0001"
-    file.write_bytes(content)
-    sha256 = sha256_of(file)
-    landed = put(file, choose(root, PurePosixPath(relative), sha256), root, sha256)
+    file.write_bytes(written)
+    content = content_of(file)
+    landed = put(file, choose(root, PurePosixPath(relative), content), root, content)
     assert not file.exists()
     return landed
 
@@ -112,10 +113,10 @@ def test_whoever_is_faster_keeps_the_name(root: Path, tmp_path: Path) -> None:
     """The name was free when it was chosen."""
     file = tmp_path / "0001"
     file.write_bytes(b"ours")
-    target = choose(root, PurePosixPath("a.pdf"), sha256_of(file))
+    target = choose(root, PurePosixPath("a.pdf"), content_of(file))
     root.mkdir()
     target.write_bytes(b"theirs")
-    assert put(file, target, root, sha256_of(file)).name == "a (2).pdf"
+    assert put(file, target, root, content_of(file)).name == "a (2).pdf"
     assert _bytes_of(root) == {"a.pdf": b"theirs", "a (2).pdf": b"ours"}
 
 
@@ -147,16 +148,16 @@ def test_nothing_is_made_behind_a_link(root: Path, tmp_path: Path, when: str) ->
     outside, file = tmp_path / "outside", tmp_path / "0001"
     outside.mkdir()
     file.write_bytes(b"x")
-    sha256 = sha256_of(file)
+    content = content_of(file)
     if when == "after":
-        target = choose(root, PurePosixPath("a/b/c.pdf"), sha256)
+        target = choose(root, PurePosixPath("a/b/c.pdf"), content)
         (root / "a").symlink_to(outside)
         with pytest.raises(FolderError, match="is a link"):
-            put(file, target, root, sha256)
+            put(file, target, root, content)
     else:
         (root / "a").symlink_to(outside)
         with pytest.raises(FolderError, match="is a link"):
-            choose(root, PurePosixPath("a/b/c.pdf"), sha256)
+            choose(root, PurePosixPath("a/b/c.pdf"), content)
     assert list(outside.iterdir()) == []
     assert file.exists()
 
@@ -164,17 +165,17 @@ def test_nothing_is_made_behind_a_link(root: Path, tmp_path: Path, when: str) ->
 @pytest.mark.parametrize("relative", ["../a.pdf", "x/../../a.pdf"])
 def test_a_path_that_leads_out_is_refused(root: Path, tmp_path: Path, relative: str) -> None:
     with pytest.raises(FolderError, match="leads out"):
-        choose(root, PurePosixPath(relative), "")
+        choose(root, PurePosixPath(relative), Content("", 1))
     (tmp_path / "0001").write_bytes(b"x")
     with pytest.raises(FolderError, match="leads out"):
-        put(tmp_path / "0001", root / relative, root, "")
+        put(tmp_path / "0001", root / relative, root, Content("", 1))
     assert not (tmp_path / "a.pdf").exists()
 
 
 def test_a_file_where_a_folder_is_wanted_is_said(root: Path, tmp_path: Path) -> None:
     root.mkdir()
     (root / "a").write_bytes(b"")
-    with pytest.raises(FolderError, match="where a folder is wanted"):
+    with pytest.raises(FolderError, match="where a folder is needed"):
         _land(root, tmp_path / "spool", b"x", "a/b.pdf")
 
 
@@ -186,7 +187,7 @@ def test_it_comes_whole_from_another_filesystem_with_its_mode(root: Path, elsewh
     file = elsewhere / "0001"
     file.write_bytes(content)
     file.chmod(0o640)
-    landed = put(file, choose(root, PurePosixPath("a/b.pdf"), sha256_of(file)), root, sha256_of(file))
+    landed = put(file, choose(root, PurePosixPath("a/b.pdf"), content_of(file)), root, content_of(file))
     assert _bytes_of(root) == {"a/b.pdf": content}
     assert landed.stat().st_mode & 0o777 == 0o640
     assert not file.exists()
@@ -222,7 +223,7 @@ def test_a_filesystem_without_links_says_so(root: Path, tmp_path: Path, monkeypa
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(FolderError, match="without hard links"):
+    with pytest.raises(FolderError, match="has no hard links"):
         _land(root, tmp_path / "spool", b"x", "a.pdf")
     assert _bytes_of(root) == {}
     assert (tmp_path / "spool" / "0001").read_bytes() == b"x"
@@ -232,12 +233,12 @@ def test_a_death_between_appearing_and_tidying_up_is_made_good(root: Path, tmp_p
     """Killed after the file appeared and before its spool went: the second time it is found there, once."""
     file = tmp_path / "0001"
     file.write_bytes(b"x")
-    sha256 = sha256_of(file)
-    target = choose(root, PurePosixPath("a.pdf"), sha256)
+    content = content_of(file)
+    target = choose(root, PurePosixPath("a.pdf"), content)
     root.mkdir()
     os.link(file, target)
-    again = choose(root, PurePosixPath("a.pdf"), sha256)
-    assert put(file, again, root, sha256) == target
+    again = choose(root, PurePosixPath("a.pdf"), content)
+    assert put(file, again, root, content) == target
     assert _bytes_of(root) == {"a.pdf": b"x"}
     assert not file.exists()
 
@@ -274,7 +275,7 @@ def _dies(file: Path, root: Path, fatal: int) -> bool:
                 return _real(*given, **named)  # type: ignore[operator]  # whichever call it is
 
             setattr(os, name, call)
-        sha256 = sha256_of(file)
-        put(file, choose(root, PurePosixPath("a/b.pdf"), sha256), root, sha256)
+        content = content_of(file)
+        put(file, choose(root, PurePosixPath("a/b.pdf"), content), root, content)
         os._exit(0)
     return os.waitpid(child, 0)[1] != 0

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from docferry.errors import SourceChanged
-from docferry.files.plain_tree import BLOCK
+from docferry.files.safe_open import BLOCK, Root
 from docferry.files.source import FileSource, Opener
 from docferry.model import Digests
 from files.reading import descriptors, digests_of, fill
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 def planned(root: Path, name: str = "a.pdf", *, md5: bool = False) -> FileSource:
-    return Opener(root).source(name.encode(), *digests_of(root, name, md5=md5), md5)
+    return Opener(Root(root)).source(name.encode(), *digests_of(root, name, md5=md5), md5)
 
 
 async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:
@@ -59,7 +59,7 @@ class TestSource:
         fill(root / "a.pdf", size)
         given: list[bytes] = []
         stamp, digests = digests_of(root)
-        source = Opener(root).source(b"a.pdf", stamp, replace(digests, fingerprint="0" * 32))
+        source = Opener(Root(root)).source(b"a.pdf", stamp, replace(digests, fingerprint="0" * 32))
         with pytest.raises(SourceChanged):
             await drain(source, lambda block: given.append(block))
         assert len(b"".join(given)) < size
@@ -69,12 +69,12 @@ class TestSource:
         content = fill(root / "a.pdf", size)
         stamp, digests = digests_of(root)
         given: list[bytes] = []
-        async with Opener(root).source(b"a.pdf", stamp, Digests(digests.sha256), md5=True) as source:
+        async with Opener(Root(root)).source(b"a.pdf", stamp, Digests(digests.sha256), md5=True) as source:
             assert source.md5 == hashlib.md5(content, usedforsecurity=False).hexdigest()
             given = [block async for block in source.blocks()]
         assert b"".join(given) == content
         with pytest.raises(SourceChanged, match="other bytes"):
-            await drain(Opener(root).source(b"a.pdf", stamp, Digests("0" * 64)), lambda _: pytest.fail("a byte"))
+            await drain(Opener(Root(root)).source(b"a.pdf", stamp, Digests("0" * 64)), lambda _: pytest.fail("a byte"))
 
     @pytest.mark.parametrize("change", ["rewrite", "grow", "shrink", "touch", "unlink"])
     async def test_a_change_while_it_is_sent_withholds_the_last_block(self, root: Path, change: str) -> None:
@@ -135,7 +135,7 @@ class TestSource:
     async def test_who_is_cancelled_first_in_line_takes_nobody_along(self, root: Path) -> None:
         """Of those that wait for the thread the first takes all there, or, cancelled in that moment, none."""
         contents = {name: fill(root / name, 10) for name in ("busy.pdf", "first.pdf", "second.pdf")}
-        opener, scope, got = Opener(root), anyio.CancelScope(), []
+        opener, scope, got = Opener(Root(root)), anyio.CancelScope(), []
 
         def source(name: str) -> FileSource:
             return opener.source(name.encode(), *digests_of(root, name))
@@ -171,12 +171,13 @@ class TestSource:
         code = (
             "import anyio, resource, sys\n"
             "from pathlib import Path\n"
+            "from docferry.files.safe_open import Root\n"
             "from docferry.files.source import Opener\n"
             "from docferry.model import Digests, Stamp\n"
             "async def main():\n"
             "    stamp = Stamp(*map(int, sys.argv[3:6]))\n"
             "    digests = Digests('', sys.argv[2])\n"
-            "    async with Opener(Path(sys.argv[1])).source(b'a.pdf', stamp, digests) as source:\n"
+            "    async with Opener(Root(Path(sys.argv[1]))).source(b'a.pdf', stamp, digests) as source:\n"
             "        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "        total = sum([len(block) async for block in source.blocks()])\n"
             "    print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

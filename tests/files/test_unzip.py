@@ -73,7 +73,7 @@ def test_names_that_are_merely_odd_refuse_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("caps", "said"),
-    [(Caps(count=2), "members"), (Caps(size=250), "unfolds"), (Caps(member=99), "unfolds")],
+    [(Caps(count=2), "members"), (Caps(size=250), "expands"), (Caps(member=99), "expands")],
 )
 def test_each_cap_holds(tmp_path: Path, caps: Caps, said: str) -> None:
     raw = zips.plain({f"{number}.pdf": bytes([number]) * 100 for number in range(3)})

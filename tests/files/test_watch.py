@@ -21,6 +21,7 @@ import watchfiles
 
 from docferry.clock import SystemClock
 from docferry.files import scan
+from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.watch import assessment
 from docferry.files.watch.failures import diagnosis
 from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
@@ -152,7 +153,7 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
 
     async def scan_when_told() -> None:
         while not any(isinstance(event, Degraded) for event in ear.events):
-            for _ in scan.walk(bad):
+            for _ in scan.walk(Root(bad)):
                 pass
             await anyio.sleep(0.05)  # a scan that is asked for again and again
 
@@ -310,7 +311,8 @@ async def test_links_lead_nowhere(root: Path) -> None:
         (root / "in" / "after").symlink_to(root / "out")
         (root / "out" / "secret.pdf").write_bytes(b"x")
         await write_until_hinted(ear, root / "in" / "a.pdf")
-    seen = [scan.look(root / "in", path) for path in ear.hinted]
+    with OpenRoot(Root(root / "in")) as opened:
+        seen = [scan.stat_file(opened, path) for path in ear.hinted]
     assert {seen_file.path for seen_file in seen if seen_file} == {b"a.pdf"}
 
 
@@ -356,7 +358,7 @@ async def test_one_run_shares_its_watcher_and_polls_say_nothing(root: Path) -> N
     async with anyio.create_task_group() as group:
         for one, ear in zip(roots, ears, strict=True):
             one.mkdir()
-            group.start_soon(partial(watch, one, ear, poll=one.name == "3", clock=SystemClock()))
+            group.start_soon(partial(watch, Root(one), ear, poll=one.name == "3", clock=SystemClock()))
         for ear in ears[:3]:
             await ear.kinds(Armed)
         assert watch_threads() == 2

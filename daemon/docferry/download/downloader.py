@@ -18,6 +18,7 @@ from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import ArchiveError
 from docferry.files import publish, unzip
+from docferry.files.placement import Content
 from docferry.model import Target
 from docferry.remotes.codat.client import Codat, Listed
 from docferry.remotes.wootiv.client import Wootiv
@@ -160,7 +161,7 @@ class Downloader:
         fetched = await wootiv.fetch(name, spool, await self._cursors.mark(subject))
         if not fetched.changed:
             return
-        sha256 = await anyio.to_thread.run_sync(publish.sha256_of, spool)
+        sha256 = (await anyio.to_thread.run_sync(publish.content_of, spool)).sha256
         origin = name
         if not any(a.sha256 == sha256 and a.landed for a in await self._cursors.arrivals(download.name, [origin])):
             await self._put(download, download.folder_of(None), self._relative(download, name), origin, spool, sha256)
@@ -183,10 +184,11 @@ class Downloader:
     ) -> None:
         """Note where the file will lie before it appears there: whoever sees it knows that it came down."""
         size = (await anyio.to_thread.run_sync(spool.stat)).st_size
-        target = await anyio.to_thread.run_sync(publish.choose, root, relative, sha256)
+        content = Content(sha256, size)
+        target = await anyio.to_thread.run_sync(publish.choose, root, relative, content)
         await self._cursors.expect([Arrival(download.name, origin, sha256, bytes(target), False, size)])
         # It is another path when somebody was faster: then that one is known as come down.
-        lies = await anyio.to_thread.run_sync(publish.put, spool, target, root, sha256)
+        lies = await anyio.to_thread.run_sync(publish.put, spool, target, root, content)
         await self._cursors.expect([Arrival(download.name, origin, sha256, bytes(lies), True, size)])
         self.brought.files += 1
         self.brought.bytes += size

@@ -1,67 +1,312 @@
-"""Reaching what lies beneath a mapping's root: one component after the other, never through a link."""
+"""Open files and folders beneath a mapping's root without following a link.
+
+A customer may exchange any name below the root for a link at any moment. So a path is resolved once, by the kernel,
+from a descriptor of the root; everything later works on the descriptor that came out of it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
 
-from docferry.errors import FolderError
-from docferry.model import escaped
+from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
+from docferry.model import Stamp, escaped, parted
+from docferry.settings import Upload
 
-AWAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})  # not there, or not there without following a link
-_STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Bytes of one read. Larger ones are a little faster, and eight workers hold three each; smaller files are one block.
+BLOCK: Final = 1 << 19
+#: Bytes of the longest path beneath a root: the kernel takes 4,096 with the final NUL.
+LONGEST_PATH: Final = 4095
+#: The name is missing, or cannot be reached without following a link.
+MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV})
+
+FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PARENT: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Links that a root's path may lead over, as in the kernel.
+_MOST_LINKS: Final = 40
+_AT_FDCWD: Final = -100
+_SYS_OPENAT2: Final = 437  # the same number on every architecture
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+_RESOLVE_BENEATH: Final = 0x08
+_BENEATH: Final = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def open_root(root: Path) -> int:
-    """A descriptor of the root to walk from; the root itself may be a link. Raises FolderError."""
-    try:
-        return os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise folder_error(root, error) from error
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A mapping's folder before the first placeholder.
+
+    Unless `follow_links` is set, a link in its path is followed only where no unprivileged user could have put it.
+    """
+
+    path: Path
+    follow_links: bool = False
+
+    @classmethod
+    def of(cls, upload: Upload) -> Root:
+        """Return the root of a mapping."""
+        return cls(upload.root, upload.follow_root_links)
+
+    @property
+    def raw(self) -> bytes:
+        """The path as the kernel takes it: UTF-8, whatever the locale says."""
+        return str(self.path).encode("utf-8", "surrogateescape")
+
+    @property
+    def shown(self) -> str:
+        """The path for messages."""
+        return escaped(self.raw)
 
 
-@contextmanager
-def opened_root(root: Path) -> Iterator[int]:
-    """`open_root` for a `with`."""
-    descriptor = open_root(root)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+class OpenRoot:
+    """Opens what lies beneath one root; a context manager that holds the root's descriptor.
 
+    Entering raises FolderError when the root is missing. Every path given is relative, and every method raises OSError
+    where a component is missing or a link.
+    """
 
-@contextmanager
-def opened_folder(root: Path, folder: bytes) -> Iterator[int]:
-    """A descriptor of a folder beneath the root (b"" is the root). Raises OSError where a component is
-    missing, a link or no folder, and FolderError where the root itself is away."""
-    with opened_root(root) as base:
-        if not folder:
-            yield base
-            return
-        descriptor = open_below(base, components(folder))
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self.descriptor = -1
+
+    def __enter__(self) -> Self:
+        self.descriptor = _open_root(self._root)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def open(self, path: bytes, flags: int) -> int:
+        """Return a descriptor of `path`, opened with `flags`; b"" is the root itself."""
+        if not path:
+            return os.open(b".", flags & ~os.O_NOFOLLOW, dir_fd=self.descriptor)
+        return open_beneath(self.descriptor, path, flags)
+
+    @contextmanager
+    def opened(self, path: bytes, flags: int) -> Iterator[int]:
+        """Like `open`, for a `with` that closes the descriptor."""
+        descriptor = self.open(path, flags)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
+    def open_file(self, path: bytes) -> int:
+        """Return a read-only descriptor that never blocks; `stamp_of` tells whether it is a regular file.
+
+        Raises SourceError.
+        """
+        try:
+            return self.open(path, FILE)
+        except OSError as error:
+            raise source_error(path, error) from error
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """Return the status of `path`; of a link, not of its target."""
+        with self.opened(path, NAME) as descriptor:
+            return os.fstat(descriptor)
+
+    def is_folder(self, path: bytes) -> bool:
+        """Whether `path` is a folder that is reached without a link."""
+        try:
+            return stat.S_ISDIR(self.stat(path).st_mode)
+        except OSError:
+            return False
+
+
+def open_beneath(base: int, path: bytes, flags: int) -> int:
+    """Return a descriptor of the relative `path` beneath the folder `base`. Raises OSError, ENOENT for a path out."""
+    components(path)
+    if _has_openat2():
+        return _openat2(base, path, flags, _BENEATH)
+    folder, name = parted(path)
+    if not folder:
+        return os.open(name, flags, dir_fd=base)
+    parent = _step_by_step(base, folder.split(b"/"))
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    finally:
+        os.close(parent)
+
 
 def components(path: bytes) -> list[bytes]:
-    """The segments of a relative path. Raises OSError for one that could lead elsewhere."""
+    """Return the segments of a relative path. Raises OSError for a segment that could lead elsewhere."""
     parts = path.split(b"/")
-    if b"\0" in path or any(part in (b"", b".", b"..") for part in parts):
+    if b"\0" in path or len(path) > LONGEST_PATH or any(part in (b"", b".", b"..") for part in parts):
         raise OSError(errno.ENOENT, "not a path beneath the folder", escaped(path))
     return parts
 
 
-def open_below(base: int, parts: list[bytes]) -> int:
-    """A descriptor of the folder that these names lead to from `base`, one step at a time. Raises OSError."""
+def replaceable(root: Root) -> bytes | None:
+    """Return the first component of the root's path that an unprivileged user can replace, None when there is none."""
+    here = b""
+    for part in root.raw.split(b"/")[1:]:
+        above, here = here or b"/", here + b"/" + part
+        try:
+            if not _is_guarded(os.stat(above), os.lstat(here)):  # noqa: PTH116 - paths of bytes
+                return here
+        except OSError:
+            return None  # opening the root gives the error
+    return None
+
+
+def stamp_of(descriptor: int, path: bytes) -> Stamp:
+    """Return the stamp of an open file. Raises SourceUnreadable when it is not a regular file."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        raise SourceUnreadable(f"{escaped(path)} is not a regular file: it is left alone")
+    return Stamp.of(found)
+
+
+def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
+    """Return `length` bytes from `offset`. Raises SourceChanged when the file is shorter."""
+    content = os.pread(descriptor, length, offset)
+    while len(content) < length:
+        more = os.pread(descriptor, length - len(content), offset + len(content))
+        if not more:
+            raise SourceChanged("the file became shorter while it was being read: the new version is queued next")
+        content += more
+    return content
+
+
+def source_error(path: bytes, error: OSError) -> SourceError:
+    """Return the error of a document that could not be opened or read, with its cure."""
+    shown = escaped(path)
+    if error.errno == errno.ENOENT:
+        return SourceVanished(f"{shown} no longer exists")
+    if error.errno in MISSING:
+        return SourceVanished(f"{shown} no longer exists, or only behind a link, and links are not followed")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return SourceUnreadable(f"{shown} cannot be read (permission denied): let the user that runs docferry read it")
+    return SourceUnreadable(f"{shown} cannot be read ({reason(error)}): check the disk or the network share")
+
+
+def folder_error(root: Root, error: OSError) -> FolderError:
+    """Return the error of a mapping's folder that cannot be opened, with its cure."""
+    shown = root.shown
+    if error.errno == errno.ENOENT:
+        return FolderError(f"{shown} does not exist: create it, mount its file system, or correct `folder`")
+    if error.errno == errno.ENOTDIR:
+        return FolderError(f"{shown} is not a folder: correct `folder` of this mapping")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return FolderError(f"{shown} cannot be read (permission denied): {_PERMISSION}")
+    return FolderError(f"{shown} cannot be read ({reason(error)}): {_MEDIUM}")
+
+
+def subfolder_problem(folder: bytes, error: OSError) -> str:
+    """Return one sentence about a folder inside a mapping that cannot be read, with its cure."""
+    shown = escaped(folder)
+    if error.errno in MISSING:
+        return f"{shown} disappeared while it was being read: the next scan reads it again"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{shown} cannot be read (permission denied): {_PERMISSION}"
+    return f"{shown} cannot be read ({reason(error)}): {_MEDIUM}"
+
+
+def reason(error: OSError) -> str:
+    """Return the kernel's description of an error, in lower case for the inside of a sentence."""
+    return (error.strerror or str(error)).lower()
+
+
+# -- the root ----------------------------------------------------------------------------------------------------------
+
+
+def _open_root(root: Root) -> int:
+    path = root.raw
+    try:
+        if root.follow_links:
+            return os.open(path, PARENT & ~os.O_NOFOLLOW)
+        if _has_openat2():
+            try:
+                return _openat2(_AT_FDCWD, path, PARENT & ~os.O_NOFOLLOW, _RESOLVE_NO_SYMLINKS)
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+        return _walk_root(root, path)
+    except OSError as error:
+        raise folder_error(root, error) from error
+
+
+def _walk_root(root: Root, path: bytes) -> int:
+    """Open a root component by component, following links only where no unprivileged user can put one."""
+    ahead = [part for part in reversed(path.split(b"/")) if part]
+    links = 0
+    here = os.open(b"/", PARENT)
+    try:
+        while ahead:
+            part = ahead.pop()
+            target = _link_target(root, here, part, links)
+            if target is not None:
+                links += 1
+                ahead += [each for each in reversed(target.split(b"/")) if each not in (b"", b".")]
+            if target is None or target.startswith(b"/"):
+                below = os.open(b"/" if target else part, PARENT, dir_fd=here)
+                os.close(here)
+                here = below
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+def _link_target(root: Root, here: int, part: bytes, links: int) -> bytes | None:
+    """Return the target of a link, None when `part` is not one. Raises FolderError for a link that is not trusted."""
+    entry = os.open(part, NAME, dir_fd=here)
+    try:
+        found = os.fstat(entry)
+        if not stat.S_ISLNK(found.st_mode):
+            return None
+        if not _is_guarded(os.fstat(here), found):
+            raise FolderError(
+                f"{root.shown} leads over the link {escaped(part)}, which another user can replace: "
+                "name the real folder in `folder`, or set follow_root_links = true"
+            )
+        if links == _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.readlink(b"", dir_fd=entry)
+    finally:
+        os.close(entry)
+
+
+def _is_guarded(folder: os.stat_result, entry: os.stat_result) -> bool:
+    """Whether only root and the running user can replace this entry of a folder."""
+    trusted = (0, os.geteuid())
+    if folder.st_uid not in trusted:
+        return False
+    writable = folder.st_mode & stat.S_IWOTH or (folder.st_mode & stat.S_IWGRP and folder.st_gid != 0)
+    if not writable:
+        return True
+    # In a sticky folder only the owner of an entry, or of the folder, can replace the entry.
+    return bool(folder.st_mode & stat.S_ISVTX) and entry.st_uid in trusted
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
+
+
+def _step_by_step(base: int, parts: list[bytes]) -> int:
+    """Return a descriptor of the folder at these names beneath `base`, for kernels without openat2."""
     here = base
     for part in parts:
         try:
-            below = os.open(part, _STEP, dir_fd=here)
+            below = os.open(part, PARENT, dir_fd=here)
         finally:
             if here != base:
                 os.close(here)
@@ -69,32 +314,27 @@ def open_below(base: int, parts: list[bytes]) -> int:
     return here
 
 
-def folder_error(root: Path, error: OSError) -> FolderError:
-    """What is wrong with a mapping's folder, and the cure."""
-    shown = escaped(os.fsencode(root))
-    if error.errno == errno.ENOENT:
-        return FolderError(f"{shown} does not exist: create it, mount what belongs there, or correct `folder`")
-    if error.errno == errno.ENOTDIR:
-        return FolderError(f"{shown} is not a folder: correct `folder` of this mapping")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return FolderError(f"{shown} may not be read: {_PERMISSION}")
-    return FolderError(f"{shown} cannot be read ({why(error)}): {_MEDIUM}")
+def _openat2(base: int, path: bytes, flags: int, resolve: int) -> int:
+    """Call openat2(2). With RESOLVE_BENEATH a rename in another tree makes the kernel say EAGAIN: ask again."""
+    how = struct.pack("QQQ", flags, 0, resolve)
+    while True:
+        descriptor: int = _libc.syscall(_SYS_OPENAT2, base, path, how, len(how))
+        if descriptor >= 0:
+            return descriptor
+        number = ctypes.get_errno()
+        if number not in (errno.EAGAIN, errno.EINTR):
+            raise OSError(number, os.strerror(number), escaped(path))
 
 
-def subfolder_problem(folder: bytes, error: OSError) -> str:
-    """One sentence about a folder inside a mapping that could not be read, with the cure."""
-    shown = escaped(folder)
-    if error.errno in AWAY:
-        return f"{shown} went away while it was being read: the next scan looks again"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{shown} may not be read: {_PERMISSION}"
-    return f"{shown} cannot be read ({why(error)}): {_MEDIUM}"
+@cache
+def _has_openat2() -> bool:
+    """Whether the kernel has openat2, and no sandbox forbids it. Kernels before 5.6 lack it."""
+    try:
+        os.close(_openat2(_AT_FDCWD, b"/", PARENT, _RESOLVE_NO_SYMLINKS))
+    except OSError:
+        return False
+    return True
 
 
-def why(error: OSError) -> str:
-    """The kernel's own words, in lower case, to stand inside a sentence."""
-    return (error.strerror or str(error)).lower()
-
-
-_PERMISSION = "let the user that runs docferry read it and pass through the folders above it (r and x)"
-_MEDIUM = "check the disk or the network share"
+_PERMISSION: Final = "let the user that runs docferry read it and pass through the folders above it (r and x)"
+_MEDIUM: Final = "check the disk or the network share"

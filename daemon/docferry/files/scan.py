@@ -1,69 +1,77 @@
-"""Reading a mapping's folders from the disk: the truth about what is there, however little the watcher said."""
+"""Read a mapping's folders from the disk. A scan is the truth about what exists; the watcher only hurries it."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Final
 
-from docferry.errors import FolderError, SourceUnreadable
+from docferry.errors import SourceUnreadable
 from docferry.files.safe_open import (
-    AWAY,
-    components,
+    FOLDER,
+    LONGEST_PATH,
+    MISSING,
+    OpenRoot,
+    Root,
     folder_error,
-    opened_folder,
-    opened_root,
+    reason,
     subfolder_problem,
-    why,
 )
-from docferry.model import SeenFile, Stamp, escaped, parted
+from docferry.model import SeenFile, Stamp, escaped, joined, parted
 
-#: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million sightings.
+#: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million SeenFile.
 FileEntry = tuple[bytes, int, int, int]
 
-#: Where a walk of everything starts: at the root.
-WHOLE = (b"",)
-
-_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: The starts of a walk of everything.
+WHOLE: Final = (b"",)
 
 
 @dataclass(slots=True)
 class Listing:
-    """One folder as it was just now. With a `problem` it is incomplete: what it lacks may still be there."""
+    """The content of one folder. With a `problem` it is incomplete: what it lacks may still exist."""
 
     folder: bytes  # relative to the root; b"" is the root
     files: list[FileEntry] = field(default_factory=list)
-    folders: int = 0  # subfolders, those that are not entered included
+    folders: int = 0  # subfolders, including those that are not entered
+    links: int = 0  # links to files and folders, which are not followed
+    too_long: int = 0  # names whose path is longer than the kernel takes
+    hidden: list[bytes] = field(default_factory=list)  # names of subfolders that begin with a dot
     problem: str | None = None
 
     def seen_file(self, entry: FileEntry) -> SeenFile:
-        """The full word for one of `files`; made only for what is new."""
+        """Return one of `files` as a SeenFile."""
         name, size, mtime_ns, ctime_ns = entry
         return SeenFile(self.folder, name, Stamp(size, mtime_ns, ctime_ns))
 
 
 def walk(
-    root: Path,
+    root: Root,
     *,
     enters: Callable[[bytes], bool] = lambda _folder: True,
     starts: Iterable[bytes] = WHOLE,
     chunk: int = 1000,
 ) -> Iterator[list[Listing]]:
-    """Every folder from each of `starts` down, as one listing, some `chunk` files together. Regular files only; links
-    are never followed. Raises FolderError when the root is away; nothing below it is fatal."""
-    ahead = [start for start in starts if _reaches(start, enters)]
-    if not ahead:
-        return
+    """Yield a listing of every folder from each of `starts` down, in lists of about `chunk` files.
+
+    Top-level folders take turns, so that a huge one does not delay the others. Links are not followed. Raises
+    FolderError when the root cannot be read; nothing below the root raises.
+    """
+    ahead = _Ahead(start for start in starts if _is_entered(start, enters))
     gathered: list[Listing] = []
     weight = 0
-    with opened_root(root) as base:
+    if not ahead:
+        return
+    with OpenRoot(root) as opened:
         while ahead:
-            listing = _list(root, base, ahead.pop(), enters, ahead)
+            folder = ahead.pop()
+            listing, subfolders = _list(root, opened, folder)
+            ahead.extend(path for path in subfolders if enters(path))
             gathered.append(listing)
             weight += 1 + len(listing.files)
-            del listing  # whoever gets it decides how long it stays in memory
+            del listing  # the consumer decides how long it stays in memory
             if weight >= chunk:
                 yield gathered
                 gathered, weight = [], 0
@@ -71,74 +79,95 @@ def walk(
         yield gathered
 
 
-def identity(root: Path) -> tuple[int, int]:
-    """Device and inode: another pair means that another folder stands in its place. Raises FolderError."""
-    with opened_root(root) as base:
-        found = os.fstat(base)
-    return found.st_dev, found.st_ino
+def top_level(path: bytes) -> bytes:
+    """Return the top-level folder of a path below a root, b"" for a file in the root itself."""
+    first, slash, _ = path.partition(b"/")
+    return first if slash else b""
 
 
-def is_empty(root: Path) -> bool:
-    """Nothing in it but hidden names: how the mount point of a share looks that is not mounted."""
+def is_empty(root: Root) -> bool:
+    """Whether the root has only hidden names, as the mount point of a share that is not mounted. Raises FolderError."""
+    with OpenRoot(root) as opened:
+        try:
+            with opened.opened(b"", FOLDER) as descriptor, os.scandir(descriptor) as names:
+                return all(name.name.startswith(".") for name in names)
+        except OSError as error:
+            raise folder_error(root, error) from error
+
+
+def stat_file(opened: OpenRoot, path: bytes) -> SeenFile | None:
+    """Return how a file looks now, None when there is no regular file that is reached without a link.
+
+    Raises SourceUnreadable when the disk gives no answer.
+    """
     try:
-        with os.scandir(root) as names:
-            return all(name.name.startswith(".") for name in names)
+        found = opened.stat(path)
     except OSError as error:
-        raise folder_error(root, error) from error
-
-
-def look(root: Path, path: bytes) -> SeenFile | None:
-    """How one file looks now; None when there is no regular file that is reached without a link. Raises
-    FolderError when the root is away and SourceUnreadable when the disk gives no answer."""
-    folder, name = parted(path)
-    try:
-        components(path)
-        with opened_folder(root, folder) as parent:
-            found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in AWAY:
+        if error.errno in MISSING:
             return None
-        raise SourceUnreadable(f"{escaped(path)} cannot be looked at: {why(error)}") from error
-    return SeenFile(folder, name, Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
+        raise SourceUnreadable(f"{escaped(path)} cannot be examined: {reason(error)}") from error
+    return SeenFile(*parted(path), Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
 
 
-def is_folder(root: Path, path: bytes) -> bool:
-    """Whether a folder stands there that is reached without a link."""
-    try:
-        with opened_folder(root, path):
-            return True
-    except (OSError, FolderError):
-        return False
+class _Ahead:
+    """Folders that a walk has still to read: depth first within a top-level folder, which take turns."""
+
+    def __init__(self, starts: Iterable[bytes]) -> None:
+        self._by_top: dict[bytes, list[bytes]] = {}
+        self._turns: deque[bytes] = deque()
+        self.extend(starts)
+
+    def __bool__(self) -> bool:
+        return bool(self._turns)
+
+    def extend(self, folders: Iterable[bytes]) -> None:
+        for folder in folders:
+            top = folder.partition(b"/")[0]
+            if top not in self._by_top:
+                self._by_top[top] = []
+                self._turns.append(top)
+            self._by_top[top].append(folder)
+
+    def pop(self) -> bytes:
+        top = self._turns[0]
+        self._turns.rotate(-1)
+        folders = self._by_top[top]
+        folder = folders.pop()
+        if not folders:
+            del self._by_top[top]
+            self._turns.pop()
+        return folder
 
 
-def _reaches(start: bytes, enters: Callable[[bytes], bool]) -> bool:
+def _is_entered(start: bytes, enters: Callable[[bytes], bool]) -> bool:
     parts = start.split(b"/") if start else []
     return all(enters(b"/".join(parts[: depth + 1])) for depth in range(len(parts)))
 
 
-def _list(root: Path, base: int, folder: bytes, enters: Callable[[bytes], bool], ahead: list[bytes]) -> Listing:
+def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[bytes]]:
+    """Return the listing of a folder and the paths of its subfolders."""
     listing = Listing(folder)
     try:
-        descriptor = os.open(folder or b".", _READ, dir_fd=base)
+        with opened.opened(folder, FOLDER) as descriptor:
+            subfolders = _read(descriptor, listing)
     except OSError as error:
-        _blame(root, listing, error)
-        return listing
-    try:
-        below = _read(descriptor, listing)
-    except OSError as error:
-        _blame(root, listing, error)
-        return listing
-    finally:
-        os.close(descriptor)
-    listing.folders = len(below)
-    prefix = folder + b"/" if folder else b""
-    ahead.extend(path for path in (prefix + name for name in below) if enters(path))
-    return listing
+        if not folder:
+            raise folder_error(root, error) from error
+        listing.problem = subfolder_problem(folder, error)
+        return listing, []
+    listing.folders = len(subfolders)
+    listing.hidden = [name for name in subfolders if name.startswith(b".")]
+    room = LONGEST_PATH - len(folder) - 1
+    if room < 255:  # the longest name
+        _leave_out_too_long(listing, subfolders, room)
+    return listing, [joined(folder, name) for name in subfolders]
 
 
 def _read(descriptor: int, listing: Listing) -> list[bytes]:
-    """Fill in the files and return the names of the subfolders. Through a descriptor, so that a folder swapped
-    for a link meanwhile changes nothing; as fast as scandir on a bytes path (366,000 files a second each)."""
+    """Fill in the files of a listing and return the names of its subfolders.
+
+    Through a descriptor, so that a folder exchanged for a link changes nothing; as fast as scandir on a path.
+    """
     below: list[bytes] = []
     keep, encode = listing.files.append, os.fsencode
     with os.scandir(descriptor) as found:
@@ -149,12 +178,15 @@ def _read(descriptor: int, listing: Listing) -> list[bytes]:
                     keep((encode(each.name), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
                 elif each.is_dir(follow_symlinks=False):
                     below.append(encode(each.name))
-            except FileNotFoundError:  # gone since it was listed: as if it had never been there
+                elif each.is_symlink():
+                    listing.links += 1
+            except FileNotFoundError:  # it was removed since it was listed
                 continue
     return below
 
 
-def _blame(root: Path, listing: Listing, error: OSError) -> None:
-    if not listing.folder:
-        raise folder_error(root, error) from error
-    listing.problem = subfolder_problem(listing.folder, error)
+def _leave_out_too_long(listing: Listing, subfolders: list[bytes], room: int) -> None:
+    before = len(listing.files) + len(subfolders)
+    listing.files = [entry for entry in listing.files if len(entry[0]) <= room]
+    subfolders[:] = [name for name in subfolders if len(name) <= room]
+    listing.too_long = before - len(listing.files) - len(subfolders)

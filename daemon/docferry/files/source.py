@@ -1,11 +1,10 @@
-"""A document's bytes: opened without following links, proved to be the planned ones, given out in blocks."""
+"""Give out a document's bytes in blocks, and prove that they are the planned ones."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,55 +14,61 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 from xxhash import xxh3_128
 
-from docferry.errors import SourceChanged, SourceError
-from docferry.files.hashing import of_bytes
-from docferry.files.plain_tree import BLOCK, Visit, read_exactly, source_error, stamp_of
+from docferry.errors import FolderError, SourceChanged, SourceError
+from docferry.files.hashing import digests_of
+from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
 from docferry.model import Digests, Source, Stamp, escaped
 
 
 class Opener:
-    """Opens the sources of one folder: those that come while the thread is busy go there together. A folder that hangs
-    makes nobody wait but its own."""
+    """Opens the sources of one root in a thread.
 
-    def __init__(self, root: Path) -> None:
+    Sources that are asked for while the thread is busy are opened together next. A root that hangs delays only itself.
+    """
+
+    def __init__(self, root: Root) -> None:
         self._root = root
         self._waiting: list[FileSource] = []
-        self._one_visit = anyio.Lock(fast_acquire=True)
+        self._one_call = anyio.Lock(fast_acquire=True)
 
     def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> FileSource:
-        """The file as a source for one attempt: `async with opener.source(…) as source`. Entering raises SourceError
-        unless the file looks as it was planned; a small one is then already proved, byte for byte."""
+        """Return the file as a source for one attempt: `async with opener.source(…) as source`.
+
+        Entering raises SourceError unless the file has this stamp; a small file is then already read and proved.
+        """
         return FileSource(self, path, stamp, digests, md5)
 
     async def open(self, *sources: FileSource) -> None:
-        """Open them, with all others that wait. What goes wrong is raised when a source is entered. Cancelled, each is
-        open until `close`, or is not opened."""
+        """Open these sources together with all others that wait. Errors are raised when a source is entered.
+
+        When this is cancelled, none of these sources is left open.
+        """
         self._waiting += sources
         try:
-            async with self._one_visit:
+            async with self._one_call:
                 if not all(source.is_open for source in sources):
-                    await to_thread.run_sync(self._open, tuple(self._waiting))  # cancelled before it: all wait on
+                    await to_thread.run_sync(self._open, tuple(self._waiting))  # cancelled before: all go on waiting
                     self._waiting = [source for source in self._waiting if not source.is_open]
         except BaseException:
             self._waiting = [source for source in self._waiting if source not in sources]
             with anyio.CancelScope(shield=True):
-                async with self._one_visit:  # somebody else's visit may be opening them just now
+                async with self._one_call:  # another caller may be opening them at this moment
                     for source in sources:
                         source.close()
             raise
 
-    def _open(self, together: Iterable[FileSource]) -> None:
-        with Visit(self._root) as visit:
+    def _open(self, together: Sequence[FileSource]) -> None:
+        try:
+            with OpenRoot(self._root) as opened:
+                for source in together:
+                    _open_one(source, opened)
+        except FolderError as error:
             for source in together:
-                try:
-                    source.open(visit)
-                except Exception as error:  # noqa: BLE001 - it belongs to this one alone, and is raised where it is waited for
-                    source.trouble = error
-                source.is_open = True
+                source.trouble, source.is_open = error, True
 
 
 async def open_together(sources: Iterable[FileSource]) -> None:
-    """Open the sources of one request, with one visit to a thread for each folder. Errors wait until one is entered."""
+    """Open the sources of one request, in one call of a thread for each root. Errors wait until one is entered."""
     by_opener: dict[Opener, list[FileSource]] = {}
     for source in sources:
         by_opener.setdefault(source.opener, []).append(source)
@@ -72,8 +77,11 @@ async def open_together(sources: Iterable[FileSource]) -> None:
 
 
 class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
-    """Small files are read and proved in one call of a thread, large ones in blocks: while one is being sent, the
-    next one is read and its fingerprint taken, so that two are in memory. `blocks` may be asked for again."""
+    """The bytes of one document for one attempt.
+
+    A small file is read and proved in one call of a thread. Of a large file two blocks are in memory: while one is
+    being sent, the next is read. `blocks` may be called again.
+    """
 
     def __init__(self, opener: Opener, path: bytes, stamp: Stamp, digests: Digests, md5: bool) -> None:
         self.opener, self._path = opener, path
@@ -82,15 +90,17 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._whole: bytes | None = None
         self._readers: TaskGroup | None = None
         self.is_open = False
-        self.is_wanted = False  # whether anybody has asked for bytes: until then none of them can have left
+        self.is_wanted = False  # bytes were asked for: before that none can have been sent
         self.trouble: Exception | None = None  # why it could not be opened
 
     @property
     def size(self) -> int:
+        """Bytes of the document."""
         return self._stamp.size
 
     @property
     def md5(self) -> str | None:
+        """Hex MD5 of the bytes, None unless it was asked for."""
         return self._digests.md5
 
     async def __aenter__(self) -> Self:
@@ -112,12 +122,13 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             readers.cancel_scope.cancel()
             if isinstance(error, anyio.get_cancelled_exc_class()):
                 return await readers.__aexit__(kind, error, trace)
-            await readers.__aexit__(None, None, None)  # told of it, a task group would wrap it in an ExceptionGroup
+            await readers.__aexit__(None, None, None)  # given the error, it would raise an ExceptionGroup
             return None
         finally:
             self.close()
 
     async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
         self.is_wanted = True
         if self._whole is not None:
             if self._whole:
@@ -133,9 +144,9 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                     raise block
                 yield block
 
-    def open(self, visit: Visit) -> None:
-        """In a thread: as far as the first byte, or to the last of a small file."""
-        descriptor = visit.open(self._path)
+    def open(self, opened: OpenRoot) -> None:
+        """Open the file in the calling thread; read and prove it if it is small. Raises SourceError."""
+        descriptor = opened.open_file(self._path)
         kept = False
         try:
             if stamp_of(descriptor, self._path) != self._stamp:
@@ -154,34 +165,35 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                 os.close(descriptor)
 
     def _read_through(self, descriptor: int) -> None:
-        """It was planned by a docferry that took fewer digests: the ones it took prove the others."""
-        found = of_bytes(descriptor, self._stamp.size, md5=self._wants_md5)
+        """Take the digests that the docferry which planned the document did not take; its SHA-256 proves them."""
+        found = digests_of(descriptor, self._stamp.size, md5=self._wants_md5)
         if found.sha256 != self._digests.sha256:
-            raise self._other_bytes()
+            raise self._mismatch()
         self._digests = found
 
-    def let_go(self) -> None:
-        """The bytes of a small file are not wanted any more."""
+    def discard(self) -> None:
+        """Free the memory of a small file's bytes."""
         self._whole = None
 
     def close(self) -> None:
+        """Close the file; harmless when it is closed."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Errors go through the stream: raised here they would cancel whoever holds the source open."""
+        """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""
         with send:
             try:
                 await self._read_blocks(send)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # nobody wants the rest
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
                 return
             except (SourceError, OSError) as error:
                 found = source_error(self._path, error) if isinstance(error, OSError) else error
                 await _tell(send, found)
 
     async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """While a block is on its way, the next one is read, and the last one is proved before it is given out."""
+        """Read a block while the one before is sent; prove the whole before the last block is given out."""
         fingerprint = xxh3_128()
 
         def read(offset: int) -> bytes:
@@ -198,13 +210,21 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
 
     def _prove(self, fingerprint: str) -> None:
         if fingerprint != self._digests.fingerprint:
-            raise self._other_bytes()
+            raise self._mismatch()
 
     def _changed(self) -> SourceChanged:
-        return SourceChanged(f"{escaped(self._path)} changed since it was planned: the new version gets its turn")
+        return SourceChanged(f"{escaped(self._path)} changed since it was planned: the new version is queued next")
 
-    def _other_bytes(self) -> SourceChanged:
-        return SourceChanged(f"{escaped(self._path)} has other bytes than planned: the new version gets its turn")
+    def _mismatch(self) -> SourceChanged:
+        return SourceChanged(f"{escaped(self._path)} has other bytes than planned: the new version is queued next")
+
+
+def _open_one(source: FileSource, opened: OpenRoot) -> None:
+    try:
+        source.open(opened)
+    except Exception as error:  # noqa: BLE001 - it concerns this source alone, and is raised when that is entered
+        source.trouble = error
+    source.is_open = True
 
 
 async def _tell(send: MemoryObjectSendStream[bytes | Exception], error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Is somebody writing to this file? The kernel's file lease knows, mmaps included, where it can be had."""
+"""Ask the kernel whether a program has a file open for writing, by its file leases (fcntl(2), F_SETLEASE)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,47 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-#: Here the kernel also says "try again" when the server merely grants no lease: that proves nothing.
-_REMOTE_KINDS = ("nfs", "cifs", "smb", "9p", "ceph", "afs", "fuse", "virtiofs", "lustre", "gfs", "ocfs", "beegfs")
+#: On these file systems the kernel also says EAGAIN when the server grants no lease, which proves nothing.
+_REMOTE_TYPES = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "ceph",
+    "afs",
+    "fuse",
+    "virtiofs",
+    "lustre",
+    "gfs",
+    "ocfs",
+    "beegfs",
+)
 
 
 def no_writer(descriptor: int) -> bool | None:
-    """True: nobody has the file open for writing. False: somebody has. None: the kernel does not tell here
-    (somebody else's file without CAP_LEASE, or a filesystem without leases). `descriptor` must be read-only."""
-    rest = take(descriptor)
-    if rest:
-        give_back(descriptor)
-    return rest
+    """Return False when a program has the file open for writing, mmaps included, and True when none has.
+
+    None: the kernel does not tell here. The file belongs to another user and the process lacks CAP_LEASE, or the file
+    system has no leases. `descriptor` must be read-only.
+    """
+    free = take(descriptor)
+    if free:
+        release(descriptor)
+    return free
 
 
 def take(descriptor: int) -> bool | None:
-    """As `at_rest`, and while the lease is held a writer's `open` waits: until `give_back`, or the descriptor is
-    closed, or /proc/sys/fs/lease-break-time is over."""
+    """Take a read lease; the result is that of `no_writer`.
+
+    While the lease is held a writer's `open` waits: until `release`, or until the descriptor is closed, or for
+    /proc/sys/fs/lease-break-time.
+    """
     try:
-        # The kernel tells of a writer that waits by SIGIO, which would kill the program. SIGURG is ignored unless
-        # somebody asks for it.
+        # The kernel announces a waiting writer by SIGIO, which ends the program by default. SIGURG is ignored.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
-        return False if error.errno == errno.EAGAIN and not _on_a_share(descriptor) else None
+        return False if error.errno == errno.EAGAIN and not _is_remote(descriptor) else None
     return True
 
 
@@ -40,23 +58,23 @@ def is_held(descriptor: int) -> bool:
     return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
-def give_back(descriptor: int) -> None:
-    """Let writers in again."""
+def release(descriptor: int) -> None:
+    """Give the lease back, so that writers no longer wait."""
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def guard_signals() -> None:
-    """Ignore SIGIO as well, for the main thread to call once: a second net under `at_rest`."""
+    """Ignore SIGIO as well, should a lease ever be taken without F_SETSIG. Call it once, in the main thread."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
-def _on_a_share(descriptor: int) -> bool:
-    """Only asked when a lease was refused, so it may cost a read of the mount table."""
+def _is_remote(descriptor: int) -> bool:
+    """Whether the file lies on a network share. Called only when a lease was refused: it reads the mount table."""
     device = os.fstat(descriptor).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             fields = line.split(" ")
             if fields[2] == wanted:
-                return fields[fields.index("-") + 1].startswith(_REMOTE_KINDS)
+                return fields[fields.index("-") + 1].startswith(_REMOTE_TYPES)
     return False

@@ -30,9 +30,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """Changes go unreported until `Armed`: only scans find them. The reason says what to do about it."""
+    """Changes of these top-level folders (b"": of all) go unreported until `Armed`; the reason has the cure."""
 
     reason: str
+    folders: frozenset[bytes] = frozenset({b""})
 
 
 WatchEvent = Hint | Armed | Lost | Degraded

@@ -13,6 +13,7 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from docferry.clock import Clock
+from docferry.files.safe_open import Root
 from docferry.files.watch.assessment import WatchFunction
 from docferry.files.watch.roots import Armed, Degraded, Hint, Lost, WatchedRoot, WatchEvent
 from docferry.files.watch.thread import WatchThread
@@ -64,10 +65,11 @@ class Watcher:
             watch_thread.replace(seen)
 
 
-async def watch(root: Path, on_event: Callable[[WatchEvent], None], *, poll: bool = False, clock: Clock) -> None:
+async def watch(root: Root, on_event: Callable[[WatchEvent], None], *, poll: bool = False, clock: Clock) -> None:
     """Watch one root until cancelled, together with all others of this run. With `poll` nothing is reported at all:
     on a share only scans find anything, and polling by watchfiles would be a second scan that keeps every path in
-    memory."""
+    memory.
+    """
     if poll:
         await anyio.sleep_forever()
     try:
@@ -75,7 +77,7 @@ async def watch(root: Path, on_event: Callable[[WatchEvent], None], *, poll: boo
     except LookupError:
         watcher = Watcher(clock)
         _watcher.set(watcher)
-    await watcher.watch(root, on_event)
+    await watcher.watch(root.path, on_event)
 
 
 async def _relieve(watch_thread: WatchThread, root: WatchedRoot) -> None:

@@ -1,0 +1,249 @@
+"""Delete or archive files that were sent, and nothing else.
+
+A name in a customer's folder can be exchanged at any moment. So a file is renamed into a folder of docferry's own
+beside it, compared there with what was sent, and then finished or put back. Every call works on descriptors: the path
+is resolved once, without links, and never used again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import groupby
+from typing import Final
+
+from docferry.errors import FolderError, SourceError
+from docferry.files import write_lease
+from docferry.files.hashing import digests_of
+from docferry.files.placement import Content, free_name, link_copy, numbered, opened_folder, rename
+from docferry.files.safe_open import FILE, FOLDER, MISSING, PARENT, OpenRoot, Root, reason
+from docferry.model import Stamp, escaped, joined, parted
+
+#: Names of the folders that files are set aside in. A scan enters no hidden folder.
+ASIDE_PREFIX: Final = b".docferry-aside-"
+#: Names that are tried when the name of a file that is put back was taken meanwhile.
+_MOST_NAMES: Final = 1000
+
+
+class Fate(StrEnum):
+    """What became of a file that was to be removed."""
+
+    DONE = "done"  # deleted, archived, or no longer there
+    REPLACED = "replaced"  # it is not the version that was sent: it stays
+    IN_USE = "in_use"  # a program has it open for writing: it stays
+    FAILED = "failed"  # the file system refuses
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """A document whose bytes were sent: its path below the root, and how it looked then."""
+
+    document_id: int
+    path: bytes
+    stamp: Stamp
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What became of one file. For FAILED, `detail` has reason and fix, and is the same for files that fail alike."""
+
+    file: SentFile
+    fate: Fate
+    detail: str = ""
+
+
+def remove(root: Root, files: Sequence[SentFile], archive: Root | None) -> list[Removal]:
+    """Delete sent files, or move them into the archive under their path; in the calling thread.
+
+    Raises FolderError when the root cannot be opened.
+    """
+    found: list[Removal] = []
+    with OpenRoot(root) as opened:
+        for folder, group in groupby(sorted(files, key=lambda file: file.path), key=lambda file: parted(file.path)[0]):
+            found += _remove_from(opened, folder, list(group), archive)
+    return found
+
+
+def restore(root: Root, folder: bytes, name: bytes) -> list[bytes]:
+    """Put back what a killed process left in the folder `name` within `folder`; return the restored paths.
+
+    A folder that is not ours, or that a living process works in, is left alone.
+    """
+    restored: list[bytes] = []
+    with suppress(OSError), OpenRoot(root) as opened, opened.opened(folder, PARENT) as parent:
+        aside = os.open(name, FOLDER, dir_fd=parent)
+        try:
+            if not _is_ours(aside):
+                return restored
+            fcntl.flock(aside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in [os.fsencode(each) for each in os.listdir(aside)]:  # noqa: PTH208 - a descriptor
+                restored.append(joined(folder, _put_back(parent, aside, left)))
+            os.rmdir(name, dir_fd=parent)
+        finally:
+            os.close(aside)
+    return restored
+
+
+def _remove_from(opened: OpenRoot, folder: bytes, files: Sequence[SentFile], archive: Root | None) -> list[Removal]:
+    """Remove files of one folder."""
+    try:
+        with ExitStack() as stack:
+            parent = stack.enter_context(opened.opened(folder, PARENT))
+            left = [file for file in files if _exists(parent, parted(file.path)[1])]
+            done = [Removal(file, Fate.DONE) for file in files if file not in left]
+            if not left:
+                return done
+            into = stack.enter_context(opened_folder(archive, folder)) if archive else None
+            aside = stack.enter_context(_aside(parent))
+            return done + [_remove_one(parent, aside, file, into) for file in left]
+    except FolderError as error:
+        return [Removal(file, Fate.FAILED, str(error)) for file in files]
+    except OSError as error:
+        if error.errno in MISSING:
+            return [Removal(file, Fate.DONE) for file in files]
+        return [Removal(file, Fate.FAILED, _cure(error)) for file in files]
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextmanager
+def _aside(parent: int) -> Iterator[int]:
+    """A locked folder in `parent` that only the running user can enter; it is removed at the end if it is empty."""
+    name = ASIDE_PREFIX + secrets.token_hex(8).encode()
+    os.mkdir(name, 0o700, dir_fd=parent)
+    try:
+        aside = os.open(name, FOLDER, dir_fd=parent)
+        try:
+            if not _is_ours(aside):  # it was exchanged in this moment
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            fcntl.flock(aside, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield aside
+        finally:
+            os.close(aside)
+    finally:
+        with suppress(OSError):  # what is left in it is put back by the next scan
+            os.rmdir(name, dir_fd=parent)
+
+
+def _is_ours(aside: int) -> bool:
+    found = os.fstat(aside)
+    return found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077 == 0
+
+
+def _remove_one(parent: int, aside: int, file: SentFile, into: int | None) -> Removal:
+    name = parted(file.path)[1]
+    try:
+        descriptor = os.open(name, FILE, dir_fd=parent)
+    except FileNotFoundError:
+        return Removal(file, Fate.DONE)
+    except OSError as error:
+        if error.errno in MISSING or error.errno == errno.ENXIO:  # a link or a socket has its name
+            return Removal(file, Fate.REPLACED)
+        return Removal(file, Fate.FAILED, _cure(error))
+    try:
+        return _set_aside(parent, aside, file, descriptor, into)
+    except OSError as error:
+        return Removal(file, Fate.FAILED, _cure(error))
+    finally:
+        os.close(descriptor)
+
+
+def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: int | None) -> Removal:
+    """Rename the file aside, compare it with what was sent, then finish or put back."""
+    name = parted(file.path)[1]
+    if not _is_sent(os.fstat(descriptor), file, compare_ctime=True):
+        return Removal(file, Fate.REPLACED)
+    free = write_lease.take(descriptor)
+    if free is False:
+        return Removal(file, Fate.IN_USE)
+    os.rename(name, name, src_dir_fd=parent, dst_dir_fd=aside)
+    finished = False
+    try:
+        moved = os.stat(name, dir_fd=aside, follow_symlinks=False)
+        if not os.path.samestat(moved, os.fstat(descriptor)) or not _is_sent(moved, file):
+            return Removal(file, Fate.REPLACED)
+        if free is None and digests_of(descriptor, file.stamp.size, md5=False).sha256 != file.sha256:
+            return Removal(file, Fate.REPLACED)
+        # From now on nobody can open it by its name; a program that opened it before breaks the lease.
+        if free and not write_lease.is_held(descriptor):
+            return Removal(file, Fate.IN_USE)
+        try:
+            if into is not None:
+                _archive(aside, name, descriptor, Content(file.sha256, file.stamp.size), into)
+            else:
+                os.unlink(name, dir_fd=aside)
+        except SourceError:
+            return Removal(file, Fate.REPLACED)
+        except FolderError as error:
+            return Removal(file, Fate.FAILED, str(error))
+        finished = True
+        return Removal(file, Fate.DONE)
+    finally:
+        if not finished:
+            _put_back(parent, aside, name)
+
+
+def _is_sent(found: os.stat_result, file: SentFile, *, compare_ctime: bool = False) -> bool:
+    """Whether this is the version that was sent. Renaming a file changes its ctime."""
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    if compare_ctime:
+        return Stamp.of(found) == file.stamp
+    return (found.st_size, found.st_mtime_ns) == (file.stamp.size, file.stamp.mtime_ns)
+
+
+def _archive(aside: int, name: bytes, descriptor: int, content: Content, into: int) -> None:
+    """Move a file that was set aside into an open folder of the archive.
+
+    A file with other hard links is copied: through one of them its owner could rewrite what is archived.
+    """
+    is_copied = os.fstat(descriptor).st_nlink > 1
+    while True:
+        target, is_there = free_name(into, name, content)
+        try:
+            if is_there:
+                os.unlink(name, dir_fd=aside)
+            elif is_copied:
+                link_copy(descriptor, into, target, content, attributes=True)
+                os.fsync(into)
+                os.unlink(name, dir_fd=aside)
+            else:
+                os.fsync(descriptor)
+                rename(aside, name, into, target)
+        except FileExistsError:
+            continue  # another process was faster
+        except OSError as error:
+            if error.errno != errno.EXDEV or is_copied:
+                raise
+            is_copied = True
+        else:
+            return
+
+
+def _put_back(parent: int, aside: int, name: bytes) -> bytes:
+    """Move a name back and return it. Another that took its place stays: then it gets a number."""
+    for number in range(1, _MOST_NAMES):
+        with suppress(FileExistsError):
+            rename(aside, name, parent, numbered(name, number))
+            return numbered(name, number)
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), escaped(name))
+
+
+def _cure(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{reason(error)}: let docferry's user write in the folder, and in a unit by ReadWritePaths="
+    return reason(error)
