@@ -13,6 +13,7 @@ import anyio
 
 from benchmarks.queue_cycles import TARGET, planned
 from docferry.clock import SystemClock
+from docferry.files.safe_open import Root
 from docferry.files.scan import walk
 from docferry.model import State
 from docferry.store import locks
@@ -25,7 +26,7 @@ _TOGETHER = 20_000
 
 def of_folder(root: Path) -> Iterator[list[Planned]]:
     """Every file below a folder, as a document that was sent."""
-    for chunk in walk(root, chunk=_TOGETHER):
+    for chunk in walk(Root(root), chunk=_TOGETHER):
         plans = []
         for listing in chunk:
             for seen in listing.files:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import anyio
 
+from docferry.model import Transfer
+
 
 class Wakeup:
     """A flag that one loop waits for. Setting it twice before the loop looks wakes the loop once."""
@@ -33,7 +35,10 @@ class Wakeups:
     def __init__(self) -> None:
         self.upload = Wakeup()  # for the scheduler: the queue may have something due
         self.detection = Wakeup()  # for the scan scheduler: paths to check, or files that are not quiet yet
+        self.after_upload = Wakeup()  # for the after-upload actions: files were sent, or a scan has ended
         self._paths: dict[str, set[bytes]] = {}
+        self._scanned: set[str] = set()
+        self._sent: dict[int, str] = {}
 
     def queue_changed(self) -> None:
         """Tell the scheduler that a transfer may be due."""
@@ -57,3 +62,23 @@ class Wakeups:
     def has_paths(self) -> bool:
         """Whether paths wait to be checked."""
         return bool(self._paths)
+
+    def scanned(self, mapping: str) -> None:
+        """Tell the after-upload actions that a scan has ended: what they could not do before is tried again."""
+        self._scanned.add(mapping)
+        self.after_upload.set()
+
+    def take_scanned(self) -> set[str]:
+        """Return and forget the mappings whose scan has ended."""
+        taken, self._scanned = self._scanned, set()
+        return taken
+
+    def documents_sent(self, transfers: Iterable[Transfer]) -> None:
+        """Tell the after-upload actions that these transfers were sent."""
+        self._sent.update((transfer.id, transfer.sha256) for transfer in transfers)
+        self.after_upload.set()
+
+    def take_sent(self) -> dict[int, str]:
+        """Return and forget the transfers that were sent: the digest by the transfer's id."""
+        taken, self._sent = self._sent, {}
+        return taken

@@ -11,9 +11,10 @@ import anyio
 import pytest
 
 from docferry.app.application import Application
-from docferry.detect.planner import judge, plan
+from docferry.detect.planner import plan, validate
 from docferry.files import scan
-from docferry.files.hashing import digest
+from docferry.files.hashing import hash_file
+from docferry.files.safe_open import OpenRoot, Root
 from docferry.model import State, Target
 from docferry.store.database import READERS
 from upload.conftest import UploadEnv
@@ -41,10 +42,12 @@ async def walked(app: Application) -> AsyncIterator[None]:
 async def planned(app: Application, folder: Path, path: bytes) -> None:
     """What a hint does, without the questions that would wait behind the scan's."""
     upload = app.uploads["bank"]
-    seen, read = scan.look(folder, path), digest(folder, path)
+    read = hash_file(Root(folder), path)
+    with OpenRoot(Root(folder)) as opened:
+        seen = scan.stat_file(opened, path)
     assert seen is not None
     assert read.digests is not None
-    target = judge(upload, seen, {"codat": app.remotes["codat"].rules})
+    target = validate(upload, seen, {"codat": app.remotes["codat"].rules})
     assert isinstance(target, Target)
     await app.documents.apply("bank", [plan(upload, seen, target, read.digests, 0.0)])
 

@@ -293,7 +293,7 @@ def test_w9_folder_unreadable_then_readable(terrain: Terrain, bounded: list[str]
     closed.chmod(0)
     try:
         with terrain.daemon():
-            until(lambda: "closed may not be read" in (_status(terrain, "bank")["problem"] or ""), 20)
+            until(lambda: "closed cannot be read" in (_status(terrain, "bank")["problem"] or ""), 20)
             (folder / "b.pdf").write_bytes(b"b")
             until(lambda: terrain.names() == {"b.pdf"}, 20)
             closed.chmod(0o755)

@@ -28,6 +28,7 @@ from sqlalchemy import Connection, StaticPool, create_engine, text
 from docferry import settings
 from docferry.clock import TurnableClock, iso
 from docferry.errors import NotNow, RemoteError, SourceChanged
+from docferry.files.safe_open import Root
 from docferry.files.source import Opener
 from docferry.model import (
     Digests,
@@ -298,7 +299,7 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def let_go(self) -> None:
+    def discard(self) -> None:
         """They stay."""
 
     def close(self) -> None:
@@ -309,7 +310,7 @@ class Shelf(Opener):
     """Where the documents lie: in memory."""
 
     def __init__(self, root: Path, contents: Mapping[str, bytes], jitter: random.Random) -> None:
-        super().__init__(root)
+        super().__init__(Root(root))
         self._contents = contents
         self._random = jitter
 
@@ -339,7 +340,7 @@ class Process(Uploader):
             context,
             gate_manager,
             BatchTrials(Cursors(self.database, clock), self.queue, 1),
-            SourceOpener(context, gate_manager, {world.upload.root: shelf}),
+            SourceOpener(context, gate_manager, {Root.of(world.upload): shelf}),
         )
         self._clock, self._random = clock, world.jitter
 

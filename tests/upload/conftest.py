@@ -70,6 +70,7 @@ class UploadEnv:
                 await group.start(app.scheduler.run)
                 while not (done or settled)(counts := await self.states(app)):
                     await app.scan_scheduler.serve_hints()
+                    await app.after_upload.serve()
                     await anyio.sleep(0.02)  # between two looks at the queue
                 app.scheduler.stop()
         return counts

@@ -11,7 +11,6 @@ from pathlib import Path
 import anyio.to_thread
 
 from docferry import policy
-from docferry.app.receipts import ReceiptKeeper
 from docferry.app.remotes import RULES, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.detect.reconciler import Reconciler
@@ -19,6 +18,7 @@ from docferry.detect.scan_scheduler import ScanScheduler
 from docferry.download.downloader import Downloader
 from docferry.errors import ConfigError, FolderError
 from docferry.files import scan
+from docferry.files.safe_open import Root
 from docferry.model import joined
 from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import Remote
@@ -32,6 +32,7 @@ from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
+from docferry.upload.after_upload import AfterUpload
 from docferry.upload.batch_trials import BatchTrials
 from docferry.upload.context import Queue, UploadContext
 from docferry.upload.gates import GateManager
@@ -59,11 +60,11 @@ class Application:
     gate_manager: GateManager
     uploader: Uploader
     scheduler: Scheduler
+    after_upload: AfterUpload
     downloader: Downloader
     uploads: Mapping[str, Upload]
     downloads: Sequence[Download]
     telemetry: Telemetry
-    receipts: ReceiptKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +105,14 @@ async def open_application(
         await anyio.to_thread.run_sync(schema.read_through, database_path(settings))
         database = await stack.enter_async_context(open_database(database_path(settings), patience))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
-        receipts = ReceiptKeeper(settings, database, clock)
-        await receipts.check_copy(adopt=adopt)
         remotes = open_remotes(settings, clock)
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
         tables = _open_tables(database, clock, owner)
         context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
-        app = _build(settings, context, tables.cursors, wanted_downloads if downloads else [], receipts)
+        app = _build(settings, context, tables.cursors, wanted_downloads if downloads else [], adopt=adopt)
         for upload in uploads.values():
-            await app.reconciler.follow(upload)
+            await app.reconciler.detect_retarget(upload)
         yield app
 
 
@@ -138,17 +137,10 @@ def _open_tables(database: Database, clock: Clock, owner: str) -> _Tables:
 
 
 def _build(
-    settings: Settings, context: UploadContext, cursors: Cursors, downloads: Sequence[Download], receipts: ReceiptKeeper
+    settings: Settings, context: UploadContext, cursors: Cursors, downloads: Sequence[Download], *, adopt: bool
 ) -> Application:
     queue, clock = context.queue, context.clock
-    reconciler = Reconciler(
-        documents=queue.documents,
-        cursors=cursors,
-        rules=RULES,
-        clock=clock,
-        wakeups=context.wakeups,
-        adopt=receipts.adopt_before,
-    )
+    reconciler = Reconciler(queue.documents, cursors, RULES, clock, context.wakeups, adopt=adopt)
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
@@ -170,11 +162,11 @@ def _build(
         gate_manager=gate_manager,
         uploader=uploader,
         scheduler=Scheduler(context, _limits(settings), uploader, gate_manager, batch_trials, maintenance),
+        after_upload=AfterUpload(context.uploads, queue.documents, context.wakeups),
         downloader=_open_downloader(settings, context, cursors),
         uploads=context.uploads,
         downloads=downloads,
         telemetry=context.telemetry,
-        receipts=receipts,
     )
 
 
@@ -213,7 +205,7 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
     async with open_application(settings, mappings=[mapping], downloads=False) as app:
         total = 0
         for upload in uploads.values():
-            if not scan.is_empty(upload.root):
+            if not scan.is_empty(Root.of(upload)):
                 raise FolderError(f"{upload.root} is not empty")
             for folder in await app.documents.folders(upload.name):
                 looks = (await app.documents.known(upload.name, [folder])).get(folder, set())

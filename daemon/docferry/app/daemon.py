@@ -86,10 +86,10 @@ async def _serve(
             async with anyio.create_task_group() as outer:
                 await outer.start(app.scheduler.run)
                 async with anyio.create_task_group() as rooms:
-                    rooms.start_soon(app.scan_scheduler.run, name="lookout")
+                    rooms.start_soon(app.scan_scheduler.run, name="scan scheduler")
+                    rooms.start_soon(app.after_upload.run, name="after upload")
                     for download in app.downloads:
                         rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
-                    rooms.start_soon(app.receipts.run, name="receipts")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
                     if alerts.is_configured(settings):
@@ -101,7 +101,6 @@ async def _serve(
                         app.database.hurry()
                     rooms.cancel_scope.cancel()
                 await finish(app, outer)
-            await app.receipts.finish()
     status_file.forget(settings.state_dir)
     return following
 

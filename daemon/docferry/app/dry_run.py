@@ -12,9 +12,11 @@ from docferry.app.application import database_path, select_mappings
 from docferry.app.remotes import RULES
 from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
-from docferry.detect.planner import judge, plan
+from docferry.detect.planner import plan, validate
+from docferry.errors import SourceError
 from docferry.files import scan
-from docferry.files.hashing import digests
+from docferry.files.hashing import hash_file
+from docferry.files.safe_open import Root
 from docferry.model import SeenFile
 from docferry.settings import Settings, Upload
 from docferry.store.database import open_database
@@ -48,7 +50,7 @@ async def preview(settings: Settings, *, mappings: Sequence[str] = ()) -> list[P
 
 async def _mapping(upload: Upload, documents: Documents | None) -> list[PreviewRow]:
     listings = await anyio.to_thread.run_sync(
-        lambda: [listing for chunk in scan.walk(upload.root, enters=upload.enters) for listing in chunk]
+        lambda: [listing for chunk in scan.walk(Root.of(upload), enters=upload.enters) for listing in chunk]
     )
     rows: list[PreviewRow] = []
     planned: list[Planned] = []
@@ -74,11 +76,14 @@ async def _mapping(upload: Upload, documents: Documents | None) -> list[PreviewR
 
 
 async def _plan(upload: Upload, seen_file: SeenFile) -> Planned | None:
-    verdict = judge(upload, seen_file, RULES)
+    verdict = validate(upload, seen_file, RULES)
     if isinstance(verdict, Planned):
         return verdict
-    (found,) = await anyio.to_thread.run_sync(digests, upload.root, [seen_file.path])
-    if isinstance(found, Exception) or found.digests is None:
+    try:
+        found = await anyio.to_thread.run_sync(hash_file, Root.of(upload), seen_file.path)
+    except SourceError:
+        return None
+    if found.digests is None:
         return None
     return plan(upload, SeenFile(seen_file.folder, seen_file.name, found.stamp), verdict, found.digests, 0.0)
 

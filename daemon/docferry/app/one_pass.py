@@ -93,7 +93,6 @@ async def sync(
                     settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
                 ) as app:
                     report = await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
-                    await app.receipts.finish()
             result.exit_code, result.text = report.exit_code, report.summary
             return report
     raise AssertionError("unreachable: plain_errors never swallows")
@@ -138,11 +137,13 @@ class OnePass:
         self._open_before = sum((await app.reports.open_counts(app.uploads)).values()) if app.uploads else 0
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)
+            group.start_soon(app.after_upload.run, name="after upload")
             self._problems += await app.scan_scheduler.round()
             self._scanning = False
             await self._settle()
             await self._drain()
             await finish(app, group)
+        await app.after_upload.serve()
 
     async def _settle(self) -> None:
         """Wait for files that are still being written, but not for ever."""

@@ -128,7 +128,8 @@ def _mapping(app: Application, name: str) -> dict[str, Any]:
     state = app.reconciler.state(name)
     unsettled = app.reconciler.debouncer.unsettled(name)
     return {
-        "problem": state.problem or next(iter(state.subfolders.values()), None),
+        "problem": state.problem or next(iter(state.subfolders.values()), None) or app.after_upload.problem(name),
+        "left_out": state.left_out,
         "watch": state.watch if name in app.uploads else "on a schedule",
         "last_scan": iso(state.last_scan),
         "scan_seconds": round(state.reading, 3) if name in app.uploads else None,

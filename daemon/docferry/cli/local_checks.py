@@ -14,6 +14,7 @@ from typing import Final, Literal
 from docferry.cli.output import count
 from docferry.errors import FolderError, StateError
 from docferry.files import scan
+from docferry.files.safe_open import Root
 from docferry.files.write_lease import no_writer
 from docferry.model import Target, escaped, joined
 from docferry.settings import Download, Settings, Upload, missing_keys
@@ -160,7 +161,7 @@ def _sqlite() -> Iterator[Finding]:
 def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
     root = escaped(str(upload.root))
     try:
-        for listings in scan.walk(upload.root, enters=upload.enters):
+        for listings in scan.walk(Root.of(upload), enters=upload.enters):
             _count(upload, listings, walked)
     except FolderError as error:
         yield Finding("fail", upload.name, *_parted(str(error)), away=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from docferry import __version__
-from docferry.cli.receipts_parser import add_receipts
 
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
@@ -52,8 +51,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return asked
 
 
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> _Parser:
+    parser = _Parser(
         prog="docferry",
         description=_ABOUT,
         epilog=_TO_BEGIN,
@@ -75,7 +74,6 @@ def build_parser() -> Parser:
         _metrics,
         _config,
         _alerts,
-        add_receipts,
         _simulate,
         _demo,
     ):
@@ -83,10 +81,10 @@ def build_parser() -> Parser:
     return parser
 
 
-class Parser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the program, and knows its commands."""
 
-    commands: argparse._SubParsersAction[Parser]
+    commands: argparse._SubParsersAction[_Parser]
 
     def error(self, message: str) -> NoReturn:
         found = _CHOICE.search(message)
@@ -98,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         kind = "command" if what in {"COMMAND", "WHAT"} else what
         raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
 
-    def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
+    def command(self, name: str, summary: str, *examples: str, more: str = "") -> _Parser:
         """Add a command; each example is a line that can be typed."""
         shown = "examples:\n" + "\n".join(f"  docferry {name} {each}".rstrip() for each in examples)
         added = self.commands.add_parser(
@@ -114,7 +112,7 @@ class Parser(argparse.ArgumentParser):
         return added
 
 
-def _run(parser: Parser) -> None:
+def _run(parser: _Parser) -> None:
     parser.command(
         "run",
         "the daemon, in the foreground, as systemd wants it",
@@ -124,7 +122,7 @@ def _run(parser: Parser) -> None:
     )
 
 
-def _sync(parser: Parser) -> None:
+def _sync(parser: _Parser) -> None:
     sync = parser.command(
         "sync",
         "one pass: scan, upload all that is due, download what is new, then exit",
@@ -147,7 +145,7 @@ def _sync(parser: Parser) -> None:
     )
 
 
-def _status(parser: Parser) -> None:
+def _status(parser: _Parser) -> None:
     status = parser.command(
         "status",
         "counts by mapping and state, what each remote is doing, what needs a person",
@@ -159,7 +157,7 @@ def _status(parser: Parser) -> None:
     status.add_argument("--watch", action="store_true", help="show it again and again, until Ctrl-C")
 
 
-def _list(parser: Parser) -> None:
+def _list(parser: _Parser) -> None:
     listing = parser.command(
         "list",
         "documents, one a line",
@@ -176,7 +174,7 @@ def _list(parser: Parser) -> None:
     listing.add_argument("--json", action="store_true", help="one object a line")
 
 
-def _show(parser: Parser) -> None:
+def _show(parser: _Parser) -> None:
     show = parser.command(
         "show", "one document and every attempt made", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
     )
@@ -184,7 +182,7 @@ def _show(parser: Parser) -> None:
     show.add_argument("--json", action="store_true", help="one object a line, the newest version of a path first")
 
 
-def _retry(parser: Parser) -> None:
+def _retry(parser: _Parser) -> None:
     retry = parser.command(
         "retry",
         "makes held and waiting documents due now, and opens closed gates",
@@ -200,7 +198,7 @@ def _retry(parser: Parser) -> None:
     retry.add_argument("--all", action="store_true", help="all of them")
 
 
-def _check(parser: Parser) -> None:
+def _check(parser: _Parser) -> None:
     check = parser.command(
         "check",
         "is the configuration right, do the keys work, are the folders readable; says how to mend each",
@@ -211,7 +209,7 @@ def _check(parser: Parser) -> None:
     check.add_argument("--json", action="store_true", help="one object")
 
 
-def _health(parser: Parser) -> None:
+def _health(parser: _Parser) -> None:
     health = parser.command(
         "health",
         "whether the daemon is alive, or ready: exit 0 when it is, 1 when it is not",
@@ -222,7 +220,7 @@ def _health(parser: Parser) -> None:
     health.add_argument("--ready", action="store_true", help="the first scan was planned, and the queue can be written")
 
 
-def _metrics(parser: Parser) -> None:
+def _metrics(parser: _Parser) -> None:
     parser.command(
         "metrics",
         "the metrics once, as text",
@@ -232,7 +230,7 @@ def _metrics(parser: Parser) -> None:
     )
 
 
-def _config(parser: Parser) -> None:
+def _config(parser: _Parser) -> None:
     config = parser.command(
         "config",
         "a commented example; the effective settings, secrets hidden; JSON Schema",
@@ -248,7 +246,7 @@ def _config(parser: Parser) -> None:
     )
 
 
-def _alerts(parser: Parser) -> None:
+def _alerts(parser: _Parser) -> None:
     alerts = parser.command(
         "alerts",
         "which conditions last and who was told; a test message to each receiver; silence",
@@ -260,7 +258,7 @@ def _alerts(parser: Parser) -> None:
         more="A condition's key is its event and labels; a pattern may stand for many. TIME is a duration or a date; "
         "0 ends a silence.",
     )
-    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=_Parser)
     listing = whats.add_parser("list", help="the conditions that last, or ended and are not told to all yet")
     listing.add_argument("--json", action="store_true", help="one object a line")
     test = whats.add_parser("test", help="send a test message to each receiver, or to one")
@@ -270,7 +268,7 @@ def _alerts(parser: Parser) -> None:
     silence.add_argument("until", metavar="TIME", type=_moment, help='such as "8h" or "2026-12-24T18:00"; 0 ends it')
 
 
-def _simulate(parser: Parser) -> None:
+def _simulate(parser: _Parser) -> None:
     simulate = parser.command(
         "simulate",
         "a local Codat and Wootiv to try things against",
@@ -283,7 +281,7 @@ def _simulate(parser: Parser) -> None:
     simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: which requests go wrong, and how")
 
 
-def _demo(parser: Parser) -> None:
+def _demo(parser: _Parser) -> None:
     parser.command(
         "demo",
         "the whole thing on a temporary folder against the simulator, shown as it happens",
@@ -332,7 +330,7 @@ def _port(written: str) -> int:
     return int(written)
 
 
-def _unknown(wrong: str, parser: Parser, command: str | None) -> str:
+def _unknown(wrong: str, parser: _Parser, command: str | None) -> str:
     known = list(_options(parser))
     if command is not None:
         known += _options(parser.commands.choices[command])

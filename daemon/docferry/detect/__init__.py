@@ -1,1 +1,1 @@
-"""Detection: from a file in a mapped folder to a row in the queue."""
+"""Detect documents: from a file in a mapped folder to a row in the queue."""

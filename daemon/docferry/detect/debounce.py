@@ -1,21 +1,28 @@
-"""When may a file be read? When it has held still for `settle`: by its own stamps, or, where those cannot be
-believed, by watching it for so long."""
+"""Wait until a file is quiet: unchanged for `settle` by its stamp, or by observation where the stamp proves nothing."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from docferry.clock import Clock
+from docferry.files.scan import top_level
 from docferry.model import SeenFile, Stamp
 
-_JUMP = 1.0  # seconds by which wall and steady clock may drift apart between two looks
+_CLOCK_JUMP_S: Final = 1.0  # by which wall and steady clock may drift apart between two looks
+_SHORTEST_POSTPONEMENT_S: Final = 0.2
+_LONGEST_POSTPONEMENT_S: Final = 60.0
 
+#: Mapping, and path relative to its root.
 Key = tuple[str, bytes]
+#: Mapping, and a top-level folder of its root: what one customer can write to.
+Group = tuple[str, bytes]
 
 
 @dataclass(slots=True, eq=False)
-class Watched:
+class WatchedFile:
     """A file that is not quiet yet."""
 
     mapping: str
@@ -24,37 +31,45 @@ class Watched:
     settle: float
     first: float  # wall seconds: since when it has been unsettled
     since: float  # steady seconds: when this stamp was first seen
-    due: float  # steady seconds: when to look again; its place in the heap may be an earlier one
+    due: float  # steady seconds: when to look again; its entry in the heap may have an earlier time
     by_watching: bool = False
+    in_heap: bool = False
 
     @property
     def key(self) -> Key:
+        """Mapping and path."""
         return self.mapping, self.path
 
 
 class Debouncer:
-    """Keeps at most `limit` unsettled files. `offer` takes what a scan or a hint saw; `ripe` gives out those
-    whose time has come, and each is then looked at afresh and given to `again`."""
+    """Holds at most `limit` unsettled files, shared fairly between top-level folders.
+
+    `offer` takes what a scan or a hint saw. `due` returns the files whose time has come; each is then examined and
+    given to `offer` again, or to `forget`.
+    """
 
     def __init__(self, clock: Clock, limit: int = 10_000) -> None:
         self._clock = clock
         self._limit = limit
-        self._kept: dict[Key, Watched] = {}
-        self._heap: list[tuple[float, int, Watched]] = []
+        self._files: dict[Key, WatchedFile] = {}
+        self._groups: dict[Group, dict[Key, WatchedFile]] = {}
+        self._heap: list[tuple[float, int, WatchedFile]] = []
         self._count = 0
-        self._released: dict[Key, float] = {}  # since when those were unsettled that were just said to be quiet
-        self._overflowed: set[str] = set()
+        self._released: dict[Key, float] = {}  # since when files were unsettled that were just said to be quiet
+        self._overflowed: set[Group] = set()
         self._skew = clock.now() - clock.steady()
-        self._distrust = float("-inf")  # steady seconds of the latest jump of the wall clock
+        self._jumped_at = float("-inf")  # steady seconds of the latest jump of the wall clock
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._files)
 
     def offer(self, mapping: str, seen_file: SeenFile, settle: float, *, by_watching: bool = False) -> bool:
-        """Is it quiet right now? If not it is kept and comes back from `ripe`; or it is dropped because there are
-        too many, and `take_overflow` tells. `by_watching` is for shares whose clock is not ours."""
-        key = (mapping, seen_file.path)
-        watched = self._kept.get(key)
+        """Return whether the file is quiet now. Otherwise keep it, to be returned by `due`.
+
+        A file may be dropped because there are too many; `take_overflow` tells. `by_watching` is for shares, whose
+        clock is not ours.
+        """
+        watched = self._files.get((mapping, seen_file.path))
         now = self._clock.steady()
         if watched is not None:
             watched.settle, watched.by_watching = settle, by_watching
@@ -62,115 +77,133 @@ class Debouncer:
         wait = self._wait(seen_file.stamp, settle, by_watching)
         if wait <= 0:
             return True
-        self._keep(key, seen_file.stamp, settle, now + wait, by_watching)
+        self._keep(mapping, seen_file, settle, now + wait, by_watching)
         return False
 
-    def due(self) -> list[Watched]:
-        """Those whose time has come, each once; they are kept until `again` or `forget`."""
+    def due(self) -> list[Key]:
+        """Return the files whose time has come, each once until it is offered again."""
         now = self._clock.steady()
-        found: list[Watched] = []
+        found: list[Key] = []
         while self._heap and self._heap[0][0] <= now:
             watched = heapq.heappop(self._heap)[2]
-            if self._kept.get(watched.key) is not watched:
+            watched.in_heap = False
+            if self._files.get(watched.key) is not watched:
                 continue
             if watched.due > now:
                 self._push(watched)
             else:
-                found.append(watched)
+                found.append(watched.key)
         return found
 
-    def recheck(self, watched: Watched, stamp: Stamp | None) -> bool:
-        """What a fresh look at one of `ripe` saw (None: it is gone). True when it is quiet now; else its timer
-        runs again."""
-        if self._kept.get(watched.key) is not watched:
-            return False
-        if stamp is None:
-            del self._kept[watched.key]
-            return False
-        if self._observe(watched, stamp, self._clock.steady()):
-            return True
-        self._push(watched)
-        return False
-
     def postpone(self, mapping: str, seen_file: SeenFile, settle: float, *, by_watching: bool = False) -> None:
-        """It was quiet, but somebody has it open for writing: look again later. The longer it has been so, the
-        more seldom, up to a minute; closing it makes an event anyway."""
-        key = (mapping, seen_file.path)
-        now = self._clock.steady()
-        if key in self._kept:
-            return
-        first = self._released.get(key, self._clock.now())
-        wait = min(max(settle, 0.2, (self._clock.now() - first) / 10), max(settle, 60.0))
-        self._keep(key, seen_file.stamp, settle, now + wait, by_watching)
+        """Keep a quiet file that is not complete, such as one that a program has open for writing.
 
-    def forget(self, mapping: str, path: bytes | None = None) -> None:
-        """No longer of interest: one file, or a whole mapping."""
-        if path is not None:
-            self._kept.pop((mapping, path), None)
-            self._released.pop((mapping, path), None)
+        The longer it has been unsettled, the later it is due, up to a minute; closing it causes a hint anyway.
+        """
+        key = (mapping, seen_file.path)
+        if key in self._files:
             return
-        self._kept = {key: kept for key, kept in self._kept.items() if key[0] != mapping}
-        self._released = {key: first for key, first in self._released.items() if key[0] != mapping}
-        self._overflowed.discard(mapping)
+        waited = self._clock.now() - self._released.get(key, self._clock.now())
+        wait = min(max(settle, _SHORTEST_POSTPONEMENT_S, waited / 10), max(settle, _LONGEST_POSTPONEMENT_S))
+        self._keep(mapping, seen_file, settle, self._clock.steady() + wait, by_watching)
+
+    def forget(self, mapping: str, path: bytes) -> None:
+        """Drop a file that is gone, or is no longer a document."""
+        watched = self._files.get((mapping, path))
+        if watched is not None:
+            self._remove(watched)
 
     def next_due(self) -> float | None:
-        """Steady seconds at which `ripe` has something to say."""
-        while self._heap and self._kept.get(self._heap[0][2].key) is not self._heap[0][2]:
+        """Return the steady seconds at which `due` has something, None when nothing is kept."""
+        while self._heap and self._files.get(self._heap[0][2].key) is not self._heap[0][2]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def unsettled(self, mapping: str, at_least: float = 0.0) -> list[tuple[bytes, float]]:
-        """`(path, since)` of those that have been unsettled for `at_least` seconds; `since` in wall seconds."""
+        """Return `(path, since)` of the files that have been unsettled for `at_least` seconds, the oldest first.
+
+        `since` is in wall seconds.
+        """
         until = self._clock.now() - at_least
-        kept = (watched for watched in self._kept.values() if watched.mapping == mapping)
-        return sorted(((each.path, each.first) for each in kept if each.first <= until), key=lambda pair: pair[1])
+        pairs = ((each.path, each.first) for each in self._of(mapping) if each.first <= until)
+        return sorted(pairs, key=lambda pair: pair[1])
 
-    def take_overflow(self, mapping: str) -> bool:
-        """Whether files of this mapping were dropped since this was last asked: then scan it soon."""
-        if mapping in self._overflowed:
-            self._overflowed.discard(mapping)
-            return True
-        return False
+    def take_overflow(self, mapping: str) -> set[bytes]:
+        """Return and forget the top-level folders of which files were dropped: they must be scanned again."""
+        groups = {group for group in self._overflowed if group[0] == mapping}
+        self._overflowed -= groups
+        return {top for _, top in groups}
 
-    def _observe(self, watched: Watched, stamp: Stamp, now: float) -> bool:
-        """A fresh look at a kept file: release it if it is quiet, else set when to look again."""
+    def _of(self, mapping: str) -> Iterator[WatchedFile]:
+        for (name, _), files in self._groups.items():
+            if name == mapping:
+                yield from files.values()
+
+    def _observe(self, watched: WatchedFile, stamp: Stamp, now: float) -> bool:
+        """Release a kept file if it is quiet, else set when it is due."""
         if stamp != watched.stamp:
             watched.stamp, watched.since = stamp, now
         wait = self._wait(stamp, watched.settle, watched.by_watching)
         wait = min(wait, watched.since + watched.settle - now)
         if wait > 0:
             watched.due = now + wait
+            if not watched.in_heap:
+                self._push(watched)
             return False
-        del self._kept[watched.key]
+        self._remove(watched)
         self._release(watched)
         return True
 
     def _wait(self, stamp: Stamp, settle: float, by_watching: bool) -> float:
-        """Seconds until its stamps alone prove that it is quiet; `settle` where they prove nothing: in the
-        future, written before the wall clock jumped, or by a clock that is not ours."""
+        """Return the seconds until the stamp alone proves that the file is quiet.
+
+        That is `settle` where the stamp proves nothing: it lies in the future, was made before the wall clock jumped,
+        or comes from a clock that is not ours.
+        """
         wall, steady = self._clock.now(), self._clock.steady()
-        if abs(wall - steady - self._skew) > _JUMP:
-            self._distrust = steady
+        if abs(wall - steady - self._skew) > _CLOCK_JUMP_S:
+            self._jumped_at = steady
         self._skew = wall - steady
         newest = max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-        if by_watching or newest > wall or steady < self._distrust + settle:
+        if by_watching or newest > wall or steady < self._jumped_at + settle:
             return settle
         return newest + settle - wall
 
-    def _keep(self, key: Key, stamp: Stamp, settle: float, due: float, by_watching: bool) -> None:
-        if len(self._kept) >= self._limit:
-            self._overflowed.add(key[0])
+    def _keep(self, mapping: str, seen_file: SeenFile, settle: float, due: float, by_watching: bool) -> None:
+        group = (mapping, top_level(seen_file.path))
+        if len(self._files) >= self._limit and not self._make_room(group):
+            self._overflowed.add(group)
             return
+        key = (mapping, seen_file.path)
         first = self._released.pop(key, self._clock.now())
-        watched = Watched(*key, stamp, settle, first, self._clock.steady(), due, by_watching=by_watching)
-        self._kept[key] = watched
+        watched = WatchedFile(*key, seen_file.stamp, settle, first, self._clock.steady(), due, by_watching=by_watching)
+        self._files[key] = watched
+        self._groups.setdefault(group, {})[key] = watched
         self._push(watched)
 
-    def _push(self, watched: Watched) -> None:
+    def _make_room(self, group: Group) -> bool:
+        """Drop a file of the largest group for one of a group that has less than its share."""
+        share = self._limit / (len(self._groups) + (group not in self._groups))
+        if len(self._groups.get(group, ())) + 1 > share:
+            return False
+        largest = max(self._groups, key=lambda each: len(self._groups[each]))
+        self._overflowed.add(largest)
+        self._remove(next(reversed(self._groups[largest].values())))
+        return True
+
+    def _remove(self, watched: WatchedFile) -> None:
+        del self._files[watched.key]
+        group = (watched.mapping, top_level(watched.path))
+        del self._groups[group][watched.key]
+        if not self._groups[group]:
+            del self._groups[group]
+
+    def _push(self, watched: WatchedFile) -> None:
         self._count += 1  # breaks ties, so that the heap never compares two files
+        watched.in_heap = True
         heapq.heappush(self._heap, (watched.due, self._count, watched))
 
-    def _release(self, watched: Watched) -> None:
+    def _release(self, watched: WatchedFile) -> None:
         if len(self._released) >= self._limit:
             del self._released[next(iter(self._released))]
         self._released[watched.key] = watched.first

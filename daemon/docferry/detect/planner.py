@@ -1,12 +1,14 @@
-"""From a quiet file to the queue: judge it, hash it, plan where it goes, and apply the plans."""
+"""Turn quiet files into rows of the queue: validate them, hash them, plan their transfers, and commit the plans."""
 
 from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -14,78 +16,91 @@ import anyio.to_thread
 from docferry import logs
 from docferry.clock import Clock
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
-from docferry.files.hashing import digests
+from docferry.files.hashing import HashedFile, hash_files
+from docferry.files.safe_open import Root
 from docferry.model import Digests, Reason, SeenFile, State, Target, escaped
 from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
-from docferry.store.old_copy import REASON as OLD_COPY
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
 
-#: Files hashed in one visit to a thread: few enough that a stop is not kept waiting, by number and by bytes.
-HASHED_AT_ONCE = 64
-BYTES_AT_ONCE = 16 * 1024 * 1024
-#: A file that the disk does not give out is held after so many tries.
-READ_TRIES = 4
-#: Documents planned in one commit: each one writes most pages of the indexes that are by digest, which lie all about.
-PLANNED_AT_ONCE = 1024
-#: Large ones are planned sooner, by their bytes: the first are on their way while the next are read.
-PLANNED_BYTES = 64 * 1024 * 1024
+#: Files that one call of a thread hashes, by number and bytes: few, so that callers take turns and a stop is prompt.
+HASHED_AT_ONCE: Final = 64
+BYTES_AT_ONCE: Final = 16 * 1024 * 1024
+#: Failed reads of a file, for another reason than permission, before it is held.
+READ_TRIES: Final = 4
+#: Documents of one commit: each commit writes most pages of the indexes by digest.
+PLANNED_AT_ONCE: Final = 1024
+#: Bytes of one commit: large documents are sent while the next are read.
+PLANNED_BYTES: Final = 64 * 1024 * 1024
+#: Held documents of one mapping and reason that are logged one by one; then only their number is.
+LOGGED_SINGLY: Final = 5
 
 
 class Planner:
-    """Takes files that are quiet. One that turns out not to be complete yet is told to `wait`."""
+    """Plans the transfers of quiet files."""
 
     def __init__(
         self,
-        *,
         documents: Documents,
         cursors: Cursors,
         rules: Mapping[str, Rules],
         clock: Clock,
         wakeups: Wakeups,
-        wait: Callable[[Upload, SeenFile], None],
-        adopt: float,
+        *,
+        adopt: bool = False,
     ) -> None:
         self._documents = documents
         self._cursors = cursors
         self._rules = rules
         self._clock = clock
         self._wakeups = wakeups
-        self._wait = wait
-        self._adopt = adopt  # a queue was lost: files from before this time (wall seconds) may be at the remote already
-        self.unchanged = 0  # files that turned out to be what was known: touched, or copies
-        self._hashing = anyio.CapacityLimiter(2)
-        self._stumbled: dict[tuple[str, bytes], int] = {}  # how often a file could not be read
+        self._adopt = adopt  # the database was lost: what is new here may be at the remote already
+        self.unchanged = 0  # files that turned out to be known: touched, renamed or copied
+        self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders take turns
+        self._hashing_large = anyio.CapacityLimiter(1)  # large files never occupy both threads
+        self._failed_reads: Counter[tuple[str, bytes]] = Counter()
+        self._held: Counter[tuple[str, str]] = Counter()  # by mapping and reason, since this process started
+        self._unlogged: Counter[tuple[str, str]] = Counter()
 
-    async def admit(self, upload: Upload, seen_files: Sequence[SeenFile]) -> None:
-        """Plan them, so many in one commit."""
+    async def enqueue(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[SeenFile]:
+        """Plan quiet files, and return those that turned out not to be complete yet. Raises FolderError."""
+        incomplete: list[SeenFile] = []
         for start in range(0, len(seen_files), PLANNED_AT_ONCE):
-            await self._admit(upload, seen_files[start : start + PLANNED_AT_ONCE])
+            await self._enqueue(upload, seen_files[start : start + PLANNED_AT_ONCE], incomplete)
+        return incomplete
 
-    async def _admit(self, upload: Upload, seen_files: Sequence[SeenFile]) -> None:
+    def log_held(self, mapping: str) -> None:
+        """Log the number of documents that were held and not logged one by one."""
+        for key in [key for key in self._unlogged if key[0] == mapping]:
+            count = self._unlogged.pop(key)
+            advice = f"{count:,} more documents are held; list them: docferry list --state held --reason {key[1]}"
+            log.warning("held", advice, mapping=mapping, reason=key[1], documents=count)
+
+    async def _enqueue(self, upload: Upload, seen_files: Sequence[SeenFile], incomplete: list[SeenFile]) -> None:
         planned: list[Planned] = []
         to_hash: list[tuple[SeenFile, Target]] = []
         for seen_file in seen_files:
-            verdict = judge(upload, seen_file, self._rules)
-            if isinstance(verdict, Planned):
-                if verdict.reason is not Reason.EMPTY or not await self._is_open(upload, seen_file):
-                    planned.append(verdict)
+            validated = validate(upload, seen_file, self._rules)
+            if isinstance(validated, Target):
+                to_hash.append((seen_file, validated))
+            elif validated.reason is Reason.EMPTY and await self._has_writer(upload, seen_file):
+                incomplete.append(seen_file)  # its first byte is still to be written
             else:
-                to_hash.append((seen_file, verdict))
+                planned.append(validated)
         for group in _groups(to_hash):
-            planned += await self._hashed(upload, group)
+            planned += await self._hash_and_plan(upload, group, incomplete)
             if sum(each.seen_file.stamp.size for each in planned) >= PLANNED_BYTES:
                 await self._apply(upload, planned)
                 planned = []
         await self._apply(upload, planned)
 
     async def _apply(self, upload: Upload, plans: Sequence[Planned]) -> None:
-        planned = await self._without_arrivals(upload, plans)
+        planned = await self._without_downloads(upload, plans)
         if not planned:
             return
         applied = await self._documents.apply(upload.name, planned)
@@ -93,73 +108,83 @@ class Planner:
         if applied.held:
             for each in planned:
                 if each.state is State.HELD:
-                    path = each.seen_file.path
-                    log.warning("held", each.detail or "", mapping=upload.name, path=path, reason=str(each.reason))
+                    self._log_held(upload.name, each)
         log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
         self._wakeups.queue_changed()
 
-    async def _hashed(self, upload: Upload, group: Sequence[tuple[SeenFile, Target]]) -> list[Planned]:
-        paths = [seen_file.path for seen_file, _ in group]
-        read = partial(digests, upload.root, paths, md5=self._rules[upload.to].needs_md5)
-        found = await anyio.to_thread.run_sync(read, limiter=self._hashing)
+    def _log_held(self, mapping: str, planned: Planned) -> None:
+        key = (mapping, str(planned.reason))
+        self._held[key] += 1
+        if self._held[key] <= LOGGED_SINGLY:
+            log.warning("held", planned.detail or "", mapping=mapping, path=planned.seen_file.path, reason=key[1])
+        else:
+            self._unlogged[key] += 1
+
+    async def _hash_and_plan(
+        self, upload: Upload, group: Sequence[tuple[SeenFile, Target]], incomplete: list[SeenFile]
+    ) -> list[Planned]:
+        found = await self._hash(upload, [seen_file for seen_file, _ in group])
         planned = []
-        for (seen_file, target), reading in zip(group, found, strict=True):
-            if isinstance(reading, SourceUnreadable):
-                if self._may_pass(upload, seen_file, reading):
-                    continue
-                planned.append(
-                    held(upload, seen_file, target, Reason.UNREADABLE, f"{reading}; mend it, then `docferry retry`")
-                )
-            elif isinstance(reading, SourceVanished):
+        for (seen_file, target), hashed in zip(group, found, strict=True):
+            if isinstance(hashed, SourceVanished):
                 continue
-            elif isinstance(reading, SourceError) or reading.digests is None:
-                # It moved under the hash, or somebody still has it open for writing: not complete yet.
-                self._wait(upload, seen_file)
+            if isinstance(hashed, SourceUnreadable):
+                if self._may_recover(upload, seen_file, hashed):
+                    incomplete.append(seen_file)
+                else:
+                    detail = f"{hashed}; repair it, then run `docferry retry`"
+                    planned.append(held(upload, seen_file, target, Reason.UNREADABLE, detail))
+            elif isinstance(hashed, SourceError) or hashed.digests is None:
+                incomplete.append(seen_file)  # it changed while it was read, or a program has it open for writing
             else:
-                self._stumbled.pop((upload.name, seen_file.path), None)
-                as_read = seen_file if reading.stamp == seen_file.stamp else replace(seen_file, stamp=reading.stamp)
-                planned.append(self._adopted(plan(upload, as_read, target, reading.digests, self._clock.now())))
+                self._failed_reads.pop((upload.name, seen_file.path), None)
+                as_read = seen_file if hashed.stamp == seen_file.stamp else replace(seen_file, stamp=hashed.stamp)
+                planned.append(self._adopted(plan(upload, as_read, target, hashed.digests, self._clock.now())))
         return planned
 
-    async def _is_open(self, upload: Upload, seen_file: SeenFile) -> bool:
-        """Whether somebody is still about to write the first byte."""
-        (found,) = await anyio.to_thread.run_sync(digests, upload.root, [seen_file.path])
-        if isinstance(found, SourceError) or found.no_writer is not False:
-            return False
-        self._wait(upload, seen_file)
-        return True
+    async def _hash(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[HashedFile | SourceError]:
+        paths = [seen_file.path for seen_file in seen_files]
+        work = partial(hash_files, Root.of(upload), paths, md5=self._rules[upload.to].needs_md5)
+        if seen_files[0].stamp.size <= BYTES_AT_ONCE:
+            return await anyio.to_thread.run_sync(work, limiter=self._hashing)
+        async with self._hashing_large:
+            return await anyio.to_thread.run_sync(work, limiter=self._hashing)
 
-    def _may_pass(self, upload: Upload, seen_file: SeenFile, error: SourceUnreadable) -> bool:
-        """Disks and shares stumble: what could not be read for another reason than permission is tried again."""
+    async def _has_writer(self, upload: Upload, seen_file: SeenFile) -> bool:
+        (hashed,) = await self._hash(upload, [seen_file])
+        return not isinstance(hashed, SourceError) and hashed.no_writer is False
+
+    def _may_recover(self, upload: Upload, seen_file: SeenFile, error: SourceUnreadable) -> bool:
+        """Whether an unreadable file is worth another try: disks and shares fail for a moment, permissions do not."""
         key = (upload.name, seen_file.path)
+        self._failed_reads[key] += 1
         cause = error.__cause__
-        tries = self._stumbled.pop(key, 0) + 1
-        if not isinstance(cause, OSError) or cause.errno in (errno.EACCES, errno.EPERM) or tries >= READ_TRIES:
+        denied = not isinstance(cause, OSError) or cause.errno in (errno.EACCES, errno.EPERM)
+        if denied or self._failed_reads[key] >= READ_TRIES:
+            del self._failed_reads[key]
             return False
-        self._stumbled[key] = tries
-        self._wait(upload, seen_file)
         return True
 
     def _adopted(self, planned: Planned) -> Planned:
-        """After the database was lost a file may be there already: it can have been sent since it was written."""
-        stamp = planned.seen_file.stamp
-        if stamp.ctime_ns / 1e9 >= self._adopt:
+        """After the database was lost, make a plan doubtful: the document can have been sent since it was written."""
+        if not self._adopt:
             return planned
+        stamp = planned.seen_file.stamp
         since = min(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, sent_since=since)
+        return replace(planned, state=State.DOUBTFUL, sent_since=since)
 
-    async def _without_arrivals(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
-        """A file that a download brought is known and not sent back."""
-        if not await self._cursors.any_arrival():
+    async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
+        """Take the target from plans whose bytes came from a download: they are not sent back."""
+        if not planned or not await self._cursors.any_arrival():
             return list(planned)
-        root = bytes(upload.root)
+        root = Root.of(upload).raw
         absolute = {root + b"/" + each.seen_file.path: each for each in planned}
         came = await self._cursors.came_down(list(absolute))
         return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
 
 
 def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, now: float) -> Planned:
-    """The plan for a file that was read when it looked like this: its name there, and what goes once."""
+    """Return the plan of a file that was read with this stamp: its name at the remote and its dedupe key."""
     uid = secrets.token_hex(16)
     name = upload.remote_name(seen_file.path, token=uid[:8], sha256=digests.sha256, now=now)
     once = digests.sha256
@@ -168,33 +193,31 @@ def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, 
     return Planned(seen_file, target, uid, name, digests.sha256, once, fingerprint=digests.fingerprint, md5=digests.md5)
 
 
-def judge(upload: Upload, seen_file: SeenFile, rules: Mapping[str, Rules]) -> Planned | Target:
-    """The target of a sighting, or the plan that holds it without a byte read."""
+def validate(upload: Upload, seen_file: SeenFile, rules: Mapping[str, Rules]) -> Planned | Target:
+    """Return the target of a file, or the plan that holds it because it breaks a rule; no byte is read."""
     route = upload.route(seen_file.path)
     if route.target is None:
-        return held(
-            upload, seen_file, Target(upload.to), Reason.UNROUTABLE, f"{escaped(seen_file.path)} {route.problem}"
-        )
+        detail = f"{escaped(seen_file.path)} {route.problem}"
+        return held(upload, seen_file, Target(upload.to), Reason.UNROUTABLE, detail)
     name = seen_file.name.decode("utf-8", "replace")
-    broken = rules[upload.to].broken(name, seen_file.stamp.size)
-    if broken is None and upload.max_size is not None and seen_file.stamp.size > upload.max_size:
-        broken = (
-            Reason.TOO_LARGE,
-            f"{seen_file.stamp.size:,} bytes are more than this mapping's max_size of {upload.max_size:,}",
-        )
+    size = seen_file.stamp.size
+    broken = rules[upload.to].broken(name, size)
+    if broken is None and upload.max_size is not None and size > upload.max_size:
+        broken = Reason.TOO_LARGE, f"{size:,} bytes are more than this mapping's max_size of {upload.max_size:,}"
     if broken is not None:
         return held(upload, seen_file, route.target, broken[0], broken[1])
     return route.target
 
 
 def held(upload: Upload, seen_file: SeenFile, target: Target, reason: Reason, detail: str) -> Planned:
-    """A plan for a document that a person must see to first."""
+    """Return a plan that holds a document until a person acts."""
     uid = secrets.token_hex(16)
     name = upload.remote_name(seen_file.path, token=uid[:8], sha256="", now=0.0)
     return Planned(seen_file, target, uid, name, None, f"held:{uid}", State.HELD, reason, detail)
 
 
 def _groups(files: Sequence[tuple[SeenFile, Target]]) -> Iterable[Sequence[tuple[SeenFile, Target]]]:
+    """Part files into groups of HASHED_AT_ONCE files or BYTES_AT_ONCE bytes; a larger file has a group of its own."""
     group: list[tuple[SeenFile, Target]] = []
     size = 0
     for seen_file, target in files:

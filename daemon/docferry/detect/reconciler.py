@@ -1,11 +1,13 @@
-"""From the disk to the planner: compare with what is known, and wait for quiet."""
+"""Compare the mapped folders with the documents in the database, and plan what is new, changed or gone."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -13,9 +15,11 @@ import anyio.to_thread
 from docferry import logs
 from docferry.clock import Clock
 from docferry.detect.debounce import Debouncer
+from docferry.detect.left_out import LeftOut
 from docferry.detect.planner import Planner
 from docferry.errors import FolderError, SourceUnreadable
-from docferry.files import scan
+from docferry.files import scan, sent_files
+from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.scan import Listing
 from docferry.model import SeenFile, joined, parted
 from docferry.remotes.protocol import Rules
@@ -24,10 +28,10 @@ from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
 from docferry.wakeups import Wakeups
 
-log = logs.get("intake")
+log = logs.get("reconciler")
 
-#: Files of a scan that are compared together: enough that their way to the database's thread counts for nothing.
-COMPARED_AT_ONCE = 4000
+#: Files of a scan that are compared together, so that the way to the database's thread costs little.
+COMPARED_AT_ONCE: Final = 4000
 
 
 @dataclass(slots=True)
@@ -36,117 +40,154 @@ class FolderState:
 
     problem: str | None = None
     watch: str = "not watched yet"
+    unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders that only scans read, and why
     last_scan: float | None = None
-    reading: float = 0.0  # seconds that the last scan took to read and compare, without what it planned
-    known: int = 0  # files of the last scan that were known as they are
-    subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable ones
+    reading: float = 0.0  # seconds that the last scan took to read and compare, without planning
+    known: int = 0  # files of the last scan with an unchanged document
+    subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable ones, and why
+    left_out: list[str] = field(default_factory=list)  # sentences about files that are not documents
 
 
 @dataclass(slots=True)
 class WalkResult:
-    """What one walk met."""
+    """What one walk found."""
 
-    folders: set[bytes] = field(default_factory=set)  # read whole
+    folders: set[bytes] = field(default_factory=set)  # read completely
     broken: set[bytes] = field(default_factory=set)  # read in part, or not at all
-    known: int = 0  # files that were known as they are
+    left_out: LeftOut = field(default_factory=LeftOut)
+    known: int = 0  # files with an unchanged document
     seconds: float = 0.0  # of reading and comparing
 
 
+@dataclass(slots=True)
+class Examined:
+    """What is at some paths."""
+
+    seen: list[SeenFile] = field(default_factory=list)
+    folders: list[bytes] = field(default_factory=list)  # to be walked
+    absent: list[bytes] = field(default_factory=list)
+
+
 class Reconciler:
-    """Brings what lies in the mapped folders into the queue. Nothing here touches a remote."""
+    """Brings the database in line with the mapped folders. Nothing here talks to a remote."""
 
     def __init__(
         self,
-        *,
         documents: Documents,
         cursors: Cursors,
         rules: Mapping[str, Rules],
         clock: Clock,
         wakeups: Wakeups,
-        adopt: float = 0.0,
+        *,
+        adopt: bool = False,
     ) -> None:
         self._documents = documents
         self._cursors = cursors
         self._clock = clock
         self._wakeups = wakeups
         self.debouncer = Debouncer(clock)
-        self.planner = Planner(
-            documents=documents,
-            cursors=cursors,
-            rules=rules,
-            clock=clock,
-            wakeups=wakeups,
-            wait=self._wait,
-            adopt=adopt,
-        )
+        self.planner = Planner(documents, cursors, rules, clock, wakeups, adopt=adopt)
         self.folders: dict[str, FolderState] = {}
 
     def state(self, mapping: str) -> FolderState:
+        """Return the state of a mapping's folder."""
         return self.folders.setdefault(mapping, FolderState())
 
-    async def follow(self, upload: Upload) -> None:
-        """Where a mapping leads is part of what was planned: when it leads elsewhere, everything is planned again."""
-        subject = f"mapping/{upload.name}"
-        leads = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}"
-        known = await self._cursors.mark(subject)
-        if known is not None and known != leads:
+    async def detect_retarget(self, upload: Upload) -> None:
+        """Plan again what a changed configuration of the mapping concerns: its target, or its patterns and limits."""
+        target = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}"
+        if await self._has_changed(f"mapping/{upload.name}", target):
             await self._documents.forget_stamps(upload.name)
-        if known != leads:
-            await self._cursors.note(subject, leads)
+        rules = [upload.include, upload.exclude, upload.builtin_excludes, upload.max_size]
+        written = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+        if await self._has_changed(f"rules/{upload.name}", written):
+            await self._drop_excluded(upload)
 
-    # -- the truth: a scan ---------------------------------------------------------------------------------------
+    async def _has_changed(self, subject: str, value: str) -> bool:
+        """Whether a setting differs from the last run's, which is recorded; False for the first run."""
+        known = await self._cursors.mark(subject)
+        if known != value:
+            await self._cursors.note(subject, value)
+        return known is not None and known != value
+
+    async def _drop_excluded(self, upload: Upload) -> None:
+        """Mark documents as gone that the configuration no longer includes, whatever state they are in."""
+        for folder in await self._documents.folders(upload.name):
+            known = (await self._documents.known(upload.name, [folder])).get(folder, set())
+            paths = [joined(folder, entry[0]) for entry in known]
+            await self._documents.vanished(upload.name, [path for path in paths if not _is_document(upload, path)])
+
+    # -- scans ---------------------------------------------------------------------------------------------------
 
     async def scan(self, upload: Upload) -> None:
-        """Walk a mapping's folder and plan what is new. FolderError stops this mapping."""
+        """Walk a mapping's folder and plan what is new. Raises FolderError when it cannot be read."""
         state = self.state(upload.name)
         try:
-            walked = await self._walk(upload, scan.WHOLE, state)
+            walked = await self._walk(upload, scan.WHOLE)
             await self._forget_folders(upload, walked)
         except FolderError as error:
             if state.problem is None:
-                log.error("folder_stopped", str(error), mapping=upload.name)
+                log.error("folder_unavailable", str(error), mapping=upload.name)
             state.problem = str(error)
             raise
         if state.problem is not None:
-            log.info("folder_back", mapping=upload.name)
+            log.info("folder_available", "the folder can be read again", mapping=upload.name)
         state.problem = None
         state.known, state.reading = walked.known, walked.seconds
         state.subfolders = {folder: why for folder, why in state.subfolders.items() if folder in walked.broken}
+        self._report_left_out(upload, state, walked.left_out)
         state.last_scan = self._clock.now()
+        self._wakeups.scanned(upload.name)
 
-    async def _walk(self, upload: Upload, starts: Sequence[bytes], state: FolderState) -> WalkResult:
-        steps = scan.walk(upload.root, enters=upload.enters, starts=starts, chunk=COMPARED_AT_ONCE)
-        walked = WalkResult()
+    async def scan_folders(self, upload: Upload, folders: Iterable[bytes]) -> None:
+        """Walk some top-level folders of a mapping and plan what is new. Raises FolderError."""
+        starts = sorted(folders)
+        if b"" in starts:
+            await self.scan(upload)
+        elif starts:
+            await self._walk(upload, starts)
+
+    async def _walk(self, upload: Upload, starts: Sequence[bytes]) -> WalkResult:
+        root, walked = Root.of(upload), WalkResult()
+        steps = scan.walk(root, enters=upload.enters, starts=starts, chunk=COMPARED_AT_ONCE)
         began = self._clock.steady()
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
             if starts is scan.WHOLE and not (walked.folders or walked.broken):
                 await self._assert_not_emptied(upload, chunk[0])
-            self._report(upload, chunk, state)
+            self._report_problems(upload, chunk)
+            await self._restore_set_aside(upload, chunk)
+            for listing in chunk:
+                walked.left_out.add_listing(listing)
             whole = [(listing.folder, listing.files) for listing in chunk if listing.problem is None]
             walked.broken.update(listing.folder for listing in chunk if listing.problem is not None)
             walked.folders.update(folder for folder, _ in whole)
             found = await self._documents.differences(upload.name, whole)
             walked.known += found.known
             if found.gone:
-                gone = await anyio.to_thread.run_sync(_still_absent, upload.root, found.gone)
+                gone = await anyio.to_thread.run_sync(_still_absent, root, found.gone)
                 await self._documents.vanished(upload.name, gone)
             walked.seconds += self._clock.steady() - began
             whole.clear()
-            chunk.clear()  # the walk has it, too; planning takes its time, and a large folder would stay in memory
+            chunk.clear()  # the generator holds it, too; planning takes long, and a large folder would stay in memory
             while found.fresh:
-                await self.sighted(upload, found.fresh[-COMPARED_AT_ONCE:])
+                await self._offer(upload, found.fresh[-COMPARED_AT_ONCE:], walked.left_out)
                 del found.fresh[-COMPARED_AT_ONCE:]
             began = self._clock.steady()
+        walked.left_out.documents += walked.known
+        self.planner.log_held(upload.name)
         return walked
 
     async def _assert_not_emptied(self, upload: Upload, root: Listing) -> None:
-        if not root.files and not root.folders and await self._documents.any_present(upload.name):
+        if upload.may_be_empty or root.files or root.folders:
+            return
+        if await self._documents.any_present(upload.name):
             raise FolderError(
-                f"{upload.root} is suddenly empty: is it mounted? If you emptied it yourself, "
-                f"`docferry retry --mapping {upload.name}` says so"
+                f"{Root.of(upload).shown} is suddenly empty: is its file system mounted? If it was emptied on purpose, "
+                f"run `docferry retry --mapping {upload.name}`, or set may_be_empty = true in the mapping"
             )
 
-    def _report(self, upload: Upload, chunk: Sequence[Listing], state: FolderState) -> None:
+    def _report_problems(self, upload: Upload, chunk: Sequence[Listing]) -> None:
+        state = self.state(upload.name)
         for listing in chunk:
             if listing.problem is None:
                 state.subfolders.pop(listing.folder, None)
@@ -154,107 +195,119 @@ class Reconciler:
                 state.subfolders[listing.folder] = listing.problem
                 log.warning("subfolder_unreadable", listing.problem, mapping=upload.name)
 
+    def _report_left_out(self, upload: Upload, state: FolderState, left_out: LeftOut) -> None:
+        sentences = left_out.sentences(upload)
+        if sentences and not state.left_out:
+            log.info("files_left_out", "; ".join(sentences), mapping=upload.name)
+        state.left_out = sentences
+
+    async def _restore_set_aside(self, upload: Upload, chunk: Sequence[Listing]) -> None:
+        """Put back files that a process was about to remove after their upload when it was killed."""
+        for listing in chunk:
+            for name in listing.hidden:
+                if name.startswith(sent_files.ASIDE_PREFIX):
+                    restored = await anyio.to_thread.run_sync(sent_files.restore, Root.of(upload), listing.folder, name)
+                    if restored:
+                        self._wakeups.check_paths(upload.name, restored)
+                        log.info("files_restored", mapping=upload.name, folder=listing.folder, files=len(restored))
+
     async def _forget_folders(self, upload: Upload, walked: WalkResult) -> None:
-        """What lay in folders that are no longer there went with them; what can't be read is not touched."""
+        """Mark documents as gone whose folder no longer exists. A folder that cannot be read is left alone."""
         for folder in await self._documents.folders(upload.name) - walked.folders:
             if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in walked.broken):
                 continue
             if await anyio.to_thread.run_sync(_is_walked, upload, folder):
-                continue  # it came after the walk had been there
+                continue  # it was made after the walk had read its parent
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
-            await self._documents.vanished(upload.name, [joined(folder, look[0]) for look in known])
+            await self._documents.vanished(upload.name, [joined(folder, entry[0]) for entry in known])
 
-    # -- the hint: some paths ------------------------------------------------------------------------------------
+    # -- hints ---------------------------------------------------------------------------------------------------
 
-    async def look(self, upload: Upload, paths: Iterable[bytes]) -> None:
-        """Look at these paths now: what vanished first, so that a renamed file is followed."""
-        seen, folders, absent = await anyio.to_thread.run_sync(_look_at, upload, list(paths))
-        known = await self._documents.looks(upload.name, [*(s.path for s in seen), *absent])
-        await self._documents.vanished(upload.name, [path for path in absent if path in known])
-        fresh = [s for s in seen if known.get(s.path) != s.stamp]
-        await self.sighted(upload, fresh)
-        if folders:
-            await self._walk(upload, folders, self.state(upload.name))
+    async def check_paths(self, upload: Upload, paths: Sequence[bytes]) -> None:
+        """Examine these paths and plan what is new. Raises FolderError.
 
-    # -- quiet ---------------------------------------------------------------------------------------------------
+        Absent paths are handled first, so that a renamed file keeps its transfer.
+        """
+        examined = await anyio.to_thread.run_sync(_examine, upload, list(paths))
+        known = await self._documents.looks(upload.name, [*(s.path for s in examined.seen), *examined.absent])
+        await self._documents.vanished(upload.name, [path for path in examined.absent if path in known])
+        changed = [s for s in examined.seen if known.get(s.path) != s.stamp]
+        kept = {s.path for s in changed}
+        for path in paths:
+            if path not in kept:
+                self.debouncer.forget(upload.name, path)
+        await self._offer(upload, changed)
+        if examined.folders:
+            await self._walk(upload, examined.folders)
+        self.planner.log_held(upload.name)
 
-    async def sighted(self, upload: Upload, seen_files: Iterable[SeenFile]) -> None:
-        """Plan those that are quiet; the others are watched until they are."""
-        wanted = [s for s in seen_files if upload.wanted(s.path)]
-        ready = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
-        if len(ready) < len(wanted):
+    async def _offer(self, upload: Upload, seen_files: Iterable[SeenFile], left_out: LeftOut | None = None) -> None:
+        """Plan the files that are quiet; the others wait in the debouncer."""
+        wanted, unwanted_paths = [], []
+        for seen_file in seen_files:
+            if upload.wanted(seen_file.path):
+                wanted.append(seen_file)
+            else:
+                unwanted_paths.append(seen_file.path)
+                self.debouncer.forget(upload.name, seen_file.path)
+        if left_out is not None:
+            left_out.documents += len(wanted)
+            left_out.add_unwanted(upload, unwanted_paths)
+        quiet = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
+        incomplete = await self.planner.enqueue(upload, quiet)
+        for seen_file in incomplete:
+            self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
+        if incomplete or len(quiet) < len(wanted):
             self._wakeups.debounce_changed()
-        await self.planner.admit(upload, ready)
-
-    async def ripen(self, uploads: Mapping[str, Upload]) -> None:
-        """Look again at files whose time has come."""
-        due = self.debouncer.due()
-        if not due:
-            return
-        by_mapping: dict[str, list[SeenFile]] = {}
-        looked = await anyio.to_thread.run_sync(
-            lambda: [_seen(uploads[w.mapping].root, w.path) if w.mapping in uploads else None for w in due]
-        )
-        for watched, seen_file in zip(due, looked, strict=True):
-            if (
-                self.debouncer.recheck(watched, None if seen_file is None else seen_file.stamp)
-                and seen_file is not None
-            ):
-                by_mapping.setdefault(watched.mapping, []).append(seen_file)
-        for mapping, seen_files in by_mapping.items():
-            with contextlib.suppress(FolderError):  # the next scan says what is wrong, and finds them when it is over
-                await self.planner.admit(uploads[mapping], seen_files)
-
-    def _wait(self, upload: Upload, seen_file: SeenFile) -> None:
-        """It is not complete yet, whatever its stamps say: look at it again later."""
-        self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
-        self._wakeups.debounce_changed()
 
 
-def _look_at(upload: Upload, paths: Sequence[bytes]) -> tuple[list[SeenFile], list[bytes], list[bytes]]:
-    """What lies at these paths: files, folders to be walked, and paths where nothing is. A tree that comes is hinted
-    at folder by folder: it is walked from its topmost one, once."""
-    seen, folders, absent = [], set[bytes](), []
-    for path in sorted(paths):  # a folder comes before what lies in it
-        above = _parents(path)
-        if not all(upload.enters(folder) for folder in above):
-            continue
-        try:
-            seen_file = scan.look(upload.root, path)
-        except SourceUnreadable:
-            continue  # neither there nor gone: the next scan tells
-        walked = not folders.isdisjoint(above)
-        if seen_file is not None:
-            seen += [] if walked else [seen_file]
-        elif scan.is_folder(upload.root, path):
-            if upload.enters(path) and not walked:
-                folders.add(path)
-        else:
-            absent.append(path)
-    return seen, list(folders), absent
+def _examine(upload: Upload, paths: Sequence[bytes]) -> Examined:
+    """Return what is at these paths. A tree that came is hinted at folder by folder: its topmost one is walked."""
+    found = Examined()
+    walked = set[bytes]()
+    with OpenRoot(Root.of(upload)) as opened:
+        for path in sorted(paths):  # a folder comes before what it contains
+            parents = _parents(path)
+            if not all(upload.enters(folder) for folder in parents):
+                continue
+            try:
+                seen_file = scan.stat_file(opened, path)
+            except SourceUnreadable:
+                continue  # neither present nor gone: the next scan tells
+            is_walked = not walked.isdisjoint(parents)
+            if seen_file is not None:
+                found.seen += [] if is_walked else [seen_file]
+            elif opened.is_folder(path):
+                if upload.enters(path) and not is_walked:
+                    walked.add(path)
+            else:
+                found.absent.append(path)
+    found.folders = list(walked)
+    return found
 
 
-def _still_absent(root: Path, paths: Sequence[bytes]) -> list[bytes]:
-    """Of what a scan did not see, what is not there now: a file may have come, and been planned, right behind it."""
+def _still_absent(root: Root, paths: Sequence[bytes]) -> list[bytes]:
+    """Return the paths, unseen by a scan, that are absent now: a file may have come, and been planned, since."""
     absent = []
-    for path in paths:
-        with contextlib.suppress(SourceUnreadable):  # neither there nor gone: the next scan tells
-            if scan.look(root, path) is None:
-                absent.append(path)
+    with OpenRoot(root) as opened:
+        for path in paths:
+            with contextlib.suppress(SourceUnreadable):  # neither present nor gone: the next scan tells
+                if scan.stat_file(opened, path) is None:
+                    absent.append(path)
     return absent
+
+
+def _is_document(upload: Upload, path: bytes) -> bool:
+    """Whether a walk reaches this path, and the patterns want it."""
+    return all(upload.enters(folder) for folder in _parents(path)) and upload.wanted(path)
 
 
 def _is_walked(upload: Upload, folder: bytes) -> bool:
     """Whether a walk reaches this folder now."""
-    return all(upload.enters(each) for each in (folder, *_parents(folder))) and scan.is_folder(upload.root, folder)
-
-
-def _seen(root: Path, path: bytes) -> SeenFile | None:
-    """How a file looks; one that cannot be looked at now is for the next scan to tell of."""
-    try:
-        return scan.look(root, path)
-    except (FolderError, SourceUnreadable):
-        return None
+    if not all(upload.enters(each) for each in (folder, *_parents(folder))):
+        return False
+    with OpenRoot(Root.of(upload)) as opened:
+        return opened.is_folder(folder)
 
 
 def _parents(path: bytes) -> list[bytes]:

@@ -1,10 +1,10 @@
-"""Keeps intake fed: hints at once, files when they have come to rest, and every folder again on a schedule."""
+"""Keep the reconciler busy: hinted paths at once, quiet files in time, and every folder again on a schedule."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,27 +12,34 @@ from anyio.abc import TaskGroup
 from docferry import logs
 from docferry.clock import Clock
 from docferry.detect.reconciler import FolderState, Reconciler
+from docferry.detect.work_queue import Batch, WorkQueue
 from docferry.errors import FolderError
+from docferry.files.safe_open import Root
 from docferry.settings import Upload
 from docferry.wakeups import Wakeups
 
 if TYPE_CHECKING:
     from docferry.files.watch.watcher import WatchEvent
 
-log = logs.get("lookout")
+log = logs.get("scan_scheduler")
 
-#: Folders read at once: a share that hangs takes one of these and no more.
-SCANS_AT_ONCE = 4
-#: A folder without a watch, or with a problem, is read again at least so often, seconds.
-UNWATCHED = 10.0
-#: And more often where it is read quickly: after so many times as long as that took, the folders sharing this pace.
-UNREAD, SOONEST, SHARED = 50, 1.0, 0.02
-#: A folder that asked to be read again waits so long for the storm to pass, seconds.
-BREATHER = 0.2
+#: Folders that are scanned at once: a share that hangs occupies one of these.
+SCANS_AT_ONCE: Final = 4
+#: Batches of hinted paths that are checked at once.
+CHECKS_AT_ONCE: Final = 6
+#: A folder without a watch, or with a problem, is scanned at least so often.
+UNWATCHED_S: Final = 10.0
+#: It is scanned more often where that is quick: after UNREAD times what the last scan took, SOONEST_S, and SHARED_S for
+#: each mapping.
+UNREAD: Final = 50
+SOONEST_S: Final = 1.0
+SHARED_S: Final = 0.02
+#: Between a request for a scan and the scan, so that many requests make one scan.
+GATHER_S: Final = 0.2
 
 
 class ScanScheduler:
-    """The tasks between the watcher and intake."""
+    """The tasks between the watcher and the reconciler."""
 
     def __init__(
         self, reconciler: Reconciler, uploads: Mapping[str, Upload], clock: Clock, wakeups: Wakeups, rescan: float
@@ -40,23 +47,19 @@ class ScanScheduler:
         self._reconciler = reconciler
         self._uploads = uploads
         self._clock = clock
-        self._rescan = rescan
         self._wakeups = wakeups
+        self._rescan = rescan
+        self._queue = WorkQueue()
         self._scan_now = {name: anyio.Event() for name in uploads}
         self._scanning = anyio.CapacityLimiter(SCANS_AT_ONCE)
         self._unscanned = set(uploads)
-        self.first_round = anyio.Event()  # every folder was read once, or can't be
+        self.first_round = anyio.Event()  # every folder was scanned once, or cannot be
         self.beat = clock.steady()
         if not uploads:
             self.first_round.set()
 
-    def hint(self, mapping: str, paths: set[bytes]) -> None:
-        """These paths may have changed."""
-        if mapping in self._uploads:
-            self._wakeups.check_paths(mapping, paths)
-
     def scan_soon(self, mapping: str) -> None:
-        """Hints may have been lost."""
+        """Ask for a scan, because hints may have been lost."""
         self._scan_now[mapping].set()
 
     async def run(self) -> None:
@@ -67,7 +70,7 @@ class ScanScheduler:
             await self._serve()
 
     async def round(self) -> list[str]:
-        """One scan of every folder: what can't be read, a sentence each."""
+        """Scan every folder once; return one sentence for each folder that cannot be read."""
         problems: list[str] = []
 
         async def one(upload: Upload) -> None:
@@ -76,9 +79,8 @@ class ScanScheduler:
                     await self._reconciler.scan(upload)
                 except FolderError as error:
                     problems.append(f"{upload.name}: {error}")
-                problems.extend(
-                    f"{upload.name}: {text}" for text in self._reconciler.state(upload.name).subfolders.values()
-                )
+                subfolders = self._reconciler.state(upload.name).subfolders
+                problems.extend(f"{upload.name}: {text}" for text in subfolders.values())
 
         async with anyio.create_task_group() as group:
             for upload in self._uploads.values():
@@ -86,75 +88,139 @@ class ScanScheduler:
         return problems
 
     async def serve_hints(self) -> None:
-        """What has gathered until now: hinted paths, and files whose time has come."""
+        """Check all paths that are known now: hinted ones, and files that may be quiet."""
+        self._gather()
+        while (batch := self._queue.take()) is not None:
+            await self._check(batch)
+            self._gather()
+
+    def _gather(self) -> None:
+        """Move hinted paths, and files whose time has come, into the queue of paths to check."""
         for mapping, paths in self._wakeups.take_paths().items():
-            if mapping not in self._uploads:
-                continue
-            try:
-                await self._reconciler.look(self._uploads[mapping], paths)
-            except FolderError:
-                self.scan_soon(mapping)  # the scan says what is wrong with the folder
-        await self._reconciler.ripen(self._uploads)
+            if mapping in self._uploads:
+                self._queue.add(mapping, paths)
+        for mapping, path in self._reconciler.debouncer.due():
+            if mapping in self._uploads:
+                self._queue.add(mapping, [path])
+
+    async def _check(self, batch: Batch) -> None:
+        try:
+            await self._reconciler.check_paths(self._uploads[batch.mapping], batch.paths)
+        except FolderError:
+            self._drop(batch)
+            self.scan_soon(batch.mapping)  # the scan reports the problem of the folder
+        finally:
+            self._queue.done(batch)
+
+    def _drop(self, batch: Batch) -> None:
+        for path in batch.paths:
+            self._reconciler.debouncer.forget(batch.mapping, path)
 
     async def _serve(self) -> None:
-        while True:
-            self._wakeups.detection.clear()
-            self.beat = self._clock.steady()
-            await self.serve_hints()
-            if self._wakeups.has_paths:
-                continue
-            due = self._reconciler.debouncer.next_due()
-            nap = UNWATCHED if due is None else max(0.0, due - self._clock.steady())
-            with anyio.move_on_after(min(nap, UNWATCHED)):
-                await self._wakeups.detection.wait()
+        free = anyio.Semaphore(CHECKS_AT_ONCE)
+
+        async def check(batch: Batch) -> None:
+            try:
+                await self._check(batch)
+            finally:
+                free.release()
+                self._wakeups.detection.set()
+
+        async with anyio.create_task_group() as group:
+            while True:
+                self._wakeups.detection.clear()
+                self.beat = self._clock.steady()
+                self._gather()
+                while self._queue and free.value and (batch := self._queue.take()) is not None:
+                    free.acquire_nowait()
+                    group.start_soon(check, batch, name=f"check {batch.mapping}")
+                due = self._reconciler.debouncer.next_due()
+                wait = UNWATCHED_S if due is None else max(0.0, due - self._clock.steady())
+                with anyio.move_on_after(min(wait, UNWATCHED_S)):
+                    await self._wakeups.detection.wait()
 
     def _start(self, group: TaskGroup, upload: Upload) -> None:
         group.start_soon(self._watch, upload, name=f"watch {upload.name}")
-        group.start_soon(self._rescans, upload, name=f"scan {upload.name}")
+        group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
-        # Here, as a single pass watches nothing and must not wait for it to be imported.
-        from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, watch
+        # Imported here, as a single pass watches nothing and must not wait for the import.
+        from docferry.files.watch.watcher import watch
+
+        if upload.poll:
+            self._reconciler.state(upload.name).watch = f"scanning every {self._pace:g} s, as `poll` asks"
+        await watch(Root.of(upload), self._on_event(upload), poll=upload.poll, clock=self._clock)
+
+    def _on_event(self, upload: Upload) -> Callable[[WatchEvent], None]:
+        from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost
 
         state = self._reconciler.state(upload.name)
 
         def on_event(event: WatchEvent) -> None:
             if isinstance(event, Hint):
-                self.hint(upload.name, event.paths)
+                self._wakeups.check_paths(upload.name, event.paths)
                 return
             if isinstance(event, Degraded):
-                log.warning("watch_degraded", event.reason, mapping=upload.name)
-                state.watch = f"scanning every {min(self._rescan, UNWATCHED):g} s or sooner: {event.reason}"
+                self._degraded(upload.name, state, event.folders, event.reason)
             elif isinstance(event, Armed):
-                state.watch = "watching"
+                state.watch, state.unwatched = "watching", {}
             elif isinstance(event, Lost):
                 log.info("watch_lost", event.reason, mapping=upload.name)
             self.scan_soon(upload.name)
 
-        if upload.poll:
-            state.watch = f"scanning every {min(self._rescan, UNWATCHED):g} s, as `poll` asks"
-        await watch(upload.root, on_event, poll=upload.poll, clock=self._clock)
+        return on_event
 
-    async def _rescans(self, upload: Upload) -> None:
+    def _degraded(self, mapping: str, state: FolderState, folders: frozenset[bytes], reason: str) -> None:
+        """Note that changes of these top-level folders (b"": of all) go unreported: they are scanned often instead."""
+        if state.unwatched.keys() != folders:
+            log.warning("watch_degraded", reason, mapping=mapping, folders=len(folders))
+        state.unwatched = dict.fromkeys(folders, reason)
+        if b"" in folders:
+            state.watch = f"scanning every {self._pace:g} s or sooner: {reason}"
+        else:
+            state.watch = f"watching; {len(folders)} folders are scanned every {self._pace:g} s: {reason}"
+
+    @property
+    def _pace(self) -> float:
+        """Seconds between two scans of what is not watched, at most."""
+        return min(self._rescan, UNWATCHED_S)
+
+    async def _scans(self, upload: Upload) -> None:
+        """Scan a mapping's folder for ever: all of it each `rescan` or when asked, what is not watched more often."""
         state = self._reconciler.state(upload.name)
+        last_whole = float("-inf")
+        folders: set[bytes] = {b""}
         while True:
             asked = self._scan_now[upload.name] = anyio.Event()
             async with self._scanning:
-                with contextlib.suppress(FolderError):  # intake has said so, and status shows it
-                    await self._reconciler.scan(upload)
+                with contextlib.suppress(FolderError):  # the reconciler has logged it, and `status` shows it
+                    if b"" in folders:
+                        await self._reconciler.scan(upload)
+                        last_whole = self._clock.steady()
+                    else:
+                        await self._reconciler.scan_folders(upload, folders)
             self._unscanned.discard(upload.name)
             if not self._unscanned:
                 self.first_round.set()
-            with anyio.move_on_after(self._pause(upload, state)):
+            dropped = self._reconciler.debouncer.take_overflow(upload.name)
+            wait, folders = self._next_scan(upload, state, dropped, last_whole)
+            with anyio.move_on_after(wait):
                 await asked.wait()
-            await anyio.sleep(BREATHER)
+            await anyio.sleep(GATHER_S)
+            if asked.is_set():
+                folders = {b""}
 
-    def _pause(self, upload: Upload, state: FolderState) -> float:
-        """Seconds until a folder is to be read again. Where nothing else tells of what is new, that is its delay."""
-        crowded = self._reconciler.debouncer.take_overflow(upload.name)
-        if upload.poll or crowded:
-            return min(self._rescan, UNWATCHED)
-        if state.watch == "watching" and state.problem is None:
-            return self._rescan
-        sooner = max(UNREAD * state.reading, SHARED * len(self._uploads), SOONEST)
-        return min(self._rescan, UNWATCHED, sooner)
+    def _next_scan(
+        self, upload: Upload, state: FolderState, dropped: set[bytes], last_whole: float
+    ) -> tuple[float, set[bytes]]:
+        """Return the seconds until the next scan, and the top-level folders to scan then (b"": all)."""
+        whole = max(0.0, last_whole + self._rescan - self._clock.steady())
+        if state.problem is not None or state.watch == "not watched yet" or b"" in state.unwatched:
+            sooner = max(UNREAD * state.reading, SHARED_S * len(self._uploads), SOONEST_S)
+            return min(self._pace, sooner), {b""}
+        if upload.poll:
+            return self._pace, {b""}
+        partly = dropped | state.unwatched.keys()
+        if partly and self._pace < whole:
+            return self._pace, partly
+        return whole, {b""}

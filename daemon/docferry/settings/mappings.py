@@ -171,7 +171,9 @@ class Upload(BaseModel):
     include: PatternList = Field(
         default=patterns.EVERYTHING, description="gitignore-style patterns, relative to the folder"
     )
-    exclude: PatternList = Field(default=(), description="on top of temporary, hidden, editor and office lock files")
+    exclude: PatternList = Field(
+        default=(), description="on top of the built-in list: temporary and hidden files, recycle bins and the like"
+    )
     own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
     after_upload: Literal["keep", "archive", "delete"] = Field(default="keep", description="the action on a sent file")
@@ -182,6 +184,13 @@ class Upload(BaseModel):
         default="content", description="content: the same bytes go once per target; name: once per target and name"
     )
     poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
+    may_be_empty: bool = Field(default=False, description="an emptied folder is usual, and no reason to stop")
+    builtin_excludes: bool = Field(
+        default=True, description="false: temporary files, editor locks and recycle bins are documents, too"
+    )
+    follow_root_links: bool = Field(
+        default=False, description="the folder may be reached through links that other users can replace"
+    )
     file_name: Annotated[str, AfterValidator(_remote_name)] = Field(default="{name}", description="the name at Codat")
     object_name: Annotated[str, AfterValidator(_remote_name)] = Field(
         default="{path}", description="the name at Wootiv"
@@ -223,7 +232,7 @@ class Upload(BaseModel):
 
     @cached_property
     def _chosen(self) -> patterns.Patterns:
-        return patterns.Patterns(self.include, self.exclude)
+        return patterns.Patterns(self.include, self.exclude, builtin=self.builtin_excludes)
 
     @cached_property
     def _levels_as_bytes(self) -> tuple[bytes | None, ...]:
@@ -252,15 +261,23 @@ class Upload(BaseModel):
 
     def wanted(self, path: bytes) -> bool:
         """Return whether a file is a document: excluded neither by the mapping nor by the built-in excludes."""
+        return self.left_out(path) is None
+
+    def left_out(self, path: bytes) -> patterns.LeftOut | None:
+        """Return why a file is not a document, None when it is one."""
         if self._protected and self._is_protected(path):
-            return False
+            return "builtin"
         if not self.levels:
-            return self._chosen.wanted(path)
+            return self._chosen.left_out(path)
         segments = path.split(b"/")
         depth = min(len(self.levels), len(segments) - 1)
         if not self._matches_levels(segments[:depth]) or any(segment.startswith(b".") for segment in segments[:depth]):
-            return False
-        return self._chosen.wanted(b"/".join(segments[depth:]))
+            return "builtin"
+        return self._chosen.left_out(b"/".join(segments[depth:]))
+
+    def include_matches(self, path: bytes) -> list[bool]:
+        """Return for each pattern of `include` whether it matches a file."""
+        return self._chosen.matches(b"/".join(path.split(b"/")[len(self.levels) :]))
 
     def enters(self, folder: bytes) -> bool:
         """Return whether documents can lie in a folder: not hidden, not excluded, and matching the mapping's levels."""

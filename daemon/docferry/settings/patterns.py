@@ -4,47 +4,80 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-#: Hidden files (with them `.~lock.*` and `.DS_Store`), office locks, and what is still being written.
-_NEVER: Final = re.compile(
-    rb"\.|~\$|.*(?:\.tmp|\.part|\.partial|\.filepart|\.crdownload|\.swp|~)\Z|thumbs\.db\Z", re.IGNORECASE | re.DOTALL
+#: Office locks, editors' copies, files that another program is still writing, and what systems leave in folders.
+_BUILTIN_FILES: Final = re.compile(
+    rb"~\$|.*(?:~|\.(?:tmp|temp|part|partial|filepart|crdownload|opdownload|uploading|aria2|swp|swo))\Z"
+    rb"|.*\.sync-conflict-[^/]*\Z|(?:thumbs\.db|ehthumbs\.db|desktop\.ini)\Z",
+    re.IGNORECASE | re.DOTALL,
 )
+#: Hidden names, and folders of recycle bins, snapshots, indexes and Safari's unfinished downloads.
+_BUILTIN_FOLDERS: Final = re.compile(
+    rb"(?:\A|/)(?:\.|(?:@eadir|@recycle|#recycle|@recently-snapshot|#snapshot|~snapshot|\$recycle\.bin|recycler"
+    rb"|system volume information|lost\+found|[^/]*\.download)/)",
+    re.IGNORECASE | re.DOTALL,
+)
+#: Names of docferry's own files in customers' folders: never documents, whatever the configuration says.
+_OWN: Final = b".docferry-"
 EVERYTHING: Final = ("*",)
+
+#: Why a file is left out: the built-in list, `exclude`, `include`, or a pattern of `include` in other letter case.
+LeftOut = Literal["builtin", "exclude", "include", "case"]
 
 
 class Patterns:
     """The include and exclude patterns of one mapping, compiled once."""
 
-    __slots__ = ("_exclude", "_include", "_prunes")
+    __slots__ = ("_builtin", "_exclude", "_include", "_include_folded", "_prunes", "_written")
 
-    def __init__(self, include: Sequence[str], exclude: Sequence[str]) -> None:
+    def __init__(self, include: Sequence[str], exclude: Sequence[str], *, builtin: bool = True) -> None:
+        self._builtin = builtin
         self._include = None if tuple(include) == EVERYTHING else compiled(include)
+        self._include_folded: GitIgnoreSpec | None = None
+        self._written = include
         self._exclude = compiled(exclude) if exclude else None
         # a "!" pattern may bring back a file of an excluded folder: such folders must be entered
         self._prunes = not any(pattern.startswith("!") for pattern in exclude)
 
     def wanted(self, path: bytes) -> bool:
         """Return whether a file is a document, by its path below the mapping's folder."""
-        if b"/." in path or _NEVER.match(path, path.rfind(b"/") + 1) or path.startswith(b"."):
-            return False
+        return self.left_out(path) is None
+
+    def left_out(self, path: bytes) -> LeftOut | None:
+        """Return why a file is not a document, None when it is one."""
+        if path.startswith(_OWN) or b"/" + _OWN in path:
+            return "builtin"
+        if self._builtin and (_BUILTIN_FOLDERS.search(path) or _BUILTIN_FILES.match(path, path.rfind(b"/") + 1)):
+            return "builtin"
         if self._include is None and self._exclude is None:
-            return True
+            return None
         text = path.decode("utf-8", "surrogateescape")
         if self._exclude is not None and self._exclude.match_file(text):
-            return False
-        return self._include is None or self._include.match_file(text)
+            return "exclude"
+        if self._include is None or self._include.match_file(text):
+            return None
+        if self._include_folded is None:
+            self._include_folded = compiled([pattern.casefold() for pattern in self._written])
+        return "case" if self._include_folded.match_file(text.casefold()) else "include"
 
     def enters(self, folder: bytes) -> bool:
         """Return whether documents can lie in a folder: False where it is hidden, or excluded as a whole."""
-        if folder.startswith(b".") or b"/." in folder:
+        if folder.startswith(_OWN) or b"/" + _OWN in folder:
+            return False
+        if self._builtin and folder and _BUILTIN_FOLDERS.search(folder + b"/"):
             return False
         if self._exclude is None or not self._prunes or not folder:
             return True
         return not self._exclude.match_file(folder.decode("utf-8", "surrogateescape") + "/")
+
+    def matches(self, path: bytes) -> list[bool]:
+        """Return for each pattern of `include` whether it alone matches the path; a "!" pattern counts as matching."""
+        text = path.decode("utf-8", "surrogateescape")
+        return [pattern.startswith("!") or compiled([pattern]).match_file(text) for pattern in self._written]
 
 
 def compiled(patterns: Sequence[str]) -> GitIgnoreSpec:

@@ -143,11 +143,13 @@ class Documents:
 
         return await self._database.read(work)
 
-    async def delivered(self, mapping: str, limit: int = 1000) -> list[tuple[int, bytes, Stamp, str]]:
-        """Present documents whose transfer is SENT: id, path, stamp and digest, for `after_upload`."""
+    async def delivered(
+        self, mapping: str, *, after: int = 0, limit: int = 1000
+    ) -> list[tuple[int, bytes, Stamp, str]]:
+        """Present documents whose transfer is SENT: id, path, stamp and digest, for `after_upload`; by ascending id."""
 
         def work(connection: Connection) -> list[tuple[int, bytes, Stamp, str]]:
-            rows = connection.execute(_DELIVERED, {"mapping": mapping, "most": limit})
+            rows = connection.execute(_DELIVERED, {"mapping": mapping, "after": after, "most": limit})
             return [(row[0], joined(row[1], row[2]), Stamp(row[3], row[4], row[5]), row[6]) for row in rows.all()]
 
         return await self._database.read(work)

@@ -231,8 +231,7 @@ RETURNING id
 
 _RETRIED = """
 UPDATE transfer SET
-  state = CASE WHEN state <> 'held' THEN state
-    WHEN reason = 'undecidable' OR first_sent IS NOT NULL THEN 'doubtful' ELSE 'waiting' END,
+  state = CASE WHEN state <> 'held' THEN state WHEN reason = 'undecidable' THEN 'doubtful' ELSE 'waiting' END,
   reason = CASE WHEN state = 'doubtful' THEN reason END,
   next_attempt = :now, due_since = :now, tries = 0, updated = :now
 WHERE {which}

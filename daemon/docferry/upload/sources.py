@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
+from docferry.files.safe_open import Root
 from docferry.files.source import FileSource, Opener, open_together
 from docferry.model import Digests, Outcome, Reason, State, Transfer
 from docferry.store.documents import Place
@@ -31,11 +31,11 @@ class SourceOpener:
     """Open the files of transfers below the folders of the upload mappings."""
 
     def __init__(
-        self, context: UploadContext, gate_manager: GateManager, openers: Mapping[Path, Opener] | None = None
+        self, context: UploadContext, gate_manager: GateManager, openers: Mapping[Root, Opener] | None = None
     ) -> None:
         self._context = context
         self._gate_manager = gate_manager
-        roots = {upload.root for upload in context.uploads.values()}
+        roots = {Root.of(upload) for upload in context.uploads.values()}
         self._openers = openers or {root: Opener(root) for root in roots}
 
     async def open(self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places) -> OpenedSources:
@@ -76,7 +76,7 @@ class SourceOpener:
         digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
         md5 = self._context.remotes[transfer.target.remote].rules.needs_md5
         return [
-            (place, self._openers[upload.root].source(place.path, place.stamp, digests, md5=md5))
+            (place, self._openers[Root.of(upload)].source(place.path, place.stamp, digests, md5=md5))
             for place in places
             if (upload := self._context.uploads.get(place.mapping))
             and upload.route(place.path).target == transfer.target

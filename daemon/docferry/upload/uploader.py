@@ -15,7 +15,6 @@ from docferry.files.source import FileSource
 from docferry.model import Outcome, Receipt, State, Transfer, UploadItem
 from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
 from docferry.telemetry import Delivery
-from docferry.upload.after_upload import tidy
 from docferry.upload.batch import Batch, Places, idempotency_key
 from docferry.upload.batch_trials import BATCH_DOUBT, BatchTrials
 from docferry.upload.context import UploadContext
@@ -113,7 +112,7 @@ class Uploader:
             # No await lies between a receipt and its commit: a stop in between would lose the receipt.
             if receipt is not None:
                 for _, source in opened.sources:
-                    source.let_go()
+                    source.discard()
                 permit.release()
                 await self._accepted(sending, receipt)
 
@@ -186,9 +185,7 @@ class Uploader:
                 tries=transfer.tries + 1,
                 proof=proof,
             )
-        for mapping in {transfer.mapping for transfer in transfers}:
-            if (upload := self._context.uploads.get(mapping)) is not None:
-                await tidy(upload, self._context.queue.documents)
+        self._context.wakeups.documents_sent(transfers)
         if lost is not None:
             raise lost
 

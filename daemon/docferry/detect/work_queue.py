@@ -1,0 +1,65 @@
+"""Paths to check, handed out so that top-level folders take turns: one customer's noise does not delay the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from docferry.detect.debounce import Group
+from docferry.files.scan import top_level
+
+#: Paths of one turn.
+BATCH: Final = 1024
+#: Turns of one mapping at a time, so that a hanging share leaves room for the others.
+PER_MAPPING: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Paths of one top-level folder that are checked together."""
+
+    mapping: str
+    top: bytes
+    paths: list[bytes]
+
+
+class WorkQueue:
+    """Distinct paths by top-level folder. A folder in progress gets no second turn at the same time."""
+
+    def __init__(self) -> None:
+        self._paths: dict[Group, dict[bytes, None]] = {}  # in the order of their next turn
+        self._busy: set[Group] = set()
+        self._busy_mappings: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def add(self, mapping: str, paths: Iterable[bytes]) -> None:
+        """Add paths of a mapping."""
+        for path in paths:
+            self._paths.setdefault((mapping, top_level(path)), {})[path] = None
+
+    def take(self) -> Batch | None:
+        """Return the next batch and mark its folder as busy; None when there is nothing, or all of it is busy."""
+        for group in self._paths:
+            if group not in self._busy and self._busy_mappings[group[0]] < PER_MAPPING:
+                break
+        else:
+            return None
+        paths = self._paths.pop(group)
+        batch = Batch(*group, list(islice(paths, BATCH)))
+        for path in batch.paths:
+            del paths[path]
+        if paths:
+            self._paths[group] = paths  # behind the others
+        self._busy.add(group)
+        self._busy_mappings[group[0]] += 1
+        return batch
+
+    def done(self, batch: Batch) -> None:
+        """Give the folder of a batch its next turn."""
+        self._busy.remove((batch.mapping, batch.top))
+        self._busy_mappings[batch.mapping] -= 1
