@@ -67,7 +67,9 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     """Send all log records to one redacting sink; may be called again."""
     stream = sys.stderr if stream is None else stream
     sink = _Sink(stream)
-    sink.setFormatter(_Json() if format == "json" else _Text(journal=_is_journal(stream), colour=_has_colour(stream)))
+    for_person = format == "text" or (format == "auto" and _is_terminal(stream))
+    journal = _is_journal(stream)
+    sink.setFormatter(_Text(journal=journal, colour=_has_colour(stream)) if for_person else _Json(journal=journal))
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, _Sink)]:
         root.removeHandler(old)
@@ -124,7 +126,11 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """Format a record as one JSON object."""
+    """Format a record as one JSON object; the journal removes the priority in front of it."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
         level, action, message, fields = _parts(record)
@@ -132,7 +138,8 @@ class _Json(logging.Formatter):
         told |= {f"{key}_" if key in _FIXED else key: value for key, value in fields.items()}
         if lines := _traceback(record):
             told["traceback"] = "\n".join(lines)
-        return json.dumps({redacted(key): _redacted_value(value) for key, value in told.items()}, ensure_ascii=False)
+        line = json.dumps({redacted(key): _redacted_value(value) for key, value in told.items()}, ensure_ascii=False)
+        return f"<{_PRIORITIES.get(level, 6)}>{line}" if self._journal else line
 
 
 def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
@@ -192,8 +199,12 @@ def _is_journal(stream: TextIO) -> bool:
     return named == f"{status.st_dev}:{status.st_ino}"
 
 
-def _has_colour(stream: TextIO) -> bool:
+def _is_terminal(stream: TextIO) -> bool:
     try:
-        return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    except (AttributeError, ValueError):  # there is none, or it was closed
+        return stream.isatty()
+    except (AttributeError, ValueError):  # the stream is None or closed
         return False
+
+
+def _has_colour(stream: TextIO) -> bool:
+    return _is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from app_env import AppEnv
 from docferry import __version__
 from docferry.cli.main import main
 
@@ -166,3 +168,32 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
     os.close(write)
     assert done.stderr == b""
     assert done.returncode == 141
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+@pytest.mark.parametrize("words", ["sync --json", "sync", "status", "list --json", "check --offline", "config schema"])
+def test_output_that_cannot_be_written_is_74_and_everything_is_sent(
+    app_env: AppEnv, words: str, redirection: str
+) -> None:
+    app_env.settings["log_level"] = '"error"'
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.write_config()
+    if not words.startswith("sync"):
+        assert app_env.sync()["uploaded"] == 1
+    line = f"{shlex.join(app_env.command(*words.split()))} {redirection}"
+    done = subprocess.run(line, shell=True, env=app_env.environment, stderr=subprocess.PIPE, check=False)  # noqa: S602 - the redirection is the subject
+    assert done.returncode == 74, done.stderr
+    assert len(app_env.simulator.stored) == 1
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_errors_that_cannot_be_written_leave_the_exit_code(app_env: AppEnv, redirection: str) -> None:
+    app_env.write_config()
+    line = f"{shlex.join(app_env.command('list', '--state', 'nonsense'))} {redirection}"
+    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode == 2  # noqa: S602 - as above
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.write_config()
+    line = f"{shlex.join(app_env.command('sync', '--json'))} {redirection}"
+    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode in (0, 74)  # noqa: S602 - as above
+    assert len(app_env.simulator.stored) == 1
+    assert app_env.state.joinpath("docferry.db").read_bytes()[:15] == b"SQLite format 3"

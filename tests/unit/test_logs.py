@@ -219,20 +219,28 @@ def test_a_closed_or_missing_stderr_stops_nothing(tmp_path: Path) -> None:
         os.close(other)
 
 
-def test_the_journal_gets_priorities_and_no_times(tmp_path: Path) -> None:
+def test_the_journal_gets_priorities_and_objects(tmp_path: Path) -> None:
     place = tmp_path / "journal"
-    code = 'from docferry import logs; logs.configure("info", "auto"); log = logs.get("x")\n'
+    code = 'from docferry import logs; logs.configure("info", "{}"); log = logs.get("x")\n'
     code += 'log.info("a"); log.warning("b"); log.error("c", exc=ValueError("x\\ny"))'
     with place.open("w") as file:
         status = os.fstat(file.fileno())
         named = os.environ | {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-        run(code, stderr=file, env=named)
+        run(code.format("auto"), stderr=file, env=named)
+    lines = place.read_text().splitlines()
+    assert [line[:3] for line in lines] == ["<6>", "<4>", "<3>"]
+    assert [json.loads(line[3:])["action"] for line in lines] == ["a", "b", "c"]
+    with place.open("w") as file:
+        run(code.format("text"), stderr=file, env=named)
     lines = place.read_text().splitlines()
     assert lines[:3] == ["<6>info  a", "<4>warn  b", "<3>error c"]
     assert all(line.startswith("<3>    ") for line in lines[3:])
     assert len(lines) > 3
     with place.open("w") as file:
-        run(code, stderr=file, env=os.environ | {"JOURNAL_STREAM": "1:1"})
+        run(code.format("auto"), stderr=file, env=os.environ | {"JOURNAL_STREAM": "1:1"})
+    assert json.loads(place.read_text().splitlines()[0])["action"] == "a"
+    with place.open("w") as file:
+        run(code.format("text"), stderr=file, env=os.environ | {"JOURNAL_STREAM": "1:1"})
     assert re.match(r"\d{4}-.*Z info  a", place.read_text())
 
 

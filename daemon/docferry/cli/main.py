@@ -1,44 +1,52 @@
-"""From arguments to an exit code: finds the command, and turns errors into sentences on stderr."""
+"""Finds the command for the arguments, runs it, and turns errors into sentences on stderr and an exit code."""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from docferry.cli import streams
 from docferry.cli.parser import Misused, parse
 
 WRONG = 2  # the configuration or the command line
+BROKEN = 70  # a defect of docferry (EX_SOFTWARE)
+UNWRITTEN = 74  # the output could not be written (EX_IOERR)
 LATER = 75  # nothing is lost: run it again (EX_TEMPFAIL)
-BROKEN = 70  # a mistake of docferry's own (EX_SOFTWARE)
 INTERRUPTED = 130
-PIPE_CLOSED = 141  # as a program ends that SIGPIPE ended
+PIPE_CLOSED = 141  # as a program that SIGPIPE ended
 
 Command = Callable[[Namespace], int]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what `argv` asks for; the exit code. Nothing escapes but SystemExit after --help and --version."""
+    """Run the command that `argv` names and return its exit code."""
     try:
         code = _command(parse(argv))
-        sys.stdout.flush()
     except Misused as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        return _debouncer()
+    except SystemExit as leaving:  # after --help and --version
+        code = leaving.code if isinstance(leaving.code, int) else 0
     except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, not a traceback
-        return _failed(error)
-    return code
+        code = _failed(error)
+    return code or _output_code()
+
+
+def _output_code() -> int:
+    """Return the exit code for the output alone: it was written, its reader left, or it could not be written."""
+    streams.flush()
+    if streams.lost.reader_left:
+        return PIPE_CLOSED
+    return UNWRITTEN if streams.lost.unwritten else 0
 
 
 def _command(asked: Namespace) -> int:
-    """Each command is imported only when it is wanted: `--version` and `list` start fast."""
+    """Import the command when it is needed, so that `--version` and `list` start fast, and run it."""
     command = _COMMANDS[asked.command]()
     gc.freeze()
     gc.enable()
@@ -106,7 +114,7 @@ def _demo() -> Command:
 
 
 def _config() -> Command:
-    return _tell_config
+    return _print_config
 
 
 def _health() -> Command:
@@ -138,7 +146,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
 }
 
 
-def _tell_config(asked: Namespace) -> int:
+def _print_config(asked: Namespace) -> int:
     from docferry.cli import config
 
     match asked.what:
@@ -152,7 +160,9 @@ def _tell_config(asked: Namespace) -> int:
             text = config.mapping_names(asked.config)
         case _:
             text = json.dumps(config.schema(), indent=2, ensure_ascii=False) + "\n"
-    sys.stdout.write(text)
+    from docferry.cli.output import Screen
+
+    Screen().write(text)
     return 0
 
 
@@ -160,18 +170,16 @@ def _failed(error: Exception) -> int:
     from docferry.errors import ConfigError, DatabaseBusy, DocferryError
 
     leaves = list(_leaves(error))
-    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves):
-        return _debouncer()
     strangers = [leaf for leaf in leaves if not isinstance(leaf, DocferryError)]
     if strangers:
-        return _stumbled(strangers[0])
+        return _report_defect(strangers[0])
     said = [each for leaf in leaves for each in (leaf.problems if isinstance(leaf, ConfigError) else (str(leaf),))]
     code = _complain(*dict.fromkeys(said))
     return LATER if any(isinstance(leaf, DatabaseBusy) for leaf in leaves) else code
 
 
-def _stumbled(error: BaseException) -> int:
-    """A mistake of docferry's own; the traceback is for whoever asks for it."""
+def _report_defect(error: BaseException) -> int:
+    """Report a defect of docferry in one sentence; the traceback is logged at level debug."""
     import logging
 
     from docferry import logs
@@ -180,17 +188,17 @@ def _stumbled(error: BaseException) -> int:
     while where is not None and where.tb_next is not None:
         where = where.tb_next
     place = f" ({os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno})" if where else ""  # noqa: PTH119 - a name, not a file
-    _complain(logs.redacted(f"this should not have happened: {type(error).__name__}: {error}{place}"))
+    _complain(logs.redacted(f"internal error: {type(error).__name__}: {error}{place}"))
     if os.environ.get("DOCFERRY_LOG_LEVEL", "").lower() == "debug":
         logs.configure("debug")
     logs.get("cli").debug("failed", exc=error)
     if not logging.getLogger().isEnabledFor(logging.DEBUG):
-        _complain("nothing is lost. Run it again with DOCFERRY_LOG_LEVEL=debug for the traceback, and report it")
+        _complain("nothing is lost; run it again with DOCFERRY_LOG_LEVEL=debug for the traceback, and report it")
     return BROKEN
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors themselves: task groups wrap what happens inside them."""
+    """Yield the errors inside exception groups, which task groups raise."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)
@@ -203,9 +211,3 @@ def _complain(*sentences: str) -> int:
 
     complain(*sentences)
     return WRONG
-
-
-def _debouncer() -> int:
-    """Whoever read our output has gone (`| head`): say nothing, and keep Python from saying it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return PIPE_CLOSED

@@ -1,4 +1,7 @@
-"""What people see: lines and tables, fitted and coloured on a terminal, aligned and plain in a pipe, always escaped."""
+"""Prints lines and tables: fitted and coloured on a terminal, aligned and plain in a pipe, always escaped.
+
+Output that cannot be written never ends a command: it is noted in `streams.lost`, which decides the exit code.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
+from docferry.cli import streams
 from docferry.model import escaped
 
 if TYPE_CHECKING:
@@ -86,7 +90,7 @@ class Screen:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
-        self.tty = self._stream.isatty()
+        self.tty = self._stream is not None and self._stream.isatty()
 
     def show(self, *blocks: Block) -> None:
         if not self.tty:
@@ -104,9 +108,10 @@ class Screen:
             self.write("".join(f"{text}\n" for text in table.lines(widths)))
 
     def write(self, text: str) -> None:
-        """Text that is safe already: JSON, or what `show` made plain."""
-        self._stream.write(text)
-        self._stream.flush()
+        """Write text that is safe already: JSON, or what `show` made plain."""
+        if streams.lost.reader_left and self._stream is sys.stdout:
+            raise SystemExit(141)  # as SIGPIPE would: nobody reads the rest of a long listing
+        streams.write(self._stream, text)
 
     def console(self) -> Console:
         """The terminal for rich; NO_COLOR is honoured by it."""
@@ -116,13 +121,10 @@ class Screen:
 
 
 def complain(*sentences: str) -> None:
-    """Problems, one a line, on stderr."""
+    """Print problems on stderr, one a line."""
     text = "".join(f"docferry: {escaped(part)}\n" for each in sentences for part in each.split("\n"))
-    try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
-    except OSError:
-        return  # nobody listens: the exit code still tells
+    if text:
+        streams.write(sys.stderr, text)
 
 
 def rendered(block: Block) -> RenderableType:
