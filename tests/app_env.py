@@ -78,6 +78,7 @@ class AppEnv:
             "settle": '"200ms"',
             "rescan": '"2s"',
             "log_level": '"debug"',
+            "log_format": '"text"',
             **self.settings,
         }
         codat = {"list_lag": '"300ms"', "requests_per_minute": "100000", "timeout": '"5s"', **self.codat}

@@ -51,5 +51,9 @@ def write(stream: TextIO | None, text: str) -> None:
 
 def flush() -> None:
     """Write what Python holds back for standard output."""
-    if sys.stdout is not None:
-        write(sys.stdout, "")
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        lost.note(error, sys.stdout)
