@@ -1,4 +1,4 @@
-"""Alembic's way in: the connection comes from docferry, inside the one transaction it opened."""
+"""Alembic's entry point. docferry passes the connection, inside the transaction that it opened."""
 
 from __future__ import annotations
 

@@ -67,6 +67,11 @@ class Reason(StrEnum):
     GAVE_UP = "gave_up"
     UNDECIDABLE = "undecidable"
     NAME_TAKEN = "name_taken"
+    CONTENT = "content"
+    INCOMPLETE = "incomplete"
+    INFECTED = "infected"
+    APPROVAL = "approval"
+    METADATA = "metadata"
     # of closed gates
     KEY = "key"
     ACCOUNT = "account"

@@ -1,4 +1,4 @@
-"""The queue: documents, transfers, attempts, gates, bookmarks, arrivals."""
+"""Create the tables of the queue."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Apply this migration."""
     op.create_table(
         "document",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -27,7 +28,7 @@ def upgrade() -> None:
         sa.Column("first_seen", sa.Float, nullable=False),
         sa.Column("updated", sa.Float, nullable=False),
     )
-    # One present row a path; what went away stays as history and never slows a scan.
+    # Absent rows are history, which this index does not contain.
     op.execute("CREATE UNIQUE INDEX document_path ON document (mapping, folder, name) WHERE present")
     op.execute("CREATE INDEX document_transfer ON document (transfer_id)")
 

@@ -1,5 +1,7 @@
-"""A transfer keeps a fast fingerprint and an MD5 of its bytes; one that is gone gives up its key, so that the index of
-keys no longer hangs on the state, which changes with every move."""
+"""Store a fast fingerprint and an MD5 of each transfer's bytes, and free the dedupe keys of gone transfers.
+
+The unique index of keys then needs no condition on the state, which changes with every transition.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Apply this migration."""
     op.add_column("transfer", sa.Column("fingerprint", sa.Text))
     op.add_column("transfer", sa.Column("md5", sa.Text))
     op.execute("DROP INDEX transfer_once")
     op.execute("UPDATE transfer SET once = 'gone:' || id WHERE state = 'gone'")
     op.execute("CREATE UNIQUE INDEX transfer_once ON transfer (lane, once)")
-    op.execute("DROP INDEX transfer_digest")  # only downloads ask for it: whoever has some makes it
+    op.execute("DROP INDEX transfer_digest")  # only downloads need it; `store/downloads.py` creates it

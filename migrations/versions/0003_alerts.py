@@ -1,4 +1,4 @@
-"""Conditions that last, what each receiver was told of them, and silences."""
+"""Add the tables of alerts, of their deliveries and of silences."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Apply this migration."""
     op.create_table(
         "alert",
         sa.Column("host", sa.Text, primary_key=True),

@@ -1,4 +1,4 @@
-"""A log of receipts; what was sent before gets its receipts afterwards, in steps, from the attempts."""
+"""Add the log of receipts. Maintenance adds receipts of earlier transfers in steps, from their attempts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Apply this migration."""
     op.create_table(
         "receipt",
         sa.Column("idx", sa.Integer, primary_key=True, autoincrement=False),

@@ -20,7 +20,7 @@ async def main(path: Path, count: int) -> None:
 
         async def one(who: int) -> None:
             for number in range(count):
-                await cursors.note(f"power/{who}-{number}", "x" * 300)
+                await cursors.set(f"power/{who}-{number}", "x" * 300)
                 os.write(log, f"ack power/{who}-{number} 0 0\n".encode())
 
         for who in range(8):

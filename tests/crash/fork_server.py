@@ -20,7 +20,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config  # noqa: F401 - as above
-from sqlalchemy import event
+from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Engine
 
 from docferry import clock
@@ -28,8 +28,8 @@ from docferry.app import one_pass
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat.client import Codat
-from docferry.store import documents, enqueue, transfers, transitions
-from docferry.store.connection import fetched
+from docferry.store import transitions
+from docferry.store.connection import Transaction
 from docferry.store.documents import Documents
 from docferry.store.transfers import Transfers
 from docferry.store.transitions import TransitionWriter
@@ -116,7 +116,7 @@ def _turn(said: Path) -> None:
 
 
 def _doom(fate: Fate) -> None:
-    move, apply, claim, sweep = TransitionWriter.make, transitions.apply, Transfers.claim, Transfers.sweep
+    move, apply, claim, sweep = TransitionWriter.make, transitions.apply, Transfers.claim, Transfers.reclaim
 
     async def moved(self: TransitionWriter, rows: list[dict[str, Any]]) -> None:
         arrows = {f"{row['from'].value}>{row['state'].value}" for row in rows}
@@ -124,8 +124,8 @@ def _doom(fate: Fate) -> None:
         await move(self, rows)
         fate.strike(*(f"{each}:after" for each in arrows))
 
-    def applied(connection: Any, rows: list[dict[str, Any]], receipts: Any) -> Any:
-        found = apply(connection, rows, receipts)
+    def applied(transaction: Transaction, rows: list[dict[str, Any]], receipts: Any) -> Any:
+        found = apply(transaction, rows, receipts)
         fate.strike(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
         return found
 
@@ -144,21 +144,27 @@ def _doom(fate: Fate) -> None:
         return found
 
     _swap(TransitionWriter, make=moved)
-    _swap(Transfers, claim=claimed, sweep=swept)
+    _swap(Transfers, claim=claimed, reclaim=swept)
     _swap(transitions, apply=applied)
     _swap(Documents, apply=_around(Documents.apply, fate, "new>waiting"))
     _swap(Codat, send=_around(Codat.send, fate, "send"), lookup=_around(Codat.lookup, fate, "find"))
     _inside_send(fate)
-    for place in (documents, transitions, enqueue, transfers):
-        _swap(place, fetched=functools.partial(_fetched, fate))
+    for verb in ("execute", "execute_many", "fetch_all", "fetch_one"):
+        _swap(Transaction, **{verb: _after_statement(getattr(Transaction, verb), fate)})
     event.listen(Engine, "after_cursor_execute", lambda *_: fate.strike("statement"))
 
 
-def _fetched(fate: Fate, connection: Any, statement: str, *more: Any) -> list[Any]:
-    """What goes past SQLAlchemy."""
-    found = fetched(connection, statement, *more)
-    fate.strike("statement", *(["new>waiting:inside"] if statement.lstrip().startswith("INSERT INTO document") else []))
-    return found
+def _after_statement(verb: Callable[..., Any], fate: Fate) -> Callable[..., Any]:
+    """Strike after each statement of the store; SQLAlchemy's event covers those of the migrations."""
+
+    @functools.wraps(verb)
+    def wrapped(self: Transaction, statement: TextClause, *more: Any) -> Any:
+        found = verb(self, statement, *more)
+        plans = statement.text.lstrip().startswith("INSERT INTO document")
+        fate.strike("statement", *(["new>waiting:inside"] if plans else []))
+        return found
+
+    return wrapped
 
 
 def _around(verb: Callable[..., Awaitable[Any]], fate: Fate, arrow: str) -> Callable[..., Awaitable[Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from app_env import AppEnv, digest, until
 from crash.kill_harness import judge
@@ -21,6 +21,7 @@ from crash.process_pool import ProcessPool
 from docferry.errors import StateError
 from docferry.model import Gate, Reason
 from docferry.store import locks
+from docferry.store.connection import Transaction
 from docferry.store.database import open_database
 from docferry.store.gates import Gates
 from faults.conftest import FULL
@@ -84,7 +85,7 @@ async def test_d10_a_reader_that_never_ends(tmp_path: Path) -> None:
         for number in range(3):
             await database.write(partial(_insert, number=100 + number))
         with closing(sqlite3.connect(path)) as read:
-            assert read.execute("SELECT count(*) FROM bookmark").fetchone() == (73,)
+            assert read.execute("SELECT count(*) FROM cursor").fetchone() == (73,)
 
 
 @pytest.mark.anyio
@@ -95,14 +96,14 @@ async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
         jitter = random.Random(11)  # noqa: S311 - the same moments for the same seed
 
         async def write(number: int) -> None:
-            await database.write(lambda connection: _insert(connection, number))
+            await database.write(lambda transaction: _insert(transaction, number))
             told.append(number)
 
         for number in range(10_000 if FULL else 300):
             with anyio.move_on_after(jitter.uniform(0, 0.004)):
                 await write(number)
     with closing(sqlite3.connect(tmp_path / "docferry.db")) as read:
-        rows = Counter(row[0] for row in read.execute("SELECT CAST(mark AS INTEGER) FROM bookmark"))
+        rows = Counter(row[0] for row in read.execute("SELECT CAST(value AS INTEGER) FROM cursor"))
     assert rows == Counter(told)
 
 
@@ -196,7 +197,7 @@ def test_d16_what_docferry_makes_is_for_itself_alone(app_env: AppEnv, process_po
 
 def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, with the cure. No share can be mounted here, so the kind of this disk is counted among them."""
-    monkeypatch.setattr(locks, "_NETWORK", {locks._filesystem(tmp_path)})
+    monkeypatch.setattr(locks, "NETWORK_FILESYSTEMS", {locks.filesystem_type(tmp_path)})
     with pytest.raises(StateError, match="set state_dir to a local disk"):
         locks.prepare_state_dir(tmp_path / "state")
 
@@ -204,8 +205,8 @@ def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # -- what the rows need -----------------------------------------------------------------------------------------------
 
 
-def _insert(connection: Connection, number: int, size: int = 0) -> None:
-    connection.execute(
-        text("INSERT INTO bookmark (subject, mark, updated) VALUES (:subject, :mark, 0)"),
-        {"subject": f"test/{number}", "mark": str(number).ljust(size)},
+def _insert(transaction: Transaction, number: int, size: int = 0) -> None:
+    transaction.execute(
+        text("INSERT INTO cursor (key, value, updated) VALUES (:key, :value, 0)"),
+        {"key": f"test/{number}", "value": str(number).ljust(size)},
     )

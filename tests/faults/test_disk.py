@@ -48,7 +48,7 @@ def test_d3_power_cut(tmp_path: Path) -> None:
         promised = {name for what, name, *_ in records[:cut] if what == "ack"}
         with closing(sqlite3.connect(place / "docferry.db")) as read:
             assert read.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-            found = {row[0] for row in read.execute("SELECT subject FROM bookmark")}
+            found = {row[0] for row in read.execute("SELECT key FROM cursor")}
         assert promised <= found, cut
         shutil.rmtree(place)
 

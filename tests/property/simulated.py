@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
-from sqlalchemy import Connection, StaticPool, create_engine, text
+from sqlalchemy import StaticPool, create_engine, text
 
 from docferry import settings
 from docferry.clock import TurnableClock, iso
@@ -47,6 +47,7 @@ from docferry.policy import Backoff, RetryPolicy
 from docferry.remotes.codat import reconcile
 from docferry.remotes.protocol import ALWAYS_PERMITTED, NOTHING, Checked, Health, Lookback, Rules, SendPermit
 from docferry.store import schema
+from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.documents import Documents
@@ -224,15 +225,16 @@ class Disk:
         with sqlite3.connect(template) as made:
             made.backup(self._template)
         self._raw = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
-        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool)
-        self._connection = engine.connect()
-        self._connection.begin()  # for SQLAlchemy; SQLite commits each statement by itself
+        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool, paramstyle="named")
+        driver = engine.raw_connection().dbapi_connection
+        assert driver is not None
+        self._transaction = Transaction(driver, engine.dialect)  # SQLite commits each statement by itself
 
     def clear(self) -> None:
         self._template.backup(self._raw)
 
-    def work(self, work: Callable[[Connection], T]) -> T:
-        return work(self._connection)
+    def work(self, work: Callable[[Transaction], T]) -> T:
+        return work(self._transaction)
 
 
 class Memory(Database):
@@ -249,11 +251,11 @@ class Memory(Database):
         self.dead = True
         raise Killed
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Transaction], T]) -> T:
         await checkpoint()
         return self._visit(work)
 
-    async def write(self, work: Callable[[Connection], T], started: Callable[[], None] | None = None) -> T:
+    async def write(self, work: Callable[[Transaction], T], started: Callable[[], None] | None = None) -> T:
         with anyio.CancelScope(shield=True):
             await checkpoint()
         if started is not None:
@@ -265,7 +267,7 @@ class Memory(Database):
             self.kill()
         return found
 
-    def _visit(self, work: Callable[[Connection], T]) -> T:
+    def _visit(self, work: Callable[[Transaction], T]) -> T:
         if self.dead:
             raise Killed
         return self._disk.work(work)
@@ -449,7 +451,7 @@ class World:
         return Process(self, f"process {self.births}")
 
     async def _reborn(self, dead: Process) -> Process:
-        await Transfers(self.watchman, self.clock, "watchman").sweep({dead.name})
+        await Transfers(self.watchman, self.clock, "watchman").reclaim({dead.name})
         return self._born()
 
     async def _judge(self) -> Tidings:
@@ -467,8 +469,8 @@ class World:
         return Tidings(1, self.births - 2, len(rows), held, self.shore.faults)
 
 
-def _states(connection: Connection) -> list[tuple[str, str, str, str | None]]:
-    rows = connection.execute(text("SELECT lane, sha256, state, reason FROM transfer"))
+def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
+    rows = transaction.fetch_all(text("SELECT lane, sha256, state, reason FROM transfer"))
     return [(lane, digest, state, reason) for lane, digest, state, reason in rows]
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
@@ -81,10 +81,7 @@ class Queue(RuleBasedStateMachine):
         return self.portal.call(run)
 
     def rows(self, statement: str) -> list[Any]:
-        def work(connection: Connection) -> list[Any]:
-            return list(connection.execute(text(statement)).all())
-
-        return self.do(self.database.read, work)
+        return self.do(self.database.fetch_all, text(statement))
 
     @rule(count=st.integers(1, 4))
     def enqueue(self, count: int) -> None:
@@ -124,7 +121,7 @@ class Queue(RuleBasedStateMachine):
         dead = self.owners.pop(who)
         held = self.held.pop(dead.owner)
         self.born()
-        assert self.do(self.owners[0].sweep, {dead.owner}) == len(held)
+        assert self.do(self.owners[0].reclaim, {dead.owner}) == len(held)
         for transfer in held:
             with pytest.raises(LeaseLost):
                 self.do(dead.settle, transfer, Outcome(State.GONE), was=transfer.state)
@@ -140,39 +137,39 @@ class Queue(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([-86_400.0, 86_400.0, 10.0]))
     def the_clock_jumps(self, seconds: float) -> None:
         drift = self.clock.now() - self.clock.steady()
-        self.do(self.owners[0].turned, drift)
+        self.do(self.owners[0].shift_times, drift)
         self.clock.wall += seconds
         for owner in self.owners:
-            self.do(owner.turned, self.clock.now() - self.clock.steady())
+            self.do(owner.shift_times, self.clock.now() - self.clock.steady())
 
     @rule(number=st.integers(0, 20))
     @precondition(lambda self: self.made)
     def vanishes(self, number: int) -> None:
-        self.do(self.documents.vanished, "m", [f"{number % self.made}.pdf".encode()])
+        self.do(self.documents.mark_gone, "m", [f"{number % self.made}.pdf".encode()])
 
     @invariant()
     def nothing_is_lost_or_forgotten(self) -> None:
         if not hasattr(self, "database"):
             return
-        rows = self.rows("SELECT id, state, owner, lease FROM transfer")
-        now = {row.id: row.state for row in rows}
+        rows = self.rows("SELECT id, state, lease_owner, lease FROM transfer")
+        now = {number: state for number, state, *_ in rows}
         assert len(now) == self.made
         assert all(state in set(State) for state in now.values())
         for number, before in self.states.items():
             assert before not in FINAL or now[number] == before
             assert (before, now[number]) != (State.DOUBTFUL, State.WAITING)
         self.states = now
-        leased = {(row.id, row.owner, row.lease, row.state) for row in rows if row.owner is not None}
+        leased = {(number, owner, lease, state) for number, state, owner, lease in rows if owner is not None}
         believed = {(t.id, who, t.lease, t.state) for who, held in self.held.items() for t in held}
         assert leased == believed
-        assert all((row.owner is not None) == (row.state in IN_FLIGHT) for row in rows)
+        assert all((owner is not None) == (state in IN_FLIGHT) for _, state, owner, _ in rows)
 
     @invariant()
     def what_is_gone_stands_in_nobodys_way(self) -> None:
         """Who kept its key would block its like for ever, and who gave it up too early would let it go twice."""
         if hasattr(self, "database"):
-            keys = self.rows("SELECT state, once LIKE 'gone:%' AS is_free FROM transfer")
-            assert all((row.state == State.GONE) == row.is_free for row in keys)
+            keys = self.rows("SELECT state, dedupe_key LIKE 'gone:%' FROM transfer")
+            assert all((state == State.GONE) == bool(is_free) for state, is_free in keys)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from docferry import __version__
 from docferry.clock import iso
 from docferry.model import Outcome, Receipt, State
 from docferry.receipts.merkle import Tree
-from docferry.store.cursors import Arrival, Cursors
 from docferry.store.database import open_database
+from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.receipt_upkeep import ReceiptUpkeep
 from docferry.store.transfers import Pick
 from receipts.conftest import TARGET, Queue, Store
@@ -72,7 +72,7 @@ async def test_adopted_and_gone(store: Store) -> None:
 async def test_what_vanishes_before_it_was_sent_has_a_receipt(store: Store) -> None:
     async with store.open() as queue:
         await queue.enqueue("a.pdf", "b.pdf")
-        await queue.documents.vanished("m", [b"a.pdf"])
+        await queue.documents.mark_gone("m", [b"a.pdf"])
     (found,) = bodies(store)
     assert (found["kind"], found["path"]) == ("gone", "a.pdf")
     assert await store.problems() == []
@@ -84,21 +84,21 @@ async def test_a_lost_lease_leaves_no_receipt(store: Store) -> None:
         claimed = await claim(queue)
         stale = [replace(each, lease=each.lease - 1) for each in claimed]
         outcome = Outcome(State.SENT, receipt=Receipt(200))
-        with pytest.raises(Exception, match="no longer ours"):
+        with pytest.raises(Exception, match="no longer leased"):
             await queue.transfers.settle(stale[0], outcome, was=State.LEASED)
-        with pytest.raises(Exception, match="no longer ours"):
+        with pytest.raises(Exception, match="no longer leased"):
             await queue.transfers.settle_all([claimed[0], stale[1]], outcome, was=State.LEASED)
     assert [each["path"] for each in bodies(store)] == ["a.pdf"]
     assert await store.problems() == []
 
 
 async def test_a_download_has_a_receipt_once_it_landed(store: Store) -> None:
-    arrival = Arrival("inbox", "acme/2026-11-30/x/a.pdf", "f" * 64, b"/srv/in/a.pdf", False, 7)
+    arrival = DownloadedFile("inbox", "acme/2026-11-30/x/a.pdf", "f" * 64, b"/srv/in/a.pdf", False, 7)
     async with open_database(store.path) as database:
-        cursors = Cursors(database, store.clock)
-        await cursors.expect([arrival, Arrival("inbox", "own", "e" * 64, None, True, 7)])
+        downloads = Downloads(database, store.clock)
+        await downloads.record([arrival, DownloadedFile("inbox", "own", "e" * 64, None, True, 7)])
         assert bodies(store) == []
-        await cursors.expect([replace(arrival, landed=True)])
+        await downloads.record([replace(arrival, published=True)])
     (found,) = bodies(store)
     assert (found["kind"], found["path"], found["remote_name"]) == ("downloaded", "/srv/in/a.pdf", arrival.origin)
     assert await store.problems() == []
@@ -109,7 +109,7 @@ async def test_old_databases_get_receipts_from_their_attempts(store: Store) -> N
     await store.send(*(f"{number}.pdf" for number in range(10)))
     async with store.open() as queue:
         await queue.enqueue("gone.pdf", "waits.pdf")
-        await queue.documents.vanished("m", [b"gone.pdf"])
+        await queue.documents.mark_gone("m", [b"gone.pdf"])
     before = bodies(store)
     store.sql("DELETE FROM receipt")  # as migration 0004 leaves it
     store.sql("UPDATE receipt_log SET size = 0, frontier = x'', transfers_old = 12, transfers_done = 0")
@@ -129,11 +129,11 @@ async def test_old_databases_get_receipts_from_their_attempts(store: Store) -> N
 
 
 async def test_old_downloads_get_receipts(store: Store) -> None:
-    arrivals = [Arrival("inbox", f"o/{n}", "f" * 64, b"/in/%d" % n, True, 7) for n in range(5)]
+    arrivals = [DownloadedFile("inbox", f"o/{n}", "f" * 64, b"/in/%d" % n, True, 7) for n in range(5)]
     async with open_database(store.path) as database:
-        await Cursors(database, store.clock).expect(arrivals)
+        await Downloads(database, store.clock).record(arrivals)
         store.sql("DELETE FROM receipt")
-        store.sql("UPDATE receipt_log SET size = 0, frontier = x'', arrivals_old = 4")
+        store.sql("UPDATE receipt_log SET size = 0, frontier = x'', downloads_old = 4")
         while await ReceiptUpkeep(database).reconstruct(2):
             pass
     assert [(each["remote_name"], each["reconstructed"]) for each in bodies(store)] == [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
@@ -77,19 +77,13 @@ class Shop:
         return transfer
 
     async def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-        def work(connection: Connection) -> list[tuple[Any, ...]]:
-            return [tuple(row) for row in connection.execute(text(statement), values).all()]
-
-        return await self.database.read(work)
+        return await self.database.fetch_all(text(statement), values)
 
     async def column(self, statement: str, **values: Any) -> list[Any]:
         return [row[0] for row in await self.rows(statement, **values)]
 
     async def change(self, statement: str, **values: Any) -> None:
-        def work(connection: Connection) -> None:
-            connection.execute(text(statement), values)
-
-        await self.database.write(work)
+        await self.database.execute(text(statement), values)
 
     async def everything(self) -> list[list[tuple[Any, ...]]]:
         """All there is, to see that nothing changed."""
@@ -103,7 +97,7 @@ def planned(
     *,
     target: Target | None = ACME,
     mtime: int = 1,
-    once: str | None = None,
+    dedupe_key: str | None = None,
     **more: Any,
 ) -> Planned:
     """The plan for a file of this content (its path, if nothing else is said)."""
@@ -111,7 +105,7 @@ def planned(
     folder, _, name = path.rpartition("/")
     uid = sha256(f"{path} {content} {mtime} {more}".encode()).hexdigest()[:32]
     seen_file = SeenFile(folder.encode(), name.encode(), Stamp(len(digest), mtime, mtime))
-    return Planned(seen_file, target, uid, name, digest, once or digest, **more)
+    return Planned(seen_file, target, uid, name, digest, dedupe_key or digest, **more)
 
 
 @pytest.fixture

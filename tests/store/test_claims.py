@@ -25,7 +25,7 @@ async def test_a_claim_leases_what_is_due(shop: Shop) -> None:
         (State.LEASED, 1, "a.pdf"),
         (State.LEASED, 1, "b.pdf"),
     ]
-    assert await shop.rows("SELECT state, owner, lease FROM transfer") == [("leased", "me", 1)] * 2
+    assert await shop.rows("SELECT state, lease_owner, lease FROM transfer") == [("leased", "me", 1)] * 2
     assert await shop.claimed() == []
 
 

@@ -7,33 +7,30 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import DatabaseError, IntegrityError
+from sqlalchemy import text
 
 from docferry.errors import DatabaseLost, StateError
-from docferry.store.connection import driver
+from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from store.conftest import Shop
 
 pytestmark = pytest.mark.anyio
 
 
-def noting(mark: str) -> Callable[[Connection], str]:
-    def work(connection: Connection) -> str:
-        connection.execute(text("INSERT INTO bookmark VALUES (:mark, :mark, 0)"), {"mark": mark})
+def noting(mark: str) -> Callable[[Transaction], str]:
+    def work(transaction: Transaction) -> str:
+        transaction.execute(text("INSERT INTO cursor VALUES (:mark, :mark, 0)"), {"mark": mark})
         return mark
 
     return work
 
 
 async def marks(database: Database) -> set[str]:
-    def work(connection: Connection) -> set[str]:
-        return {row[0] for row in connection.execute(text("SELECT subject FROM bookmark"))}
-
-    return await database.read(work)
+    return {key for (key,) in await database.fetch_all(text("SELECT key FROM cursor"))}
 
 
 async def trouble(database: Database) -> str:
@@ -62,16 +59,15 @@ async def test_what_waits_together_is_committed_together(shop: Shop, tmp_path: P
 async def test_a_write_is_seen_by_others_when_it_returns(shop: Shop, tmp_path: Path) -> None:
     await shop.database.write(noting("here"))
     with sqlite3.connect(tmp_path / "docferry.db") as other:
-        assert other.execute("SELECT mark FROM bookmark").fetchall() == [("here",)]
+        assert other.execute("SELECT value FROM cursor").fetchall() == [("here",)]
     other.close()
 
 
 async def test_commits_are_synced(shop: Shop) -> None:
-    def work(connection: Connection) -> tuple[int, str]:
-        synchronous = connection.execute(text("PRAGMA synchronous")).scalar_one()
-        return synchronous, connection.execute(text("PRAGMA journal_mode")).scalar_one()
+    def work(transaction: Transaction) -> list[tuple[Any]]:
+        return [transaction.fetch_one(text(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")]
 
-    assert await shop.database.write(work) == (2, "wal")
+    assert await shop.database.write(work) == [(2,), ("wal",)]
 
 
 async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
@@ -80,7 +76,7 @@ async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
     async def writes(mark: str) -> None:
         try:
             await shop.database.write(noting(mark))
-        except IntegrityError:
+        except sqlite3.IntegrityError:
             failed.append(mark)
 
     async with anyio.create_task_group() as group:
@@ -93,8 +89,8 @@ async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
 
 
 async def test_what_is_not_of_the_database_is_raised_where_it_belongs(shop: Shop) -> None:
-    def bad(connection: Connection) -> None:
-        noting("half")(connection)
+    def bad(transaction: Transaction) -> None:
+        noting("half")(transaction)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -130,7 +126,7 @@ async def test_who_is_cancelled_from_outside_can_still_write(tmp_path: Path) -> 
                 with anyio.CancelScope(shield=True):
                     await database.write(noting("last words"))
     with sqlite3.connect(tmp_path / "docferry.db") as other:
-        assert other.execute("SELECT mark FROM bookmark").fetchall() == [("last words",)]
+        assert other.execute("SELECT value FROM cursor").fetchall() == [("last words",)]
     other.close()
 
 
@@ -140,7 +136,7 @@ async def test_what_waits_is_written_before_the_end(tmp_path: Path) -> None:
             group.start_soon(database.write, noting(f"m{number}"))
         await anyio.lowlevel.checkpoint()
     with sqlite3.connect(tmp_path / "docferry.db") as other:
-        assert other.execute("SELECT count(*) FROM bookmark").fetchone() == (20,)
+        assert other.execute("SELECT count(*) FROM cursor").fetchone() == (20,)
     other.close()
 
 
@@ -182,7 +178,7 @@ async def test_a_foreign_lock_is_waited_for_and_the_loop_goes_on(shop: Shop, tmp
 async def test_a_lock_that_stays_is_told_and_waited_for(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("docferry.store.database.PAUSE", 0.02)
+    monkeypatch.setattr("docferry.store.database.RETRY_PAUSE_S", 0.02)
     await shop.change("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(tmp_path / "docferry.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -197,19 +193,19 @@ async def test_a_lock_that_stays_is_told_and_waited_for(
 
 async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite's own limit on pages gives the very error of a full disk."""
-    monkeypatch.setattr("docferry.store.database.PAUSE", 0.02)
+    monkeypatch.setattr("docferry.store.database.RETRY_PAUSE_S", 0.02)
     pages = (await shop.column("PRAGMA page_count"))[0]
     await shop.change(f"PRAGMA max_page_count = {pages}")
 
-    def large(connection: Connection) -> None:
-        connection.execute(text("INSERT INTO bookmark VALUES ('large', hex(zeroblob(200000)), 0)"))
+    def large(transaction: Transaction) -> None:
+        transaction.execute(text("INSERT INTO cursor VALUES ('large', hex(zeroblob(200000)), 0)"))
 
     lifted: list[bool] = []
 
-    def twice(connection: Connection) -> None:
+    def twice(transaction: Transaction) -> None:
         if lifted:  # somebody made room; the limit is this connection's own
-            connection.execute(text("PRAGMA max_page_count = 1000000"))
-        large(connection)
+            transaction.execute(text("PRAGMA max_page_count = 1000000"))
+        large(transaction)
 
     async with anyio.create_task_group() as group:
         group.start_soon(shop.database.write, twice)
@@ -220,10 +216,10 @@ async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyP
 
 
 async def test_a_commit_that_fails_leaves_no_transaction_open(shop: Shop) -> None:
-    def broken(connection: Connection) -> None:
-        connection.execute(text("PRAGMA defer_foreign_keys = ON"))
-        noting("gone")(connection)
-        connection.execute(text("SELECT nonsense"))
+    def broken(transaction: Transaction) -> None:
+        transaction.execute(text("PRAGMA defer_foreign_keys = ON"))
+        noting("gone")(transaction)
+        transaction.execute(text("SELECT nonsense"))
 
     with pytest.raises(Exception, match="nonsense"):
         await shop.database.write(broken)
@@ -233,13 +229,13 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(shop: Shop) -> Non
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 async def test_a_database_that_went_away_is_noticed(shop: Shop, tmp_path: Path, how: str) -> None:
-    shop.database.assert_ours()
+    shop.database.assert_unchanged()
     path = tmp_path / "docferry.db"
     os.rename(path, tmp_path / "elsewhere.db")  # noqa: PTH104 - a plain move
     if how == "replaced":
         path.write_bytes(b"")
     with pytest.raises(DatabaseLost, match=rf"{how}.*sync --adopt"):
-        shop.database.assert_ours()
+        shop.database.assert_unchanged()
 
 
 async def test_a_broken_file_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -268,19 +264,19 @@ async def test_a_refused_commit_is_undone_and_the_next_begins_afresh(shop: Shop)
     takes it for ended.
     """
 
-    def refused(connection: Connection) -> None:
-        noting("refused")(connection)
-        driver(connection).set_authorizer(
+    def refused(transaction: Transaction) -> None:
+        noting("refused")(transaction)
+        transaction.driver.set_authorizer(
             lambda action, name, *_: (
                 sqlite3.SQLITE_DENY if (action, name) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
             )
         )
 
-    def lifted(connection: Connection) -> None:
-        driver(connection).set_authorizer(None)
-        noting("next")(connection)
+    def lifted(transaction: Transaction) -> None:
+        transaction.driver.set_authorizer(None)
+        noting("next")(transaction)
 
-    with pytest.raises(DatabaseError, match="not authorized"):
+    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
         await shop.database.write(refused)
     await shop.database.write(lifted)
     assert await marks(shop.database) == {"next"}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from docferry.model import Gate, Outcome, State, Target
-from docferry.store.cursors import Arrival, Cursors
+from docferry.store.cursors import Cursors
+from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from store.conftest import ACME, Shop, planned
@@ -64,8 +65,8 @@ async def test_changed_bytes_are_a_new_document_and_the_old_one_is_gone(shop: Sh
 @pytest.mark.parametrize("state", [State.LEASED, State.SENDING, State.DOUBTFUL, State.ASKING])
 async def test_what_may_be_on_the_wire_is_not_gone_when_its_file_is(shop: Shop, state: State) -> None:
     await shop.enqueue("a.pdf")
-    await shop.change("UPDATE transfer SET state = :state, owner = 'x'", state=state)
-    await shop.documents.vanished("m", [b"a.pdf"])
+    await shop.change("UPDATE transfer SET state = :state, lease_owner = 'x'", state=state)
+    await shop.documents.mark_gone("m", [b"a.pdf"])
     assert await transfers(shop) == [("a.pdf", state)]
 
 
@@ -87,35 +88,35 @@ async def test_a_copy_goes_once_and_outlives_the_original(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
     applied = await shop.documents.apply("m", [planned("copy.pdf", "a.pdf")])
     assert applied.queued == 0
-    assert await shop.documents.vanished("m", [b"a.pdf"]) == 1
+    assert await shop.documents.mark_gone("m", [b"a.pdf"]) == 1
     assert await transfers(shop) == [("a.pdf", "waiting")]
     assert [place.path for place in (await shop.documents.places([1]))[1]] == [b"copy.pdf"]
-    assert await shop.documents.vanished("m", [b"copy.pdf"]) == 1
+    assert await shop.documents.mark_gone("m", [b"copy.pdf"]) == 1
     assert await transfers(shop) == [("a.pdf", "gone")]
 
 
 async def test_the_same_bytes_go_to_each_target(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
     assert (await shop.documents.apply("n", [planned("a.pdf", target=OTHER)])).queued == 1
-    assert await shop.documents.is_queued(OTHER.lane, planned("a.pdf").once)
+    assert await shop.documents.is_queued(OTHER.lane, planned("a.pdf").dedupe_key)
 
 
 async def test_one_name_once(shop: Shop) -> None:
-    await sent(shop, planned("a.pdf", "A", once="name:a.pdf"))
-    applied = await shop.documents.apply("m", [planned("x/a.pdf", "B", once="name:a.pdf")])
+    await sent(shop, planned("a.pdf", "A", dedupe_key="name:a.pdf"))
+    applied = await shop.documents.apply("m", [planned("x/a.pdf", "B", dedupe_key="name:a.pdf")])
     assert applied.queued == 0
     assert [row[1] for row in await shop.documents.delivered("m")] == [b"a.pdf"]  # not the one whose bytes stayed
 
 
 async def test_a_rename_sends_nothing(shop: Shop) -> None:
     await sent(shop, planned("a.pdf"))
-    await shop.documents.vanished("m", [b"a.pdf"])
+    await shop.documents.mark_gone("m", [b"a.pdf"])
     assert (await shop.documents.apply("m", [planned("b.pdf", "a.pdf")])).queued == 0
 
 
 async def test_a_document_comes_back(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
-    await shop.documents.vanished("m", [b"a.pdf"])
+    await shop.documents.mark_gone("m", [b"a.pdf"])
     await shop.enqueue("a.pdf")
     assert await transfers(shop) == [("a.pdf", "gone"), ("a.pdf", "waiting")]
 
@@ -123,7 +124,7 @@ async def test_a_document_comes_back(shop: Shop) -> None:
 async def test_a_held_doubt_is_not_forgotten_with_its_file(shop: Shop) -> None:
     """It may be at the remote: the same bytes, put there again, must not be sent unasked."""
     await shop.held("a.pdf", "undecidable")
-    await shop.documents.vanished("m", [b"a.pdf"])
+    await shop.documents.mark_gone("m", [b"a.pdf"])
     assert (await shop.documents.apply("m", [planned("a.pdf", mtime=5)])).queued == 0
     assert await transfers(shop) == [("a.pdf", "held")]
 
@@ -131,7 +132,7 @@ async def test_a_held_doubt_is_not_forgotten_with_its_file(shop: Shop) -> None:
 async def test_what_a_rule_holds_is_held_once(shop: Shop) -> None:
     def too_large(uid: str, mtime: int = 1) -> Any:
         plan = planned("a.pdf", state=State.HELD, reason="too_large", detail="cut it", mtime=mtime)
-        return replace(plan, sha256=None, once=f"held:{uid}", uid=uid)
+        return replace(plan, sha256=None, dedupe_key=f"held:{uid}", uid=uid)
 
     assert (await shop.documents.apply("m", [too_large("1")])).held == 1
     assert (await shop.documents.apply("m", [too_large("2")])).held == 0  # another process came a moment later
@@ -165,7 +166,10 @@ async def test_what_came_down_is_known_and_not_sent(shop: Shop) -> None:
 
 async def test_a_mapping_that_leads_elsewhere_is_planned_again(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
-    await shop.documents.forget_stamps("m")
+    await shop.documents.set_target("m", "here")
+    await shop.documents.set_target("m", "here")
+    assert (b"a.pdf", 64, 1, 1) in (await shop.documents.known("m", [b""]))[b""]
+    await shop.documents.set_target("m", "elsewhere")
     assert (b"a.pdf", 64, 1, 1) not in (await shop.documents.known("m", [b""]))[b""]
     await shop.documents.apply("m", [planned("a.pdf", target=OTHER)])
     lanes = await shop.rows("SELECT lane, state FROM transfer ORDER BY id")
@@ -203,29 +207,29 @@ async def test_a_gate_stays_closed_for_the_longest_wish(shop: Shop) -> None:
 
 
 async def test_bookmarks_and_arrivals(shop: Shop) -> None:
-    cursors = Cursors(shop.database, shop.clock)
-    assert await cursors.mark("pull/x") is None
-    await cursors.note("pull/x", "1")
-    await cursors.note("pull/x", "2")
-    await cursors.note("other", "3")
-    assert (await cursors.mark("pull/x"), await cursors.marks("pull/")) == ("2", {"pull/x": "2"})
-    assert not await cursors.any_arrival()
-    arrival = Arrival("inbox", "a/b", "digest", b"/in/\xff.pdf", False, 3)
-    await cursors.expect([arrival])
-    await cursors.expect([replace(arrival, landed=True)])
-    assert await cursors.any_arrival()
-    assert await cursors.arrivals("inbox", ["a/b", "c"]) == [replace(arrival, landed=True)]
-    assert await cursors.came_down([b"/in/\xff.pdf", b"/in/y"]) == {(b"/in/\xff.pdf", "digest")}
+    cursors, downloads = Cursors(shop.database, shop.clock), Downloads(shop.database, shop.clock)
+    assert await cursors.get("pull/x") is None
+    await cursors.set("pull/x", "1")
+    await cursors.set("pull/x", "2")
+    await cursors.set("other", "3")
+    assert (await cursors.get("pull/x"), await cursors.get_all("pull/")) == ("2", {"pull/x": "2"})
+    assert not await downloads.exist()
+    arrival = DownloadedFile("inbox", "a/b", "digest", b"/in/\xff.pdf", False, 3)
+    await downloads.record([arrival])
+    await downloads.record([replace(arrival, published=True)])
+    assert await downloads.exist()
+    assert await downloads.known("inbox", ["a/b", "c"]) == [replace(arrival, published=True)]
+    assert await downloads.at_paths([b"/in/\xff.pdf", b"/in/y"]) == {(b"/in/\xff.pdf", "digest")}
 
 
 async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop) -> None:
-    cursors = Cursors(shop.database, shop.clock)
+    downloads = Downloads(shop.database, shop.clock)
     doubt = await shop.doubtful("doubt.pdf")
     waits = planned("waits.pdf")
     await shop.documents.apply("m", [waits])
     digests = [doubt.sha256, str(waits.sha256)]
-    assert await cursors.own_digests("acme", digests) == {doubt.sha256}
-    assert await cursors.own_digests("other", digests) == set()
+    assert await downloads.own_digests("acme", digests) == {doubt.sha256}
+    assert await downloads.own_digests("other", digests) == set()
     # Found by digest however many there are; whoever never asks has no such index to keep.
     assert await shop.column("SELECT name FROM sqlite_master WHERE name = 'transfer_digest'")
 

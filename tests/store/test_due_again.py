@@ -29,8 +29,8 @@ async def test_a_sweep_takes_back_what_the_dead_held(shop: Shop) -> None:
     (theirs,) = await shop.claimed(transfers=alive)
     doubt_since = await shop.column("SELECT last_sent FROM transfer WHERE remote_name = 'asked.pdf'")
     shop.clock.turn(50)
-    assert await alive.owners() == {"me", "alive"}
-    assert await alive.sweep({"me"}) == 3
+    assert await alive.lease_owners() == {"me", "alive"}
+    assert await alive.reclaim({"me"}) == 3
     states = dict(await shop.rows("SELECT remote_name, state FROM transfer"))
     assert states == {
         "asked.pdf": State.DOUBTFUL,
@@ -42,7 +42,7 @@ async def test_a_sweep_takes_back_what_the_dead_held(shop: Shop) -> None:
     now = shop.clock.now()
     assert await shop.column("SELECT last_sent FROM transfer WHERE remote_name = 'sent.pdf'") == [now]
     assert await shop.column("SELECT last_sent FROM transfer WHERE remote_name = 'asked.pdf'") == doubt_since
-    assert await shop.column("SELECT owner FROM transfer WHERE owner IS NOT NULL") == ["alive"]
+    assert await shop.column("SELECT lease_owner FROM transfer WHERE lease_owner IS NOT NULL") == ["alive"]
     ended = await shop.rows("SELECT state, ended FROM attempt WHERE ended = :now ORDER BY state", now=now)
     assert ended == [("doubtful", now), ("doubtful", now), ("waiting", now)]
     await alive.settle(theirs, Outcome(State.WAITING), was=State.LEASED)
@@ -50,7 +50,7 @@ async def test_a_sweep_takes_back_what_the_dead_held(shop: Shop) -> None:
 
 async def test_whoever_was_taken_for_dead_can_no_longer_move(shop: Shop) -> None:
     transfer = await shop.sending("a.pdf")
-    await shop.other("heir").sweep({"me"})
+    await shop.other("heir").reclaim({"me"})
     with pytest.raises(LeaseLost):
         await shop.transfers.settle(transfer, Outcome(State.SENT), was=State.SENDING)
     assert await shop.column("SELECT state FROM transfer") == ["doubtful"]
@@ -58,7 +58,7 @@ async def test_whoever_was_taken_for_dead_can_no_longer_move(shop: Shop) -> None
 
 async def test_nobody_is_dead_without_a_name(shop: Shop) -> None:
     await shop.sending("a.pdf")
-    assert await shop.other("heir").sweep(set()) == 0
+    assert await shop.other("heir").reclaim(set()) == 0
     assert await shop.column("SELECT state FROM transfer") == ["sending"]
 
 
@@ -113,7 +113,7 @@ async def test_what_is_final_stays_final(shop: Shop) -> None:
     await shop.transfers.settle(transfer, Outcome(State.SENT), was=State.SENDING)
     assert await shop.transfers.retry(everything=True) == 0
     assert await shop.transfers.retry(ids=[1]) == 0
-    assert await shop.other("heir").sweep({"me"}) == 0
+    assert await shop.other("heir").reclaim({"me"}) == 0
     assert await shop.claimed() == []
 
 
@@ -126,16 +126,16 @@ async def test_two_processes_turn_the_clock_once(tmp_path: Path) -> None:
         shop = Shop(database, clock, None, None)  # type: ignore[arg-type]  # only its look at the tables is needed
         one, two = Transfers(database, clock, "one"), Transfers(database, clock, "two")
         await shop.change(
-            "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, once, size, state, lease, tries, "
-            "generation, created, due_since, next_attempt, updated, first_sent, last_sent) VALUES "
+            "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, dedupe_key, size, state, lease, tries, "
+            "key_version, created, due_since, next_attempt, updated, first_sent, last_sent) VALUES "
             "('u', 'm', 'codat', 'codat', 'n', 'o', 1, 'doubtful', 0, 0, 0, :t, :t, :t + 60, :t, :t - 5, :t - 3)",
             t=clock.now(),
         )
         before = clock.now()
-        await one.turned(clock.now() - clock.steady())
+        await one.shift_times(clock.now() - clock.steady())
         clock.wall += 86_400
-        await one.turned(clock.now() - clock.steady())
-        await two.turned(clock.now() - clock.steady())
+        await one.shift_times(clock.now() - clock.steady())
+        await two.shift_times(clock.now() - clock.steady())
         columns = "next_attempt, first_sent, last_sent, due_since"
         day = before + 86_400
         assert await shop.rows(f"SELECT {columns} FROM transfer") == [(day + 60, day - 5, day - 3, day)]  # noqa: S608 - ours
@@ -163,7 +163,7 @@ async def test_a_doubt_from_the_future_is_looked_for_where_it_may_stand(shop: Sh
     now = shop.clock.now()
     heir = shop.other("heir")
     await heir.reset_future_rows()
-    await heir.sweep({"me"})
+    await heir.reclaim({"me"})
     await heir.retry(reason="undecidable")
     (doubt,) = await shop.claimed(transfers=heir)
     assert doubt.state is State.ASKING

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from docferry.store import locks
 folder = Path(sys.argv[1])
-with locks.owner(folder) as name, locks.sole(folder):
+with locks.lease_owner(folder) as name, locks.single_instance(folder):
     print(name, flush=True)
     sys.stdin.read()
 """
@@ -43,25 +43,25 @@ def state(tmp_path: Path) -> Path:
 def test_a_second_run_is_refused_with_the_pid_until_the_first_is_dead(state: Path) -> None:
     program, name = holder(state)
     try:
-        with pytest.raises(AlreadyRunning, match=f"pid {program.pid}"), locks.sole(state):
+        with pytest.raises(AlreadyRunning, match=f"pid {program.pid}"), locks.single_instance(state):
             pass
         assert locks.running(state) == program.pid
-        assert locks.dead(state, {name}, "me") == set()
+        assert locks.dead_owners(state, {name}, "me") == set()
     finally:
         program.kill()
         program.communicate()
     assert locks.running(state) is None
-    assert locks.dead(state, {name, "me"}, "me") == {name}
-    with locks.sole(state):
+    assert locks.dead_owners(state, {name, "me"}, "me") == {name}
+    with locks.single_instance(state):
         assert locks.running(state) == os.getpid()
-    locks.forget(state, {name})
+    locks.remove_files(state, {name})
     assert list((state / "owners").iterdir()) == []
 
 
 def test_who_ends_in_order_is_dead_at_once(state: Path) -> None:
     program, name = holder(state)
     program.communicate()
-    assert locks.dead(state, {name}, "me") == {name}
+    assert locks.dead_owners(state, {name}, "me") == {name}
 
 
 def test_looking_whether_one_runs_does_not_refuse_it(state: Path) -> None:
@@ -76,7 +76,7 @@ def test_looking_whether_one_runs_does_not_refuse_it(state: Path) -> None:
     watcher.start()
     try:
         for _ in range(300):
-            with locks.sole(state):
+            with locks.single_instance(state):
                 pass
     finally:
         ended.set()

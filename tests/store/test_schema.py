@@ -47,14 +47,14 @@ def test_a_fresh_database_is_as_one_that_went_through_every_step(tmp_path: Path)
     schema.prepare(fresh)
     schema.migrate(grown)
     assert made(fresh) == made(grown)
-    assert {("table", "transfer"), ("index", "transfer_once")} <= made(fresh).keys()
+    assert {("table", "transfer"), ("index", "transfer_dedupe_key")} <= made(fresh).keys()
 
 
 def made(path: Path) -> dict[tuple[str, str], object]:
     """Everything that is in a database but its rows."""
     with closing(sqlite3.connect(path)) as connection:
         found: dict[tuple[str, str], object] = {
-            (kind, name): sql and " ".join(sql.replace("(", "( ").split())
+            (kind, name): sql and " ".join(sql.replace("(", "( ").replace('"', "").split())
             for kind, name, sql in connection.execute("SELECT type, name, sql FROM sqlite_master")
         }
         for kind, name in list(found):
@@ -86,7 +86,7 @@ def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
         )
     schema.prepare(path)
     assert revision(path) == schema.HEAD
-    found = connection.execute("SELECT uid, once, fingerprint, md5 FROM transfer").fetchall()
+    found = connection.execute("SELECT uid, dedupe_key, fingerprint, md5 FROM transfer").fetchall()
     connection.close()
     assert found == [("a", "gone:1", None, None), ("b", "gone:2", None, None), ("c", "o", None, None)]
 

@@ -28,7 +28,7 @@ async def test_a_move_that_is_not_ours_changes_nothing(shop: Shop, was: State, t
     if guard == "lease":
         await shop.change("UPDATE transfer SET lease = lease + 1")
     elif guard == "owner":
-        await shop.change("UPDATE transfer SET owner = 'another'")
+        await shop.change("UPDATE transfer SET lease_owner = 'another'")
     else:
         elsewhere = {"leased": "sending", "sending": "asking", "asking": "leased"}[was]
         await shop.change("UPDATE transfer SET state = :state", state=elsewhere)
@@ -51,7 +51,7 @@ async def test_every_move_from_a_lease_is_made_and_what_ends_has_its_attempt(sho
     else:
         outcome = Outcome(to, "because", "so", receipt=Receipt(200, "corr", '"tag"', None, "answer"))
         await shop.transfers.settle(transfer, outcome, was=was)
-    ((state, owner, lease),) = await shop.rows("SELECT state, owner, lease FROM transfer")
+    ((state, owner, lease),) = await shop.rows("SELECT state, lease_owner, lease FROM transfer")
     assert (state, lease) == (to, transfer.lease)
     assert owner == ("me" if to is State.SENDING else None)
     reports = Reports(shop.database)
@@ -70,7 +70,7 @@ async def test_every_move_from_a_lease_is_made_and_what_ends_has_its_attempt(sho
 @pytest.mark.parametrize("was", [State.WAITING, State.SENT, State.GONE, State.HELD, State.DOUBTFUL])
 async def test_a_move_that_nobody_may_make_is_a_bug(shop: Shop, was: State) -> None:
     transfer = replace(await shop.brought_to(State.LEASED), state=was)
-    with pytest.raises(AssertionError, match="no such move"):
+    with pytest.raises(AssertionError, match="no such transition"):
         await shop.transfers.settle(transfer, Outcome(State.SENT), was=was)
     assert await shop.column("SELECT state FROM transfer") == ["leased"]
 

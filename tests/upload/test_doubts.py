@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +16,7 @@ from docferry.app.application import Application
 from docferry.model import State
 from docferry.remotes.protocol import SendPermit
 from docferry.simulator import Fault
+from docferry.store.connection import Transaction
 from docferry.store.transfers import Pick
 from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
@@ -203,10 +203,10 @@ async def due(app: Application, order: Iterable[float]) -> None:
     waits = list(order)
     now = app.clock.now()
 
-    def work(connection: Any) -> None:
-        rows = connection.execute(text("SELECT id FROM transfer WHERE state = 'doubtful' ORDER BY id")).all()
+    def work(transaction: Transaction) -> None:
+        rows = transaction.fetch_all(text("SELECT id FROM transfer WHERE state = 'doubtful' ORDER BY id"))
         for (number,), wait in zip(rows, waits, strict=True):
-            connection.execute(
+            transaction.execute(
                 text("UPDATE transfer SET next_attempt = :due, last_sent = :sent WHERE id = :id"),
                 {"due": now + wait, "sent": now - 60, "id": number},
             )

@@ -227,6 +227,6 @@ async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, 
     )
     async with env.app() as app:
         await app.batch_trials.record(f"codat/{COMPANY}/{CONNECTION}", True)
-        await app.database.write(lambda connection: connection.execute(text(thief.format(when=when))))
+        await app.database.execute(text(thief.format(when=when)))
         await env.carried(app, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
     assert sorted(env.at_codat().values()) == [1, 1]

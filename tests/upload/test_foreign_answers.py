@@ -176,7 +176,7 @@ async def test_secrets_that_a_remote_quotes_are_kept_nowhere(env: UploadEnv) -> 
         counts = await env.carried(app)
         assert counts["held"] == 1
         (row,) = await app.reports.by_path("bank", b"a.pdf")
-        path = app.database.path
+        path = env.app_env.state / "docferry.db"
     stored = b"".join(each.read_bytes() for each in path.parent.glob("docferry.db*"))
     for secret in (options.codat_key.encode(), b"abc123"):
         assert secret not in stored

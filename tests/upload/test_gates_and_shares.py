@@ -371,7 +371,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
     monkeypatch.setattr("docferry.upload.scheduler.FORCED_POLL_S", 0.5)
     env.lay(env.app_env.upload("bank"), "a.pdf")
     async with env.app() as app:
-        path, log = app.database.path, app.database.path.with_name("docferry.db-wal")
+        path, log = (env.app_env.state / name for name in ("docferry.db", "docferry.db-wal"))
 
         def update(state: str) -> None:
             other = sqlite3.connect(path, isolation_level=None)
@@ -395,7 +395,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
 async def test_what_is_claimed_while_a_stop_is_asked_for_is_not_begun(env: UploadEnv) -> None:
     env.lay(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
-        other = sqlite3.connect(app.database.path, isolation_level=None)
+        other = sqlite3.connect(env.app_env.state / "docferry.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)

@@ -28,6 +28,7 @@ from docferry.store import locks, schema
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
+from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
@@ -73,6 +74,7 @@ class _Tables:
 
     queue: Queue
     cursors: Cursors
+    downloads: Downloads
     wakeups: Wakeups
 
 
@@ -101,8 +103,8 @@ async def open_application(
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
     clock = SystemClock()
     async with AsyncExitStack() as stack:
-        owner = stack.enter_context(locks.owner(settings.state_dir))
-        await anyio.to_thread.run_sync(schema.read_through, database_path(settings))
+        owner = stack.enter_context(locks.lease_owner(settings.state_dir))
+        await anyio.to_thread.run_sync(schema.check_integrity, database_path(settings))
         database = await stack.enter_async_context(open_database(database_path(settings), patience))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
         remotes = open_remotes(settings, clock)
@@ -110,7 +112,7 @@ async def open_application(
             stack.push_async_callback(remote.aclose)
         tables = _open_tables(database, clock, owner)
         context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
-        app = _build(settings, context, tables.cursors, wanted_downloads if downloads else [], adopt=adopt)
+        app = _build(settings, context, tables, wanted_downloads if downloads else [], adopt=adopt)
         for upload in uploads.values():
             await app.reconciler.detect_retarget(upload)
         yield app
@@ -133,18 +135,18 @@ def _open_tables(database: Database, clock: Clock, owner: str) -> _Tables:
     wakeups = Wakeups()
     transfers = Transfers(database, clock, owner, wakeups)
     queue = Queue(database, Documents(database, clock), transfers, Gates(database))
-    return _Tables(queue, Cursors(database, clock), wakeups)
+    return _Tables(queue, Cursors(database, clock), Downloads(database, clock), wakeups)
 
 
 def _build(
-    settings: Settings, context: UploadContext, cursors: Cursors, downloads: Sequence[Download], *, adopt: bool
+    settings: Settings, context: UploadContext, tables: _Tables, downloads: Sequence[Download], *, adopt: bool
 ) -> Application:
     queue, clock = context.queue, context.clock
-    reconciler = Reconciler(queue.documents, cursors, RULES, clock, context.wakeups, adopt=adopt)
+    reconciler = Reconciler(queue.documents, tables.downloads, RULES, clock, context.wakeups, adopt=adopt)
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
-    batch_trials = BatchTrials(cursors, queue.transfers, settings.codat.batch)
+    batch_trials = BatchTrials(tables.cursors, queue.transfers, settings.codat.batch)
     uploader = Uploader(context, gate_manager, batch_trials)
     maintenance = Maintenance(queue.transfers, clock, settings.state_dir)
     return Application(
@@ -163,7 +165,7 @@ def _build(
         uploader=uploader,
         scheduler=Scheduler(context, _limits(settings), uploader, gate_manager, batch_trials, maintenance),
         after_upload=AfterUpload(context.uploads, queue.documents, context.wakeups),
-        downloader=_open_downloader(settings, context, cursors),
+        downloader=_open_downloader(settings, context, tables),
         uploads=context.uploads,
         downloads=downloads,
         telemetry=context.telemetry,
@@ -175,12 +177,13 @@ def _limits(settings: Settings) -> SchedulerLimits:
     return SchedulerLimits(settings.workers, {"codat": codat.concurrent_per_company}, {"codat": codat.quota_reserve})
 
 
-def _open_downloader(settings: Settings, context: UploadContext, cursors: Cursors) -> Downloader:
+def _open_downloader(settings: Settings, context: UploadContext, tables: _Tables) -> Downloader:
     codat, wootiv = context.remotes.get("codat"), context.remotes.get("wootiv")
     downloader = Downloader(
         codat=codat if isinstance(codat, Codat) else None,
         wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
-        cursors=cursors,
+        cursors=tables.cursors,
+        downloads=tables.downloads,
         transfers=context.queue.transfers,
         clock=context.clock,
         spool=spool(settings),
@@ -193,7 +196,7 @@ def _clear_spool(state_dir: Path, owner: str) -> None:
     """Remove the unfinished downloads of dead processes; parts that can be resumed stay."""
     folder = state_dir / "spool"
     left = {path.name: "-".join(path.name.split("-")[:2]) for path in folder.iterdir() if path.is_dir()}
-    gone = locks.dead(state_dir, set(left.values()), owner)
+    gone = locks.dead_owners(state_dir, set(left.values()), owner)
     for name, whose in left.items():
         if whose in gone:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -210,5 +213,5 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
             for folder in await app.documents.folders(upload.name):
                 looks = (await app.documents.known(upload.name, [folder])).get(folder, set())
                 paths = [joined(folder, look[0]) for look in looks]
-                total += await app.documents.vanished(upload.name, paths)
+                total += await app.documents.mark_gone(upload.name, paths)
         return total

@@ -46,7 +46,7 @@ async def _ferry(
 ) -> None:
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
     received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    with locks.sole(settings.state_dir), received as signals:
+    with locks.single_instance(settings.state_dir), received as signals:
         following: Settings | None = settings
         while following is not None:
             following = await _serve(following, signals, partial(_reloaded, reload, settings), notify, monitoring)
@@ -98,7 +98,7 @@ async def _serve(
                         rooms.start_soon(service, daemon)
                     following = await _wait_for_signal(daemon, signals, reloaded, notify)
                     if following is None:
-                        app.database.hurry()
+                        app.database.stop_waiting()
                     rooms.cancel_scope.cancel()
                 await finish(app, outer)
     status_file.forget(settings.state_dir)
@@ -111,7 +111,7 @@ def _stopped_in_trouble(app: Application) -> Iterator[None]:
     try:
         yield
     except* DatabaseBusy as postpone:
-        if not app.database.hurried:
+        if not app.database.has_stopped_waiting:
             raise
         log.warning("stopped_in_trouble", f"{first(postpone)}; what was under way is looked at again at the next start")
 

@@ -40,7 +40,7 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
             return 0
         code = await _answer_for(database, asked.ids)
         await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
-        with locks.owner(settings.state_dir) as owner:
+        with locks.lease_owner(settings.state_dir) as owner:
             number = await Transfers(database, SystemClock(), owner).retry(
                 ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all
             )

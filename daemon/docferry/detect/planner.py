@@ -21,8 +21,8 @@ from docferry.files.safe_open import Root
 from docferry.model import Digests, Reason, SeenFile, State, Target, escaped
 from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
-from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
+from docferry.store.downloads import Downloads
 from docferry.store.enqueue import Planned
 from docferry.wakeups import Wakeups
 
@@ -47,7 +47,7 @@ class Planner:
     def __init__(
         self,
         documents: Documents,
-        cursors: Cursors,
+        downloads: Downloads,
         rules: Mapping[str, Rules],
         clock: Clock,
         wakeups: Wakeups,
@@ -55,7 +55,7 @@ class Planner:
         adopt: bool = False,
     ) -> None:
         self._documents = documents
-        self._cursors = cursors
+        self._downloads = downloads
         self._rules = rules
         self._clock = clock
         self._wakeups = wakeups
@@ -175,11 +175,11 @@ class Planner:
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
         """Take the target from plans whose bytes came from a download: they are not sent back."""
-        if not planned or not await self._cursors.any_arrival():
+        if not planned or not await self._downloads.exist():
             return list(planned)
         root = Root.of(upload).raw
         absolute = {root + b"/" + each.seen_file.path: each for each in planned}
-        came = await self._cursors.came_down(list(absolute))
+        came = await self._downloads.at_paths(list(absolute))
         return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
 
 

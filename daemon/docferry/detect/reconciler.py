@@ -24,8 +24,8 @@ from docferry.files.scan import Listing
 from docferry.model import SeenFile, joined, parted
 from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
-from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
+from docferry.store.downloads import Downloads
 from docferry.wakeups import Wakeups
 
 log = logs.get("reconciler")
@@ -74,7 +74,7 @@ class Reconciler:
     def __init__(
         self,
         documents: Documents,
-        cursors: Cursors,
+        downloads: Downloads,
         rules: Mapping[str, Rules],
         clock: Clock,
         wakeups: Wakeups,
@@ -82,11 +82,10 @@ class Reconciler:
         adopt: bool = False,
     ) -> None:
         self._documents = documents
-        self._cursors = cursors
         self._clock = clock
         self._wakeups = wakeups
         self.debouncer = Debouncer(clock)
-        self.planner = Planner(documents, cursors, rules, clock, wakeups, adopt=adopt)
+        self.planner = Planner(documents, downloads, rules, clock, wakeups, adopt=adopt)
         self.folders: dict[str, FolderState] = {}
 
     def state(self, mapping: str) -> FolderState:
@@ -96,26 +95,18 @@ class Reconciler:
     async def detect_retarget(self, upload: Upload) -> None:
         """Plan again what a changed configuration of the mapping concerns: its target, or its patterns and limits."""
         target = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}"
-        if await self._has_changed(f"mapping/{upload.name}", target):
-            await self._documents.forget_stamps(upload.name)
+        await self._documents.set_target(upload.name, target)
         rules = [upload.include, upload.exclude, upload.builtin_excludes, upload.max_size]
         written = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
-        if await self._has_changed(f"rules/{upload.name}", written):
+        if await self._documents.have_rules_changed(upload.name, written):
             await self._drop_excluded(upload)
-
-    async def _has_changed(self, subject: str, value: str) -> bool:
-        """Whether a setting differs from the last run's, which is recorded; False for the first run."""
-        known = await self._cursors.mark(subject)
-        if known != value:
-            await self._cursors.note(subject, value)
-        return known is not None and known != value
 
     async def _drop_excluded(self, upload: Upload) -> None:
         """Mark documents as gone that the configuration no longer includes, whatever state they are in."""
         for folder in await self._documents.folders(upload.name):
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             paths = [joined(folder, entry[0]) for entry in known]
-            await self._documents.vanished(upload.name, [path for path in paths if not _is_document(upload, path)])
+            await self._documents.mark_gone(upload.name, [path for path in paths if not _is_document(upload, path)])
 
     # -- scans ---------------------------------------------------------------------------------------------------
 
@@ -165,7 +156,7 @@ class Reconciler:
             walked.known += found.known
             if found.gone:
                 gone = await anyio.to_thread.run_sync(_still_absent, root, found.gone)
-                await self._documents.vanished(upload.name, gone)
+                await self._documents.mark_gone(upload.name, gone)
             walked.seconds += self._clock.steady() - began
             whole.clear()
             chunk.clear()  # the generator holds it, too; planning takes long, and a large folder would stay in memory
@@ -219,7 +210,7 @@ class Reconciler:
             if await anyio.to_thread.run_sync(_is_walked, upload, folder):
                 continue  # it was made after the walk had read its parent
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
-            await self._documents.vanished(upload.name, [joined(folder, entry[0]) for entry in known])
+            await self._documents.mark_gone(upload.name, [joined(folder, entry[0]) for entry in known])
 
     # -- hints ---------------------------------------------------------------------------------------------------
 
@@ -229,8 +220,8 @@ class Reconciler:
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
         examined = await anyio.to_thread.run_sync(_examine, upload, list(paths))
-        known = await self._documents.looks(upload.name, [*(s.path for s in examined.seen), *examined.absent])
-        await self._documents.vanished(upload.name, [path for path in examined.absent if path in known])
+        known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
+        await self._documents.mark_gone(upload.name, [path for path in examined.absent if path in known])
         changed = [s for s in examined.seen if known.get(s.path) != s.stamp]
         kept = {s.path for s in changed}
         for path in paths:

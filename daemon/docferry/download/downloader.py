@@ -23,7 +23,8 @@ from docferry.model import Target
 from docferry.remotes.codat.client import Codat, Listed
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.settings import Download
-from docferry.store.cursors import Arrival, Cursors
+from docferry.store.cursors import Cursors
+from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 
@@ -50,6 +51,7 @@ class Downloader:
         codat: Codat | None,
         wootiv: Wootiv | None,
         cursors: Cursors,
+        downloads: Downloads,
         transfers: Transfers,
         clock: Clock,
         spool: Path,
@@ -57,6 +59,7 @@ class Downloader:
         self._codat = codat
         self._wootiv = wootiv
         self._cursors = cursors
+        self._downloads = downloads
         self._transfers = transfers
         self._clock = clock
         self._spool = spool
@@ -78,7 +81,7 @@ class Downloader:
         days: dict[str, list[Listed]] = {}
         for listed in await codat.listing(company):
             days.setdefault(listed.uploaded[:10], []).append(listed)
-        marks = await self._cursors.marks(f"day/{download.name}/{company}/")
+        marks = await self._cursors.get_all(f"day/{download.name}/{company}/")
         broken: ArchiveError | None = None
         for day, entries in sorted(days.items()):
             if not _is_day(day) or (download.since is not None and date.fromisoformat(day) < download.since):
@@ -94,7 +97,7 @@ class Downloader:
                 log.warning("day_broken", str(error), mapping=download.name, day=day)
                 continue
             if whole:
-                await self._cursors.note(subject, mark)
+                await self._cursors.set(subject, mark)
         if broken is not None:
             raise broken
 
@@ -134,19 +137,19 @@ class Downloader:
     async def _land(self, download: Download, company: str, day: str, members: Sequence[unzip.Member]) -> None:
         origins = {member.spool: f"{company}/{day}/{member.folder}/{member.name}" for member in members}
         known = {
-            (a.origin, a.sha256): a for a in await self._cursors.arrivals(download.name, sorted(set(origins.values())))
+            (a.origin, a.sha256): a for a in await self._downloads.known(download.name, sorted(set(origins.values())))
         }
         ours: set[str] = set()
         if not download.include_own:
-            ours = await self._cursors.own_digests(company, {member.sha256 for member in members})
+            ours = await self._downloads.own_digests(company, {member.sha256 for member in members})
         for member in members:
             origin = origins[member.spool]
             arrival = known.get((origin, member.sha256))
-            if arrival is not None and arrival.landed:
+            if arrival is not None and arrival.published:
                 continue
             if member.sha256 in ours:
-                own = Arrival(download.name, origin, member.sha256, None, True, member.size)
-                await self._cursors.expect([own])
+                own = DownloadedFile(download.name, origin, member.sha256, None, True, member.size)
+                await self._downloads.record([own])
                 continue
             relative = publish.render_layout(
                 download.layout, date=day, source=member.folder, name=member.name, company_id=company
@@ -158,16 +161,16 @@ class Downloader:
     async def _object(self, wootiv: Wootiv, download: Download, name: str) -> None:
         subject = f"object/{download.name}/{name}"
         spool = self._spool / f"object-{hashlib.sha256(subject.encode()).hexdigest()[:32]}.part"
-        fetched = await wootiv.fetch(name, spool, await self._cursors.mark(subject))
+        fetched = await wootiv.fetch(name, spool, await self._cursors.get(subject))
         if not fetched.changed:
             return
         sha256 = (await anyio.to_thread.run_sync(publish.content_of, spool)).sha256
         origin = name
-        if not any(a.sha256 == sha256 and a.landed for a in await self._cursors.arrivals(download.name, [origin])):
+        if not any(a.sha256 == sha256 and a.published for a in await self._downloads.known(download.name, [origin])):
             await self._put(download, download.folder_of(None), self._relative(download, name), origin, spool, sha256)
         await anyio.to_thread.run_sync(lambda: spool.unlink(missing_ok=True))
         if fetched.etag is not None:
-            await self._cursors.note(subject, fetched.etag)
+            await self._cursors.set(subject, fetched.etag)
 
     def _relative(self, download: Download, name: str) -> PurePosixPath:
         """An object lies under its own name, unless the mapping says otherwise."""
@@ -186,10 +189,10 @@ class Downloader:
         size = (await anyio.to_thread.run_sync(spool.stat)).st_size
         content = Content(sha256, size)
         target = await anyio.to_thread.run_sync(publish.choose, root, relative, content)
-        await self._cursors.expect([Arrival(download.name, origin, sha256, bytes(target), False, size)])
+        await self._downloads.record([DownloadedFile(download.name, origin, sha256, bytes(target), False, size)])
         # It is another path when somebody was faster: then that one is known as come down.
         lies = await anyio.to_thread.run_sync(publish.put, spool, target, root, content)
-        await self._cursors.expect([Arrival(download.name, origin, sha256, bytes(lies), True, size)])
+        await self._downloads.record([DownloadedFile(download.name, origin, sha256, bytes(lies), True, size)])
         self.brought.files += 1
         self.brought.bytes += size
         self.telemetry.downloaded(download.name)

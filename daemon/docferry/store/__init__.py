@@ -1,1 +1,1 @@
-"""The outer wall to SQLite: the queue and everything docferry remembers."""
+"""The queue's database: every SQL statement of docferry and the rules for running them."""

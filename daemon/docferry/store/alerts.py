@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
 
 
@@ -62,13 +63,14 @@ class Alerts:
     async def all(self) -> list[Alert]:
         """Return every alert with its deliveries, the oldest first."""
 
-        def work(connection: Connection) -> list[Alert]:
-            rows = connection.execute(_ALERTS, {"host": self._host}).all()
-            found = {(row.key, row.since): alert for row in rows if (alert := _alert(row)) is not None}
-            for row in connection.execute(_DELIVERIES, {"host": self._host}).all():
-                if (alert := found.get((row.key, row.since))) is not None:
-                    told = Observed(row.delivered) if row.delivered in _KNOWN else None
-                    alert.deliveries[row.receiver] = Delivery(told, row.delivered_at, row.tries)
+        def work(transaction: Transaction) -> list[Alert]:
+            rows = transaction.fetch_all(_ALERTS, {"host": self._host})
+            found = {row[:2]: alert for row in rows if (alert := _alert(*row)) is not None}
+            deliveries = transaction.fetch_all(_DELIVERIES, {"host": self._host})
+            for key, since, receiver, delivered, delivered_at, tries in deliveries:
+                if (alert := found.get((key, since))) is not None:
+                    told = Observed(delivered) if delivered in _KNOWN else None
+                    alert.deliveries[receiver] = Delivery(told, delivered_at, tries)
             return list(found.values())
 
         return await self._database.read(work)
@@ -104,56 +106,50 @@ class Alerts:
             for receiver, delivery in alert.deliveries.items()
         ]
 
-        def work(connection: Connection) -> None:
+        def work(transaction: Transaction) -> None:
             for statement in _CLEAR:
-                connection.execute(statement, {"host": self._host})
-            if rows:
-                connection.execute(_INSERT_ALERT, rows)
-            if deliveries:
-                connection.execute(_INSERT_DELIVERY, deliveries)
+                transaction.execute(statement, {"host": self._host})
+            for row in rows:
+                transaction.execute(_INSERT_ALERT, row)
+            for delivery in deliveries:
+                transaction.execute(_INSERT_DELIVERY, delivery)
 
         await self._database.write(work)
 
     async def uploaded_since(self, moment: float) -> int:
         """Return how many transfers were sent since then."""
-
-        def work(connection: Connection) -> int:
-            return int(connection.execute(_UPLOADED, {"moment": moment}).scalar_one())
-
-        return await self._database.read(work)
+        (number,) = await self._database.fetch_one(_UPLOADED, {"moment": moment})
+        return int(number)
 
     async def silences(self, now: float) -> dict[str, float]:
         """Return the silences that last, as key patterns with the wall seconds at which they end."""
-
-        def work(connection: Connection) -> dict[str, float]:
-            return {row.key: row.until for row in connection.execute(_SILENCES, {"now": now}).all()}
-
-        return await self._database.read(work)
+        return dict(await self._database.fetch_all(_SILENCES, {"now": now}))
 
     async def silence(self, pattern: str, until: float, now: float) -> None:
         """Tell nobody of conditions whose key fits `pattern` until then; a time in the past ends a silence."""
 
-        def work(connection: Connection) -> None:
-            connection.execute(_FORGET_SILENCES, {"now": now, "key": pattern})
+        def work(transaction: Transaction) -> None:
+            transaction.execute(_FORGET_SILENCES, {"now": now, "key": pattern})
             if until > now:
-                connection.execute(_SILENCE, {"key": pattern, "until": until})
+                transaction.execute(_SILENCE, {"key": pattern, "until": until})
 
         await self._database.write(work)
 
 
-def _alert(row: Any) -> Alert | None:
+def _alert(*row: Any) -> Alert | None:
     """Return a row as an alert; None when something else than docferry wrote it."""
+    key, since, labels, summary, advice, observed, last_seen, changed, ended = row
     try:
         return Alert(
-            key=row.key,
-            since=row.since,
-            labels=tuple((str(name), str(value)) for name, value in json.loads(row.labels)),
-            summary=row.summary,
-            advice=row.advice,
-            observed=Observed(row.observed),
-            last_seen=row.last_seen,
-            changed=row.changed,
-            ended=row.ended,
+            key=key,
+            since=since,
+            labels=tuple((str(name), str(value)) for name, value in json.loads(labels)),
+            summary=summary,
+            advice=advice,
+            observed=Observed(observed),
+            last_seen=last_seen,
+            changed=changed,
+            ended=ended,
         )
     except (ValueError, TypeError):
         return None

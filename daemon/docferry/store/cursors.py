@@ -1,135 +1,36 @@
-"""How far something got, and which files a download brought: written before the file appears."""
+"""Progress that outlives a restart, by key."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.store.database import Database
 
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One remote file: where it came from, its digest, and where it lies (None: our own, not brought back)."""
-
-    mapping: str
-    origin: str
-    sha256: str
-    path: bytes | None
-    landed: bool
-    size: int
+GET = text("SELECT value FROM cursor WHERE key = :key")
+_GET_ALL = text("SELECT key, value FROM cursor WHERE key >= :first AND key < :last")
+SET = text("""
+INSERT INTO cursor (key, value, updated) VALUES (:key, :value, :now)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated = excluded.updated
+""")
 
 
 class Cursors:
-    """The bookmark and arrival tables."""
+    """The cursor table."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 
-    async def mark(self, subject: str) -> str | None:
-        """What was last noted under `subject`."""
+    async def get(self, key: str) -> str | None:
+        """Return the value of `key`, or None."""
+        row = await self._database.fetch_one(GET, {"key": key})
+        return None if row is None else str(row[0])
 
-        def work(connection: Connection) -> str | None:
-            row = (connection.execute(text("SELECT mark FROM bookmark WHERE subject = :s"), {"s": subject})).first()
-            return None if row is None else str(row[0])
+    async def get_all(self, prefix: str) -> dict[str, str]:
+        """Return all values whose key begins with `prefix`, by key."""
+        return dict(await self._database.fetch_all(_GET_ALL, {"first": prefix, "last": prefix + "\U0010ffff"}))
 
-        return await self._database.read(work)
-
-    async def marks(self, prefix: str) -> dict[str, str]:
-        """All marks whose subject begins with `prefix`."""
-
-        def work(connection: Connection) -> dict[str, str]:
-            rows = connection.execute(
-                text("SELECT subject, mark FROM bookmark WHERE subject >= :a AND subject < :b"),
-                {"a": prefix, "b": prefix + "\U0010ffff"},
-            )
-            return {row[0]: row[1] for row in rows.all()}
-
-        return await self._database.read(work)
-
-    async def note(self, subject: str, mark: str) -> None:
-        def work(connection: Connection) -> None:
-            connection.execute(
-                text(
-                    "INSERT INTO bookmark (subject, mark, updated) VALUES (:s, :m, :now) "
-                    "ON CONFLICT (subject) DO UPDATE SET mark = excluded.mark, updated = excluded.updated"
-                ),
-                {"s": subject, "m": mark, "now": self._clock.now()},
-            )
-
-        await self._database.write(work)
-
-    async def arrivals(self, mapping: str, origins: Collection[str]) -> list[Arrival]:
-        """What is known of these remote files."""
-
-        def work(connection: Connection) -> list[Arrival]:
-            rows = connection.execute(_ARRIVALS, {"mapping": mapping, "origins": list(origins)})
-            return [Arrival(r[0], r[1], r[2], r[3], bool(r[4]), r[5]) for r in rows.all()]
-
-        return await self._database.read(work)
-
-    async def expect(self, arrivals: Sequence[Arrival]) -> None:
-        """Note files that are about to appear, or that are our own."""
-
-        now = self._clock.now()
-        rows = [asdict(arrival) | {"now": now} for arrival in arrivals]
-        landed = [row for row in rows if row["landed"] and row["path"] is not None]
-
-        def work(connection: Connection) -> None:
-            connection.execute(_EXPECT, rows)
-            self._database.receipts.append_downloaded(connection, landed, now)
-
-        if arrivals:
-            await self._database.write(work)
-
-    async def came_down(self, paths: Collection[bytes]) -> set[tuple[bytes, str]]:
-        """Which of these absolute paths a download made, with the digest it gave them."""
-
-        def work(connection: Connection) -> set[tuple[bytes, str]]:
-            rows = connection.execute(_CAME_DOWN, {"paths": list(paths)})
-            return {(row[0], row[1]) for row in rows.all()}
-
-        return await self._database.read(work)
-
-    async def any_arrival(self) -> bool:
-        """Whether any download ever brought anything: spares intake a look-up per file where none did."""
-
-        def work(connection: Connection) -> bool:
-            return connection.execute(text("SELECT 1 FROM arrival LIMIT 1")).first() is not None
-
-        return await self._database.read(work)
-
-    async def own_digests(self, company_id: str, digests: Collection[str]) -> set[str]:
-        """Which of these digests docferry itself sent to the company, or may have."""
-
-        def work(connection: Connection) -> set[str]:
-            connection.execute(_BY_DIGEST)
-            rows = connection.execute(_OWN, {"company": company_id, "digests": list(digests)})
-            return {row[0] for row in rows.all()}
-
-        return await self._database.write(work)
-
-
-_ARRIVALS = text(
-    "SELECT mapping, origin, sha256, path, landed, size FROM arrival WHERE mapping = :mapping AND origin IN :origins"
-).bindparams(bindparam("origins", expanding=True))
-_EXPECT = text("""
-INSERT INTO arrival (mapping, origin, sha256, path, landed, size, updated)
-VALUES (:mapping, :origin, :sha256, :path, :landed, :size, :now)
-ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, landed = excluded.landed,
-  updated = excluded.updated
-""")
-_CAME_DOWN = text("SELECT path, sha256 FROM arrival WHERE path IN :paths").bindparams(
-    bindparam("paths", expanding=True)
-)
-# Made by the first who asks, who brings files down from Codat: digests fall anywhere into it, so that in a database of
-# millions it costs each document that goes up a page of its own.
-_BY_DIGEST = text("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
-_OWN = text(
-    "SELECT DISTINCT sha256 FROM transfer WHERE sha256 IN :digests AND company_id = :company "
-    "AND (state = 'sent' OR first_sent IS NOT NULL)"
-).bindparams(bindparam("digests", expanding=True))
+    async def set(self, key: str, value: str) -> None:
+        """Store `value` under `key`."""
+        await self._database.execute(SET, {"key": key, "value": value, "now": self._clock.now()})

@@ -1,11 +1,9 @@
-"""One SQLite file: a single writer that commits gathered work together, and readers beside it."""
+"""The queue's database: one writer that commits gathered work together, and readers beside it."""
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,32 +12,24 @@ from typing import Any, TypeVar
 import anyio
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
-from sqlalchemy import Connection
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import TextClause
 
-from docferry.errors import DatabaseBusy, DatabaseLost, StateError
+from docferry.errors import StateError
 from docferry.store import schema
-from docferry.store.connection import ThreadConnection, Work
+from docferry.store.connection import NO_PARAMETERS, Parameters, ThreadConnection, Transaction, Work
 from docferry.store.receipts import ReceiptWriter
+from docferry.store.sqlite import SqliteFile
 
 T = TypeVar("T")
 
-#: How long the writer pauses before it tries again on a full disk or a lock that stays, seconds.
-PAUSE = 1.0
-#: A write-ahead log of this size is no longer taken into the database: somebody reads an old state for ever; bytes.
-LOG_ALARM = 64 * 1024 * 1024
-#: At most so many pieces of work go into one commit: a crash forgets no more, a commit stays short.
-GATHERED = 256
-#: File times may stand still for so long, seconds.
-TICK = 0.1
-#: Turns of the event loop between two commits: told, woken, asking again.
-TURNS = 3
-#: Pages kept in memory, KiB: digests fall anywhere into an index of millions, scans read it from end to end.
-WRITER_CACHE, READER_CACHE = 8_000, 2_000
-#: So many reads run at once; the next one waits.
+#: Pause of the writer before it repeats a commit that met a full disk or a lock, seconds.
+RETRY_PAUSE_S = 1.0
+#: Largest number of units of work in one commit. It bounds the length of a commit.
+MAX_GATHERED = 256
+#: Passes of the event loop between two commits.
+YIELDS = 3
+#: Reads that run at the same time; a further one waits.
 READERS = 4
-#: How SQLite says that the file is not what it should be.
-_BROKEN = ("malformed", "not a database")
 
 
 @dataclass(slots=True)
@@ -52,31 +42,33 @@ class _Request:
 
 
 class Database:
-    """`read(work)` sees a snapshot; `write(work)` is committed, synchronous FULL, when it returns.
+    """Read snapshots and write durably.
 
-    Writers are gathered: whatever waits is run inside one BEGIN IMMEDIATE and committed together, in one visit to
-    the writer's thread. A piece of work runs there: it touches nothing but its connection and what it was given.
-    When a piece fails, the whole commit is undone and each is run alone.
+    `read` and `write` run a unit of work, a function of a `Transaction`, in a database thread. The function must
+    touch nothing but its transaction and its own data. `fetch_all`, `fetch_one`, `execute` and `execute_many` run
+    one statement.
+
+    Group commit: the writer runs all waiting units of work in one transaction and commits them together, with
+    synchronous FULL. If one unit fails, the writer undoes the commit and runs each unit alone.
     """
 
-    def __init__(self, path: Path, patience: float = float("inf"), host: str | None = None) -> None:
-        self.path = path
+    def __init__(self, backend: SqliteFile, patience_s: float = float("inf"), host: str | None = None) -> None:
         self.receipts = ReceiptWriter(host)
-        self.trouble: str | None = None  # why the writer is pausing, for `status`
-        self._patience = patience  # for so long the writer pauses, then it gives up; seconds
-        self._troubled: float | None = None  # since when, steady seconds
+        self.trouble: str | None = None  # why the writer is pausing
+        self._backend = backend
+        self._patience_s = patience_s
+        self._troubled_since: float | None = None  # seconds on the event loop's clock
         self._commits = 0
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
-        self._identity = _identity(path)
-        self._writer = ThreadConnection(path, "BEGIN IMMEDIATE", WRITER_CACHE)
+        self._writer = backend.connection(writer=True)
         self._readers = anyio.Semaphore(READERS)
         self._idle: list[ThreadConnection] = []
         self._closing = False
         self._ended = False
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` on a snapshot of its own."""
+        """Run `work` on a snapshot."""
         try:
             async with self._readers:
                 reader = await self._reader()
@@ -84,14 +76,20 @@ class Database:
                     return await reader.run(work)
                 finally:
                     self._idle.append(reader)
-        except DatabaseError as error:
-            raise self._meant(error) from error
+        except Exception as error:
+            explained = self._backend.explain(error)
+            if explained is error:
+                raise
+            raise explained from error
 
     async def write(self, work: Work[T], started: Callable[[], None] | None = None) -> T:
-        """Run `work` and commit it; cannot be cancelled half way, so the caller always learns what happened.
-        `started` is called, here on the event loop, right before the commit begins."""
+        """Run `work` and return when it is committed.
+
+        A cancellation does not interrupt it, so the caller always learns the result. `started` is called on the event
+        loop directly before the commit begins.
+        """
         if self._ended:
-            raise StateError(f"{self.path} is closed; nothing more can be written")
+            raise StateError("the database is closed; nothing more can be written")
         request = _Request(work, started)
         self._queue.append(request)
         self._wake.set()
@@ -99,23 +97,34 @@ class Database:
             await request.done.wait()
         if request.error is not None:
             raise request.error
-        return request.value  # type: ignore[no-any-return]  # what `work` gave, untyped in the queue
+        return request.value  # type: ignore[no-any-return]  # the queue does not keep the type of `work`
 
-    def assert_ours(self) -> None:
-        """DatabaseLost when the file is no longer the one that was opened (SQLite itself would not notice)."""
-        try:
-            found = _identity(self.path)
-        except FileNotFoundError:
-            found = None
-        if found != self._identity:
-            raise DatabaseLost(
-                f"{self.path} was {'removed' if found is None else 'replaced'} while docferry was using it; docferry "
-                "stops so that nothing is sent twice. Put the file back, or run `docferry sync --adopt`"
-            )
+    async def fetch_all(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+        """Return all rows of a reading statement as tuples."""
+        return await self.read(lambda transaction: transaction.fetch_all(statement, parameters))
+
+    async def fetch_one(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> Any:
+        """Return the first row of a reading statement as a tuple, or None."""
+        return await self.read(lambda transaction: transaction.fetch_one(statement, parameters))
+
+    async def execute(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> int:
+        """Commit a writing statement and return the number of rows that it changed."""
+        return await self.write(lambda transaction: transaction.execute(statement, parameters))
+
+    async def execute_many(self, statement: TextClause, rows: Sequence[Parameters]) -> None:
+        """Commit a writing statement that runs once for each mapping of parameters."""
+        if rows:
+            await self.write(lambda transaction: transaction.execute_many(statement, rows))
+
+    def assert_unchanged(self) -> None:
+        """Raise DatabaseLost if the database is no longer the one that was opened."""
+        self._backend.assert_unchanged()
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """The writer; ends when `close` was called and nothing waits any more. Whoever is being cancelled still has
-        to write what it leaves behind, so a cancellation from outside does not reach it."""
+        """Run the writer until `close` was called and no work waits.
+
+        The writer is shielded, because cancelled tasks still write the state that they leave behind.
+        """
         with anyio.CancelScope(shield=True):
             try:
                 await self._writer.open()
@@ -124,15 +133,15 @@ class Database:
             finally:
                 self._ended = True
                 for request in self._queue:
-                    request.error = StateError(f"{self.path} is closed; this was not written")
+                    request.error = StateError("the database is closed; this was not written")
                     request.done.set()
 
     async def _serve(self) -> None:
         while self._queue or not self._closing:
             if self._queue:
-                for _ in range(TURNS):  # whoever was told of the last commit may have more to write: it joins this one
+                for _ in range(YIELDS):  # tasks that the last commit has awakened can join this one
                     await checkpoint()
-                gathered = [self._queue.popleft() for _ in range(min(len(self._queue), GATHERED))]
+                gathered = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GATHERED))]
                 await self._commit(gathered)
             else:
                 self._wake = anyio.Event()
@@ -140,54 +149,49 @@ class Database:
 
     @property
     def stamp(self) -> tuple[int, int, int] | None:
-        """Changes with every commit of ours, and with almost every foreign one: that is seen only when its log was
-        synced, long after the log's time perhaps. None while the last one is too young to tell it from a next one."""
-        try:
-            log = self.path.with_name(f"{self.path.name}-wal").stat()
-        except FileNotFoundError:
-            return None
-        return None if abs(time.time() - log.st_mtime) < TICK else (self._commits, log.st_mtime_ns, log.st_size)
+        """A value that changes with every commit, also of other processes; None while that cannot be told.
+
+        The number of own commits is part of it: a file's time may be set long after its commit.
+        """
+        found = self._backend.stamp()
+        return None if found is None else (self._commits, *found)
 
     @property
     def alarm(self) -> str | None:
-        """What a person must know: the writer's trouble, or a log that only grows."""
-        log = self.path.with_name(f"{self.path.name}-wal")
-        with contextlib.suppress(FileNotFoundError):
-            if self.trouble is None and (size := log.stat().st_size) >= LOG_ALARM:
-                return (
-                    f"{log} has grown to {size >> 20} MiB: a program has been reading the database for too long; "
-                    f"end it (`fuser -v {self.path}` names it)"
-                )
-        return self.trouble
+        """The condition that an operator must know: the writer pauses, or the log grows without end."""
+        return self.trouble or self._backend.alarm()
 
-    def hurry(self) -> None:
-        """docferry is to stop: from now on the writer waits for no full disk and no lock that stays."""
-        self._patience = 0.0
+    def stop_waiting(self) -> None:
+        """Make the writer give up at the next full disk or lock, because docferry is stopping."""
+        self._patience_s = 0.0
 
     @property
-    def hurried(self) -> bool:
-        return not self._patience
+    def has_stopped_waiting(self) -> bool:
+        """Whether `stop_waiting` was called."""
+        return not self._patience_s
 
     def close(self) -> None:
+        """Let the writer end after the work that waits now."""
         self._closing = True
         self._wake.set()
 
     async def dispose(self) -> None:
+        """Close all connections."""
         for connection in (self._writer, *self._idle):
             await connection.close()
 
     async def _reader(self) -> ThreadConnection:
         if self._idle:
             return self._idle.pop()
-        reader = ThreadConnection(self.path, "BEGIN", READER_CACHE)
-        with anyio.CancelScope(shield=True):  # cancelled half way, it would be nobody's to close
+        reader = self._backend.connection(writer=False)
+        with anyio.CancelScope(shield=True):  # a cancellation between open and return would leak the connection
             await reader.open()
         return reader
 
     async def _commit(self, gathered: list[_Request]) -> None:
-        def together(connection: Connection) -> None:
+        def together(transaction: Transaction) -> None:
             for request in gathered:
-                request.value = request.work(connection)
+                request.value = request.work(transaction)
 
         for request in gathered:
             if request.started is not None:
@@ -195,20 +199,17 @@ class Database:
         while True:
             try:
                 await self._writer.run(together)
-            except OperationalError as error:
-                if self._closing or not schema.passes(error.orig):
+            except Exception as error:  # noqa: BLE001 - it is raised in the task that asked
+                if self._closing or not self._backend.is_transient(error):
                     await self._fail(gathered, error)
                     return
-                self.trouble = f"the database cannot be written: {error.orig}"
+                self.trouble = f"the database cannot be written: {error}"
                 if self._is_out_of_patience():
-                    self._give_up(gathered, DatabaseBusy(schema.unwritable(self.path, error.orig)))
+                    self._give_up(gathered, self._backend.busy(error))
                     return
-                await anyio.sleep(PAUSE)
+                await anyio.sleep(RETRY_PAUSE_S)
                 continue
-            except Exception as error:  # noqa: BLE001 - it belongs to whoever asked, not to the writer
-                await self._fail(gathered, error)
-                return
-            self.trouble = self._troubled = None
+            self.trouble = self._troubled_since = None
             self._commits += 1
             for request in gathered:
                 request.done.set()
@@ -216,35 +217,34 @@ class Database:
 
     def _is_out_of_patience(self) -> bool:
         now = anyio.current_time()
-        self._troubled = now if self._troubled is None else self._troubled
-        return now - self._troubled >= self._patience
+        self._troubled_since = now if self._troubled_since is None else self._troubled_since
+        return now - self._troubled_since >= self._patience_s
 
     @staticmethod
-    def _give_up(gathered: list[_Request], error: DatabaseBusy) -> None:
+    def _give_up(gathered: list[_Request], error: StateError) -> None:
         for request in gathered:
             request.error = error
             request.done.set()
 
     async def _fail(self, gathered: list[_Request], error: Exception) -> None:
         if len(gathered) == 1:
-            gathered[0].error = self._meant(error)
+            gathered[0].error = self._backend.explain(error)
             gathered[0].done.set()
             return
         for request in gathered:
             await self._commit([request])
 
-    def _meant(self, error: Exception) -> Exception:
-        """A broken file as the error that says how to mend it; any other as it is."""
-        broken = isinstance(error, DatabaseError) and any(sign in str(error.orig) for sign in _BROKEN)
-        return StateError(schema.broken(self.path, error.orig)) if broken else error  # type: ignore[attr-defined]  # as above
-
 
 @asynccontextmanager
-async def open_database(path: Path, patience: float = float("inf"), host: str | None = None) -> AsyncIterator[Database]:
-    """The database at `path`, made or upgraded first; StateError when it cannot be used. Its writer waits for a full
-    disk or a lock for `patience` seconds: a daemon for ever, a command that somebody waits for not."""
+async def open_database(
+    path: Path, patience_s: float = float("inf"), host: str | None = None
+) -> AsyncIterator[Database]:
+    """Open the SQLite database at `path`; create or upgrade it first. Raises StateError if it cannot be used.
+
+    The writer waits `patience_s` seconds for a full disk or a lock: a daemon for ever, an interactive command briefly.
+    """
     await anyio.to_thread.run_sync(schema.prepare, path)
-    database = Database(path, patience, host)
+    database = Database(SqliteFile(path), patience_s, host)
     try:
         async with anyio.create_task_group() as group:
             await group.start(database.serve, name="database writer")
@@ -253,10 +253,5 @@ async def open_database(path: Path, patience: float = float("inf"), host: str | 
             finally:
                 database.close()
     finally:
-        with anyio.CancelScope(shield=True):  # a connection that stays open is a thread, and the program waits for it
+        with anyio.CancelScope(shield=True):  # an open connection is a thread, and the interpreter would wait for it
             await database.dispose()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_dev, stat.st_ino

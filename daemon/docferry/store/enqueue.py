@@ -1,43 +1,42 @@
-"""A plan made true: laid beside the tables, so that each step is one statement however many documents it has."""
+"""Commit a plan: copy it into a temporary table, so that each step is one statement for all its documents."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import text
 
-from docferry.model import SeenFile, State, Target, parted
-from docferry.store.connection import driver, fetched
+from docferry.model import Reason, SeenFile, State, Target, parted
+from docferry.store.connection import Transaction, is_storable, storable
 from docferry.store.receipts import ReceiptWriter
 
-#: Why a transfer is gone that was never sent.
+#: Detail of a transfer that is gone before it was sent.
 WENT_AWAY: Final = "the file went away or changed before it was sent"
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What intake decided about a sighting: where it goes, or why a rule holds it."""
+    """The planner's decision about a seen file: its target, or the rule that holds it."""
 
     seen_file: SeenFile
-    target: Target | None  # None: it came down by a download and is not sent back
+    target: Target | None  # None: a download wrote the file, and it is not uploaded
     uid: str
     remote_name: str
-    sha256: str | None  # None: a rule holds it, nothing was read
-    once: str
+    sha256: str | None  # None: a rule holds it and nothing was read
+    dedupe_key: str
     state: State = State.WAITING
     reason: str | None = None
     detail: str | None = None
-    sent_since: float | None = None  # for DOUBTFUL: it may have been sent at any time from then on
-    fingerprint: str | None = None  # of the bytes, as sha256 is; None: nobody took it
+    sent_since: float | None = None  # for DOUBTFUL: the earliest time at which it may have been sent
+    fingerprint: str | None = None  # of the same bytes as sha256; None: not computed
     md5: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a plan changed: documents by what became of them."""
+    """Numbers of documents by the effect of their plan."""
 
     queued: int
     held: int
@@ -45,54 +44,89 @@ class Applied:
 
 
 def apply(
-    connection: Connection, mapping: str, planned: Sequence[Planned], now: float, receipts: ReceiptWriter
+    transaction: Transaction, mapping: str, planned: Sequence[Planned], now: float, receipts: ReceiptWriter
 ) -> Applied:
-    """A path that was known otherwise becomes a new document; what nobody else needs of the old one is gone, unless
-    bytes of it may be on the wire."""
-    _lay(connection, _FILL, [_row(index, mapping, plan) for index, plan in enumerate(planned)])
-    fetched(connection, _SPENT)
-    fetched(connection, _SAME, {"now": now})
-    _retire(connection, now, receipts)
-    states = [row[0] for row in fetched(connection, _TRANSFERS, {"now": now})]
-    fetched(connection, _FOLLOW)
-    fetched(connection, _DOCUMENTS, {"now": now})
+    """Commit plans; see `Documents.apply`."""
+    _fill(transaction, [_row(number, mapping, plan) for number, plan in enumerate(planned)])
+    transaction.execute(_DROP_REPEATED)
+    transaction.execute(_REFRESH_STAMPS, {"now": now})
+    _retire(transaction, now, receipts)
+    states = [state for (state,) in transaction.fetch_all(_INSERT_TRANSFERS, {"now": now})]
+    transaction.execute(_FOLLOW_MAPPING)
+    transaction.execute(_INSERT_DOCUMENTS, {"now": now})
     held = sum(state == State.HELD for state in states)
     return Applied(len(states) - held, held, len(planned) - len(states))
 
 
-def vanish(connection: Connection, mapping: str, paths: Sequence[bytes], now: float, receipts: ReceiptWriter) -> int:
-    """These paths are no longer there; what was not sent and lies nowhere else is gone. Number of documents."""
-    _lay(connection, _FILL_PATHS, [(mapping, *parted(path)) for path in paths])
-    return _retire(connection, now, receipts)
+def mark_gone(
+    transaction: Transaction, mapping: str, paths: Sequence[bytes], now: float, receipts: ReceiptWriter
+) -> int:
+    """Record that paths are absent; see `Documents.mark_gone`."""
+    empty = dict.fromkeys(_PLAN_COLUMNS)
+    rows = [(number, *parted(path)) for number, path in enumerate(paths)]
+    _fill(transaction, [empty | {"n": n, "mapping": mapping, "folder": f, "name": name} for n, f, name in rows])
+    return _retire(transaction, now, receipts)
 
 
-def _lay(connection: Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-    fetched(connection, _TABLE)
-    fetched(connection, _CLEAR)
-    driver(connection).executemany(statement, rows)
+def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
+    transaction.execute(_CREATE_PLAN)
+    transaction.execute(_CLEAR_PLAN)
+    transaction.execute_many(_FILL_PLAN, rows)
 
 
-def _retire(connection: Connection, now: float, receipts: ReceiptWriter) -> int:
-    """Let go of what the plan replaces, and of transfers that nobody needs any more: number of documents."""
-    retired = [row[0] for row in fetched(connection, _RETIRE, {"now": now})]
-    if retired:
-        gone = fetched(connection, _GONE, {"now": now, "retired": json.dumps(retired), "why": WENT_AWAY})
-        receipts.append_gone(connection, [row[0] for row in gone], now, WENT_AWAY)
+def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> int:
+    """Mark replaced documents as absent and their unneeded transfers as gone. Return the number of documents."""
+    retired = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_DOCUMENTS, {"now": now})]
+    transfers = [transfer_id for transfer_id in retired if transfer_id is not None]
+    if transfers:
+        parameters = {"now": now, "retired": transfers, "detail": WENT_AWAY}
+        gone = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_TRANSFERS, parameters)]
+        receipts.append_gone(transaction, gone, now, WENT_AWAY)
     return len(retired)
 
 
-def _row(index: int, mapping: str, plan: Planned) -> tuple[object, ...]:
+def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
+    """Return the row of a plan. A number or text that no database can store makes it held, and fails no other plan."""
     seen_file, stamp, target = plan.seen_file, plan.seen_file.stamp, plan.target
-    there = (None,) * 4 if target is None else (target.lane, target.remote, target.company_id, target.connection_id)
-    return (
-        *(index, mapping, seen_file.folder, seen_file.name, stamp.size, stamp.mtime_ns, stamp.ctime_ns),
-        *(plan.sha256, plan.fingerprint, plan.md5, plan.uid, *there, plan.remote_name, plan.once),
-        *(plan.state, plan.reason, plan.detail, plan.sent_since),
-    )
+    row = {
+        "n": number,
+        "mapping": mapping,
+        "folder": seen_file.folder,
+        "name": seen_file.name,
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
+        "ctime_ns": stamp.ctime_ns,
+        "sha256": plan.sha256,
+        "fingerprint": plan.fingerprint,
+        "md5": plan.md5,
+        "uid": plan.uid,
+        "lane": target and target.lane,
+        "remote": target and target.remote,
+        "company_id": target and target.company_id,
+        "connection_id": target and target.connection_id,
+        "remote_name": plan.remote_name,
+        "dedupe_key": plan.dedupe_key,
+        "state": plan.state,
+        "reason": plan.reason,
+        "detail": plan.detail,
+        "sent_since": plan.sent_since,
+    }
+    if all(map(is_storable, row.values())):
+        return row
+    held = {
+        "sha256": None,
+        "fingerprint": None,
+        "md5": None,
+        "dedupe_key": f"held:{plan.uid}",
+        "state": State.HELD,
+        "reason": Reason.METADATA,
+        "detail": "its times, size or name at the remote cannot be stored; correct them (`touch`, rename)",
+    }
+    return {name: storable(value) for name, value in (row | held).items()}
 
 
-#: The columns of a plan laid beside the tables; `_row` fills them in this order.
-_PLANNED = {
+#: The columns of the temporary table.
+_PLAN_COLUMNS = {
     "n": "INTEGER PRIMARY KEY",
     "mapping": "TEXT",
     "folder": "BLOB",
@@ -109,69 +143,72 @@ _PLANNED = {
     "company_id": "TEXT",
     "connection_id": "TEXT",
     "remote_name": "TEXT",
-    "once": "TEXT",
+    "dedupe_key": "TEXT",
     "state": "TEXT",
     "reason": "TEXT",
     "detail": "TEXT",
     "sent_since": "REAL",
 }
-_TABLE = f"CREATE TEMP TABLE IF NOT EXISTS plan ({', '.join(f'{name} {kind}' for name, kind in _PLANNED.items())})"
-_CLEAR = "DELETE FROM plan"
-_FILL = f"INSERT INTO plan ({', '.join(_PLANNED)}) VALUES ({', '.join('?' * len(_PLANNED))})"
-_FILL_PATHS = "INSERT INTO plan (mapping, folder, name) VALUES (?, ?, ?)"
-# Of a path that was seen twice the later look counts; and what another process held just now is not held again.
-_SPENT = """
+_CREATE_PLAN = text(
+    f"CREATE TEMP TABLE IF NOT EXISTS plan ({', '.join(f'{name} {kind}' for name, kind in _PLAN_COLUMNS.items())})"
+)
+_CLEAR_PLAN = text("DELETE FROM plan")
+_FILL_PLAN = text(
+    f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _PLAN_COLUMNS)})"
+)
+# The later plan of a path counts. A document that another process held just now is not held again.
+_DROP_REPEATED = text("""
 DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)
   OR sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present AND d.mapping = plan.mapping
     AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 IS NULL
     AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
-"""
-# The same bytes to the same place as before: a touch. Only the stamp is new.
-_SAME = """
+""")
+# The same bytes for the same target as before, with another stamp: somebody touched the file.
+_REFRESH_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
   AND document.name = p.name AND document.sha256 = p.sha256
   AND (document.transfer_id IS NULL AND p.lane IS NULL OR document.transfer_id IN (
-    SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once))
-"""
-_RETIRE = """
-UPDATE document SET present = 0, updated = :now
+    SELECT id FROM transfer t WHERE t.lane = p.lane AND t.dedupe_key = p.dedupe_key))
+""")
+_RETIRE_DOCUMENTS = text("""
+UPDATE document SET present = false, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
   AND document.name = p.name
   AND (document.size, document.mtime_ns, document.ctime_ns, document.sha256)
-    IS NOT (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
+    IS DISTINCT FROM (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
 RETURNING document.transfer_id
-"""
-_GONE = """
-UPDATE transfer SET state = 'gone', once = 'gone:' || id, updated = :now,
-  detail = :why
-WHERE (state = 'waiting' OR state = 'held' AND reason IS NOT 'undecidable')
-  AND id IN (SELECT value FROM json_each(:retired))
+""")
+_RETIRE_TRANSFERS = text("""
+UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id, updated = :now,
+  detail = :detail
+WHERE (state = 'waiting' OR state = 'held' AND reason IS DISTINCT FROM 'undecidable')
+  AND id = ANY(:retired)
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)
 RETURNING id
-"""
-_TRANSFERS = """
+""")
+_INSERT_TRANSFERS = text("""
 INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, fingerprint, md5,
-  once, size, state, lease, tries, generation, created, due_since, next_attempt, reason, detail, first_sent, last_sent,
-  updated)
+  dedupe_key, size, state, lease, tries, key_version, created, due_since, next_attempt, reason, detail, first_sent,
+  last_sent, updated)
 SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, fingerprint, md5,
-  once, size, state, 0, 0, 0, :now, :now, :now, reason, detail, sent_since, sent_since,
-  :now
+  dedupe_key, size, state, 0, 0, 0, :now, :now, :now, reason, detail, sent_since,
+  sent_since, :now
 FROM plan WHERE lane IS NOT NULL ORDER BY n
-ON CONFLICT (lane, once) DO NOTHING
+ON CONFLICT (lane, dedupe_key) DO NOTHING
 RETURNING state
-"""
-# A transfer belongs to the mapping that last had its bytes: one that was renamed or removed serves nobody any more.
-_FOLLOW = """
+""")
+# A transfer belongs to the mapping that had its bytes last: a mapping that was renamed or removed claims nothing.
+_FOLLOW_MAPPING = text("""
 UPDATE transfer SET mapping = p.mapping FROM plan p
-WHERE transfer.lane = p.lane AND transfer.once = p.once AND transfer.mapping <> p.mapping
+WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND transfer.mapping <> p.mapping
   AND transfer.state IN ('waiting', 'doubtful', 'held')
-"""
-_DOCUMENTS = """
+""")
+_INSERT_DOCUMENTS = text("""
 INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen,
   updated)
 SELECT p.mapping, p.folder, p.name, p.size, p.mtime_ns, p.ctime_ns, p.sha256,
-  (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.once = p.once), 1, :now, :now
+  (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.dedupe_key = p.dedupe_key), true, :now, :now
 FROM plan p WHERE true ORDER BY p.n
 ON CONFLICT (mapping, folder, name) WHERE present DO NOTHING
-"""
+""")

@@ -1,4 +1,4 @@
-"""Who lives: each process locks a file of its own, so that a lease ends with its owner and never by the clock."""
+"""File locks of the state folder: each process locks its own file, so that a lease ends with its process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from docferry.errors import AlreadyRunning, StateError
 
-#: Filesystems on which SQLite's locks and WAL cannot be relied on.
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs"}
+#: Network file systems, on which SQLite's locks and write-ahead log are not reliable.
+NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs"}
 
 
 def prepare_state_dir(folder: Path) -> None:
-    """Make the state folder, for us alone; StateError with the cure when others can read it or it is on a share."""
+    """Create the state folder. Raises StateError if other users can read it or it lies on a network share."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = folder.stat().st_mode & 0o777
@@ -27,16 +27,16 @@ def prepare_state_dir(folder: Path) -> None:
         raise StateError(f"the state folder {folder} cannot be used: {error.strerror}; set state_dir") from error
     if mode & 0o077:
         raise StateError(f"the state folder {folder} can be read by others: run `chmod 700 {folder}`")
-    kind = _filesystem(folder)
-    if kind in _NETWORK:
+    kind = filesystem_type(folder)
+    if kind in NETWORK_FILESYSTEMS:
         raise StateError(
             f"the state folder {folder} is on {kind}, where SQLite is not safe; set state_dir to a local disk"
         )
 
 
 @contextmanager
-def owner(folder: Path) -> Iterator[str]:
-    """A name for this process's leases; whoever can lock its file knows that we are dead."""
+def lease_owner(folder: Path) -> Iterator[str]:
+    """Yield the name of this process in leases, and lock its file. The kernel frees the lock when the process dies."""
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     path = folder / "owners" / name
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -48,23 +48,23 @@ def owner(folder: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
-def dead(folder: Path, owners: Collection[str], ourselves: str) -> set[str]:
-    """Those of `owners` that no longer live."""
-    return {name for name in owners if name != ourselves and not _lives(folder / "owners" / name)}
+def dead_owners(folder: Path, owners: Collection[str], ourselves: str) -> set[str]:
+    """Return those of `owners` whose process has ended."""
+    return {name for name in owners if name != ourselves and not _is_alive(folder / "owners" / name)}
 
 
-def forget(folder: Path, owners: Collection[str]) -> None:
-    """Remove the lock files of dead owners, once their leases are taken back."""
+def remove_files(folder: Path, owners: Collection[str]) -> None:
+    """Remove the lock files of dead owners after their leases were reclaimed."""
     for name in owners:
         (folder / "owners" / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """The right to be the only `run` on this state folder; AlreadyRunning with the other's pid."""
+def single_instance(folder: Path) -> Iterator[None]:
+    """Hold the lock of `docferry run` on this state folder. Raises AlreadyRunning with the pid of another `run`."""
     descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if not _locks(descriptor):
+        if not _try_lock(descriptor):
             text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             raise AlreadyRunning(int(text) if text.isdigit() else None)
         os.ftruncate(descriptor, 0)
@@ -76,7 +76,7 @@ def sole(folder: Path) -> Iterator[None]:
 
 
 def running(folder: Path) -> int | None:
-    """The pid of the `run` that holds this state folder now, None when there is none."""
+    """Return the pid of the `docferry run` on this state folder, or None."""
     try:
         descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -91,19 +91,19 @@ def running(folder: Path) -> int | None:
     return None
 
 
-def _locks(descriptor: int) -> bool:
-    """`running` takes the lock for a moment to see whether it is free: that is no other `run`."""
+def _try_lock(descriptor: int) -> bool:
+    """Take the lock; retry for 0.2 s, because `running` holds it for a moment to test it."""
     for _ in range(20):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.01)  # flock has no timeout; only a start waits here
+            time.sleep(0.01)  # flock has no timeout, and only a start waits here
         else:
             return True
     return False
 
 
-def _lives(path: Path) -> bool:
+def _is_alive(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -117,8 +117,8 @@ def _lives(path: Path) -> bool:
     return False
 
 
-def _filesystem(folder: Path) -> str:
-    """The type of the filesystem under `folder`, as the kernel's mount table has it."""
+def filesystem_type(folder: Path) -> str:
+    """Return the type of the file system under `folder`, by the kernel's mount table."""
     best, kind = "", ""
     try:
         table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import anyio
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from docferry.model import Gate, joined
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
 
 #: A look is taken again after so many times what it took: a large queue is not read all the time.
@@ -77,19 +78,19 @@ class QueueView:
         self._fresh_until = 0.0
 
 
-def queue_snapshot(connection: Connection) -> QueueSnapshot:
-    """Read everything in the transaction of `connection`."""
+def queue_snapshot(transaction: Transaction) -> QueueSnapshot:
+    """Read everything in one transaction."""
     documents: dict[str, dict[str, int]] = {}
-    for mapping, state, count in connection.execute(_COUNTS):
+    for mapping, state, count in transaction.fetch_all(_COUNTS):
         documents.setdefault(mapping, {})[state] = count
-    due = [Due(*row) for row in connection.execute(_DUE)]
+    due = [Due(*row) for row in transaction.fetch_all(_DUE)]
     return QueueSnapshot(
         documents=documents,
-        held=[(row[0], row[1], row[2]) for row in connection.execute(_HELD)],
-        arrivals={row[0]: row[1] for row in connection.execute(_ARRIVALS)},
-        gates={r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in connection.execute(_GATES)},
+        held=[(row[0], row[1], row[2]) for row in transaction.fetch_all(_HELD)],
+        arrivals={row[0]: row[1] for row in transaction.fetch_all(_ARRIVALS)},
+        gates={r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in transaction.fetch_all(_GATES)},
         due=_merged(due),
-        oldest=_oldest(connection, due),
+        oldest=_oldest(transaction, due),
     )
 
 
@@ -103,7 +104,7 @@ def _merged(due: Iterable[Due]) -> list[Due]:
     return list(found.values())
 
 
-def _oldest(connection: Connection, due: Iterable[Due]) -> dict[str, OldestDue]:
+def _oldest(transaction: Transaction, due: Iterable[Due]) -> dict[str, OldestDue]:
     first: dict[str, Due] = {}
     for each in due:
         if each.remote not in first or each.since < first[each.remote].since:
@@ -111,7 +112,7 @@ def _oldest(connection: Connection, due: Iterable[Due]) -> dict[str, OldestDue]:
     found = {}
     for remote, each in first.items():
         query = {"mapping": each.mapping, "remote": remote, "since": each.since}
-        row: Any = connection.execute(_OLDEST, query).first()
+        row = transaction.fetch_one(_OLDEST, query)
         if row is not None:
             found[remote] = OldestDue(row[0], each.mapping, joined(bytes(row[1]), bytes(row[2])), each.since)
     return found
@@ -125,7 +126,7 @@ _HELD = text(
     "CROSS JOIN document d "  # CROSS: the few that are held lead
     "WHERE t.state = 'held' AND d.transfer_id = t.id AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
 )
-_ARRIVALS = text("SELECT mapping, count(*) FROM arrival WHERE landed AND path IS NOT NULL GROUP BY 1")
+_ARRIVALS = text("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")
 _GATES = text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate ORDER BY key")
 _DUE = text(
     " UNION ALL ".join(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import TextClause, text
 
 from docferry.clock import Clock, iso
 from docferry.errors import StateError
 from docferry.receipts.audit import Audit, NamedHead, Row
 from docferry.receipts.heads import Head, SignedHead, Signer, parse_note
-from docferry.store.connection import driver, fetched
+from docferry.store.connection import NO_PARAMETERS, Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import read_frontier
-
-#: Rows read at a time.
-_CHUNK: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +69,9 @@ class ReceiptLog:
     async def state(self) -> LogState:
         """Return name, size and what is still to be reconstructed; StateError when the log's row is gone."""
 
-        def work(connection: Connection) -> LogState:
-            log = _log(connection)
-            old = max(log.transfers_old - log.transfers_done, 0) + max(log.arrivals_old - log.arrivals_done, 0)
+        def work(transaction: Transaction) -> LogState:
+            log = _log(transaction)
+            old = max(log.transfers_old - log.transfers_done, 0) + max(log.downloads_old - log.downloads_done, 0)
             return LogState(log.origin, log.size, old)
 
         return await self._database.read(work)
@@ -83,18 +80,18 @@ class ReceiptLog:
 
     async def of_document(self, document_id: int) -> list[StoredReceipt]:
         """Return the receipts of a document's transfer, the oldest first."""
-        return await self._database.read(lambda connection: _receipts(connection, _OF_DOCUMENT, {"id": document_id}))
+        return await self._database.read(lambda transaction: _receipts(transaction, _OF_DOCUMENT, {"id": document_id}))
 
     async def at_index(self, index: int) -> StoredReceipt | None:
         """Return the receipt at an index."""
-        found = await self._database.read(lambda connection: _receipts(connection, _AT_INDEX, {"idx": index}))
+        found = await self._database.read(lambda transaction: _receipts(transaction, _AT_INDEX, {"idx": index}))
         return found[0] if found else None
 
     async def select(self, wanted: Callable[[str], bool]) -> list[StoredReceipt]:
         """Return the receipts whose body is wanted; reads all that are not erased."""
 
-        def work(connection: Connection) -> list[StoredReceipt]:
-            rows = _stream(connection, _ALL)
+        def work(transaction: Transaction) -> list[StoredReceipt]:
+            rows = transaction.fetch_pieces(_ALL)
             return [StoredReceipt(*row) for chunk in rows for row in chunk if row[3] is not None and wanted(row[3])]
 
         return await self._database.read(work)
@@ -102,8 +99,8 @@ class ReceiptLog:
     async def leaves(self, size: int) -> list[bytes]:
         """Return the first `size` leaf hashes, in order."""
 
-        def work(connection: Connection) -> list[bytes]:
-            return [row[0] for chunk in _stream(connection, _LEAVES, {"size": size}) for row in chunk]
+        def work(transaction: Transaction) -> list[bytes]:
+            return [row[0] for chunk in transaction.fetch_pieces(_LEAVES, {"size": size}) for row in chunk]
 
         return await self._database.read(work)
 
@@ -113,27 +110,27 @@ class ReceiptLog:
         """Store and return the head of the log as it is now; the newest stored one when nothing was added since."""
         now = self._clock.now()
 
-        def work(connection: Connection) -> StoredHead:
-            origin, tree = _log(connection).origin, read_frontier(connection)
+        def work(transaction: Transaction) -> StoredHead:
+            origin, tree = _log(transaction).origin, read_frontier(transaction)
             head = Head(origin, tree.size, tree.root())
-            newest = _heads(connection, _NEWEST_HEAD)
+            newest = _heads(transaction, _NEWEST_HEAD)
             if newest and newest[0].signed.head == head and bool(newest[0].signed.signatures) == (signer is not None):
                 return newest[0]
             note = (signer.sign(head) if signer is not None else SignedHead(head)).note()
-            fetched(connection, _ADD_HEAD, {"time": now, "size": tree.size, "note": note})
-            return _heads(connection, _NEWEST_HEAD)[0]
+            transaction.execute(_ADD_HEAD, {"time": now, "size": tree.size, "note": note})
+            return _heads(transaction, _NEWEST_HEAD)[0]
 
         return await self._database.write(work)
 
     async def heads(self) -> list[StoredHead]:
         """Return every stored head, the oldest first."""
-        return await self._database.read(lambda connection: _heads(connection, _HEADS))
+        return await self._database.read(lambda transaction: _heads(transaction, _HEADS))
 
     async def knows(self, head: Head) -> bool:
         """Whether this head was stored here: else the database is older than the head, or another one."""
 
-        def work(connection: Connection) -> bool:
-            stored = _heads(connection, _HEADS_OF_SIZE, {"size": head.size})
+        def work(transaction: Transaction) -> bool:
+            stored = _heads(transaction, _HEADS_OF_SIZE, {"size": head.size})
             return any(each.signed.head == head for each in stored)
 
         return await self._database.read(work)
@@ -141,7 +138,7 @@ class ReceiptLog:
     async def set_timestamp(self, head: StoredHead, timestamp: bytes) -> None:
         """Keep an RFC 3161 time stamp with its head."""
         parameters = {"id": head.id, "timestamp": timestamp}
-        await self._database.write(lambda connection: fetched(connection, _STAMP_HEAD, parameters))
+        await self._database.execute(_STAMP_HEAD, parameters)
 
     # -- audit ---------------------------------------------------------------------------------------------------------
 
@@ -156,15 +153,15 @@ class ReceiptLog:
         `on_progress` is called from the database's thread with the receipts read and their number.
         """
 
-        def work(connection: Connection) -> AuditReport:
-            log = _log(connection)
-            stored = [NamedHead(f"the head of {iso(each.time)}", each.signed) for each in _heads(connection, _HEADS)]
+        def work(transaction: Transaction) -> AuditReport:
+            log = _log(transaction)
+            stored = [NamedHead(f"the head of {iso(each.time)}", each.signed) for each in _heads(transaction, _HEADS)]
             audit = Audit(log.origin, [*stored, *anchored], public_key)
-            for chunk in _stream(connection, _AUDITED):
+            for chunk in transaction.fetch_pieces(_AUDITED):
                 audit.add(map(Row._make, chunk))
                 on_progress(audit.next_index, log.size)
             waiting = {"done": log.transfers_done, "old": log.transfers_old}
-            sent = (row[0] for chunk in _stream(connection, _SENT, waiting) for row in chunk)
+            sent = (row[0] for chunk in transaction.fetch_pieces(_SENT, waiting) for row in chunk)
             findings = audit.finish(log.size, log.frontier, sent)
             heads = len(stored) + len(anchored)
             return AuditReport(log.origin, audit.next_index, audit.erased, heads, tuple(findings.named), findings.count)
@@ -178,53 +175,48 @@ class _Log(NamedTuple):
     frontier: bytes
     transfers_done: int
     transfers_old: int
-    arrivals_done: int
-    arrivals_old: int
+    downloads_done: int
+    downloads_old: int
 
 
-def _log(connection: Connection) -> _Log:
-    read_frontier(connection)  # StateError when the row is gone
-    return _Log._make(fetched(connection, _LOG)[0])
+def _log(transaction: Transaction) -> _Log:
+    read_frontier(transaction)  # StateError when the row is gone
+    return _Log._make(transaction.fetch_all(_LOG)[0])
 
 
-def _receipts(connection: Connection, statement: str, parameters: Mapping[str, object]) -> list[StoredReceipt]:
-    return [StoredReceipt(*row) for row in fetched(connection, statement, parameters)]
+def _receipts(transaction: Transaction, statement: TextClause, parameters: Mapping[str, object]) -> list[StoredReceipt]:
+    return [StoredReceipt(*row) for row in transaction.fetch_all(statement, parameters)]
 
 
-def _heads(connection: Connection, statement: str, parameters: Mapping[str, object] = {}) -> list[StoredHead]:
-    rows = fetched(connection, statement, parameters)
+def _heads(
+    transaction: Transaction, statement: TextClause, parameters: Mapping[str, object] = NO_PARAMETERS
+) -> list[StoredHead]:
+    rows = transaction.fetch_all(statement, parameters)
     try:
         return [StoredHead(row[0], row[1], parse_note(row[2]), row[3]) for row in rows]
     except ValueError as error:
         raise StateError(f"a row of receipt_head was changed: {error}; restore the database from a copy") from error
 
 
-def _stream(connection: Connection, statement: str, parameters: Mapping[str, object] = {}) -> Iterator[list[Any]]:
-    """Yield rows in chunks, so that a log of any length takes little memory."""
-    cursor = driver(connection).execute(statement, parameters)
-    while chunk := cursor.fetchmany(_CHUNK):
-        yield chunk
-
-
-_LOG = """
-SELECT origin, size, frontier, transfers_done, transfers_old, arrivals_done, arrivals_old FROM receipt_log
-"""
-_OF_DOCUMENT = """
+_LOG = text("""
+SELECT origin, size, frontier, transfers_done, transfers_old, downloads_done, downloads_old FROM receipt_log
+""")
+_OF_DOCUMENT = text("""
 SELECT r.idx, r.transfer_id, r.kind, r.body, r.leaf FROM document d JOIN receipt r ON r.transfer_id = d.transfer_id
 WHERE d.id = :id ORDER BY r.idx
-"""
-_AT_INDEX = "SELECT idx, transfer_id, kind, body, leaf FROM receipt WHERE idx = :idx"
-_ALL = "SELECT idx, transfer_id, kind, body, leaf FROM receipt ORDER BY idx"
-_LEAVES = "SELECT leaf FROM receipt WHERE idx < :size ORDER BY idx"
-_HEADS = "SELECT id, time, note, timestamp FROM receipt_head ORDER BY id"
-_NEWEST_HEAD = "SELECT id, time, note, timestamp FROM receipt_head ORDER BY id DESC LIMIT 1"
-_HEADS_OF_SIZE = "SELECT id, time, note, timestamp FROM receipt_head WHERE size = :size ORDER BY id"
-_ADD_HEAD = "INSERT INTO receipt_head (time, size, note) VALUES (:time, :size, :note)"
-_STAMP_HEAD = "UPDATE receipt_head SET timestamp = :timestamp WHERE id = :id"
-_AUDITED = """
+""")
+_AT_INDEX = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt WHERE idx = :idx")
+_ALL = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt ORDER BY idx")
+_LEAVES = text("SELECT leaf FROM receipt WHERE idx < :size ORDER BY idx")
+_HEADS = text("SELECT id, time, note, timestamp FROM receipt_head ORDER BY id")
+_NEWEST_HEAD = text("SELECT id, time, note, timestamp FROM receipt_head ORDER BY id DESC LIMIT 1")
+_HEADS_OF_SIZE = text("SELECT id, time, note, timestamp FROM receipt_head WHERE size = :size ORDER BY id")
+_ADD_HEAD = text("INSERT INTO receipt_head (time, size, note) VALUES (:time, :size, :note)")
+_STAMP_HEAD = text("UPDATE receipt_head SET timestamp = :timestamp WHERE id = :id")
+_AUDITED = text("""
 SELECT r.idx, r.transfer_id, r.kind, r.body, r.leaf, t.uid, t.state, t.remote, t.company_id, t.connection_id,
   t.remote_name, t.sha256, t.size
 FROM receipt r LEFT JOIN transfer t ON t.id = r.transfer_id ORDER BY r.idx
-"""
+""")
 # What is from before the log and waits for its receipt lacks none.
-_SENT = "SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)"
+_SENT = text("SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)")

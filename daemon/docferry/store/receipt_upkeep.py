@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import text
 
 from docferry.clock import iso
 from docferry.receipts.record import Kind
-from docferry.store.connection import fetched
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import about_transfer, downloaded, read_frontier
 
@@ -28,12 +28,12 @@ class ReceiptUpkeep:
         if not await self._database.read(_has_old):
             return False  # without a write: this is asked at every start
 
-        def work(connection: Connection) -> bool:
-            log = _log(connection)
+        def work(transaction: Transaction) -> bool:
+            log = _log(transaction)
             if log.transfers_done < log.transfers_old:
-                self._reconstruct_transfers(connection, log, limit)
+                self._reconstruct_transfers(transaction, log, limit)
             else:
-                self._reconstruct_downloads(connection, log, limit)
+                self._reconstruct_downloads(transaction, log, limit)
             return True
 
         return await self._database.write(work)
@@ -46,23 +46,23 @@ class ReceiptUpkeep:
         """
         cutoff = iso(before) or ""
 
-        def work(connection: Connection) -> int:
-            log = _log(connection)
-            rows = fetched(connection, _NEXT_BODIES, {"erased": log.erased, "most": limit})
+        def work(transaction: Transaction) -> int:
+            log = _log(transaction)
+            rows = transaction.fetch_all(_NEXT_BODIES, {"erased": log.erased, "most": limit})
             old = 0
             while old < len(rows) and (rows[old][1] is None or _time_of(rows[old][1]) < cutoff):
                 old += 1
             if old:
                 until = rows[old - 1][0] + 1
-                fetched(connection, _ERASE, {"start": log.erased, "until": until})
-                fetched(connection, "UPDATE receipt_log SET erased = :until", {"until": until})
+                transaction.execute(_ERASE, {"start": log.erased, "until": until})
+                transaction.execute(_SET_ERASED, {"until": until})
             return old
 
         return await self._database.write(work)
 
-    def _reconstruct_transfers(self, connection: Connection, log: _Log, limit: int) -> None:
+    def _reconstruct_transfers(self, transaction: Transaction, log: _Log, limit: int) -> None:
         parameters = {"done": log.transfers_done, "old": log.transfers_old, "most": limit}
-        rows = fetched(connection, _OLD_TRANSFERS, parameters)
+        rows = transaction.fetch_all(_OLD_TRANSFERS, parameters)
         receipts = []
         for row in rows:
             state, ended, proof = row[11], row[12], row[16]
@@ -70,36 +70,36 @@ class ReceiptUpkeep:
             answer = dict(zip(("status", "correlation_id", "etag", "proof", "detail"), row[13:], strict=True))
             more = {**answer, "host": self._database.receipts.host, "reconstructed": True}
             receipts.append(about_transfer(row[:11], kind, ended, more))
-        self._database.receipts.append(connection, receipts)
+        self._database.receipts.append(transaction, receipts)
         done = rows[-1][0] if len(rows) == limit else log.transfers_old
-        fetched(connection, "UPDATE receipt_log SET transfers_done = :done", {"done": done})
+        transaction.execute(_SET_TRANSFERS_DONE, {"done": done})
 
-    def _reconstruct_downloads(self, connection: Connection, log: _Log, limit: int) -> None:
-        parameters = {"done": log.arrivals_done, "old": log.arrivals_old, "most": limit}
-        rows = fetched(connection, _OLD_DOWNLOADS, parameters)
+    def _reconstruct_downloads(self, transaction: Transaction, log: _Log, limit: int) -> None:
+        parameters = {"done": log.downloads_done, "old": log.downloads_old, "most": limit}
+        rows = transaction.fetch_all(_OLD_DOWNLOADS, parameters)
         host = self._database.receipts.host
         receipts = [downloaded(_file(row), row[6], host, reconstructed=True) for row in rows]
-        self._database.receipts.append(connection, receipts)
-        done = rows[-1][0] if len(rows) == limit else log.arrivals_old
-        fetched(connection, "UPDATE receipt_log SET arrivals_done = :done", {"done": done})
+        self._database.receipts.append(transaction, receipts)
+        done = rows[-1][0] if len(rows) == limit else log.downloads_old
+        transaction.execute(_SET_DOWNLOADS_DONE, {"done": done})
 
 
 class _Log(NamedTuple):
     transfers_done: int
     transfers_old: int
-    arrivals_done: int
-    arrivals_old: int
+    downloads_done: int
+    downloads_old: int
     erased: int
 
 
-def _log(connection: Connection) -> _Log:
-    read_frontier(connection)  # StateError when the row is gone
-    return _Log._make(fetched(connection, _LOG)[0])
+def _log(transaction: Transaction) -> _Log:
+    read_frontier(transaction)  # StateError when the row is gone
+    return _Log._make(transaction.fetch_all(_LOG)[0])
 
 
-def _has_old(connection: Connection) -> bool:
-    log = _log(connection)
-    return log.transfers_done < log.transfers_old or log.arrivals_done < log.arrivals_old
+def _has_old(transaction: Transaction) -> bool:
+    log = _log(transaction)
+    return log.transfers_done < log.transfers_old or log.downloads_done < log.downloads_old
 
 
 def _file(row: Any) -> dict[str, Any]:
@@ -114,8 +114,8 @@ def _time_of(body: str) -> str:
         return "9999"
 
 
-_LOG = "SELECT transfers_done, transfers_old, arrivals_done, arrivals_old, erased FROM receipt_log"
-_OLD_TRANSFERS = """
+_LOG = text("SELECT transfers_done, transfers_old, downloads_done, downloads_old, erased FROM receipt_log")
+_OLD_TRANSFERS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name, t.state, coalesce(a.ended, t.updated), a.status, a.correlation_id, a.etag, a.proof, t.detail
 FROM transfer t
@@ -125,10 +125,13 @@ LEFT JOIN attempt a ON a.transfer_id = t.id AND a.lease = t.lease AND a.state = 
 WHERE t.id > :done AND t.id <= :old AND t.state IN ('sent', 'gone')
   AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.transfer_id = t.id AND r.kind IN ('sent', 'adopted', 'gone'))
 ORDER BY t.id LIMIT :most
-"""
-_OLD_DOWNLOADS = """
-SELECT id, mapping, origin, sha256, path, size, updated FROM arrival
-WHERE id > :done AND id <= :old AND landed AND path IS NOT NULL ORDER BY id LIMIT :most
-"""
-_NEXT_BODIES = "SELECT idx, body FROM receipt WHERE idx >= :erased ORDER BY idx LIMIT :most"
-_ERASE = "UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until"
+""")
+_OLD_DOWNLOADS = text("""
+SELECT id, mapping, origin, sha256, path, size, updated FROM download
+WHERE id > :done AND id <= :old AND published AND path IS NOT NULL ORDER BY id LIMIT :most
+""")
+_SET_TRANSFERS_DONE = text("UPDATE receipt_log SET transfers_done = :done")
+_SET_DOWNLOADS_DONE = text("UPDATE receipt_log SET downloads_done = :done")
+_SET_ERASED = text("UPDATE receipt_log SET erased = :until")
+_NEXT_BODIES = text("SELECT idx, body FROM receipt WHERE idx >= :erased ORDER BY idx LIMIT :most")
+_ERASE = text("UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until")

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import text
 
 from docferry import __version__
 from docferry.clock import iso
@@ -14,7 +14,7 @@ from docferry.errors import StateError
 from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.receipts.record import Kind, Receipt
-from docferry.store.connection import driver, fetched
+from docferry.store.connection import Parameters, Transaction
 
 
 class ReceiptWriter:
@@ -23,20 +23,27 @@ class ReceiptWriter:
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
 
-    def append(self, connection: Connection, receipts: Sequence[Receipt]) -> None:
+    def append(self, transaction: Transaction, receipts: Sequence[Receipt]) -> None:
         """Append leaves, in this order. StateError when the log's own row is missing."""
         if not receipts:
             return
-        tree, rows = read_frontier(connection), list[tuple[object, ...]]()
+        tree, rows = read_frontier(transaction), list[Parameters]()
         for index, receipt in enumerate(receipts, tree.size):
             body = receipt.body(index)
             leaf = leaf_hash(body.encode("ascii"))
             tree.append(leaf)
-            rows.append((index, receipt.transfer_id, receipt.kind.value, body, leaf))
-        driver(connection).executemany(_INSERT, rows)
-        fetched(connection, _GROWN, {"size": tree.size, "frontier": tree.encode()})
+            row = {
+                "idx": index,
+                "transfer_id": receipt.transfer_id,
+                "kind": receipt.kind.value,
+                "body": body,
+                "leaf": leaf,
+            }
+            rows.append(row)
+        transaction.execute_many(_INSERT, rows)
+        transaction.execute(_GROWN, {"size": tree.size, "frontier": tree.encode()})
 
-    def append_ended(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
+    def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
         receipts = []
         for row in rows:
@@ -47,32 +54,32 @@ class ReceiptWriter:
             else:
                 continue
             answer = {name: row[name] for name in ("status", "correlation_id", "etag", "proof", "detail")}
-            receipts += self._about(connection, [row["id"]], kind, row["at"], answer)
-        self.append(connection, receipts)
+            receipts += self._about(transaction, [row["id"]], kind, row["at"], answer)
+        self.append(transaction, receipts)
 
-    def append_gone(self, connection: Connection, transfer_ids: Iterable[int], now: float, detail: str) -> None:
+    def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
         """Append a receipt for each transfer that will not be sent."""
-        self.append(connection, list(self._about(connection, transfer_ids, Kind.GONE, now, {"detail": detail})))
+        self.append(transaction, list(self._about(transaction, transfer_ids, Kind.GONE, now, {"detail": detail})))
 
-    def append_released(self, connection: Connection, transfer_ids: Iterable[int], now: float, actor: str) -> None:
+    def append_released(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, actor: str) -> None:
         """Append a receipt for each transfer that a person released from approval."""
-        self.append(connection, list(self._about(connection, transfer_ids, Kind.RELEASED, now, {"actor": actor})))
+        self.append(transaction, list(self._about(transaction, transfer_ids, Kind.RELEASED, now, {"actor": actor})))
 
-    def append_downloaded(self, connection: Connection, files: Iterable[Mapping[str, Any]], now: float) -> None:
+    def append_downloaded(self, transaction: Transaction, files: Iterable[Mapping[str, Any]], now: float) -> None:
         """Append a receipt for each downloaded file: `mapping`, `path` (bytes), `origin`, `sha256`, `size`."""
         receipts = [downloaded(file, now, self.host) for file in files]
-        self.append(connection, receipts)
+        self.append(transaction, receipts)
 
     def _about(
-        self, connection: Connection, transfer_ids: Iterable[int], kind: Kind, now: float, more: Mapping[str, Any]
+        self, transaction: Transaction, transfer_ids: Iterable[int], kind: Kind, now: float, more: Mapping[str, Any]
     ) -> list[Receipt]:
-        facts = (row for each in transfer_ids for row in fetched(connection, FACTS, {"id": each}))
+        facts = (row for each in transfer_ids for row in transaction.fetch_all(FACTS, {"id": each}))
         return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
 
 
-def read_frontier(connection: Connection) -> Frontier:
+def read_frontier(transaction: Transaction) -> Frontier:
     """Return the right edge of the log's tree; StateError when its row is gone or makes no sense."""
-    found = fetched(connection, _LOG)
+    found = transaction.fetch_all(_LOG)
     try:
         return Frontier(*found[0])
     except (IndexError, ValueError) as error:
@@ -116,14 +123,16 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
     return Receipt(None, Kind.DOWNLOADED, fields)
 
 
-_LOG = "SELECT size, frontier FROM receipt_log"
-_GROWN = "UPDATE receipt_log SET size = :size, frontier = :frontier"
-_INSERT = "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (?, ?, ?, ?, ?)"
+_LOG = text("SELECT size, frontier FROM receipt_log")
+_GROWN = text("UPDATE receipt_log SET size = :size, frontier = :frontier")
+_INSERT = text(
+    "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
+)
 #: A transfer, and the path that its bytes have or had: of several the one that is still there.
-FACTS = """
+FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name
 FROM transfer t LEFT JOIN document d ON d.id = (
   SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)
 WHERE t.id = :id
-"""
+""")

@@ -1,12 +1,13 @@
-"""What people and scripts ask of the queue: counts, rows and histories; reads only."""
+"""Counts, rows and histories of the queue for people and scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import text
 
 from docferry.model import joined, parted
 from docferry.store.database import Database
@@ -14,7 +15,7 @@ from docferry.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One document as `list` shows it; `path` is relative to the mapping's root, times are wall seconds."""
+    """A document as `list` shows it. `path` is relative to the mapping's root; times are wall seconds."""
 
     id: int
     mapping: str
@@ -48,73 +49,86 @@ class AttemptRow:
     proof: str | None
 
 
+# Columns in the order of `Row`, with the path in two parts.
 _ROW = """
 SELECT d.id, d.mapping, d.folder, d.name, d.size, d.sha256, t.state, t.reason, t.detail,
-  (SELECT count(*) FROM attempt a WHERE a.transfer_id = t.id) + (t.state = 'sending') AS attempts,
+  (SELECT count(*) FROM attempt a WHERE a.transfer_id = t.id) + CASE t.state WHEN 'sending' THEN 1 ELSE 0 END,
   t.remote_name, t.company_id, t.connection_id,
-  CASE WHEN t.state IN ('waiting', 'doubtful') THEN t.next_attempt END AS next_attempt,
-  d.first_seen, max(d.updated, t.updated) AS updated
+  CASE WHEN t.state IN ('waiting', 'doubtful') THEN t.next_attempt END,
+  d.first_seen, CASE WHEN d.updated > t.updated THEN d.updated ELSE t.updated END
 FROM document d JOIN transfer t ON t.id = d.transfer_id
 """
+_BY_ID = text(f"{_ROW} WHERE d.id = :id")
+_BY_PATH = text(f"{_ROW} WHERE d.mapping = :mapping AND d.folder = :folder AND d.name = :name ORDER BY d.id DESC")
+# Conditions of `rows`: each combination is a statement, so that an absent condition costs nothing.
+_CONDITIONS = {
+    "mapping": "d.mapping = :mapping",
+    "states": "t.state = ANY(:states)",
+    "reason": "t.reason = :reason",
+}
+_ROWS = {
+    names: text(
+        f"{_ROW} WHERE {' AND '.join(['d.id > :after', *(_CONDITIONS[name] for name in names)])} "
+        "ORDER BY d.id LIMIT :limit"
+    )
+    for count in range(len(_CONDITIONS) + 1)
+    for names in combinations(_CONDITIONS, count)
+}
+_COUNTS = text("""
+SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id GROUP BY 1, 2
+""")
+_DOWNLOADS = text("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")
+# CROSS JOIN makes SQLite begin with the few held transfers.
+_HELD_REASONS = text("""
+SELECT d.mapping, t.reason, count(*) FROM transfer t CROSS JOIN document d
+WHERE d.transfer_id = t.id AND t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2
+""")
+# The second part is the try that has not ended, which has no row of its own yet.
+_ATTEMPTS = text("""
+SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof
+FROM document d JOIN attempt a ON a.transfer_id = d.transfer_id WHERE d.id = :id
+UNION ALL
+SELECT t.lease, t.last_sent, NULL, t.state, NULL, NULL, NULL, NULL, NULL
+FROM document d JOIN transfer t ON t.id = d.transfer_id WHERE d.id = :id AND t.state = 'sending'
+ORDER BY 1
+""")
+# Each part repeats the condition of a partial index; else SQLite would read every transfer.
+_OPEN_COUNTS = text("""
+SELECT state, count(*) FROM transfer WHERE state = 'waiting' AND mapping = ANY(:mappings) GROUP BY state
+UNION ALL
+SELECT state, count(*) FROM transfer WHERE state = 'doubtful' AND mapping = ANY(:mappings) GROUP BY state
+UNION ALL
+SELECT state, count(*) FROM transfer WHERE state = 'held' AND mapping = ANY(:mappings) GROUP BY state
+UNION ALL
+SELECT state, count(*) FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND mapping = ANY(:mappings)
+GROUP BY state
+""")
 
 
 class Reports:
-    """Read-only questions."""
+    """Queries that change nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def counts(self) -> dict[str, dict[str, int]]:
-        """Documents by mapping and state."""
-
-        def work(connection: Connection) -> dict[str, dict[str, int]]:
-            rows = connection.execute(
-                text(
-                    "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id "
-                    "GROUP BY 1, 2"
-                )
-            )
-            found: dict[str, dict[str, int]] = {}
-            for mapping, state, count in rows.all():
-                found.setdefault(mapping, {})[state] = count
-            return found
-
-        return await self._database.read(work)
+        """Return the number of documents by mapping and state."""
+        found: dict[str, dict[str, int]] = {}
+        for mapping, state, count in await self._database.fetch_all(_COUNTS):
+            found.setdefault(mapping, {})[state] = count
+        return found
 
     async def open_counts(self, mappings: Collection[str]) -> dict[str, int]:
-        """Transfers that are not final, by state, over these mappings; quick however many are final."""
+        """Return the number of transfers of these mappings by state, without final states."""
+        return dict(await self._database.fetch_all(_OPEN_COUNTS, {"mappings": list(mappings)}))
 
-        def work(connection: Connection) -> dict[str, int]:
-            rows = connection.execute(_OPEN, {"mappings": list(mappings)})
-            return {row[0]: row[1] for row in rows.all()}
-
-        return await self._database.read(work)
-
-    async def arrivals(self) -> dict[str, int]:
-        """Files that downloads brought, by mapping."""
-
-        def work(connection: Connection) -> dict[str, int]:
-            rows = connection.execute(
-                text("SELECT mapping, count(*) FROM arrival WHERE landed AND path IS NOT NULL GROUP BY 1")
-            )
-            return {row[0]: row[1] for row in rows.all()}
-
-        return await self._database.read(work)
+    async def downloads(self) -> dict[str, int]:
+        """Return the number of downloaded files by mapping."""
+        return dict(await self._database.fetch_all(_DOWNLOADS))
 
     async def held_reasons(self) -> list[tuple[str, str, int]]:
-        """Held documents by mapping and reason."""
-
-        def work(connection: Connection) -> list[tuple[str, str, int]]:
-            rows = connection.execute(
-                text(
-                    "SELECT d.mapping, t.reason, count(*) FROM transfer t "
-                    "CROSS JOIN document d ON d.transfer_id = t.id "  # CROSS: the few that are held lead
-                    "WHERE t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
-                )
-            )
-            return [(row[0], row[1], row[2]) for row in rows.all()]
-
-        return await self._database.read(work)
+        """Return mapping, reason and number of held documents."""
+        return [tuple(row) for row in await self._database.fetch_all(_HELD_REASONS)]
 
     async def rows(
         self,
@@ -125,97 +139,31 @@ class Reports:
         limit: int | None = None,
         after: int = 0,
     ) -> list[Row]:
-        """Documents in the order they were first seen, from the one after id `after`."""
-        where, parameters = ["d.id > :after"], {"after": after, "most": -1 if limit is None else limit}
-        query: dict[str, Any] = dict(parameters)
-        if mapping is not None:
-            where.append("d.mapping = :mapping")
-            query["mapping"] = mapping
-        if states:
-            where.append("t.state IN :states")
-            query["states"] = list(states)
-        if reason is not None:
-            where.append("t.reason = :reason")
-            query["reason"] = reason
-        statement = text(f"{_ROW} WHERE {' AND '.join(where)} ORDER BY d.id LIMIT :most")
-        if states:
-            statement = statement.bindparams(bindparam("states", expanding=True))
-
-        def work(connection: Connection) -> list[Row]:
-            return [_row(row) for row in connection.execute(statement, query).all()]
-
-        return await self._database.read(work)
+        """Return documents in the order of their ids, from the one behind id `after`."""
+        conditions = {"mapping": mapping, "states": list(states) or None, "reason": reason}
+        given = {name: value for name, value in conditions.items() if value is not None}
+        parameters = {**given, "after": after, "limit": _NO_LIMIT if limit is None else limit}
+        return [_row(*row) for row in await self._database.fetch_all(_ROWS[tuple(given)], parameters)]
 
     async def by_id(self, document_id: int) -> Row | None:
-        def work(connection: Connection) -> Row | None:
-            row = connection.execute(text(f"{_ROW} WHERE d.id = :id"), {"id": document_id}).first()
-            return None if row is None else _row(row)
-
-        return await self._database.read(work)
+        """Return the document with this id, or None."""
+        row = await self._database.fetch_one(_BY_ID, {"id": document_id})
+        return None if row is None else _row(*row)
 
     async def by_path(self, mapping: str, path: bytes) -> list[Row]:
-        """Every version of a path, the newest first."""
+        """Return every version of a path, the newest first."""
         folder, name = parted(path)
-
-        def work(connection: Connection) -> list[Row]:
-            rows = connection.execute(
-                text(f"{_ROW} WHERE d.mapping = :mapping AND d.folder = :folder AND d.name = :name ORDER BY d.id DESC"),
-                {"mapping": mapping, "folder": folder, "name": name},
-            )
-            return [_row(row) for row in rows.all()]
-
-        return await self._database.read(work)
+        rows = await self._database.fetch_all(_BY_PATH, {"mapping": mapping, "folder": folder, "name": name})
+        return [_row(*row) for row in rows]
 
     async def attempts(self, document_id: int) -> list[AttemptRow]:
-        """Every try for a document, the first first."""
-
-        def work(connection: Connection) -> list[AttemptRow]:
-            rows = connection.execute(_ATTEMPTS, {"id": document_id})
-            return [AttemptRow(*row) for row in rows.all()]
-
-        return await self._database.read(work)
+        """Return every try of a document, the earliest first."""
+        return [AttemptRow(*row) for row in await self._database.fetch_all(_ATTEMPTS, {"id": document_id})]
 
 
-# One that has not ended is in its transfer alone.
-_ATTEMPTS = text("""
-SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof
-FROM document d JOIN attempt a ON a.transfer_id = d.transfer_id WHERE d.id = :id
-UNION ALL
-SELECT t.lease, t.last_sent, NULL, t.state, NULL, NULL, NULL, NULL, NULL
-FROM document d JOIN transfer t ON t.id = d.transfer_id WHERE d.id = :id AND t.state = 'sending'
-ORDER BY 1
-""")
-
-# Each part as one of the partial indexes has it, word for word: else SQLite reads every transfer there ever was.
-_OPEN = text(
-    " UNION ALL ".join(
-        f"SELECT state, count(*) FROM transfer WHERE {states} AND mapping IN :mappings GROUP BY state"
-        for states in (
-            "state = 'waiting'",
-            "state = 'doubtful'",
-            "state = 'held'",
-            "state IN ('leased', 'sending', 'asking')",
-        )
-    )
-).bindparams(bindparam("mappings", expanding=True))
+#: A LIMIT that both databases accept and no table reaches.
+_NO_LIMIT = 2**62
 
 
-def _row(row: Any) -> Row:
-    path = joined(row.folder, row.name)
-    return Row(
-        id=row.id,
-        mapping=row.mapping,
-        path=path,
-        size=row.size,
-        sha256=row.sha256,
-        state=row.state,
-        reason=row.reason,
-        detail=row.detail,
-        attempts=row.attempts,
-        remote_name=row.remote_name,
-        company_id=row.company_id,
-        connection_id=row.connection_id,
-        next_attempt=row.next_attempt,
-        first_seen=row.first_seen,
-        updated=row.updated,
-    )
+def _row(number: int, mapping: str, folder: bytes, name: bytes, *rest: Any) -> Row:
+    return Row(number, mapping, joined(folder, name), *rest)

@@ -1,4 +1,4 @@
-"""Brings a database to the schema this program knows, in one transaction, or says why it can't."""
+"""Create and upgrade a SQLite database in one transaction, or explain why that is impossible."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from typing import Final
 from sqlalchemy import URL, Connection, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from docferry.errors import DatabaseBusy, StateError
-from docferry.store.connection import BUSY_TIMEOUT
+from docferry.errors import StateError
+from docferry.store.sqlite import BUSY_TIMEOUT_S, broken, explain
 
-#: The newest revision in migrations/; a test holds it against the folder.
-HEAD: Final = "0004"
-KNOWN: Final = frozenset({"0001", "0002", "0003", HEAD})
-#: A database up to this size is read through before it is believed, bytes; a larger one would keep a start waiting.
-READ_THROUGH: Final = 64 * 1024 * 1024
-#: Up to this size its indexes are held against its rows too: a broken one would let a document be queued twice.
-COMPARED: Final = 16 * 1024 * 1024
-#: Signs that waiting may cure an error: a full disk, a lock that stays, an I/O error of the moment.
-_PASSING: Final = ("full", "locked", "busy", "disk i/o", "unable to open")
-_IS_MARKED: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
+#: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
+HEAD: Final = "0005"
+KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", HEAD})
+#: A larger database is not read from end to end at a start, bytes.
+MAX_CHECKED_BYTES: Final = 64 * 1024 * 1024
+#: A larger database is checked without comparing its indexes with its rows, bytes.
+MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
+_HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
 
 
 def prepare(database: Path) -> None:
-    """Create or upgrade `database`. StateError: it comes from a newer docferry, or it is broken."""
+    """Create or upgrade `database`. Raises StateError if it is damaged or comes from a newer docferry."""
     found = _revision(database)
     if found == HEAD:
         return
@@ -41,14 +39,14 @@ def prepare(database: Path) -> None:
             "install that version again, or restore the copy from before the upgrade"
         )
     if found is None:
-        _make(database)
+        _create(database)
     else:
         migrate(database)
 
 
 def migrate(database: Path, revision: str = HEAD) -> None:
-    """Every step up to `revision`, from nothing too."""
-    # Imported here: alembic costs a quarter of a second that only an upgrade has to pay.
+    """Apply all migrations up to `revision`, also to an empty database."""
+    # Alembic takes a quarter of a second to import, which only an upgrade has to pay.
     from alembic import command
     from alembic.config import Config
 
@@ -59,12 +57,12 @@ def migrate(database: Path, revision: str = HEAD) -> None:
         command.upgrade(config, revision)
 
 
-def _make(database: Path) -> None:
-    """A fresh one at once as all the steps would make it; a test holds that both ways are one."""
-    from docferry.store.tables import metadata  # only the first start needs them
+def _create(database: Path) -> None:
+    """Create the newest schema directly; a test compares the result with that of all migrations."""
+    from docferry.store.tables import metadata  # only the first start needs the tables
 
     with _transaction(database) as connection:
-        if connection.exec_driver_sql(_IS_MARKED).first() is None:  # else another program was here first
+        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program was faster
             metadata.create_all(connection, checkfirst=False)
             connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
             connection.exec_driver_sql("INSERT INTO receipt_log VALUES (?, 0, x'', 0, 0, 0, 0, 0)", (new_origin(),))
@@ -76,86 +74,64 @@ def new_origin() -> str:
     return f"docferry/{host}/{secrets.token_hex(8)}"
 
 
-def read_through(database: Path) -> None:
-    """StateError when anything in `database` is not what SQLite wrote: a document's state may be wrong then."""
+def check_integrity(database: Path) -> None:
+    """Raise StateError if `database` is damaged, because a document's state may then be wrong."""
     size = database.stat().st_size if database.exists() else 0
-    if not 0 < size <= READ_THROUGH:
+    if not 0 < size <= MAX_CHECKED_BYTES:
         return
-    check = "integrity_check" if size <= COMPARED else "quick_check"
+    check = "integrity_check" if size <= MAX_COMPARED_BYTES else "quick_check"
     try:
-        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
+        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)
         try:
             (found,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        raise meant(database, error) from error
+        raise explain(database, error) from error
     if found != "ok":
         raise StateError(broken(database, found))
 
 
-def passes(error: object) -> bool:
-    """Whether waiting may cure it."""
-    text = str(error).lower()
-    return any(sign in text for sign in _PASSING)
-
-
-def meant(database: Path, error: sqlite3.DatabaseError) -> StateError:
-    """The error for the person who must act: wait, or recover."""
-    if isinstance(error, sqlite3.OperationalError) and passes(error):
-        return DatabaseBusy(unwritable(database, error))
-    return StateError(broken(database, error))
-
-
-def unwritable(database: Path, error: object) -> str:
-    """The sentence for a database that is sound and can't be written now."""
-    return f"{database} cannot be written now ({error}); nothing is lost. Make room or end what locks it; run it again"
-
-
 def _revision(database: Path) -> str | None:
     try:
-        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT)
+        connection = sqlite3.connect(database, timeout=BUSY_TIMEOUT_S)
         try:
-            _keep_a_log(connection)
-            row = connection.execute(_IS_MARKED).fetchone()
+            _enable_write_ahead_log(connection)
+            row = connection.execute(_HAS_REVISION).fetchone()
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row else None
         finally:
             connection.close()
     except sqlite3.DatabaseError as error:
-        raise meant(database, error) from error
+        raise explain(database, error) from error
     return row[0] if row else None
 
 
-def _keep_a_log(connection: sqlite3.Connection) -> None:
-    """Let it write ahead. Of programs that start on a fresh database together SQLite refuses all but one at once,
-    without the wait that it grants elsewhere."""
-    end = time.monotonic() + BUSY_TIMEOUT
+def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Switch to the write-ahead log.
+
+    SQLite applies no busy timeout here: of several programs that open a fresh database, all but one fail at once.
+    """
+    end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
-            time.sleep(0.01)  # nothing tells when the other one is done, which takes it milliseconds
+            time.sleep(
+                0.01
+            )  # SQLite offers no event for the end of the other program's switch, which takes milliseconds
         else:
             return
 
 
-def broken(database: Path, error: object) -> str:
-    """The sentence for a database that SQLite cannot read."""
-    return (
-        f"{database} cannot be used ({error}); nothing was sent. Move it away and run `docferry sync --adopt`: "
-        "it rebuilds the queue from the folders and from what the remotes have"
-    )
-
-
 @contextmanager
 def _transaction(database: Path) -> Iterator[Connection]:
-    """One transaction for all: killed in between, the old schema is still there."""
+    """Yield a connection in one transaction, so that a killed upgrade leaves the old schema."""
     engine = create_engine(
-        # Put together by hand, a path with a % in it would be another path.
+        # A URL made by hand would misread a path that contains a per cent sign.
         URL.create("sqlite", database=str(database)),
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT},
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S},
     )
     try:
         with engine.connect() as connection:
@@ -163,13 +139,13 @@ def _transaction(database: Path) -> Iterator[Connection]:
             yield connection
             connection.exec_driver_sql("COMMIT")
     except SQLAlchemyError as error:
-        raise StateError(f"{database} could not be made or upgraded: {error}") from error
+        raise StateError(f"{database} could not be created or upgraded: {error}") from error
     finally:
         engine.dispose()
 
 
 def migrations() -> Path:
-    """The folder of migrations: beside the package in a wheel, two floors up in a checkout."""
+    """Return the folder of the migrations: inside the package in a wheel, beside `daemon` in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_migrations", package.parent.parent / "migrations"):
         if folder.is_dir():

@@ -1,4 +1,4 @@
-"""The tables of a fresh database; `migrations/` brings an older one to the same."""
+"""The tables of a fresh database. `migrations/` upgrades an older database to the same schema."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-#: Which of the migrations the tables are as new as, as alembic wants it.
+#: Alembic's own table: the revision of the schema.
 alembic_version = Table(
     "alembic_version",
     metadata,
@@ -27,28 +27,28 @@ alembic_version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-#: A path of a mapping. One row with `present` a path; a change makes a new row.
+#: A path of a mapping. Each path has one row with `present`; changed content adds a row.
 document = Table(
     "document",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("mapping", Text, nullable=False),
-    Column("folder", LargeBinary, nullable=False),  # relative to the mapping's root, bytes as the kernel has them
+    Column("folder", LargeBinary, nullable=False),  # relative to the mapping's root, the kernel's bytes
     Column("name", LargeBinary, nullable=False),
     Column("size", Integer, nullable=False),
     Column("mtime_ns", Integer, nullable=False),
     Column("ctime_ns", Integer, nullable=False),
     Column("sha256", Text),
-    Column("transfer_id", Integer),  # NULL: it came down by a download and is not sent back
+    Column("transfer_id", Integer),  # NULL: a download wrote the file, and it is not uploaded
     Column("present", Boolean, nullable=False),
     Column("first_seen", Float, nullable=False),
     Column("updated", Float, nullable=False),
-    # One present row a path; what went away stays as history and never slows a scan.
+    # Absent rows are history, which this index does not contain.
     Index("document_path", "mapping", "folder", "name", unique=True, sqlite_where=text("present")),
     Index("document_transfer", "transfer_id"),
 )
 
-#: One digest of one document to one target.
+#: One digest of one document to one remote.
 transfer = Table(
     "transfer",
     metadata,
@@ -60,14 +60,14 @@ transfer = Table(
     Column("company_id", Text),
     Column("connection_id", Text),
     Column("remote_name", Text, nullable=False),
-    Column("sha256", Text),  # NULL while a rule holds it: nothing was read
-    Column("once", Text, nullable=False),  # what goes once per lane: a digest, a name; what is gone gives it up
+    Column("sha256", Text),  # NULL: a rule holds it and nothing was read
+    Column("dedupe_key", Text, nullable=False),  # unique per lane: a digest or a name; 'gone:ID' once it is gone
     Column("size", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("lease", Integer, nullable=False),
-    Column("owner", Text),
+    Column("lease_owner", Text),
     Column("tries", Integer, nullable=False),
-    Column("generation", Integer, nullable=False),
+    Column("key_version", Integer, nullable=False),
     Column("created", Float, nullable=False),
     Column("due_since", Float, nullable=False),
     Column("next_attempt", Float, nullable=False),
@@ -76,19 +76,19 @@ transfer = Table(
     Column("reason", Text),
     Column("detail", Text),
     Column("updated", Float, nullable=False),
-    Column("fingerprint", Text),  # XXH3-128 of the bytes, hex: a later pass over them is proved by it; NULL: not known
-    Column("md5", Text),  # of the bytes, hex, for a remote that is told it; NULL: not known
-    # It does not hang on the state: each move would write a page of it anew, and of a million rows always another.
-    Index("transfer_once", "lane", "once", unique=True),
+    Column("fingerprint", Text),  # XXH3-128 of the bytes, hex; NULL: unknown
+    Column("md5", Text),  # of the bytes, hex; NULL: unknown
+    # No condition on the state: else each transition would write a page of this index.
+    Index("transfer_dedupe_key", "lane", "dedupe_key", unique=True),
     Index("transfer_waiting", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'waiting'")),
     Index("transfer_doubtful", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'doubtful'")),
-    Index("transfer_in_flight", "owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
+    Index("transfer_in_flight", "lease_owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
     Index("transfer_held", "mapping", "reason", sqlite_where=text("state = 'held'")),
     Index("transfer_sent", "company_id", "last_sent", sqlite_where=text("state = 'sent'")),
-    # And one more by digest, in the databases of those who bring files down: see bookmarks.
+    # `downloads.py` adds `transfer_digest` where docferry downloads from Codat.
 )
 
-#: One try under one lease.
+#: One try of a transfer, under one lease.
 attempt = Table(
     "attempt",
     metadata,
@@ -105,7 +105,7 @@ attempt = Table(
     sqlite_with_rowid=False,
 )
 
-#: A remote, company or connection closed for all until a time.
+#: A circuit breaker of a remote, company or connection, closed until a time.
 gate = Table(
     "gate",
     metadata,
@@ -118,29 +118,29 @@ gate = Table(
     Column("lets_doubts_pass", Boolean, nullable=False),
 )
 
-#: How far something got: a pull's day or object, a connection's trust in batches, a mapping's target.
-bookmark = Table(
-    "bookmark",
+#: Progress that outlives a restart: a download's day or object, a connection's trust in batches, a mapping's target.
+cursor = Table(
+    "cursor",
     metadata,
-    Column("subject", Text, primary_key=True),
-    Column("mark", Text, nullable=False),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
     Column("updated", Float, nullable=False),
 )
 
-#: A file that a download brought, or is about to bring; written before the file appears.
-arrival = Table(
-    "arrival",
+#: A file that a download wrote or is about to write. The row is committed before the file appears.
+download = Table(
+    "download",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("mapping", Text, nullable=False),
     Column("origin", Text, nullable=False),  # company/day/source/name, or the object's name
     Column("sha256", Text, nullable=False),
-    Column("path", LargeBinary),  # where it lies, absolute; NULL: our own upload, not brought back
-    Column("landed", Boolean, nullable=False),
+    Column("path", LargeBinary),  # absolute; NULL: docferry's own upload, which is not downloaded
+    Column("published", Boolean, nullable=False),
     Column("size", Integer, nullable=False),
     Column("updated", Float, nullable=False),
-    Index("arrival_origin", "mapping", "origin", "sha256", unique=True),
-    Index("arrival_path", "path"),
+    Index("download_origin", "mapping", "origin", "sha256", unique=True),
+    Index("download_path", "path"),
 )
 
 #: One condition from its first sighting to its end; see docferry.alerts.tracker.
@@ -202,8 +202,8 @@ receipt_log = Table(
     # What was sent or brought before there were receipts gets one afterwards: ids above `…_done` and up to `…_old`.
     Column("transfers_done", Integer, nullable=False),
     Column("transfers_old", Integer, nullable=False),
-    Column("arrivals_done", Integer, nullable=False),
-    Column("arrivals_old", Integer, nullable=False),
+    Column("downloads_done", Integer, nullable=False),
+    Column("downloads_old", Integer, nullable=False),
     Column("erased", Integer, nullable=False),  # bodies of receipts below this index are erased
 )
 

@@ -1,4 +1,4 @@
-"""The queue: the only place that moves a transfer; what ends a try writes its attempt row in the same transaction."""
+"""The queue. Only this module and `transitions` change the state of a planned transfer."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.model import TRANSITIONS, Outcome, RemoteName, State, Target, Transfer
 from docferry.store import clock_jumps
-from docferry.store.accounts import LookupCounts
-from docferry.store.connection import fetched
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.lookup_counts import LookupCounts
 from docferry.store.transitions import TransitionWriter
 from docferry.wakeups import Wakeups
 
 _COLUMNS = (
-    "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, generation, "
+    "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, key_version, "
     "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
 )
 
-# The earliest due row of each (mapping, lane), by hops through the index: a million waiting rows cost nothing. A hop
-# goes to the next lane, or else to the next mapping: past `(mapping, lane) > (…)` SQLite walks row by row.
+# The earliest due row of each (mapping, lane), found by a loose index scan: its cost depends on the number of lanes and
+# not on that of rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would
+# read row by row.
 _LANES = """
 WITH RECURSIVE lane(mapping, lane, due) AS (
   SELECT * FROM (SELECT mapping, lane, next_attempt FROM transfer WHERE state = '{state}'
-                 ORDER BY mapping, lane, next_attempt LIMIT 1)
+                 ORDER BY mapping, lane, next_attempt LIMIT 1) AS first
   UNION ALL
   SELECT t.mapping, t.lane, t.next_attempt FROM lane l JOIN transfer t ON t.id = coalesce(
     (SELECT id FROM transfer WHERE state = '{state}' AND mapping = l.mapping AND lane > l.lane
@@ -38,11 +39,11 @@ WITH RECURSIVE lane(mapping, lane, due) AS (
 )
 SELECT mapping, lane, due FROM lane
 """
-_WAITING_LANES = _LANES.format(state="waiting")
-_DOUBTFUL_LANES = _LANES.format(state="doubtful")
+_WAITING_LANES = text(_LANES.format(state="waiting"))
+_DOUBTFUL_LANES = text(_LANES.format(state="doubtful"))
 
 _CLAIM = """
-UPDATE transfer SET state = '{leased}', lease = lease + 1, owner = :owner, updated = :now
+UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
 WHERE id IN (
   SELECT t.id FROM json_each(:picks) p, transfer t WHERE t.id IN (
     SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.value ->> 0 AND lane = p.value ->> 1
@@ -50,48 +51,87 @@ WHERE id IN (
   LIMIT :room)
 RETURNING {columns}
 """
-_CLAIM_WAITING = _CLAIM.format(leased="leased", due="waiting", columns=_COLUMNS)
-_CLAIM_DOUBTFUL = _CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS)
+_CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=_COLUMNS))
+_CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS))
 
-#: After these the remote may have the document.
+_RECLAIM_ATTEMPTS = text("""
+INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
+SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
+  'docferry stopped before this try ended'
+FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
+ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state, detail = excluded.detail
+""")
+# Nobody observed the end of the sending, so `list_lag` counts from now.
+_RECLAIM = text("""
+UPDATE transfer SET
+  state = CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
+  detail = CASE state WHEN 'leased' THEN detail ELSE 'docferry stopped while this was being sent' END,
+  last_sent = CASE state WHEN 'sending' THEN :now ELSE last_sent END,
+  next_attempt = :now, lease_owner = NULL, updated = :now
+WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
+""")
+
+_RETRY_ALL = """
+UPDATE transfer SET
+  state = CASE WHEN state <> 'held' THEN state WHEN reason = 'undecidable' THEN 'doubtful' ELSE 'waiting' END,
+  reason = CASE WHEN state = 'doubtful' THEN reason END,
+  next_attempt = :now, due_since = :now, tries = 0, updated = :now
+WHERE state IN ('held', 'waiting', 'doubtful') AND {condition}
+"""
+_RETRY_BY_ID = text(
+    _RETRY_ALL.format(condition="id IN (SELECT transfer_id FROM document WHERE document.id = ANY(:ids))")
+)
+_RETRY = text(
+    _RETRY_ALL.format(
+        condition="(CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) "
+        "AND (CAST(:reason AS TEXT) IS NULL OR reason = :reason)"
+    )
+)
+
+#: States after which the remote may have the document.
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What is due in one lane of one mapping: the earliest `due`, and whether it is a doubt."""
+    """The due transfers of one lane of one mapping."""
 
     mapping: str
     lane: str
-    due: float
+    due: float  # the earliest, wall seconds
     doubtful: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """How many transfers to claim from a lane."""
+    """The number of transfers to claim from a lane."""
 
     lane: Lane
     most: int
 
 
 class Transfers(LookupCounts):
-    """The transfers of one process: `owner` names it in every lease."""
+    """The transfer table as one process uses it. `owner` names that process in every lease."""
 
     def __init__(self, database: Database, clock: Clock, owner: str, wakeups: Wakeups | None = None) -> None:
         super().__init__(database, owner)
         self._clock = clock
-        self._moves = TransitionWriter(database, wakeups or Wakeups())
+        self._transitions = TransitionWriter(database, wakeups or Wakeups())
 
     async def lanes(self) -> list[Lane]:
-        """The lanes in which something waits or is in doubt, due or not yet."""
-        return await self._database.read(_lanes)
+        """Return the lanes that have waiting or doubtful transfers, due or not yet."""
+
+        def work(transaction: Transaction) -> list[Lane]:
+            found = {True: transaction.fetch_all(_DOUBTFUL_LANES), False: transaction.fetch_all(_WAITING_LANES)}
+            return [Lane(row[0], row[1], row[2], doubtful) for doubtful, rows in found.items() for row in rows]
+
+        return await self._database.read(work)
 
     async def claim(self, picks: Sequence[Pick], room: int) -> list[Transfer]:
-        """Lease what `picks` name and is due, at most `room`; WAITING becomes LEASED, DOUBTFUL becomes ASKING."""
+        """Lease due transfers of these lanes, at most `room`. WAITING becomes LEASED, DOUBTFUL becomes ASKING."""
         now = self._clock.now()
 
-        def work(connection: Connection) -> list[Transfer]:
+        def work(transaction: Transaction) -> list[Transfer]:
             claimed: list[Transfer] = []
             for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
                 if len(claimed) >= room:
@@ -104,35 +144,37 @@ class Transfers(LookupCounts):
                     "most": most,
                     "room": room - len(claimed),
                 }
-                rows = fetched(connection, _CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
+                rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
                 claimed += [_transfer(*row) for row in rows]
             return claimed
 
         return await self._database.write(work)
 
     async def mark_sending(self, transfers: Sequence[Transfer]) -> None:
-        """Commit the intent before the first byte; LeaseLost when one of them is no longer ours."""
+        """Commit SENDING before the first byte is sent. Raises LeaseLost if a lease was lost."""
         now = self._clock.now()
-        await self._moves.make([self._row(t, State.SENDING, now) for t in transfers])
+        await self._transitions.make([self._row(t, State.SENDING, now) for t in transfers])
 
     async def settle(self, transfer: Transfer, outcome: Outcome, *, was: State) -> None:
-        """Record what became of a try. `was` is the state the transfer is in; LeaseLost when it is not, or not ours."""
-        await self._moves.make([self._outcome_row(transfer, outcome, was)])
+        """Record the outcome of a try. `was` is the transfer's present state. Raises LeaseLost if it is not."""
+        await self._transitions.make([self._outcome_row(transfer, outcome, was)])
 
     async def settle_all(self, transfers: Sequence[Transfer], outcome: Outcome, *, was: State) -> None:
-        """The same for what shared one request; LeaseLost names the first that was lost, the others are recorded."""
-        await self._moves.make([self._outcome_row(transfer, outcome, was) for transfer in transfers])
+        """Record one outcome for a batch. LeaseLost names the first lost lease; the others are recorded."""
+        await self._transitions.make([self._outcome_row(transfer, outcome, was) for transfer in transfers])
 
-    async def sweep(self, dead: Collection[str]) -> int:
-        """Take back the leases of dead owners. LEASED waits again; what may be on the wire is in doubt."""
-        if not dead:
+    async def reclaim(self, dead_owners: Collection[str]) -> int:
+        """Take back the leases of dead owners, and return their number.
+
+        LEASED becomes WAITING. SENDING and ASKING become DOUBTFUL.
+        """
+        if not dead_owners:
             return 0
-        parameters = {"dead": json.dumps(sorted(dead)), "now": self._clock.now()}
+        parameters = {"dead": sorted(dead_owners), "now": self._clock.now()}
 
-        def work(connection: Connection) -> int:
-            swept = connection.execute(_SWEEP_ATTEMPTS, parameters)
-            swept = connection.execute(_SWEEP, parameters)
-            return len(swept.all())
+        def work(transaction: Transaction) -> int:
+            transaction.execute(_RECLAIM_ATTEMPTS, parameters)
+            return transaction.execute(_RECLAIM, parameters)
 
         return await self._database.write(work)
 
@@ -144,28 +186,30 @@ class Transfers(LookupCounts):
         reason: str | None = None,
         everything: bool = False,
     ) -> int:
-        """Make held and waiting transfers due now: number of them. What may have been stored is asked for first."""
+        """Make held and waiting transfers due now, and return their number. An undecidable one becomes DOUBTFUL."""
         if not (ids or mapping is not None or reason is not None or everything):
             return 0
-        parameters = {"ids": json.dumps(sorted(ids)), "mapping": mapping, "reason": reason, "now": self._clock.now()}
-
-        def work(connection: Connection) -> int:
-            rows = connection.execute(_RETRY_BY_ID if ids else _RETRY, parameters)
-            return len(rows.all())
-
-        return await self._database.write(work)
-
-    async def turned(self, drift: float) -> float:
-        """The wall clock is `drift` ahead of the steady one: when that changed, every time that still matters moves
-        with it, so that what was due in a minute is due in a minute. Seconds of the jump; the first process to notice
-        does it for all."""
         now = self._clock.now()
-        return await self._database.write(lambda connection: clock_jumps.turn(connection, drift, now))
+        if ids:
+            return await self._database.execute(_RETRY_BY_ID, {"ids": sorted(ids), "now": now})
+        return await self._database.execute(_RETRY, {"mapping": mapping, "reason": reason, "now": now})
+
+    async def shift_times(self, drift: float) -> float:
+        """Shift stored times after a jump of the wall clock, so that a remaining delay stays as long as it was.
+
+        `drift` is the wall clock minus the steady clock, seconds. Returns the jump in seconds. The first process that
+        notices a jump shifts the times for all.
+        """
+        now = self._clock.now()
+        return await self._database.write(lambda transaction: clock_jumps.shift_times(transaction, drift, now))
 
     async def reset_future_rows(self) -> int:
-        """Rows written later than now (the clock was set back while docferry was off) are due at once: how many."""
+        """Make transfers due that were written later than now, and return their number.
+
+        They exist if the clock was set back while docferry was not running.
+        """
         now = self._clock.now()
-        return await self._database.write(lambda connection: clock_jumps.call_back(connection, now))
+        return await self._database.write(lambda transaction: clock_jumps.reset_future_rows(transaction, now))
 
     def _outcome_row(self, transfer: Transfer, outcome: Outcome, was: State) -> dict[str, Any]:
         now = self._clock.now()
@@ -175,7 +219,7 @@ class Transfers(LookupCounts):
             "next_attempt": now + outcome.delay,
             "tried": int(outcome.costs_a_try),
             "fresh_key": int(outcome.fresh_key),
-            "untaken": 0,
+            "not_taken": False,
             "first_sent": None,
             "last_sent": now if was is State.SENDING else None,
             "status": None,
@@ -184,8 +228,8 @@ class Transfers(LookupCounts):
             "proof": None,
         }
         if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
-            # It was surely not taken: as far as the remote is concerned, this try never was.
-            row |= {"untaken": 1, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
+            # The remote certainly did not store it, so the earlier times of sending hold again.
+            row |= {"not_taken": True, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
         if outcome.receipt is not None:
             receipt = outcome.receipt
             row |= {
@@ -200,76 +244,19 @@ class Transfers(LookupCounts):
     def _row(self, transfer: Transfer, state: State, now: float, *, was: State | None = None) -> dict[str, Any]:
         before = was or transfer.state
         if (before, state) not in TRANSITIONS:
-            raise AssertionError(f"no such move: {before} to {state}")
+            raise AssertionError(f"no such transition: {before} to {state}")
         return {
             "id": transfer.id,
             "lease": transfer.lease,
-            "owner": self.owner,
+            "lease_owner": self.owner,
             "from": before,
             "state": state,
             "at": now,
         }
 
 
-_SWEEP_ATTEMPTS = text("""
-INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
-SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
-  'docferry stopped before this try ended'
-FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND owner IN (SELECT value FROM json_each(:dead))
-ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state, detail = excluded.detail
-""")
-# `last_sent` moves to now for what was being sent: nobody saw the try end, so the list must lag from here.
-_SWEEP = text("""
-UPDATE transfer SET
-  state = CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
-  detail = CASE state WHEN 'leased' THEN detail ELSE 'docferry stopped while this was being sent' END,
-  last_sent = CASE state WHEN 'sending' THEN :now ELSE last_sent END,
-  next_attempt = :now, owner = NULL, updated = :now
-WHERE state IN ('leased', 'sending', 'asking') AND owner IN (SELECT value FROM json_each(:dead))
-RETURNING id
-""")
-
-_RETRIED = """
-UPDATE transfer SET
-  state = CASE WHEN state <> 'held' THEN state WHEN reason = 'undecidable' THEN 'doubtful' ELSE 'waiting' END,
-  reason = CASE WHEN state = 'doubtful' THEN reason END,
-  next_attempt = :now, due_since = :now, tries = 0, updated = :now
-WHERE {which}
-RETURNING id
-"""
-_RETRY_BY_ID = text(
-    _RETRIED.format(
-        which="state IN ('held', 'waiting', 'doubtful') AND id IN "
-        "(SELECT transfer_id FROM document WHERE id IN (SELECT value FROM json_each(:ids)))"
-    )
-)
-_RETRY = text(
-    _RETRIED.format(
-        which="state IN ('held', 'waiting', 'doubtful') AND (:mapping IS NULL OR mapping = :mapping) "
-        "AND (:reason IS NULL OR reason = :reason)"
-    )
-)
-
-
-def _lanes(connection: Connection) -> list[Lane]:
-    doubtful = [Lane(mapping, lane, due, True) for mapping, lane, due in fetched(connection, _DOUBTFUL_LANES)]
-    waiting = [Lane(mapping, lane, due, False) for mapping, lane, due in fetched(connection, _WAITING_LANES)]
-    return doubtful + waiting
-
-
-def _transfer(
-    number: int,
-    uid: str,
-    mapping: str,
-    remote: RemoteName,
-    company_id: str | None,
-    connection_id: str | None,
-    remote_name: str,
-    sha256: str | None,
-    size: int,
-    state: str,
-    *rest: Any,
-) -> Transfer:
-    """A row of `_COLUMNS`."""
-    target = Target(remote, company_id, connection_id)
+def _transfer(*row: Any) -> Transfer:
+    """Return the transfer of a row of `_COLUMNS`."""
+    number, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, *rest = row
+    target = Target(RemoteName(remote), company_id, connection_id)
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)

@@ -90,7 +90,7 @@ class AfterUpload:
             removals = await anyio.to_thread.run_sync(remove, Root.of(upload), files, into)
         except FolderError:
             return  # the scan reports the folder
-        await self._documents.removed([each.file.document_id for each in removals if each.fate is Fate.DONE])
+        await self._documents.mark_removed([each.file.document_id for each in removals if each.fate is Fate.DONE])
         changed = [each.file.path for each in removals if each.fate is Fate.REPLACED]
         if changed:
             self._wakeups.check_paths(upload.name, changed)

@@ -32,7 +32,7 @@ class BatchTrials:
 
     async def prepare(self) -> None:
         """Read the verdicts of earlier runs."""
-        known = await self._cursors.marks(_PREFIX)
+        known = await self._cursors.get_all(_PREFIX)
         self._verdicts = {key.removeprefix(_PREFIX): verdict for key, verdict in known.items() if verdict != "trial"}
 
     def is_trusted(self, lane: str) -> bool:
@@ -115,4 +115,4 @@ class BatchTrials:
 
     async def _set(self, lane: str, verdict: Verdict) -> None:
         self._verdicts[lane] = verdict
-        await self._cursors.note(f"{_PREFIX}{lane}", verdict)
+        await self._cursors.set(f"{_PREFIX}{lane}", verdict)

@@ -7,7 +7,7 @@ from pathlib import Path
 from docferry import logs
 from docferry.clock import Clock
 from docferry.store import locks
-from docferry.store.clock_jumps import JUMP
+from docferry.store.clock_jumps import JUMP_S
 from docferry.store.transfers import Transfers
 
 log = logs.get("maintenance")
@@ -28,7 +28,7 @@ class Maintenance:
 
     async def prepare(self) -> None:
         """Reclaim the leases of dead owners and correct times, before anything is claimed."""
-        await self._transfers.turned(self._drift)
+        await self._transfers.shift_times(self._drift)
         await self._transfers.reset_future_rows()
         await self._reclaim()
 
@@ -39,16 +39,16 @@ class Maintenance:
             self._reclaimed_at = steady
             await self._reclaim()
         drift = self._clock.now() - steady
-        if abs(drift - self._drift) > JUMP:
+        if abs(drift - self._drift) > JUMP_S:
             seconds = round(drift - self._drift)
             log.warning("clock_jumped", "the times of all waiting documents were shifted with it", seconds=seconds)
-            await self._transfers.turned(drift)
+            await self._transfers.shift_times(drift)
             self._drift = drift
 
     async def _reclaim(self) -> None:
-        owners = await self._transfers.owners()
-        dead = locks.dead(self._state_dir, owners, self._transfers.owner)
+        owners = await self._transfers.lease_owners()
+        dead = locks.dead_owners(self._state_dir, owners, self._transfers.owner)
         if dead:
-            reclaimed = await self._transfers.sweep(dead)
-            locks.forget(self._state_dir, dead)
+            reclaimed = await self._transfers.reclaim(dead)
+            locks.remove_files(self._state_dir, dead)
             log.info("leases_reclaimed", transfers=reclaimed)

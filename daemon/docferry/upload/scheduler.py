@@ -136,7 +136,7 @@ class Scheduler:
                 while not (self._stopping and self._slots.is_idle):
                     self._context.wakeups.upload.clear()
                     self.beat = self._clock.steady()
-                    self._context.queue.database.assert_ours()
+                    self._context.queue.database.assert_unchanged()
                     await self._maintenance.run_due()
                     self._reject_blocked()
                     if not self._stopping:

@@ -1,0 +1,92 @@
+"""Files that downloads wrote. Each row is committed before its file appears."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import text
+
+from docferry.clock import Clock
+from docferry.store.connection import Transaction
+from docferry.store.database import Database
+
+_KNOWN = text("""
+SELECT mapping, origin, sha256, path, published, size FROM download WHERE mapping = :mapping AND origin = ANY(:origins)
+""")
+_RECORD = text("""
+INSERT INTO download (mapping, origin, sha256, path, published, size, updated)
+VALUES (:mapping, :origin, :sha256, :path, :published, :size, :now)
+ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, published = excluded.published,
+  updated = excluded.updated
+""")
+_BY_PATH = text("SELECT path, sha256 FROM download WHERE path = :path")
+_ANY_ROW = text("SELECT 1 FROM download LIMIT 1")
+# Created where docferry downloads from Codat: digests are spread over the whole index, so that each upload to a
+# database of millions would write one more page.
+_INDEX_DIGESTS = text("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
+_OWN_DIGESTS = text("""
+SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id = :company
+  AND (state = 'sent' OR first_sent IS NOT NULL)
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadedFile:
+    """A remote file: its origin, its digest and its place on the disk."""
+
+    mapping: str
+    origin: str
+    sha256: str
+    path: bytes | None  # absolute; None: docferry's own upload, which is not downloaded
+    published: bool  # the file has appeared under `path`
+    size: int
+
+
+class Downloads:
+    """The download table."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def known(self, mapping: str, origins: Collection[str]) -> list[DownloadedFile]:
+        """Return the recorded files of these origins."""
+        rows = await self._database.fetch_all(_KNOWN, {"mapping": mapping, "origins": list(origins)})
+        return [DownloadedFile(row[0], row[1], row[2], row[3], bool(row[4]), row[5]) for row in rows]
+
+    async def record(self, files: Sequence[DownloadedFile]) -> None:
+        """Record files that are about to appear, have appeared, or are docferry's own uploads."""
+        now, receipts = self._clock.now(), self._database.receipts
+        rows = [asdict(file) | {"now": now} for file in files]
+        published = [row for row in rows if row["published"] and row["path"] is not None]
+
+        def work(transaction: Transaction) -> None:
+            for row in rows:  # one by one: a name from the remote that cannot be stored is replaced
+                transaction.execute(_RECORD, row)
+            receipts.append_downloaded(transaction, published, now)
+
+        if rows:
+            await self._database.write(work)
+
+    async def at_paths(self, paths: Collection[bytes]) -> set[tuple[bytes, str]]:
+        """Return path and digest of each of these absolute paths that a download wrote."""
+
+        def work(transaction: Transaction) -> set[tuple[bytes, str]]:
+            return {tuple(row) for path in paths for row in transaction.fetch_all(_BY_PATH, {"path": path})}
+
+        return await self._database.read(work)
+
+    async def exist(self) -> bool:
+        """Return whether any download is recorded; without one the planner need not look up each file."""
+        return await self._database.fetch_one(_ANY_ROW) is not None
+
+    async def own_digests(self, company_id: str, digests: Collection[str]) -> set[str]:
+        """Return those of `digests` that docferry sent to the company, or may have sent."""
+
+        def work(transaction: Transaction) -> set[str]:
+            transaction.execute(_INDEX_DIGESTS)
+            parameters = {"company": company_id, "digests": list(digests)}
+            return {digest for (digest,) in transaction.fetch_all(_OWN_DIGESTS, parameters)}
+
+        return await self._database.write(work)

@@ -1,0 +1,86 @@
+"""Questions that the resolver asks the queue: leases, doubts, and the uploads that explain a remote's list."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+
+from sqlalchemy import text
+
+from docferry.model import KnownUploads, Target
+from docferry.store.connection import Transaction
+from docferry.store.database import Database
+
+# The condition on IN_FLIGHT states is written as the partial index `transfer_in_flight` has it; else SQLite would read
+# every transfer.
+_LEASE_OWNERS = text("SELECT DISTINCT lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
+_ASKING_ELSEWHERE = text("""
+SELECT DISTINCT lane FROM transfer WHERE state IN ('leased', 'sending', 'asking')
+  AND state = 'asking' AND lease_owner <> :owner
+""")
+_ANY_DOUBT = text("""
+SELECT 1 FROM transfer WHERE state = 'doubtful' AND lane = :lane AND reason = :reason
+UNION ALL
+SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking')
+  AND state = 'asking' AND lane = :lane AND reason = :reason LIMIT 1
+""")
+_SENT_NAMES = text("""
+SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote
+  AND company_id = :company AND last_sent >= :since AND last_sent < :until GROUP BY 1
+""")
+_SENT_DIGESTS = text("""
+SELECT sha256, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote
+  AND company_id = :company AND last_sent >= :since AND last_sent < :until GROUP BY 1
+""")
+_UNSETTLED = text("""
+SELECT remote_name, sha256 FROM transfer WHERE state = 'sent' AND company_id = :company AND last_sent >= :since
+UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state = 'doubtful' AND company_id = :company AND id <> ALL(:apart)
+UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state = 'held' AND reason = 'undecidable' AND company_id = :company
+UNION ALL
+SELECT remote_name, sha256 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND state <> 'leased'
+  AND company_id = :company AND id <> ALL(:apart)
+""")
+
+
+class LookupCounts:
+    """Read the queue for lookups. `owner` names the reading process in leases."""
+
+    def __init__(self, database: Database, owner: str) -> None:
+        self._database = database
+        self.owner = owner
+
+    async def lease_owners(self) -> set[str]:
+        """Return the owners of all leases."""
+        return {owner for (owner,) in await self._database.fetch_all(_LEASE_OWNERS)}
+
+    async def asking_elsewhere(self) -> set[str]:
+        """Return the lanes whose doubts another process is looking up. Two processes would count one list twice."""
+        return {lane for (lane,) in await self._database.fetch_all(_ASKING_ELSEWHERE, {"owner": self.owner})}
+
+    async def any_doubt(self, lane: str, reason: str) -> bool:
+        """Return whether the lane has a transfer that is DOUBTFUL or ASKING for this reason."""
+        return await self._database.fetch_one(_ANY_DOUBT, {"lane": lane, "reason": reason}) is not None
+
+    async def accounted(
+        self, target: Target, *, names_since: float, digests_since: float, until: float = 1e12
+    ) -> KnownUploads:
+        """Count names and digests of a company's SENT transfers since the given times, wall seconds."""
+        parameters = {"remote": target.remote, "company": target.company_id, "until": until}
+
+        def work(transaction: Transaction) -> KnownUploads:
+            names = transaction.fetch_all(_SENT_NAMES, parameters | {"since": names_since})
+            digests = transaction.fetch_all(_SENT_DIGESTS, parameters | {"since": digests_since})
+            return KnownUploads(dict(names), dict(digests))
+
+        return await self._database.read(work)
+
+    async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> KnownUploads:
+        """Count uploads of a company that the remote may or may not list yet, except some transfers.
+
+        They were sent after `sent_since`, are being sent, or are doubtful.
+        """
+        parameters = {"company": target.company_id, "since": sent_since, "apart": sorted(apart_from)}
+        rows = await self._database.fetch_all(_UNSETTLED, parameters)
+        return KnownUploads(dict(Counter(name for name, _ in rows)), dict(Counter(digest for _, digest in rows)))

@@ -1,0 +1,143 @@
+"""The SQLite database file: its connections, its state on the disk, and the meaning of its errors."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, NullPool, create_engine, event
+
+from docferry.errors import DatabaseBusy, DatabaseLost, StateError
+from docferry.store.connection import ThreadConnection
+
+#: How long a statement waits for the lock of another program, seconds.
+BUSY_TIMEOUT_S = 30.0
+#: A write-ahead log of this size is an alarm: a program that reads an old snapshot prevents its checkpoint. Bytes.
+LOG_ALARM_BYTES = 64 * 1024 * 1024
+#: Granularity of file times, seconds.
+FILE_TIME_TICK_S = 0.1
+#: Page cache of the writer and of each reader, KiB. Digests are spread over an index of millions of rows.
+WRITER_CACHE_KIB, READER_CACHE_KIB = 8_000, 2_000
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY")
+#: Error texts that a later attempt may not see again: a full disk, a lock, an I/O error.
+_TRANSIENT = ("full", "locked", "busy", "disk i/o", "unable to open")
+#: Error texts of a damaged file.
+_BROKEN = ("malformed", "not a database")
+
+
+class SqliteFile:
+    """One SQLite database file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._identity = _identity(path)
+        self._engines = {writer: _engine(path, cache) for writer, cache in _CACHES.items()}
+
+    def connection(self, *, writer: bool) -> ThreadConnection:
+        """Return a connection that is not open yet. A writer takes the write lock when its transaction begins."""
+        return ThreadConnection(self._engines[writer], "BEGIN IMMEDIATE" if writer else "BEGIN")
+
+    def assert_unchanged(self) -> None:
+        """Raise DatabaseLost if the path no longer leads to the file that was opened. SQLite does not notice it."""
+        try:
+            found = _identity(self.path)
+        except FileNotFoundError:
+            found = None
+        if found != self._identity:
+            raise DatabaseLost(
+                f"{self.path} was {'removed' if found is None else 'replaced'} while docferry was using it; docferry "
+                "stops so that nothing is sent twice. Put the file back, or run `docferry sync --adopt`"
+            )
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Return time and size of the write-ahead log, or None while a later commit could leave the same time."""
+        try:
+            log = self._log.stat()
+        except FileNotFoundError:
+            return None
+        return None if abs(time.time() - log.st_mtime) < FILE_TIME_TICK_S else (log.st_mtime_ns, log.st_size)
+
+    def alarm(self) -> str | None:
+        """Return a message if the write-ahead log grows without end."""
+        try:
+            size = self._log.stat().st_size
+        except FileNotFoundError:
+            return None
+        if size < LOG_ALARM_BYTES:
+            return None
+        return (
+            f"{self._log} has grown to {size >> 20} MiB because a program has been reading the database for too long; "
+            f"end that program (`fuser -v {self.path}` names it)"
+        )
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Return whether waiting may cure `error`."""
+        return is_transient(error)
+
+    def explain(self, error: Exception) -> Exception:
+        """Return an error with the remedy for a damaged file, and any other error unchanged."""
+        if isinstance(error, sqlite3.DatabaseError) and any(sign in str(error) for sign in _BROKEN):
+            return StateError(broken(self.path, error))
+        return error
+
+    def busy(self, error: BaseException) -> DatabaseBusy:
+        """Return the error for a writer that waited long enough."""
+        return DatabaseBusy(unwritable(self.path, error))
+
+    @property
+    def _log(self) -> Path:
+        return self.path.with_name(f"{self.path.name}-wal")
+
+
+_CACHES = {True: WRITER_CACHE_KIB, False: READER_CACHE_KIB}
+
+
+def _engine(path: Path, cache_kib: int) -> Engine:
+    engine = create_engine(
+        # A URL made by hand would misread a path that contains a per cent sign.
+        URL.create("sqlite", database=str(path)),
+        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "cached_statements": 128},
+        paramstyle="named",
+        poolclass=NullPool,
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: object) -> None:
+        for pragma in (*_PRAGMAS, f"cache_size=-{cache_kib}"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether waiting may cure an error of SQLite."""
+    text = str(error).lower()
+    return isinstance(error, sqlite3.OperationalError) and any(sign in text for sign in _TRANSIENT)
+
+
+def explain(database: Path, error: sqlite3.DatabaseError) -> StateError:
+    """Return the error that tells the operator to wait or to recover."""
+    return DatabaseBusy(unwritable(database, error)) if is_transient(error) else StateError(broken(database, error))
+
+
+def unwritable(database: Path, error: object) -> str:
+    """Return the message for an intact database that cannot be written now."""
+    return (
+        f"{database} cannot be written now ({error}); nothing is lost. Free disk space or end the program that locks "
+        "the file, then run the command again"
+    )
+
+
+def broken(database: Path, error: object) -> str:
+    """Return the message for a database that SQLite cannot read."""
+    return (
+        f"{database} cannot be used ({error}); nothing was sent. Move it away and run `docferry sync --adopt`: "
+        "it rebuilds the queue from the folders and from what the remotes have"
+    )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
