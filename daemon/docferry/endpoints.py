@@ -23,6 +23,11 @@ _PROXY_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080
 #: RFC 1035: a label has 63 bytes at most, a name 253. Underscores are not in the RFC, but in use.
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 _LONGEST_NAME: Final = 253
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS: Final = frozenset(
+    {"authorization", "connection", "content-length", "content-type", "expect", "host", "idempotency-key"}
+    | {"proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +125,9 @@ def load_trust(
 ) -> ssl.SSLContext:
     """Return a TLS context that trusts `ca_file`, else certifi's authorities, with a client certificate if given."""
     try:
-        context = ssl.create_default_context(cafile=str(ca_file or certifi.where()))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"ca_file {ca_file} cannot be used: {_reason(error, 'it holds no certificate in PEM')}"
-        ) from None
+        context = _default_context(ca_file or Path(certifi.where()))
+    except ValueError as error:
+        raise ValueError(f"ca_file {error}") from None
     # RFC 9525: a name counts only in subjectAltName.
     context.hostname_checks_common_name = False
     if cert_file is not None:
@@ -135,6 +138,37 @@ def load_trust(
             wrong = _reason(error, "it is not a certificate with its unencrypted private key in PEM")
             raise ValueError(f"cert_file {cert_file} cannot be used: {wrong}") from None
     return context
+
+
+def validate_ca_file(path: Path) -> Path:
+    """Return `path` when it holds certificates to trust; raise ValueError otherwise."""
+    _default_context(path)
+    return path
+
+
+def validate_local_address(text: str) -> str:
+    """Return `text` when it is an IP address; raise ValueError otherwise."""
+    try:
+        return str(ipaddress.ip_address(text.strip()))
+    except ValueError:
+        raise ValueError('is not an IP address; write it like "10.0.0.7"') from None
+
+
+def validate_headers(headers: dict[str, str]) -> dict[str, str]:
+    """Return headers that a request can carry besides those of its own; raise ValueError otherwise."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+            raise ValueError(f"has a name or a value that no HTTP header has: {name!r}")
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"sets {name}, which each request sets itself; remove it")
+    return headers
+
+
+def _default_context(ca_file: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{ca_file} cannot be used: {_reason(error, 'it holds no certificate in PEM')}") from None
 
 
 def _reason(error: Exception, otherwise: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from docferry.cli import config
 from docferry.settings import Settings, load, units
@@ -24,9 +25,15 @@ def loaded(path: Path, text: str) -> Settings:
 
 def everything(tmp_path: Path) -> str:
     """The example with every key in force that it shows behind a "#"."""
-    (tmp_path / "ca.pem").write_text("")
+    authority = trustme.CA()
+    client = authority.issue_cert("client")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    client.cert_chain_pems[0].write_to_path(str(tmp_path / "client.pem"))
+    client.private_key_pem.write_to_path(str(tmp_path / "client.key"))
+    (tmp_path / "client.key").chmod(0o600)
     text = re.sub(r"(?m)^#(?=[a-z\[])", "", config.init_text())
-    return text.replace("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "ca.pem"))
+    text = text.replace("/etc/ssl/certs/ca-certificates.crt", str(tmp_path / "ca.pem"))
+    return text.replace("/etc/docferry/client.", str(tmp_path / "client."))
 
 
 def test_the_example_loads_as_it_is(tmp_path: Path) -> None:
@@ -162,6 +169,8 @@ def faults(schema: dict[str, Any], value: Any, root: dict[str, Any], at: str = "
     if isinstance(value, dict):
         properties = schema.get("properties", {})
         found += [key for key in schema.get("required", []) if key not in value]
+        others = schema.get("additionalProperties")
         for key, each in value.items():
-            found += faults(properties[key], each, root, key) if key in properties else [key]
+            rule = properties.get(key, others)
+            found += faults(rule, each, root, key) if isinstance(rule, dict) else [key]
     return found

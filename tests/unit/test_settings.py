@@ -185,7 +185,7 @@ def test_a_misplaced_key_is_sent_to_its_section(tmp_path: Path) -> None:
         ("[retry]\nfactor = nan", "retry.factor"),
         ('[retry]\nmax = "100ms"', "retry.max: must not be shorter than retry.initial"),
         ('[codat]\nca_file = "/nowhere.pem"', "not a readable file"),
-        ('[codat]\nproxy = "proxy:3128"', "codat.proxy: is not a proxy address"),
+        ('[codat]\nproxy = "proxy:3128"', "codat.proxy: is not the address of a proxy"),
         ('[codat]\napi_key_file = ""', "codat.api_key_file"),
         ("[upload]\nname = 'a'", "must be written with two brackets: [[upload]]"),
         ("upload = [1]", "upload[0] = 1: must be a table"),

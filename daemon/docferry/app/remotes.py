@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +46,7 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
 
     def open_client(name: str, to: settings_of.Codat | settings_of.Wootiv) -> HttpClient:
         _hide_proxy_password(to.proxy)
-        return HttpClient(name, clock, HttpOptions(to.timeout, proxy=to.proxy, ca_file=to.ca_file))
+        return HttpClient(name, clock, http_options(to))
 
     remotes: dict[str, Remote] = {}
     codat, wootiv = settings.codat, settings.wootiv
@@ -56,13 +57,28 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
         remotes["wootiv"] = Wootiv(
             open_client("Wootiv", wootiv),
-            open_client("Wootiv's storage", wootiv),
+            # A storage refuses headers that were not signed.
+            HttpClient("Wootiv's storage", clock, replace(http_options(wootiv), headers={})),
             SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts),
             base_url=wootiv.base_url,
             key=SettingsKey(settings, "wootiv"),
             clock=clock,
         )
     return remotes
+
+
+def http_options(to: settings_of.Codat | settings_of.Wootiv) -> HttpOptions:
+    """Return what the section of a remote says about connections."""
+    return HttpOptions(
+        timeout=to.timeout,
+        connect_timeout=to.connect_timeout,
+        proxy=to.proxy,
+        ca_file=to.ca_file,
+        headers=to.headers,
+        local_address=to.local_address,
+        cert_file=to.cert_file,
+        key_file=to.key_file,
+    )
 
 
 def _hide_proxy_password(proxy: str | None) -> None:

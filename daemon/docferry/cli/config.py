@@ -25,6 +25,7 @@ _DURATIONS: Final = frozenset(
         "max",
         "give_up_after",
         "timeout",
+        "connect_timeout",
         "list_lag",
         "every",
         "after",
@@ -151,6 +152,8 @@ def _toml(value: Any) -> str:
             return value.isoformat()
         case tuple():
             return f"[{', '.join(_toml(each) for each in value)}]"
+        case dict():
+            return f"{{{', '.join(f'{_toml(key)} = {_toml(each)}' for key, each in value.items())}}}"
         case _:
             return f'"{"".join(_character(char) for char in str(value))}"'
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from docferry import endpoints
 from docferry.errors import ConfigError
 from docferry.model import RemoteName
 from docferry.settings import cross_checks, keys, problems, sources, trust
@@ -75,18 +85,11 @@ def _url(written: str) -> str:
         raise ValueError('is not an address; write it like "https://api.example.com"')
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must be an address without a user, a query and a fragment")
-    return written.strip().rstrip("/")
+    return endpoints.validate_url(written.strip().rstrip("/"))
 
 
 def _proxy(written: str) -> str:
-    try:
-        parts = urlsplit(written.strip())
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https"):
-        raise ValueError('is not a proxy address; write it like "http://proxy.example.com:3128"')
-    return written.strip()
+    return endpoints.validate_proxy(written.strip())
 
 
 def _lowered(written: object) -> object:
@@ -95,6 +98,8 @@ def _lowered(written: object) -> object:
 
 Url = Annotated[str, AfterValidator(_url)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
+Headers = Annotated[dict[str, str], AfterValidator(endpoints.validate_headers)]
+LocalAddress = Annotated[str, AfterValidator(endpoints.validate_local_address)]
 
 
 class Retry(BaseModel):
@@ -114,10 +119,23 @@ class _Remote(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     timeout: SomeSeconds = Field(default=60.0, description="how long a request may make no progress")
+    connect_timeout: SomeSeconds = Field(default=10.0, description="over all addresses of a name")
     proxy: Proxy | None = Field(default=None, repr=False, description="the environment's proxies are not used")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
+    cert_file: PlainPath | None = Field(default=None, description="a client certificate, as PEM")
+    key_file: PlainPath | None = Field(default=None, description="its private key, where cert_file does not hold it")
+    headers: Headers = Field(default_factory=dict, repr=False, description="sent with every request")
+    local_address: LocalAddress | None = Field(default=None, description="the address to connect from")
     api_key: SecretStr | None = Field(default=None, repr=False, description="only in a file that nobody else can read")
     api_key_file: PlainPath | None = Field(default=None, description="a file that holds the key alone")
+
+    @model_validator(mode="after")
+    def _check_client_certificate(self) -> Self:
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file is set without cert_file; set both, or none")
+        if self.cert_file is not None:
+            endpoints.load_trust(self.ca_file, self.cert_file, self.key_file)
+        return self
 
 
 class Codat(_Remote):
@@ -201,8 +219,10 @@ class Settings(BaseSettings):
     def unsafe_files(self) -> list[tuple[str, str]]:
         """Return the key files that others could read or change: the key in the configuration, and the fix."""
         found = []
-        for key, path in _files_of(self):
-            if key.endswith("ca_file"):
+        files = dict(_files_of(self))
+        for key, path in files.items():
+            # Certificates are public; cert_file holds the private key too where there is no key_file.
+            if key.endswith("ca_file") or key.replace("cert_file", "key_file") in files.keys() - {key}:
                 continue
             if (problem := trust.unsafe_key_file(path)) is not None:
                 found.append((key, problem))

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
+from docferry import endpoints
 from docferry.model import Target, escaped
 from docferry.settings import patterns, templates, units
 
@@ -49,10 +50,10 @@ def _path(path: Path) -> Path:
     return path
 
 
-def _readable(path: Path) -> Path:
+def _ca_file(path: Path) -> Path:
     if not path.is_file() or not os.access(path, os.R_OK):
         raise ValueError(f"names {escaped(str(path))}, which is not a readable file")
-    return path
+    return endpoints.validate_ca_file(path)
 
 
 def _remote_name(template: str) -> str:
@@ -126,7 +127,7 @@ Share = Annotated[
 ]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 PlainPath = Annotated[Path, AfterValidator(_path)]  # `sources` made it absolute, unless it is empty
-CaFile = Annotated[PlainPath, AfterValidator(_readable)]
+CaFile = Annotated[PlainPath, AfterValidator(_ca_file)]
 Name = Annotated[str, AfterValidator(_plain_text)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
 Companies = Annotated[

@@ -27,6 +27,8 @@ _PATHS: Final = frozenset(
         "folder",
         "archive_folder",
         "ca_file",
+        "cert_file",
+        "key_file",
         "api_key_file",
         "password_file",
         "secret_file",
