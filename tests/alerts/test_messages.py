@@ -9,7 +9,7 @@ from datetime import datetime
 import pytest
 
 from docferry.alerts.digest import Totals, latest_time, text_of
-from docferry.alerts.messages import NOT_ENDED, Message, trial
+from docferry.alerts.messages import NOT_ENDED, Message, note
 from docferry.alerts.tracker import Item, Kind
 from docferry.store.alerts import Alert, Observed
 
@@ -89,8 +89,10 @@ def test_a_thousand_conditions_make_a_short_text() -> None:
 
 
 def test_a_test_message_asks_for_nothing() -> None:
-    said = trial("ops", NOW)
-    assert "test message" in said.subject
+    said = note("test", "This is a test.", "ops", NOW)
+    assert said.subject.endswith(": test")
+    assert said.severity == "info"
+    assert said.text == "This is a test.\n"
     assert said.webhook()["alerts"][0]["labels"]["alertname"] == "test"
 
 

@@ -45,7 +45,12 @@ def test_the_wheel_holds_the_program_and_all_it_reads(wheel: Path, root: Path) -
         names = set(archive.namelist())
     sources = root / "daemon"
     wanted = {str(path.relative_to(sources)) for path in sources.rglob("*.py")} | {"docferry/py.typed"}
-    for folder, inside in (("migrations", "_migrations"), ("config", "_config"), ("systemd", "_systemd")):
+    for folder, inside in (
+        ("migrations", "_migrations"),
+        ("config", "_config"),
+        ("systemd", "_systemd"),
+        ("monitoring", "_monitoring"),
+    ):
         files = [p for p in (root / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
         assert files, folder
         wanted |= {f"docferry/{inside}/{path.relative_to(root / folder)}" for path in files}

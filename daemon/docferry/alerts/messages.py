@@ -64,7 +64,7 @@ class Message:
         else:
             parts += [f"{len(lasting)} need attention" if len(lasting) != 1 else "1 needs attention"] if lasting else []
             parts += [f"{len(ended)} resolved"] if ended else []
-            parts += ["test message" if item.alert.event == "test" else "daily digest" for item in notes]
+            parts += ["daily digest" if item.alert.event == "digest" else item.alert.event for item in notes]
         return clean(f"docferry on {self.host}: {', '.join(parts)}", 150)
 
     @property
@@ -161,8 +161,7 @@ def _common(dicts: Sequence[dict[str, str]]) -> dict[str, str]:
     return {key: value for key, value in dicts[0].items() if all(each.get(key) == value for each in dicts[1:])}
 
 
-def trial(receiver: str, now: float) -> Message:
-    """Return a test message: a note that asks for nothing."""
-    text = "This is a test message of docferry. Nothing needs attention."
-    alert = Alert("test", now, (), text, "", Observed.NOTE, now, now)
+def note(event: str, text: str, receiver: str, now: float) -> Message:
+    """Return a message that stands for no condition and asks for nothing, such as a test."""
+    alert = Alert(event, now, (), text, "", Observed.NOTE, now, now)
     return Message(receiver, socket.gethostname(), [Item(alert, Kind.NOTE, Observed.NOTE, now)])

@@ -7,8 +7,7 @@ restart nor a receiver that was down repeats a message or loses a recovery.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final, Protocol
@@ -89,7 +88,10 @@ class Tracker:
 
     def copy(self) -> list[Alert]:
         """Return everything that must outlive a restart, as it is now."""
-        return deepcopy(self._alerts)
+        return [
+            replace(alert, deliveries={name: replace(each) for name, each in alert.deliveries.items()})
+            for alert in self._alerts
+        ]
 
     def silence(self, silences: Mapping[str, float]) -> None:
         """Take over key patterns and the wall seconds until which nobody is told of what fits them."""

@@ -24,6 +24,7 @@ from docferry.store.alerts import Alert, Observed
 
 #: Exit code where a receiver did not take the test message: run it again.
 AWAY = 75
+TEST_TEXT = "This is a test message of docferry. Nothing needs attention."
 
 
 def command(asked: Namespace) -> int:
@@ -119,12 +120,12 @@ async def _test(settings: Settings, name: str | None) -> int:
 
 
 async def _try(receiver: Receiver, results: dict[str, str | None]) -> None:
-    from docferry.alerts.messages import trial
+    from docferry.alerts.messages import note
     from docferry.alerts.receivers import DeliveryError, open_receiver
 
     clock = SystemClock()
     try:
-        await open_receiver(receiver, clock).send(trial(receiver.name, clock.now()))
+        await open_receiver(receiver, clock).send(note("test", TEST_TEXT, receiver.name, clock.now()))
         results[receiver.name] = None
     except DeliveryError as error:
         results[receiver.name] = str(error)

@@ -63,8 +63,24 @@ def local(settings: Settings) -> Iterator[Finding]:
         watched += 0 if upload.poll else walked.folders
     for download in settings.downloads:
         yield from _download(download, settings.state_dir)
+    yield from _alerts(settings)
     if settings.uploads:
         yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
+
+
+def _alerts(settings: Settings) -> Iterator[Finding]:
+    """Whether each receiver has its address and its secret; only `docferry alerts test` says whether it takes them."""
+    for receiver in settings.alerts.to:
+        needed = [receiver.secret()] + ([receiver.address()] if receiver.url_file is not None else [])
+        problems = [found.problem for found in needed if found.problem is not None]
+        yield from (Finding("fail", f"alerts to {receiver.name}", *_parted(problem)) for problem in problems)
+        if not problems:
+            yield Finding(
+                "ok", f"alerts to {receiver.name}", f"{receiver.kind}; try it: docferry alerts test {receiver.name}"
+            )
+    problem = settings.heartbeat.address().problem
+    if problem is not None:
+        yield Finding("fail", "heartbeat", *_parted(problem))
 
 
 def targets(settings: Settings) -> tuple[list[Target], int]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
+import anyio.to_thread
 from anyio.abc import Process
 
 from docferry.alerts.messages import Message
@@ -38,8 +39,7 @@ class Command:
 
     async def send(self, message: Message) -> None:
         """Run the program with Alertmanager's JSON on its standard input; DeliveryError unless it ends with 0."""
-        said = message.webhook() | {"subject": message.subject, "text": message.text}
-        body = json.dumps(said, ensure_ascii=False).encode() + b"\n"
+        body = await anyio.to_thread.run_sync(_body, message)
         stderr = bytearray()
         try:
             process = await anyio.open_process(
@@ -66,6 +66,12 @@ class Command:
         if code != 0:
             detail = " ".join(stderr.decode("utf-8", "replace").split())[:200]
             raise DeliveryError(f"{self._argv[0]} ended with {code}{': ' if detail else ''}{detail}")
+
+
+def _body(message: Message) -> bytes:
+    """Return the webhook's JSON and, for simple programs, the message for people."""
+    said = message.webhook() | {"subject": message.subject, "text": message.text}
+    return json.dumps(said, ensure_ascii=False).encode() + b"\n"
 
 
 async def _write(process: Process, body: bytes) -> None:

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from email.header import Header
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import anyio
@@ -73,7 +73,7 @@ class Webhook:
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
-        body = json.dumps(message.webhook(), ensure_ascii=False).encode()
+        body = await anyio.to_thread.run_sync(webhook_body, message)
         headers = {"Content-Type": "application/json", **self._signature(message.id, body)}
         await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
 
@@ -102,17 +102,11 @@ class Alertmanager:
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
-        forgotten = iso(self._clock.now() + FORGOTTEN_S)
-        alerts: list[dict[str, Any]] = []
-        for item in message.items:
-            told = alert_json(item, message.host)
-            ends = told["endsAt"] if item.kind is Kind.RESOLVED else forgotten
-            alerts.append({"labels": told["labels"], "annotations": told["annotations"], "endsAt": ends})
-            alerts[-1]["startsAt"] = told["startsAt"]
+        forgotten = iso(self._clock.now() + FORGOTTEN_S) or ""
+        body = await anyio.to_thread.run_sync(_alertmanager_body, message, forgotten)
         address = self._settings.address()
         if address.value is not None:
             address = Key(value=f"{address.value.rstrip('/')}/api/v2/alerts", origin=address.origin)
-        body = json.dumps(alerts, ensure_ascii=False).encode()
         await post(address, body, {"Content-Type": "application/json"}, self._settings.ca_file)
 
 
@@ -147,6 +141,21 @@ class Ntfy:
         if len(body) > NTFY_LIMIT:
             body = body[:NTFY_LIMIT].decode("utf-8", "ignore").encode() + "…".encode()
         await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
+
+
+def webhook_body(message: Message) -> bytes:
+    """Return a message as Alertmanager's webhooks send it. A thousand alerts take long enough for a thread."""
+    return json.dumps(message.webhook(), ensure_ascii=False).encode()
+
+
+def _alertmanager_body(message: Message, forgotten: str) -> bytes:
+    """Return a message as Alertmanager's API takes it. What lasts ends at `forgotten`, unless it is told again."""
+    alerts = []
+    for item in message.items:
+        told = alert_json(item, message.host)
+        ends = told["endsAt"] if item.kind is Kind.RESOLVED else forgotten
+        alerts.append({key: told[key] for key in ("labels", "annotations", "startsAt")} | {"endsAt": ends})
+    return json.dumps(alerts, ensure_ascii=False).encode()
 
 
 def sign(secret: str, identity: str, sent: str, body: bytes) -> str:
