@@ -84,7 +84,7 @@ async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
         disk_free=await anyio.to_thread.run_sync(_free, app.settings),
         queue_problem=app.database.alarm,
         clock_offsets={name: offset for name, offset in offsets.items() if offset is not None},
-        notices=dict(daemon.notices),
+        notices=app.receipts.notices,
     )
 
 
@@ -98,6 +98,7 @@ async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
         gates=len(queue.gates),
         oldest_due=min((due.since for due in queue.due), default=None),
         projected_finish=_projected(daemon, queue),
+        extra=await daemon.app.receipts.digest_lines(),
     )
 
 

@@ -26,7 +26,6 @@ class RunningDaemon:
     started: float  # wall seconds
     reload_ok: bool = True  # whether the last SIGHUP brought a sound configuration
     listening: dict[str, str] = field(default_factory=dict)  # where each service listens or writes
-    notices: dict[str, str] = field(default_factory=dict)  # event of an alert (`unanchored`, `old_copy`) → sentence
     queue: QueueView = field(init=False)
 
     def __post_init__(self) -> None:
