@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from docferry import policy
+from docferry.app.receipts import ReceiptKeeper
 from docferry.app.remotes import RULES, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.detect.reconciler import Reconciler
@@ -66,6 +67,7 @@ class Application:
     uploads: Mapping[str, Upload]
     downloads: Sequence[Download]
     telemetry: Telemetry
+    receipts: ReceiptKeeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +109,14 @@ async def open_application(
         await anyio.to_thread.run_sync(schema.check_integrity, database_path(settings))
         database = await stack.enter_async_context(open_database(database_path(settings), patience))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
+        receipts = ReceiptKeeper(settings, database, clock)
+        await receipts.check_copy(adopt=adopt)
         remotes = open_remotes(settings, clock)
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
         tables = _open_tables(database, clock, owner)
         context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
-        app = _build(settings, context, tables, wanted_downloads if downloads else [], adopt=adopt)
+        app = _build(settings, context, tables, wanted_downloads if downloads else [], receipts)
         for upload in uploads.values():
             await app.reconciler.detect_retarget(upload)
         yield app
@@ -139,9 +143,10 @@ def _open_tables(database: Database, clock: Clock, owner: str) -> _Tables:
 
 
 def _build(
-    settings: Settings, context: UploadContext, tables: _Tables, downloads: Sequence[Download], *, adopt: bool
+    settings: Settings, context: UploadContext, tables: _Tables, downloads: Sequence[Download], receipts: ReceiptKeeper
 ) -> Application:
     queue, clock = context.queue, context.clock
+    adopt = receipts.adopt_before
     reconciler = Reconciler(queue.documents, tables.downloads, RULES, clock, context.wakeups, adopt=adopt)
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
@@ -169,6 +174,7 @@ def _build(
         uploads=context.uploads,
         downloads=downloads,
         telemetry=context.telemetry,
+        receipts=receipts,
     )
 
 

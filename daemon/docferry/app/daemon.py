@@ -90,6 +90,7 @@ async def _serve(
                     rooms.start_soon(app.after_upload.run, name="after upload")
                     for download in app.downloads:
                         rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
+                    rooms.start_soon(app.receipts.run, name="receipts")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
                     if alerts.is_configured(settings):
@@ -101,6 +102,7 @@ async def _serve(
                         app.database.stop_waiting()
                     rooms.cancel_scope.cancel()
                 await finish(app, outer)
+            await app.receipts.finish()
     status_file.forget(settings.state_dir)
     return following
 

@@ -93,6 +93,7 @@ async def sync(
                     settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
                 ) as app:
                     report = await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
+                    await app.receipts.finish()
             result.exit_code, result.text = report.exit_code, report.summary
             return report
     raise AssertionError("unreachable: plain_errors never swallows")

@@ -85,6 +85,7 @@ def _lines(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
     for name, plain in (("metrics", settings.metrics), ("web", settings.web)):
         yield from ("", f"[{name}]", *_pairs(plain))
     yield from _alerts(settings, environ)
+    yield from ("", "[receipts]", *_pairs(settings.receipts), "", "[verify]", *_pairs(settings.verify))
     for upload in settings.uploads:
         yield from ("", "[[upload]]", *_pairs(upload))
     for download in settings.downloads:

@@ -101,6 +101,12 @@ def _alerts() -> Command:
     return command
 
 
+def _receipts() -> Command:
+    from docferry.cli.receipts import command
+
+    return command
+
+
 def _simulate() -> Command:
     from docferry.cli.simulate import command
 
@@ -137,6 +143,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "show": _show,
     "retry": _retry,
     "check": _check,
+    "receipts": _receipts,
     "config": _config,
     "health": _health,
     "metrics": _metrics,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from docferry import __version__
+from docferry.cli.receipts_parser import add_receipts
 
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
@@ -51,8 +52,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return asked
 
 
-def build_parser() -> _Parser:
-    parser = _Parser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="docferry",
         description=_ABOUT,
         epilog=_TO_BEGIN,
@@ -74,6 +75,7 @@ def build_parser() -> _Parser:
         _metrics,
         _config,
         _alerts,
+        add_receipts,
         _simulate,
         _demo,
     ):
@@ -81,10 +83,10 @@ def build_parser() -> _Parser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the program, and knows its commands."""
 
-    commands: argparse._SubParsersAction[_Parser]
+    commands: argparse._SubParsersAction[Parser]
 
     def error(self, message: str) -> NoReturn:
         found = _CHOICE.search(message)
@@ -96,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
         kind = "command" if what in {"COMMAND", "WHAT"} else what
         raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
 
-    def command(self, name: str, summary: str, *examples: str, more: str = "") -> _Parser:
+    def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
         """Add a command; each example is a line that can be typed."""
         shown = "examples:\n" + "\n".join(f"  docferry {name} {each}".rstrip() for each in examples)
         added = self.commands.add_parser(
@@ -112,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
         return added
 
 
-def _run(parser: _Parser) -> None:
+def _run(parser: Parser) -> None:
     parser.command(
         "run",
         "the daemon, in the foreground, as systemd wants it",
@@ -122,7 +124,7 @@ def _run(parser: _Parser) -> None:
     )
 
 
-def _sync(parser: _Parser) -> None:
+def _sync(parser: Parser) -> None:
     sync = parser.command(
         "sync",
         "one pass: scan, upload all that is due, download what is new, then exit",
@@ -145,7 +147,7 @@ def _sync(parser: _Parser) -> None:
     )
 
 
-def _status(parser: _Parser) -> None:
+def _status(parser: Parser) -> None:
     status = parser.command(
         "status",
         "counts by mapping and state, what each remote is doing, what needs a person",
@@ -157,7 +159,7 @@ def _status(parser: _Parser) -> None:
     status.add_argument("--watch", action="store_true", help="show it again and again, until Ctrl-C")
 
 
-def _list(parser: _Parser) -> None:
+def _list(parser: Parser) -> None:
     listing = parser.command(
         "list",
         "documents, one a line",
@@ -174,7 +176,7 @@ def _list(parser: _Parser) -> None:
     listing.add_argument("--json", action="store_true", help="one object a line")
 
 
-def _show(parser: _Parser) -> None:
+def _show(parser: Parser) -> None:
     show = parser.command(
         "show", "one document and every attempt made", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
     )
@@ -182,7 +184,7 @@ def _show(parser: _Parser) -> None:
     show.add_argument("--json", action="store_true", help="one object a line, the newest version of a path first")
 
 
-def _retry(parser: _Parser) -> None:
+def _retry(parser: Parser) -> None:
     retry = parser.command(
         "retry",
         "makes held and waiting documents due now, and opens closed gates",
@@ -198,7 +200,7 @@ def _retry(parser: _Parser) -> None:
     retry.add_argument("--all", action="store_true", help="all of them")
 
 
-def _check(parser: _Parser) -> None:
+def _check(parser: Parser) -> None:
     check = parser.command(
         "check",
         "is the configuration right, do the keys work, are the folders readable; says how to mend each",
@@ -209,7 +211,7 @@ def _check(parser: _Parser) -> None:
     check.add_argument("--json", action="store_true", help="one object")
 
 
-def _health(parser: _Parser) -> None:
+def _health(parser: Parser) -> None:
     health = parser.command(
         "health",
         "whether the daemon is alive, or ready: exit 0 when it is, 1 when it is not",
@@ -220,7 +222,7 @@ def _health(parser: _Parser) -> None:
     health.add_argument("--ready", action="store_true", help="the first scan was planned, and the queue can be written")
 
 
-def _metrics(parser: _Parser) -> None:
+def _metrics(parser: Parser) -> None:
     parser.command(
         "metrics",
         "the metrics once, as text",
@@ -230,7 +232,7 @@ def _metrics(parser: _Parser) -> None:
     )
 
 
-def _config(parser: _Parser) -> None:
+def _config(parser: Parser) -> None:
     config = parser.command(
         "config",
         "a commented example; the effective settings, secrets hidden; JSON Schema",
@@ -246,7 +248,7 @@ def _config(parser: _Parser) -> None:
     )
 
 
-def _alerts(parser: _Parser) -> None:
+def _alerts(parser: Parser) -> None:
     alerts = parser.command(
         "alerts",
         "which conditions last and who was told; a test message to each receiver; silence",
@@ -258,7 +260,7 @@ def _alerts(parser: _Parser) -> None:
         more="A condition's key is its event and labels; a pattern may stand for many. TIME is a duration or a date; "
         "0 ends a silence.",
     )
-    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=_Parser)
+    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
     listing = whats.add_parser("list", help="the conditions that last, or ended and are not told to all yet")
     listing.add_argument("--json", action="store_true", help="one object a line")
     test = whats.add_parser("test", help="send a test message to each receiver, or to one")
@@ -268,7 +270,7 @@ def _alerts(parser: _Parser) -> None:
     silence.add_argument("until", metavar="TIME", type=_moment, help='such as "8h" or "2026-12-24T18:00"; 0 ends it')
 
 
-def _simulate(parser: _Parser) -> None:
+def _simulate(parser: Parser) -> None:
     simulate = parser.command(
         "simulate",
         "a local Codat and Wootiv to try things against",
@@ -281,7 +283,7 @@ def _simulate(parser: _Parser) -> None:
     simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: which requests go wrong, and how")
 
 
-def _demo(parser: _Parser) -> None:
+def _demo(parser: Parser) -> None:
     parser.command(
         "demo",
         "the whole thing on a temporary folder against the simulator, shown as it happens",
@@ -330,7 +332,7 @@ def _port(written: str) -> int:
     return int(written)
 
 
-def _unknown(wrong: str, parser: _Parser, command: str | None) -> str:
+def _unknown(wrong: str, parser: Parser, command: str | None) -> str:
     known = list(_options(parser))
     if command is not None:
         known += _options(parser.commands.choices[command])

@@ -24,9 +24,13 @@ from docferry.settings import Upload
 from docferry.store.documents import Documents
 from docferry.store.downloads import Downloads
 from docferry.store.enqueue import Planned
+from docferry.store.old_copy import REASON as OLD_COPY
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
+
+#: The time since which an adopted document may have been sent: any, wall seconds.
+ANY_TIME = 1.0
 
 #: Files that one call of a thread hashes, by number and bytes: few, so that callers take turns and a stop is prompt.
 HASHED_AT_ONCE: Final = 64
@@ -52,14 +56,15 @@ class Planner:
         clock: Clock,
         wakeups: Wakeups,
         *,
-        adopt: bool = False,
+        adopt: float = 0.0,
     ) -> None:
         self._documents = documents
         self._downloads = downloads
         self._rules = rules
         self._clock = clock
         self._wakeups = wakeups
-        self._adopt = adopt  # the database was lost: what is new here may be at the remote already
+        # The database was lost or is old: files from before this wall time may be at the remote already.
+        self._adopt = adopt
         self.unchanged = 0  # files that turned out to be known: touched, renamed or copied
         self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders take turns
         self._hashing_large = anyio.CapacityLimiter(1)  # large files never occupy both threads
@@ -166,12 +171,13 @@ class Planner:
         return True
 
     def _adopted(self, planned: Planned) -> Planned:
-        """After the database was lost, make a plan doubtful: the document can have been sent since it was written."""
-        if not self._adopt:
+        """After the database was lost, make a plan doubtful: the document may have been sent at any time.
+
+        The time of a file proves nothing: a restored or copied file has today's.
+        """
+        if planned.seen_file.stamp.ctime_ns / 1e9 >= self._adopt:
             return planned
-        stamp = planned.seen_file.stamp
-        since = min(stamp.mtime_ns, stamp.ctime_ns) / 1e9
-        return replace(planned, state=State.DOUBTFUL, sent_since=since)
+        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, sent_since=ANY_TIME)
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
         """Take the target from plans whose bytes came from a download: they are not sent back."""

@@ -79,7 +79,7 @@ class Reconciler:
         clock: Clock,
         wakeups: Wakeups,
         *,
-        adopt: bool = False,
+        adopt: float = 0.0,
     ) -> None:
         self._documents = documents
         self._clock = clock

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ORIGIN: Final = "docferry/"
 #: The signature type of Ed25519 in a signed note.
 _ED25519: Final = b"\x01"
+#: What `one_line` returns, anywhere in a line.
+_LOGGED: Final = re.compile(r"(docferry/[^\s\"]+) (\d+) ([A-Za-z0-9+/]{43}=)(?: ([A-Za-z0-9+/]{80,}=*))?")
 _SIGNATURE: Final = re.compile(r"— (\S+) (\S+)")
 
 
@@ -57,6 +59,15 @@ class SignedHead:
         """Return the signed note; without a signature it ends after the blank line."""
         lines = [f"— {s.name} {b64encode(s.key_id + s.value).decode('ascii')}\n" for s in self.signatures]
         return f"{self.head.text()}\n{''.join(lines)}"
+
+    def one_line(self) -> str:
+        """Return the head for a line of a log: `docferry/HOST/ID 17 ROOT KEYID+SIGNATURE`."""
+        signatures = [b64encode(s.key_id + s.value).decode("ascii") for s in self.signatures]
+        return " ".join([*self.head.text().split("\n")[:3], *signatures])
+
+    def names_key(self, public_key: bytes) -> bool:
+        """Whether a signature states this Ed25519 public key, right or not."""
+        return any(s.key_id == key_id(s.name, public_key) for s in self.signatures)
 
     def is_signed_by(self, public_key: bytes) -> bool:
         """Whether a signature of this Ed25519 public key (32 bytes) is there and right."""
@@ -127,15 +138,26 @@ def parse_note(text: str) -> SignedHead:
     return SignedHead(Head(origin, int(size), found), tuple(_signatures(rest)))
 
 
-def parse_notes(text: str) -> Iterator[SignedHead]:
-    """Read every note of a file, in order, with anything between them; ValueError names the first broken one."""
+def parse_notes(text: str, *, strict: bool = True) -> Iterator[SignedHead]:
+    """Read every head of a text, in order, with anything between them: whole notes, and lines of a log.
+
+    ValueError names the first one that is broken; otherwise, if not `strict`, it is passed over.
+    """
     lines = text.splitlines(keepends=True)
-    starts = [at for at, line in enumerate(lines) if line.startswith(ORIGIN)]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    starts = [at for at, line in enumerate(lines) if line.startswith(ORIGIN) or _LOGGED.search(line)]
+    for start, end in zip(starts, [*starts, len(lines)][1:], strict=True):
+        logged = _LOGGED.search(lines[start])
         try:
-            yield parse_note("".join(lines[start:end]))
+            yield _from_log(logged) if logged else parse_note("".join(lines[start:end]))
         except ValueError as error:
-            raise ValueError(f"line {start + 1}: {error}") from error
+            if strict:
+                raise ValueError(f"line {start + 1}: {error}") from error
+
+
+def _from_log(found: re.Match[str]) -> SignedHead:
+    origin, size, root, signature = found.groups()
+    signed = f"— {origin} {signature}\n" if signature else ""
+    return parse_note(f"{origin}\n{size}\n{root}\n\n{signed}")
 
 
 def _signatures(text: str) -> Iterator[Signature]:

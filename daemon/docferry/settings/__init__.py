@@ -28,6 +28,7 @@ from docferry.settings.alerts import Alerts, Heartbeat
 from docferry.settings.keys import Secrets
 from docferry.settings.listeners import Metrics, Web
 from docferry.settings.mappings import CaFile, Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
+from docferry.settings.receipts import Receipts, Verify
 
 __all__ = [
     "Codat",
@@ -179,6 +180,8 @@ class Settings(BaseSettings):
     web: Web = Web()
     alerts: Alerts = Alerts()
     heartbeat: Heartbeat = Heartbeat()
+    receipts: Receipts = Receipts()
+    verify: Verify = Verify()
     uploads: tuple[Upload, ...] = Field(default=(), alias="upload")
     downloads: tuple[Download, ...] = Field(default=(), alias="download")
 

@@ -31,6 +31,7 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
         yield ("wootiv", "base_url"), 'is missing and a mapping uses it; write base_url = "https://…" under [wootiv]'
     if settings.web.listen is not None and settings.web.listen == settings.metrics.listen:
         yield ("web", "listen"), "is the address of metrics.listen too; choose another"
+    yield from _of_receipts(settings)
     named = [("upload", at, upload.name) for at, upload in uploads]
     yield from _names_twice(named + [("download", at, download.name) for at, download in downloads])
     yield from _duplicates(uploads)
@@ -44,6 +45,12 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
     for at, download in downloads:
         check_download = _of_codat_download if download.source == "codat" else _of_wootiv_download
         yield from ((("download", at, key), predicate) for key, predicate in check_download(download))
+
+
+def _of_receipts(settings: Settings) -> Found:
+    for kind in ("email", "webhook"):
+        if kind in settings.receipts.anchor and all(receiver.kind != kind for receiver in settings.alerts.to):
+            yield ("receipts", "anchor"), f'has "{kind}" and no [[alerts.to]] is of this kind; add one'
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class AuditReport:
     receipts: int
     erased: int
     heads: int
+    other_keys: int  # heads that another key signed
     problems: Sequence[str]  # the first ones
     problem_count: int
 
@@ -164,7 +165,15 @@ class ReceiptLog:
             sent = (row[0] for chunk in transaction.fetch_pieces(_SENT, waiting) for row in chunk)
             findings = audit.finish(log.size, log.frontier, sent)
             heads = len(stored) + len(anchored)
-            return AuditReport(log.origin, audit.next_index, audit.erased, heads, tuple(findings.named), findings.count)
+            return AuditReport(
+                origin=log.origin,
+                receipts=audit.next_index,
+                erased=audit.erased,
+                heads=heads,
+                other_keys=audit.other_keys,
+                problems=tuple(findings.named),
+                problem_count=findings.count,
+            )
 
         return await self._database.read(work)
 

@@ -73,7 +73,8 @@ WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
 
 _RETRY_ALL = """
 UPDATE transfer SET
-  state = CASE WHEN state <> 'held' THEN state WHEN reason = 'undecidable' THEN 'doubtful' ELSE 'waiting' END,
+  state = CASE WHEN state <> 'held' THEN state
+    WHEN reason = 'undecidable' OR first_sent IS NOT NULL THEN 'doubtful' ELSE 'waiting' END,
   reason = CASE WHEN state = 'doubtful' THEN reason END,
   next_attempt = :now, due_since = :now, tries = 0, updated = :now
 WHERE state IN ('held', 'waiting', 'doubtful') AND {condition}

@@ -1,0 +1,196 @@
+"""The places outside the database that heads of the log are copied to."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Protocol
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.clock import Clock, iso
+from docferry.errors import DocferryError
+from docferry.model import escaped
+from docferry.receipts.heads import SignedHead, parse_notes
+from docferry.settings import Settings
+from docferry.store.receipt_log import StoredHead
+
+log = logs.get("receipts")
+
+#: A place that does not answer is given up after so long, seconds; a share that hangs must not hold up a stop.
+PATIENCE_S: Final = 30.0
+#: The newest heads of a file are found in its last bytes.
+_TAIL_BYTES: Final = 256 * 1024
+
+
+class AnchorError(DocferryError):
+    """A head could not be copied; the text says where to and why."""
+
+
+class Anchor(Protocol):
+    """One place; `put` may be called again with a head that it has."""
+
+    @property
+    def name(self) -> str:
+        """As it is written in `[receipts] anchor`."""
+
+    async def put(self, head: StoredHead) -> bytes | None:
+        """Copy a head, or raise AnchorError. Returns an RFC 3161 time stamp where the place gives one."""
+
+
+class LogAnchor:
+    """The log of docferry itself, which is often shipped to another machine."""
+
+    name: Final = "log"
+
+    def __init__(self) -> None:
+        self._last: StoredHead | None = None
+
+    async def put(self, head: StoredHead) -> None:
+        """Log the head in one line, from which `docferry receipts verify --anchor` reads it again."""
+        if head != self._last:
+            log.info("head", head=head.signed.one_line())
+            self._last = head
+
+
+class FileAnchor:
+    """A file on other storage; heads are appended, and synced to the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = f"file:{path}"
+        self.path = path
+
+    async def put(self, head: StoredHead) -> None:
+        """Append the head where it is not the last one already."""
+        try:
+            with anyio.fail_after(PATIENCE_S):
+                await anyio.to_thread.run_sync(partial(_append, self.path, head), abandon_on_cancel=True)
+        except OSError as error:
+            raise AnchorError(f"{escaped(str(self.path))} cannot be written: {error.strerror}") from error
+        except TimeoutError:
+            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share there?") from None
+
+    async def newest(self) -> Sequence[SignedHead]:
+        """Return the last heads of the file, the newest last; none where there is no file yet. AnchorError."""
+        try:
+            with anyio.fail_after(PATIENCE_S):
+                return await anyio.to_thread.run_sync(_tail, self.path, abandon_on_cancel=True)
+        except OSError as error:
+            raise AnchorError(f"{escaped(str(self.path))} cannot be read: {error.strerror}") from error
+        except TimeoutError:
+            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share there?") from None
+
+
+class TsaAnchor:
+    """A time stamp authority (RFC 3161)."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        from docferry.remotes import tsa
+
+        tsa.check_installed()
+        self.name = f"tsa:{url}"
+        self._url = url
+        self._clock = clock
+
+    async def put(self, head: StoredHead) -> bytes | None:
+        """Have the head's note stamped, once."""
+        from docferry.remotes import tsa
+
+        if head.timestamp is not None:
+            return None
+        try:
+            return await tsa.request_timestamp(self._url, head.signed.note().encode(), self._clock)
+        except DocferryError as error:
+            raise AnchorError(str(error)) from error
+
+
+class ReceiverAnchor:
+    """Receivers of alerts: mail or webhook."""
+
+    def __init__(self, kind: str, settings: Settings, clock: Clock) -> None:
+        self.name = kind
+        self._settings = [each for each in settings.alerts.to if each.kind == kind]
+        self._clock = clock
+        self._last: StoredHead | None = None
+
+    async def put(self, head: StoredHead) -> None:
+        """Send the head as a note, once."""
+        if head == self._last:
+            return
+        from docferry.alerts.messages import Message
+        from docferry.alerts.receivers import DeliveryError, open_receiver
+        from docferry.alerts.tracker import Item, Kind
+        from docferry.store.alerts import Alert, Observed
+
+        text = f"Head of the receipts of docferry\n{head.signed.note()}"
+        note = Alert("digest/head", head.time, (), text, "", Observed.NOTE, head.time, head.time)
+        item = Item(note, Kind.NOTE, Observed.NOTE, head.time)
+        try:
+            for each in self._settings:
+                await open_receiver(each, self._clock).send(Message(each.name, socket.gethostname(), (item,)))
+        except DeliveryError as error:
+            raise AnchorError(str(error)) from error
+        self._last = head
+
+
+def open_anchors(settings: Settings, clock: Clock) -> list[Anchor]:
+    """Return the anchors of `[receipts] anchor`; ConfigError where one needs what is not installed."""
+    found: list[Anchor] = []
+    for written in dict.fromkeys(settings.receipts.anchor):
+        kind, _, place = written.partition(":")
+        match kind:
+            case "log":
+                found.append(LogAnchor())
+            case "file":
+                found.append(FileAnchor(Path(place)))
+            case "tsa":
+                found.append(TsaAnchor(place, clock))
+            case _:
+                found.append(ReceiverAnchor(kind, settings, clock))
+    return found
+
+
+def _append(path: Path, head: StoredHead) -> None:
+    heads = _tail(path)
+    if heads and heads[-1] == head.signed:
+        return
+    is_new = not path.exists()
+    with path.open("ab") as file:
+        start = "" if is_new or _ends_line(path) else "\n"  # an append that broke off must not spoil this one
+        file.write(f"{start}# {iso(head.time)}\n{head.signed.note()}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())
+    if is_new:
+        _sync_folder(path.parent)
+
+
+def _tail(path: Path) -> list[SignedHead]:
+    """Return the whole heads near the end of a file; what broke off or is none is passed over."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    return list(parse_notes(text, strict=False))
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

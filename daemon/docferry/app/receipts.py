@@ -1,0 +1,161 @@
+"""The log of receipts in a running docferry: upkeep, heads and their anchors, and whether the database is a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from docferry import logs
+from docferry.app.anchors import Anchor, AnchorError, FileAnchor, open_anchors
+from docferry.clock import Clock
+from docferry.errors import DocferryError
+from docferry.model import escaped
+from docferry.receipts.heads import Signer, open_signer
+from docferry.settings import Settings
+from docferry.store.database import Database
+from docferry.store.old_copy import OldCopy
+from docferry.store.receipt_log import ReceiptLog, StoredHead
+from docferry.store.receipt_upkeep import ReceiptUpkeep
+
+log = logs.get("receipts")
+
+#: Heads are anchored so often, seconds; where that failed, again after a shorter time.
+ANCHOR_EVERY_S: Final = 3600.0
+ANCHOR_AGAIN_S: Final = 300.0
+#: The end of a pass or of the daemon waits so long for anchors, seconds.
+FINISH_S: Final = 20.0
+#: One step of reconstruction or erasure, in receipts: a few ten milliseconds of the writer's time.
+STEP: Final = 500
+
+
+class ReceiptKeeper:
+    """Looks after the log of one process."""
+
+    def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
+        self.log = ReceiptLog(database, clock)
+        self.old_copy = OldCopy(database, clock)
+        self._upkeep = ReceiptUpkeep(database)
+        self._clock = clock
+        self._retain = settings.receipts.retain
+        self._signer: Signer | None = None
+        if settings.receipts.key_file is not None:
+            self._signer = open_signer(settings.receipts.key_file)
+        self._anchors: list[Anchor] = open_anchors(settings, clock)
+        self._problems: dict[str, str] = {}  # by anchor
+        self._copy_problem: str | None = None
+        self.adopt_before = 0.0  # files from before may have been sent by a lost queue; wall seconds
+
+    @property
+    def notices(self) -> Mapping[str, str]:
+        """What a person must know, by the event of the alert: `unanchored`, `old_copy`."""
+        found = {}
+        if self._problems:
+            found["unanchored"] = "; ".join(self._problems.values())
+        if self._copy_problem is not None:
+            found["old_copy"] = self._copy_problem
+        return found
+
+    async def check_copy(self, *, adopt: bool = False) -> None:
+        """Compare the newest external head with the database, before anything is sent.
+
+        Where the database is older or another one, what it may have sent since is made doubtful. `adopt`: a person
+        says that it is.
+        """
+        for anchor in self._anchors:
+            if isinstance(anchor, FileAnchor):
+                problem = await self._compare(anchor)
+                if problem is not None:
+                    doubts = await self.old_copy.doubt()
+                    self._copy_problem = (
+                        f"{problem}; the remotes are asked about what may have been sent since before it is sent"
+                    )
+                    log.error("old_copy", self._copy_problem, doubtful=doubts)
+                    break
+        self.adopt_before = float("inf") if adopt else await self.old_copy.since()
+
+    async def run(self) -> None:
+        """Reconstruct, then anchor hourly and erase what is old enough, until cancelled."""
+        while True:
+            try:
+                await self.reconstruct()
+                await self._erase()
+                await self.anchor()
+                if self._copy_problem is not None and not await self.old_copy.any_left():
+                    self._copy_problem = None
+            except DocferryError as error:
+                self._note_problem("database", str(error))
+            is_well = not self._problems and self._copy_problem is None
+            await anyio.sleep(ANCHOR_EVERY_S if is_well else ANCHOR_AGAIN_S)
+
+    async def finish(self) -> None:
+        """End a one-shot pass or the daemon, in bounded time: reconstruct what is left, and anchor the head."""
+        with anyio.move_on_after(FINISH_S):
+            await self.reconstruct()
+        with anyio.move_on_after(FINISH_S):
+            await self.anchor()
+
+    async def reconstruct(self) -> None:
+        """Give receipts to what was sent before there was a log."""
+        while await self._upkeep.reconstruct(STEP):
+            await anyio.lowlevel.checkpoint()  # documents go first
+
+    async def anchor(self) -> StoredHead | None:
+        """Copy the head of the log to every anchor; None when the log is empty. What fails is told, not raised."""
+        try:
+            head = await self.log.take_head(self._signer)
+            if not head.signed.head.size:
+                return None
+            for anchor in self._anchors:
+                await self._put(anchor, head)
+        except DocferryError as error:
+            self._note_problem("database", str(error))
+            return None
+        return head
+
+    async def digest_lines(self) -> tuple[str, ...]:
+        """Anchor the head, and return it for the daily digest."""
+        head = await self.anchor()
+        return () if head is None else ("", "Head of the receipts:", *head.signed.note().split("\n"))
+
+    async def _put(self, anchor: Anchor, head: StoredHead) -> None:
+        try:
+            timestamp = await anchor.put(head)
+        except AnchorError as error:
+            self._note_problem(anchor.name, f"heads are not copied to {anchor.name}: {error}")
+            return
+        self._problems.pop(anchor.name, None)
+        if timestamp is not None:
+            await self.log.set_timestamp(head, timestamp)
+
+    def _note_problem(self, name: str, problem: str) -> None:
+        if self._problems.get(name) != problem:
+            log.warning("unanchored", problem)
+        self._problems[name] = problem
+
+    async def _compare(self, anchor: FileAnchor) -> str | None:
+        """Return why the database is not the one of the newest head in a file; None: it is, or nothing tells."""
+        try:
+            heads = await anchor.newest()
+        except AnchorError as error:
+            self._note_problem(anchor.name, f"the newest head cannot be compared: {error}")
+            return None
+        state = await self.log.state()
+        ours = [each.head for each in heads if each.head.origin == state.origin]
+        host = state.origin.rpartition("/")[0] + "/"
+        others = [each.head for each in heads if each.head.origin.startswith(host)]
+        where = escaped(str(anchor.path))
+        if ours and not await self.log.knows(ours[-1]):
+            counted = ours[-1].size
+            return f"{where} has a head of {counted:,} receipts that the database (with {state.size:,}) does not know"
+        if others and not ours:
+            return f"{where} has heads of another database of this host, {others[-1].origin}: this one is new"
+        return None
+
+    async def _erase(self) -> None:
+        if self._retain is None:
+            return
+        while await self._upkeep.erase(self._clock.now() - self._retain, STEP) == STEP:
+            await anyio.lowlevel.checkpoint()

@@ -1,0 +1,264 @@
+"""`docferry receipts`: verify, show, find, prove and export the record of what was sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from argparse import Namespace
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from docferry.cli import args
+from docferry.cli.output import BAD, FAINT, GOOD, STRONG, Cell, Screen, Table, complain, count, line
+from docferry.cli.queue import open_queue
+from docferry.clock import SystemClock, iso
+from docferry.errors import ConfigError, StateError
+from docferry.model import escaped
+from docferry.receipts.audit import NamedHead
+from docferry.receipts.export import Export, write_export
+from docferry.receipts.heads import Signer, open_signer, parse_notes
+from docferry.receipts.merkle import Tree
+from docferry.receipts.record import FIELDS, has
+from docferry.settings import Settings
+from docferry.store.receipt_log import AuditReport, ReceiptLog, StoredHead, StoredReceipt
+from docferry.store.receipt_upkeep import ReceiptUpkeep
+
+#: Transfers from before the log get their receipts in steps of so many.
+_STEP: Final = 1000
+_DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def command(asked: Namespace) -> int:
+    """Run `docferry receipts WHAT`."""
+    work = {"verify": _verify, "show": _show, "find": _find, "prove": _prove, "export": _export}[asked.what]
+
+    async def run(settings: Settings) -> int:
+        async with open_queue(settings) as database:
+            if database is None:
+                raise ConfigError(["docferry has not seen any document yet; run `docferry sync` or `docferry run`"])
+            while await ReceiptUpkeep(database).reconstruct(_STEP):
+                pass
+            return await work(ReceiptLog(database, SystemClock()), settings, asked)
+
+    return anyio.run(run, args.load(asked.config))
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+async def _verify(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
+    signer = _signer(settings)
+    anchored, unreadable = [], list[str]()
+    for file in dict.fromkeys([*settings.receipts.files, *asked.anchor]):
+        try:
+            anchored += [NamedHead(f"a head in {escaped(str(file))}", each) for each in _heads_of(file)]
+        except ConfigError as error:
+            if file in asked.anchor:
+                raise
+            unreadable += error.problems  # as where nothing was anchored yet, or a share is not mounted
+    report = await log.audit(anchored, signer.public_key if signer is not None else None)
+    complain(*unreadable)
+    _tell_report(report, as_json=asked.json)
+    return 1 if report.problem_count else 0
+
+
+def _heads_of(file: Path) -> list[Any]:
+    try:
+        found = list(parse_notes(file.read_text("utf-8")))
+    except OSError as error:
+        raise ConfigError([f"the anchor {escaped(str(file))} cannot be read: {error.strerror}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"the anchor {escaped(str(file))} has something that is no head: {error}"]) from error
+    if not found:
+        raise ConfigError([f"the anchor {escaped(str(file))} has no head"])
+    return found
+
+
+def _tell_report(report: AuditReport, *, as_json: bool) -> None:
+    screen = Screen()
+    if as_json:
+        told = {name: getattr(report, name) for name in report.__slots__}
+        screen.write(json.dumps(told, ensure_ascii=False) + "\n")
+        return
+    for problem in report.problems:
+        screen.show(line(Cell("wrong", BAD), problem))
+    if report.problem_count > len(report.problems):
+        screen.show(line(f"and {report.problem_count - len(report.problems):,} more"))
+    seen = f"{count(report.receipts, 'receipt')} of {report.origin}, compared with {count(report.heads, 'head')}"
+    if report.erased:
+        seen += f"; the texts of {report.erased:,} are erased"
+    if report.other_keys:
+        seen += f"; another key signed {report.other_keys:,} of the heads"
+    verdict = Cell("all is right", GOOD) if not report.problem_count else Cell("not all is right", BAD)
+    screen.show(line(f"{seen}:", verdict))
+
+
+# -- show and find -----------------------------------------------------------------------------------------------------
+
+
+async def _show(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
+    _tell_receipts(await _of(log, asked.document), as_json=asked.json)
+    return 0
+
+
+async def _find(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
+    digest = await anyio.to_thread.run_sync(_digest_of, asked.digest)
+    fragment = f'"sha256":"{digest}"'
+    found = await log.select(lambda body: fragment in body)
+    _tell_receipts(found, as_json=asked.json)
+    if not found:
+        complain(f"there is no receipt for {digest}")
+    return 0 if found else 1
+
+
+async def _of(log: ReceiptLog, document: str) -> list[StoredReceipt]:
+    """Return the receipts of a document by its number, or one by `rN`; ConfigError when there is none."""
+    number = document.removeprefix("r")
+    if not (number.isascii() and number.isdecimal()) or int(number) >= 2**63:
+        raise ConfigError([f'"{escaped(document)}" is no number of a document; `docferry list` shows them'])
+    if document.startswith("r"):
+        found = [each for each in [await log.at_index(int(number))] if each is not None]
+    else:
+        found = await log.of_document(int(number))
+    if not found:
+        raise ConfigError([f"there is no receipt for {document}: nothing of it was sent, and it is not gone"])
+    return found
+
+
+def _digest_of(written: str) -> str:
+    if _DIGEST.fullmatch(written):
+        return written.lower()
+    try:
+        with Path(written).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            [f'"{escaped(written)}" is neither a SHA-256 nor a file that can be read: {error.strerror}']
+        ) from error
+
+
+def _tell_receipts(receipts: Sequence[StoredReceipt], *, as_json: bool) -> None:
+    screen = Screen()
+    for at, receipt in enumerate(receipts):
+        fields = _fields(receipt)
+        if as_json:
+            screen.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            continue
+        facts = Table(("", ""), folds=frozenset({1}))
+        shown = [*FIELDS, *(name for name in fields if name not in FIELDS)]
+        facts.rows += [(Cell(name.replace("_", " "), FAINT), _cell(fields[name])) for name in shown if name in fields]
+        screen.show(*([line()] if at else []), facts)
+
+
+def _fields(receipt: StoredReceipt) -> dict[str, Any]:
+    more = {"leaf": receipt.leaf.hex()}
+    if receipt.body is None:
+        return {"index": receipt.index, "kind": receipt.kind, "erased": True, **more}
+    try:
+        return {**json.loads(receipt.body), **more}
+    except (ValueError, TypeError) as error:
+        raise StateError(f"receipt {receipt.index} was changed: run `docferry receipts verify`") from error
+
+
+def _cell(value: object) -> Cell:
+    return Cell(value if isinstance(value, str) else json.dumps(value), STRONG if isinstance(value, int) else "")
+
+
+# -- prove and export --------------------------------------------------------------------------------------------------
+
+
+async def _prove(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
+    receipts = await _of(log, asked.document)
+    head, tree = await _head_and_tree(log, _signer(settings))
+    for receipt in receipts:
+        told = {
+            "receipt": receipt.body,
+            "leaf_hash": _text(receipt.leaf),
+            "index": receipt.index,
+            "size": tree.size,
+            "proof": [_text(each) for each in tree.inclusion_proof(receipt.index)],
+            "root": _text(tree.root()),
+            "head": head.signed.note(),
+        }
+        Screen().write(json.dumps(told, ensure_ascii=False) + "\n")
+    return 0
+
+
+async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
+    signer = _signer(settings)
+    receipts = await log.select(_wanted(asked))
+    head, tree = await _head_and_tree(log, signer)
+    heads = await log.heads()
+    export = Export(
+        receipts=[(each.index, each.body) for each in receipts if each.body is not None],
+        tree=tree,
+        head=head.signed,
+        heads=[each.signed for each in heads],
+        exported=iso(SystemClock().now()) or "",
+        about=", ".join(f"{name} {value}" for name, value in _asked_for(asked)),
+        public_key=signer.public_key if signer is not None else None,
+        anchors=_anchors(settings, heads),
+    )
+    try:
+        await anyio.to_thread.run_sync(write_export, asked.output, export)
+    except OSError as error:
+        raise ConfigError([f"{escaped(str(asked.output))} cannot be written: {error.strerror}"]) from error
+    if asked.json:
+        Screen().write(json.dumps({"receipts": len(receipts), "size": tree.size, "file": str(asked.output)}) + "\n")
+    else:
+        Screen().show(line(f"{count(len(receipts), 'receipt')} in {asked.output}; verify: unzip, python3 -I verify.py"))
+    return 0
+
+
+def _wanted(asked: Namespace) -> Callable[[str], bool]:
+    company, since, until = asked.company, asked.since, asked.until
+
+    def wanted(body: str) -> bool:
+        # A download states its company in the name that it has at Codat.
+        if company is not None and not has(body, "company_id", company) and f'"remote_name":"{company}/' not in body:
+            return False
+        if since is None and until is None:
+            return True
+        at = body.find('"time":"') + len('"time":"')
+        time = body[at : body.find('"', at)]
+        return (since is None or time >= since) and (until is None or time < until)
+
+    return wanted
+
+
+def _asked_for(asked: Namespace) -> list[tuple[str, str]]:
+    named = (("company", asked.company), ("from", asked.since), ("before", asked.until))
+    return [(name, value) for name, value in named if value is not None]
+
+
+def _anchors(settings: Settings, heads: Sequence[StoredHead]) -> dict[str, bytes]:
+    found = {f"head-{each.signed.head.size}.tsr": each.timestamp for each in heads if each.timestamp is not None}
+    for number, file in enumerate(settings.receipts.files, 1):
+        try:
+            found[f"{number}-{file.name}"] = file.read_bytes()
+        except OSError as error:
+            complain(f"the anchor {escaped(str(file))} cannot be read and is not exported: {error.strerror}")
+    return found
+
+
+async def _head_and_tree(log: ReceiptLog, signer: Signer | None) -> tuple[StoredHead, Tree]:
+    head = await log.take_head(signer)
+    size = head.signed.head.size
+    tree = Tree(await log.leaves(size))
+    if tree.size != size or tree.root() != head.signed.head.root:
+        raise StateError("the log of receipts is damaged: run `docferry receipts verify`")
+    return head, tree
+
+
+def _signer(settings: Settings) -> Signer | None:
+    return None if settings.receipts.key_file is None else open_signer(settings.receipts.key_file)
+
+
+def _text(data: bytes) -> str:
+    return b64encode(data).decode("ascii")

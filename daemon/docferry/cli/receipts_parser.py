@@ -1,0 +1,75 @@
+"""The options of `docferry receipts` and `docferry verify`; standard library only."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docferry.cli.parser import Parser
+
+
+def add_receipts(parser: Parser) -> None:
+    """Add `docferry receipts WHAT`."""
+    receipts = parser.command(
+        "receipts",
+        "the tamper-evident record of what was sent",
+        "verify --anchor /mnt/audit/heads.txt",
+        "show 17",
+        "find march.pdf",
+        "prove 17 > proof.json",
+        "export --company 8a210b68-6988-11ed-a1eb-0242ac120002 --since 2026-01-01 -o receipts.zip",
+    )
+    what = receipts.add_subparsers(dest="what", metavar="WHAT", required=True)
+    verify = what.add_parser("verify", help="rebuild the log and compare it with the queue and every head")
+    verify.add_argument(
+        "--anchor",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a file with heads that were kept elsewhere; may be repeated; those of [receipts] anchor are read anyway",
+    )
+    show = what.add_parser("show", help="the receipts of a document")
+    show.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
+    find = what.add_parser("find", help="the receipts of these bytes")
+    find.add_argument("digest", metavar="SHA256|FILE", help="64 hexadecimal digits, or a file with the bytes")
+    prove = what.add_parser("prove", help="proof that a document's receipts are in the log, as JSON")
+    prove.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
+    export = what.add_parser("export", help="a ZIP that an auditor can verify without docferry")
+    export.add_argument("--company", metavar="ID", help="only those of this company")
+    export.add_argument("--since", metavar="TIME", type=since, help="only those from this date or time on (UTC)")
+    export.add_argument("--until", metavar="TIME", type=until, help="only those up to this date (included) or time")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the ZIP")
+    for each in (verify, show, find, export):
+        each.add_argument("--json", action="store_true", help="one object a line")
+
+
+def since(written: str) -> str:
+    """Return the time as receipts have it."""
+    return _text(_moment(written)[0])
+
+
+def until(written: str) -> str:
+    """Return the time before which a receipt must be; a date counts as a whole."""
+    moment, is_date = _moment(written)
+    return _text(moment + timedelta(days=1) if is_date else moment)
+
+
+def _moment(written: str) -> tuple[datetime, bool]:
+    try:
+        if len(written) == len("2026-11-30"):
+            day = date.fromisoformat(written)
+            return datetime(day.year, day.month, day.day, tzinfo=UTC), True
+        moment = datetime.fromisoformat(written)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC), False
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f'"{written}" is no time; write it like "2026-11-30" or "2026-11-30T14:00:00Z"'
+        ) from None
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,64 @@
+"""`[receipts]` and `[verify]`: the log of receipts, where its heads go, and how often the remotes are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from docferry.settings.alerts import web_address
+from docferry.settings.mappings import PlainPath, SomeSeconds
+
+#: Anchors without a place of their own; the other kinds are `file:PATH` and `tsa:URL`.
+_PLAIN: Final = ("log", "email", "webhook")
+
+
+def _anchor(written: str) -> str:
+    kind, colon, place = written.partition(":")
+    if kind in _PLAIN and not colon:
+        return written
+    if kind == "file" and Path(place).is_absolute() and "\0" not in place:
+        return written
+    if kind == "tsa":
+        web_address(place)
+        return written
+    raise ValueError('is no anchor; write "log", "email", "webhook", "file:/absolute/path" or "tsa:https://…"')
+
+
+def _listed(written: object) -> object:
+    return (written,) if isinstance(written, str) else written
+
+
+Anchors = Annotated[
+    tuple[Annotated[str, AfterValidator(_anchor)], ...],
+    BeforeValidator(_listed),
+    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
+]
+
+
+class Receipts(BaseModel):
+    """`[receipts]`: the tamper-evident log of what was sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key_file: PlainPath | None = Field(
+        default=None, description="an Ed25519 private key, PEM; heads are signed with it"
+    )
+    retain: SomeSeconds | None = Field(default=None, description="texts of receipts are erased after so long")
+    anchor: Anchors = Field(
+        default=("log",), description="where heads are copied: log, email, webhook, file:PATH, tsa:URL"
+    )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that heads are appended to."""
+        return tuple(Path(each.removeprefix("file:")) for each in self.anchor if each.startswith("file:"))
+
+
+class Verify(BaseModel):
+    """`[verify]`: whether and how often the daemon asks the remotes whether all that was sent is there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    every: SomeSeconds | None = Field(default=None, description="unset: only `docferry verify` asks")

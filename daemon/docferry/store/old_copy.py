@@ -1,0 +1,67 @@
+"""What an older copy of the database does not know: which documents were sent since it was made."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from sqlalchemy import text
+
+from docferry.clock import Clock
+from docferry.store.connection import Transaction
+from docferry.store.cursors import Cursors
+from docferry.store.database import Database
+
+#: The reason of a doubt about what the lost queue may have sent.
+REASON: Final = "old_copy"
+_KEY: Final = "receipts/old_copy"
+_DETAIL: Final = "the database is an older copy: the remote is asked whether this was sent since"
+
+
+class OldCopy:
+    """Doubts about an older copy, kept over restarts."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._cursors = Cursors(database, clock)
+        self._clock = clock
+
+    async def doubt(self) -> int:
+        """Make every document doubtful that may have been sent since the copy was made: number of them.
+
+        A lease on one of them is lost. What is held is doubtful once a person retries it. Files that are new to this
+        database are to be taken for doubtful too, if they were there by now.
+        """
+        now = self._clock.now()
+        parameters = {"now": now, "reason": REASON, "detail": _DETAIL}
+
+        def work(transaction: Transaction) -> int:
+            transaction.execute(_DOUBT_HELD, {"now": now})
+            return transaction.execute(_DOUBT, parameters)
+
+        await self._cursors.set(_KEY, json.dumps(now))
+        return await self._database.write(work)
+
+    async def since(self) -> float:
+        """Return the time until which a file may have been sent by a lost queue, wall seconds; 0.0: there is none."""
+        mark = await self._cursors.get(_KEY)
+        return 0.0 if mark is None else float(json.loads(mark))
+
+    async def any_left(self) -> bool:
+        """Whether a doubt of this kind is still to be resolved."""
+        return await self._database.fetch_one(_LEFT, {"reason": REASON}) is not None
+
+
+_DOUBT = text("""
+UPDATE transfer SET state = 'doubtful', reason = :reason, detail = :detail, lease_owner = NULL, lease = lease + 1,
+  first_sent = coalesce(first_sent, created), last_sent = :now, next_attempt = :now, updated = :now
+WHERE state IN ('waiting', 'leased')
+""")
+_DOUBT_HELD = text("""
+UPDATE transfer SET first_sent = coalesce(first_sent, created), last_sent = :now
+WHERE state = 'held' AND sha256 IS NOT NULL
+""")
+_LEFT = text("""
+SELECT 1 FROM transfer WHERE state = 'doubtful' AND reason = :reason
+UNION ALL SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND reason = :reason LIMIT 1
+""")
