@@ -20,7 +20,7 @@ from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
 from docferry.remotes.codat.errors import correlation, is_receipt, not_codat, quota, refusal
 from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback
-from docferry.remotes.codat.zip_digests import count
+from docferry.remotes.codat.zip_digests import ZipCache, count
 from docferry.remotes.http import (
     Destination,
     Form,
@@ -90,6 +90,7 @@ class Codat:
         self._minute = MinuteLimiter(options.requests_per_minute, clock)
         self._companies = CompanyLimiter(options.concurrent_per_company)
         self._quota = Health()
+        self._zips = ZipCache("", ())
 
     @property
     def health(self) -> Health:
@@ -133,10 +134,12 @@ class Codat:
         reconciliation, found = await run_sync(judge)
         if len(found) == len(doubts):
             return found
-        members = Members()
-        for day in sorted(reconciliation.days):
-            await self._count(company, day.isoformat(), members)
-        return found | reconciliation.by_archive(members)
+        days = [None] if reconciliation.needs_everything else [day.isoformat() for day in sorted(reconciliation.days)]
+        if not self._zips.is_for(company, listed):
+            self._zips = ZipCache(company, listed)
+        # An earlier ZIP proves no absence: the document may have been stored after it was read.
+        sent = max(each.last_sent or each.created for each in doubts)
+        return found | reconciliation.by_archive(await self._members(company, days, sent + self.absent_after))
 
     async def listing(self, company: str) -> list[Listed]:
         """Return the files of a company, by API and by Codat's own upload page."""
@@ -176,8 +179,21 @@ class Codat:
         """Close all connections."""
         await self._http.aclose()
 
-    async def _count(self, company: str, day: str, members: Members) -> None:
-        """Add the members of a day's ZIP; the ZIP itself is not kept."""
+    async def _members(self, company: str, days: Sequence[str | None], read_since: float) -> Members:
+        """Return the members of the ZIPs of these days, None for all days, none read before `read_since`."""
+        members, zips = Members(), self._zips  # another company's lookup may replace it meanwhile
+        for day in days:
+            found = zips.get(day, read_since)
+            if found is None:
+                now = self._clock.now()
+                found = await self._read_zip(company, day)
+                zips.put(day, now, found)
+            members.update(found)
+        return members
+
+    async def _read_zip(self, company: str, day: str | None) -> Members:
+        """Return the members of one ZIP, which is not kept."""
+        members = Members()
         await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))
         archive = self._spool / f"doubt-{uuid4().hex}.zip"
         try:
@@ -186,6 +202,7 @@ class Codat:
         finally:
             with CancelScope(shield=True):
                 await run_sync(lambda: archive.unlink(missing_ok=True))
+        return members
 
     # one request
 

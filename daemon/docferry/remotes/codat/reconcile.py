@@ -28,6 +28,10 @@ _LONGEST_ATTEMPT_S: Final = 3600.0
 #: A prefix shorter than this, in characters, is not taken for a name that was cut off.
 _SHORTEST_CUT: Final = 16
 _DAY: Final = timedelta(days=1)
+#: A lookup reads at most so many dated ZIPs; when it needs more, the ZIP of everything takes their place.
+MAX_DATED_ZIPS: Final = 40
+#: A list that lags lacks the uploads of so many days.
+_LAGGING: Final = timedelta(days=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,13 @@ class Members:
         self.names[name] += 1
         self.names_of[sha256].add(name)
 
+    def update(self, other: Members) -> None:
+        """Add all members of another ZIP."""
+        self.digests.update(other.digests)
+        self.names.update(other.names)
+        for sha256, names in other.names_of.items():
+            self.names_of[sha256] |= names
+
 
 def lookback(doubts: Sequence[Transfer]) -> Lookback:
     """Return the times since which other transfers matter.
@@ -106,7 +117,8 @@ class Reconciliation:
         self._shows_all = self._shows_all_settled()
         self._unexplained = self._without_explained()
         self._open: list[Transfer] = []
-        self.days: frozenset[date] = frozenset()
+        self.days: frozenset[date] = frozenset()  # the dates whose ZIPs are needed
+        self.needs_everything = False  # the ZIP of all dates is needed instead
 
     def by_list(self) -> dict[int, Finding]:
         """Return the findings that the list decides; `days` are the dates whose ZIPs the others need."""
@@ -118,7 +130,9 @@ class Reconciliation:
             else:
                 found[doubt.id] = finding
         if self._open:
-            self.days = frozenset(self._days())
+            days = frozenset(self._days())
+            self.needs_everything = len(days) > MAX_DATED_ZIPS
+            self.days = frozenset() if self.needs_everything else days
         return found
 
     def by_archive(self, members: Members) -> dict[int, Finding]:
@@ -227,22 +241,41 @@ class Reconciliation:
         undated = any(not row.days for row in self._recent)
         if wide or undated:
             first = self._lookback.digests if wide else min(map(_begun, self._open))
-            day, last = (datetime.fromtimestamp(each, UTC).date() for each in (first, self._now))
-            while day <= last + _DAY:
-                yield day
-                day += _DAY
+            yield from self._days_since(first)
+
+    def _days_since(self, first: float) -> Iterator[date]:
+        """Yield the dates since a wall time; of a long time only those that are listed, the first and the last ones.
+
+        The time of an adopted document may lie decades back.
+        """
+        start, now = (datetime.fromtimestamp(each, UTC).date() for each in (first, self._now))
+        end = now + _DAY
+        if end - start <= MAX_DATED_ZIPS * _DAY:
+            yield from _each_day(start, end)
+            return
+        yield from (day for row in self._rows for day in row.days if start <= day <= end)
+        yield from _each_day(start, start + _LAGGING)
+        yield from _each_day(end - _LAGGING, end)
+
+    def _is_covered(self, row: Row) -> bool:
+        return self.needs_everything or row.days <= self.days
 
     def _is_complete(self, members: Members) -> bool:
         """Whether the ZIPs hold everything that the list shows for their dates, or at least all unexplained rows."""
         if not self._shows_all:
             settled = self._accounted.digests.items()
             return bool(settled) and all(members.digests[sha256] >= count for sha256, count in settled)
-        dated = [row for row in self._rows if row.days and not row.vague and row.days <= self.days]
+        dated = [row for row in self._rows if row.days and not row.vague and self._is_covered(row)]
         if sum(members.digests.values()) >= len(dated) and not any(row.vague for row in self._unexplained):
             return True
         wanted = Counter(row.name for row in self._unexplained)
         wanted.update(row.name for row in self._recent if row.name in self._ours and row.name not in wanted)
         return all(members.names[name] >= count for name, count in wanted.items())
+
+
+def _each_day(first: date, last: date) -> Iterator[date]:
+    for number in range((last - first).days + 1):
+        yield first + number * _DAY
 
 
 def same(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -17,6 +19,30 @@ _BLOCK: Final = 256 * 1024
 _MAX_MEMBER_SIZE: Final = 64 * 1024 * 1024
 _MAX_MEMBERS: Final = 200_000
 _MAX_TOTAL_SIZE: Final = 64 * 1024**3
+
+
+class ZipCache:
+    """The members of the ZIPs of one company, kept while its list stays the same.
+
+    A restored folder has many doubts that need the same ZIPs.
+    """
+
+    def __init__(self, company: str, listed: Sequence[object]) -> None:
+        self._key = company, listed
+        self._read: dict[str | None, tuple[float, Members]] = {}
+
+    def is_for(self, company: str, listed: Sequence[object]) -> bool:
+        """Whether the members belong to this company, and its list is still the same."""
+        return self._key == (company, listed)
+
+    def get(self, day: str | None, since: float) -> Members | None:
+        """Return the members of a day's ZIP (None: of all days) that was read at wall time `since` or later."""
+        at, members = self._read.get(day, (-math.inf, None))
+        return members if at >= since else None
+
+    def put(self, day: str | None, at: float, members: Members) -> None:
+        """Keep the members of a ZIP that was read at a wall time."""
+        self._read[day] = at, members
 
 
 def count(archive: Path, into: Members) -> None:
