@@ -32,6 +32,9 @@ log = logs.get("planner")
 #: The time since which an adopted document may have been sent: any, wall seconds.
 ANY_TIME = 1.0
 
+#: The time since which an adopted document may have been sent: any, wall seconds.
+ANY_TIME = 1.0
+
 #: Files that one call of a thread hashes, by number and bytes: few, so that callers take turns and a stop is prompt.
 HASHED_AT_ONCE: Final = 64
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
