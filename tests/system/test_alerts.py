@@ -69,6 +69,29 @@ def told(app_env: AppEnv, receiver: str) -> bool:
     return any(row["receivers"].get(receiver, {}).get("told") == "firing" for row in rows)
 
 
+def test_every_fact_of_the_daemon_makes_its_condition(app_env: AppEnv, hook: Hook) -> None:
+    scans, bank = app_env.upload("scans"), app_env.upload("bank", to="wootiv")
+    app_env.upload("gone").rmdir()
+    app_env.sections += [
+        '[alerts]\nafter = "1s"\noldest_due = "1s"\ndisk_free = "9000TB"\n',
+        f'[[alerts.to]]\nname = "hook"\nkind = "webhook"\nurl = "{hook.url}/hook"\n',
+    ]
+    app_env.settings["settle"] = '"2s"'
+    (scans / "empty.pdf").touch()
+    expected = {"folder/gone", "held/scans/empty", "key/codat", "overdue/scans", "disk", "still_written/bank"}
+    with app_env.daemon(), (bank / "open.pdf").open("wb", buffering=0) as writer:
+        app_env.simulator.options.codat_key = "another key than the daemon has"
+        (scans / "refused.pdf").write_bytes(b"%PDF-1.4 x %%EOF")
+
+        def keys() -> set[str]:
+            writer.write(b"more")
+            done = app_env.run("alerts", "list", "--json")
+            return {row["key"] for row in map(json.loads, done.stdout.splitlines()) if row["state"] == "firing"}
+
+        until(lambda: expected <= keys(), 60.0, "every condition")
+        assert keys() - expected <= {"projected_late/codat"}
+
+
 def test_sync_pings_its_start_and_its_exit_code(app_env: AppEnv, hook: Hook) -> None:
     folder = app_env.upload("scans")
     app_env.sections.append(f'[heartbeat]\nurl = "{hook.url}/ping"\n')

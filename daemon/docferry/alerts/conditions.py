@@ -129,11 +129,11 @@ def _gates(facts: Facts) -> Iterator[Condition]:
         closed.setdefault((gate.key.partition("/")[0], str(gate.reason)), []).append(gate)
     keyless = dict(facts.missing_keys or {})
     for (remote, reason), gates in sorted(closed.items()):
-        sentence = _gate_sentence(remote, reason, gates)
         if reason == Reason.KEY:
-            keyless.setdefault(remote, sentence)
+            first = min(gates, key=lambda gate: gate.since)
+            keyless.setdefault(remote, f"{remote} refuses the API key since {iso(first.since)}: {first.detail}")
         else:
-            yield _condition("gate", sentence, remote=remote, reason=reason)
+            yield _condition("gate", _gate_sentence(remote, reason, gates), remote=remote, reason=reason)
     for remote, sentence in sorted(keyless.items()):
         yield _condition("key", sentence, remote=remote)
 
@@ -142,7 +142,7 @@ def _gate_sentence(remote: str, reason: str, gates: Sequence[Gate]) -> str:
     first = min(gates, key=lambda gate: gate.since)
     what = first.key if len(gates) == 1 else f"{len(gates)} gates of {remote}"
     verb = "is" if len(gates) == 1 else "are"
-    return f"{what} {verb} closed as {reason} since {iso(first.since)}: {first.detail}"
+    return f"{what} {verb} closed ({reason}) since {iso(first.since)}: {first.detail}"
 
 
 def _overdue(facts: Facts, limits: Limits) -> Iterator[Condition]:

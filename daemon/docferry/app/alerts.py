@@ -1,11 +1,9 @@
-"""Alerts of a running daemon, and the heartbeat of a one-shot pass."""
+"""Alerts and heartbeat of a running daemon. Imported only where somebody is to be told."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -20,7 +18,6 @@ from docferry.alerts.receivers import open_receiver
 from docferry.app.application import Application
 from docferry.app.figures import figures
 from docferry.app.running import RunningDaemon
-from docferry.errors import DatabaseBusy, DocferryError
 from docferry.settings import Settings, missing_keys
 from docferry.store.alerts import Alerts
 from docferry.store.queue_view import QueueSnapshot
@@ -41,11 +38,6 @@ async def run(daemon: RunningDaemon) -> None:
             group.start_soon(
                 Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat"
             )
-
-
-def is_configured(settings: Settings) -> bool:
-    """Return whether anybody is to be told of anything."""
-    return bool(settings.alerts.to) or settings.heartbeat.is_set
 
 
 async def _facts(daemon: RunningDaemon) -> Facts:
@@ -130,41 +122,3 @@ def _free(settings: Settings) -> int | None:
         return shutil.disk_usage(settings.state_dir).free
     except OSError:
         return None
-
-
-@dataclass(slots=True)
-class PassResult:
-    """How a one-shot pass ended; 70 until it says so."""
-
-    exit_code: int = 70
-    text: str = ""
-
-
-@asynccontextmanager
-async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
-    """Ping URL/start now and URL/EXITCODE at the end. The pass waits for no ping but the last."""
-    result = PassResult()
-    if not settings.heartbeat.is_set:
-        yield result
-        return
-    heartbeat = Heartbeat(settings.heartbeat)
-    started = anyio.Event()
-
-    async def start() -> None:
-        try:
-            await heartbeat.ping("/start", "")
-        finally:
-            started.set()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(start)
-        try:
-            yield result
-        except DocferryError as error:
-            result.exit_code = 75 if isinstance(error, DatabaseBusy) else 2
-            result.text = str(error)
-            raise
-        finally:
-            with anyio.CancelScope(shield=True):  # bounded by the timeout of a ping
-                await started.wait()
-                await heartbeat.ping(f"/{result.exit_code}", result.text)

@@ -12,7 +12,7 @@ import anyio.abc
 import anyio.to_thread
 
 from docferry import logs, systemd
-from docferry.app import alerts, status_file
+from docferry.app import status_file
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon
 from docferry.app.shutdown import finish, first, plain_errors
@@ -93,7 +93,9 @@ async def _serve(
                     rooms.start_soon(app.receipts.run, name="receipts")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
-                    if alerts.is_configured(settings):
+                    if settings.alerts.to or settings.heartbeat.is_set:
+                        from docferry.app import alerts  # only here, as its receivers cost memory
+
                         rooms.start_soon(alerts.run, daemon, name="alerts")
                     for service in monitoring.services(settings):
                         rooms.start_soon(service, daemon)

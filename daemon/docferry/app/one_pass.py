@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import anyio
 
-from docferry.app.alerts import pass_heartbeat
 from docferry.app.application import Application, open_application
+from docferry.app.pass_heartbeat import pass_heartbeat
 from docferry.app.shutdown import finish, plain_errors
 from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
 from docferry.files.write_lease import guard_signals

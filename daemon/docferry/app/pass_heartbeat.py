@@ -1,0 +1,52 @@
+"""The heartbeat of a one-shot pass: URL/start, then URL/EXITCODE."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+
+from docferry.errors import DatabaseBusy, DocferryError
+from docferry.settings import Settings
+
+
+@dataclass(slots=True)
+class PassResult:
+    """How a one-shot pass ended; 70 until it says so."""
+
+    exit_code: int = 70
+    text: str = ""
+
+
+@asynccontextmanager
+async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
+    """Ping URL/start now and URL/EXITCODE at the end. The pass waits for no ping but the last."""
+    result = PassResult()
+    if not settings.heartbeat.is_set:
+        yield result
+        return
+    from docferry.alerts.heartbeat import Heartbeat  # a pass that pings nobody does not wait for its import
+
+    heartbeat = Heartbeat(settings.heartbeat)
+    started = anyio.Event()
+
+    async def start() -> None:
+        try:
+            await heartbeat.ping("/start", "")
+        finally:
+            started.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(start)
+        try:
+            yield result
+        except DocferryError as error:
+            result.exit_code = 75 if isinstance(error, DatabaseBusy) else 2
+            result.text = str(error)
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):  # bounded by the timeout of a ping
+                await started.wait()
+                await heartbeat.ping(f"/{result.exit_code}", result.text)
