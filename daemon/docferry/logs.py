@@ -16,7 +16,7 @@ from docferry.redaction import HIDDEN as HIDDEN
 from docferry.redaction import hide as hide
 from docferry.redaction import redacted as redacted
 
-_TALKATIVE: Final = ("httpx", "httpcore", "h11", "aiosqlite", "sqlalchemy", "alembic", "watchfiles", "asyncio")
+_TALKATIVE: Final = ("httpx", "httpcore", "h11", "sqlalchemy", "alembic", "watchfiles", "asyncio")
 _FIXED: Final = ("time", "level", "action", "message")
 _SHORT: Final = {"warning": "warn", "critical": "error"}
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31"}

@@ -52,6 +52,8 @@ TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
 )
 FINAL: Final = frozenset({State.SENT, State.GONE})
 IN_FLIGHT: Final = frozenset({State.LEASED, State.SENDING, State.ASKING})
+#: The largest integer that SQLite and PostgreSQL store.
+MAX_INTEGER: Final = 2**63 - 1
 DUE: Final = frozenset({State.WAITING, State.DOUBTFUL})
 
 
@@ -96,8 +98,8 @@ class Stamp:
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
-        """Return the stamp of a stat result."""
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        """Return the stamp of a stat result. Times beyond the range of a database become its ends."""
+        return cls(stat.st_size, clamped(stat.st_mtime_ns), clamped(stat.st_ctime_ns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,14 @@ class Outcome:
     fresh_key: bool = False  # the next request needs a new idempotency key
     costs_a_try: bool = True
     receipt: Receipt | None = None
+
+
+def clamped(number: int) -> int:
+    """Return the nearest integer that a database can store.
+
+    A file system may date a file beyond the year 2262, which is more than 64 bits of nanoseconds.
+    """
+    return number if -MAX_INTEGER <= number <= MAX_INTEGER else max(-MAX_INTEGER, min(number, MAX_INTEGER))
 
 
 def joined(folder: bytes, name: bytes) -> bytes:

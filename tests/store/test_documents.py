@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from docferry.model import Gate, Outcome, State, Target
+from docferry.model import Gate, Outcome, SeenFile, Stamp, State, Target
 from docferry.store.cursors import Cursors
 from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.gates import Gates
@@ -139,6 +139,15 @@ async def test_what_a_rule_holds_is_held_once(shop: Shop) -> None:
     assert await transfers(shop) == [("a.pdf", "held")]
     assert (await shop.documents.apply("m", [too_large("3", mtime=2)])).held == 1
     assert await transfers(shop) == [("a.pdf", "gone"), ("a.pdf", "held")]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+async def test_a_document_that_cannot_be_stored_is_held_alone(shop: Shop, number: int) -> None:
+    odd = replace(planned("odd.pdf"), seen_file=SeenFile(b"", b"odd.pdf", Stamp(1, number, 1)))
+    for _ in range(2):
+        await shop.documents.apply("m", [planned("a.pdf"), odd, replace(planned("b.pdf"), remote_name="b\udcff")])
+        rows = await shop.rows("SELECT remote_name, state, reason FROM transfer ORDER BY id")
+        assert rows == [("a.pdf", "waiting", None), ("odd.pdf", "held", "metadata"), ("b?", "held", "metadata")]
 
 
 async def test_of_a_path_seen_twice_the_later_look_counts(shop: Shop) -> None:

@@ -88,7 +88,7 @@ def test_the_level_holds_and_talkative_libraries_are_kept_at_warning() -> None:
     log.debug("hidden")
     assert stream.getvalue() == ""
     stream = sink(level="debug")
-    for name in ("httpx", "httpcore.http11", "aiosqlite", "sqlalchemy.engine", "watchfiles.main", "asyncio"):
+    for name in ("httpx", "httpcore.http11", "sqlalchemy.engine", "watchfiles.main", "asyncio"):
         logging.getLogger(name).info("chatter")
         logging.getLogger(name).debug("chatter")
     assert stream.getvalue() == ""

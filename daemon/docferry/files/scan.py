@@ -20,7 +20,7 @@ from docferry.files.safe_open import (
     reason,
     subfolder_problem,
 )
-from docferry.model import SeenFile, Stamp, escaped, joined, parted
+from docferry.model import SeenFile, Stamp, clamped, escaped, joined, parted
 
 #: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million SeenFile.
 FileEntry = tuple[bytes, int, int, int]
@@ -175,7 +175,7 @@ def _read(descriptor: int, listing: Listing) -> list[bytes]:
             try:
                 if each.is_file(follow_symlinks=False):
                     seen = each.stat(follow_symlinks=False)
-                    keep((encode(each.name), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
+                    keep((encode(each.name), seen.st_size, clamped(seen.st_mtime_ns), clamped(seen.st_ctime_ns)))
                 elif each.is_dir(follow_symlinks=False):
                     below.append(encode(each.name))
                 elif each.is_symlink():

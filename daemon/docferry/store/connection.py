@@ -13,6 +13,8 @@ from sqlalchemy import Dialect, Engine, TextClause, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import PoolProxiedConnection
 
+from docferry.model import clamped
+
 T = TypeVar("T")
 Parameters = Mapping[str, Any]
 Work = Callable[["Transaction"], T]
@@ -20,7 +22,6 @@ Work = Callable[["Transaction"], T]
 NO_PARAMETERS: Parameters = {}
 #: Rows that `Transaction.fetch_pieces` holds in memory at a time.
 PIECE_ROWS = 4096
-_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
 _ANY = re.compile(r"= ANY\(:(\w+)\)")
 _ALL = re.compile(r"<> ALL\(:(\w+)\)")
 
@@ -29,14 +30,14 @@ def is_storable(value: object) -> bool:
     """Return whether a database can store a number or text."""
     if isinstance(value, str):
         return (value.isascii() and "\0" not in value) or storable(value) == value
-    return not isinstance(value, int) or _MIN_INTEGER <= value <= _MAX_INTEGER
+    return not isinstance(value, int) or clamped(value) == value
 
 
 def storable(value: object) -> object:
     """Return the nearest number or text that a database can store."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
-    return max(_MIN_INTEGER, min(value, _MAX_INTEGER)) if isinstance(value, int) else value
+    return clamped(value) if isinstance(value, int) else value
 
 
 class Translation:
