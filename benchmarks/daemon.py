@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.docferry_run import KEYS, Ferry
+from benchmarks.docferry_run import KEYS, DocferryRun
 from benchmarks.programs import PROJECT, Failed, Sink, environment
 
 #: How long a start may take, seconds.
@@ -17,12 +17,14 @@ _PATIENCE = 120.0
 
 
 @contextmanager
-def daemon(ferry: Ferry) -> Iterator[int]:
+def daemon(docferry: DocferryRun) -> Iterator[int]:
     """`docferry run`, past its first round; its process id."""
-    log = ferry.place / "run.log"
+    log = docferry.place / "run.log"
     with (
         log.open("wb") as told,
-        subprocess.Popen(ferry.command("run"), stdout=told, stderr=told, env=environment(KEYS), cwd=PROJECT) as program,
+        subprocess.Popen(
+            docferry.command("run"), stdout=told, stderr=told, env=environment(KEYS), cwd=PROJECT
+        ) as program,
     ):
         try:
             deadline = time.monotonic() + _PATIENCE
@@ -35,21 +37,21 @@ def daemon(ferry: Ferry) -> Iterator[int]:
             program.send_signal(signal.SIGTERM)
 
 
-def detection(ferry: Ferry, sink: Sink, *, probes: int, others: int, every: float) -> list[float]:
+def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, every: float) -> list[float]:
     """Seconds from the last write of a small file to the first byte of its request, less `settle`; sorted.
     `others` are written meanwhile, evenly."""
-    settle = float(ferry.settle.removesuffix("ms")) / 1000
+    settle = float(docferry.settle.removesuffix("ms")) / 1000
     written: dict[str, float] = {}
-    with daemon(ferry):
+    with daemon(docferry):
         time.sleep(1.0)  # the watch is armed just after the first round
         sink.reset()
         began, number = time.monotonic(), 0
         for probe in range(probes):
             while number < others * probe // probes:
-                _write(ferry.folder / f"d{number % 10}" / f"other{number:05}.pdf")
+                _write(docferry.folder / f"d{number % 10}" / f"other{number:05}.pdf")
                 number += 1
             name = f"probe{probe:05}.pdf"
-            _write(ferry.folder / f"d{probe % 10}" / name)
+            _write(docferry.folder / f"d{probe % 10}" / name)
             written[name] = time.monotonic()
             # A steady hand: one probe every so often, however long the last one took.
             time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
@@ -63,9 +65,9 @@ def detection(ferry: Ferry, sink: Sink, *, probes: int, others: int, every: floa
     return sorted(arrived[name] - at - settle for name, at in written.items())
 
 
-def idle(ferry: Ferry, seconds: float) -> float:
+def idle(docferry: DocferryRun, seconds: float) -> float:
     """The share of a core that a daemon takes which has nothing to do."""
-    with daemon(ferry) as pid:
+    with daemon(docferry) as pid:
         time.sleep(5.0)  # what belongs to the start is over
         before, began = _used(pid), time.monotonic()
         time.sleep(seconds)  # this is what is measured

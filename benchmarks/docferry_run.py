@@ -20,7 +20,7 @@ PROGRAM = [sys.executable, "-m", "docferry"]
 
 
 @dataclass(frozen=True, slots=True)
-class Ferry:
+class DocferryRun:
     """One configuration of docferry: a mapping named `bench` from a folder to a remote."""
 
     place: Path  # where its configuration and state are kept

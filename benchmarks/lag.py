@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from docferry import settings
-from docferry.app.one_pass import sync
+from docferry.app.one_pass import PassOptions, sync
 
 EVERY = 0.002
 
@@ -28,7 +28,7 @@ async def _watched(config: Path) -> list[float]:
 
     async with anyio.create_task_group() as group:
         group.start_soon(sample)
-        await sync(settings.load(config))
+        await sync(settings.load(config), PassOptions())
         group.cancel_scope.cancel()
     return sorted(late)
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import daemon
-from benchmarks.docferry_run import KEYS, PROGRAM, Ferry
+from benchmarks.docferry_run import KEYS, PROGRAM, DocferryRun
 from benchmarks.peers import Peer
 from benchmarks.programs import Failed, Run, Sink, run, sink
 from benchmarks.report import Table
@@ -53,14 +53,14 @@ class Bench:
     peers: Mapping[str, Peer]
     table: Table
 
-    def ferry(self, tree: Tree, shore: Sink, *, to: str = "codat", batch: int = 1) -> Send:
+    def docferry(self, tree: Tree, shore: Sink, *, to: str = "codat", batch: int = 1) -> Send:
         """A whole first `sync` of a tree."""
-        ferry = Ferry(self.place / "ferry", tree.root, shore.url, to=to, batch=batch)
+        docferry = DocferryRun(self.place / "docferry", tree.root, shore.url, to=to, batch=batch)
 
         def send() -> Run:
             shore.reset()
-            ferry.prepare()
-            return ferry.sync(uploaded=tree.files)
+            docferry.prepare()
+            return docferry.sync(uploaded=tree.files)
 
         return send
 
@@ -108,9 +108,9 @@ def small_files(bench: Bench) -> None:
     tree = build(bench.place, f"w1-{bench.scale.small}", bench.scale.small, 40_000, 100)
     with sink() as shore:
         sends = {
-            "codat": bench.ferry(tree, shore),
-            "batch": bench.ferry(tree, shore, batch=20),
-            "wootiv": bench.ferry(tree, shore, to="wootiv"),
+            "codat": bench.docferry(tree, shore),
+            "batch": bench.docferry(tree, shore, batch=20),
+            "wootiv": bench.docferry(tree, shore, to="wootiv"),
             **{name: bench.peer(name, tree, shore) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
@@ -128,8 +128,8 @@ def middle_files(bench: Bench) -> None:
     tree = build(bench.place, f"w2-{bench.scale.middle}", bench.scale.middle, 5_000_000, 10)
     with sink() as shore:
         sends = {
-            "codat": bench.ferry(tree, shore),
-            "wootiv": bench.ferry(tree, shore, to="wootiv"),
+            "codat": bench.docferry(tree, shore),
+            "wootiv": bench.docferry(tree, shore, to="wootiv"),
             **{name: bench.peer(name, tree, shore) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
@@ -144,7 +144,7 @@ def middle_files(bench: Bench) -> None:
 def large_file(bench: Bench) -> None:
     tree = build(bench.place, f"w3-{bench.scale.large}", 1, bench.scale.large, 1)
     with sink() as shore:
-        sends = {"wootiv": bench.ferry(tree, shore, to="wootiv")}
+        sends = {"wootiv": bench.docferry(tree, shore, to="wootiv")}
         sends |= {name: bench.peer(name, tree, shore) for name in bench.peers if name != "sdk"}
         runs = bench.in_turn(sends)
     for key, done in runs.items():
@@ -161,17 +161,17 @@ def second_pass(bench: Bench) -> None:
         known = bench.place / f"known-{files}"
         if not known.exists():
             run([sys.executable, "-m", "benchmarks.fill", str(known), "sent", str(tree.root)])
-        ferry = Ferry(bench.place / "ferry", tree.root, "http://127.0.0.1:9")
-        ferry.prepare(state_of=known)
-        ferry.sync(uploaded=0)  # what only the first start after a change of configuration does
+        docferry = DocferryRun(bench.place / "docferry", tree.root, "http://127.0.0.1:9")
+        docferry.prepare(state_of=known)
+        docferry.sync(uploaded=0)  # what only the first start after a change of configuration does
         walker = [sys.executable, str(Path(__file__).with_name("walk.py")), str(tree.root)]
-        runs = bench.in_turn({"ferry": partial(ferry.sync, uploaded=0), "walk": partial(run, walker)})
-        bench.table.contender(f"W{number}", "docferry, nothing to do", runs["ferry"], files, 0)
+        runs = bench.in_turn({"docferry": partial(docferry.sync, uploaded=0), "walk": partial(run, walker)})
+        bench.table.contender(f"W{number}", "docferry, nothing to do", runs["docferry"], files, 0)
         bench.table.contender(f"W{number}", "scandir + stat", runs["walk"], files, 0)
         limits = (3.0, 2.0) if number == 4 else (2.0, 1.3)
-        wall = runs["ferry"].wall / runs["walk"].wall
+        wall = runs["docferry"].wall / runs["walk"].wall
         bench.table.goal(f"W{number} time of a second pass ÷ bare walk", wall, *limits, most=True)
-        bench.table.goal(f"W{number} peak memory, MB", runs["ferry"].peak, 100, 70, most=True)
+        bench.table.goal(f"W{number} peak memory, MB", runs["docferry"].peak, 100, 70, most=True)
 
 
 def many_due(bench: Bench) -> None:
@@ -180,7 +180,7 @@ def many_due(bench: Bench) -> None:
         return
     tree = build(bench.place, f"w4-{bench.scale.due}", bench.scale.due, 64, max(10, bench.scale.due // 100))
     with sink() as shore:
-        done = bench.ferry(tree, shore, batch=20)()
+        done = bench.docferry(tree, shore, batch=20)()
     bench.table.contender("due", f"docferry → Codat, {tree.files:,} due", done, tree.files, tree.total)
     bench.table.goal(f"peak memory with {tree.files:,} documents due, MB", done.peak, 100, 70, most=True)
 
@@ -205,9 +205,9 @@ def slow_server(bench: Bench) -> None:
     with sink("--delay", "0.05") as shore:
         for _ in range(bench.scale.rounds):
             shore.reset()
-            ferry = Ferry(bench.place / "ferry", tree.root, shore.url, workers=16)
-            ferry.prepare()
-            ferry.sync(uploaded=tree.files)
+            docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url, workers=16)
+            docferry.prepare()
+            docferry.sync(uploaded=tree.files)
             found = shore.figures()
             rates.append(found["requests"] / (found["last"] - found["first"]))
     bench.table.goal("server with 50 ms, 10 at once, ÷ 200 requests/s", statistics.median(rates) / 200, 0.95, 0.99)
@@ -221,9 +221,9 @@ def noticing(bench: Bench) -> None:
         for number in range(10):
             (folder / f"d{number}").mkdir(parents=True)
         with sink("--log") as shore:
-            ferry = Ferry(bench.place / "ferry", folder, shore.url)
-            ferry.prepare()
-            late = daemon.detection(ferry, shore, probes=bench.scale.probes, others=others, every=0.1)
+            docferry = DocferryRun(bench.place / "docferry", folder, shore.url)
+            docferry.prepare()
+            late = daemon.detection(docferry, shore, probes=bench.scale.probes, others=others, every=0.1)
         shutil.rmtree(folder)
         p50, p95, p99 = (late[min(len(late) - 1, int(len(late) * share))] * 1000 for share in (0.5, 0.95, 0.99))
         when = f"while {others:,} others arrive" if others else "alone"
@@ -241,9 +241,9 @@ def loop_lag(bench: Bench) -> None:
     }
     with sink() as shore:
         for name, (tree, to) in trees.items():
-            ferry = Ferry(bench.place / "ferry", tree.root, shore.url, to=to)
-            ferry.prepare()
-            done = run([sys.executable, "-m", "benchmarks.lag", str(ferry.config)], env=KEYS)
+            docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url, to=to)
+            docferry.prepare()
+            done = run([sys.executable, "-m", "benchmarks.lag", str(docferry.config)], env=KEYS)
             found = json.loads(done.said.splitlines()[-1])
             bench.table.goal(f"event loop lag during {name}, p99, ms", found["p99"] * 1000, 20, 5, most=True)
             bench.table.note(f"event loop lag during {name}, worst", found["max"] * 1000, "ms")
@@ -255,24 +255,24 @@ def idle(bench: Bench) -> None:
     known = bench.place / f"idle-known-{files}"
     if not known.exists():
         run([sys.executable, "-m", "benchmarks.fill", str(known), "sent", str(tree.root)])
-    ferry = Ferry(bench.place / "ferry", tree.root, "http://127.0.0.1:9")
-    ferry.prepare(state_of=known)
-    share = daemon.idle(ferry, seconds) * 100
+    docferry = DocferryRun(bench.place / "docferry", tree.root, "http://127.0.0.1:9")
+    docferry.prepare(state_of=known)
+    share = daemon.idle(docferry, seconds) * 100
     bench.table.goal(f"idle over {files:,} files in {folders:,} folders, % of a core", share, 0.2, 0.2, most=True)
 
 
 def starting(bench: Bench) -> None:
     tree = build(bench.place, "few", 10, 64, 1)
     with sink() as shore:
-        ferry = Ferry(bench.place / "ferry", tree.root, shore.url)
-        ferry.prepare()
-        ferry.sync(uploaded=10)
+        docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url)
+        docferry.prepare()
+        docferry.sync(uploaded=10)
     few = replace(bench, scale=replace(bench.scale, rounds=bench.scale.starts))
     runs = few.in_turn(
         {
             "pass": lambda: run([sys.executable, "-c", "pass"]),
             "version": lambda: run([*PROGRAM, "--version"]),
-            "status": lambda: run(ferry.command("status", "--json"), env=KEYS),
+            "status": lambda: run(docferry.command("status", "--json"), env=KEYS),
         }
     )
     bare = runs["pass"].wall
@@ -290,11 +290,11 @@ def growth(bench: Bench) -> None:
         run([sys.executable, "-m", "benchmarks.fill", str(past), "rows", str(bench.scale.rows)])
     seconds: dict[str, list[float]] = {"empty": [], "past": []}
     with sink() as shore:
-        ferry = Ferry(bench.place / "ferry", tree.root, shore.url)
+        docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url)
         for _ in range(bench.scale.rounds):
             for name, state_of in (("empty", None), ("past", past)):
-                ferry.prepare(state_of=state_of)
-                seconds[name].append(json.loads(ferry.sync(uploaded=files).said)["seconds"])
+                docferry.prepare(state_of=state_of)
+                seconds[name].append(json.loads(docferry.sync(uploaded=files).said)["seconds"])
     ratio = statistics.median(seconds["empty"]) / statistics.median(seconds["past"])
     bench.table.goal(f"growth: speed with {bench.scale.rows:,} rows ÷ with none", ratio, 0.9, 0.98)
 

@@ -239,7 +239,7 @@ def test_show_tells_every_version_of_a_path_the_newest_first(app_env: AppEnv, sa
         ("99", "there is no document 99"),
         ("99999999999999999999999", "there is no document"),
         ("bank/none.pdf", "has not seen bank/none.pdf yet"),
-        ("/etc/hostname", "lies in no mapping's folder"),
+        ("/etc/hostname", "is in no mapping's folder"),
     ],
 )
 def test_show_of_nothing_is_a_sentence_and_2(app_env: AppEnv, say: Say, document: str, why: str) -> None:
@@ -350,7 +350,7 @@ def test_naming_a_mapping_whose_folder_is_empty_accepts_that(app_env: AppEnv, sa
     assert say("sync")[0] == 0
     (folder / "a.pdf").unlink()
     assert say("sync")[0] == 75  # suddenly empty
-    assert "taken as emptied: 1 document left it" in say("retry", "--mapping", "bank")[1]
+    assert "accepted as emptied: 1 document left it" in say("retry", "--mapping", "bank")[1]
     assert say("sync")[0] == 0
 
 

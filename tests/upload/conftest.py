@@ -90,7 +90,7 @@ class UploadEnv:
         present = await app.documents.present(app.uploads)
         return Counter({**await app.reports.open_counts(app.uploads), **present})
 
-    async def ferry(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
+    async def run_daemon(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
         """Open the house, carry everything, close it."""
         async with self.app() as app:
             return await self.carried(app, done)

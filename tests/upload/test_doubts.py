@@ -69,7 +69,7 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
         (row,) = await app.reports.by_path("bank", b"a.pdf")
         assert row.detail == "docferry stopped before any of it was sent"
     env.environ = {}
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once("a.pdf")
     assert env.requests("codat.list") == 0, "nothing was in doubt"
 
@@ -82,14 +82,14 @@ async def lose(env: UploadEnv, names: Sequence[str]) -> None:
     env.app_env.codat["list_lag"] = '"1s"'
     env.lay(env.app_env.upload("bank"), *names)
     env.strike(Fault("reset_after", "codat.upload", first=len(names)))
-    await env.ferry(lambda counts: counts["doubtful"] == len(names))
+    await env.run_daemon(lambda counts: counts["doubtful"] == len(names))
 
 
 async def test_what_is_sent_again_keeps_to_the_number_of_workers(env: UploadEnv) -> None:
     env.app_env.settings["workers"] = "1"
     await lose(env, names_of(4))
     env.strike(Fault("slow_read", "codat.upload", params={"rate": 3000}))
-    await env.ferry()
+    await env.run_daemon()
     uploads = sorted((seen.at_first_byte, seen.at) for seen in env.simulator.log if seen.route == "codat.upload")[4:]
     assert len(uploads) == 4
     assert all(following >= end for (_, end), (following, _) in pairwise(uploads))
@@ -100,12 +100,12 @@ async def test_what_is_sent_again_stops_at_a_gate(env: UploadEnv) -> None:
     """One probes; the others stay in doubt, and are asked about when it opens."""
     await lose(env, names_of(4))
     env.strike(Fault("too_many", "codat.upload", params={"seconds": 3600}))
-    await env.ferry(lambda counts: only(counts) == {"doubtful": 3, "waiting": 1})
+    await env.run_daemon(lambda counts: only(counts) == {"doubtful": 3, "waiting": 1})
     assert env.requests("codat.upload") == 5
     env.strike()
     async with env.app() as app:
         await app.gates.open_all()
-    assert only(await env.ferry()) == {"sent": 4}
+    assert only(await env.run_daemon()) == {"sent": 4}
     assert env.at_codat() == once(*names_of(4))
 
 
@@ -114,10 +114,10 @@ async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
     env.app_env.codat |= {"list_lag": '"100ms"', "timeout": '"10s"'}
     await anyio.sleep(1.1)  # until all of them are due: then they are asked about together
     env.strike(Fault("slow_read", "codat.upload", params={"rate": 1000}))
-    await env.ferry(lambda _: env.requests("codat.upload") == 5)
+    await env.run_daemon(lambda _: env.requests("codat.upload") == 5)
     assert env.requests("codat.upload") == 5
     env.strike()
-    assert only(await env.ferry()) == {"sent": 4}
+    assert only(await env.run_daemon()) == {"sent": 4}
     assert env.at_codat() == once(*names_of(4))
 
 
@@ -140,7 +140,7 @@ async def test_twins_of_two_connections_are_decided_when_none_or_both_are_there(
 ) -> None:
     lay_twins(env)
     env.strike(Fault(kind, "codat.upload", first=2))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert only(counts) == {State.SENT: 2}
     stored = Counter(stored.connection for stored in env.simulator.stored)
     assert stored == {CONNECTION: 1, SECOND: 1}
@@ -153,7 +153,7 @@ async def held_twins(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolver, "UNSURE_LAGS", 1)
     lay_twins(env)
     env.strike(Fault("lost_answer", "codat.upload", nth=1), Fault("reset_after", "codat.upload", nth=2))
-    assert only(await env.ferry()) == {State.HELD: 2}
+    assert only(await env.run_daemon()) == {State.HELD: 2}
 
 
 async def test_of_twins_of_two_connections_one_copy_is_nobody_s(
@@ -176,9 +176,9 @@ async def test_a_person_who_found_it_takes_the_file_away(env: UploadEnv, monkeyp
         (row,) = await app.reports.by_path("customers", f"{COMPANY}/{SECOND}/a.pdf".encode())
         assert "take the file out of the folder" in (row.detail or "")
     place.unlink()
-    assert only(await env.ferry()) == {State.HELD: 1}
+    assert only(await env.run_daemon()) == {State.HELD: 1}
     env.lay(place.parent, "a.pdf")
-    assert only(await env.ferry()) == {State.HELD: 2}
+    assert only(await env.run_daemon()) == {State.HELD: 2}
     assert env.requests("codat.upload") == 2, "the same bytes, put there again, are not sent unasked"
 
 

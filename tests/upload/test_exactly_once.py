@@ -61,7 +61,7 @@ async def test_codat(env: UploadEnv, kind: str, params: dict[str, Any], idempote
     names = names_of(5)
     env.lay(folder, *names)
     env.strike(Fault(kind, "codat.upload", first=2, params=params))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 5}
     assert env.at_codat() == once(*names)
 
@@ -75,7 +75,7 @@ async def test_wootiv(env: UploadEnv, kind: str, params: dict[str, Any], signed:
     names = names_of(3)
     env.lay(folder, *names)
     env.strike(Fault(kind, "s3.*", first=2, params=params), Fault(kind, "wootiv.*", first=1, params=params))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
     objects = {(key, held.sha256) for (_, key), held in env.simulator.objects.items()}
     assert objects == {(f"in/{name}", digest) for name, digest in once(*names)}
@@ -88,7 +88,7 @@ async def test_a_list_that_lags_is_waited_for(env: UploadEnv) -> None:
     names = names_of(4)
     env.lay(env.app_env.upload("bank"), *names)
     env.strike(Fault("lost_answer", "codat.upload"))
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names)
     assert env.requests("codat.upload") == 4
 
@@ -98,7 +98,7 @@ async def test_what_is_stored_late_is_waited_for(env: UploadEnv) -> None:
     env.simulator.options.idempotency = False
     env.lay(env.app_env.upload("bank"), *names_of(3))
     env.strike(Fault("lost_answer", "codat.upload", params={"late": 0.7}))
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names_of(3))
 
 
@@ -106,7 +106,7 @@ async def test_other_documents_do_not_wait_for_a_doubt(env: UploadEnv) -> None:
     env.app_env.codat["list_lag"] = '"60s"'
     env.lay(env.app_env.upload("bank"), *names_of(20))
     env.strike(Fault("lost_answer", "codat.upload", first=1))
-    await env.ferry(lambda counts: counts.get("sent") == 19 and counts["doubtful"] == 1)
+    await env.run_daemon(lambda counts: counts.get("sent") == 19 and counts["doubtful"] == 1)
     assert sum(env.at_codat().values()) == 20
 
 
@@ -114,7 +114,7 @@ async def test_a_name_with_a_token_is_decided_by_the_list_alone(env: UploadEnv) 
     folder = env.app_env.upload("bank", file_name='"{stem}~{token}{suffix}"')
     env.lay(folder, *names_of(3))
     env.strike(Fault("lost_answer", "codat.upload"))
-    await env.ferry()
+    await env.run_daemon()
     assert env.requests("codat.download") == 0
     assert env.requests("codat.upload") == 3
 
@@ -125,7 +125,7 @@ async def test_twins_of_one_name_are_told_apart_by_their_bytes(env: UploadEnv) -
     env.lay(folder, "x/a.pdf", "y/a.pdf")
     env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
     env.strike(Fault("reset_after", "codat.upload", first=1), Fault("lost_answer", "codat.upload", first=1))
-    await env.ferry()
+    await env.run_daemon()
     ours = Counter({("a.pdf", digest): count for (_, digest), count in once("x/a.pdf", "y/a.pdf").items()})
     stranger = Counter({("a.pdf", next(s.sha256 for s in env.simulator.stored if s.via == "page")): 1})
     assert env.at_codat() == ours + stranger
@@ -137,7 +137,7 @@ async def test_a_strangers_upload_of_that_name_is_not_taken_for_ours(env: Upload
     async with env.app() as app:
         await env.carried(app, lambda counts: counts["doubtful"] + counts["asking"] == 1)
         env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
-    await env.ferry()
+    await env.run_daemon()
     assert [(s.via, s.content) for s in env.simulator.stored] == [("page", b"a stranger's"), ("api", b"a.pdf")]
 
 
@@ -148,7 +148,7 @@ async def test_names_that_the_server_changes_are_recognised(env: UploadEnv, rena
     names = ['say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf"]
     env.lay(env.app_env.upload("bank"), *names)
     env.strike(Fault("lost_answer", "codat.upload", first=3))
-    await env.ferry()
+    await env.run_daemon()
     digests = Counter(digest for _, digest in env.at_codat().elements())
     assert digests == Counter(digest for _, digest in once(*names).elements())
 
@@ -163,7 +163,7 @@ async def test_a_list_that_cannot_be_read_decides_nothing(env: UploadEnv, kind: 
         Fault("reset_after", "codat.upload", nth=2),
         Fault(kind, "codat.list", first=3, params=params),
     )
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names_of(2))
 
 
@@ -171,11 +171,11 @@ async def test_a_list_that_misses_what_is_surely_there_is_not_believed(env: Uplo
     """What docferry itself brought is not on it: the dated ZIP has the last word."""
     folder = env.app_env.upload("bank")
     env.lay(folder, "before.pdf")
-    await env.ferry()
+    await env.run_daemon()
     env.simulator.options.list_lag = 3600.0
     env.lay(folder, "doubt.pdf")
     env.strike(Fault("lost_answer", "codat.upload", first=1))
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once("before.pdf", "doubt.pdf")
     assert env.requests("codat.upload") == 2
 
@@ -190,7 +190,7 @@ async def test_several_connections_of_one_company_are_counted_together(env: Uplo
         # The same names at both, and other bytes: neither list nor ZIP tells which connection a file came by.
         env.lay(root / COMPANY / connection, *names_of(4), content=partial(_bytes_for, connection))
     env.strike(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
-    await env.ferry()
+    await env.run_daemon()
     found = Counter((s.connection, s.name) for s in env.simulator.stored)
     assert found == Counter((c, n) for c in (CONNECTION, other) for n in names_of(4))
 
@@ -205,7 +205,7 @@ async def test_a_mixed_storm(env: UploadEnv) -> None:
     env.lay(env.app_env.upload("scans", "wootiv"), *scans)
     kinds = ["reset_before", "reset_inside", "reset_after", "lost_answer", "html_502", "status", "truncated_answer"]
     env.strike(*(Fault(kind, rate=0.08) for kind in kinds))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 64}
     assert Counter(name for name, _ in env.at_codat().elements()) == Counter([*names, *large])
     assert len(env.simulator.objects) == 20

@@ -85,7 +85,7 @@ async def test_a_storage_that_refuses_everything_holds_nothing(env: UploadEnv, s
 async def test_what_s3_says_of_the_document_holds_that_document_alone(env: UploadEnv, code: str) -> None:
     env.lay(env.app_env.upload("scans", "wootiv"), *names_of(6))
     env.strike(Fault("status", "s3.put", nth=3, params={"status": 400, "code": code}))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 5, State.HELD: 1}
 
 

@@ -54,7 +54,7 @@ async def test_a_refusal_closes_its_gate_and_holds_no_document(
     ends = [seen.at for seen in env.simulator.log][4:]
     assert all(begun >= ended for begun, ended in zip(probes[1:], ends, strict=False)), "two probes at once"
     env.strike()
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 30}
     async with env.app() as app:
         assert await app.gates.all() == {}
@@ -187,7 +187,7 @@ async def test_a_company_that_hangs_does_not_stop_another(env: UploadEnv) -> Non
 async def test_a_bad_document_does_not_hold_up_others(env: UploadEnv) -> None:
     env.lay(env.app_env.upload("bank"), *names_of(10))
     env.strike(Fault("status", "codat.upload", nth=4, params={"status": 400}))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 9, State.HELD: 1}
 
 
@@ -201,11 +201,11 @@ async def test_the_first_batch_is_proved_by_the_list(env: UploadEnv, only_first:
     names = names_of(23)
     folder = env.app_env.upload("bank")
     env.lay(folder, *names)
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names)
     before = env.requests("codat.upload")
     env.lay(folder, *names_of(10, "later"))
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names, *names_of(10, "later"))
     used = env.requests("codat.upload") - before
     # Files come to rest one by one: two requests when all did at once, some more on a busy machine.
@@ -217,10 +217,10 @@ async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> No
     env.app_env.codat["batch"] = "4"
     folder = env.app_env.upload("bank")
     env.lay(folder, *names_of(8))
-    await env.ferry()
+    await env.run_daemon()
     env.lay(folder, *names_of(4, "later"))
     env.strike(Fault("status", "codat.upload", first=2, params={"status": 400}))
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 11, State.HELD: 1}
     assert sum(env.at_codat().values()) == 11
 
@@ -231,10 +231,10 @@ async def test_a_trusted_batch_that_breaks_arrives_once(env: UploadEnv, kind: st
     env.simulator.options.idempotency = False
     folder = env.app_env.upload("bank")
     env.lay(folder, *names_of(8))
-    await env.ferry()
+    await env.run_daemon()
     env.lay(folder, *names_of(8, "later"))
     env.strike(Fault(kind, "codat.upload", first=2))
-    await env.ferry()
+    await env.run_daemon()
     assert env.at_codat() == once(*names_of(8), *names_of(8, "later"))
 
 
@@ -283,7 +283,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: Uploa
         app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=60.0)
         assert await app.transfers.retry(ids=[row.id]) == 1
         await app.gates.open_all()
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 1}
     assert env.at_codat() == once("a.pdf")
 
@@ -294,10 +294,10 @@ async def test_after_the_upload_a_file_is_archived_or_deleted(env: UploadEnv) ->
     dropped = env.app_env.upload("dropped", "wootiv", after_upload='"delete"')
     env.lay(kept, "x/a.pdf")
     env.lay(dropped, "b.pdf")
-    await env.ferry(lambda _: not (kept / "x/a.pdf").exists() and not (dropped / "b.pdf").exists())
+    await env.run_daemon(lambda _: not (kept / "x/a.pdf").exists() and not (dropped / "b.pdf").exists())
     assert (archive / "x/a.pdf").read_bytes() == b"x/a.pdf"
     assert len(env.simulator.stored) == 2
-    await env.ferry()
+    await env.run_daemon()
     assert len(env.simulator.stored) == 2
 
 
@@ -306,10 +306,10 @@ async def test_copies_go_once_and_namesakes_as_the_mapping_says(env: UploadEnv) 
     env.lay(by_content, "a.pdf", "x/copy.pdf", "y/copy.pdf", content=lambda _: b"the same")
     by_name = env.app_env.upload("by-name", "wootiv", dedupe='"name"', object_name='"{name}"')
     env.lay(by_name, "a.pdf", content=lambda _: b"one")
-    await env.ferry()
+    await env.run_daemon()
     env.lay(by_name, "x/a.pdf", content=lambda _: b"two")
     env.lay(by_name, "b.pdf", content=lambda _: b"one")
-    await env.ferry()
+    await env.run_daemon()
     assert sum(env.at_codat().values()) == 1
     assert Counter(key for _, key in env.simulator.objects) == Counter(["a.pdf", "b.pdf"])
 
@@ -318,10 +318,10 @@ async def test_a_renamed_mapping_takes_its_documents_along(env: UploadEnv) -> No
     folder = env.app_env.upload("old-name")
     env.lay(folder, *names_of(3))
     env.strike(Fault("status", "codat.upload", params={"status": 503}))
-    await env.ferry(lambda counts: counts["doubtful"] + counts["waiting"] > 0 and env.requests("codat.upload") > 0)
+    await env.run_daemon(lambda counts: counts["doubtful"] + counts["waiting"] > 0 and env.requests("codat.upload") > 0)
     env.strike()
     env.app_env.sections = [section.replace('"old-name"', '"new-name"') for section in env.app_env.sections]
-    counts = await env.ferry()
+    counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
     assert env.at_codat() == once(*names_of(3))
 

@@ -92,7 +92,7 @@ async def open_application(
     mappings: Sequence[str] = (),
     downloads: bool = True,
     adopt: bool = False,
-    patience: float = float("inf"),
+    write_timeout: float = float("inf"),
     telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Application]:
     """Open everything for `mappings` (all when empty); a full disk is waited for `patience` seconds.
@@ -107,7 +107,7 @@ async def open_application(
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(locks.lease_owner(settings.state_dir))
         await anyio.to_thread.run_sync(schema.check_integrity, database_path(settings))
-        database = await stack.enter_async_context(open_database(database_path(settings), patience))
+        database = await stack.enter_async_context(open_database(database_path(settings), write_timeout))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
         receipts = ReceiptKeeper(settings, database, clock)
         await receipts.check_copy(adopt=adopt)

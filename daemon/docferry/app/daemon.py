@@ -1,4 +1,4 @@
-"""The daemon: the house from its first scan to the last signal."""
+"""The daemon: runs one configuration after the other until a signal stops it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docferry import logs, systemd
 from docferry.app import status_file
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon
-from docferry.app.shutdown import finish, first, plain_errors
+from docferry.app.shutdown import drain, first, plain_errors
 from docferry.clock import SystemClock
 from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
 from docferry.files.write_lease import guard_signals
@@ -24,24 +24,24 @@ from docferry.store import locks
 
 log = logs.get("app")
 
-#: A share that hangs must not keep the service from being ready for the others, seconds.
+#: The service is ready after this time even where a folder hangs, seconds.
 READY_AFTER = 60.0
 
 
-async def ferry(
+async def run_daemon(
     settings: Settings,
     *,
     reload: Callable[[], Settings],
     notify: Callable[[str], None] = systemd.notify,
     monitoring: Monitoring | None = None,
 ) -> None:
-    """The daemon: until SIGTERM or SIGINT. SIGHUP builds the house anew with what `reload` reads, if it is sound."""
+    """Run until SIGTERM or SIGINT. SIGHUP starts the application anew with the settings of `reload`, where valid."""
     guard_signals()
     with plain_errors():
-        await _ferry(settings, reload, notify, monitoring or Monitoring(SystemClock()))
+        await _run_daemon(settings, reload, notify, monitoring or Monitoring(SystemClock()))
 
 
-async def _ferry(
+async def _run_daemon(
     settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None], monitoring: Monitoring
 ) -> None:
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
@@ -54,7 +54,7 @@ async def _ferry(
 
 
 def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | None:
-    """The configuration as it is now; None, and said, when it can't be taken."""
+    """Return the settings as they are now; None, after a log record, where they cannot be used."""
     try:
         fresh = reload()
     except ConfigError as error:
@@ -75,14 +75,14 @@ async def _serve(
     notify: Callable[[str], None],
     monitoring: Monitoring,
 ) -> Settings | None:
-    """One configuration's life: returns the next one, or None to stop."""
+    """Run one configuration, and return the next one, or None to stop."""
     for sentence in missing_keys(settings, settings.secrets()):
         log.error("key_missing", sentence)
     following: Settings | None = None
     async with open_application(settings, telemetry=monitoring.telemetry(settings)) as app:
         daemon = RunningDaemon(app, app.clock.now())
         await app.scheduler.prepare()
-        with _stopped_in_trouble(app):
+        with _stop_without_writes(app):
             async with anyio.create_task_group() as outer:
                 await outer.start(app.scheduler.run)
                 async with anyio.create_task_group() as rooms:
@@ -103,15 +103,15 @@ async def _serve(
                     if following is None:
                         app.database.stop_waiting()
                     rooms.cancel_scope.cancel()
-                await finish(app, outer)
+                await drain(app, outer)
             await app.receipts.finish()
     status_file.forget(settings.state_dir)
     return following
 
 
 @contextmanager
-def _stopped_in_trouble(app: Application) -> Iterator[None]:
-    """Told to stop while nothing can be written: what was under way is looked at again at the next start."""
+def _stop_without_writes(app: Application) -> Iterator[None]:
+    """Stop although nothing can be written: the next start resumes the transfers in flight."""
     try:
         yield
     except* DatabaseBusy as postpone:
@@ -146,8 +146,10 @@ async def _ready(app: Application, notify: Callable[[str], None]) -> None:
 
 
 async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> None:
-    """Tell `status` and systemd how things stand, when that is news; feed the watchdog only while scans and workers
-    move."""
+    """Publish changed figures for `status` and systemd.
+
+    The watchdog is fed only while scans and uploads make progress.
+    """
     app, watchdog = daemon.app, systemd.watchdog_seconds()
     every = min(status_file.EVERY, watchdog) if watchdog else status_file.EVERY
     trouble: str | None = None
@@ -158,7 +160,7 @@ async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> No
             log.error("database_trouble", trouble or "all is well again with the database")
         if watchdog and daemon.is_alive:
             notify("WATCHDOG=1")
-        sentence, figures = status_file.sentence(app), daemon.status()
+        sentence, figures = status_file.summary(app), daemon.status()
         if (sentence, figures) != told:
             notify(f"STATUS={sentence}")
             written = await anyio.to_thread.run_sync(status_file.write, app.settings.state_dir, figures)

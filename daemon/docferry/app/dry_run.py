@@ -1,4 +1,4 @@
-"""What a pass would do, without doing it: for `sync --dry-run`."""
+"""Lists what a pass would do, without doing it: for `sync --dry-run`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from docferry.store.enqueue import Planned
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewRow:
-    """One file and what would become of it."""
+class DryRunRow:
+    """One file and the action that a pass would take."""
 
     mapping: str
     path: bytes
@@ -37,8 +37,8 @@ class PreviewRow:
     reason: str | None
 
 
-async def preview(settings: Settings, *, mappings: Sequence[str] = ()) -> list[PreviewRow]:
-    """Every wanted file of these mappings. FolderError when a folder can't be read."""
+async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[DryRunRow]:
+    """Return every document of these mappings. Raises FolderError where a folder cannot be read."""
     uploads, _ = select_mappings(settings, mappings)
     async with AsyncExitStack() as stack:
         documents = None
@@ -48,11 +48,11 @@ async def preview(settings: Settings, *, mappings: Sequence[str] = ()) -> list[P
         return [row for upload in uploads.values() for row in await _mapping(upload, documents)]
 
 
-async def _mapping(upload: Upload, documents: Documents | None) -> list[PreviewRow]:
+async def _mapping(upload: Upload, documents: Documents | None) -> list[DryRunRow]:
     listings = await anyio.to_thread.run_sync(
         lambda: [listing for chunk in scan.walk(Root.of(upload), enters=upload.enters) for listing in chunk]
     )
-    rows: list[PreviewRow] = []
+    rows: list[DryRunRow] = []
     planned: list[Planned] = []
     debouncer = Debouncer(SystemClock())
     for listing in listings:
@@ -88,7 +88,7 @@ async def _plan(upload: Upload, seen_file: SeenFile) -> Planned | None:
     return plan(upload, SeenFile(seen_file.folder, seen_file.name, found.stamp), verdict, found.digests, 0.0)
 
 
-async def _judged(upload: Upload, planned: Planned, documents: Documents | None) -> PreviewRow:
+async def _judged(upload: Upload, planned: Planned, documents: Documents | None) -> DryRunRow:
     if planned.reason is not None:
         return _row(upload, planned.seen_file, "held", reason=planned.detail)
     to = planned.target.lane if planned.target else ""
@@ -99,5 +99,5 @@ async def _judged(upload: Upload, planned: Planned, documents: Documents | None)
 
 def _row(
     upload: Upload, seen_file: SeenFile, would: str, *, to: str = "", name: str = "", reason: str | None = None
-) -> PreviewRow:
-    return PreviewRow(upload.name, seen_file.path, seen_file.stamp.size, would, to or upload.to, name, reason)
+) -> DryRunRow:
+    return DryRunRow(upload.name, seen_file.path, seen_file.stamp.size, would, to or upload.to, name, reason)

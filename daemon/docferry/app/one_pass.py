@@ -1,4 +1,4 @@
-"""One pass over the same rooms: `docferry sync`."""
+"""One pass: `docferry sync`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import anyio
 
 from docferry.app.application import Application, open_application
 from docferry.app.pass_heartbeat import pass_heartbeat
-from docferry.app.shutdown import finish, plain_errors
+from docferry.app.shutdown import drain, plain_errors
 from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
 from docferry.files.write_lease import guard_signals
 from docferry.model import Reason
 from docferry.settings import Download, Settings, missing_keys
 
-#: `sync` waits for documents that are due again within this, seconds; for doubts as long as the list may lag.
-PATIENCE = 5.0
-#: A pass is somebody's wish: it tries these gates at once, where the daemon would wait for the next probe.
+#: `sync` waits for documents that become due within this time, for doubts also for the list lag; seconds.
+WAIT_FOR_RETRY_S = 5.0
+#: A pass probes gates with these reasons at once, where the daemon would wait.
 PERSON_REASONS = frozenset(
     {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.UNREACHABLE}
 )
-#: `sync` goes on for so long without a document arriving (and as long as the list may lag, twice), seconds.
+#: `sync` ends after this time (and twice the list lag) without a document sent, seconds.
 STALL_TIMEOUT_S = 10.0
-#: `sync` waits so long for a full disk or a foreign lock, seconds; the daemon waits for ever.
-WRITE_PATIENCE = 60.0
-#: `sync` waits so much longer than `settle` for files that are still being written, seconds.
+#: `sync` waits this long for a full disk or a foreign lock, seconds; the daemon waits for ever.
+WAIT_FOR_WRITE_S = 60.0
+#: `sync` waits this much longer than `settle` for files that are still being written, seconds.
 WAIT_FOR_SETTLE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one pass got."""
+    """The progress of one pass."""
 
     files_done: int
     files_total: int
@@ -44,7 +44,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What one pass did, and what is left."""
+    """The result of one pass."""
 
     uploaded: int
     downloaded: int
@@ -59,29 +59,33 @@ class SyncReport:
 
     @property
     def summary(self) -> str:
-        """What it did, a line each, for those who were not there."""
+        """Return the result as lines for people."""
         figures = f"{self.uploaded} uploaded, {self.downloaded} downloaded, {self.held} held, {self.due} due"
         return "\n".join([figures, *self.problems])
 
     @property
     def exit_code(self) -> int:
-        """0 all done; 75 run it again; 1 a person is needed."""
+        """The exit code: 0 all done, 75 run it again, 1 a person is needed."""
         if self.due or self.problems:
             return 75
         return 1 if self.held else 0
 
 
+@dataclass(frozen=True, slots=True)
+class PassOptions:
+    """The extent of one pass."""
+
+    mappings: Sequence[str] = ()  # all when empty
+    uploads: bool = True
+    downloads: bool = True
+    adopt: bool = False  # the database was lost: ask the remote first
+    timeout: float | None = None  # seconds
+
+
 async def sync(
-    settings: Settings,
-    *,
-    mappings: Sequence[str] = (),
-    uploads: bool = True,
-    downloads: bool = True,
-    timeout: float | None = None,
-    adopt: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    settings: Settings, options: PassOptions, on_progress: Callable[[Progress], None] | None = None
 ) -> SyncReport:
-    """One pass: scan, settle, upload all that is due, download what is new. Safe beside a running daemon."""
+    """Scan, settle, upload all due documents and download new ones. Safe beside a running daemon."""
     guard_signals()
     with plain_errors():
         async with pass_heartbeat(settings) as result:
@@ -90,9 +94,13 @@ async def sync(
                 if problems:
                     raise ConfigError(problems)
                 async with open_application(
-                    settings, mappings=mappings, downloads=downloads, adopt=adopt, patience=WRITE_PATIENCE
+                    settings,
+                    mappings=options.mappings,
+                    downloads=options.downloads,
+                    adopt=options.adopt,
+                    write_timeout=WAIT_FOR_WRITE_S,
                 ) as app:
-                    report = await OnePass(app, uploads=uploads, on_progress=on_progress).run(timeout)
+                    report = await OnePass(app, uploads=options.uploads, on_progress=on_progress).run(options.timeout)
                     await app.receipts.finish()
             result.exit_code, result.text = report.exit_code, report.summary
             return report
@@ -100,7 +108,7 @@ async def sync(
 
 
 class OnePass:
-    """One `sync` under way."""
+    """The steps of one `sync`."""
 
     def __init__(self, app: Application, *, uploads: bool, on_progress: Callable[[Progress], None] | None) -> None:
         self._app = app
@@ -108,9 +116,10 @@ class OnePass:
         self._on_progress = on_progress
         self._problems: list[str] = []
         self._scanning = True
-        self._open_before = 0  # documents that were known and not yet sent
+        self._open_before = 0  # known documents that were not sent yet
 
     async def run(self, timeout: float | None) -> SyncReport:
+        """Do the pass, and stop at a signal or after `timeout` seconds."""
         app = self._app
         began = app.clock.steady()
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -143,11 +152,11 @@ class OnePass:
             self._scanning = False
             await self._settle()
             await self._drain()
-            await finish(app, group)
+            await drain(app, group)
         await app.after_upload.serve()
 
     async def _settle(self) -> None:
-        """Wait for files that are still being written, but not for ever."""
+        """Wait for files that are still being written, for a limited time."""
         app, debouncer = self._app, self._app.reconciler.debouncer
         longest = max((upload.settle for upload in app.uploads.values()), default=0.0)
         deadline = app.clock.steady() + longest + WAIT_FOR_SETTLE_S
@@ -160,7 +169,7 @@ class OnePass:
             await self._settle()
 
     async def _drain(self) -> None:
-        """Until nothing is in hand and nothing becomes due soon."""
+        """Wait until nothing is in flight and nothing becomes due soon."""
         app = self._app
         lag = max((remote.absent_after for remote in app.remotes.values()), default=0.0)
         progress, since = -1, app.clock.steady()
@@ -169,15 +178,15 @@ class OnePass:
             if not app.scheduler.is_busy:
                 await app.scheduler.refresh()
                 if app.scheduler.is_busy:
-                    continue  # meanwhile it has claimed what the lanes no longer show
+                    continue  # it has claimed transfers meanwhile
                 if app.uploader.counters.uploaded != progress:
                     progress, since = app.uploader.counters.uploaded, app.clock.steady()
                 waited = app.clock.steady() - since
                 stuck = waited > STALL_TIMEOUT_S + 2 * lag
-                if stuck or app.scheduler.next_due_within(PATIENCE, lag + PATIENCE) is None:
+                if stuck or app.scheduler.next_due_within(WAIT_FOR_RETRY_S, lag + WAIT_FOR_RETRY_S) is None:
                     return
                 app.scheduler.wake()
-            await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # nothing announces "all done" sooner
+            await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # no event announces the end
 
     async def _pull(self, download: Download) -> None:
         try:

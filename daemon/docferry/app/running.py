@@ -45,7 +45,7 @@ class RunningDaemon:
 
     def status(self) -> dict[str, Any]:
         """Return what the status file tells."""
-        return status_file.describe(self.app, self.started) | {
+        return status_file.snapshot(self.app, self.started) | {
             "alive": self.is_alive,
             "ready": self.is_ready,
             "reload_ok": self.reload_ok,

@@ -1,4 +1,4 @@
-"""How a run ends: what is in flight first, and an error that a person can read."""
+"""Ends a run: drains the requests in flight, and unwraps errors for people."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from docferry.app.application import Application
 from docferry.errors import DocferryError
 
 
-async def finish(app: Application, group: anyio.abc.TaskGroup) -> None:
-    """No new claims; what is in flight gets `stop_grace`; the rest is cut and handed back."""
+async def drain(app: Application, group: anyio.abc.TaskGroup) -> None:
+    """Claim nothing more, give requests in flight `stop_grace`, then cancel and release the rest."""
     app.scheduler.stop()
     with anyio.move_on_after(app.settings.stop_grace):
         await app.scheduler.ended.wait()
@@ -22,7 +22,7 @@ async def finish(app: Application, group: anyio.abc.TaskGroup) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Errors meant for people come out as themselves, not in the groups that task groups make of them."""
+    """Raise errors for people directly, instead of in the exception groups of task groups."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -33,6 +33,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def first(error: BaseException) -> BaseException:
+    """Return the first error inside exception groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""What a running daemon says of itself: a small file for `status`, a sentence for systemd."""
+"""Publishes the figures of a running daemon: a small file for `status`, a line for systemd."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from docferry.clock import iso
 from docferry.model import escaped
 from docferry.store import locks
 
-if TYPE_CHECKING:  # `status` reads the file and must not wait for the rooms to be imported
+if TYPE_CHECKING:  # `status` reads the file and must not import the application
     from docferry.app.application import Application
 
-#: How often is looked whether there is something new to say, seconds.
+#: Interval between two looks for changed figures, seconds.
 EVERY = 2.0
-#: An unchanged file is touched so often, seconds.
+#: Interval at which an unchanged file is touched, seconds.
 TOUCHED_EVERY_S = 10.0
-#: Files still being written that are named in it.
+#: Number of files still being written that are named.
 NAMED = 20
 
 
-def describe(app: Application, started: float) -> dict[str, Any]:
-    """What the daemon is doing now; times are wall seconds."""
+def snapshot(app: Application, started: float) -> dict[str, Any]:
+    """Return the current figures of the daemon; times are wall seconds."""
     return {
         "pid": os.getpid(),
         "started": started,
@@ -47,8 +47,8 @@ def describe(app: Application, started: float) -> dict[str, Any]:
     }
 
 
-def sentence(app: Application) -> str:
-    """One line for systemd's STATUS."""
+def summary(app: Application) -> str:
+    """Return one line for systemd's STATUS."""
     stopped = sum(state.problem is not None for state in app.reconciler.folders.values())
     parts = [f"{app.scheduler.in_flight} in flight", f"{app.uploader.counters.uploaded} sent"]
     if app.gate_manager.closed:
@@ -61,8 +61,10 @@ def sentence(app: Application) -> str:
 
 
 def write(state_dir: Path, status_file: dict[str, Any]) -> bool:
-    """Replace the file whole; a full disk must not stop the ferry, and `status` has to say that it is full. Whether it
-    could be written."""
+    """Replace the whole file, and return whether it could be written.
+
+    On a full disk the file is overwritten in place, so that `status` can report the full disk.
+    """
     path, fresh = state_dir / "status.json", state_dir / "status.json.new"
     said = json.dumps(status_file)
     try:
@@ -77,25 +79,25 @@ def write(state_dir: Path, status_file: dict[str, Any]) -> bool:
 
 
 def _overwrite(path: Path, said: str) -> None:
-    """In the blocks that the file already has, for which there is room."""
+    """Overwrite the file in the blocks that it already has."""
     with path.open("r+") as file:
         file.write(said)
         file.truncate()
 
 
 def read_status(state_dir: Path) -> dict[str, Any] | None:
-    """What a running daemon last said, None when none runs."""
+    """Return the last figures of a running daemon; None where none runs."""
     pid = locks.running(state_dir)
     if pid is None:
         return None
     said: dict[str, Any] = {"started": None, "remotes": {}, "mappings": {}}
-    with suppress(OSError, ValueError):  # it has only just started
+    with suppress(OSError, ValueError):  # it has just started
         said |= json.loads((state_dir / "status.json").read_text(encoding="utf-8"))
     return said | {"pid": pid}
 
 
 def keep_fresh(state_dir: Path) -> None:
-    """Touch the file, so that `docferry health` can tell a daemon that lives from one that hangs."""
+    """Touch the file, so that `docferry health` recognises a daemon that hangs."""
     path = state_dir / "status.json"
     with suppress(OSError):
         if time.time() - path.stat().st_mtime >= TOUCHED_EVERY_S:
@@ -111,7 +113,7 @@ def age(state_dir: Path) -> float | None:
 
 
 def forget(state_dir: Path) -> None:
-    """The daemon ends in good order."""
+    """Remove the file when the daemon ends."""
     (state_dir / "status.json").unlink(missing_ok=True)
 
 
@@ -120,7 +122,7 @@ def _names(app: Application) -> list[str]:
 
 
 def _rounded(rate: float | None) -> float | None:
-    """Two digits: a figure that creeps would have the file written without end."""
+    """Round to two digits: a slowly changing figure must not rewrite the file all the time."""
     return None if rate is None else float(f"{rate:.2g}")
 
 

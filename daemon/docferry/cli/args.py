@@ -1,4 +1,4 @@
-"""What a command was asked to work on: the settings, and the mappings by name."""
+"""Resolves what a command names: the settings, mappings and reasons."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from docferry.settings import Settings
 
 
 def load(path: Path | None) -> Settings:
+    """Return the settings of the named or the usual configuration file."""
     return settings.load(path)
 
 
 def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -> list[str]:
-    """The names as they are; ConfigError names each that is neither configured nor in `also`, and the nearest."""
+    """Return the names without repetitions.
+
+    Raises ConfigError for each name that is neither configured nor in `also`, with the nearest one.
+    """
     known = [*(each.name for each in wanted.uploads), *(each.name for each in wanted.downloads), *also]
     problems = [_unknown(name, known) for name in names if name not in known]
     if problems:
@@ -27,14 +31,14 @@ def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -
 
 
 def reason(code: str | None) -> str | None:
-    """The code as it is; ConfigError names the nearest one when there is none such."""
+    """Return the code. Raises ConfigError with the nearest code where there is no such one."""
     if code is not None and code not in list(Reason):
         raise ConfigError([_unknown(code, list(Reason), "reason")])
     return code
 
 
 def roots(wanted: Settings) -> dict[str, bytes]:
-    """Where each upload mapping's documents lie, as the kernel has it."""
+    """Return the root folder of each upload mapping, as bytes."""
     return {upload.name: os.fsencode(upload.root) for upload in wanted.uploads}
 
 

@@ -1,4 +1,4 @@
-"""`docferry check`: is the configuration right, do the keys work, are the folders readable; how to mend each."""
+"""The command `docferry check`: checks configuration, keys, folders and limits, and names the fix of each problem."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from docferry.clock import SystemClock
 from docferry.remotes.protocol import Checked, Remote
 from docferry.settings import Settings
 
-#: How far a remote's clock may be off before it is worth a word, and before signatures fail, seconds.
+#: Clock offset of a remote that is worth a warning, and one at which signatures fail, seconds.
 CLOCK_WARN, CLOCK_FAIL = 60.0, 300.0
 WRONG, AWAY = 2, 75
 _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
@@ -31,8 +31,9 @@ _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
 
 
 def command(asked: Namespace) -> int:
+    """Check everything, print the findings and return the exit code."""
     settings = args.load(asked.config)
-    logs.configure("error", settings.log_format)  # the findings say what a log would
+    logs.configure("error", settings.log_format)  # the findings contain what a log would
     findings = anyio.run(_gathered, settings, asked.offline)
     if asked.json:
         _as_json(findings)
@@ -50,9 +51,9 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     secrets = settings.secrets()
     for name, remote in remotes.items():
         try:
-            if getattr(secrets, name):  # without a key there is nothing to ask, and it was said above
+            if getattr(secrets, name):  # a missing key is a finding of its own
                 checked = [target for target in targets if target.remote == name]
-                findings += _judged(remote, await remote.check(checked))
+                findings += _findings_of(remote, await remote.check(checked))
         finally:
             await remote.aclose()
     if more:
@@ -60,8 +61,8 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     return findings
 
 
-def _judged(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
-    """What the remote found; its clock is judged here, for all remotes alike."""
+def _findings_of(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
+    """Return the findings of a remote, with those about its clock and quota."""
     findings = [
         Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes) for each in checked
     ]
@@ -108,5 +109,5 @@ def _tell(findings: Sequence[Finding]) -> None:
     failed = sum(each.level == "fail" for each in findings)
     warned = sum(each.level == "warn" for each in findings)
     warnings = f"({count(warned, 'warning')})" if warned else ""
-    verdict = Cell(f"{count(failed, 'thing')} to mend" if failed else "all is right", BAD if failed else GOOD)
+    verdict = Cell(f"{count(failed, 'problem')} to fix" if failed else "all is right", BAD if failed else GOOD)
     screen.show(table, line(), line(verdict, Cell(warnings, WARN)))

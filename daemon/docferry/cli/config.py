@@ -1,4 +1,4 @@
-"""`docferry config`: a commented example, the effective settings with secrets hidden, and their JSON Schema."""
+"""The command `docferry config`: an example, the effective settings with secrets hidden, and their JSON Schema."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _UNUSED: Final[Mapping[tuple[str, str] | None, tuple[str, ...]]] = {
 
 
 def init_text() -> str:
-    """The commented example."""
+    """Return the commented example."""
     package = Path(__file__).parents[1]
     for place in (package / "_config" / "docferry.toml", package.parents[1] / "config" / "docferry.toml"):
         if place.is_file():
@@ -51,12 +51,12 @@ def init_text() -> str:
 
 
 def show(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """The effective settings as TOML; of a key only where it came from."""
+    """Return the effective settings as TOML; of a key its origin alone."""
     return "\n".join(_lines(settings, environ)) + "\n"
 
 
 def mapping_names(path: Path | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the names of all mappings, one a line; whatever else is wrong with the file, since a shell asks."""
+    """Return the names of all mappings, one a line, even where the file has problems: a shell asks for them."""
     values = sources.collect(path, environ).values
     lists = [values[key] for key in ("upload", "download") if isinstance(values.get(key), list)]
     names = [entry["name"] for entries in lists for entry in entries if isinstance(entry, dict) and "name" in entry]
@@ -64,7 +64,7 @@ def mapping_names(path: Path | None, environ: Mapping[str, str] = os.environ) ->
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of the configuration file, for editors."""
+    """Return the JSON Schema of the configuration file, for editors."""
     found = Settings.model_json_schema(by_alias=True)
     found["required"] = [key for key in found.get("required", []) if key != "state_dir"]  # it has a default
     _without_titles(found)
@@ -109,7 +109,7 @@ def _key(key: Key) -> str:
 
 
 def _pairs(model: BaseModel) -> Iterator[str]:
-    """`key = value` for each plain value that is set."""
+    """Yield `key = value` for each plain value that is set."""
     for field, facts in type(model).model_fields.items():
         key = facts.alias or field
         value = getattr(model, key, None) if key == "settle" else getattr(model, field)
@@ -120,7 +120,7 @@ def _pairs(model: BaseModel) -> Iterator[str]:
             continue
         if value is None or tables or key == "api_key" or key in _UNUSED.get(_remote(model), ()):
             continue
-        yield f"{key} = {_toml(_said(key, value))}"
+        yield f"{key} = {_toml(_notation(key, value))}"
 
 
 def _remote(model: BaseModel) -> tuple[str, str] | None:
@@ -129,9 +129,9 @@ def _remote(model: BaseModel) -> tuple[str, str] | None:
     return ("download", model.source) if isinstance(model, Download) else None
 
 
-def _said(key: str, value: Any) -> Any:
-    """A value as a person would write it, where that loses nothing."""
-    if key == "url":  # whoever knows the path of a webhook can use it
+def _notation(key: str, value: Any) -> Any:
+    """Return a value in the notation of people, where that loses nothing."""
+    if key == "url":  # the path of a webhook is a secret
         parts = urlsplit(value)
         plain = f"{parts.scheme}://{parts.netloc}"
         return value if value.rstrip("/") == plain else f"{plain}/{HIDDEN}"
@@ -166,7 +166,7 @@ def _character(char: str) -> str:
 
 
 def _without_titles(node: Any) -> None:
-    """Titles made from field names say nothing that the key does not."""
+    """Remove the titles that are derived from field names; they repeat the key."""
     if isinstance(node, list):
         for each in node:
             _without_titles(each)

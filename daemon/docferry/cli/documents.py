@@ -1,4 +1,4 @@
-"""`docferry list` and `docferry show`: documents, and what was tried with them."""
+"""The commands `docferry list` and `docferry show`: documents and their attempts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from docferry.model import escaped
 from docferry.settings import Settings
 from docferry.store.reports import AttemptRow, Reports, Row
 
-#: So many rows are read at once, however many there are.
+#: Rows that one query returns at most.
 CHUNK: Final = 1000
 STYLES: Final = {"sent": GOOD, "held": BAD, "doubtful": WARN, "asking": WARN, "gone": FAINT}
-_HEADINGS: Final = ("id", "state", "size", "mapping", "path", "why")
+_HEADINGS: Final = ("id", "state", "size", "mapping", "path", "reason")
 
 
 def list_command(asked: Namespace) -> int:
+    """Print the documents that match, and return the exit code."""
     anyio.run(_list, args.load(asked.config), asked)
     return 0
 
 
 def show_command(asked: Namespace) -> int:
-    # Both ways to say where it lies: as it was typed, and with links followed.
+    """Print one document with every attempt, and return the exit code."""
+    # As typed, and with links followed.
     given = os.fsencode(Path(asked.document).absolute())
     anyio.run(_show, args.load(asked.config), asked, [os.path.normpath(given), os.path.realpath(given)])
     return 0
 
 
-def described(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
-    """A row as `list --json` promises it."""
+def as_json(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return a row as the object of `list --json`."""
     return {
         "id": row.id,
         "mapping": row.mapping,
@@ -60,7 +62,7 @@ def described(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def full_path(row: Row, roots: Mapping[str, bytes]) -> str:
-    """The absolute path, escaped; relative when the mapping is no longer configured."""
+    """Return the absolute path, escaped; relative where the mapping is no longer configured."""
     root = roots.get(row.mapping)
     return escaped(row.path if root is None else root.rstrip(b"/") + b"/" + row.path)
 
@@ -79,14 +81,14 @@ async def _list(settings: Settings, asked: Namespace) -> None:
     async with open_queue(settings) as database:
         reports = None if database is None else Reports(database)
         if asked.mapping is not None:
-            # Documents may be left of a mapping that the configuration has no more.
+            # The queue may have documents of a mapping that is no longer configured.
             left = [] if reports is None or asked.mapping in roots else list(await reports.counts())
             args.mappings(settings, [asked.mapping], also=left)
         if reports is None:
             return
         async for rows in _chunks(reports, asked):
             if asked.json:
-                lines = (json.dumps(described(row, roots), ensure_ascii=False) for row in rows)
+                lines = (json.dumps(as_json(row, roots), ensure_ascii=False) for row in rows)
                 screen.write("".join(f"{each}\n" for each in lines))
             else:
                 table = Table(_HEADINGS, [_cells(row, roots) for row in rows], frozenset({0, 2}), frozenset({4, 5}))
@@ -126,7 +128,7 @@ async def _show(settings: Settings, asked: Namespace, paths: list[bytes]) -> Non
         for at, row in enumerate(versions):
             history = await reports.attempts(row.id)
             if asked.json:
-                told = described(row, roots) | {"history": [_attempt(each) for each in history]}
+                told = as_json(row, roots) | {"history": [_attempt(each) for each in history]}
                 screen.write(json.dumps(told, ensure_ascii=False) + "\n")
             else:
                 if at:
@@ -135,19 +137,19 @@ async def _show(settings: Settings, asked: Namespace, paths: list[bytes]) -> Non
 
 
 async def _found(reports: Reports, document: str, paths: list[bytes], roots: Mapping[str, bytes]) -> list[Row]:
-    """The document of that number, or every version of the file at that path, the newest first."""
+    """Return the document with that id, or every version of the file at that path, the newest first."""
     if document.isascii() and document.isdecimal():
         row = await reports.by_id(int(document)) if int(document) < 2**63 else None
         if row is not None:
             return [row]
-        raise ConfigError([f"there is no document {document}; `docferry list` shows their numbers"])
+        raise ConfigError([f"there is no document {document}; `docferry list` shows the ids"])
     for path in paths:
         rows = [row for name, inner in _inside(path, roots) for row in await reports.by_path(name, inner)]
         if rows:
             return rows
     shown = escaped(document)
     if not any(_inside(path, roots) for path in paths):
-        raise ConfigError([f"{shown} lies in no mapping's folder; `docferry list` shows the documents there are"])
+        raise ConfigError([f"{shown} is in no mapping's folder; `docferry list` shows the known documents"])
     raise ConfigError([f"docferry has not seen {shown} yet, or it is excluded; see `docferry sync --dry-run`"])
 
 
@@ -181,9 +183,9 @@ def _tell(screen: Screen, row: Row, history: list[AttemptRow], roots: Mapping[st
             facts.rows.append((Cell(name, FAINT), value))
     screen.show(facts)
     if not history:
-        screen.show(line(), line(Cell("nothing was tried yet", FAINT)))
+        screen.show(line(), line(Cell("no attempt was made yet", FAINT)))
         return
-    table = Table(("began", "took", "became", "status", "proof", "correlation id", "what"), folds=frozenset({6}))
+    table = Table(("began", "took", "became", "status", "proof", "correlation id", "detail"), folds=frozenset({6}))
     for each in history:
         took = "" if each.ended is None else f"{each.ended - each.began:.2f} s"
         became = Cell(each.state, STYLES.get(each.state, ""))
@@ -200,8 +202,8 @@ def _facts(row: Row, roots: Mapping[str, bytes]) -> list[tuple[str, Cell | str |
         ("path", full_path(row, roots)),
         ("mapping", row.mapping),
         ("state", Cell(row.state, STYLES.get(row.state, ""))),
-        ("why", ": ".join(part for part in (row.reason, row.detail) if part) or None),
-        ("next try", iso(row.next_attempt)),
+        ("reason", ": ".join(part for part in (row.reason, row.detail) if part) or None),
+        ("next attempt", iso(row.next_attempt)),
         ("size", f"{row.size:,} bytes"),
         ("sha256", row.sha256),
         ("sent as", row.remote_name),

@@ -1,4 +1,4 @@
-"""What `docferry check` sees from here: configuration, state folder, mapped folders, the limits of the kernel."""
+"""Checks without a network: configuration, state folder, mapped folders, limits of the kernel."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from docferry.store import locks
 
 Level = Literal["ok", "note", "warn", "fail"]
 
-#: Free space below which it is worth a word, and below which nothing can be relied on, bytes.
+#: Free space that is worth a warning, and one that is a failure, bytes.
 ROOMY, TIGHT = 1_000_000_000, 100_000_000
-#: So many connections found by placeholders are asked for; each costs a request of the daily quota.
+#: Connections found by placeholders that are asked for; each costs a request of the daily quota.
 MOST_ASKED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; `cure` where it is not as it should be. `away`: a remote did not answer."""
+    """The result of one check, with the fix where there is a problem; `away`: it may pass by itself."""
 
     level: Level
     subject: str
@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass(slots=True)
 class WalkResult:
-    """What one walk through a mapping's folder found."""
+    """The result of one walk through a mapping's folder."""
 
     folders: int = 0
     files: int = 0
@@ -50,7 +50,7 @@ class WalkResult:
 
 
 def local(settings: Settings) -> Iterator[Finding]:
-    """Every look that needs no network."""
+    """Yield the findings of every check that needs no network."""
     yield Finding("ok", "configuration", escaped(str(settings.path)))
     yield from (Finding("warn", "configuration", sentence) for sentence in settings.warnings)
     yield from _keys(settings)
@@ -73,19 +73,21 @@ def _alerts(settings: Settings) -> Iterator[Finding]:
     for receiver in settings.alerts.to:
         needed = [receiver.secret()] + ([receiver.address()] if receiver.url_file is not None else [])
         problems = [found.problem for found in needed if found.problem is not None]
-        yield from (Finding("fail", f"alerts to {receiver.name}", *_parted(problem)) for problem in problems)
+        yield from (Finding("fail", f"alerts to {receiver.name}", *_split(problem)) for problem in problems)
         if not problems:
             yield Finding(
                 "ok", f"alerts to {receiver.name}", f"{receiver.kind}; try it: docferry alerts test {receiver.name}"
             )
     problem = settings.heartbeat.address().problem
     if problem is not None:
-        yield Finding("fail", "heartbeat", *_parted(problem))
+        yield Finding("fail", "heartbeat", *_split(problem))
 
 
 def targets(settings: Settings) -> tuple[list[Target], int]:
-    """The companies and connections that the mappings name or that their folders stand for, at most MOST_ASKED of
-    the latter; and how many more there are."""
+    """Return the companies and connections of the mappings, and the number of those left out.
+
+    Of those that folders name by placeholders, MOST_ASKED are returned at most.
+    """
     found = [
         Target(upload.to, upload.company_id, upload.connection_id) for upload in settings.uploads if not _open(upload)
     ]
@@ -103,7 +105,7 @@ def _open(upload: Upload) -> bool:
 
 
 def _by_folders(upload: Upload) -> Iterator[Target]:
-    """The targets for which there are folders."""
+    """Yield the targets that folders name by placeholders."""
     ahead: list[tuple[bytes, int]] = [(b"", 0)]
     while ahead:
         folder, depth = ahead.pop()
@@ -129,7 +131,7 @@ def _subfolders(root: bytes, folder: bytes) -> list[bytes]:
 def _keys(settings: Settings) -> Iterator[Finding]:
     secrets = settings.secrets()
     missing = missing_keys(settings, secrets)
-    yield from (Finding("fail", "key", *_parted(sentence)) for sentence in missing)
+    yield from (Finding("fail", "key", *_split(sentence)) for sentence in missing)
     for remote, key in (("codat", secrets.codat_key), ("wootiv", secrets.wootiv_key)):
         if remote in settings.remotes and key.value is not None:
             yield Finding("ok", "key", f"{remote}: from {key.origin}")
@@ -140,21 +142,19 @@ def _state(settings: Settings) -> Iterator[Finding]:
     if not _exists(folder):
         parent = _nearest(folder)
         if os.access(parent, os.W_OK | os.X_OK):
-            yield Finding("ok", "state folder", f"{shown} will be made at the first start")
+            yield Finding("ok", "state folder", f"{shown} is created at the first start")
         else:
-            cure = f"make it: mkdir -m 700 {shown}; or set state_dir"
-            yield Finding("fail", "state folder", f"{shown} is not there, and cannot be made by this user", cure)
+            cure = f"create it: mkdir -m 700 {shown}; or set state_dir"
+            yield Finding("fail", "state folder", f"{shown} does not exist, and this user cannot create it", cure)
             return
     else:
         try:
             locks.prepare_state_dir(folder)
         except StateError as error:
-            yield Finding("fail", "state folder", *_parted(str(error)))
+            yield Finding("fail", "state folder", *_split(str(error)))
             return
         if not os.access(folder, os.W_OK | os.X_OK):
-            yield Finding(
-                "fail", "state folder", f"{shown} cannot be written", "run docferry as the user it belongs to"
-            )
+            yield Finding("fail", "state folder", f"{shown} cannot be written", "run docferry as the user that owns it")
             return
         yield Finding("ok", "state folder", shown)
     free = shutil.disk_usage(_nearest(folder)).free
@@ -170,7 +170,7 @@ def _sqlite() -> Iterator[Finding]:
     if mended:
         yield Finding("ok", "database", said)
     else:
-        cure = "upgrade the system's SQLite to 3.51.3, 3.50.7 or 3.44.6 when it can be had"
+        cure = "upgrade SQLite to 3.51.3, 3.50.7 or 3.44.6 when it is available"
         yield Finding("warn", "database", f"{said} has a rare defect in its write-ahead log (WAL reset)", cure)
 
 
@@ -180,7 +180,7 @@ def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
         for listings in scan.walk(Root.of(upload), enters=upload.enters):
             _count(upload, listings, walked)
     except FolderError as error:
-        yield Finding("fail", upload.name, *_parted(str(error)), away=True)
+        yield Finding("fail", upload.name, *_split(str(error)), away=True)
         return
     for problem in walked.problems[:5]:
         yield Finding("warn", upload.name, problem, "let docferry's user read it, or exclude it")
@@ -209,7 +209,7 @@ def _count(upload: Upload, listings: Iterable[scan.Listing], walked: WalkResult)
 
 
 def _lease(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
-    """Whether the kernel tells who is writing: else only `settle` does."""
+    """Yield a finding where the kernel does not tell whether a file is open for writing."""
     path = os.fsencode(upload.root) + b"/" + (walked.sample or b"")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -222,8 +222,8 @@ def _lease(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
     finally:
         os.close(descriptor)
     if told is None:
-        cure = "run docferry as the files' owner or give it CAP_LEASE; else choose a generous settle"
-        detail = "the kernel does not tell docferry who is writing here; only the time a file held still counts"
+        cure = "run docferry as the owner of the files, or give it CAP_LEASE; else set a longer settle"
+        detail = "the kernel does not tell which files are open for writing; only `settle` decides"
         yield Finding("note", upload.name, detail, cure)
 
 
@@ -231,10 +231,10 @@ def _download(download: Download, state_dir: Path) -> Iterator[Finding]:
     for folder in dict.fromkeys(download.folder_of(company) for company in download.companies or (None,)):
         shown, place = escaped(str(folder)), _nearest(folder)
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            cure = f"make {shown} and let docferry's user write there"
+            cure = f"create {shown} and let docferry's user write there"
             yield Finding("fail", download.name, f"{shown} cannot be written by this user", cure)
             continue
-        will = "" if _exists(folder) else "; it will be made"
+        will = "" if _exists(folder) else "; it is created when needed"
         yield Finding("ok", download.name, f"{shown} can be written{will}")
         with suppress(OSError):
             if place.stat().st_dev != _nearest(state_dir).stat().st_dev:
@@ -264,16 +264,16 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        return True  # something is there that cannot be looked at; whoever opens it learns why
+        return True  # it exists and cannot be examined; opening it reports why
 
 
 def _nearest(path: Path) -> Path:
-    """The path itself, or the first folder above it that is there."""
+    """Return the path itself, or the nearest folder above it that exists."""
     return next((each for each in (path, *path.parents) if _exists(each)), Path("/"))
 
 
-def _parted(sentence: str) -> tuple[str, str]:
-    """What is wrong, and the cure, of a sentence that has both."""
+def _split(sentence: str) -> tuple[str, str]:
+    """Split a sentence into the problem and the fix."""
     wrong, _, cure = sentence.partition("; ")
     if not cure and ": run " in wrong:
         wrong, _, cure = wrong.partition(": ")

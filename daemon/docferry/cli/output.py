@@ -36,7 +36,7 @@ Content = Cell | str | bytes | int
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of cells, one after the other."""
+    """A line of cells."""
 
     cells: tuple[Content, ...]
 
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(slots=True)
 class Table:
-    """Rows under headings; the columns in `right` are numbers, those in `folds` may take several lines."""
+    """Rows under headings; columns in `right` are numbers, columns in `folds` may wrap."""
 
     headings: Sequence[str]
     rows: list[Sequence[Content]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Table:
     folds: frozenset[int] = frozenset()
 
     def lines(self, widths: list[int] | None = None) -> list[str]:
-        """The table in plain text. `widths` are those of the chunk before, which had the headings; they may grow."""
+        """Return the table in plain text; `widths` are the widths of the chunk before, which had the headings."""
         texts = [[str(cell(each)) for each in row] for row in self.rows]
         if any(self.headings) and not widths:
             texts.insert(0, list(self.headings))
@@ -78,10 +78,12 @@ Block = Line | Table
 
 
 def cell(content: Content) -> Cell:
+    """Return the content as a cell."""
     return content if isinstance(content, Cell) else Cell(content)
 
 
 def line(*cells: Content) -> Line:
+    """Return a line of these cells."""
     return Line(cells)
 
 
@@ -93,6 +95,7 @@ class Screen:
         self.tty = self._stream is not None and self._stream.isatty()
 
     def show(self, *blocks: Block) -> None:
+        """Print lines and tables."""
         if not self.tty:
             self.write("".join(f"{text}\n" for block in blocks for text in _plain(block)))
             return
@@ -101,7 +104,7 @@ class Screen:
             console.print(rendered(block), soft_wrap=isinstance(block, Line))
 
     def append(self, table: Table, widths: list[int]) -> None:
-        """One more chunk of a long table; `widths` is empty before the first."""
+        """Print one more chunk of a long table; `widths` is empty before the first."""
         if self.tty:
             self.show(table)
         else:
@@ -114,7 +117,7 @@ class Screen:
         streams.write(self._stream, text)
 
     def console(self) -> Console:
-        """The terminal for rich; NO_COLOR is honoured by it."""
+        """Return the terminal for rich, which respects NO_COLOR."""
         from rich.console import Console
 
         return Console(file=self._stream, highlight=False, markup=False, emoji=False)
@@ -128,7 +131,7 @@ def complain(*sentences: str) -> None:
 
 
 def rendered(block: Block) -> RenderableType:
-    """A block for rich."""
+    """Return a block for rich."""
     from rich.text import Text
 
     if isinstance(block, Table):
@@ -142,7 +145,7 @@ def rendered(block: Block) -> RenderableType:
 
 
 def size(octets: float) -> str:
-    """`1.4 MB`: as people read sizes."""
+    """Return a size as people read it: `1.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if octets < 1000 or unit == "GB":
             return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
@@ -151,7 +154,7 @@ def size(octets: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """`0.4 s`, `40 min`, `3 h`, `2 d`: roughly how long."""
+    """Return a rough duration: `0.4 s`, `40 min`, `3 h`, `2 d`."""
     if 0 < seconds < 10:
         return f"{seconds:.1f} s"
     for limit, length, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
@@ -161,7 +164,7 @@ def span(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1 document`, `2 documents`."""
+    """Return a number with its noun: `1 document`, `2 documents`."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 

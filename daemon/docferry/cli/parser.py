@@ -1,4 +1,4 @@
-"""The command line: every command, its options and its help; standard library only, so that it is there at once."""
+"""The command line: every command, its options and its help. Imports the standard library alone, to start fast."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry
 _CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose from (.*)\)", re.DOTALL)
 
 _ABOUT: Final = """\
-Carries documents from folders to Codat and Wootiv, each exactly once, and brings new ones down.
+Uploads documents from folders to Codat and Wootiv, each exactly once, and downloads new ones.
 """
 _TO_BEGIN: Final = """\
 to begin:
-  docferry demo                            see the whole thing at work, nothing needed
+  docferry demo                            see it work against a simulator; needs nothing
   docferry config init > docferry.toml     write a configuration, then edit it
-  docferry check                           is it right, do the keys work
+  docferry check                           check configuration, keys and folders
   docferry sync                            one pass, with a progress bar
   docferry run                             the daemon
 
@@ -34,14 +34,17 @@ exit codes:
 
 
 class Misused(Exception):
-    """The command line is wrong; the message says what, and what was probably meant."""
+    """The command line is wrong; the message names the word and the nearest right one."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """What was asked for. Misused when it is not understood; SystemExit after --help and --version."""
+    """Return the parsed arguments.
+
+    Raises Misused where they are wrong, and SystemExit after --help and --version.
+    """
     parser = build_parser()
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in _options(parser):
-        # Before the command: else its value would be taken for the command.
+        # Before the command, where its value would be taken for the command.
         raise Misused(_unknown(argv[0], parser, None))
     asked, rest = parser.parse_known_args(list(argv))
     if rest:
@@ -53,6 +56,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser() -> Parser:
+    """Return the parser with all commands."""
     parser = Parser(
         prog="docferry",
         description=_ABOUT,
@@ -84,11 +88,12 @@ def build_parser() -> Parser:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises instead of ending the program, and knows its commands."""
+    """An argument parser that raises Misused instead of ending the program."""
 
     commands: argparse._SubParsersAction[Parser]
 
     def error(self, message: str) -> NoReturn:
+        """Raise Misused with the nearest valid choice."""
         found = _CHOICE.search(message)
         if found is None:
             raise Misused(f"{message}; see `{self.prog} --help`")
@@ -99,7 +104,7 @@ class Parser(argparse.ArgumentParser):
         raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
 
     def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
-        """Add a command; each example is a line that can be typed."""
+        """Add a command; each example is a complete line."""
         shown = "examples:\n" + "\n".join(f"  docferry {name} {each}".rstrip() for each in examples)
         added = self.commands.add_parser(
             name,
@@ -109,7 +114,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        # Accepted after the command too; SUPPRESS, or its default would undo the one given before.
+        # Accepted after the command too; SUPPRESS keeps a value that was given before it.
         added.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=_CONFIG_HELP)
         return added
 
@@ -117,10 +122,10 @@ class Parser(argparse.ArgumentParser):
 def _run(parser: Parser) -> None:
     parser.command(
         "run",
-        "the daemon, in the foreground, as systemd wants it",
+        "the daemon, in the foreground, as systemd starts it",
         "",
         "--config /etc/docferry/docferry.toml",
-        more="SIGTERM and Ctrl-C end it when what is in flight has arrived; SIGHUP reads the configuration again.",
+        more="SIGTERM and Ctrl-C stop it after the uploads in flight; SIGHUP reads the configuration again.",
     )
 
 
@@ -135,7 +140,7 @@ def _sync(parser: Parser) -> None:
         more="Safe beside a running daemon, and beside another sync.",
     )
     sync.add_argument("--mapping", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
-    sync.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    sync.add_argument("--dry-run", action="store_true", help="list what would be done, and change nothing")
     sync.add_argument("--json", action="store_true", help="one object when it is done (with --dry-run, one a line)")
     sync.add_argument("--no-upload", action="store_true", help="only download")
     sync.add_argument("--no-download", action="store_true", help="only upload")
@@ -143,20 +148,20 @@ def _sync(parser: Parser) -> None:
     sync.add_argument(
         "--adopt",
         action="store_true",
-        help="after a lost database: take for sent what the remote proves to have, and send the rest",
+        help="after a lost database: mark as sent what the remote proves to have, and send the rest",
     )
 
 
 def _status(parser: Parser) -> None:
     status = parser.command(
         "status",
-        "counts by mapping and state, what each remote is doing, what needs a person",
+        "counts by mapping and state, activity of each remote, problems that need a person",
         "",
         "--watch",
         "--json | jq .held",
     )
     status.add_argument("--json", action="store_true", help="one object")
-    status.add_argument("--watch", action="store_true", help="show it again and again, until Ctrl-C")
+    status.add_argument("--watch", action="store_true", help="repeat until Ctrl-C")
 
 
 def _list(parser: Parser) -> None:
@@ -172,15 +177,15 @@ def _list(parser: Parser) -> None:
         "--state", action="append", default=[], choices=_STATES, metavar="STATE", help=f"one of {', '.join(_STATES)}"
     )
     listing.add_argument("--reason", metavar="CODE", help="only those held, or waiting, for this reason")
-    listing.add_argument("--limit", type=_count, metavar="N", help="at most so many")
+    listing.add_argument("--limit", type=_count, metavar="N", help="print at most N documents")
     listing.add_argument("--json", action="store_true", help="one object a line")
 
 
 def _show(parser: Parser) -> None:
     show = parser.command(
-        "show", "one document and every attempt made", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
+        "show", "one document and every attempt", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
     )
-    show.add_argument("document", metavar="ID|PATH", help="its number in `docferry list`, or its path")
+    show.add_argument("document", metavar="ID|PATH", help="its id in `docferry list`, or its path")
     show.add_argument("--json", action="store_true", help="one object a line, the newest version of a path first")
 
 
@@ -192,9 +197,9 @@ def _retry(parser: Parser) -> None:
         "--reason too_large",
         "--mapping acme-bank",
         "--all",
-        more="A running daemon goes on with them within seconds; else run `docferry sync`.",
+        more="A running daemon sends them within seconds; else run `docferry sync`.",
     )
-    retry.add_argument("ids", nargs="*", type=_count, metavar="ID", help="numbers as `docferry list` shows them")
+    retry.add_argument("ids", nargs="*", type=_count, metavar="ID", help="ids from `docferry list`")
     retry.add_argument("--mapping", metavar="NAME", help="those of this mapping")
     retry.add_argument("--reason", metavar="CODE", help="those held, or waiting, for this reason")
     retry.add_argument("--all", action="store_true", help="all of them")
@@ -203,11 +208,11 @@ def _retry(parser: Parser) -> None:
 def _check(parser: Parser) -> None:
     check = parser.command(
         "check",
-        "is the configuration right, do the keys work, are the folders readable; says how to mend each",
+        "checks configuration, keys, folders and limits; names the fix of each problem",
         "",
         "--offline",
     )
-    check.add_argument("--offline", action="store_true", help="ask no remote")
+    check.add_argument("--offline", action="store_true", help="make no request")
     check.add_argument("--json", action="store_true", help="one object")
 
 
@@ -273,20 +278,20 @@ def _alerts(parser: Parser) -> None:
 def _simulate(parser: Parser) -> None:
     simulate = parser.command(
         "simulate",
-        "a local Codat and Wootiv to try things against",
+        "a local Codat and Wootiv for trials",
         "",
         "--port 8025",
         "--faults faults.toml",
-        more="It listens on this machine alone, prints a configuration to use it with, and ends on Ctrl-C.",
+        more="It listens on this machine alone, prints a configuration for it, and ends on Ctrl-C.",
     )
-    simulate.add_argument("--port", type=_port, default=0, metavar="N", help="default: any that is free")
-    simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: which requests go wrong, and how")
+    simulate.add_argument("--port", type=_port, default=0, metavar="N", help="default: any free port")
+    simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: the requests that fail, and how")
 
 
 def _demo(parser: Parser) -> None:
     parser.command(
         "demo",
-        "the whole thing on a temporary folder against the simulator, shown as it happens",
+        "the daemon on a temporary folder against the simulator, shown as it happens",
         "",
         more="Needs no account, no key and no configuration; ends by itself within a minute.",
     )
@@ -302,7 +307,7 @@ def _duration(written: str) -> float:
 
 
 def _moment(written: str) -> float:
-    """A time from now on, or a local date, as wall seconds."""
+    """Return a duration from now, or a local date, as wall seconds."""
     import time
     from datetime import datetime
 
@@ -322,13 +327,13 @@ def _moment(written: str) -> float:
 
 def _count(written: str) -> int:
     if not written.isascii() or not written.isdecimal() or not 0 < int(written) < 2**63:
-        raise argparse.ArgumentTypeError(f'"{written}" is no number from 1 on')
+        raise argparse.ArgumentTypeError(f'"{written}" is not a number from 1 on')
     return int(written)
 
 
 def _port(written: str) -> int:
     if not written.isascii() or not written.isdecimal() or int(written) > 65535:
-        raise argparse.ArgumentTypeError(f'"{written}" is no port; choose one from 1024 to 65535')
+        raise argparse.ArgumentTypeError(f'"{written}" is not a port; choose one from 1024 to 65535')
     return int(written)
 
 

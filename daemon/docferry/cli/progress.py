@@ -1,4 +1,4 @@
-"""The progress bar of `docferry sync`: files, bytes, rate and time left, while it scans and while it sends."""
+"""The progress bar of `docferry sync`: files, bytes, rate and time left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """One line that redraws itself; gone when the pass is over, so that the summary stands alone."""
+    """One line that redraws itself, and disappears before the summary."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -41,14 +41,15 @@ class Bar:
 
     def __enter__(self) -> Callable[[one_pass.Progress], None]:
         self._progress.start()
-        return self.tell
+        return self.update
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
 
-    def tell(self, now: one_pass.Progress) -> None:
+    def update(self, now: one_pass.Progress) -> None:
+        """Show the progress."""
         words = ["scanning," if now.scanning else "sending,", f"{now.files_done:,} of {now.files_total:,} files"]
         if now.held:
             words.append(f"({now.held:,} held)")

@@ -1,4 +1,4 @@
-"""Opens the queue for those who only look: beside a running daemon too, and not at all where there is none."""
+"""Opens the queue for commands that read it, beside a running daemon too."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from docferry.store.database import Database, open_database
 
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[Database | None]:
-    """The database; None when nothing was ever done here. Makes neither a state folder nor a database."""
+    """Yield the database, or None where there is none yet; creates neither folder nor database."""
     path = settings.state_dir / "docferry.db"
-    if not _there(path):
+    if not _exists(path):
         yield None
         return
     async with open_database(path) as database:
         yield database
 
 
-def _there(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except PermissionError:
-        raise StateError(_not_ours(path)) from None
+        raise StateError(_owned_by_another(path)) from None
     except OSError as error:
         raise StateError(f"{escaped(str(path))} cannot be read: {error.strerror}") from error
-    # An empty file is one that a first start has only just made.
+    # A first start has just created an empty file.
     if not os.access(path, os.R_OK | os.W_OK):
-        raise StateError(_not_ours(path))
+        raise StateError(_owned_by_another(path))
     return status.st_size > 0
 
 
-def _not_ours(path: Path) -> str:
+def _owned_by_another(path: Path) -> str:
     folder = escaped(str(path.parent))
     return f"the state folder {folder} belongs to another user; run docferry as that user: sudo -u USER docferry …"

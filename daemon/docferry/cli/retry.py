@@ -1,4 +1,4 @@
-"""`docferry retry`: held and waiting documents become due now, and closed gates open."""
+"""The command `docferry retry`: makes held and waiting documents due now, and opens closed gates."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from docferry.store.transfers import Transfers
 
 
 def command(asked: Namespace) -> int:
+    """Make the chosen documents due, and return the exit code."""
     chosen = sum((bool(asked.ids), bool(asked.mapping or asked.reason), asked.all))
     if chosen != 1:
         what = "say which documents" if chosen == 0 else "choose one of these ways"
@@ -38,7 +39,7 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
         if database is None:
             Screen().show(line("nothing to retry: docferry has not seen any document yet"))
             return 0
-        code = await _answer_for(database, asked.ids)
+        code = await _report_ids(database, asked.ids)
         await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
         with locks.lease_owner(settings.state_dir) as owner:
             number = await Transfers(database, SystemClock(), owner).retry(
@@ -51,13 +52,13 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
     return code
 
 
-async def _answer_for(database: Database, ids: list[int]) -> int:
-    """Say which of the numbers name nothing that can be retried."""
+async def _report_ids(database: Database, ids: list[int]) -> int:
+    """Report the ids that cannot be retried, and return the exit code."""
     code = 0
     for number in ids:
         row = await Reports(database).by_id(number)
         if row is None:
-            complain(f"there is no document {number}; `docferry list` shows their numbers")
+            complain(f"there is no document {number}; `docferry list` shows the ids")
             code = 2
         elif row.state not in {"held", "waiting", "doubtful"}:
             complain(f"document {number} is {row.state}: there is nothing to retry")
@@ -70,11 +71,11 @@ def _tell(settings: Settings, number: int) -> None:
         return
     due = f"{count(number, 'document')} {'is' if number == 1 else 'are'} due now, and all gates are open;"
     runs = locks.running(settings.state_dir) is not None
-    Screen().show(line(due, "the daemon goes on with them" if runs else "`docferry sync` sends them"))
+    Screen().show(line(due, "the daemon sends them" if runs else "`docferry sync` sends them"))
 
 
 async def _accept_empty(settings: Settings, mapping: str) -> None:
-    """Whoever names a mapping whose folder is empty says that it was emptied on purpose."""
+    """Accept an empty folder of a mapping as emptied on purpose."""
     root = next((upload.root for upload in settings.uploads if upload.name == mapping), None)
     if root is None or not root.is_dir() or any(root.iterdir()):
         return
@@ -83,6 +84,6 @@ async def _accept_empty(settings: Settings, mapping: str) -> None:
     try:
         number = await accept_empty(settings, mapping)
     except FolderError:
-        return  # something came into it just now: then it is not empty, and nothing need be said
+        return  # a file has just arrived: the folder is not empty
     if number:
-        Screen().show(line(f"the folder of {mapping} is taken as emptied: {count(number, 'document')} left it"))
+        Screen().show(line(f"the folder of {mapping} is accepted as emptied: {count(number, 'document')} left it"))

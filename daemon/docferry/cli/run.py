@@ -1,4 +1,4 @@
-"""`docferry run`: the daemon, in the foreground."""
+"""The command `docferry run`: the daemon, in the foreground."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 
 from docferry import logs, settings, systemd
-from docferry.app.daemon import ferry
+from docferry.app.daemon import run_daemon
 from docferry.cli.monitoring import ConfiguredMonitoring
 from docferry.clock import SystemClock
 
@@ -19,5 +19,5 @@ def command(asked: Namespace) -> int:
     logs.configure(wanted.log_level, wanted.log_format)
     reload = partial(settings.load, asked.config)
     monitoring = ConfiguredMonitoring(SystemClock())
-    anyio.run(partial(ferry, wanted, reload=reload, notify=systemd.notify, monitoring=monitoring))
+    anyio.run(partial(run_daemon, wanted, reload=reload, notify=systemd.notify, monitoring=monitoring))
     return 0

@@ -1,4 +1,4 @@
-"""`docferry simulate`: a local Codat and Wootiv to try things against, with every request shown as it comes."""
+"""The command `docferry simulate`: a local Codat and Wootiv that shows every request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Cell, Line, Scre
 from docferry.simulator import Fault, Simulator, SimulatorOptions, load_faults, load_switches, run_simulator
 from docferry.simulator.recorder import RequestSeen
 
-#: How often the log of requests is looked at, seconds.
+#: Interval between two reads of the log of requests, seconds.
 LOOKED = 0.1
 _CONFIG = """\
 # docferry.toml
@@ -45,6 +45,7 @@ to = "wootiv"
 
 
 def command(asked: Namespace) -> int:
+    """Run the simulator until a signal, and return the exit code."""
     faults = load_faults(asked.faults) if asked.faults else []
     options = load_switches(asked.faults) if asked.faults else SimulatorOptions()
     screen = Screen()
@@ -55,7 +56,7 @@ def command(asked: Namespace) -> int:
 
 
 async def _simulate(screen: Screen, port: int, faults: list[Fault], options: SimulatorOptions) -> Simulator | None:
-    """Serve until a signal; the simulator as it was in the end, None when the signal came before the port."""
+    """Serve until a signal, and return the simulator; None where the signal came before the port."""
     ready: Simulator | None = None
 
     def greet(simulator: Simulator) -> None:
@@ -97,7 +98,7 @@ def _greet(screen: Screen, simulator: Simulator) -> None:
 
 
 async def _follow(screen: Screen, simulator: Simulator) -> None:
-    """Show each request when it is over. The log forgets the oldest, so it is read by its count."""
+    """Show each finished request. The log drops the oldest, so it is read by its count."""
     known = 0
     under_way: list[RequestSeen] = []
     while True:

@@ -1,4 +1,4 @@
-"""`docferry status`: asks the queue and the daemon how things stand; what needs a person comes last, so it is seen."""
+"""The command `docferry status`: the figures of queue and daemon; problems that need a person come last."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from docferry.cli.queue import open_queue
 from docferry.settings import Settings
 from docferry.store.queue_view import QueueSnapshot, queue_snapshot
 
-#: How often `--watch` shows it afresh, seconds: on a terminal, and in a pipe.
+#: Interval of `--watch` on a terminal, and in a pipe, seconds.
 REDRAWN, PRINTED = 1.0, 2.0
 
 
 def command(asked: Namespace) -> int:
+    """Print the figures, once or until Ctrl-C, and return the exit code."""
     settings, screen = args.load(asked.config), Screen()
     if not asked.watch:
         _tell(screen, anyio.run(gathered, settings), as_json=asked.json)
@@ -34,7 +35,7 @@ def command(asked: Namespace) -> int:
 
 
 async def gathered(settings: Settings) -> Figures:
-    """Everything that `status --json` tells, see docs/json.md."""
+    """Return the object of `status --json`, see docs/json.md."""
     daemon = await anyio.to_thread.run_sync(read_status, settings.state_dir)
     queue = QueueSnapshot()
     async with open_queue(settings) as database:

@@ -1,4 +1,4 @@
-"""How things stand, for people: turns the figures of `status --json` into lines and tables."""
+"""Turns the figures of `status --json` into lines and tables for people."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Block, Cell, Con
 Figures = dict[str, Any]
 Row = Sequence[Content]
 
-#: A file that has been written for so long is worth a word, seconds.
+#: A file that was written for longer is shown, seconds.
 LONG_WRITTEN: Final = 60.0
-#: A remote's clock further off than this is worth a word, seconds.
+#: A clock offset of a remote that is shown, seconds.
 CLOCK_OFF: Final = 60.0
-#: What to do about held documents, by reason.
+#: The fix of held documents, by reason.
 CURES: Final = {
     "too_large": "split or compress them, or exclude them",
     "extension": "convert them, or exclude them",
@@ -28,7 +28,7 @@ CURES: Final = {
 }
 _GATE_CURES: Final = {
     "key": "put the right key in place, then `docferry retry --all`",
-    "account": "settle it with the remote's operator, then `docferry retry --all`",
+    "account": "resolve it with the operator of the remote, then `docferry retry --all`",
     "company": "give the key access to the company, then `docferry retry --all`",
     "connection": "is the connection linked and its id right? `docferry check`",
     "redirected": "base_url may be wrong, or a proxy or login page is in between",
@@ -39,13 +39,13 @@ _IN_FLIGHT: Final = ("leased", "sending", "asking")
 
 
 def blocks(figures: Figures, now: float) -> list[Block]:
-    """The whole page; what needs a person stands at its end."""
+    """Return the whole page; problems that need a person come last."""
     page: list[Block] = [_daemon(figures, now)]
     for part in (_uploads(figures, now), _downloads(figures, now), _remotes(figures, now), _troubles(figures, now)):
         if part:
             page += [line(), *part]
     if not figures["uploads"] and not figures["downloads"]:
-        page += [line(), line("no mapping is configured and nothing was ever carried: nothing yet")]
+        page += [line(), line("no mapping is configured and no document was sent: nothing yet")]
     return page
 
 
@@ -141,7 +141,7 @@ def _troubles(figures: Figures, now: float) -> list[Block]:
     if not rows:
         return []
     table = Table(("", "", ""), rows, folds=frozenset({1, 2}))
-    return [line(Cell("needs a look", STRONG)), table]
+    return [line(Cell("needs attention", STRONG)), table]
 
 
 def _held(figures: Figures) -> Iterator[Row]:

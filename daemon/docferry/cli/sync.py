@@ -1,4 +1,4 @@
-"""`docferry sync`: one pass, with a progress bar on a terminal and a summary at the end."""
+"""The command `docferry sync`: one pass, with a progress bar on a terminal and a summary at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import anyio
 
 from docferry import logs
 from docferry.app import last_sync
-from docferry.app.one_pass import sync
+from docferry.app.one_pass import PassOptions, sync
 from docferry.cli.args import load, mappings, roots
 from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line, size, span
 from docferry.errors import DatabaseBusy, DocferryError
@@ -25,21 +25,22 @@ from docferry.settings import Settings
 EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL = 2, 70, 75
 
 if TYPE_CHECKING:
-    from docferry.app.dry_run import PreviewRow
+    from docferry.app.dry_run import DryRunRow
     from docferry.app.one_pass import Progress, SyncReport
 
     Tell = Callable[[Progress], None] | None
 
 
 def command(asked: Namespace) -> int:
+    """Do one pass or list what it would do, and return the exit code."""
     settings = load(asked.config)
     chosen = mappings(settings, asked.mapping)
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
     if asked.dry_run:
-        from docferry.app.dry_run import preview
+        from docferry.app.dry_run import dry_run
 
-        rows = anyio.run(partial(preview, settings, mappings=chosen))
+        rows = anyio.run(partial(dry_run, settings, mappings=chosen))
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
     with _recorded(settings) as ended:
         report = anyio.run(_one_pass, settings, asked, chosen, screen)
@@ -73,15 +74,10 @@ def _recorded(settings: Settings) -> Iterator[_End]:
 
 async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], screen: Screen) -> SyncReport:
     with _bar(screen, quiet=asked.json) as tell:
-        return await sync(
-            settings,
-            mappings=chosen,
-            uploads=not asked.no_upload,
-            downloads=not asked.no_download,
-            timeout=asked.timeout,
-            adopt=asked.adopt,
-            on_progress=tell,
+        options = PassOptions(
+            chosen, not asked.no_upload, not asked.no_download, adopt=asked.adopt, timeout=asked.timeout
         )
+        return await sync(settings, options, tell)
 
 
 def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[Tell]:
@@ -93,13 +89,13 @@ def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[Tell]:
 
 
 def _level(settings: Settings, screen: Screen, *, quiet: bool) -> str:
-    """The summary tells what the log would; lines of a log would tear the bar apart."""
+    """Return the log level: beside a progress bar only errors are logged."""
     if settings.log_level != "info":
         return settings.log_level
     return "error" if screen.tty and not quiet else "warning"
 
 
-def _dry_run(rows: list[PreviewRow], below: Mapping[str, bytes], screen: Screen, *, as_json: bool) -> int:
+def _dry_run(rows: list[DryRunRow], below: Mapping[str, bytes], screen: Screen, *, as_json: bool) -> int:
     if as_json:
         for row in rows:
             told = {

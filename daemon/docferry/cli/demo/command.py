@@ -1,4 +1,4 @@
-"""`docferry demo`: the real daemon on a temporary folder against the simulator, shown as it happens, then proved."""
+"""The command `docferry demo`: the real daemon against the simulator, shown as it happens, then verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docferry.simulator import Event
 from docferry.store.database import open_database
 from docferry.store.reports import AttemptRow, Reports, Row
 
-#: The demo ends after so long, whatever has not come; seconds.
+#: The demo ends after this time at the latest, seconds.
 LONGEST: Final = 50.0
 LOOKED: Final = 0.15
 FAILED: Final = 1
@@ -35,6 +35,7 @@ _PROOFS: Final = {"list": "it had arrived: Codat lists it", "zip": "it had arriv
 
 
 def command(_asked: Namespace) -> int:
+    """Run the demo, and return 0 where every document is proved."""
     screen = Screen()
     code = anyio.run(_demo, screen)
     if code == 0:
@@ -79,14 +80,14 @@ def _introduce(screen: Screen, stage: Stage) -> None:
 
 @dataclass(slots=True)
 class _Show:
-    """Tells what happens, as it happens, until all that is expected has come."""
+    """Prints events as they happen, until everything expected has arrived."""
 
     screen: Screen
     stage: Stage
     running: subprocess.Popen[bytes]
     complete: bool = False
     _began: float = field(default_factory=time.monotonic)
-    _told: dict[int, int] = field(default_factory=dict)  # by document: how many attempts were told
+    _told: dict[int, int] = field(default_factory=dict)  # by document: number of attempts already shown
     _ended: set[int] = field(default_factory=set)
     _by_digest: dict[tuple[str, str], str] = field(default_factory=dict)
     _events: int = 0
@@ -99,7 +100,7 @@ class _Show:
             while not (self.stage.base / "state" / "status.json").exists():
                 if self.running.poll() is not None:
                     return
-                await anyio.sleep(0.05)  # a program that starts tells nobody
+                await anyio.sleep(0.05)  # the start of the daemon is not announced
             async with open_database(path) as database, anyio.create_task_group() as group:
                 group.start_soon(self._perform)
                 while not self.complete and self.running.poll() is None:
@@ -168,7 +169,7 @@ class _Show:
 
 
 def _short(detail: str | None) -> str:
-    """The sentence without what only support needs; `docferry show` has it all."""
+    """Shorten a sentence; `docferry show` has the whole."""
     return (detail or "").partition(" — ")[0].partition(" [")[0]
 
 
@@ -177,11 +178,11 @@ def _shore(event: Event) -> str:
 
 
 async def _proved(screen: Screen, stage: Stage) -> int:
-    """The tables, and whether the far shore has exactly what it should."""
+    """Return the tables, and whether the remotes have exactly the expected documents."""
     async with open_database(stage.base / "state" / "docferry.db") as database:
         rows = await Reports(database).rows()
         tries = {row.id: len(proof.tries(await Reports(database).attempts(row.id))) for row in rows}
-    verdict = await anyio.to_thread.run_sync(proof.judged, stage, rows, tries)
+    verdict = await anyio.to_thread.run_sync(proof.verdict, stage, rows, tries)
     screen.show(line(), *verdict.blocks)
     complain(*verdict.problems)
     return FAILED if verdict.problems else 0

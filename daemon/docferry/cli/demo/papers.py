@@ -1,4 +1,4 @@
-"""Small real documents for the demo: PDF, CSV, PNG and JPEG, made of nothing but the standard library."""
+"""Small real documents for the demo: PDF, CSV, PNG and JPEG, from the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-_DC_COUNTS: Final = (0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)  # JPEG's usual table for luminance
+_DC_COUNTS: Final = (0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)  # the luminance table of the JPEG standard
 _PAYEES: Final = ("Acme Ltd", "Globex", "Initech", "Umbrella", "Soylent", "Hooli", "Vandelay", "Wonka")
 
 
 def pdf(title: str, lines: Iterable[str], at_least: int = 0) -> bytes:
-    """One page of text; filled up with a comment until it has `at_least` bytes."""
+    """Return one page of text, padded with a comment to `at_least` bytes."""
     texts = [f"({_literal(title)}) Tj", "0 -28 Td", "/F1 11 Tf"]
     for each in lines:
         texts += [f"({_literal(each)}) Tj", "0 -16 Td"]
@@ -30,20 +30,20 @@ def pdf(title: str, lines: Iterable[str], at_least: int = 0) -> bytes:
 
 
 def statement(number: int) -> bytes:
-    """A bank statement as PDF."""
+    """Return a bank statement as PDF."""
     return pdf(
         f"Statement {number:02}", (f"{day}  {payee:<12} {amount:>10}" for day, payee, amount in _bookings(number))
     )
 
 
 def csv(number: int) -> bytes:
-    """The bookings of a month as CSV."""
+    """Return the bookings of a month as CSV."""
     rows = (f"{day},{payee},{amount}" for day, payee, amount in _bookings(number))
     return "\r\n".join(["date,payee,amount", *rows, ""]).encode()
 
 
 def png(number: int, side: int = 64) -> bytes:
-    """A picture in greys, each number another one."""
+    """Return a grey picture; each number gives another one."""
     rows = b"".join(b"\0" + bytes((x * y * (number + 3)) % 251 for x in range(side)) for y in range(side))
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
@@ -51,7 +51,7 @@ def png(number: int, side: int = 64) -> bytes:
 
 
 def jpeg(number: int, blocks: int = 8) -> bytes:
-    """A chequered picture of flat grey blocks: the smallest JPEG that is one."""
+    """Return a chequered picture of flat grey blocks as a minimal JPEG."""
     jitter = random.Random(number)  # noqa: S311 - a picture, no secret
     side = struct.pack(">HH", blocks * 8, blocks * 8)
     bits = "".join(_block_bits([jitter.randrange(-60, 60) for _ in range(blocks * blocks)]))
@@ -92,7 +92,7 @@ def _assembled(parts: list[bytes], at_least: int) -> bytes:
     for number, part in enumerate(parts, 1):
         offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, part)
-    rest = 20 * len(parts) + 150  # the table and the trailer, roughly
+    rest = 20 * len(parts) + 150  # about the size of table and trailer
     if len(out) + rest < at_least:
         out += b"%" + b"." * (at_least - len(out)) + b"\n"
     table = len(out)
@@ -111,7 +111,7 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _block_bits(levels: Iterable[int]) -> Iterator[str]:
-    """Each block is the difference of its grey from the one before, and the end of block."""
+    """Return the bits of the blocks: the difference of each grey from the one before, and the end of block."""
     before = 0
     codes = list(_dc_codes())
     for level in levels:
@@ -124,7 +124,7 @@ def _block_bits(levels: Iterable[int]) -> Iterator[str]:
 
 
 def _dc_codes() -> Iterator[str]:
-    """The Huffman codes of the lengths 0 to 11."""
+    """Return the Huffman codes of the lengths 0 to 11."""
     code = 0
     for bits, many in enumerate(_DC_COUNTS, 1):
         for _ in range(many):

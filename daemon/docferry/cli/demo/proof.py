@@ -1,4 +1,4 @@
-"""Holds the far shore's store and the inbox against the demo's folders: exactly once, with the exact bytes."""
+"""Compares the remotes and the inbox with the folders of the demo: exactly once, with the exact bytes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from docferry.cli.demo.stage import OBJECT, Stage
 from docferry.cli.output import BAD, FAINT, GOOD, Block, Cell, Table, count, line, size
 from docferry.store.reports import AttemptRow, Row
 
-#: What must be held, and why.
+#: The documents that must be held, with the reason.
 HELD = {b"too-large.pdf": "too_large", b"wrong-type.exe": "extension"}
 _FOLDERS = {"acme-bank": "acme", "scans": "scans"}
-Delivered = Counter[tuple[str, str, str]]  # mapping, name at the remote, digest: how often
+Delivered = Counter[tuple[str, str, str]]  # (mapping, remote name, digest) → number
 
 
 @dataclass(slots=True)
 class Verdict:
-    """The tables to show, and what is not as it should be."""
+    """The tables to show, and the differences found."""
 
     blocks: list[Block] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
 def all_came(stage: Stage, rows: Iterable[Row]) -> bool:
-    """Whether every file of the outbox is known to the queue, and everything has come down."""
+    """Return whether the queue knows every file of the outbox, and every download has arrived."""
     known = {(row.mapping, row.path) for row in rows}
     lying = {(mapping, path) for mapping, path, _ in _lying(stage)}
     return lying <= known and len(arrived(stage)) >= len(_expected_down(stage))
 
 
 def arrived(stage: Stage) -> list[Path]:
-    """The files that came down, in order."""
+    """Return the downloaded files, in order."""
     if not stage.inbox.is_dir():
         return []
     return sorted(path for path in stage.inbox.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def tries(attempts: Iterable[AttemptRow]) -> list[AttemptRow]:
-    """Those that came to something: a lease that was handed back unused (the remote had asked for a pause) did not."""
+    """Return the attempts, without leases that were released unused."""
     return [each for each in attempts if each.ended is not None and (each.state != "waiting" or each.detail)]
 
 
-def judged(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Verdict:
-    """Compare everything; nothing here believes what the daemon says of itself."""
+def verdict(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Verdict:
+    """Compare everything with the remotes themselves; no figure of the daemon is used."""
     verdict = Verdict()
     _judge_sent(stage, rows, tries, verdict)
     _judge_held(rows, verdict)
@@ -116,7 +116,7 @@ def _judge_down(stage: Stage, verdict: Verdict) -> None:
 
 
 def _lying(stage: Stage) -> list[tuple[str, bytes, Path]]:
-    """Every file of the outbox: its mapping, its path below the mapping's folder, and where it lies."""
+    """Yield every file of the outbox: mapping, path below its folder, absolute path."""
     found = []
     for mapping, folder in _FOLDERS.items():
         root = stage.outbox / folder
@@ -125,7 +125,7 @@ def _lying(stage: Stage) -> list[tuple[str, bytes, Path]]:
 
 
 def _delivered(stage: Stage) -> Delivered:
-    """What the remotes have. At S3 a PUT may be repeated: what stands there counts."""
+    """Return the documents of the remotes. At S3 a PUT may be repeated: the object counts."""
     found: Delivered = Counter()
     for stored in stage.simulator.stored:
         if stored.remote == "codat" and stored.via == "api":
@@ -137,6 +137,6 @@ def _delivered(stage: Stage) -> Delivered:
 
 
 def _expected_down(stage: Stage) -> dict[str, str]:
-    """By digest, from where."""
+    """Return the source of each expected download, by digest."""
     expected = {each.sha256: "Codat" for each in stage.simulator.stored if each.via == "page"}
     return expected | {stands.sha256: "Wootiv" for (_, key), stands in stage.simulator.objects.items() if key == OBJECT}

@@ -1,4 +1,4 @@
-"""The demo's stage: a temporary folder with documents, a simulator that misbehaves, and the real daemon."""
+"""Sets up the demo: a temporary folder with documents, a simulator with faults, and the real daemon."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ objects = ["{object}"]
 folder = "{base}/inbox/wootiv"
 every = "2s"
 """
-#: What goes wrong. Each strikes once, at a request that is sure to come.
+#: The faults of the demo; each strikes once, at a request that always comes.
 FAULTS: Final = (
     Fault("lost_answer", "codat.upload", nth=3),
     Fault("too_many", "codat.upload", nth=6, params={"retry_after": 1}),
@@ -79,32 +79,36 @@ _TOO_LARGE: Final = 10 * 1024 * 1024 + 1
 
 @dataclass(slots=True)
 class Stage:
-    """Where the demo plays, and what came of it so far."""
+    """The folders, the simulator and the events of one demo."""
 
     base: Path
     simulator: Simulator
-    events: list[Event]  # what the far shore tells; appended from its own thread
+    events: list[Event]  # events of the simulator; appended from its thread
 
     @property
     def outbox(self) -> Path:
+        """The folder of documents to upload."""
         return self.base / "outbox"
 
     @property
     def inbox(self) -> Path:
+        """The folder of downloads."""
         return self.base / "inbox"
 
     @property
     def config(self) -> Path:
+        """The configuration file."""
         return self.base / "docferry.toml"
 
     @property
     def log(self) -> Path:
+        """The log of the daemon."""
         return self.base / "docferry.log"
 
 
 @contextmanager
 def set_up() -> Iterator[Stage]:
-    """Folder, documents, configuration and simulator; all gone at the end."""
+    """Create folder, documents, configuration and simulator; remove them at the end."""
     events: list[Event] = []
     simulator = Simulator(SimulatorOptions(list_lag=0.4), FAULTS, on_event=events.append)
     with TemporaryDirectory(prefix="docferry-demo-") as folder, SimulatorThread.start(simulator):
@@ -120,14 +124,14 @@ def set_up() -> Iterator[Stage]:
 
 @contextmanager
 def daemon(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
-    """The real daemon, as a program of its own; ended with SIGTERM."""
+    """Run the real daemon as a process; stop it with SIGTERM."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("DOCFERRY_", "NOTIFY_", "WATCHDOG_"))
     }
     options = stage.simulator.options
     keys = {"CODAT_API_KEY": options.codat_key, "WOOTIV_API_KEY": options.wootiv_key}
     with stage.log.open("wb") as log:
-        # A session of its own: Ctrl-C at the terminal is for the demo, which ends the daemon in order.
+        # A session of its own: Ctrl-C at the terminal reaches the demo alone, which stops the daemon.
         started = _started(stage, kept | keys, log)
         try:
             yield started
@@ -141,7 +145,7 @@ def daemon(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def perform(stage: Stage) -> None:
-    """What happens while the daemon runs: a file that is written slowly, a tree made at once, a customer's upload."""
+    """Write a slow file and a whole tree, and upload a customer's document, while the daemon runs."""
     await anyio.sleep(2)
     async with anyio.create_task_group() as group:
         group.start_soon(_write_slowly, stage.outbox / "acme" / "slowly-written.pdf", papers.statement(30))
