@@ -33,7 +33,7 @@ _RELEASES = {"bookworm": "12", "trixie": "13"}
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LANG": "C.UTF-8"}
 _ADMIN_CONFIGURATION = """\
 # edited by an administrator
-settle = "0s"
+settle = "1s"
 [codat]
 base_url = "{url}"
 [[upload]]
@@ -98,7 +98,7 @@ def suite(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def debian(suite: str, tmp_path: Path) -> Root:
+def debian(suite: str, tmp_path: Path) -> Iterator[Root]:
     path = tmp_path / suite
     command: list[str | Path] = [
         "mmdebstrap",
@@ -111,7 +111,8 @@ def debian(suite: str, tmp_path: Path) -> Root:
     ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
-    return Root(path)
+    yield Root(path)
+    shutil.rmtree(path)  # pytest keeps the folders of three runs, and this is a whole Debian
 
 
 @pytest.fixture
@@ -250,7 +251,10 @@ def test_the_image(root: Path, tmp_path: Path) -> None:
     for layer in layers:
         subprocess.run(["tar", "--extract", "--file", tmp_path / layer, "--directory", image], check=True)
     print(f"\nimage: {archive.stat().st_size / 1e6:.0f} MB")
-    enter = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && mount -t tmpfs none "$1/tmp" && shift'
+    enter = (
+        'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && mount -t tmpfs none "$1/tmp" '
+        '&& mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && shift'
+    )
     chroot = f'{enter} && exec chroot --userspec=10001:10001 "$0" docferry "$@"'
     command = ["unshare", "--mount", "sh", "-c", chroot, str(image), str(image)]
     demo = subprocess.run([*command, "demo"], env=_ENVIRONMENT, capture_output=True, text=True, check=False)
