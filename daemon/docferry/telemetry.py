@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 from docferry.clock import Clock
+from docferry.model import Source, UploadItem
 
 #: Uploads of the last so many seconds make the measured rate.
 WINDOW_S: Final = 600.0
+#: Of documents above this size is counted how much was sent, bytes; smaller ones go at once.
+LARGE: Final = 1024 * 1024
 #: A rate needs at least so much time, seconds: a burst of one second says little about an hour.
 _SHORTEST_S: Final = 10.0
 
@@ -45,12 +50,62 @@ class Delivery:
     delay: float
 
 
+class CountedSource(Source):
+    """A source that counts the bytes that were given to the connection."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.given = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the document."""
+        return self._source.size
+
+    @property
+    def md5(self) -> str | None:
+        """Hex MD5 of the bytes, if it was asked for."""
+        return self._source.md5
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield the blocks of the source; one counts when the next is asked for."""
+        self.given = 0
+        blocks = self._source.blocks()
+        try:
+            async for block in blocks:
+                yield block
+                self.given += len(block)
+        finally:
+            if isinstance(blocks, AsyncGenerator):
+                await blocks.aclose()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A request that carries documents now, and since when; wall seconds."""
+
+    remote: str
+    items: Sequence[UploadItem]
+    since: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of its documents."""
+        return sum(item.source.size for item in self.items)
+
+    @property
+    def given(self) -> int:
+        """Bytes of them that were given to the connection so far."""
+        return sum(item.source.given for item in self.items if isinstance(item.source, CountedSource))
+
+
 class Telemetry:
     """Takes events. This one keeps throughput alone, which `status` needs; the metrics add counters to it."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._throughput: dict[str, Throughput] = {}
+        self._in_flight: list[Request] = []
 
     def rate(self, remote: str) -> float | None:
         """Documents a second that a remote took lately; None when it took none."""
@@ -60,6 +115,30 @@ class Telemetry:
     def uploaded(self, delivery: Delivery) -> None:
         """A document arrived."""
         self._throughput.setdefault(delivery.remote, Throughput()).add(self._clock.steady())
+
+    @contextmanager
+    def sending(self, remote: str, items: Sequence[UploadItem]) -> Iterator[Sequence[UploadItem]]:
+        """Count a request that carries `items` as in flight; its time is observed when it gets a receipt.
+
+        Yields:
+            The items, with large sources replaced by ones that count how much was read of them.
+        """
+        counted = [
+            replace(item, source=CountedSource(item.source)) if item.source.size > LARGE else item for item in items
+        ]
+        request = Request(remote, counted, self._clock.now())
+        began = self._clock.steady()
+        self._in_flight.append(request)
+        try:
+            yield counted
+            self.request_ended(remote, self._clock.steady() - began)
+        finally:
+            self._in_flight.remove(request)
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """The requests in flight, the oldest first."""
+        return tuple(self._in_flight)
 
     def attempt_ended(self, remote: str, outcome: str) -> None:
         """An attempt ended; `outcome` is the state that the transfer got."""

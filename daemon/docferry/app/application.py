@@ -212,12 +212,15 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
     """Accept that the folder of a mapping was emptied on purpose; return the number of documents removed from it."""
     uploads, _ = select_mappings(settings, [mapping])
     async with open_application(settings, mappings=[mapping], downloads=False) as app:
-        total = 0
-        for upload in uploads.values():
-            if not scan.is_empty(Root.of(upload)):
-                raise FolderError(f"{upload.root} is not empty")
-            for folder in await app.documents.folders(upload.name):
-                looks = (await app.documents.known(upload.name, [folder])).get(folder, set())
-                paths = [joined(folder, look[0]) for look in looks]
-                total += await app.documents.mark_gone(upload.name, paths)
-        return total
+        return sum([await forget_emptied(app.documents, upload) for upload in uploads.values()])
+
+
+async def forget_emptied(documents: Documents, upload: Upload) -> int:
+    """Mark the documents of an emptied folder absent and return their number; FolderError when it is not empty."""
+    if not await anyio.to_thread.run_sync(scan.is_empty, Root.of(upload)):
+        raise FolderError(f"{upload.root} is not empty")
+    total = 0
+    for folder in await documents.folders(upload.name):
+        looks = (await documents.known(upload.name, [folder])).get(folder, set())
+        total += await documents.mark_gone(upload.name, [joined(folder, look[0]) for look in looks])
+    return total

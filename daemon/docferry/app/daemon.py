@@ -14,7 +14,7 @@ import anyio.to_thread
 from docferry import logs, systemd
 from docferry.app import status_file
 from docferry.app.application import Application, open_application
-from docferry.app.running import Monitoring, RunningDaemon
+from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
 from docferry.clock import SystemClock
 from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
@@ -26,6 +26,8 @@ log = logs.get("app")
 
 #: The service is ready after this time even where a folder hangs, seconds.
 READY_AFTER = 60.0
+#: A service that failed or ended is begun anew after this, seconds.
+SERVICE_RETRY_S = 30.0
 
 
 async def run_daemon(
@@ -97,8 +99,9 @@ async def _serve(
                         from docferry.app import alerts  # only here, as its receivers cost memory
 
                         rooms.start_soon(alerts.run, daemon, name="alerts")
+                    rooms.start_soon(_keep_running, _refresh_view, daemon, name="queue view")
                     for service in monitoring.services(settings):
-                        rooms.start_soon(service, daemon)
+                        rooms.start_soon(_keep_running, service, daemon, name="monitoring")
                     following = await _wait_for_signal(daemon, signals, reloaded, notify)
                     if following is None:
                         app.database.stop_waiting()
@@ -107,6 +110,21 @@ async def _serve(
             await app.receipts.finish()
     status_file.forget(settings.state_dir)
     return following
+
+
+async def _refresh_view(daemon: RunningDaemon) -> None:
+    await daemon.queue.refresh_when_asked()
+
+
+async def _keep_running(service: Service, daemon: RunningDaemon) -> None:
+    """Run a service until cancelled. Whatever goes wrong in it ends no upload: it is logged, and begun anew."""
+    while True:
+        try:
+            await service(daemon)
+        except Exception as error:  # noqa: BLE001 - monitoring must not end what it watches
+            log.error("monitoring_failed", f"{type(error).__name__}: {error}; tried again in {SERVICE_RETRY_S:g} s")
+            log.debug("monitoring_failed", exc=error)
+        await anyio.sleep(SERVICE_RETRY_S)
 
 
 @contextmanager

@@ -135,6 +135,12 @@ def _metrics() -> Command:
     return command
 
 
+def _ui() -> Command:
+    from docferry.cli.ui import command
+
+    return command
+
+
 _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "run": _run,
     "sync": _sync,
@@ -148,6 +154,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "health": _health,
     "metrics": _metrics,
     "alerts": _alerts,
+    "ui": _ui,
     "simulate": _simulate,
     "demo": _demo,
 }

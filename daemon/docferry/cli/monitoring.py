@@ -12,6 +12,7 @@ from docferry.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from docferry.web.metrics import EventMetrics
+    from docferry.web.page_service import PageService
 
 
 class ConfiguredMonitoring(Monitoring):
@@ -21,6 +22,7 @@ class ConfiguredMonitoring(Monitoring):
         super().__init__(clock)
         self._telemetry = Telemetry(clock)
         self._events: EventMetrics | None = None
+        self._page: PageService | None = None
 
     def telemetry(self, settings: Settings) -> Telemetry:
         """Return the metrics' counters, once they were asked for."""
@@ -34,7 +36,12 @@ class ConfiguredMonitoring(Monitoring):
         """Return the services that the configuration asks for."""
         services: list[Service] = []
         if self._events is not None and (settings.metrics.listen or settings.metrics.textfile):
-            from docferry.web.monitoring import MetricsService
+            from docferry.web.metrics_service import MetricsService
 
             services.append(MetricsService(self._events))
+        if settings.web.listen is not None:
+            from docferry.web.page_service import PageService
+
+            self._page = self._page or PageService()
+            services.append(self._page)
         return services

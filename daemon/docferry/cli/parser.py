@@ -77,6 +77,7 @@ def build_parser() -> Parser:
         _check,
         _health,
         _metrics,
+        _ui,
         _config,
         _alerts,
         add_receipts,
@@ -234,6 +235,15 @@ def _metrics(parser: Parser) -> None:
         "",
         "| grep held",
         more="Events are counted in the daemon: without one, or without metrics.listen, only states are told.",
+    )
+
+
+def _ui(parser: Parser) -> None:
+    parser.command(
+        "ui",
+        "a one-time link to the status page, or the ssh line for its socket",
+        "",
+        more="The link is good for a minute, and once. Whoever may write to the state folder can make one.",
     )
 
 

@@ -29,7 +29,7 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
         yield ("retry", "max"), "must not be shorter than retry.initial"
     if "wootiv" in settings.remotes and settings.wootiv.base_url is None:
         yield ("wootiv", "base_url"), 'is missing and a mapping uses it; write base_url = "https://…" under [wootiv]'
-    if settings.web.listen is not None and settings.web.listen == settings.metrics.listen:
+    if settings.web.listen == settings.metrics.listen and not (settings.web.listen or ":0").endswith(":0"):
         yield ("web", "listen"), "is the address of metrics.listen too; choose another"
     yield from _of_receipts(settings)
     named = [("upload", at, upload.name) for at, upload in uploads]

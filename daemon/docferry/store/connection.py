@@ -24,6 +24,7 @@ NO_PARAMETERS: Parameters = {}
 PIECE_ROWS = 4096
 _ANY = re.compile(r"= ANY\(:(\w+)\)")
 _ALL = re.compile(r"<> ALL\(:(\w+)\)")
+_POSITION = re.compile(r"position\(:(\w+) IN ([\w.]+)\)")
 
 
 def is_storable(value: object) -> bool:
@@ -44,7 +45,8 @@ class Translation:
     """A statement as one database wants it, and the names of its list parameters.
 
     Statements are written in PostgreSQL's dialect. SQLite has no arrays: `= ANY(:ids)` and `<> ALL(:ids)` read a JSON
-    array there. Its versions before 3.39 spell `IS DISTINCT FROM` as `IS NOT`.
+    array there. `position(:part IN column)` is `instr(column, :part)`. Its versions before 3.39 spell
+    `IS DISTINCT FROM` as `IS NOT`.
     """
 
     __slots__ = ("lists", "sql")
@@ -55,6 +57,7 @@ class Translation:
             lists = (*_ANY.findall(statement.text), *_ALL.findall(statement.text))
             sql = _ANY.sub(r"IN (SELECT value FROM json_each(:\1))", statement.text)
             sql = _ALL.sub(r"NOT IN (SELECT value FROM json_each(:\1))", sql)
+            sql = _POSITION.sub(r"instr(\2, :\1)", sql)
             statement = text(sql.replace("IS DISTINCT FROM", "IS NOT"))
         self.lists = lists
         self.sql = str(statement.compile(dialect=dialect))

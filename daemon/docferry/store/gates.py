@@ -22,6 +22,7 @@ ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.deta
 _OPEN = text("DELETE FROM gate WHERE key = :key AND until <= :until")
 _LIMIT = text("UPDATE gate SET until = :latest WHERE until > :latest")
 _LET_PROBE = text("UPDATE gate SET until = :now WHERE reason = ANY(:reasons)")
+_OPEN_ONE = text("DELETE FROM gate WHERE key = :key")
 _OPEN_ALL = text("DELETE FROM gate")
 
 
@@ -51,6 +52,10 @@ class Gates:
     async def let_probe(self, reasons: Collection[str], now: float) -> None:
         """Let one document probe each gate that is closed for one of these reasons."""
         await self._database.execute(_LET_PROBE, {"now": now, "reasons": sorted(reasons)})
+
+    async def open_one(self, key: str) -> bool:
+        """Open a gate because a person asked for it; return whether it was closed."""
+        return await self._database.execute(_OPEN_ONE, {"key": key}) > 0
 
     async def open_all(self) -> None:
         """Open every gate, because a person asked for it."""

@@ -17,6 +17,8 @@ from docferry.store.database import Database
 #: A look is taken again after so many times what it took: a large queue is not read all the time.
 COST_FACTOR: Final = 20.0
 OLDEST_LOOK_S: Final = 60.0
+#: A look that takes no longer is waited for, seconds.
+QUICK_S: Final = 0.25
 
 # Each part as one of the partial indexes has it, word for word: else SQLite reads every transfer there ever was.
 _OPEN_STATES: Final = ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
@@ -55,27 +57,43 @@ class QueueSnapshot:
 
 
 class QueueView:
-    """Takes snapshots, and gives out the last one again while a new one would cost too much."""
+    """Takes snapshots. Of a large queue it gives out the last one while `refresh_when_asked` takes the next."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = anyio.Lock()
-        self._kept = QueueSnapshot()
+        self._asked = anyio.Event()
+        self._kept: QueueSnapshot | None = None
+        self._took = 0.0  # seconds
         self._fresh_until = 0.0
 
     async def snapshot(self) -> QueueSnapshot:
-        """Return the queue as it is now, or as it was at most `OLDEST_LOOK_S` ago when it is large."""
-        async with self._lock:
-            began = time.monotonic()
-            if began >= self._fresh_until:
-                self._kept = await self._database.read(queue_snapshot)
-                took = time.monotonic() - began
-                self._fresh_until = time.monotonic() + min(took * COST_FACTOR, OLDEST_LOOK_S)
+        """Return the queue as it is now; of a large one, as it was at most about `OLDEST_LOOK_S` ago."""
+        if self._kept is not None and self._took > QUICK_S:
+            if time.monotonic() >= self._fresh_until:
+                self._asked.set()
             return self._kept
+        return await self._refresh()
 
     def outdate(self) -> None:
         """Take a new snapshot the next time: somebody has just changed the queue."""
         self._fresh_until = 0.0
+
+    async def refresh_when_asked(self) -> None:
+        """Take the snapshots that nobody should wait for, until cancelled."""
+        while True:
+            await self._asked.wait()
+            await self._refresh()
+            self._asked = anyio.Event()
+
+    async def _refresh(self) -> QueueSnapshot:
+        async with self._lock:
+            began = time.monotonic()
+            if self._kept is None or began >= self._fresh_until:
+                self._kept = await self._database.read(queue_snapshot)
+                self._took = time.monotonic() - began
+                self._fresh_until = time.monotonic() + min(self._took * COST_FACTOR, OLDEST_LOOK_S)
+            return self._kept
 
 
 def queue_snapshot(transaction: Transaction) -> QueueSnapshot:

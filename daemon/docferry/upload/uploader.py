@@ -125,10 +125,8 @@ class Uploader:
         try:
             if await permit.acquire():
                 items = [UploadItem(transfer, source) for transfer, source in sources]
-                began = self._context.clock.steady()
-                receipt = await remote.send(items, idempotency_key(sending), permit)
-                self._context.telemetry.request_ended(remote.name, self._context.clock.steady() - began)
-                return receipt
+                with self._context.telemetry.sending(remote.name, items) as counted:
+                    return await remote.send(counted, idempotency_key(sending), permit)
             await self._not_sent(sending)
         except NotNow:
             await self._not_sent(sending)

@@ -1,4 +1,4 @@
-"""Starts what the configuration asks for: the metrics' listener and textfile, and the status page."""
+"""Serves the metrics while the daemon runs, and writes the textfile."""
 
 from __future__ import annotations
 

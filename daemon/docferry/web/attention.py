@@ -1,0 +1,169 @@
+"""What needs a person: each item says what is wrong, how to mend it, and has a button where one helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from docferry.app.figures import Figures
+
+#: A file that has been written for so long is worth a word; a remote's clock that is off by more, too. Seconds.
+LONG_WRITTEN_S: Final = 3600.0
+CLOCK_OFF_S: Final = 60.0
+LITTLE_FREE: Final = 1_000_000_000
+
+#: What held documents are called, and what to do, by reason.
+HELD: Final = {
+    "too_large": ("too large", "Split or compress them, or exclude them from the mapping."),
+    "extension": ("of a type that the remote does not take", "Convert them, or exclude them from the mapping."),
+    "empty": ("empty", "Write them again, or exclude them from the mapping."),
+    "unreadable": ("unreadable", "Let docferry's user read them, then retry."),
+    "unroutable": ("in a folder whose name is no UUID", "Rename the folder to the UUID it stands for."),
+    "refused": ("refused by the remote", "See why, mend it, then retry."),
+    "gave_up": ("given up after many tries", "Retry when the remote is well again."),
+    "undecidable": ("perhaps at the remote, perhaps not", "Look for them at the remote; a retry asks it again first."),
+    "name_taken": ("without a free name at the remote", "Rename the file, or part the mappings' names."),
+    "content": ("not what their extension says", "Give the file the right extension, then it is sent."),
+    "incomplete": ("cut short", "Write the file again as a whole."),
+    "infected": ("infected", "Remove the file. docferry never sends it."),
+    "approval": ("waiting for approval", "Look at them, then release what may go."),
+    "metadata": ("with times or sizes that cannot be stored", "Copy the file anew, then it is sent."),
+}
+#: Reasons for which a retry helps without anything else; where a file must change, docferry notices by itself.
+_RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable"})
+_GATES: Final = {
+    "key": ("refuses the API key", "Put the right key in place, then open the gate."),
+    "account": ("says that the account must be settled", "Settle it with the remote's operator, then open the gate."),
+    "company": ("gives no access to the company", "Give the key access to the company, then open the gate."),
+    "connection": ("does not know the connection", "Is it linked, and its id right? Run docferry check."),
+    "redirected": ("sends requests elsewhere", "base_url may be wrong, or a proxy or login page is in between."),
+    "stranger": ("is answered by somebody else", "A proxy or web page answers in its place; check the network."),
+    "storage": ("has trouble with its storage", "Look at the storage's account, bucket and quota."),
+    "quota": ("has no requests left today", "Nothing to do: uploads go on when the quota is reset."),
+    "rate": ("asks for a pause", "Nothing to do: uploads go on by themselves."),
+    "unreachable": ("cannot be reached", "Check the network; one document probes until it works again."),
+    "failing": ("fails again and again", "One document probes until it works again."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A form that changes something: where it is posted to, its fields, and its text."""
+
+    action: str
+    label: str
+    fields: Mapping[str, str]
+    confirm: str = ""  # text that is to be opened before the button shows
+    is_main: bool = True  # whether it is what usually helps
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing that needs a person. `level`: "bad" stops documents, "warn" may."""
+
+    level: str
+    title: str
+    subject: str
+    detail: str = ""
+    fix: str = ""
+    link: str = ""
+    link_label: str = ""
+    button: Button | None = None
+    key: str = field(default="")
+
+
+def items(figures: Figures, emptied: frozenset[str], facts: Mapping[str, float | None], now: float) -> list[Item]:
+    """Return what needs a person, what stops most first. `emptied` names mappings whose folder lies there empty."""
+    found = [*_queue(figures, facts), *_gates(figures), *_folders(figures, emptied), *_held(figures)]
+    return [*found, *_written(figures, now), *_clocks(figures)]
+
+
+def quiet_gates(figures: Figures) -> list[Item]:
+    """Return the gates that time alone opens."""
+    return [_gate(gate) for gate in figures["gates"] if not gate["needs_person"]]
+
+
+def _queue(figures: Figures, facts: Mapping[str, float | None]) -> Iterator[Item]:
+    if figures["trouble"]:
+        yield Item("bad", "The queue is in trouble", "database", figures["trouble"], "Make room or end what locks it.")
+    if facts.get("config_last_reload_successful") == 0:
+        fix = "Run docferry check, mend what it names, then send SIGHUP again."
+        yield Item("warn", "The configuration is broken", "SIGHUP", "docferry goes on with the old one.", fix)
+    free = facts.get("state_free_bytes")
+    if free is not None and free < LITTLE_FREE:
+        yield Item("warn", "The disk is nearly full", "state folder", f"{free / 1e6:,.0f} MB are free.", "Make room.")
+
+
+def _gates(figures: Figures) -> Iterator[Item]:
+    for gate in figures["gates"]:
+        if gate["needs_person"]:
+            yield _gate(gate)
+
+
+def _gate(gate: Figures) -> Item:
+    remote, _, rest = gate["gate"].partition("/")
+    title, fix = _GATES.get(gate["reason"], (f"is closed: {gate['reason']}", ""))
+    button = Button("/actions/gate", "Open the gate", {"key": gate["gate"]})
+    level = "bad" if gate["needs_person"] else "warn"
+    title = f"{remote.capitalize()} {title}"
+    return Item(level, title, rest or remote, gate["detail"], fix, button=button, key=gate["next_probe"])
+
+
+def _folders(figures: Figures, emptied: frozenset[str]) -> Iterator[Item]:
+    for row in (*figures["uploads"], *figures["downloads"]):
+        if not row["problem"]:
+            continue
+        name = row["mapping"]
+        if name in emptied:
+            button = Button(
+                "/actions/emptied", "Yes, I emptied it", {"mapping": name}, "I emptied this folder on purpose"
+            )
+            fix = "Is it mounted? If you emptied it yourself, say so: its documents that were not sent are then gone."
+            yield Item("bad", "The folder is suddenly empty", name, row["problem"], fix, button=button)
+        else:
+            title = "The folder cannot be read" if "to" in row else "The download fails"
+            yield Item("bad", title, name, row["problem"], "It goes on by itself when this is mended.")
+
+
+def _held(figures: Figures) -> Iterator[Item]:
+    for row in figures["held"]:
+        mapping, reason, count = row["mapping"], str(row["reason"]), row["count"]
+        called, fix = HELD.get(reason, (f"held as {reason}", "See why."))
+        noun = "document" if count == 1 else "documents"
+        query = {"mapping": mapping, "state": "held", "reason": reason}
+        label = "Release" if reason == "approval" else "Retry"
+        if count > 1:
+            label = f"{label} all {count:,}"
+        yield Item(
+            "warn" if reason == "approval" else "bad",
+            f"{count:,} {noun} {'is' if count == 1 else 'are'} {called}",
+            mapping,
+            fix=fix,
+            link="/documents?" + urlencode(query),
+            link_label="See it" if count == 1 else "See them",
+            button=Button("/actions/retry", label, query, is_main=reason in _RETRIED),
+        )
+
+
+def _written(figures: Figures, now: float) -> Iterator[Item]:
+    for row in figures["uploads"]:
+        for each in row["unsettled"]:
+            if now - seconds(each["since"]) >= LONG_WRITTEN_S:
+                fix = "Is the program that writes it still alive? docferry sends it when it is closed."
+                yield Item("warn", "A file is being written for long", row["mapping"], each["path"], fix)
+
+
+def _clocks(figures: Figures) -> Iterator[Item]:
+    for row in figures["remotes"]:
+        offset = row["clock_offset"]
+        if offset is not None and abs(offset) > CLOCK_OFF_S:
+            detail = f"{abs(offset):,.0f} s apart from {row['remote']}."
+            yield Item("warn", "The clock is wrong", "this machine", detail, "Set it: timedatectl set-ntp true")
+
+
+def seconds(when: Any) -> float:
+    """Return the wall seconds of a time as the figures have it."""
+    return datetime.fromisoformat(when).timestamp()
