@@ -71,13 +71,49 @@ def compose(message: Message, settings: Receiver, now: float) -> EmailMessage:
     return mail
 
 
+class _Cut:
+    """Ends a connection from another thread: one that waits for an answer does not hear a cancellation."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._done = False
+
+    def guard(self, connected: socket.socket) -> None:
+        """End this connection when `now` is called, or at once where it was."""
+        self._socket = connected.dup()
+        if self._done:
+            self.now()
+
+    def now(self) -> None:
+        """End the connection."""
+        self._done = True
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+
+
+class _Connection(smtplib.SMTP):
+    """An SMTP connection, over TLS where there is a context, that can be cut."""
+
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, cut: _Cut) -> None:
+        self._context = context
+        self._cut = cut
+        super().__init__(host, port, timeout=STEP_TIMEOUT_S)
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:  # as smtplib.SMTP_SSL does it
+        connected = socket.create_connection((host, port), timeout)
+        self._cut.guard(connected)
+        return connected if self._context is None else self._context.wrap_socket(connected, server_hostname=host)
+
+
 class _Conversation:
-    """One connection to the mail server, held in a thread."""
+    """One conversation with the mail server, held in a thread."""
 
     def __init__(self, settings: Receiver) -> None:
         self._settings = settings
-        self._connection: smtplib.SMTP | None = None
-        self._aborted = False
+        self._cut = _Cut()
+        self.abort = self._cut.now  # called from another thread
 
     def hold(self, mail: EmailMessage) -> None:
         """Deliver the mail, or raise DeliveryError."""
@@ -96,19 +132,11 @@ class _Conversation:
         except (OSError, smtplib.SMTPException, ValueError) as error:
             raise DeliveryError(f"mail server {server.hostname}: {error}") from error
 
-    def abort(self) -> None:
-        """End the connection from another thread."""
-        self._aborted = True
-        if self._connection is not None and self._connection.sock is not None:
-            with suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
-
     def _deliver(self, mail: EmailMessage, server: SplitResult, password: str | None) -> None:
         context = ssl.create_default_context(cafile=self._settings.ca_file)
-        self._connection = connection = self._connect(server, context)
+        implicit = context if server.scheme == "smtps" else None
+        connection = _Connection(server.hostname or "", server.port or _PORTS[server.scheme], implicit, self._cut)
         try:
-            if self._aborted:
-                return
             self._log_in(connection, server, context, password)
             refused = connection.send_message(mail, self._settings.sender, list(self._settings.to))
             with suppress(smtplib.SMTPException, OSError):  # it has the message, whatever comes now
@@ -126,13 +154,6 @@ class _Conversation:
             if not encrypted and not _is_local(server.hostname or ""):
                 raise DeliveryError("the mail server offers no TLS, and a password is not sent without it")
             connection.login(unquote(server.username), password)
-
-    @staticmethod
-    def _connect(server: SplitResult, context: ssl.SSLContext) -> smtplib.SMTP:
-        host, port = server.hostname or "", server.port or _PORTS[server.scheme]
-        if server.scheme == "smtps":
-            return smtplib.SMTP_SSL(host, port, timeout=STEP_TIMEOUT_S, context=context)
-        return smtplib.SMTP(host, port, timeout=STEP_TIMEOUT_S)
 
     @staticmethod
     def _starttls(connection: smtplib.SMTP, server: SplitResult, context: ssl.SSLContext) -> bool:
