@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, Final, cast
+from urllib.parse import unquote
 
 import anyio
 import httpx
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from docferry.clock import Clock
-from docferry.endpoints import Origin, load_trust, parse_proxy, parse_url
+from docferry.endpoints import Origin, load_trust, parse_url
 from docferry.errors import RemoteError
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.proxy import ProxyTransport
@@ -146,7 +147,10 @@ class HttpClient:
         trust = partial(load_trust, options.ca_file, options.cert_file, options.key_file)
         if options.proxy is None:
             return DirectTransport(trust, local_address=options.local_address)
-        return ProxyTransport(options.proxy, trust, local_address=options.local_address)
+        try:
+            return ProxyTransport(options.proxy, trust, local_address=options.local_address)
+        except ValueError as error:
+            raise httpx.ConnectError(f"the address of the proxy {error}") from None
 
     def _note(self, headers: Mapping[str, str]) -> None:
         """Keep the time of the last response, and how far the remote's clock is ahead of ours."""
@@ -182,7 +186,8 @@ class HttpClient:
         """Return the reason on one line, without secrets."""
         secrets = [request.url.query.decode("ascii"), request.headers.get("Authorization", "")]
         if self._options.proxy is not None:
-            secrets.append(parse_proxy(self._options.proxy).password)
+            credentials = self._options.proxy.rpartition("@")[0].partition("://")[2]
+            secrets += [credentials, unquote(credentials.partition(":")[2])]
         text = safe_text(error)
         if not text or any(secret and secret in text for secret in secrets):
             return type(error).__name__
