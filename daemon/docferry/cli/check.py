@@ -11,11 +11,12 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
-from docferry.app.remotes import open_remotes
+from docferry.app.remotes import http_options, open_remotes
 from docferry.cli import args, local_checks
 from docferry.cli.local_checks import Finding, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
+from docferry.remotes.http import diagnose
 from docferry.remotes.protocol import Checked, Remote
 from docferry.settings import Settings
 
@@ -50,7 +51,11 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     remotes = open_remotes(settings, SystemClock())
     secrets = settings.secrets()
     for name, remote in remotes.items():
+        way = await _way(name, settings)
+        findings += way
         try:
+            if any(finding.level == "fail" for finding in way):
+                continue  # every question would fail at the same step
             if getattr(secrets, name):  # a missing key is a finding of its own
                 checked = [target for target in targets if target.remote == name]
                 findings += _findings_of(remote, await remote.check(checked))
@@ -59,6 +64,16 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     if more:
         findings.append(Finding("note", "codat", f"{more:,} more connections have a folder; they were not asked for"))
     return findings
+
+
+async def _way(name: str, settings: Settings) -> list[Finding]:
+    """Return the steps to a remote: name, addresses, TLS or proxy, and whether it answers."""
+    section = settings.codat if name == "codat" else settings.wootiv
+    steps = await diagnose(name.capitalize(), section.base_url or "", http_options(section))
+    return [
+        Finding("ok" if step.ok else "fail", f"{name} {step.name}", step.detail, step.fix, away=step.transient)
+        for step in steps
+    ]
 
 
 def _findings_of(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:

@@ -29,6 +29,7 @@ class Step(NamedTuple):
     ok: bool
     detail: str
     fix: str = ""
+    transient: bool = True  # a failure may pass without a change of the configuration
 
 
 async def diagnose(
@@ -36,8 +37,8 @@ async def diagnose(
 ) -> list[Step]:
     """Return the steps to `url` up to the first one that fails; never raises for what the network does.
 
-    The last step is a GET with `headers`, so that 401 and 403 show whether the key works. `name` is the remote's, for
-    messages. Each address of the host is tried.
+    The last step is a GET with `headers`, so that 401 and 403 show whether the key works; without headers any status
+    is good. `name` is the remote's, for messages. Each address of the host is tried.
     """
     options = options or HttpOptions()
     try:
@@ -45,7 +46,9 @@ async def diagnose(
         trust = load_trust(options.ca_file, options.cert_file, options.key_file)
         proxy = parse_proxy(options.proxy) if options.proxy is not None else None
     except ValueError as error:
-        return [Step("url", False, f"the address of {name} or its options cannot be used: it {error}", "correct it")]
+        return [
+            Step("url", False, f"the address of {name} or its options cannot be used: it {error}", "correct it", False)
+        ]
     steps: list[Step] = []
     if proxy is not None:
         # The proxy looks up the name and connects; only the way to the proxy can be looked at.
@@ -144,6 +147,6 @@ async def _request(name: str, url: str, options: HttpOptions, headers: Mapping[s
     status = response.status
     fixes = {401: "set a valid API key", 403: "use a key with access", 407: "set user and password in `proxy`"}
     if 300 <= status < 400:
-        return Step("http", False, f"{name} redirects ({status})", "correct base_url")
-    ok = response.ok or status == 404
+        return Step("http", False, f"{name} redirects ({status})", "correct base_url", transient=False)
+    ok = response.ok or status == 404 or not headers
     return Step("http", ok, f"{name} answers with {status}", fixes.get(status, "" if ok else "see the status"))
