@@ -31,6 +31,7 @@ help: ## what there is to make
 
 demo: $(STAMP) ## the whole thing on a temporary folder against a local simulator, within a minute
 	@$(BIN)/docferry demo
+	@echo "docferry demo --page keeps it and its status page open: $(BIN)/docferry demo --page"
 
 # Most tests wait for something, so four at a time keep two cores busy; those that measure time have them alone.
 test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 for coverage of at least 90 %

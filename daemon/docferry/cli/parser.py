@@ -299,12 +299,14 @@ def _simulate(parser: Parser) -> None:
 
 
 def _demo(parser: Parser) -> None:
-    parser.command(
+    demo = parser.command(
         "demo",
         "the daemon on a temporary folder against the simulator, shown as it happens",
         "",
-        more="Needs no account, no key and no configuration; ends by itself within a minute.",
+        "--page",
+        more="Needs no account, no key and no configuration; ends by itself within a minute, or with --page at Ctrl-C.",
     )
+    demo.add_argument("--page", action="store_true", help="keep the demo and its status page open until Ctrl-C")
 
 
 def _duration(written: str) -> float:

@@ -13,9 +13,11 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from docferry.app.status_file import read_status
 from docferry.cli.demo import proof
 from docferry.cli.demo.stage import Stage, daemon, perform, set_up
 from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Cell, Content, Screen, cell, complain, line
+from docferry.cli.ui import link
 from docferry.simulator import Event
 from docferry.store.database import open_database
 from docferry.store.reports import AttemptRow, Reports, Row
@@ -34,31 +36,37 @@ _FAULTS: Final = {
 _PROOFS: Final = {"list": "it had arrived: Codat lists it", "zip": "it had arrived: Codat's ZIP has it"}
 
 
-def command(_asked: Namespace) -> int:
+def command(asked: Namespace) -> int:
     """Run the demo, and return 0 where every document is proved."""
     screen = Screen()
-    code = anyio.run(_demo, screen)
+    code = anyio.run(_demo, screen, asked.page)
     if code == 0:
         _go_on(screen)
     return code
 
 
-async def _demo(screen: Screen) -> int:
+async def _demo(screen: Screen, page: bool) -> int:
     async with anyio.create_task_group() as group:
         stopped: list[int] = []
         group.start_soon(_until_signal, group.cancel_scope, stopped)
         code = FAILED
-        with set_up() as stage:
+        with set_up(page=page) as stage:
             _introduce(screen, stage)
             with daemon(stage) as running:
+                if page:
+                    await _show_link(screen, stage, "The status page, for the next minute:")
                 show = _Show(screen, stage, running)
                 await show.run()
+                if page and show.complete:
+                    code = await _proved(screen, stage)
+                    await _show_link(screen, stage, "The page stays open until Ctrl-C. A fresh link, for a minute:")
+                    await anyio.sleep_forever()
             if show.complete:
                 code = await _proved(screen, stage)
             else:
                 _explain(stage, running)
         group.cancel_scope.cancel()
-    return 128 + stopped[0] if stopped else code
+    return 128 + stopped[0] if stopped and not (page and code == 0) else code
 
 
 async def _until_signal(scope: anyio.CancelScope, stopped: list[int]) -> None:
@@ -67,6 +75,21 @@ async def _until_signal(scope: anyio.CancelScope, stopped: list[int]) -> None:
             stopped.append(int(number))
             scope.cancel()
             return
+
+
+async def _show_link(screen: Screen, stage: Stage, text: str) -> None:
+    state = stage.base / "state"
+    with anyio.move_on_after(LONGEST):
+        while True:
+            if (listen := _listening(state)) is not None:
+                screen.show(line(text, Cell(link(state, listen), STRONG)), line())
+                return
+            await anyio.sleep(0.05)  # the daemon does not announce that it listens
+
+
+def _listening(state: Path) -> str | None:
+    found: str | None = (read_status(state) or {}).get("listening", {}).get("web")
+    return found
 
 
 def _introduce(screen: Screen, stage: Stage) -> None:

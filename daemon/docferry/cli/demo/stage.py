@@ -66,6 +66,7 @@ objects = ["{object}"]
 folder = "{base}/inbox/wootiv"
 every = "2s"
 """
+_PAGE: Final = '\n[web]\nlisten = "127.0.0.1:0"\n'
 #: The faults of the demo; each strikes once, at a request that always comes.
 FAULTS: Final = (
     Fault("lost_answer", "codat.upload", nth=3),
@@ -107,14 +108,14 @@ class Stage:
 
 
 @contextmanager
-def set_up() -> Iterator[Stage]:
+def set_up(*, page: bool = False) -> Iterator[Stage]:
     """Create folder, documents, configuration and simulator; remove them at the end."""
     events: list[Event] = []
     simulator = Simulator(SimulatorOptions(list_lag=0.4), FAULTS, on_event=events.append)
     with TemporaryDirectory(prefix="docferry-demo-") as folder, SimulatorThread.start(simulator):
         stage = Stage(Path(folder), simulator, events)
         text = _CONFIG.format(base=folder, url=simulator.url, company=COMPANY, connection=CONNECTION, object=OBJECT)
-        stage.config.write_text(text, encoding="utf-8")
+        stage.config.write_text(text + (_PAGE if page else ""), encoding="utf-8")
         _lay_out(stage.outbox)
         for number in (1, 2):
             simulator.put_company_file(COMPANY, f"from-the-customer-{number}.pdf", papers.statement(40 + number))
