@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Final, Literal
 
 from docferry.cli.output import count
+from docferry.detect.left_out import LeftOut, unmatched
 from docferry.errors import FolderError, StateError
 from docferry.files import scan
-from docferry.files.safe_open import Root
+from docferry.files.safe_open import FILE, OpenRoot, Root, replaceable
 from docferry.files.write_lease import no_writer
 from docferry.model import Target, escaped, joined
 from docferry.settings import Download, Settings, Upload, missing_keys
+from docferry.settings.patterns import EVERYTHING
 from docferry.store import locks
 
 Level = Literal["ok", "note", "warn", "fail"]
 
 #: Free space that is worth a warning, and one that is a failure, bytes.
 ROOMY, TIGHT = 1_000_000_000, 100_000_000
+_CAP_LEASE: Final = 28  # in capability.h
 #: Connections found by placeholders that are asked for; each costs a request of the daily quota.
 MOST_ASKED: Final = 20
 
@@ -47,6 +50,8 @@ class WalkResult:
     files: int = 0
     problems: list[str] = field(default_factory=list)
     sample: bytes | None = None  # a document to try a lease on
+    left_out: LeftOut = field(default_factory=LeftOut)
+    paths: list[bytes] = field(default_factory=list)  # of all files, where the mapping has patterns of its own
 
 
 def local(settings: Settings) -> Iterator[Finding]:
@@ -175,56 +180,87 @@ def _sqlite() -> Iterator[Finding]:
 
 
 def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
-    root = escaped(str(upload.root))
+    root = Root.of(upload)
     try:
-        for listings in scan.walk(Root.of(upload), enters=upload.enters):
+        for listings in scan.walk(root, enters=upload.enters):
             _count(upload, listings, walked)
     except FolderError as error:
         yield Finding("fail", upload.name, *_split(str(error)), away=True)
         return
+    yield from _root_links(upload, root)
     for problem in walked.problems[:5]:
         yield Finding("warn", upload.name, problem, "let docferry's user read it, or exclude it")
     if len(walked.problems) > 5:
         yield Finding("warn", upload.name, f"{len(walked.problems) - 5} more folders cannot be read")
-    if not walked.files:
-        yield Finding("note", upload.name, f"{root} has no documents; if it is a share: is it mounted?")
-        return
-    yield Finding("ok", upload.name, f"{root}: {count(walked.files, 'document')} in {count(walked.folders, 'folder')}")
-    yield from _lease(upload, walked)
-    if upload.after_upload != "keep" and not os.access(upload.root, os.W_OK):
+    for sentence in [*walked.left_out.sentences(upload), *unmatched(upload, walked.paths)]:
+        detail, _, cure = sentence.partition(": ")
+        yield Finding("warn", upload.name, detail, cure)
+    if walked.files:
+        documents = f"{count(walked.files, 'document')} in {count(walked.folders, 'folder')}"
+        yield Finding("ok", upload.name, f"{root.shown}: {documents}")
+    else:
+        yield Finding("note", upload.name, f"{root.shown} has no documents; if it is a share: is it mounted?")
+    yield from _lease(upload, root, walked)
+    if upload.after_upload != "keep" and not os.access(root.raw, os.W_OK):
         cure = 'let docferry\'s user write there, or set after_upload = "keep"'
-        yield Finding("fail", upload.name, f'after_upload = "{upload.after_upload}" needs to write in {root}', cure)
+        yield Finding(
+            "fail", upload.name, f'after_upload = "{upload.after_upload}" needs to write in {root.shown}', cure
+        )
+
+
+def _root_links(upload: Upload, root: Root) -> Iterator[Finding]:
+    """Report a component of the folder's path that an unprivileged user could replace by a link."""
+    if upload.follow_root_links or (found := replaceable(root)) is None:
+        return
+    detail = f"{escaped(found)} can be replaced by other users; a link in its place is not followed"
+    cure = "let root own the folder above it, without write permission for others; or set follow_root_links = true"
+    yield Finding("warn", upload.name, detail, cure)
 
 
 def _count(upload: Upload, listings: Iterable[scan.Listing], walked: WalkResult) -> None:
     for listing in listings:
         walked.folders += 1
+        walked.left_out.add_listing(listing)
         if listing.problem is not None:
             walked.problems.append(listing.problem)
         for name, *_ in listing.files:
             path = joined(listing.folder, name)
+            if upload.include != EVERYTHING:
+                walked.paths.append(path)
             if upload.wanted(path):
                 walked.files += 1
+                walked.left_out.documents += 1
                 walked.sample = walked.sample or path
+            else:
+                walked.left_out.add_unwanted(upload, [path])
 
 
-def _lease(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
-    """Yield a finding where the kernel does not tell whether a file is open for writing."""
-    path = os.fsencode(upload.root) + b"/" + (walked.sample or b"")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        cure = "let docferry's user read the documents"
-        yield Finding("fail", upload.name, f"{escaped(path)} cannot be read: {error.strerror}", cure)
-        return
-    try:
-        told = no_writer(descriptor)
-    finally:
-        os.close(descriptor)
+def _lease(upload: Upload, root: Root, walked: WalkResult) -> Iterator[Finding]:
+    """Report where the kernel does not tell who is writing, so that only `settle` does."""
+    told = True if os.geteuid() == 0 or _has_cap_lease() else None
+    if walked.sample is not None:
+        try:
+            with OpenRoot(root) as opened, opened.opened(walked.sample, FILE) as descriptor:
+                told = no_writer(descriptor)
+        except OSError as error:
+            cure = "let docferry's user read the documents"
+            yield Finding("fail", upload.name, f"{escaped(walked.sample)} cannot be read: {error.strerror}", cure)
+            return
     if told is None:
-        cure = "run docferry as the owner of the files, or give it CAP_LEASE; else set a longer settle"
-        detail = "the kernel does not tell which files are open for writing; only `settle` decides"
-        yield Finding("note", upload.name, detail, cure)
+        detail = (
+            "the kernel does not tell docferry which files are open for writing, so that only settle decides: "
+            "an upload that pauses for longer is sent in parts"
+        )
+        cure = "run docferry as the files' owner, or with CAP_LEASE as its unit does; else choose a generous settle"
+        yield Finding("warn", upload.name, detail, cure)
+
+
+def _has_cap_lease() -> bool:
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_LEASE & 1)
+    return False
 
 
 def _download(download: Download, state_dir: Path) -> Iterator[Finding]:

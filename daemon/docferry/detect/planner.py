@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from docferry.model import Digests, Reason, SeenFile, State, Target, escaped
 from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
 from docferry.store.documents import Documents
-from docferry.store.downloads import Downloads
+from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.enqueue import Planned
 from docferry.store.old_copy import REASON as OLD_COPY
 from docferry.wakeups import Wakeups
@@ -183,13 +184,40 @@ class Planner:
         return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, sent_since=ANY_TIME)
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
-        """Take the target from plans whose bytes came from a download: they are not sent back."""
-        if not planned or not await self._downloads.exist():
+        """Take the target from plans whose bytes came from a download: they are not sent back.
+
+        At Codat the bytes tell, wherever a person moved or copied them below a folder of the same company. An object at
+        Wootiv belongs to its name, so that the path has to be the same.
+        """
+        digests = {each.sha256 for each in planned if each.sha256 is not None}
+        if not digests or not await self._downloads.exist():
             return list(planned)
-        root = Root.of(upload).raw
-        absolute = {root + b"/" + each.seen_file.path: each for each in planned}
-        came = await self._downloads.at_paths(list(absolute))
-        return [replace(each, target=None) if (path, each.sha256) in came else each for path, each in absolute.items()]
+        files: dict[str, list[DownloadedFile]] = {}
+        for file in await self._downloads.with_digests(digests):
+            files.setdefault(file.sha256, []).append(file)
+        if not files:
+            return list(planned)
+        return await anyio.to_thread.run_sync(_without_targets, upload, planned, files)
+
+
+def _without_targets(
+    upload: Upload, planned: Sequence[Planned], files: Mapping[str, Sequence[DownloadedFile]]
+) -> list[Planned]:
+    root = os.path.realpath(Root.of(upload).raw)
+
+    def is_downloaded(each: Planned, file: DownloadedFile) -> bool:
+        company = each.target.company_id if each.target else None
+        if company is not None and file.origin.startswith(f"{company}/"):
+            return True
+        path = os.path.join(root, each.seen_file.path)  # noqa: PTH118 - paths of bytes
+        return file.path is not None and os.path.realpath(file.path) == path
+
+    return [
+        replace(each, target=None)
+        if any(is_downloaded(each, file) for file in files.get(each.sha256 or "", ()))
+        else each
+        for each in planned
+    ]
 
 
 def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, now: float) -> Planned:

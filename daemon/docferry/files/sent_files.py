@@ -199,11 +199,10 @@ def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: i
 
 def _is_sent(found: os.stat_result, file: SentFile, *, compare_ctime: bool = False) -> bool:
     """Whether this is the version that was sent. Renaming a file changes its ctime."""
-    if not stat.S_ISREG(found.st_mode):
+    stamp = Stamp.of(found)
+    if not stat.S_ISREG(found.st_mode) or (compare_ctime and stamp != file.stamp):
         return False
-    if compare_ctime:
-        return Stamp.of(found) == file.stamp
-    return (found.st_size, found.st_mtime_ns) == (file.stamp.size, file.stamp.mtime_ns)
+    return (stamp.size, stamp.mtime_ns) == (file.stamp.size, file.stamp.mtime_ns)
 
 
 def _archive(aside: int, name: bytes, descriptor: int, content: Content, into: int) -> None:

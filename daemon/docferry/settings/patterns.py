@@ -32,13 +32,14 @@ LeftOut = Literal["builtin", "exclude", "include", "case"]
 class Patterns:
     """The include and exclude patterns of one mapping, compiled once."""
 
-    __slots__ = ("_builtin", "_exclude", "_include", "_include_folded", "_prunes", "_written")
+    __slots__ = ("_builtin", "_exclude", "_include", "_include_folded", "_prunes", "_singly", "_written")
 
     def __init__(self, include: Sequence[str], exclude: Sequence[str], *, builtin: bool = True) -> None:
         self._builtin = builtin
         self._include = None if tuple(include) == EVERYTHING else compiled(include)
         self._include_folded: GitIgnoreSpec | None = None
         self._written = include
+        self._singly: list[GitIgnoreSpec] = []
         self._exclude = compiled(exclude) if exclude else None
         # a "!" pattern may bring back a file of an excluded folder: such folders must be entered
         self._prunes = not any(pattern.startswith("!") for pattern in exclude)
@@ -77,7 +78,10 @@ class Patterns:
     def matches(self, path: bytes) -> list[bool]:
         """Return for each pattern of `include` whether it alone matches the path; a "!" pattern counts as matching."""
         text = path.decode("utf-8", "surrogateescape")
-        return [pattern.startswith("!") or compiled([pattern]).match_file(text) for pattern in self._written]
+        if not self._singly:
+            self._singly = [compiled([pattern]) for pattern in self._written]
+        pairs = zip(self._written, self._singly, strict=True)
+        return [pattern.startswith("!") or alone.match_file(text) for pattern, alone in pairs]
 
 
 def compiled(patterns: Sequence[str]) -> GitIgnoreSpec:

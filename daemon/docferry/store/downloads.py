@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import text
 
@@ -20,7 +21,10 @@ VALUES (:mapping, :origin, :sha256, :path, :published, :size, :now)
 ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, published = excluded.published,
   updated = excluded.updated
 """)
-_BY_PATH = text("SELECT path, sha256 FROM download WHERE path = :path")
+_BY_DIGEST = text("""
+SELECT mapping, origin, sha256, path, published, size FROM download WHERE sha256 = ANY(:digests) AND path IS NOT NULL
+""")
+_INDEX_DOWNLOADS = text("CREATE INDEX IF NOT EXISTS download_digest ON download (sha256)")
 _ANY_ROW = text("SELECT 1 FROM download LIMIT 1")
 # Created where docferry downloads from Codat: digests are spread over the whole index, so that each upload to a
 # database of millions would write one more page.
@@ -53,7 +57,7 @@ class Downloads:
     async def known(self, mapping: str, origins: Collection[str]) -> list[DownloadedFile]:
         """Return the recorded files of these origins."""
         rows = await self._database.fetch_all(_KNOWN, {"mapping": mapping, "origins": list(origins)})
-        return [DownloadedFile(row[0], row[1], row[2], row[3], bool(row[4]), row[5]) for row in rows]
+        return [_downloaded(row) for row in rows]
 
     async def record(self, files: Sequence[DownloadedFile]) -> None:
         """Record files that are about to appear, have appeared, or are docferry's own uploads."""
@@ -62,6 +66,7 @@ class Downloads:
         published = [row for row in rows if row["published"] and row["path"] is not None]
 
         def work(transaction: Transaction) -> None:
+            transaction.execute(_INDEX_DOWNLOADS)
             for row in rows:  # one by one: a name from the remote that cannot be stored is replaced
                 transaction.execute(_RECORD, row)
             receipts.append_downloaded(transaction, published, now)
@@ -69,13 +74,10 @@ class Downloads:
         if rows:
             await self._database.write(work)
 
-    async def at_paths(self, paths: Collection[bytes]) -> set[tuple[bytes, str]]:
-        """Return path and digest of each of these absolute paths that a download wrote."""
-
-        def work(transaction: Transaction) -> set[tuple[bytes, str]]:
-            return {tuple(row) for path in paths for row in transaction.fetch_all(_BY_PATH, {"path": path})}
-
-        return await self._database.read(work)
+    async def with_digests(self, digests: Collection[str]) -> list[DownloadedFile]:
+        """Return the files with these digests that downloads wrote, wherever they are now."""
+        rows = await self._database.fetch_all(_BY_DIGEST, {"digests": list(digests)})
+        return [_downloaded(row) for row in rows]
 
     async def exist(self) -> bool:
         """Return whether any download is recorded; without one the planner need not look up each file."""
@@ -90,3 +92,7 @@ class Downloads:
             return {digest for (digest,) in transaction.fetch_all(_OWN_DIGESTS, parameters)}
 
         return await self._database.write(work)
+
+
+def _downloaded(row: Sequence[Any]) -> DownloadedFile:
+    return DownloadedFile(row[0], row[1], row[2], row[3], bool(row[4]), row[5])
