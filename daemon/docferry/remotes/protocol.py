@@ -75,8 +75,9 @@ def failed(subject: str, error: RemoteError, cure: str) -> Checked:
     Requested pauses, 5xx and broken connections pass; errors about the configuration do not.
     """
     status = error.status
-    answers = error.kind == "answer" and status is not None and (status in (408, 409, 425, 429) or status >= 500)
-    passes = answers or error.kind in ("unreachable", "timeout", "cut")
+    passes = error.kind in ("unreachable", "timeout", "cut")
+    if error.kind in ("answer", "not_ours") and status is not None:
+        passes = status in (408, 409, 425, 429) or status >= 500
     return Checked(subject, ok=False, detail=str(error), cure=cure, passes=passes)
 
 
