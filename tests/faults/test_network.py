@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import socket
 import sqlite3
 import ssl
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -520,6 +523,55 @@ def test_n21_answers_without_end(app_env: AppEnv, process_pool: ProcessPool, kin
         peak = next(line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line)
     assert app_env.stored() == made
     assert int(peak.split()[1]) < 250_000, peak
+
+
+@pytest.mark.parametrize(
+    ("start", "block"),
+    [
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"X-Never: ends\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-Never: ends\r\n"),
+    ],
+    ids=["interim", "headers", "chunks", "trailers"],
+)
+def test_n22_responses_that_never_end(app_env: AppEnv, process_pool: ProcessPool, start: bytes, block: bytes) -> None:
+    """The daemon obeys SIGTERM, stays small, and holds nothing."""
+    _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(8)))
+    with ExitStack() as stack:
+        url = stack.enter_context(_endless_server(start, block * 1000))
+        variables = {"DOCFERRY_CODAT__BASE_URL": url, "DOCFERRY_STOP_GRACE": "1s"}
+        daemon = stack.enter_context(process_pool.daemon(app_env, **variables))
+        until(lambda: any(row["attempts"] for row in _rows(process_pool, app_env)), 30)
+        states = {row["state"] for row in _rows(process_pool, app_env)}
+        peak = next(line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line)
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait(15) == 0
+    assert "held" not in states
+    assert int(peak.split()[1]) < 250_000, peak
+
+
+@contextmanager
+def _endless_server(start: bytes, block: bytes) -> Iterator[str]:
+    """A server that reads what comes, and answers each connection without end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer(client: socket.socket) -> None:
+            with client, suppress(OSError):
+                client.recv(65536)
+                client.sendall(start)
+                while True:
+                    client.sendall(block)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    threading.Thread(target=answer, args=(client,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
