@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from docferry.receipts.merkle import Tree
 from docferry.store.database import open_database
 from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.receipt_upkeep import ReceiptUpkeep
+from docferry.store.receipts import unix_user
 from docferry.store.transfers import Pick
 from receipts.conftest import TARGET, Queue, Store
 
@@ -170,3 +172,17 @@ async def test_a_head_is_stored_once_for_a_log_that_did_not_grow(store: Store) -
         assert await queue.log.knows(head.head)
         assert not await queue.log.knows(replace(head.head, root=bytes(32)))
         assert not await queue.log.knows(replace(head.head, size=3))
+
+
+async def test_a_release_from_approval_names_who_gave_it(store: Store) -> None:
+    async with store.open() as queue:
+        await queue.enqueue("a.pdf", "b.pdf", "c.pdf")
+        store.sql("UPDATE transfer SET state = 'held', reason = 'approval' WHERE remote_name <> 'c.pdf'")
+        store.sql("UPDATE transfer SET state = 'held', reason = 'too_large' WHERE remote_name = 'c.pdf'")
+        (document,) = store.sql("SELECT id FROM document WHERE name = ?", b"a.pdf")[0]
+        await queue.transfers.retry(ids=[document])
+        await queue.transfers.retry(everything=True, actor="page session 12ab")
+    found = [(each["kind"], each["path"], each["actor"]) for each in bodies(store)]
+    assert found == [("released", "a.pdf", unix_user()), ("released", "b.pdf", "page session 12ab")]
+    assert f"uid {os.getuid()}" in unix_user()
+    assert await store.problems() == []

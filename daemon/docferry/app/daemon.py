@@ -12,7 +12,7 @@ import anyio.abc
 import anyio.to_thread
 
 from docferry import logs, systemd
-from docferry.app import status_file
+from docferry.app import status_file, verify
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
@@ -95,6 +95,8 @@ async def _serve(
                     rooms.start_soon(app.receipts.run, name="receipts")
                     rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
                     rooms.start_soon(_ready, app, notify, name="ready")
+                    if settings.verify.every is not None:
+                        rooms.start_soon(verify.run, app, settings.verify.every, name="verify")
                     if settings.alerts.to or settings.heartbeat.is_set:
                         from docferry.app import alerts  # only here, as its receivers cost memory
 

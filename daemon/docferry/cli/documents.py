@@ -45,7 +45,7 @@ def as_json(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
     return {
         "id": row.id,
         "mapping": row.mapping,
-        "path": full_path(row, roots),
+        "path": full_path(row.mapping, row.path, roots),
         "size": row.size,
         "sha256": row.sha256,
         "state": row.state,
@@ -61,10 +61,10 @@ def as_json(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def full_path(row: Row, roots: Mapping[str, bytes]) -> str:
+def full_path(mapping: str, path: bytes, roots: Mapping[str, bytes]) -> str:
     """Return the absolute path, escaped; relative where the mapping is no longer configured."""
-    root = roots.get(row.mapping)
-    return escaped(row.path if root is None else root.rstrip(b"/") + b"/" + row.path)
+    root = roots.get(mapping)
+    return escaped(path if root is None else root.rstrip(b"/") + b"/" + path)
 
 
 def _safe(text: str | None) -> str | None:
@@ -112,7 +112,7 @@ async def _chunks(reports: Reports, asked: Namespace) -> AsyncIterator[list[Row]
 def _cells(row: Row, roots: Mapping[str, bytes]) -> tuple[Cell | str | int, ...]:
     state = Cell(row.state, STYLES.get(row.state, ""))
     why = "" if row.state in {"sent", "gone"} else ": ".join(part for part in (row.reason, row.detail) if part)
-    return (row.id, state, size(row.size), row.mapping, full_path(row, roots), why)
+    return (row.id, state, size(row.size), row.mapping, full_path(row.mapping, row.path, roots), why)
 
 
 # -- show --------------------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _facts(row: Row, roots: Mapping[str, bytes]) -> list[tuple[str, Cell | str |
     where = "/".join(part for part in (row.company_id, row.connection_id) if part)
     return [
         ("document", Cell(row.id, STRONG)),
-        ("path", full_path(row, roots)),
+        ("path", full_path(row.mapping, row.path, roots)),
         ("mapping", row.mapping),
         ("state", Cell(row.state, STYLES.get(row.state, ""))),
         ("reason", ": ".join(part for part in (row.reason, row.detail) if part) or None),

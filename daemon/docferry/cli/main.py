@@ -101,6 +101,12 @@ def _alerts() -> Command:
     return command
 
 
+def _verify() -> Command:
+    from docferry.cli.verify import command
+
+    return command
+
+
 def _receipts() -> Command:
     from docferry.cli.receipts import command
 
@@ -149,6 +155,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "show": _show,
     "retry": _retry,
     "check": _check,
+    "verify": _verify,
     "receipts": _receipts,
     "config": _config,
     "health": _health,

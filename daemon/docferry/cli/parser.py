@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from docferry import __version__
-from docferry.cli.receipts_parser import add_receipts
+from docferry.cli.receipts_parser import add_receipts, add_verify
 
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
@@ -80,6 +80,7 @@ def build_parser() -> Parser:
         _ui,
         _config,
         _alerts,
+        add_verify,
         add_receipts,
         _simulate,
         _demo,
@@ -203,6 +204,7 @@ def _retry(parser: Parser) -> None:
     retry.add_argument("ids", nargs="*", type=_count, metavar="ID", help="ids from `docferry list`")
     retry.add_argument("--mapping", metavar="NAME", help="those of this mapping")
     retry.add_argument("--reason", metavar="CODE", help="those held, or waiting, for this reason")
+    retry.add_argument("--missing", action="store_true", help="send again what `docferry verify` proved missing")
     retry.add_argument("--all", action="store_true", help="all of them")
 
 

@@ -47,6 +47,24 @@ def add_receipts(parser: Parser) -> None:
         each.add_argument("--json", action="store_true", help="one object a line")
 
 
+def add_verify(parser: Parser) -> None:
+    """Add `docferry verify`."""
+    verify = parser.command(
+        "verify",
+        "asks the remotes whether every sent document is there; changes nothing",
+        "",
+        "--mapping acme-bank --since 2026-01-01",
+        "--bytes --json",
+        more="What was stopped goes on where it was. `docferry retry --missing` sends again what is missing.",
+    )
+    verify.add_argument("--mapping", metavar="NAME", help="only what this mapping sent")
+    verify.add_argument(
+        "--since", metavar="TIME", type=since, help="only what was sent from this date or time on (UTC)"
+    )
+    verify.add_argument("--bytes", action="store_true", help="compare Codat's documents by digest, from its ZIPs")
+    verify.add_argument("--json", action="store_true", help="one object")
+
+
 def since(written: str) -> str:
     """Return the time as receipts have it."""
     return _text(_moment(written)[0])

@@ -8,6 +8,7 @@ import anyio
 import anyio.to_thread
 
 from docferry.cli import args
+from docferry.cli.documents import full_path
 from docferry.cli.output import Screen, complain, count, line
 from docferry.cli.parser import Misused
 from docferry.cli.queue import open_queue
@@ -19,14 +20,17 @@ from docferry.store.database import Database
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
+from docferry.store.verification import Verifications
 
 
 def command(asked: Namespace) -> int:
     """Make the chosen documents due, and return the exit code."""
-    chosen = sum((bool(asked.ids), bool(asked.mapping or asked.reason), asked.all))
+    chosen = sum((bool(asked.ids), bool(asked.mapping or asked.reason), asked.all, asked.missing))
     if chosen != 1:
         what = "say which documents" if chosen == 0 else "choose one of these ways"
-        raise Misused(f"{what}: docferry retry ID…, --mapping NAME and/or --reason CODE, or --all")
+        raise Misused(f"{what}: docferry retry ID…, --mapping NAME and/or --reason CODE, --missing or --all")
+    if asked.missing:
+        return anyio.run(_resend_missing, args.load(asked.config))
     return anyio.run(_retry, args.load(asked.config), asked)
 
 
@@ -50,6 +54,23 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
     if asked.mapping is not None and asked.reason is None:
         await _accept_empty(settings, asked.mapping)
     return code
+
+
+async def _resend_missing(settings: Settings) -> int:
+    """Let the next scan send what `docferry verify` proved missing."""
+    async with open_queue(settings) as database:
+        if database is None:
+            Screen().show(line("nothing is missing: docferry has not seen any document yet"))
+            return 0
+        number, left = await Verifications(database, SystemClock()).resend_missing()
+    roots = args.roots(settings)
+    for each in left:
+        where = each.remote_name if each.path is None else full_path(each.mapping, each.path, roots)
+        complain(f"{where} is missing at the remote, and its file is not there any more: put it back, and it is sent")
+    runs = locks.running(settings.state_dir) is not None
+    how = "the daemon sends them after its next scan" if runs else "`docferry sync` sends them"
+    Screen().show(line(f"{count(number, 'document')} to be sent again: {how}" if number else "nothing is sent again"))
+    return 1 if left else 0
 
 
 async def _report_ids(database: Database, ids: list[int]) -> int:

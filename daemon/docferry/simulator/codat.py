@@ -132,6 +132,14 @@ class Codat:
         )
         self._files.setdefault(stored.company or "", []).append(filed)
 
+    def lose(self, company: str, name: str) -> None:
+        """Forget every file of this name, as no request can."""
+        files = self._files.get(company, [])
+        files[:] = [filed for filed in files if filed.stored.name != name]
+        self._recorder.stored[:] = [
+            each for each in self._recorder.stored if (each.remote, each.company, each.name) != ("codat", company, name)
+        ]
+
     def reset(self) -> None:
         self._files.clear()
         self.limits.reset()

@@ -132,6 +132,14 @@ class Simulator:
         self.codat.put(stored, uploaded=uploaded, source_type=source_type, integration=integration)
         return stored
 
+    def lose_company_file(self, company: str, name: str) -> None:
+        """Lose a file of Codat, which no request can remove."""
+        self.codat.lose(company, name)
+
+    def lose_object(self, key: str, bucket: str = "wootiv-documents") -> None:
+        """Remove an object from the bucket."""
+        self.recorder.objects.pop((bucket, key), None)
+
     def put_object(self, key: str, content: bytes, bucket: str = "wootiv-documents") -> S3Object:
         """What somebody else puts into the bucket."""
         catch = self.s3.catch()

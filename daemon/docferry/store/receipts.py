@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import pwd
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,16 @@ from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.receipts.record import Kind, Receipt
 from docferry.store.connection import Parameters, Transaction
+
+
+def unix_user() -> str:
+    """Return the user who runs this process, and under sudo the one who called it."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = "unknown"
+    caller = os.environ.get("SUDO_USER")
+    return f"user {name} (uid {os.getuid()})" + (f", sudo by {escaped(caller)}" if caller else "")
 
 
 class ReceiptWriter:

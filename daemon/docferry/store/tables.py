@@ -218,3 +218,13 @@ receipt_head = Table(
     Column("timestamp", LargeBinary),  # an RFC 3161 time stamp of the note
     Index("receipt_head_size", "size"),
 )
+
+#: A sent transfer that the last verification did not find present at its remote.
+verification = Table(
+    "verification",
+    metadata,
+    Column("transfer_id", Integer, primary_key=True, autoincrement=False),
+    Column("time", Float, nullable=False),
+    Column("verdict", Text, nullable=False),  # missing | changed | unknown
+    Column("detail", Text, nullable=False),
+)

@@ -15,10 +15,11 @@ from docferry.store import clock_jumps
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.lookup_counts import LookupCounts
+from docferry.store.receipts import unix_user
 from docferry.store.transitions import TransitionWriter
 from docferry.wakeups import Wakeups
 
-_COLUMNS = (
+COLUMNS = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, key_version, "
     "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
 )
@@ -51,8 +52,8 @@ WHERE id IN (
   LIMIT :room)
 RETURNING {columns}
 """
-_CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=_COLUMNS))
-_CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=_COLUMNS))
+_CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=COLUMNS))
+_CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=COLUMNS))
 
 _RECLAIM_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
@@ -79,15 +80,15 @@ UPDATE transfer SET
   next_attempt = :now, due_since = :now, tries = 0, updated = :now
 WHERE state IN ('held', 'waiting', 'doubtful') AND {condition}
 """
-_RETRY_BY_ID = text(
-    _RETRY_ALL.format(condition="id IN (SELECT transfer_id FROM document WHERE document.id = ANY(:ids))")
+_BY_ID = "id IN (SELECT transfer_id FROM document WHERE document.id = ANY(:ids))"
+_BY_MAPPING = (
+    "(CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) AND (CAST(:reason AS TEXT) IS NULL OR reason = :reason)"
 )
-_RETRY = text(
-    _RETRY_ALL.format(
-        condition="(CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) "
-        "AND (CAST(:reason AS TEXT) IS NULL OR reason = :reason)"
-    )
-)
+_RETRY_BY_ID = text(_RETRY_ALL.format(condition=_BY_ID))
+_RETRY = text(_RETRY_ALL.format(condition=_BY_MAPPING))
+_RELEASED = "SELECT id FROM transfer WHERE state = 'held' AND reason = 'approval' AND {condition} ORDER BY id"
+_TO_RELEASE_BY_ID = text(_RELEASED.format(condition=_BY_ID))
+_TO_RELEASE = text(_RELEASED.format(condition=_BY_MAPPING))
 
 #: States after which the remote may have the document.
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
@@ -146,7 +147,7 @@ class Transfers(LookupCounts):
                     "room": room - len(claimed),
                 }
                 rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
-                claimed += [_transfer(*row) for row in rows]
+                claimed += [transfer_of(*row) for row in rows]
             return claimed
 
         return await self._database.write(work)
@@ -186,14 +187,25 @@ class Transfers(LookupCounts):
         mapping: str | None = None,
         reason: str | None = None,
         everything: bool = False,
+        actor: str | None = None,
     ) -> int:
-        """Make held and waiting transfers due now, and return their number. An undecidable one becomes DOUBTFUL."""
+        """Make held and waiting transfers due now, and return their number. What may have been sent becomes DOUBTFUL.
+
+        `actor` released what was held for approval, as its receipt names them: by default the user of this process.
+        """
         if not (ids or mapping is not None or reason is not None or everything):
             return 0
         now = self._clock.now()
-        if ids:
-            return await self._database.execute(_RETRY_BY_ID, {"ids": sorted(ids), "now": now})
-        return await self._database.execute(_RETRY, {"mapping": mapping, "reason": reason, "now": now})
+        parameters = {"ids": sorted(ids)} if ids else {"mapping": mapping, "reason": reason}
+        to_release, retry = (_TO_RELEASE_BY_ID, _RETRY_BY_ID) if ids else (_TO_RELEASE, _RETRY)
+
+        def work(transaction: Transaction) -> int:
+            released = [row[0] for row in transaction.fetch_all(to_release, parameters)]
+            number = transaction.execute(retry, parameters | {"now": now})
+            self._database.receipts.append_released(transaction, released, now, actor or unix_user())
+            return number
+
+        return await self._database.write(work)
 
     async def shift_times(self, drift: float) -> float:
         """Shift stored times after a jump of the wall clock, so that a remaining delay stays as long as it was.
@@ -256,8 +268,8 @@ class Transfers(LookupCounts):
         }
 
 
-def _transfer(*row: Any) -> Transfer:
-    """Return the transfer of a row of `_COLUMNS`."""
+def transfer_of(*row: Any) -> Transfer:
+    """Return the transfer of a row of `COLUMNS`."""
     number, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, *rest = row
     target = Target(RemoteName(remote), company_id, connection_id)
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)

@@ -186,12 +186,12 @@ class Codat:
             found = zips.get(day, read_since)
             if found is None:
                 now = self._clock.now()
-                found = await self._read_zip(company, day)
+                found = await self.read_zip(company, day)
                 zips.put(day, now, found)
             members.update(found)
         return members
 
-    async def _read_zip(self, company: str, day: str | None) -> Members:
+    async def read_zip(self, company: str, day: str | None) -> Members:
         """Return the members of one ZIP, which is not kept."""
         members = Members()
         await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))

@@ -15,6 +15,7 @@ from docferry.model import Finding, Found, KnownUploads, Receipt, Target, Transf
 from docferry.remotes import download
 from docferry.remotes.download import Fetched
 from docferry.remotes.http import (
+    Destination,
     Form,
     HttpClient,
     PlainBody,
@@ -37,6 +38,7 @@ from docferry.remotes.protocol import (
     failed,
 )
 from docferry.remotes.wootiv import s3
+from docferry.remotes.wootiv.s3 import ObjectStat
 from docferry.remotes.wootiv.signed_url import SignedUpload, SignedUrlPolicy, unusable
 
 RULES: Final = Rules("Wootiv", max_size=5 * 1024**3, needs_md5=True)
@@ -107,6 +109,23 @@ class Wootiv:
         signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
         url = await self._urls.check(signed.get("signedUrl"))
         return await download.fetch(self._s3, url, to, etag, self._clock.now())
+
+    async def stat(self, object_name: str) -> ObjectStat | None:
+        """Return size and ETag of an object, from one byte of it; None when Wootiv or the storage has none."""
+        try:
+            signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
+        except RemoteError as error:
+            if error.kind == "answer" and error.status == 404:
+                return None  # Wootiv's own structured answer about this name
+            raise
+        url = await self._urls.check(signed.get("signedUrl"))
+        # A URL is signed for GET alone. Where a server sends everything, the body is not read to its end.
+        response = await self._s3.call("GET", url, headers={"Range": "bytes=0-0"}, to=Destination(limit=4096, raw=True))
+        if s3.is_absent(response):
+            return None
+        if response.status not in (200, 206):
+            raise s3.refusal(response, self._clock.now())
+        return s3.stat(response)
 
     async def check(self, targets: Sequence[Target]) -> list[Checked]:  # noqa: ARG002 - there is one target
         """Ask for a signed URL that is not used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 
 from docferry.errors import ErrorDetails, RemoteError
@@ -18,6 +19,7 @@ _BODY_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "Inc
 _DOCUMENT_CODES: Final = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "KeyTooLongError", "InvalidObjectName", "XMinioInvalidObjectName"}
 )
+_TOTAL: Final = re.compile(r"bytes \d+-\d+/(\d+)$")
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -64,6 +66,35 @@ def refusal(response: Response, now: float) -> RemoteError:
             about_document=code in _DOCUMENT_CODES,
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What the storage says of an object; None where it does not say."""
+
+    size: int | None  # bytes
+    etag: str
+    md5: str | None  # the ETag, where it is the MD5 of the bytes
+
+
+def stat(response: Response) -> ObjectStat:
+    """Return size and ETag from the response to a GET of the whole object or of its first byte."""
+    etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
+    if response.is_html or not etag:
+        raise RemoteError(
+            f"something that is not S3 answered with {response.status}: there is no ETag; check proxies in between",
+            kind="not_ours",
+            status=response.status,
+        )
+    found = _TOTAL.search(response.headers.get("content-range", ""))
+    size = found[1] if found else response.headers.get("content-length", "")
+    md5 = etag.lower() if is_md5(response, etag) else None
+    return ObjectStat(int(size) if size.isascii() and size.isdecimal() else None, safe_text(etag), md5)
+
+
+def is_absent(response: Response) -> bool:
+    """Whether the storage says that there is no such object."""
+    return response.status == 404 and _tag(response, "Code") == "NoSuchKey"
 
 
 def is_md5(response: Response, etag: str) -> bool:
