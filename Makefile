@@ -23,7 +23,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test soak storm seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
+.PHONY: help demo test screenshots soak storm seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -41,6 +41,9 @@ else
 	@$(BIN)/python -m pytest $(if $(COV),--cov --cov-report=) -m "not alone and not packages" -n 4 --dist worksteal
 	@$(BIN)/python -m pytest $(if $(COV),--cov-append) $(COVERAGE) -m alone
 endif
+
+screenshots: $(STAMP) ## pictures of the status page, in docs/img; needs Debian's chromium
+	@PYTHONPATH=tests $(BIN)/python tests/web/screenshots.py
 
 soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everything is counted; ARGS="--kills 200" for fewer
 	@$(BIN)/python tests/crash/soak.py $(ARGS)

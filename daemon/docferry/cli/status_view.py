@@ -41,7 +41,13 @@ _IN_FLIGHT: Final = ("leased", "sending", "asking")
 def blocks(figures: Figures, now: float) -> list[Block]:
     """Return the whole page; problems that need a person come last."""
     page: list[Block] = [_daemon(figures, now)]
-    for part in (_uploads(figures, now), _downloads(figures, now), _remotes(figures, now), _troubles(figures, now)):
+    for part in (
+        _uploads(figures, now),
+        _downloads(figures, now),
+        _remotes(figures, now),
+        _due(figures, now),
+        _troubles(figures, now),
+    ):
         if part:
             page += [line(), *part]
     if not figures["uploads"] and not figures["downloads"]:
@@ -118,6 +124,21 @@ def _remotes(figures: Figures, now: float) -> list[Block]:
         answer = f"{_ago(row['last_answer'], now)}" if row["last_answer"] else "none yet"
         table.rows.append((row["remote"], _number(row["in_flight"], GOOD), answer, _quota(row), _reset(row, now)))
     return [table]
+
+
+def _due(figures: Figures, now: float) -> list[Block]:
+    """Return what each remote still has to get, since when, and until when that will take."""
+    table = Table(
+        ("due at", "documents", "oldest", "arrives by", "document"), right=frozenset({1}), folds=frozenset({4})
+    )
+    for row in figures["remotes"]:
+        oldest = row["oldest_due"]
+        if oldest is not None:
+            finish = row["projected_finish"]
+            left = Cell("nobody can say", FAINT) if finish is None else f"in {span(_seconds(finish) - now)}"
+            since = f"due for {span(now - _seconds(oldest['since']))}"
+            table.rows.append((row["remote"], _number(row["due"]), since, left, f"{oldest['path']} ({oldest['id']})"))
+    return [table] if table.rows else []
 
 
 def _quota(row: Figures) -> Content:

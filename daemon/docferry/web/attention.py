@@ -141,7 +141,7 @@ def _held(figures: Figures) -> Iterator[Item]:
             "warn" if reason == "approval" else "bad",
             f"{count:,} {noun} {'is' if count == 1 else 'are'} {called}",
             mapping,
-            fix=fix,
+            fix=fix.replace("them", "it") if count == 1 else fix,
             link="/documents?" + urlencode(query),
             link_label="See it" if count == 1 else "See them",
             button=Button("/actions/retry", label, query, is_main=reason in _RETRIED),

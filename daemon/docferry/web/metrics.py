@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from prometheus_client import CONTENT_TYPE_LATEST as TEXT_TYPE
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST as TEXT_TYPE
-from prometheus_client.exposition import generate_latest as plain_text
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS_TYPE
-from prometheus_client.openmetrics.exposition import generate_latest as open_metrics
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
 
 from docferry import __version__
 from docferry.app.figures import Figures
@@ -24,9 +24,9 @@ from docferry.telemetry import Delivery, Telemetry
 
 __all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "EventMetrics", "Facts", "Snapshot", "render"]
 
-#: Samples rendered without a pause, and the pause, seconds. 1,000 mappings make 20,000 samples: rendered in one go, the
+#: Samples written without a pause, and the pause, seconds. 1,000 mappings make 27,000 samples: written in one go, the
 #: thread would keep the event loop from the interpreter's lock for 0.4 s.
-SLICE: Final = 40
+SLICE: Final = 48
 PAUSE_S: Final = 0.0005
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _DELAY_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
@@ -43,8 +43,7 @@ _FACTS: Final = {
     "sync_last_success_timestamp_seconds": "When a one-shot `sync` last ended with exit code 0",
     "sync_last_exit_code": "Exit code of the last one-shot `sync`",
 }
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so; a series more for each counter, which nobody here asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so; a series more for each counter
 
 
 class EventMetrics(Telemetry):
@@ -54,30 +53,35 @@ class EventMetrics(Telemetry):
         super().__init__(clock)
         self.registry = CollectorRegistry(auto_describe=False)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"docferry_{name}", text, labels, registry=self.registry)
+        def counter(name: str, text: str, *labels: str) -> _Children:
+            return _Children(Counter(f"docferry_{name}", text, labels, registry=self.registry), *labels)
 
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(f"docferry_{name}", text, [label], registry=self.registry, buckets=buckets)
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float]) -> _Children:
+            made = Histogram(f"docferry_{name}", text, [label], registry=self.registry, buckets=buckets)
+            return _Children(made, label)
 
-        self._attempts = _Children(
-            counter("upload_attempts", "Attempts to upload a document, by the state it got", "remote", "outcome").labels
-        )
-        self._documents = _Children(counter("uploaded_documents", "Documents that arrived", "mapping").labels)
-        self._bytes = _Children(counter("uploaded_bytes", "Bytes of documents that arrived", "mapping").labels)
-        self._downloaded = _Children(counter("downloaded_documents", "Files that came down", "mapping").labels)
-        self._resolved = _Children(
-            counter("doubts_resolved", "Doubts that ended, by what proved it", "remote", "proof").labels
-        )
-        self._failures = _Children(counter("alert_failures", "Alerts that a receiver did not take", "to").labels)
-        self._requests = _Children(
-            histogram(
-                "upload_duration_seconds", "Time of requests that got a receipt", "remote", _REQUEST_BUCKETS
-            ).labels
-        )
-        self._delays = _Children(
-            histogram("delivery_delay_seconds", "Time from due until arrived", "mapping", _DELAY_BUCKETS).labels
-        )
+        text = "Attempts to upload a document, by the state it got"
+        self._attempts = counter("upload_attempts", text, "remote", "outcome")
+        self._documents = counter("uploaded_documents", "Documents that arrived", "mapping")
+        self._bytes = counter("uploaded_bytes", "Bytes of documents that arrived", "mapping")
+        self._downloaded = counter("downloaded_documents", "Files that came down", "mapping")
+        self._resolved = counter("doubts_resolved", "Doubts that ended, by what proved it", "remote", "proof")
+        self._failures = counter("alert_failures", "Alerts that a receiver did not take", "to")
+        text = "Time of requests that got a receipt"
+        self._durations = histogram("upload_duration_seconds", text, "remote", _REQUEST_BUCKETS)
+        text = "Time from due until arrived"
+        self._delays = histogram("delivery_delay_seconds", text, "mapping", _DELAY_BUCKETS)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families, each in parts."""
+        yield from self._attempts.collect()
+        yield from self._documents.collect()
+        yield from self._bytes.collect()
+        yield from self._downloaded.collect()
+        yield from self._resolved.collect()
+        yield from self._failures.collect()
+        yield from self._durations.collect()
+        yield from self._delays.collect()
 
     def expect(self, settings: Settings) -> None:
         """Begin the counters of configured mappings at 0, so that the first event counts as an increase."""
@@ -100,7 +104,7 @@ class EventMetrics(Telemetry):
 
     def request_ended(self, remote: str, seconds: float) -> None:
         """Observe the time of a request."""
-        self._requests(remote).observe(seconds)
+        self._durations(remote).observe(seconds)
 
     def downloaded(self, mapping: str) -> None:
         """Count a file that came down."""
@@ -116,17 +120,30 @@ class EventMetrics(Telemetry):
 
 
 class _Children:
-    """Keeps label children: the library looks each up under a lock."""
+    """Keeps label children, which the library looks up under a lock, and collects a few of them at a time."""
 
-    def __init__(self, labels: Callable[..., Any]) -> None:
-        self._labels = labels
+    def __init__(self, parent: Counter | Histogram, *labels: str) -> None:
+        self._parent = parent
+        self._names = labels
         self._kept: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, *values: str) -> Any:
         child = self._kept.get(values)
         if child is None:
-            child = self._kept[values] = self._labels(*values)
+            child = self._kept[values] = self._parent.labels(*values)
         return child
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the family in parts of about `SLICE` samples."""
+        (part,) = self._parent.describe()
+        for values, child in tuple(self._kept.items()):
+            named = dict(zip(self._names, values, strict=True))
+            (family,) = child.collect()
+            part.samples += [Sample(each.name, named | each.labels, each.value) for each in family.samples]
+            if len(part.samples) >= SLICE:
+                yield part
+                (part,) = self._parent.describe()
+        yield part
 
 
 class Snapshot:
@@ -138,94 +155,96 @@ class Snapshot:
         self._events = events
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family, events last."""
+        """Yield every family, events last; a large one in parts, one after the other."""
         uploads, remotes = self._figures["uploads"], self._figures["remotes"]
-        yield _build_info()
-        documents = [((r["mapping"], state), count) for r in uploads for state, count in r["documents"].items()]
-        yield _gauge("documents", "Documents, by mapping and state", ("mapping", "state"), documents)
+        labels = (__version__, platform.python_version(), HEAD)
+        yield from _gauge("build_info", "Which docferry this is", ("version", "python", "schema"), [(labels, 1)])
+        documents = (((r["mapping"], state), count) for r in uploads for state, count in r["documents"].items())
+        yield from _gauge("documents", "Documents, by mapping and state", ("mapping", "state"), documents)
         held = [((r["mapping"], r["reason"]), r["count"]) for r in self._figures["held"]]
-        yield _gauge("held_documents", "Documents that need a person, by reason", ("mapping", "reason"), held)
+        yield from _gauge("held_documents", "Documents that need a person, by reason", ("mapping", "reason"), held)
         yield from _of_mappings(uploads, self._figures["downloads"])
         yield from _of_remotes(remotes)
         gates: dict[tuple[str, str], int] = {}
         for gate in self._figures["gates"]:
             key = gate["gate"].partition("/")[0], str(gate["reason"])
             gates[key] = gates.get(key, 0) + 1
-        yield _gauge("gates_closed", "Gates that are closed, by remote and reason", ("remote", "reason"), gates.items())
+        text = "Gates that are closed, by remote and reason"
+        yield from _gauge("gates_closed", text, ("remote", "reason"), gates.items())
         for name, value in self._facts.items():
             if value is not None:
-                yield _gauge(name, _FACTS[name], (), [((), value)])
+                yield from _gauge(name, _FACTS[name], (), [((), value)])
         if self._events is not None:
-            yield from self._events.registry.collect()
+            yield from self._events.collect()
 
 
 def render(snapshot: Snapshot, *, plain: bool = False) -> bytes:
-    """Return the text of a scrape, OpenMetrics or `plain` Prometheus text; called in a thread, as it pauses."""
-    write = plain_text if plain else _open_metrics
-    parts: list[bytes] = []
-    for family in snapshot.collect():
-        for start in range(0, max(len(family.samples), 1), SLICE):
-            part = Metric(family.name, family.documentation, family.type, family.unit)
-            part.samples = family.samples[start : start + SLICE]
-            text = write(_Registry(part)).removesuffix(b"# EOF\n")
-            parts.append(_without_header(text) if start else text)
-            time.sleep(PAUSE_S)  # the event loop goes on meanwhile
-    return b"".join(parts) if plain else b"".join((*parts, b"# EOF\n"))
+    """Return the text of a scrape, OpenMetrics or `plain` Prometheus text; called in a thread, as it pauses.
+
+    The library's own writers take 12 µs a sample, this one 2 µs; a test holds it against them.
+    """
+    parts: list[str] = []
+    last = ""
+    for part in snapshot.collect():
+        if part.name != last:
+            last = part.name
+            name = f"{last}_total" if plain and part.type == "counter" else last
+            parts.append(f"# HELP {name} {part.documentation}\n# TYPE {name} {part.type}\n")
+        parts += [f"{each.name}{_labels(each.labels)} {_number_text(each.value)}\n" for each in part.samples]
+        time.sleep(PAUSE_S)  # the event loop goes on meanwhile
+    if not plain:
+        parts.append("# EOF\n")
+    return "".join(parts).encode()
 
 
-def _open_metrics(registry: Any) -> bytes:
-    # Our names need no escaping, and looking for what does takes the library a third of its time.
-    text: bytes = open_metrics(registry, escaping="allow-utf-8")  # type: ignore[no-untyped-call]  # as above
+def _number_text(value: float) -> str:
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # as above
     return text
 
 
-class _Registry:
-    """One family, for functions that write a registry."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> tuple[Metric]:
-        return (self._family,)
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join([f'{name}="{_escaped(value)}"' for name, value in labels.items()]) + "}"
 
 
-def _without_header(text: bytes) -> bytes:
-    while text.startswith(b"#"):
-        text = text[text.index(b"\n") + 1 :]
-    return text
+def _escaped(value: str) -> str:
+    if "\\" in value or '"' in value or "\n" in value:
+        return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return value
 
 
-def _gauge(name: str, text: str, labels: Sequence[str], samples: Any) -> Metric:
-    family = GaugeMetricFamily(f"docferry_{name}", text, labels=labels)
+def _gauge(name: str, text: str, labels: Sequence[str], samples: Iterable[Any]) -> Iterator[Metric]:
+    """Yield a family in parts of `SLICE` samples, at least one."""
+    full = f"docferry_{name}"
+    part = Metric(full, text, "gauge")
     for values, value in samples:
-        family.add_metric(values, value)
-    return family
-
-
-def _build_info() -> Metric:
-    labels = (__version__, platform.python_version(), HEAD)
-    return _gauge("build_info", "Which docferry this is", ("version", "python", "schema"), [(labels, 1)])
+        part.samples.append(Sample(full, dict(zip(labels, values, strict=True)), value))
+        if len(part.samples) >= SLICE:
+            yield part
+            part = Metric(full, text, "gauge")
+    yield part
 
 
 def _of_mappings(uploads: Sequence[Figures], downloads: Sequence[Figures]) -> Iterator[Metric]:
     def column(rows: Sequence[Figures], key: str) -> list[tuple[tuple[str], float]]:
         return [((row["mapping"],), _number(row[key])) for row in rows if row[key] is not None]
 
-    def per_mapping(name: str, text: str, samples: Any) -> Metric:
+    def per_mapping(name: str, text: str, samples: Any) -> Iterator[Metric]:
         return _gauge(name, text, ("mapping",), samples)
 
     available = [((row["mapping"],), float(not row["problem"])) for row in (*uploads, *downloads) if row["configured"]]
-    yield per_mapping(
+    yield from per_mapping(
         "oldest_due_timestamp_seconds", "Since when the oldest document is due", column(uploads, "oldest_due")
     )
-    yield per_mapping(
+    yield from per_mapping(
         "scan_last_success_timestamp_seconds", "When the folder was last read whole", column(uploads, "last_scan")
     )
-    yield per_mapping(
+    yield from per_mapping(
         "scan_duration_seconds", "How long the last scan took to read and compare", column(uploads, "scan_seconds")
     )
-    yield per_mapping("unsettled_files", "Files that are still being written", column(uploads, "unsettled_files"))
-    yield per_mapping("folder_available", "1 while nothing stops the mapping", available)
+    yield from per_mapping("unsettled_files", "Files that are still being written", column(uploads, "unsettled_files"))
+    yield from per_mapping("folder_available", "1 while nothing stops the mapping", available)
 
 
 def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
@@ -238,7 +257,7 @@ def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
         ("due_documents", "due", "Documents that are due"),
     ):
         samples = [((row["remote"],), _number(row[key])) for row in remotes if row[key] is not None]
-        yield _gauge(name, text, ("remote",), samples)
+        yield from _gauge(name, text, ("remote",), samples)
 
 
 def _number(value: float | str) -> float:
