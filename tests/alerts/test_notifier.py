@@ -147,6 +147,30 @@ async def test_lives_one_after_the_other_tell_one_story(office: Office) -> None:
     assert await stored() == []
 
 
+async def test_what_was_delivered_in_the_last_moment_is_not_told_again(office: Office) -> None:
+    """Stopped as soon as the receiver has the message, before anything was written down."""
+    office.facts = FULL
+    for _ in range(5):
+        inbox = Inbox()
+        async with anyio.create_task_group() as group:
+
+            async def send(
+                message: Message, inbox: Inbox = inbox, scope: anyio.CancelScope = group.cancel_scope
+            ) -> None:
+                inbox.messages.append(message)
+                scope.cancel()  # heard at the next await
+
+            inbox.send = send  # type: ignore[method-assign]  # an inbox of its own kind
+            async with office.open(inbox):
+                await office.until(lambda inbox=inbox: inbox.messages)  # type: ignore[misc]  # its type is plain
+        again = Inbox()
+        async with office.open(again):
+            await office.pass_time(10)
+        assert len(inbox.messages) == 1
+        assert again.messages == []
+        office.clock.turn(2 * 86_400)  # then a reminder is due
+
+
 async def test_one_that_hangs_or_fails_delays_no_other(office: Office) -> None:
     good, failing, hanging = Inbox("good"), Inbox("failing", problem=DeliveryError("down")), Inbox("hung", hangs=True)
     broken = Inbox("broken", problem=ZeroDivisionError("a mistake of ours"))

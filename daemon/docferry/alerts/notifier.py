@@ -71,7 +71,7 @@ class Notifier:
         self._pace = Pace(settings.after, settings.repeat, collect)
         self._tracker = Tracker((), receivers, self._pace)
         self._saved = anyio.Event()
-        self._saved_revision = -1
+        self._saved_revision = 0
         self._save_now = anyio.Event()
         self._changed = anyio.Event()
         self.observed = anyio.Event()  # the conditions of the first moment are known
@@ -90,11 +90,16 @@ class Notifier:
     async def run(self) -> None:
         """Observe and deliver until cancelled."""
         self._tracker = Tracker(await self._restore(), self._receivers, self._pace)
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._keep, name="alerts keep")
-            group.start_soon(self._observe, name="alerts observe")
-            for receiver in self._receivers:
-                group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._keep, name="alerts keep")
+                group.start_soon(self._observe, name="alerts observe")
+                for receiver in self._receivers:
+                    group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
+        finally:
+            # What was delivered in the last moment is not told again.
+            with anyio.move_on_after(SAVE_S, shield=True):
+                await self._write()
 
     async def _restore(self) -> list[Alert]:
         """Return what was known before the start. Until it can be read nothing is told: it might have been told."""
@@ -182,19 +187,29 @@ class Notifier:
 
     async def _keep(self) -> None:
         """Write down what changed. A database that cannot be written is waited for here and nowhere else."""
-        written = -SAVE_SEEN_S
+        written = self._clock.steady()
         while True:
             await self._save_now.wait()
             self._save_now = anyio.Event()
-            revision, steady = self._tracker.revision, self._clock.steady()
-            if revision != self._saved_revision or (self._tracker.firing and steady - written >= SAVE_SEEN_S):
-                try:
-                    await self._rows.replace(self._tracker.copy())
-                    self._saved_revision, written = revision, steady
-                except Exception as error:  # noqa: BLE001 - it is written with the next change
-                    log.warning("alerts_not_kept", str(error), exc=error)
+            steady = self._clock.steady()
+            seen_again = bool(self._tracker.firing) and steady - written >= SAVE_SEEN_S
+            if await self._write(anyway=seen_again):
+                written = steady
             self._saved.set()
             self._saved = anyio.Event()
+
+    async def _write(self, *, anyway: bool = False) -> bool:
+        """Write everything down if anything changed; return whether that was done."""
+        revision = self._tracker.revision
+        if revision == self._saved_revision and not anyway:
+            return False
+        try:
+            await self._rows.replace(self._tracker.copy())
+        except Exception as error:  # noqa: BLE001 - it is written with the next change
+            log.warning("alerts_not_kept", str(error), exc=error)
+            return False
+        self._saved_revision = revision
+        return True
 
     async def _save(self) -> None:
         revision = self._tracker.revision
