@@ -304,6 +304,7 @@ def test_n10_the_key_is_revoked(app_env: AppEnv, process_pool: ProcessPool) -> N
     """A gate, said once; nothing is held; one document at a time probes until the key works again."""
     folder = app_env.upload("bank")
     key = app_env.root / "key"
+    key.touch(0o600)
     key.write_text(app_env.simulator.options.codat_key)
     app_env.codat["api_key_file"] = f'"{key}"'
     with process_pool.daemon(app_env, CODAT_API_KEY="") as daemon:

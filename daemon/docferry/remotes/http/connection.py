@@ -33,7 +33,7 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 #: A blocked connection is looked at this often: for an early response, and for what the peer has acknowledged.
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
-_SMALL_BYTES: Final = 256 * 1024
+_SMALL_BYTES: Final = 64 * 1024
 #: So many parts of a body are read before other tasks get their turn.
 _PARTS_PER_YIELD: Final = 256
 
