@@ -265,6 +265,22 @@ async def test_a_request_is_written_as_it_should_be() -> None:
         assert seen[1] == b"0123456789"
 
 
+@pytest.mark.parametrize("etag", ['"caf\u00e9"', '"\u20ac"'])
+async def test_a_header_that_is_not_ascii_goes_back_as_it_came(etag: str) -> None:
+    seen: list[bytes] = []
+
+    async def speak(client: SocketStream) -> None:
+        for _ in range(2):
+            seen.append(await head_of(client))
+            await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: " + etag.encode() + b"\r\n\r\n")
+
+    async with serving(speak) as server, http_client() as http:
+        got = (await http.call("GET", server.url)).headers["etag"]
+        assert got == etag
+        await http.call("GET", server.url, headers={"If-None-Match": got})
+    assert b"If-None-Match: " + etag.encode() in seen[1]
+
+
 async def test_a_line_break_in_a_header_is_refused() -> None:
     async with serving(saying(OK)) as server, http_client() as http:
         with pytest.raises(RemoteError):
