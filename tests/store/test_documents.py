@@ -98,7 +98,8 @@ async def test_a_copy_goes_once_and_outlives_the_original(shop: Shop) -> None:
 async def test_the_same_bytes_go_to_each_target(shop: Shop) -> None:
     await shop.enqueue("a.pdf")
     assert (await shop.documents.apply("n", [planned("a.pdf", target=OTHER)])).queued == 1
-    assert await shop.documents.is_queued(OTHER.lane, planned("a.pdf").dedupe_key)
+    plan = planned("a.pdf")
+    assert await shop.documents.is_queued(OTHER.lane, plan.dedupe_key, plan.sha256)
 
 
 async def test_one_name_once(shop: Shop) -> None:

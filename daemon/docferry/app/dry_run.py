@@ -92,7 +92,7 @@ async def _judged(upload: Upload, planned: Planned, documents: Documents | None)
     if planned.reason is not None:
         return _row(upload, planned.seen_file, "held", reason=planned.detail)
     to = planned.target.lane if planned.target else ""
-    if documents is not None and await documents.is_queued(to, planned.dedupe_key):
+    if documents is not None and await documents.is_queued(to, planned.dedupe_key, planned.sha256):
         return _row(upload, planned.seen_file, "unchanged", to=to)
     return _row(upload, planned.seen_file, "upload", to=to, name=planned.remote_name)
 

@@ -24,6 +24,7 @@ CURES: Final = {
     "unroutable": "rename their folder to the UUID it stands for",
     "refused": "see why, mend it, then `docferry retry --reason refused`",
     "gave_up": "`docferry retry --reason gave_up`",
+    "name_taken": "rename them, or let names differ (file_name, object_name, dedupe), then `docferry retry`",
     "undecidable": "look at the remote whether they are there; `docferry retry ID` asks it again",
 }
 _GATE_CURES: Final = {

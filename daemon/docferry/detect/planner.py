@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
+from unicodedata import normalize
 
 import anyio
 import anyio.to_thread
@@ -24,14 +25,11 @@ from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
 from docferry.store.documents import Documents
 from docferry.store.downloads import DownloadedFile, Downloads
-from docferry.store.enqueue import Planned
+from docferry.store.enqueue import OBJECT_KEY, Exclusion, Planned
 from docferry.store.old_copy import REASON as OLD_COPY
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
-
-#: The time since which an adopted document may have been sent: any, wall seconds.
-ANY_TIME = 1.0
 
 #: The time since which an adopted document may have been sent: any, wall seconds.
 ANY_TIME = 1.0
@@ -45,6 +43,8 @@ READ_TRIES: Final = 4
 PLANNED_AT_ONCE: Final = 1024
 #: Bytes of one commit: large documents are sent while the next are read.
 PLANNED_BYTES: Final = 64 * 1024 * 1024
+#: The log message of a document whose name at the remote another one has.
+NAME_TAKEN: Final = "its name at the remote is taken by another file or version; rename it, or let names differ"
 #: Held documents of one mapping and reason that are logged one by one; then only their number is.
 LOGGED_SINGLY: Final = 5
 
@@ -104,28 +104,32 @@ class Planner:
         for group in _groups(to_hash):
             planned += await self._hash_and_plan(upload, group, incomplete)
             if sum(each.seen_file.stamp.size for each in planned) >= PLANNED_BYTES:
-                await self._apply(upload, planned)
+                incomplete += await self._apply(upload, planned)
                 planned = []
-        await self._apply(upload, planned)
+        incomplete += await self._apply(upload, planned)
 
-    async def _apply(self, upload: Upload, plans: Sequence[Planned]) -> None:
+    async def _apply(self, upload: Upload, plans: Sequence[Planned]) -> Sequence[SeenFile]:
+        """Commit plans, and return the files whose earlier version has to be sent first."""
         planned = await self._without_downloads(upload, plans)
         if not planned:
-            return
+            return ()
         applied = await self._documents.apply(upload.name, planned)
         self.unchanged += applied.unchanged
         if applied.held:
             for each in planned:
                 if each.state is State.HELD:
-                    self._log_held(upload.name, each)
+                    self._log_held(upload.name, each.seen_file.path, each.reason, each.detail)
+        for seen_file in applied.taken:
+            self._log_held(upload.name, seen_file.path, Reason.NAME_TAKEN, NAME_TAKEN)
         log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)
         self._wakeups.queue_changed()
+        return applied.deferred
 
-    def _log_held(self, mapping: str, planned: Planned) -> None:
-        key = (mapping, str(planned.reason))
+    def _log_held(self, mapping: str, path: bytes, reason: str | None, detail: str | None) -> None:
+        key = (mapping, str(reason))
         self._held[key] += 1
         if self._held[key] <= LOGGED_SINGLY:
-            log.warning("held", planned.detail or "", mapping=mapping, path=planned.seen_file.path, reason=key[1])
+            log.warning("held", detail or "", mapping=mapping, path=path, reason=key[1])
         else:
             self._unlogged[key] += 1
 
@@ -224,10 +228,33 @@ def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, 
     """Return the plan of a file that was read with this stamp: its name at the remote and its dedupe key."""
     uid = secrets.token_hex(16)
     name = upload.remote_name(seen_file.path, token=uid[:8], sha256=digests.sha256, now=now)
-    once = digests.sha256
-    if upload.dedupe == "name":
-        once = "name:" + upload.remote_name(seen_file.path, token="", sha256="", now=0.0)
-    return Planned(seen_file, target, uid, name, digests.sha256, once, fingerprint=digests.fingerprint, md5=digests.md5)
+    key, exclusion = _dedupe(upload, seen_file, name, digests.sha256)
+    return Planned(
+        seen_file,
+        target,
+        uid,
+        name,
+        digests.sha256,
+        key,
+        fingerprint=digests.fingerprint,
+        md5=digests.md5,
+        exclusion=exclusion,
+    )
+
+
+def _dedupe(upload: Upload, seen_file: SeenFile, remote_name: str, sha256: str) -> tuple[str, Exclusion]:
+    """Return the dedupe key of a document, and how it excludes others.
+
+    At Wootiv an object has the bytes of one file at a time. Names are compared without case, as they may be copied to
+    places that ignore it. At Codat `dedupe` decides.
+    """
+    if upload.to == "wootiv":
+        volatile = upload.remote_name(seen_file.path, token="", sha256=sha256, now=0.0) != remote_name
+        return OBJECT_KEY + normalize("NFC", remote_name).casefold(), "volatile" if volatile else "object"
+    if upload.dedupe == "content":
+        return sha256, "content"
+    name = upload.remote_name(seen_file.path, token="", sha256="", now=0.0)
+    return (f"name:{name}", "name") if upload.dedupe == "name" else (f"file:{name}:{sha256}", "content")
 
 
 def validate(upload: Upload, seen_file: SeenFile, rules: Mapping[str, Rules]) -> Planned | Target:

@@ -94,7 +94,8 @@ class Reconciler:
 
     async def detect_retarget(self, upload: Upload) -> None:
         """Plan again what a changed configuration of the mapping concerns: its target, or its patterns and limits."""
-        target = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}"
+        names = f" {upload.object_name}" if upload.to == "wootiv" else ""
+        target = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}{names}"
         await self._documents.set_target(upload.name, target)
         rules = [upload.include, upload.exclude, upload.builtin_excludes, upload.max_size]
         written = hashlib.sha256(json.dumps(rules).encode()).hexdigest()

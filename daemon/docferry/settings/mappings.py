@@ -181,8 +181,10 @@ class Upload(BaseModel):
     archive_folder: PlainPath | None = Field(
         default=None, description='the folder for sent files with after_upload = "archive"'
     )
-    dedupe: Literal["content", "name"] = Field(
-        default="content", description="content: the same bytes go once per target; name: once per target and name"
+    dedupe: Literal["content", "file", "name"] = Field(
+        default="content",
+        description="for Codat; content: the same bytes go once per connection; file: once under each name; "
+        "name: a name goes once, and another version is held",
     )
     poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
     may_be_empty: bool = Field(default=False, description="an emptied folder is usual, and no reason to stop")
@@ -296,7 +298,9 @@ class Upload(BaseModel):
         """Return the name of a document at the remote. `{path}` is the path below the placeholders."""
         inner = b"/".join(path.split(b"/")[len(self.levels) :]) or path.rpartition(b"/")[2]
         template = self.file_name if self.to == "codat" else self.object_name
-        return templates.rendered(template, templates.name_words(inner, token=token, sha256=sha256, now=now))
+        return templates.rendered(
+            template, templates.name_words(inner, token=token, sha256=sha256, now=now) | {"mapping": self.name}
+        )
 
     def _is_protected(self, path: bytes) -> bool:
         return any(path == own or path.startswith(own + b"/") for own in self._protected)

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 IDS: Final = ("company_id", "connection_id")
-NAME_WORDS: Final = ("name", "stem", "suffix", "token", "path", "sha256", "date")
+NAME_WORDS: Final = ("name", "stem", "suffix", "token", "path", "sha256", "date", "mapping")
 LAYOUT_WORDS: Final = ("date", "source", "name")
 _WORD: Final = re.compile(r"\{([^{}]*)\}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

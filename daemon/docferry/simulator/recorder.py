@@ -92,6 +92,7 @@ class Recorder:
 
     def store(self, stored: Stored, stands: S3Object | None = None, late: float = 0.0) -> None:
         """Keep a file, and the object that it becomes if it goes to S3; `late` seconds from now."""
+        self._settle()  # what was late until now comes before it
         if late > 0:
             self._late.append(_Late(self._clock.steady() + late, stored, stands))
         else:

@@ -152,9 +152,10 @@ class Documents:
         rows = await self._database.fetch_all(_DELIVERED, {"mapping": mapping, "after": after, "limit": limit})
         return [(row[0], joined(row[1], row[2]), Stamp(row[3], row[4], row[5]), row[6]) for row in rows]
 
-    async def is_queued(self, lane: str, dedupe_key: str) -> bool:
-        """Return whether a transfer of the lane that is not gone has this dedupe key."""
-        return await self._database.fetch_one(_IS_QUEUED, {"lane": lane, "key": dedupe_key}) is not None
+    async def is_queued(self, lane: str, dedupe_key: str, sha256: str | None) -> bool:
+        """Return whether a transfer of the lane that is not gone has this dedupe key and these bytes."""
+        parameters = {"lane": lane, "key": dedupe_key, "sha256": sha256}
+        return await self._database.fetch_one(_IS_QUEUED, parameters) is not None
 
     async def mark_removed(self, document_ids: Sequence[int]) -> None:
         """Record that the after-upload action archived or deleted these files."""
@@ -185,7 +186,7 @@ FROM document d JOIN transfer t ON t.id = d.transfer_id
 WHERE d.mapping = :mapping AND d.present AND d.id > :after AND t.state = 'sent' AND t.sha256 = d.sha256
 ORDER BY d.id LIMIT :limit
 """)
-_IS_QUEUED = text("SELECT 1 FROM transfer WHERE lane = :lane AND dedupe_key = :key")
+_IS_QUEUED = text("SELECT 1 FROM transfer WHERE lane = :lane AND dedupe_key = :key AND sha256 = :sha256")
 _MARK_REMOVED = text("UPDATE document SET present = false, updated = :now WHERE id = :id")
 _STATES = text("""
 SELECT t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from sqlalchemy import text
 
@@ -12,6 +12,13 @@ from docferry.model import Reason, SeenFile, State, Target, parted
 from docferry.store.connection import Transaction, is_storable, storable
 from docferry.store.receipts import ReceiptWriter
 
+#: How a dedupe key excludes others. "content": the same bytes go once. "name": the name goes once, and another version
+#: is held. "object": the name has one content at a time, and versions follow each other. "volatile": the same, but
+#: each version gets a name of its own.
+Exclusion = Literal["content", "name", "object", "volatile"]
+OBJECT_KEY: Final = "object:"
+#: An attempt whose answer was lost may be applied so late, seconds.
+LATE_PUT_S: Final = 5.0
 #: Detail of a transfer that is gone before it was sent.
 WENT_AWAY: Final = "the file went away or changed before it was sent"
 
@@ -32,6 +39,7 @@ class Planned:
     sent_since: float | None = None  # for DOUBTFUL: the earliest time at which it may have been sent
     fingerprint: str | None = None  # of the same bytes as sha256; None: not computed
     md5: str | None = None
+    exclusion: Exclusion = "content"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,9 @@ class Applied:
     queued: int
     held: int
     unchanged: int
+    #: Plans that wait until an earlier version under the same name was sent; to be planned again soon.
+    deferred: tuple[SeenFile, ...] = ()
+    taken: tuple[SeenFile, ...] = ()  # held, since their name is taken
 
 
 def apply(
@@ -50,12 +61,19 @@ def apply(
     _fill(transaction, [_row(number, mapping, plan) for number, plan in enumerate(planned)])
     transaction.execute(_DROP_REPEATED)
     transaction.execute(_REFRESH_STAMPS, {"now": now})
+    is_exclusive = any(plan.exclusion != "content" for plan in planned)
+    deferred = _defer(transaction, planned, now) if is_exclusive else ()
     _retire(transaction, now, receipts)
+    taken: list[int] = []
+    if is_exclusive:
+        taken = [number for (number,) in transaction.fetch_all(_HOLD_TAKEN)]
+        transaction.execute(_SUPERSEDE, {"now": now})
     states = [state for (state,) in transaction.fetch_all(_INSERT_TRANSFERS, {"now": now})]
     transaction.execute(_FOLLOW_MAPPING)
     transaction.execute(_INSERT_DOCUMENTS, {"now": now})
     held = sum(state == State.HELD for state in states)
-    return Applied(len(states) - held, held, len(planned) - len(states))
+    unchanged = len(planned) - len(states) - len(deferred)
+    return Applied(len(states) - held, held, unchanged, deferred, tuple(planned[number].seen_file for number in taken))
 
 
 def mark_gone(
@@ -74,6 +92,19 @@ def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> Non
     transaction.execute_many(_FILL_PLAN, rows)
 
 
+def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> tuple[SeenFile, ...]:
+    """Take plans out whose earlier version is in flight or in doubt, so that versions arrive in order.
+
+    A version that needed several attempts counts as in doubt for a while: a lost attempt may still be applied.
+    """
+    transaction.execute(_INDEX_PLAN)
+    transaction.execute(_DROP_REFRESHED)
+    numbers = [number for (number,) in transaction.fetch_all(_DEFERRED, {"settled": now - LATE_PUT_S})]
+    if numbers:
+        transaction.execute(_DROP_DEFERRED, {"numbers": numbers})
+    return tuple(planned[number].seen_file for number in numbers)
+
+
 def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> int:
     """Mark replaced documents as absent and their unneeded transfers as gone. Return the number of documents."""
     retired = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_DOCUMENTS, {"now": now})]
@@ -82,6 +113,7 @@ def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> in
         parameters = {"now": now, "retired": transfers, "detail": WENT_AWAY}
         gone = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_TRANSFERS, parameters)]
         receipts.append_gone(transaction, gone, now, WENT_AWAY)
+        transaction.execute(_FREE_TAKEN, {"retired": transfers})
     return len(retired)
 
 
@@ -110,6 +142,7 @@ def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
         "reason": plan.reason,
         "detail": plan.detail,
         "sent_since": plan.sent_since,
+        "exclusion": plan.exclusion,
     }
     if all(map(is_storable, row.values())):
         return row
@@ -148,6 +181,7 @@ _PLAN_COLUMNS = {
     "reason": "TEXT",
     "detail": "TEXT",
     "sent_since": "REAL",
+    "exclusion": "TEXT",
 }
 _CREATE_PLAN = text(
     f"CREATE TEMP TABLE IF NOT EXISTS plan ({', '.join(f'{name} {kind}' for name, kind in _PLAN_COLUMNS.items())})"
@@ -169,7 +203,56 @@ UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns,
 FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
   AND document.name = p.name AND document.sha256 = p.sha256
   AND (document.transfer_id IS NULL AND p.lane IS NULL OR document.transfer_id IN (
-    SELECT id FROM transfer t WHERE t.lane = p.lane AND t.dedupe_key = p.dedupe_key))
+    SELECT id FROM transfer t WHERE t.lane = p.lane
+    AND (t.dedupe_key = p.dedupe_key OR p.exclusion = 'volatile' AND substr(t.dedupe_key, 1, 7) = 'object:')))
+""")
+_INDEX_PLAN = text("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
+# A refreshed document keeps its transfer: the next plan of a volatile name would have another name.
+_DROP_REFRESHED = text("""
+DELETE FROM plan WHERE exclusion = 'volatile' AND EXISTS (SELECT 1 FROM document d WHERE d.present
+  AND d.mapping = plan.mapping AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 = plan.sha256
+  AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
+""")
+# Another version, or at an object store another spelling of the name.
+_DIFFERS = """
+({other}.sha256 IS DISTINCT FROM {plan}.sha256
+  OR {plan}.exclusion = 'object' AND {other}.remote_name <> {plan}.remote_name)
+"""
+_DEFERRED = text(f"""
+SELECT p.n FROM plan p JOIN transfer t ON t.lane = p.lane AND t.dedupe_key = p.dedupe_key
+WHERE p.exclusion <> 'content' AND (t.state IN ('leased', 'sending', 'asking', 'doubtful')
+    OR t.state = 'sent' AND t.tries > 1 AND t.last_sent > :settled AND p.exclusion <> 'name')
+  AND {_DIFFERS.format(other="t", plan="p")}
+""")
+_DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
+# The name belongs to another present file, or, where a name goes once, to a version that was sent; or an earlier plan
+# of this commit takes it.
+_HOLD_TAKEN = text(f"""
+UPDATE plan SET state = 'held', reason = 'name_taken', sha256 = NULL, fingerprint = NULL, md5 = NULL,
+  dedupe_key = 'held:' || uid,
+  detail = 'the name "' || remote_name || '" at the remote is taken by another file or version; rename the file, or '
+    || 'let names differ (file_name, object_name, dedupe), then run `docferry retry`'
+WHERE exclusion <> 'content' AND sha256 IS NOT NULL AND (
+  EXISTS (SELECT 1 FROM transfer t WHERE t.lane = plan.lane AND t.dedupe_key = plan.dedupe_key
+    AND {_DIFFERS.format(other="t", plan="plan")}
+    AND (plan.exclusion = 'name' OR EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = t.id AND o.present
+      AND (o.mapping, o.folder, o.name) <> (plan.mapping, plan.folder, plan.name))))
+  OR EXISTS (SELECT 1 FROM plan q WHERE q.lane = plan.lane AND q.dedupe_key = plan.dedupe_key AND q.n < plan.n
+    AND {_DIFFERS.format(other="q", plan="plan")}))
+RETURNING n
+""")
+# The object gets another version: the earlier transfer no longer stands for it.
+_SUPERSEDE = text(f"""
+UPDATE transfer SET dedupe_key = 'superseded:' || transfer.id, updated = :now FROM plan p
+WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclusion IN ('object', 'volatile')
+  AND p.state <> 'held' AND transfer.state IN ('sent', 'held')
+  AND {_DIFFERS.format(other="transfer", plan="p")}
+""")
+# A file gave its name up: documents that were held for it are planned anew by the next scan.
+_FREE_TAKEN = text("""
+UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
+  SELECT id FROM transfer WHERE state = 'held' AND reason = 'name_taken' AND lane IN (
+    SELECT lane FROM transfer WHERE id = ANY(:retired) AND reason IS DISTINCT FROM 'name_taken'))
 """)
 _RETIRE_DOCUMENTS = text("""
 UPDATE document SET present = false, updated = :now

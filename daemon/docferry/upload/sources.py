@@ -10,7 +10,9 @@ from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files.safe_open import Root
 from docferry.files.source import FileSource, Opener, open_together
 from docferry.model import Digests, Outcome, Reason, State, Transfer
+from docferry.settings import Upload
 from docferry.store.documents import Place
+from docferry.store.enqueue import LATE_PUT_S
 from docferry.upload.batch import Places
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
@@ -78,8 +80,7 @@ class SourceOpener:
         return [
             (place, self._openers[Root.of(upload)].source(place.path, place.stamp, digests, md5=md5))
             for place in places
-            if (upload := self._context.uploads.get(place.mapping))
-            and upload.route(place.path).target == transfer.target
+            if (upload := self._context.uploads.get(place.mapping)) and _may_be_sent(upload, place, transfer)
         ]
 
     async def _open_first(
@@ -98,7 +99,15 @@ class SourceOpener:
     def _without_bytes(self, transfer: Transfer, trouble: SourceError | None) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
             return self._unreadable(transfer, trouble)
-        if trouble is None or isinstance(trouble, SourceVanished):
+        if not transfer.target.company_id and transfer.state is State.ASKING:
+            # The storage may still apply the doubtful PUT: the next version must come after it.
+            wait = LATE_PUT_S - self._gate_manager.age(transfer)
+            if wait > 0:
+                detail = "the file changed; waiting whether an earlier version still arrives"
+                return Outcome(State.DOUBTFUL, transfer.reason, detail, delay=wait, costs_a_try=False)
+        if trouble is None:
+            return Outcome(State.GONE, None, "the file was removed, or the configuration leaves it out now")
+        if isinstance(trouble, SourceVanished):
             return Outcome(State.GONE, None, "the file was removed before it was sent")
         return Outcome(State.GONE, None, str(trouble))
 
@@ -111,3 +120,10 @@ class SourceOpener:
     def _check_again(self, places: Sequence[Place]) -> None:
         for place in places:
             self._context.wakeups.check_paths(place.mapping, [place.path])
+
+
+def _may_be_sent(upload: Upload, place: Place, transfer: Transfer) -> bool:
+    """Whether the configuration of this moment would send a file to the target of its transfer."""
+    if upload.max_size is not None and place.stamp.size > upload.max_size:
+        return False
+    return upload.wanted(place.path) and upload.route(place.path).target == transfer.target
