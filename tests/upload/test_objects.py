@@ -33,7 +33,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 async def carry(env: UploadEnv) -> dict[str, int]:
-    return {state: count for state, count in (await env.ferry()).items() if count}
+    return {state: count for state, count in (await env.run_daemon()).items() if count}
 
 
 async def test_the_same_bytes_under_another_name_are_another_object(env: UploadEnv) -> None:
@@ -233,9 +233,9 @@ async def test_a_queued_document_that_the_configuration_leaves_out_is_gone(env: 
     write(folder / "a.pdf", b"alpha")
     write(folder / "b.pdf", b"b")
     env.strike(Fault("status", "*", params={"status": 503}))
-    await env.ferry(lambda _: sum(env.simulator.requests.values()) >= 3)
+    await env.run_daemon(lambda _: sum(env.simulator.requests.values()) >= 3)
     env.strike()
     env.app_env.sections[0] += f"\n{rule}"
-    await env.ferry()
+    await env.run_daemon()
     names = [stored.name for stored in env.simulator.stored if stored.remote == "codat"] + list(objects(env))
     assert names == ["b.pdf"]
