@@ -168,7 +168,7 @@ def _read(
         query["states"] = list(wanted.states)
     if wanted.search:
         part = wanted.search.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        query |= {"part": f"%{part}%", "raw": wanted.search.encode("utf-8", "surrogateescape")}
+        query |= {"part": f"%{part}%", "raw": wanted.search.encode("utf-8", "replace")}
         is_hex = set(wanted.search.lower()) <= set("0123456789abcdef")
         query["digest"] = f"{wanted.search.lower()}%" if is_hex else ""
     names = tuple(name for name in _CONDITIONS if name in query)
