@@ -22,7 +22,7 @@ import watchfiles
 from docferry.clock import SystemClock
 from docferry.files import scan
 from docferry.files.safe_open import OpenRoot, Root
-from docferry.files.watch import assessment
+from docferry.files.watch import thread as watch_thread
 from docferry.files.watch.failures import diagnosis
 from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
 
@@ -73,7 +73,7 @@ async def watching(*roots: Path, watcher: Watcher | None = None) -> AsyncIterato
     ears = [Ear() for _ in roots]
     async with anyio.create_task_group() as group:
         for root, ear in zip(roots, ears, strict=True):
-            group.start_soon(watcher.watch, root, ear)
+            group.start_soon(watcher.watch, Root(root), ear)
         yield ears
         group.cancel_scope.cancel()
 
@@ -93,6 +93,10 @@ def touch(path: Path | bytes) -> None:
 
 def watch_threads() -> int:
     return sum(thread.name == "docferry watch" for thread in threading.enumerate())
+
+
+def folder_watches() -> int:
+    return sum(thread.name == "docferry watch folders" for thread in threading.enumerate())
 
 
 async def test_changes_are_hinted(root: Path) -> None:
@@ -161,7 +165,7 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
         with anyio.fail_after(15):
             await scan_when_told()
         lost = [event for event in ear.events if isinstance(event, Lost)]
-        assert 1 <= len(lost) <= assessment.QUICK_DEATHS + 1
+        assert 1 <= len(lost) <= watch_thread.QUICK_DEATHS + 1
         await write_until_hinted(another, other / "a.pdf")
         await anyio.sleep(1.2)  # the thread's next sign of life
     assert isinstance(ear.events[-1], Degraded), "it is said to be watched, and is not"
@@ -236,27 +240,97 @@ async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unp
     assert not any(isinstance(event, Degraded) for ear in others for event in ear.events)
 
 
-async def test_a_degraded_folder_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assessment, "RETRY", 0.5)
-    cured = False
+async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One customer's thousand folders leave the others watched."""
+    monkeypatch.setattr(watch_thread, "RETRY_S", 0.5)
+    most = 20
 
     def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
-        if not cured and str(root / "ill") in places:
+        if len(places) > most:
             raise OSError(errno.ENOSPC, "OS file watch limit reached.")
         yield from watchfiles.watch(*places, **options)
 
-    (root / "ill").mkdir()
-    (root / "well").mkdir()
-    async with watching(root / "ill", root / "well", watcher=Watcher(SystemClock(), watch_function=watch_function)) as [
-        ill,
-        well,
-    ]:
-        await ill.kinds(Degraded)
-        await well.kinds(Armed)
-        cured = True
-        await ill.kinds(Degraded, Armed)
-        await write_until_hinted(ill, root / "ill" / "a.pdf")
-    assert "sysctl fs.inotify.max_user_watches" in next(e.reason for e in ill.events if isinstance(e, Degraded))
+    for number in range(50):
+        (root / "large" / str(number)).mkdir(parents=True)
+    (root / "small").mkdir()
+    async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
+        await ear.kinds(Armed, Degraded)
+        [told] = [event for event in ear.events if isinstance(event, Degraded)]
+        assert told.folders == {b"large"}
+        assert "sysctl fs.inotify.max_user_watches" in told.reason
+        await write_until_hinted(ear, root / "small" / "a.pdf")
+        most = 100
+        ear.clear()
+        await ear.kinds(Armed)
+        await write_until_hinted(ear, root / "large" / "7" / "b.pdf")
+
+
+async def test_links_are_not_followed_and_cost_no_watch(root: Path) -> None:
+    """A link to a tree of many folders, there before the watch is armed."""
+    for number in range(200):
+        (root / "other" / str(number)).mkdir(parents=True)
+    mine = root / "mine"
+    (mine / "box").mkdir(parents=True)
+    (mine / "box" / "link").symlink_to(root / "other")
+    (mine / "top").symlink_to("/")
+    asked: list[str] = []
+
+    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
+        asked.extend(places)
+        yield from watchfiles.watch(*places, **options)
+
+    async with watching(mine, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
+        await ear.kinds(Armed)
+        (root / "other" / "7" / "theirs.pdf").touch()
+        await write_until_hinted(ear, mine / "box" / "a.pdf")
+    assert set(asked) == {str(mine), str(mine / "box")}
+    assert ear.hinted == {b"box/a.pdf"}
+
+
+async def test_a_customer_whose_names_end_the_watch_ends_it_for_nobody_else(root: Path) -> None:
+    """After her first name that is not UTF-8 her folder has a watch of its own."""
+    for name in ("hers", "others"):
+        (root / name).mkdir()
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        touch(os.fsencode(root) + b"/hers/\xff.pdf")
+        await ear.kinds(Armed, Lost, Armed)
+        for number in range(20):
+            touch(os.fsencode(root) + b"/hers/\xff%d.pdf" % number)
+            (root / "others" / f"{number}.pdf").touch()
+            await ear.hints(b"others/%d.pdf" % number)
+        await ear.until(lambda ear: any(isinstance(event, Degraded) for event in ear.events))
+        assert {event.folders for event in ear.events if isinstance(event, Degraded)} == {frozenset({b"hers"})}
+        await write_until_hinted(ear, root / "others" / "last.pdf")
+
+
+async def test_many_new_folders_are_watched_and_few_threads_do_it(root: Path) -> None:
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        for number in range(40):
+            (root / f"t{number}" / "a" / "b").mkdir(parents=True)
+            await anyio.sleep(0.12)  # each comes in a batch of its own
+        for number in range(40):
+            await write_until_hinted(ear, root / f"t{number}" / "a" / "b" / f"{number}.pdf")
+        with anyio.fail_after(8):
+            while folder_watches() > 8:  # noqa: ASYNC110 - nothing announces the end of a thread
+                await anyio.sleep(0.1)
+    with anyio.fail_after(5):
+        while folder_watches():  # noqa: ASYNC110 - nothing announces the end of a thread
+            await anyio.sleep(0.05)
+
+
+async def test_a_folder_that_is_renamed_is_watched_under_its_new_name(root: Path) -> None:
+    (root / "a" / "sub").mkdir(parents=True)
+    async with watching(root) as [ear]:
+        await ear.kinds(Armed)
+        (root / "a").rename(root / "b")
+        await ear.hints(b"b")
+        await write_until_hinted(ear, root / "b" / "sub" / "x.pdf")
+        (root / "a" / "sub").mkdir(parents=True)
+        await write_until_hinted(ear, root / "a" / "sub" / "y.pdf")
 
 
 async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
@@ -381,6 +455,7 @@ import os, subprocess, sys
 from pathlib import Path
 import anyio
 from docferry.clock import SystemClock
+from docferry.files.safe_open import Root
 from docferry.files.watch.watcher import Armed, Degraded, Lost, Watcher
 root, events = Path(sys.argv[1]), []
 async def until(kind, seconds=8):
@@ -392,7 +467,7 @@ async def until(kind, seconds=8):
     return found
 async def main():
     async with anyio.create_task_group() as group:
-        group.start_soon(Watcher(SystemClock()).watch, root, events.append)
+        group.start_soon(Watcher(SystemClock()).watch, Root(root), events.append)
         await scenario()
         group.cancel_scope.cancel()
 """

@@ -149,7 +149,7 @@ class ScanScheduler:
 
         if upload.poll:
             self._reconciler.state(upload.name).watch = f"scanning every {self._pace:g} s, as `poll` asks"
-        await watch(Root.of(upload), self._on_event(upload), poll=upload.poll, clock=self._clock)
+        await watch(Root.of(upload), self._on_event(upload), upload.enters, poll=upload.poll, clock=self._clock)
 
     def _on_event(self, upload: Upload) -> Callable[[WatchEvent], None]:
         from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost

@@ -1,4 +1,4 @@
-"""What ends a watch or keeps it from beginning, in words for the person who must act."""
+"""Describe what ends a watch, or keeps it from beginning, with the fix."""
 
 from __future__ import annotations
 
@@ -8,36 +8,43 @@ from docferry.model import escaped
 
 _LIMITS = Path("/proc/sys/fs/inotify")
 
+NOT_UTF8 = "a name in it is not UTF-8, which the watcher cannot report"
+
 
 def is_watch_limit(error: Exception) -> bool:
-    """The kernel has no watch left for this user."""
+    """Whether the kernel has no inotify watch left for this user."""
     return "watch limit" in str(error)
 
 
+def is_instance_limit(error: Exception) -> bool:
+    """Whether the kernel has no inotify instance left for this user, or the process no descriptor."""
+    return "Too many open files" in str(error)
+
+
 def is_undecodable(error: Exception) -> bool:
-    """It was watching, and heard of a name that is not UTF-8."""
+    """Whether the watcher was working and met a name that is not UTF-8."""
     return "decode path" in str(error)
 
 
 def diagnosis(error: Exception) -> str:
-    """One sentence with the cure, where there is one."""
+    """Return one sentence about an error of the watcher, with the fix where there is one."""
     text = str(error)
     if is_watch_limit(error):
         return (
             f"the kernel has no inotify watch left (the limit is {_limit('max_user_watches')}): raise it with "
             "`sysctl fs.inotify.max_user_watches=524288`"
         )
-    if "Too many open files" in text:
+    if is_instance_limit(error):
         return (
             f"the kernel has no inotify instance left (the limit is {_limit('max_user_instances')}): raise it with "
             "`sysctl fs.inotify.max_user_instances=1024`, or the limit of open files, `ulimit -n`"
         )
     if is_undecodable(error):
-        return "a name in it is not UTF-8, which the watcher cannot report"
+        return NOT_UTF8
     if isinstance(error, UnicodeError):
         return "its own path is not UTF-8, which the watcher cannot take"
     if isinstance(error, PermissionError):
-        return f"the watcher may not read a folder in it ({escaped(text)}): let the user that runs docferry read it"
+        return f"the watcher cannot read a folder in it ({escaped(text)}): let the user that runs docferry read it"
     return f"the watcher failed: {escaped(text) or type(error).__name__}"
 
 

@@ -1,55 +1,58 @@
-"""One thread that watches a group of folders, and gets up again after everything that ends a watch."""
+"""One thread that watches a group of roots, and sets up again whatever ends."""
 
 from __future__ import annotations
 
-import os
+import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from docferry.clock import Clock
-from docferry.files.watch.assessment import OPTIONS, WatchDiagnosis, WatchFunction
-from docferry.files.watch.failures import diagnosis, is_watch_limit
-from docferry.files.watch.roots import Armed, Degraded, Lost, WatchedRoot, by_place, identity, report
+from docferry.errors import FolderError
+from docferry.files.watch.events import Degraded, Hint, Lost
+from docferry.files.watch.failures import diagnosis, is_instance_limit, is_undecodable, is_watch_limit
+from docferry.files.watch.folder_watch import FolderWatch, WatchFunction, WatchReport
+from docferry.files.watch.tree import WatchedRoot, identity, parents, top_of
+from docferry.model import joined
 
-CHECK = 2.0  # seconds between two looks at whether the roots are still what they were
-TRIAL = 10.0  # seconds between two questions to the kernel whether it has watches left: each is a thread and an inotify
-GATHER = 0.02  # seconds in which folders that come together are armed together
+CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
+GATHER_S: Final = 0.02  # for roots that come together
+QUICK_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
+RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until it is tried again, twice as long each time
+TRIES: Final = 5  # to arm folders that disappear meanwhile
+MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
+
+DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
+
+#: A folder of a root.
+Place = tuple[WatchedRoot, bytes]
 
 
-class StopEvent:
-    """What the watcher asks at every step whether to stop: so it shows that the thread is alive and armed."""
+@dataclass(slots=True)
+class Purpose:
+    """Why a FolderWatch was started."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.beat = clock.steady()
-        self.stopped = False  # for good: the thread was given up, or nobody wants it any more
-        self.changed = threading.Event()  # posts came or went
-        self.on_armed: Callable[[], None] | None = None
-
-    def is_set(self) -> bool:
-        self.beat = self._clock.steady()
-        armed, self.on_armed = self.on_armed, None
-        if armed is not None and not self.stopped:
-            armed()
-        return self.stopped or self.changed.is_set()
+    places: list[Place]
+    announced: list[Place] = field(default_factory=list)  # new folders, to be hinted at once it is armed
+    armed_roots: list[WatchedRoot] = field(default_factory=list)  # to be told that they are watched
+    replaces: list[FolderWatch] = field(default_factory=list)  # to be stopped once it is armed
+    tries: int = 0
+    armed_at: float = 0.0
 
 
 class WatchThread:
-    """A thread that exists while there are posts. `guard` and `leave` may be called from any thread."""
+    """A thread that exists while there are roots. `guard` and `leave` may be called from any thread."""
 
-    def __init__(self, clock: Clock, watch_function: WatchFunction) -> None:
+    def __init__(self, clock: Clock, watch_function: WatchFunction, hung: float) -> None:
         self._clock = clock
-        self._look_out = watch_function
-        self._diagnosis = WatchDiagnosis(clock, watch_function)
+        self._watch_function = watch_function
+        self._hung = hung
         self._lock = threading.Lock()
         self._roots: list[WatchedRoot] = []
-        self._stop = StopEvent(clock)
-        self._thread: threading.Thread | None = None
-        self._next_check = 0.0
-        self._next_trial = 0.0
-        self._limit_reached = False
+        self._session: Session | None = None
         self._replaced = 0
 
     def __len__(self) -> int:
@@ -57,8 +60,8 @@ class WatchThread:
 
     @property
     def beat(self) -> float:
-        """Steady seconds of its latest sign of life."""
-        return self._stop.beat
+        """Steady seconds of the thread's latest sign of life."""
+        return self._session.beat if self._session else self._clock.steady()
 
     @property
     def patience(self) -> int:
@@ -66,139 +69,417 @@ class WatchThread:
         return int(2 ** min(self._replaced, 7))
 
     def guard(self, root: WatchedRoot) -> None:
-        """Watch this too."""
+        """Watch this root too."""
         with self._lock:
             self._roots.append(root)
-            self._stop.changed.set()
-            if self._thread is None:
-                self._start()
+            if self._session is None:
+                self._start([])
+            if self._session is not None:
+                self._session.add(root)
 
     def leave(self, root: WatchedRoot) -> threading.Thread | None:
-        """No longer watch this; the thread when it ends for want of posts, to be joined."""
+        """Stop watching this root. Returns the thread when it ends because no root is left, to be joined."""
         with self._lock:
             self._roots.remove(root)
-            self._stop.changed.set()
-            return None if self._roots else self._thread
+            session = self._session
+            if session is None:
+                return None
+            session.drop(root)
+            if self._roots:
+                return None
+            self._session = None
+            session.stop()
+            return session.thread
 
     def replace(self, beat: float) -> None:
         """Give up a thread that has shown no life since `beat`, and start another."""
         with self._lock:
-            if not self._roots or self._stop.beat != beat:
+            if not self._roots or self._session is None or self._session.beat != beat:
                 return
-            self._stop.stopped = True
-            self._replaced += 1
-            self._stop = StopEvent(self._clock)
+            hanging = self._session.at_work
+            self._session.stop()
             roots = list(self._roots)
-            self._start()
+            for root in roots:
+                root.is_armed, root.folders = False, set()
+            if hanging is not None:
+                hanging.retry_at = self._clock.steady() + RETRY_S * self.patience
+            self._replaced += 1
+            self._start(roots)
         for root in roots:
             root.tell(Lost("the watcher hung and was started again"))
+        if hanging is not None:
+            hanging.tell(Degraded("its file system does not answer"))
 
-    def _start(self) -> None:
-        """A daemon thread: one that hangs in the kernel must not hold up the end of the program."""
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name="docferry watch", daemon=True)
-        self._thread.start()
+    def _start(self, roots: Iterable[WatchedRoot]) -> None:
+        self._session = Session(self._clock, self._watch_function, self._hung)
+        for root in roots:
+            self._session.add(root)
+        self._session.thread.start()
+
+
+class Session:
+    """The life of one thread, and the watches that it has."""
+
+    def __init__(self, clock: Clock, watch_function: WatchFunction, hung: float) -> None:
+        self._clock = clock
+        self._watch_function = watch_function
+        self._hung = hung
+        self._inbox: queue.SimpleQueue[WatchReport | tuple[str, WatchedRoot] | None] = queue.SimpleQueue()
+        self._roots: list[WatchedRoot] = []
+        self._waiting: list[WatchedRoot] = []  # to be armed
+        self._watches: dict[FolderWatch, Purpose] = {}
+        self._index: dict[str, list[Place]] = {}  # of all watched folders, by absolute path
+        self._next_check = 0.0
+        self._merge_at = 0.0
+        self._is_stopped = False
+        self.at_work: WatchedRoot | None = None  # whose folders are being read
+        self.beat = clock.steady()
+        self.thread = threading.Thread(target=self._run, name="docferry watch", daemon=True)
+
+    def add(self, root: WatchedRoot) -> None:
+        """Watch a root."""
+        self._inbox.put(("add", root))
+
+    def drop(self, root: WatchedRoot) -> None:
+        """Stop watching a root."""
+        self._inbox.put(("drop", root))
+
+    def stop(self) -> None:
+        """End the thread and its watches."""
+        self._is_stopped = True
+        for watch in list(self._watches):
+            watch.stop()
+        self._inbox.put(None)
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
-    def _run(self, status_file: StopEvent) -> None:
-        while True:
-            time.sleep(GATHER)  # mappings start together, and arming one by one would walk them all each time
-            with self._lock:
-                if status_file.stopped:
-                    return
-                if not self._roots:
-                    self._thread = None
-                    return
-                status_file.changed.clear()
-                roots = list(self._roots)
-            ready = [root for root in roots if self._is_ready(root)]
-            if ready:
-                self._watch(roots, ready, status_file)
-            else:
-                status_file.is_set()
-                status_file.changed.wait(CHECK / 2)
+    def _run(self) -> None:
+        time.sleep(GATHER_S)
+        while not self._is_stopped:
+            self.beat = self._clock.steady()
+            try:
+                self._receive(self._inbox.get(timeout=min(CHECK_S, self._hung) / 2))
+                while not self._inbox.empty() and not self._is_stopped:
+                    self._receive(self._inbox.get())
+            except queue.Empty:
+                pass
+            if not self._is_stopped:
+                self._arm_waiting()
+                self._check()
+        for watch in list(self._watches):
+            watch.stop()
 
-    def _is_ready(self, root: WatchedRoot) -> bool:
-        """Whether it can be armed now; a missing root is said once."""
-        if self._clock.steady() < root.retry_at:
-            return False
-        root.identity = identity(root.root)
-        if root.identity is None:
-            if not root.missing:
-                root.missing = True
-                root.tell(Lost("the folder is missing; it is watched again as soon as it is there"))
-            return False
-        root.missing = False
-        root.place = os.path.realpath(root.root)
-        return True
-
-    def _watch(self, roots: Sequence[WatchedRoot], ready: Sequence[WatchedRoot], status_file: StopEvent) -> None:
-        armed = False
-
-        def on_armed() -> None:
-            nonlocal armed
-            armed = True
-            self._replaced = 0
-            for root in ready:
-                root.tell(Armed())
-
-        status_file.on_armed = on_armed
-        for root in ready:
-            root.began = self._clock.steady()
-        self._next_check = self._clock.steady() + CHECK
-        self._next_trial = self._next_check  # a tree just armed may have taken the last
-        self._limit_reached = False
-        places = by_place(ready)
-        try:
-            for changes in self._look_out(*places, stop_event=status_file, **OPTIONS):
-                if status_file.stopped:
-                    return
-                report(places, changes)
-                if self._is_disturbed(roots, ready, changes):
-                    return
-        except Exception as error:  # noqa: BLE001 - whatever ended the watch, it must be taken up again
-            if status_file.stopped:
+    def _receive(self, item: WatchReport | tuple[str, WatchedRoot] | None) -> None:
+        if isinstance(item, WatchReport):
+            if item.watch not in self._watches:
                 return
-            status_file.on_armed = None  # if it never was, the next sign of life is another's
-            if armed:
-                self._diagnosis.died(ready, error)
+            if item.is_end and item.error is not None:
+                self._ended(item.watch, item.error)
+            elif item.changes:
+                self._changed(item.changes)
             else:
-                self._diagnosis.unarmed(ready, error)
+                self._armed(item.watch)
+        elif item is not None:
+            word, root = item
+            if word == "add":
+                self._roots.append(root)
+                self._waiting.append(root)
+            else:
+                self._forget(root)
+                self._roots.remove(root)
 
-    def _is_disturbed(
-        self, roots: Sequence[WatchedRoot], ready: Sequence[WatchedRoot], changes: set[tuple[Any, str]]
-    ) -> bool:
-        """Whether the watch must be set up anew: a root is not what it was, or another one can be watched now."""
-        places = {root.place for root in ready}
-        if any(kind == 3 and path in places for kind, path in changes):  # 3: deleted, or renamed away
-            return True
+    def _start(self, purpose: Purpose) -> None:
+        """Watch folders; `_armed` follows, or `_ended`."""
+        purpose.places = [place for place in purpose.places if place[0] in self._roots]
+        if not purpose.places:
+            return
+        for root, folder in purpose.places:
+            root.folders.add(folder)
+            places = self._index.setdefault(root.path(folder), [])
+            if (root, folder) not in places:
+                places.append((root, folder))
+        folders = {root.path(folder) for root, folder in purpose.places}
+        watch = FolderWatch(folders, self._inbox.put, self._clock, self._watch_function)
+        self._watches[watch] = purpose
+        watch.start()
+
+    def _arm_waiting(self) -> None:
+        """Arm the roots that are there, together; tell of a missing one once."""
         now = self._clock.steady()
-        if changes:
-            self._next_trial = now  # a new folder among them may have gone without a watch
+        ready: list[WatchedRoot] = []
+        places: list[Place] = []
+        for root in [root for root in self._waiting if now >= root.retry_at]:
+            self._waiting.remove(root)
+            found = self._find(root)
+            if found is None:
+                root.retry_at = now + CHECK_S / 2
+                self._waiting.append(root)
+            elif found:
+                ready.append(root)
+                places += [(root, folder) for folder in found]
+        if places:
+            self._start(Purpose(places, armed_roots=ready))
+
+    def _find(self, root: WatchedRoot) -> set[bytes] | None:
+        """Return the folders of a root, None when it is missing; an empty set when it cannot be watched."""
+        self.at_work = root
+        root.unwatched = {}
+        try:
+            if root.resolve():
+                root.is_missing = False
+                return root.find_folders()
+        except FolderError:
+            pass
+        finally:
+            self.at_work = None
+        if root.unwatched:
+            self._leave_to_scans(root, {b""}, root.unwatched[b""])
+            return set()
+        if not root.is_missing:
+            root.is_missing = True
+            root.tell(Lost("the folder is missing; it is watched again as soon as it exists"))
+        return None
+
+    def _armed(self, watch: FolderWatch) -> None:
+        purpose = self._watches[watch]
+        purpose.armed_at = self._clock.steady()
+        for old in purpose.replaces:
+            self._watches.pop(old, None)
+            old.stop()
+        late = [place for root in purpose.armed_roots for place in self._unseen(root, b"")]
+        late += [place for root, folder in purpose.announced for place in self._unseen(root, folder)]
+        for root in purpose.armed_roots:
+            self._plan_retry(root)
+            root.tell_state()
+        _tell_hints(purpose.announced)
+        if late:
+            self._start(Purpose(late, announced=late))
+        elif len(self._watches) > MOST_WATCHES and self._clock.steady() >= self._merge_at:
+            self._merge()
+
+    def _plan_retry(self, root: WatchedRoot) -> None:
+        """Set when the top-level folders that are not watched are tried again."""
+        root.retry_at = self._clock.steady() + min(RETRY_S * 2**root.failures, LONGEST_RETRY_S)
+        root.failures = root.failures + 1 if root.unwatched else 0
+
+    def _unseen(self, root: WatchedRoot, start: bytes) -> list[Place]:
+        """Return folders that were made since their parent was listed, before it was watched."""
+        self.at_work = root
+        try:
+            return [(root, folder) for folder in root.find_folders(start) - root.folders]
+        except FolderError:
+            return []
+        finally:
+            self.at_work = None
+
+    def _merge(self) -> None:
+        """Replace all but the largest watch by one; nothing goes unreported meanwhile."""
+        largest = max(self._watches, key=lambda watch: len(watch.folders))
+        old = [watch for watch in self._watches if watch is not largest and watch.is_armed]
+        paths = {path for watch in old for path in watch.folders}
+        places = [place for path in paths for place in self._index.get(path, ())]
+        self._start(Purpose(places, replaces=old))
+
+    # -- changes -------------------------------------------------------------------------------------------------
+
+    def _changed(self, changes: Iterable[tuple[int, str]]) -> None:
+        hinted: dict[WatchedRoot, set[bytes]] = {}
+        self._removed({path for kind, path in changes if kind == DELETED and path in self._index})
+        solved: dict[WatchedRoot, None] = {}
+        for kind, path in changes:
+            above, _, name = path.rpartition("/")
+            for root, folder in self._index.get(above or "/", ()):
+                hinted.setdefault(root, set()).add(joined(folder, name.encode()))
+                if kind == DELETED and root.unwatched.pop(joined(folder, name.encode()), None) is not None:
+                    solved[root] = None  # a top-level folder that could not be watched has gone
+        for root in solved:
+            root.tell_state()
+        new: list[Place] = []
+        for root, paths in hinted.items():
+            folders = root.are_folders(path for path in paths if path not in root.folders)
+            if paths - folders:
+                root.tell(Hint(paths - folders))
+            new += [(root, folder) for folder in folders]
+        if new:
+            found = [(root, each) for root, folder in new for each in [folder, *_below(self._unseen(root, folder))]]
+            self._start(Purpose(found, announced=new))
+
+    def _removed(self, paths: Collection[str]) -> None:
+        """Forget folders that were deleted or renamed, and all that was below them."""
+        by_root: dict[WatchedRoot, set[bytes]] = {}
+        for path in paths:
+            for root, folder in self._index.get(path, ()):
+                by_root.setdefault(root, set()).add(folder)
+        for root, gone in by_root.items():
+            if b"" in gone:
+                self._set_up(root)  # another folder may be in its place, even with the same inode
+                continue
+            self._drop(root, [each for each in root.folders if each in gone or not gone.isdisjoint(parents(each))])
+
+    def _drop(self, root: WatchedRoot, folders: Iterable[bytes]) -> None:
+        for folder in folders:
+            root.folders.discard(folder)
+            path = root.path(folder)
+            places = [place for place in self._index.get(path, ()) if place != (root, folder)]
+            if places:
+                self._index[path] = places
+            else:
+                self._index.pop(path, None)
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, watch: FolderWatch, error: Exception) -> None:
+        purpose = self._watches.pop(watch)
+        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        if watch.is_armed:
+            self._died(purpose, places, error)
+        elif is_watch_limit(error) or is_instance_limit(error):
+            self._limited(purpose, places, error)
+        elif isinstance(error, FileNotFoundError | PermissionError) and purpose.tries < TRIES:
+            purpose.places, purpose.tries = _existing(places), purpose.tries + 1
+            self._start(purpose)
+        else:
+            self._died(purpose, places, error)
+
+    def _died(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
+        """Set up a watch again at once; a top-level folder that ends it time after time is left to the scans."""
+        quick = self._clock.steady() - purpose.armed_at < QUICK_S or not purpose.armed_at
+        text = str(error)
+        blamed = [place for place in places if f'"{place[0].path(place[1])}/' in text]
+        longest = max((len(root.path(folder)) for root, folder in blamed), default=0)
+        named = {(root, top_of(folder)) for root, folder in blamed if len(root.path(folder)) == longest}
+        roots = list(dict.fromkeys(root for root, _ in places))
+        for root in roots:
+            root.is_armed = False
+            root.tell(Lost(diagnosis(error)))
+        for root, top in named or {(root, b"") for root in roots}:
+            root.deaths[top] = root.deaths[top] + 1 if quick else 1
+            if root.deaths[top] > QUICK_DEATHS:
+                self._leave_to_scans(root, {top}, diagnosis(error))
+        alive = [(root, folder) for root, folder in places if not _is_left(root, folder)]
+        # The culprit gets a watch of its own, so that its next names end nobody else's.
+        apart = [(root, folder) for root, folder in alive if is_undecodable(error) and (root, top_of(folder)) in named]
+        rest = [place for place in alive if place not in set(apart)]
+        for group in (rest, apart):
+            if group:
+                self._start(Purpose(group, armed_roots=list(dict.fromkeys(root for root, _ in group))))
+
+    def _limited(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
+        """The kernel refuses: the largest top-level folders are left to the scans, and one watch has all the others."""
+        if purpose.replaces:
+            self._merge_at = self._clock.steady() + LONGEST_RETRY_S  # both together are too many: stay as it is
+            return
+        everything = {place for watch in self._watches.values() for place in watch.places} | set(places)
+        everything = {place for place in everything if place[1] in place[0].folders}
+        shed: dict[WatchedRoot, set[bytes]] = {}
+        if is_watch_limit(error):
+            shed = _largest(everything)
+        elif not self._watches:
+            shed = {root: {b""} for root, _ in everything}
+        for root, tops in shed.items():
+            self._leave_to_scans(root, tops, diagnosis(error), is_told=False)
+        for watch in list(self._watches):
+            watch.stop()
+        self._watches.clear()
+        left = [(root, folder) for root, folder in everything if not _is_left(root, folder)]
+        armed = dict.fromkeys(root for root, _ in left)
+        for root in shed.keys() - armed.keys():
+            root.tell(Degraded(diagnosis(error), frozenset(root.unwatched)))
+        self._start(Purpose(left, armed_roots=list(armed)))
+
+    def _leave_to_scans(self, root: WatchedRoot, tops: Collection[bytes], reason: str, is_told: bool = True) -> None:
+        """Stop watching top-level folders (b"": all) for a time."""
+        root.unwatched |= dict.fromkeys(tops, reason)
+        self._plan_retry(root)
+        self._drop(root, [folder for folder in root.folders if _is_left(root, folder)])
+        if is_told:
+            root.tell(Degraded(reason, frozenset(root.unwatched)))
+
+    # -- now and then --------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        now = self._clock.steady()
+        for watch, purpose in list(self._watches.items()):
+            if now - watch.beat > self._hung:
+                watch.stop()
+                del self._watches[watch]
+                self._died(purpose, purpose.places, RuntimeError("it hung"))
         if now < self._next_check:
-            return False
-        self._next_check = now + CHECK
-        replaced = [root for root in ready if identity(root.root) != root.identity]
-        for root in replaced:
-            root.tell(Lost("another folder stands in its place, or none"))
-        if replaced or self._gains(roots, ready, now):
-            return True
-        if now < self._next_trial:
-            return False
-        self._next_trial = now + TRIAL
-        return self._frees_up(ready)
+            return
+        self._next_check = now + CHECK_S
+        for root in self._roots:
+            if root in self._waiting:
+                continue
+            if root.folders and identity(root.root) != root.identity:
+                root.tell(Lost("another folder is in its place, or none"))
+                self._set_up(root)
+            elif root.unwatched and now >= root.retry_at:
+                self._retry(root)
 
-    def _gains(self, roots: Sequence[WatchedRoot], ready: Sequence[WatchedRoot], now: float) -> bool:
-        out = (root for root in roots if root not in ready and now >= root.retry_at and identity(root.root))
-        return any(self._is_ready(root) and self._diagnosis.can_be_armed(root) for root in out)
+    def _retry(self, root: WatchedRoot) -> None:
+        """Try to watch the top-level folders that were left to the scans."""
+        if b"" in root.unwatched:
+            self._set_up(root)
+            return
+        tops, root.unwatched = root.unwatched, {}
+        places = [place for top in tops for place in self._unseen(root, top)]
+        if root.unwatched.keys() == tops.keys():
+            self._plan_retry(root)
+        elif places:
+            self._start(Purpose(places, announced=places, armed_roots=[root]))
+        else:
+            self._plan_retry(root)
+            root.tell_state()
 
-    def _frees_up(self, ready: Sequence[WatchedRoot]) -> bool:
-        """When the kernel has no watch left, a new folder goes unwatched without a word: so one is asked for."""
-        error = self._diagnosis.trial(ready[0], recursive=False)
-        reached = error is not None and is_watch_limit(error)
-        if reached and error is not None and not self._limit_reached:
-            for root in ready:
-                root.tell(Degraded(diagnosis(error)))
-        freed = self._limit_reached and not reached
-        self._limit_reached = reached
-        return freed
+    def _set_up(self, root: WatchedRoot) -> None:
+        """Watch a root as if it were new. What watches it now goes on until then, and its reports are ignored."""
+        failures = root.failures
+        self._forget(root)
+        root.failures, root.retry_at = failures, 0.0
+        self._waiting.append(root)
+
+    def _forget(self, root: WatchedRoot) -> None:
+        self._drop(root, list(root.folders))
+        if root in self._waiting:
+            self._waiting.remove(root)
+        for watch in list(self._watches):
+            if not any(path in self._index for path in watch.folders):
+                del self._watches[watch]
+                watch.stop()
+
+
+def _tell_hints(places: Iterable[Place]) -> None:
+    by_root: dict[WatchedRoot, set[bytes]] = {}
+    for root, folder in places:
+        by_root.setdefault(root, set()).add(folder)
+    for root, folders in by_root.items():
+        root.tell(Hint(folders))
+
+
+def _below(places: Iterable[Place]) -> list[bytes]:
+    return [folder for _, folder in places]
+
+
+def _existing(places: Iterable[Place]) -> list[Place]:
+    by_root: dict[WatchedRoot, set[bytes]] = {}
+    for root, folder in places:
+        by_root.setdefault(root, set()).add(folder)
+    return [(root, folder) for root, all_of in by_root.items() for folder in root.are_folders(all_of)]
+
+
+def _is_left(root: WatchedRoot, folder: bytes) -> bool:
+    """Whether a folder is left to the scans."""
+    return b"" in root.unwatched or (folder != b"" and top_of(folder) in root.unwatched)
+
+
+def _largest(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
+    """Return the largest top-level folders that have a quarter of all folders together."""
+    sizes = Counter((root, top_of(folder)) for root, folder in places)
+    enough = sum(sizes.values()) / 4
+    chosen: dict[WatchedRoot, set[bytes]] = {}
+    for (root, top), size in sorted(sizes.items(), key=lambda pair: (pair[0][1] == b"", -pair[1])):
+        if enough <= 0:
+            break
+        chosen.setdefault(root, set()).add(top)
+        enough -= size
+    return chosen

@@ -1,11 +1,11 @@
-"""What the kernel says about changes: hints that hurry the scan, and word when there are none to be had."""
+"""Watch mapped folders for changes, which hurry the scan; tell when changes go unreported."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from typing import Final
 
 import anyio
 import watchfiles
@@ -14,27 +14,41 @@ from anyio.lowlevel import RunVar
 
 from docferry.clock import Clock
 from docferry.files.safe_open import Root
-from docferry.files.watch.assessment import WatchFunction
-from docferry.files.watch.roots import Armed, Degraded, Hint, Lost, WatchedRoot, WatchEvent
+from docferry.files.watch.events import Armed, Degraded, Hint, Lost, WatchEvent
+from docferry.files.watch.folder_watch import WatchFunction
 from docferry.files.watch.thread import WatchThread
+from docferry.files.watch.tree import WatchedRoot
 
 __all__ = ["Armed", "Degraded", "Hint", "Lost", "WatchEvent", "Watcher", "watch"]
 
-SENTRIES = 2  # each is a thread, an inotify instance and 0.06 % of a core
-HUNG = 30.0  # seconds without a sign of life
-LOOK = 5.0  # seconds between two looks for one
+THREADS: Final = 2
+HUNG_S: Final = 30.0  # without a sign of life
+LOOK_S: Final = 5.0  # between two looks for one
+
+
+def everything(_folder: bytes) -> bool:
+    """Enter every folder."""
+    return True
 
 
 class Watcher:
     """Shares a few threads between all mappings of a run."""
 
-    def __init__(self, clock: Clock, *, watch_function: WatchFunction = watchfiles.watch, hung: float = HUNG) -> None:
+    def __init__(self, clock: Clock, *, watch_function: WatchFunction = watchfiles.watch, hung: float = HUNG_S) -> None:
         self._clock = clock
         self._hung = hung
-        self._sentries = [WatchThread(clock, watch_function) for _ in range(SENTRIES)]
+        self._threads = [WatchThread(clock, watch_function, hung) for _ in range(THREADS)]
 
-    async def watch(self, root: Path, on_event: Callable[[WatchEvent], None]) -> None:
-        """Tell `on_event`, on the event loop, about one root until cancelled."""
+    async def watch(
+        self,
+        root: Root,
+        on_event: Callable[[WatchEvent], None],
+        enters: Callable[[bytes], bool] = everything,
+    ) -> None:
+        """Call `on_event`, on the event loop, with the events of one root until cancelled.
+
+        Folders that `enters` refuses are not watched.
+        """
         loop = asyncio.get_running_loop()
         active = True
 
@@ -43,32 +57,41 @@ class Watcher:
                 on_event(event)
 
         def tell(event: WatchEvent) -> None:
-            with suppress(RuntimeError):  # the loop has ended: nobody is there to be told
+            with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(deliver, event)
 
-        watch_thread = min(self._sentries, key=len)
-        watched = WatchedRoot(root, tell)
-        watch_thread.guard(watched)
+        thread = min(self._threads, key=len)
+        watched = WatchedRoot(root, enters, tell)
+        thread.guard(watched)
         try:
-            await self._oversee(watch_thread)
+            await self._oversee(thread)
         finally:
             active = False
-            await _relieve(watch_thread, watched)
+            await _leave(thread, watched)
 
-    async def _oversee(self, watch_thread: WatchThread) -> None:
+    async def _oversee(self, thread: WatchThread) -> None:
+        """Replace a thread that hangs."""
         while True:
-            await anyio.sleep(min(LOOK, self._hung / 2))
-            seen = watch_thread.beat
-            if self._clock.steady() - seen < self._hung * watch_thread.patience:
+            await anyio.sleep(min(LOOK_S, self._hung / 2))
+            seen = thread.beat
+            if self._clock.steady() - seen < 2 * self._hung * thread.patience:
                 continue
-            await anyio.sleep(min(1.0, self._hung / 2))  # after a standstill of all, it gets to say something first
-            watch_thread.replace(seen)
+            await anyio.sleep(min(1.0, self._hung / 2))  # after the whole machine stood still, the thread comes first
+            thread.replace(seen)
 
 
-async def watch(root: Root, on_event: Callable[[WatchEvent], None], *, poll: bool = False, clock: Clock) -> None:
-    """Watch one root until cancelled, together with all others of this run. With `poll` nothing is reported at all:
-    on a share only scans find anything, and polling by watchfiles would be a second scan that keeps every path in
-    memory.
+async def watch(
+    root: Root,
+    on_event: Callable[[WatchEvent], None],
+    enters: Callable[[bytes], bool] = everything,
+    *,
+    poll: bool = False,
+    clock: Clock,
+) -> None:
+    """Watch one root until cancelled, together with all others of this run.
+
+    With `poll` nothing is reported: on a share only scans find changes, and polling by watchfiles would be a second
+    scan that keeps every path in memory.
     """
     if poll:
         await anyio.sleep_forever()
@@ -77,13 +100,13 @@ async def watch(root: Root, on_event: Callable[[WatchEvent], None], *, poll: boo
     except LookupError:
         watcher = Watcher(clock)
         _watcher.set(watcher)
-    await watcher.watch(root.path, on_event)
+    await watcher.watch(root, on_event, enters)
 
 
-async def _relieve(watch_thread: WatchThread, root: WatchedRoot) -> None:
-    ending = watch_thread.leave(root)
+async def _leave(thread: WatchThread, root: WatchedRoot) -> None:
+    ending = thread.leave(root)
     if ending is not None:
-        with anyio.CancelScope(shield=True):  # it sees within a step that it is no longer wanted
+        with anyio.CancelScope(shield=True):  # it ends within a step
             await to_thread.run_sync(ending.join, 1.0)
 
 

@@ -1,0 +1,112 @@
+"""The folders of one root that are to be watched."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from docferry.errors import FolderError
+from docferry.files import scan
+from docferry.files.safe_open import OpenRoot, Root
+from docferry.files.watch.events import Armed, Degraded, WatchEvent
+from docferry.files.watch.failures import NOT_UTF8
+from docferry.model import parted
+
+
+@dataclass(slots=True, eq=False)
+class WatchedRoot:
+    """One root, and what is to be told about it, from any thread."""
+
+    root: Root
+    enters: Callable[[bytes], bool]
+    tell: Callable[[WatchEvent], None]
+    place: str = ""  # the root with links resolved: watched under one name, however many lead there
+    identity: tuple[int, int] | None = None
+    is_armed: bool = False
+    is_missing: bool = False  # and that was told
+    folders: set[bytes] = field(default_factory=set)  # that are watched, or soon will be
+    unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders, and why
+    deaths: Counter[bytes] = field(default_factory=Counter)  # quick ones, by top-level folder
+    failures: int = 0
+    retry_at: float = 0.0
+
+    def resolve(self) -> bool:
+        """Find out what stands at the root's path. False when it is missing, or cannot be watched."""
+        self.identity = identity(self.root)
+        try:
+            self.place = os.path.realpath(self.root.raw).decode("utf-8")
+        except UnicodeDecodeError:
+            self.unwatched = {b"": "its own path is not UTF-8, which the watcher cannot take"}
+            return False
+        return self.identity is not None
+
+    def path(self, folder: bytes) -> str:
+        """Return the absolute path of a folder."""
+        return f"{self.place.rstrip('/')}/{folder.decode('utf-8')}" if folder else self.place
+
+    def find_folders(self, start: bytes = b"") -> set[bytes]:
+        """Return the folders from `start` down that can be watched. Raises FolderError.
+
+        Folders that cannot be, because of their name or their permissions, make their top-level folder unwatched.
+        """
+        found = set[bytes]()
+
+        def enters(folder: bytes) -> bool:
+            return self._is_watchable(folder) and self.enters(folder)
+
+        for chunk in scan.walk(self.root, enters=enters, starts=[start]):
+            for listing in chunk:
+                if listing.problem is None:
+                    found.add(listing.folder)
+                elif "disappeared" not in listing.problem:
+                    self.unwatched.setdefault(top_of(listing.folder), listing.problem)
+        return found
+
+    def are_folders(self, paths: Iterable[bytes]) -> set[bytes]:
+        """Return those of the paths that are folders now, and can be watched."""
+        try:
+            with OpenRoot(self.root) as opened:
+                return {
+                    path for path in paths if self._is_watchable(path) and self.enters(path) and opened.is_folder(path)
+                }
+        except FolderError:
+            return set()
+
+    def tell_state(self) -> None:
+        """Tell that all is watched, and then which top-level folders are not."""
+        self.is_armed = True
+        self.tell(Armed())
+        if self.unwatched:
+            self.tell(Degraded(next(iter(self.unwatched.values())), frozenset(self.unwatched)))
+
+    def _is_watchable(self, folder: bytes) -> bool:
+        try:
+            folder.decode("utf-8")
+        except UnicodeDecodeError:
+            self.unwatched.setdefault(top_of(folder), NOT_UTF8)
+            return False
+        top = top_of(folder)
+        return top == b"" or top not in self.unwatched
+
+
+def top_of(folder: bytes) -> bytes:
+    """Return the top-level folder of a folder; b"" is the root itself."""
+    return folder.partition(b"/")[0]
+
+
+def parents(folder: bytes) -> Iterator[bytes]:
+    """Yield the folders above a folder, without the root."""
+    while folder := parted(folder)[0]:
+        yield folder
+
+
+def identity(root: Root) -> tuple[int, int] | None:
+    """Return device and inode of a root, None when it cannot be opened."""
+    try:
+        with OpenRoot(root) as opened:
+            found = os.fstat(opened.descriptor)
+    except FolderError:
+        return None
+    return found.st_dev, found.st_ino
