@@ -10,6 +10,7 @@ import pytest
 from app_env import AppEnv
 from crash.process_pool import ProcessPool
 from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
+from postgresql_server import PostgresqlServer, running_server
 
 
 @pytest.fixture
@@ -30,3 +31,10 @@ def process_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPo
     found = ProcessPool(tmp_path_factory.mktemp("lives"))
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    """One PostgreSQL server for all tests of this process."""
+    with running_server() as server:
+        yield server

@@ -29,7 +29,7 @@ from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - warm
 from docferry.remotes.codat.client import Codat
 from docferry.store import transitions
-from docferry.store.connection import Transaction
+from docferry.store.connection import Statement, Transaction
 from docferry.store.documents import Documents
 from docferry.store.transfers import Transfers
 from docferry.store.transitions import TransitionWriter
@@ -158,9 +158,9 @@ def _after_statement(verb: Callable[..., Any], fate: Fate) -> Callable[..., Any]
     """Strike after each statement of the store; SQLAlchemy's event covers those of the migrations."""
 
     @functools.wraps(verb)
-    def wrapped(self: Transaction, statement: TextClause, *more: Any) -> Any:
+    def wrapped(self: Transaction, statement: Statement, *more: Any) -> Any:
         found = verb(self, statement, *more)
-        plans = statement.text.lstrip().startswith("INSERT INTO document")
+        plans = isinstance(statement, TextClause) and statement.text.lstrip().startswith("INSERT INTO document")
         fate.strike("statement", *(["new>waiting:inside"] if plans else []))
         return found
 

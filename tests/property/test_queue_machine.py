@@ -44,16 +44,13 @@ class Queue(RuleBasedStateMachine):
     """Three owners over one database; what they believe to hold is kept beside it."""
 
     template: Path
+    new_database: Callable[[], str] | None = None  # makes a PostgreSQL database; None: SQLite
 
     @initialize()
     def opens(self) -> None:
         self.stack = ExitStack()
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        shutil.copy(self.template, folder / "docferry.db")
         self.portal = self.stack.enter_context(start_blocking_portal("asyncio"))
-        self.database = self.stack.enter_context(
-            self.portal.wrap_async_context_manager(open_database(folder / "docferry.db"))
-        )
+        self.database = self.stack.enter_context(self.portal.wrap_async_context_manager(open_database(self.location())))
         self.clock = TurnableClock()
         self.documents = Documents(self.database, self.clock)
         self.births = 0
@@ -63,6 +60,13 @@ class Queue(RuleBasedStateMachine):
         self.states: dict[int, str] = {}
         for _ in range(2):
             self.born()
+
+    def location(self) -> Path | str:
+        if self.new_database is not None:
+            return self.new_database()
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        shutil.copy(self.template, folder / "docferry.db")
+        return folder / "docferry.db"
 
     def born(self) -> None:
         self.births += 1
@@ -179,8 +183,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_queue(template: Path) -> None:
-    Queue.template = template
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_queue(template: Path, kind: str, request: pytest.FixtureRequest) -> None:
+    Queue.template, Queue.new_database = template, None
+    if kind == "postgresql":
+        Queue.new_database = staticmethod(request.getfixturevalue("postgresql_server").new_database)
     runs = settings(
         max_examples=25, stateful_step_count=30, deadline=None, derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],

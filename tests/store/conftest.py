@@ -17,6 +17,7 @@ from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.transfers import Lane, Pick, Transfers
+from postgresql_server import PostgresqlServer
 
 ACME = Target("codat", "acme", "bank")
 
@@ -108,10 +109,26 @@ def planned(
     return Planned(seen_file, target, uid, name, digest, dedupe_key or digest, **more)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test on both databases; those with the mark `sqlite_only` concern SQLite's file."""
+    if "location" in metafunc.fixturenames:
+        is_of_sqlite = metafunc.definition.get_closest_marker("sqlite_only") is not None
+        metafunc.parametrize("location", ["sqlite"] if is_of_sqlite else ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a database of the test's own is: the path of a SQLite file, or a PostgreSQL URL."""
+    if request.param == "sqlite":
+        return tmp_path / "docferry.db"
+    server: PostgresqlServer = request.getfixturevalue("postgresql_server")
+    return server.new_database()
+
+
+@pytest.fixture
+async def shop(location: Path | str) -> AsyncIterator[Shop]:
     clock = TurnableClock()
-    async with open_database(tmp_path / "docferry.db") as database:
+    async with open_database(location) as database:
         yield Shop(database, clock, Documents(database, clock), Transfers(database, clock, "me"))
 
 

@@ -96,7 +96,8 @@ from docferry.store.database import open_database
 from docferry.store.transfers import Pick, Transfers
 
 async def main():
-    async with open_database(Path(sys.argv[1])) as database:
+    location = sys.argv[1]
+    async with open_database(location if "://" in location else Path(location)) as database:
         transfers, found = Transfers(database, TurnableClock(), sys.argv[2]), []
         print("ready", flush=True)
         sys.stdin.readline()
@@ -112,14 +113,14 @@ anyio.run(main)
 """
 
 
-async def test_no_two_claimants_get_the_same(shop: Shop, tmp_path: Path) -> None:
+async def test_no_two_claimants_get_the_same(shop: Shop, location: Path | str) -> None:
     """Eight claimants in two processes over 500 rows."""
     await shop.enqueue(*(f"{number}.pdf" for number in range(500)))
 
     def race() -> list[int]:
         programs = [
             subprocess.Popen(
-                [sys.executable, "-c", CLAIMANT, str(tmp_path / "docferry.db"), name],
+                [sys.executable, "-c", CLAIMANT, str(location), name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

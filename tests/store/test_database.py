@@ -18,7 +18,7 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from store.conftest import Shop
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.sqlite_only]
 
 
 def noting(mark: str) -> Callable[[Transaction], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,7 +233,7 @@ async def test_bookmarks_and_arrivals(shop: Shop) -> None:
     assert [file.path for file in await downloads.with_digests(["digest", "other"])] == [b"/in/\xff.pdf"]
 
 
-async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop) -> None:
+async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop, location: Path | str) -> None:
     downloads = Downloads(shop.database, shop.clock)
     doubt = await shop.doubtful("doubt.pdf")
     waits = planned("waits.pdf")
@@ -241,7 +242,8 @@ async def test_own_digests_are_those_that_were_sent_or_may_have_been(shop: Shop)
     assert await downloads.own_digests("acme", digests) == {doubt.sha256}
     assert await downloads.own_digests("other", digests) == set()
     # Found by digest however many there are; whoever never asks has no such index to keep.
-    assert await shop.column("SELECT name FROM sqlite_master WHERE name = 'transfer_digest'")
+    names = "sqlite_master" if isinstance(location, Path) else "(SELECT indexname AS name FROM pg_indexes) AS names"
+    assert await shop.column(f"SELECT name FROM {names} WHERE name = 'transfer_digest'")  # noqa: S608 - our own words
 
 
 async def test_reports(shop: Shop) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import TextClause, create_engine
 
 from docferry.store import documents, enqueue, lookup_counts, schema, transfers, transitions
-from docferry.store.connection import Translation
+from docferry.store.connection import ByDialect, Translation
 
 ASKED_BY_A_PERSON = {"_RETRY"}  # once in a while, for all that is held
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
@@ -20,7 +20,7 @@ SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 def statements(module: ModuleType) -> dict[str, str]:
     """Every statement that a module has a name for."""
     dialect = create_engine("sqlite://", paramstyle="named").dialect
-    texts = {name: value for name, value in vars(module).items() if isinstance(value, TextClause)}
+    texts = {name: value for name, value in vars(module).items() if isinstance(value, TextClause | ByDialect)}
     found = {name: Translation(value, dialect).sql for name, value in texts.items()}
     return {name: text for name, text in found.items() if SENTENCES.match(text) and name not in ASKED_BY_A_PERSON}
 
@@ -31,7 +31,7 @@ def statements(module: ModuleType) -> dict[str, str]:
 def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) -> None:
     schema.prepare(tmp_path / "docferry.db")
     database = sqlite3.connect(tmp_path / "docferry.db")
-    database.execute(str(enqueue._CREATE_PLAN))
+    database.execute(enqueue._CREATE_PLAN.sqlite.text)
     found = statements(module)
     assert found
     for name, text in found.items():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
+from sqlalchemy import text
 
 from docferry.errors import LeaseLost
 from docferry.model import TRANSITIONS, Outcome, Receipt, State, Transfer
+from docferry.store.database import open_database
 from docferry.store.reports import AttemptRow, Reports
 from store.conftest import Shop
 
@@ -119,11 +120,10 @@ async def test_a_stale_lease_beside_the_present_one_is_told_so(shop: Shop) -> No
 # -- what a move remembers --
 
 
-async def test_intent_is_committed_with_its_time(shop: Shop, tmp_path: Path) -> None:
+async def test_intent_is_committed_with_its_time(shop: Shop, location: Path | str) -> None:
     await shop.sending("a.pdf")
-    with sqlite3.connect(tmp_path / "docferry.db") as other:
-        rows = other.execute("SELECT state, first_sent, last_sent FROM transfer").fetchall()
-    other.close()
+    async with open_database(location) as other:
+        rows = await other.fetch_all(text("SELECT state, first_sent, last_sent FROM transfer"))
     assert rows == [("sending", shop.clock.now(), shop.clock.now())]
 
 

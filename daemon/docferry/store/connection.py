@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Dialect, Engine, TextClause, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import PoolProxiedConnection
 
+from docferry.errors import DocferryError
 from docferry.model import clamped
 
 T = TypeVar("T")
@@ -41,6 +44,21 @@ def storable(value: object) -> object:
     return clamped(value) if isinstance(value, int) else value
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ByDialect:
+    """A statement that the databases spell differently."""
+
+    sqlite: TextClause
+    postgresql: TextClause
+
+
+Statement = TextClause | ByDialect
+
+
+class CommitUnknown(DocferryError):
+    """The connection was lost during COMMIT: only the database knows whether the transaction was committed."""
+
+
 class Translation:
     """A statement as one database wants it, and the names of its list parameters.
 
@@ -51,8 +69,10 @@ class Translation:
 
     __slots__ = ("lists", "sql")
 
-    def __init__(self, statement: TextClause, dialect: Dialect) -> None:
+    def __init__(self, statement: Statement, dialect: Dialect) -> None:
         lists: tuple[str, ...] = ()
+        if isinstance(statement, ByDialect):
+            statement = statement.sqlite if dialect.name == "sqlite" else statement.postgresql
         if dialect.name == "sqlite":
             lists = (*_ANY.findall(statement.text), *_ALL.findall(statement.text))
             sql = _ANY.sub(r"IN (SELECT value FROM json_each(:\1))", statement.text)
@@ -71,47 +91,54 @@ class Transaction:
     threads for each statement.
     """
 
-    __slots__ = ("_dialect", "_translations", "driver")
+    __slots__ = ("_bind_errors", "_dialect", "_translations", "driver")
 
     def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
         self.driver = driver
         self._dialect = dialect
-        self._translations: dict[TextClause, Translation] = {}
+        # Raised before a statement is sent, by a value from outside. psycopg refuses a NUL in a text as DataError.
+        more = () if dialect.name == "sqlite" else (dialect.loaded_dbapi.DataError,)
+        self._bind_errors: tuple[type[Exception], ...] = (OverflowError, UnicodeEncodeError, *more)
+        self._translations: dict[Statement, Translation] = {}
 
-    def execute(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> int:
+    def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
         """Run a statement and return the number of rows that it changed."""
         return int(self._run(statement, parameters).rowcount)
 
-    def execute_many(self, statement: TextClause, rows: Sequence[Parameters]) -> None:
+    def execute_many(self, statement: Statement, rows: Sequence[Parameters]) -> None:
         """Run a statement once for each mapping of parameters."""
         self.driver.cursor().executemany(self._translated(statement).sql, rows)
 
-    def fetch_all(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+    def fetch_all(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """Return all rows of a statement as tuples."""
         return list(self._run(statement, parameters).fetchall())
 
-    def fetch_one(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> Any:
+    def fetch_one(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Any:
         """Return the first row of a statement as a tuple, or None."""
         return self._run(statement, parameters).fetchone()
 
-    def fetch_pieces(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
+    def fetch_pieces(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
         """Yield the rows of a statement in lists of at most `PIECE_ROWS`."""
-        cursor = self._run(statement, parameters)
+        cursor = self._run(statement, parameters, self._streaming_cursor())
         while rows := cursor.fetchmany(PIECE_ROWS):
             yield list(rows)
 
-    def _run(self, statement: TextClause, parameters: Parameters) -> Any:
+    def _streaming_cursor(self) -> Any:
+        """Return a cursor that does not read all rows at once; psycopg's plain cursor would."""
+        return self.driver.cursor() if self._dialect.name == "sqlite" else self.driver.cursor(name="docferry")
+
+    def _run(self, statement: Statement, parameters: Parameters, cursor: Any = None) -> Any:
         translated = self._translated(statement)
         if translated.lists:
             parameters = {**parameters, **{name: json.dumps(parameters[name]) for name in translated.lists}}
-        cursor = self.driver.cursor()
+        cursor = cursor or self.driver.cursor()
         try:
             cursor.execute(translated.sql, parameters)
-        except (OverflowError, UnicodeEncodeError):  # raised before the statement runs: a value from outside is odd
+        except self._bind_errors:
             cursor.execute(translated.sql, {name: storable(value) for name, value in parameters.items()})
         return cursor
 
-    def _translated(self, statement: TextClause) -> Translation:
+    def _translated(self, statement: Statement) -> Translation:
         found = self._translations.get(statement)
         if found is None:
             found = self._translations[statement] = Translation(statement, self._dialect)
@@ -126,7 +153,8 @@ class ThreadConnection:
         self._begin = begin
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="docferry-database")
         self._connection: PoolProxiedConnection | None = None
-        self._transaction: Transaction
+        self._transaction: Transaction | None = None
+        self._errors: type[Exception] = engine.dialect.loaded_dbapi.Error
 
     async def open(self) -> None:
         """Connect. Raises the driver's errors."""
@@ -144,22 +172,47 @@ class ThreadConnection:
     async def _visit(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _connect(self) -> None:
+    def _connect(self) -> Transaction:
         self._connection = self._engine.raw_connection()
         driver = self._connection.dbapi_connection
         assert driver is not None  # noqa: S101 - it was opened one line above
         self._transaction = Transaction(driver, self._engine.dialect)
+        return self._transaction
 
     def _run(self, work: Work[T]) -> T:
-        driver = self._transaction.driver
+        transaction = self._transaction or self._connect()
+        try:
+            return self._run_in(transaction, work)
+        except Exception as error:
+            if self._is_lost(error):
+                self._disconnect()  # the next unit of work connects again
+            raise
+
+    def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
+        driver = transaction.driver
         try:
             driver.cursor().execute(self._begin)
-            value = work(self._transaction)
+            value = work(transaction)
+        except Exception:
+            with contextlib.suppress(self._errors):  # the first error tells more
+                driver.rollback()
+            raise
+        try:
             driver.commit()
-        finally:
-            driver.rollback()  # ends the transaction of a failed COMMIT too; does nothing after a successful one
+        except Exception as error:
+            if self._is_lost(error):
+                raise CommitUnknown(str(error)) from error
+            driver.rollback()
+            raise
         return value
 
+    def _is_lost(self, error: Exception) -> bool:
+        dialect: Any = self._engine.dialect
+        cause = error.__cause__ if isinstance(error, CommitUnknown) else error
+        return isinstance(cause, self._errors) and bool(dialect.is_disconnect(cause, self._connection, None))
+
     def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
+        connection, self._connection, self._transaction = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(self._errors):
+                connection.invalidate()

@@ -7,16 +7,23 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
-from sqlalchemy import TextClause
 
-from docferry.errors import StateError
+from docferry.errors import DatabaseBusy, StateError
 from docferry.store import schema
-from docferry.store.connection import NO_PARAMETERS, Parameters, ThreadConnection, Transaction, Work
+from docferry.store.connection import (
+    NO_PARAMETERS,
+    CommitUnknown,
+    Parameters,
+    Statement,
+    ThreadConnection,
+    Transaction,
+    Work,
+)
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.sqlite import SqliteFile
 
@@ -41,6 +48,31 @@ class _Request:
     error: BaseException | None = None
 
 
+class Backend(Protocol):
+    """The differences between the databases: `sqlite.SqliteFile` and `postgresql.PostgresServer`."""
+
+    def connection(self, *, writer: bool) -> ThreadConnection:
+        """Return a connection that is not open yet."""
+
+    def assert_unchanged(self) -> None:
+        """Raise DatabaseLost if the database is no longer the one that was opened."""
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Return a value that changes with every commit of another process, or None if there is none."""
+
+    def alarm(self) -> str | None:
+        """Return a message about a condition that an operator must know, or None."""
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Return whether waiting may cure an error of the driver."""
+
+    def explain(self, error: Exception) -> Exception:
+        """Return an error with a remedy, or the same error."""
+
+    def busy(self, error: BaseException) -> DatabaseBusy:
+        """Return the error for a caller that waited long enough."""
+
+
 class Database:
     """Read snapshots and write durably.
 
@@ -52,7 +84,10 @@ class Database:
     synchronous FULL. If one unit fails, the writer undoes the commit and runs each unit alone.
     """
 
-    def __init__(self, backend: SqliteFile, patience_s: float = float("inf"), host: str | None = None) -> None:
+    #: Number of commits with an unknown result. The owner of leases changes with it, see `Transfers.owner`.
+    unknown_commits = 0
+
+    def __init__(self, backend: Backend, patience_s: float = float("inf"), host: str | None = None) -> None:
         self.receipts = ReceiptWriter(host)
         self.trouble: str | None = None  # why the writer is pausing
         self._backend = backend
@@ -68,19 +103,26 @@ class Database:
         self._ended = False
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` on a snapshot."""
-        try:
-            async with self._readers:
-                reader = await self._reader()
-                try:
-                    return await reader.run(work)
-                finally:
-                    self._idle.append(reader)
-        except Exception as error:
-            explained = self._backend.explain(error)
-            if explained is error:
-                raise
-            raise explained from error
+        """Run `work` on a snapshot. Waits for a server that is away, as `write` does."""
+        began = anyio.current_time()
+        while True:
+            try:
+                async with self._readers:
+                    reader = await self._reader()
+                    try:
+                        return await reader.run(work)
+                    finally:
+                        self._idle.append(reader)
+            except Exception as error:
+                if self._backend.is_transient(error):
+                    if not self._closing and anyio.current_time() - began < self._patience_s:
+                        await anyio.sleep(RETRY_PAUSE_S)
+                        continue
+                    raise self._backend.busy(error) from error
+                explained = self._backend.explain(error)
+                if explained is error:
+                    raise
+                raise explained from error
 
     async def write(self, work: Work[T], started: Callable[[], None] | None = None) -> T:
         """Run `work` and return when it is committed.
@@ -99,19 +141,19 @@ class Database:
             raise request.error
         return request.value  # type: ignore[no-any-return]  # the queue does not keep the type of `work`
 
-    async def fetch_all(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
+    async def fetch_all(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """Return all rows of a reading statement as tuples."""
         return await self.read(lambda transaction: transaction.fetch_all(statement, parameters))
 
-    async def fetch_one(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> Any:
+    async def fetch_one(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Any:
         """Return the first row of a reading statement as a tuple, or None."""
         return await self.read(lambda transaction: transaction.fetch_one(statement, parameters))
 
-    async def execute(self, statement: TextClause, parameters: Parameters = NO_PARAMETERS) -> int:
+    async def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
         """Commit a writing statement and return the number of rows that it changed."""
         return await self.write(lambda transaction: transaction.execute(statement, parameters))
 
-    async def execute_many(self, statement: TextClause, rows: Sequence[Parameters]) -> None:
+    async def execute_many(self, statement: Statement, rows: Sequence[Parameters]) -> None:
         """Commit a writing statement that runs once for each mapping of parameters."""
         if rows:
             await self.write(lambda transaction: transaction.execute_many(statement, rows))
@@ -189,31 +231,36 @@ class Database:
         return reader
 
     async def _commit(self, gathered: list[_Request]) -> None:
-        def together(transaction: Transaction) -> None:
-            for request in gathered:
-                request.value = request.work(transaction)
-
         for request in gathered:
             if request.started is not None:
                 request.started()
-        while True:
-            try:
-                await self._writer.run(together)
-            except Exception as error:  # noqa: BLE001 - it is raised in the task that asked
-                if self._closing or not self._backend.is_transient(error):
-                    await self._fail(gathered, error)
-                    return
-                self.trouble = f"the database cannot be written: {error}"
-                if self._is_out_of_patience():
-                    self._give_up(gathered, self._backend.busy(error))
-                    return
-                await anyio.sleep(RETRY_PAUSE_S)
-                continue
-            self.trouble = self._troubled_since = None
-            self._commits += 1
+        while (error := await self._try_commit(gathered)) is not None:
+            if isinstance(error, CommitUnknown):
+                # Repeat it: a transition that was made is not made twice, and its lease is found lost.
+                self.unknown_commits += 1
+            elif self._closing or not self._backend.is_transient(error):
+                await self._fail(gathered, error)
+                return
+            self.trouble = f"the database cannot be written: {error}"
+            if self._is_out_of_patience():
+                self._give_up(gathered, self._backend.busy(error))
+                return
+            await anyio.sleep(RETRY_PAUSE_S)
+        self.trouble = self._troubled_since = None
+        self._commits += 1
+        for request in gathered:
+            request.done.set()
+
+    async def _try_commit(self, gathered: list[_Request]) -> Exception | None:
+        def work(transaction: Transaction) -> None:
             for request in gathered:
-                request.done.set()
-            return
+                request.value = request.work(transaction)
+
+        try:
+            await self._writer.run(work)
+        except Exception as error:  # noqa: BLE001 - it is raised in the task that asked
+            return error
+        return None
 
     def _is_out_of_patience(self) -> bool:
         now = anyio.current_time()
@@ -237,14 +284,15 @@ class Database:
 
 @asynccontextmanager
 async def open_database(
-    path: Path, patience_s: float = float("inf"), host: str | None = None
+    location: Path | str, patience_s: float = float("inf"), host: str | None = None
 ) -> AsyncIterator[Database]:
-    """Open the SQLite database at `path`; create or upgrade it first. Raises StateError if it cannot be used.
+    """Open a SQLite file (a path) or a PostgreSQL database (a URL); create or upgrade it first.
+
+    Raises StateError if it cannot be used.
 
     The writer waits `patience_s` seconds for a full disk or a lock: a daemon for ever, an interactive command briefly.
     """
-    await anyio.to_thread.run_sync(schema.prepare, path)
-    database = Database(SqliteFile(path), patience_s, host)
+    database = Database(await anyio.to_thread.run_sync(_prepare, location), patience_s, host)
     try:
         async with anyio.create_task_group() as group:
             await group.start(database.serve, name="database writer")
@@ -255,3 +303,16 @@ async def open_database(
     finally:
         with anyio.CancelScope(shield=True):  # an open connection is a thread, and the interpreter would wait for it
             await database.dispose()
+
+
+def _prepare(location: Path | str) -> Backend:
+    if isinstance(location, Path):
+        schema.prepare(location)
+        return SqliteFile(location)
+    try:
+        from docferry.store import postgresql  # only where it is used: its driver is an extra
+    except ImportError as error:
+        raise StateError(
+            "database_url needs the PostgreSQL driver; install it with: pip install 'docferry[postgresql]'"
+        ) from error
+    return postgresql.prepare(location)

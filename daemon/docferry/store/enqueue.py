@@ -9,7 +9,7 @@ from typing import Final, Literal
 from sqlalchemy import text
 
 from docferry.model import Reason, SeenFile, State, Target, parted
-from docferry.store.connection import Transaction, is_storable, storable
+from docferry.store.connection import ByDialect, Transaction, is_storable, storable
 from docferry.store.receipts import ReceiptWriter
 
 #: How a dedupe key excludes others. "content": the same bytes go once. "name": the name goes once, and another version
@@ -158,7 +158,7 @@ def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
     return {name: storable(value) for name, value in (row | held).items()}
 
 
-#: The columns of the temporary table.
+#: The columns of the temporary table, with SQLite's types.
 _PLAN_COLUMNS = {
     "n": "INTEGER PRIMARY KEY",
     "mapping": "TEXT",
@@ -183,8 +183,18 @@ _PLAN_COLUMNS = {
     "sent_since": "REAL",
     "exclusion": "TEXT",
 }
-_CREATE_PLAN = text(
-    f"CREATE TEMP TABLE IF NOT EXISTS plan ({', '.join(f'{name} {kind}' for name, kind in _PLAN_COLUMNS.items())})"
+_POSTGRESQL_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "BLOB": "BYTEA", "REAL": "DOUBLE PRECISION"}
+
+
+def _columns(types: Mapping[str, str]) -> str:
+    """Return the definition of the columns, with each type replaced as `types` says."""
+    return ", ".join(f"{name} {types.get(kind, kind)}" for name, kind in _PLAN_COLUMNS.items())
+
+
+_CREATE_PLAN = ByDialect(
+    text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns({})})"),
+    # Dropped with the transaction, because pgbouncer may give the session to another process.
+    text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
 )
 _CLEAR_PLAN = text("DELETE FROM plan")
 _FILL_PLAN = text(

@@ -49,7 +49,17 @@ class LookupCounts:
 
     def __init__(self, database: Database, owner: str) -> None:
         self._database = database
-        self.owner = owner
+        self._process = owner
+
+    @property
+    def owner(self) -> str:
+        """The name of this process in leases.
+
+        It changes after a commit with an unknown result, because nobody knows which leases that commit changed.
+        Those under the earlier name are then reclaimed as those of a dead process.
+        """
+        unknown = self._database.unknown_commits
+        return f"{self._process}.{unknown}" if unknown else self._process
 
     async def lease_owners(self) -> set[str]:
         """Return the owners of all leases."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import URL, Connection, create_engine
+from sqlalchemy import URL, Connection, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from docferry.errors import StateError
@@ -33,39 +33,63 @@ def prepare(database: Path) -> None:
     found = _revision(database)
     if found == HEAD:
         return
-    if found is not None and found not in KNOWN:
-        raise StateError(
-            f"{database} was written by a newer docferry (schema {found}, this one knows {HEAD}); "
-            "install that version again, or restore the copy from before the upgrade"
-        )
+    _assert_known(found, str(database))
     if found is None:
         _create(database)
     else:
         migrate(database)
 
 
+def prepare_connection(connection: Connection, name: str) -> None:
+    """Create or upgrade a PostgreSQL database in the transaction of `connection`. `name` is its name in errors."""
+    if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
+        _create_tables(connection)
+        return
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+    _assert_known(found, name)
+    if found != HEAD:
+        _upgrade(connection, HEAD)
+
+
+def _assert_known(revision: str | None, name: str) -> None:
+    if revision is not None and revision not in KNOWN:
+        raise StateError(
+            f"{name} was written by a newer docferry (schema {revision}, this one knows {HEAD}); "
+            "install that version again, or restore the copy from before the upgrade"
+        )
+
+
 def migrate(database: Path, revision: str = HEAD) -> None:
     """Apply all migrations up to `revision`, also to an empty database."""
+    with _transaction(database) as connection:
+        _upgrade(connection, revision)
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
     # Alembic takes a quarter of a second to import, which only an upgrade has to pay.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
-    with _transaction(database) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def _create(database: Path) -> None:
+    with _transaction(database) as connection:
+        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program was faster
+            _create_tables(connection)
+
+
+def _create_tables(connection: Connection) -> None:
     """Create the newest schema directly; a test compares the result with that of all migrations."""
     from docferry.store.tables import metadata  # only the first start needs the tables
 
-    with _transaction(database) as connection:
-        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program was faster
-            metadata.create_all(connection, checkfirst=False)
-            connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (HEAD,))
-            connection.exec_driver_sql("INSERT INTO receipt_log VALUES (?, 0, x'', 0, 0, 0, 0, 0)", (new_origin(),))
+    metadata.create_all(connection, checkfirst=False)
+    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
+    log = {"origin": new_origin(), "frontier": b""}
+    connection.execute(text("INSERT INTO receipt_log VALUES (:origin, 0, :frontier, 0, 0, 0, 0, 0)"), log)
 
 
 def new_origin() -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -19,6 +22,17 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+#: 64 bits. SQLite wants the plain name for a row id.
+Integer64 = BigInteger().with_variant(Integer, "sqlite")
+#: Compared byte by byte, as SQLite does.
+BytewiseText = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """Return the arguments of a partial index for both databases."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 #: Alembic's own table: the revision of the schema.
 alembic_version = Table(
     "alembic_version",
@@ -31,20 +45,20 @@ alembic_version = Table(
 document = Table(
     "document",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("mapping", Text, nullable=False),
+    Column("id", Integer64, primary_key=True),
+    Column("mapping", BytewiseText, nullable=False),
     Column("folder", LargeBinary, nullable=False),  # relative to the mapping's root, the kernel's bytes
     Column("name", LargeBinary, nullable=False),
-    Column("size", Integer, nullable=False),
-    Column("mtime_ns", Integer, nullable=False),
-    Column("ctime_ns", Integer, nullable=False),
-    Column("sha256", Text),
-    Column("transfer_id", Integer),  # NULL: a download wrote the file, and it is not uploaded
+    Column("size", Integer64, nullable=False),
+    Column("mtime_ns", Integer64, nullable=False),
+    Column("ctime_ns", Integer64, nullable=False),
+    Column("sha256", BytewiseText),
+    Column("transfer_id", Integer64),  # NULL: a download wrote the file, and it is not uploaded
     Column("present", Boolean, nullable=False),
     Column("first_seen", Float, nullable=False),
     Column("updated", Float, nullable=False),
     # Absent rows are history, which this index does not contain.
-    Index("document_path", "mapping", "folder", "name", unique=True, sqlite_where=text("present")),
+    Index("document_path", "mapping", "folder", "name", unique=True, **_where("present")),
     Index("document_transfer", "transfer_id"),
 )
 
@@ -52,39 +66,39 @@ document = Table(
 transfer = Table(
     "transfer",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("uid", Text, nullable=False),
-    Column("mapping", Text, nullable=False),
-    Column("lane", Text, nullable=False),
-    Column("remote", Text, nullable=False),
-    Column("company_id", Text),
-    Column("connection_id", Text),
-    Column("remote_name", Text, nullable=False),
-    Column("sha256", Text),  # NULL: a rule holds it and nothing was read
-    Column("dedupe_key", Text, nullable=False),  # unique per lane: a digest or a name; 'gone:ID' once it is gone
-    Column("size", Integer, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("lease", Integer, nullable=False),
-    Column("lease_owner", Text),
-    Column("tries", Integer, nullable=False),
-    Column("key_version", Integer, nullable=False),
+    Column("id", Integer64, primary_key=True),
+    Column("uid", BytewiseText, nullable=False),
+    Column("mapping", BytewiseText, nullable=False),
+    Column("lane", BytewiseText, nullable=False),
+    Column("remote", BytewiseText, nullable=False),
+    Column("company_id", BytewiseText),
+    Column("connection_id", BytewiseText),
+    Column("remote_name", BytewiseText, nullable=False),
+    Column("sha256", BytewiseText),  # NULL: a rule holds it and nothing was read
+    Column("dedupe_key", BytewiseText, nullable=False),  # unique per lane: a digest, a name, or 'gone:ID'
+    Column("size", Integer64, nullable=False),
+    Column("state", BytewiseText, nullable=False),
+    Column("lease", Integer64, nullable=False),
+    Column("lease_owner", BytewiseText),
+    Column("tries", Integer64, nullable=False),
+    Column("key_version", Integer64, nullable=False),
     Column("created", Float, nullable=False),
     Column("due_since", Float, nullable=False),
     Column("next_attempt", Float, nullable=False),
     Column("first_sent", Float),
     Column("last_sent", Float),
-    Column("reason", Text),
-    Column("detail", Text),
+    Column("reason", BytewiseText),
+    Column("detail", BytewiseText),
     Column("updated", Float, nullable=False),
-    Column("fingerprint", Text),  # XXH3-128 of the bytes, hex; NULL: unknown
-    Column("md5", Text),  # of the bytes, hex; NULL: unknown
+    Column("fingerprint", BytewiseText),  # XXH3-128 of the bytes, hex; NULL: unknown
+    Column("md5", BytewiseText),  # of the bytes, hex; NULL: unknown
     # No condition on the state: else each transition would write a page of this index.
     Index("transfer_dedupe_key", "lane", "dedupe_key", unique=True),
-    Index("transfer_waiting", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'waiting'")),
-    Index("transfer_doubtful", "mapping", "lane", "next_attempt", sqlite_where=text("state = 'doubtful'")),
-    Index("transfer_in_flight", "lease_owner", "state", sqlite_where=text("state IN ('leased', 'sending', 'asking')")),
-    Index("transfer_held", "mapping", "reason", sqlite_where=text("state = 'held'")),
-    Index("transfer_sent", "company_id", "last_sent", sqlite_where=text("state = 'sent'")),
+    Index("transfer_waiting", "mapping", "lane", "next_attempt", **_where("state = 'waiting'")),
+    Index("transfer_doubtful", "mapping", "lane", "next_attempt", **_where("state = 'doubtful'")),
+    Index("transfer_in_flight", "lease_owner", "state", **_where("state IN ('leased', 'sending', 'asking')")),
+    Index("transfer_held", "mapping", "reason", **_where("state = 'held'")),
+    Index("transfer_sent", "company_id", "last_sent", **_where("state = 'sent'")),
     # `downloads.py` adds `transfer_digest` where docferry downloads from Codat.
 )
 
@@ -92,16 +106,16 @@ transfer = Table(
 attempt = Table(
     "attempt",
     metadata,
-    Column("transfer_id", Integer, primary_key=True),
-    Column("lease", Integer, primary_key=True),
+    Column("transfer_id", Integer64, primary_key=True),
+    Column("lease", Integer64, primary_key=True),
     Column("began", Float, nullable=False),
     Column("ended", Float),
-    Column("state", Text, nullable=False),
-    Column("detail", Text),
-    Column("status", Integer),
-    Column("correlation_id", Text),
-    Column("etag", Text),
-    Column("proof", Text),
+    Column("state", BytewiseText, nullable=False),
+    Column("detail", BytewiseText),
+    Column("status", Integer64),
+    Column("correlation_id", BytewiseText),
+    Column("etag", BytewiseText),
+    Column("proof", BytewiseText),
     sqlite_with_rowid=False,
 )
 
@@ -109,11 +123,11 @@ attempt = Table(
 gate = Table(
     "gate",
     metadata,
-    Column("key", Text, primary_key=True),
-    Column("reason", Text, nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("key", BytewiseText, primary_key=True),
+    Column("reason", BytewiseText, nullable=False),
+    Column("detail", BytewiseText, nullable=False),
     Column("until", Float, nullable=False),
-    Column("tries", Integer, nullable=False),
+    Column("tries", Integer64, nullable=False),
     Column("since", Float, nullable=False),
     Column("lets_doubts_pass", Boolean, nullable=False),
 )
@@ -122,8 +136,8 @@ gate = Table(
 cursor = Table(
     "cursor",
     metadata,
-    Column("key", Text, primary_key=True),
-    Column("value", Text, nullable=False),
+    Column("key", BytewiseText, primary_key=True),
+    Column("value", BytewiseText, nullable=False),
     Column("updated", Float, nullable=False),
 )
 
@@ -131,13 +145,13 @@ cursor = Table(
 download = Table(
     "download",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("mapping", Text, nullable=False),
-    Column("origin", Text, nullable=False),  # company/day/source/name, or the object's name
-    Column("sha256", Text, nullable=False),
+    Column("id", Integer64, primary_key=True),
+    Column("mapping", BytewiseText, nullable=False),
+    Column("origin", BytewiseText, nullable=False),  # company/day/source/name, or the object's name
+    Column("sha256", BytewiseText, nullable=False),
     Column("path", LargeBinary),  # absolute; NULL: docferry's own upload, which is not downloaded
     Column("published", Boolean, nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", Integer64, nullable=False),
     Column("updated", Float, nullable=False),
     Index("download_origin", "mapping", "origin", "sha256", unique=True),
     Index("download_path", "path"),
@@ -147,13 +161,13 @@ download = Table(
 alert = Table(
     "alert",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
+    Column("host", BytewiseText, primary_key=True),
+    Column("key", BytewiseText, primary_key=True),
     Column("since", Float, primary_key=True),
-    Column("labels", Text, nullable=False),  # JSON, pairs of name and value
-    Column("summary", Text, nullable=False),
-    Column("advice", Text, nullable=False),
-    Column("observed", Text, nullable=False),
+    Column("labels", BytewiseText, nullable=False),  # JSON, pairs of name and value
+    Column("summary", BytewiseText, nullable=False),
+    Column("advice", BytewiseText, nullable=False),
+    Column("observed", BytewiseText, nullable=False),
     Column("last_seen", Float, nullable=False),
     Column("changed", Float, nullable=False),
     Column("ended", Float),
@@ -163,20 +177,20 @@ alert = Table(
 alert_delivery = Table(
     "alert_delivery",
     metadata,
-    Column("host", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
+    Column("host", BytewiseText, primary_key=True),
+    Column("key", BytewiseText, primary_key=True),
     Column("since", Float, primary_key=True),
-    Column("receiver", Text, primary_key=True),
-    Column("delivered", Text),
+    Column("receiver", BytewiseText, primary_key=True),
+    Column("delivered", BytewiseText),
     Column("delivered_at", Float, nullable=False),
-    Column("tries", Integer, nullable=False),
+    Column("tries", Integer64, nullable=False),
 )
 
 #: Key patterns of conditions of which nobody is told until a time.
 alert_silence = Table(
     "alert_silence",
     metadata,
-    Column("key", Text, primary_key=True),
+    Column("key", BytewiseText, primary_key=True),
     Column("until", Float, nullable=False),
 )
 
@@ -184,10 +198,10 @@ alert_silence = Table(
 receipt = Table(
     "receipt",
     metadata,
-    Column("idx", Integer, primary_key=True, autoincrement=False),  # from 0 on, without gaps
-    Column("transfer_id", Integer),  # NULL: a download
-    Column("kind", Text, nullable=False),
-    Column("body", Text),  # canonical JSON; NULL: erased
+    Column("idx", Integer64, primary_key=True, autoincrement=False),  # from 0 on, without gaps
+    Column("transfer_id", Integer64),  # NULL: a download
+    Column("kind", BytewiseText, nullable=False),
+    Column("body", BytewiseText),  # canonical JSON; NULL: erased
     Column("leaf", LargeBinary, nullable=False),  # hash of the body
     Index("receipt_transfer", "transfer_id"),
 )
@@ -196,25 +210,25 @@ receipt = Table(
 receipt_log = Table(
     "receipt_log",
     metadata,
-    Column("origin", Text, primary_key=True),  # docferry/HOST/ID
-    Column("size", Integer, nullable=False),
+    Column("origin", BytewiseText, primary_key=True),  # docferry/HOST/ID
+    Column("size", Integer64, nullable=False),
     Column("frontier", LargeBinary, nullable=False),
     # What was sent or brought before there were receipts gets one afterwards: ids above `…_done` and up to `…_old`.
-    Column("transfers_done", Integer, nullable=False),
-    Column("transfers_old", Integer, nullable=False),
-    Column("downloads_done", Integer, nullable=False),
-    Column("downloads_old", Integer, nullable=False),
-    Column("erased", Integer, nullable=False),  # bodies of receipts below this index are erased
+    Column("transfers_done", Integer64, nullable=False),
+    Column("transfers_old", Integer64, nullable=False),
+    Column("downloads_done", Integer64, nullable=False),
+    Column("downloads_old", Integer64, nullable=False),
+    Column("erased", Integer64, nullable=False),  # bodies of receipts below this index are erased
 )
 
 #: A head of the log, as it was anchored.
 receipt_head = Table(
     "receipt_head",
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer64, primary_key=True),
     Column("time", Float, nullable=False),
-    Column("size", Integer, nullable=False),
-    Column("note", Text, nullable=False),
+    Column("size", Integer64, nullable=False),
+    Column("note", BytewiseText, nullable=False),
     Column("timestamp", LargeBinary),  # an RFC 3161 time stamp of the note
     Index("receipt_head_size", "size"),
 )
@@ -223,8 +237,8 @@ receipt_head = Table(
 verification = Table(
     "verification",
     metadata,
-    Column("transfer_id", Integer, primary_key=True, autoincrement=False),
+    Column("transfer_id", Integer64, primary_key=True, autoincrement=False),
     Column("time", Float, nullable=False),
-    Column("verdict", Text, nullable=False),  # missing | changed | unknown
-    Column("detail", Text, nullable=False),
+    Column("verdict", BytewiseText, nullable=False),  # missing | changed | unknown
+    Column("detail", BytewiseText, nullable=False),
 )

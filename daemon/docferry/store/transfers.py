@@ -12,7 +12,7 @@ from sqlalchemy import text
 from docferry.clock import Clock
 from docferry.model import TRANSITIONS, Outcome, RemoteName, State, Target, Transfer
 from docferry.store import clock_jumps
-from docferry.store.connection import Transaction
+from docferry.store.connection import ByDialect, Transaction
 from docferry.store.database import Database
 from docferry.store.lookup_counts import LookupCounts
 from docferry.store.receipts import unix_user
@@ -52,8 +52,26 @@ WHERE id IN (
   LIMIT :room)
 RETURNING {columns}
 """
-_CLAIM_WAITING = text(_CLAIM.format(leased="leased", due="waiting", columns=COLUMNS))
-_CLAIM_DOUBTFUL = text(_CLAIM.format(leased="asking", due="doubtful", columns=COLUMNS))
+# PostgreSQL may run an uncorrelated subquery again for each row, so the chosen rows are materialised first.
+_CLAIM_SKIPPING_LOCKED = """
+WITH chosen AS MATERIALIZED (
+  SELECT t.id AS chosen_id
+  FROM unnest(CAST(:mappings AS text[]), CAST(:lanes AS text[])) AS p(mapping, lane)
+  CROSS JOIN LATERAL (
+    SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.mapping AND lane = p.lane AND next_attempt <= :now
+    ORDER BY next_attempt LIMIT :most FOR UPDATE SKIP LOCKED) AS t
+  LIMIT :room)
+UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
+FROM chosen WHERE id = chosen_id
+RETURNING {columns}
+"""
+_CLAIM_WAITING, _CLAIM_DOUBTFUL = (
+    ByDialect(
+        text(_CLAIM.format(leased=leased, due=due, columns=COLUMNS)),
+        text(_CLAIM_SKIPPING_LOCKED.format(leased=leased, due=due, columns=COLUMNS)),
+    )
+    for leased, due in (("leased", "waiting"), ("asking", "doubtful"))
+)
 
 _RECLAIM_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
@@ -143,11 +161,13 @@ class Transfers(LookupCounts):
                     "owner": self.owner,
                     "now": now,
                     "picks": json.dumps(chosen),
+                    "mappings": [mapping for mapping, _ in chosen],
+                    "lanes": [lane for _, lane in chosen],
                     "most": most,
                     "room": room - len(claimed),
                 }
                 rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
-                claimed += [transfer_of(*row) for row in rows]
+                claimed += [transfer_of(*row) for row in sorted(rows)]
             return claimed
 
         return await self._database.write(work)

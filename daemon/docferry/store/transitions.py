@@ -24,8 +24,8 @@ WHERE id = :id AND lease = :lease AND lease_owner = :lease_owner AND state = :fr
 """)
 _INSERT_ATTEMPT = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
-SELECT id, lease, CASE state WHEN 'sending' THEN last_sent ELSE :at END, :at, :state, :detail, :status, :correlation_id,
-  :etag, :proof
+SELECT id, lease, CASE state WHEN 'sending' THEN last_sent ELSE :at END, :at, :state, :detail,
+  CAST(:status AS INTEGER), :correlation_id, :etag, :proof
 FROM transfer WHERE id = :id AND lease = :lease AND lease_owner = :lease_owner AND state = :from
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
   detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
