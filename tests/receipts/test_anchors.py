@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha512
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import anyio
 import pytest
 from rfc3161_client import decode_timestamp_response
 
@@ -203,8 +205,16 @@ basicConstraints = critical,CA:false
 """
 
 
+@dataclass(frozen=True)
+class Authority:
+    """A running time stamp authority."""
+
+    url: str
+    certificate: Path
+
+
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Authority]:
     """A time stamp authority: OpenSSL's own, behind HTTP."""
     folder = tmp_path_factory.mktemp("tsa")
     (folder / "openssl.cnf").write_text(TSA_CONFIG.format(folder=folder))
@@ -242,16 +252,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield Authority(f"http://127.0.0.1:{server.server_port}", folder / "tsa.pem")
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-async def test_a_head_is_stamped_once_and_the_stamp_is_kept(store: Store, authority: str, tmp_path: Path) -> None:
+async def test_a_head_is_stamped_once_and_the_stamp_is_kept(store: Store, authority: Authority, tmp_path: Path) -> None:
     await store.send("a.pdf")
     async with open_database(store.path) as database:
-        keeper = ReceiptKeeper(keeper_settings(tmp_path, f"tsa:{authority}/"), database, store.clock)
+        keeper = ReceiptKeeper(keeper_settings(tmp_path, f"tsa:{authority.url}/"), database, store.clock)
         await keeper.anchor()
         assert keeper.notices == {}
         (head,) = await keeper.log.heads()
@@ -260,15 +270,21 @@ async def test_a_head_is_stamped_once_and_the_stamp_is_kept(store: Store, author
     assert head.timestamp is not None
     stamped = decode_timestamp_response(head.timestamp).tst_info.message_imprint.message
     assert stamped == sha512(head.signed.note().encode()).digest()
+    (tmp_path / "head.tsr").write_bytes(head.timestamp)
+    (tmp_path / "head.txt").write_text(head.signed.note())
+    words = ["openssl", "ts", "-verify", "-in", "head.tsr", "-data", "head.txt", "-CAfile", str(authority.certificate)]
+    assert (await anyio.run_process(words, cwd=tmp_path, check=False)).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [("/down", "answered with 503"), ("/broken", "is no time stamp"), ("/replay", "stamped something else")],
 )
-async def test_an_authority_that_stamps_nothing_is_named(store: Store, authority: str, path: str, said: str) -> None:
+async def test_an_authority_that_stamps_nothing_is_named(
+    store: Store, authority: Authority, path: str, said: str
+) -> None:
     await store.send("a.pdf")
     head = await head_of(store)
-    await TsaAnchor(authority, TurnableClock()).put(head)  # so that there is an old answer
+    await TsaAnchor(authority.url, TurnableClock()).put(head)  # so that there is an old answer
     with pytest.raises(AnchorError, match=said):
-        await TsaAnchor(authority + path, TurnableClock()).put(head)
+        await TsaAnchor(authority.url + path, TurnableClock()).put(head)

@@ -94,3 +94,11 @@ def test_a_lost_database_is_noticed_and_nothing_goes_again(anchored: AppEnv) -> 
         (folder / "c.pdf").write_bytes(b"c")
         until(lambda: anchored.stored()["c.pdf", digest(b"c")], what="c.pdf at Codat")
     assert set(anchored.stored().values()) == {1}
+
+
+def test_a_pass_without_a_terminal_logs_its_head(app_env: AppEnv) -> None:
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.settings["log_level"] = '"info"'
+    done = app_env.run("sync")
+    (head,) = parse_notes(done.stderr)
+    assert (done.returncode, head.head.size) == (0, 1)

@@ -238,7 +238,11 @@ def _asked_for(asked: Namespace) -> list[tuple[str, str]]:
 
 
 def _anchors(settings: Settings, heads: Sequence[StoredHead]) -> dict[str, bytes]:
-    found = {f"head-{each.signed.head.size}.tsr": each.timestamp for each in heads if each.timestamp is not None}
+    found: dict[str, bytes] = {}
+    for each in heads:
+        if each.timestamp is not None:  # with the very bytes that were stamped
+            found[f"head-{each.signed.head.size}.tsr"] = each.timestamp
+            found[f"head-{each.signed.head.size}.txt"] = each.signed.note().encode()
     for number, file in enumerate(settings.receipts.files, 1):
         try:
             found[f"{number}-{file.name}"] = file.read_bytes()

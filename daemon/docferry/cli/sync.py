@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +39,8 @@ def command(asked: Namespace) -> int:
     chosen = mappings(settings, asked.mapping)
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
+    if settings.log_level in ("debug", "info") and not sys.stderr.isatty():
+        logging.getLogger("receipts").setLevel(logging.INFO)  # the head of the receipts, for the journal
     if asked.dry_run:
         from docferry.app.dry_run import dry_run
 

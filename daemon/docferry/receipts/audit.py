@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final, NamedTuple
 
 from docferry.receipts.heads import SignedHead
-from docferry.receipts.merkle import Frontier, leaf_hash
+from docferry.receipts.merkle import Frontier
 from docferry.receipts.record import DELIVERED, Kind, has, quoted
 
 #: So many findings are named; the rest is counted.
@@ -168,10 +169,11 @@ class Audit:
         self.findings.add(f"{_span(start, end)} missing: removed from the database")
 
     def _check_body(self, row: Row, body: str) -> None:
-        if leaf_hash(body.encode("utf-8", "surrogatepass")) != row.leaf:
+        if sha256(b"\x00" + body.encode("utf-8", "surrogatepass")).digest() != row.leaf:
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} was changed: its text has another hash than its leaf")
-        if not has(body, "index", row.idx):
+        # In canonical JSON these two are neighbours; one search costs a third of two.
+        if f'"index":{row.idx},"kind":"{row.kind}"' not in body and not has(body, "index", row.idx):
             self._suspect = row.idx
             self._moved[row.idx] = _stated_index(body)
 
@@ -211,12 +213,14 @@ class Audit:
 
 def _agrees(row: Row, body: str) -> bool:
     """Whether a receipt states its transfer's identity, target and content; without parsing it."""
-    if row.uid is None or f'"uid":"{row.uid}"' not in body or not has(body, "kind", row.kind):
-        return False
     name = quoted(row.remote_name or "")
     digest = f',"sha256":"{row.sha256}"' if row.sha256 is not None else ""
     if f'"remote":"{row.remote}","remote_name":{name}{digest},"size":{row.size},' not in body:
         return False
+    if f'"uid":"{row.uid}"' not in body or f'"kind":"{row.kind}"' not in body:
+        return False
+    if f'"company_id":"{row.company_id}","connection_id":"{row.connection_id}"' in body:
+        return True
     return has(body, "company_id", row.company_id) and has(body, "connection_id", row.connection_id)
 
 

@@ -39,7 +39,7 @@ class ReceiptWriter:
         """Append leaves, in this order. StateError when the log's own row is missing."""
         if not receipts:
             return
-        tree, rows = read_frontier(transaction), list[Parameters]()
+        tree, rows = read_frontier(transaction, lock=True), list[Parameters]()
         for index, receipt in enumerate(receipts, tree.size):
             body = receipt.body(index)
             leaf = leaf_hash(body.encode("ascii"))
@@ -57,16 +57,22 @@ class ReceiptWriter:
 
     def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
+        final = {row["id"]: row for row in rows if row["state"] in _KINDS}
         receipts = []
-        for row in rows:
-            if row["state"] is State.SENT:
-                kind = Kind.SENT if row["from"] is State.SENDING else Kind.ADOPTED
-            elif row["state"] is State.GONE:
-                kind = Kind.GONE
-            else:
-                continue
-            answer = {name: row[name] for name in ("status", "correlation_id", "etag", "proof", "detail")}
-            receipts += self._about(transaction, [row["id"]], kind, row["at"], answer)
+        for facts in transaction.fetch_all(FACTS, {"ids": list(final)}) if final else ():
+            row = final[facts[0]]
+            kind = _KINDS[row["state"]]
+            if kind is Kind.SENT and row["from"] is not State.SENDING:
+                kind = Kind.ADOPTED
+            answer = {
+                "status": row["status"],
+                "correlation_id": row["correlation_id"],
+                "etag": row["etag"],
+                "proof": row["proof"],
+                "detail": row["detail"],
+                "host": self.host,
+            }
+            receipts.append(about_transfer(facts, kind, row["at"], answer))
         self.append(transaction, receipts)
 
     def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
@@ -85,13 +91,17 @@ class ReceiptWriter:
     def _about(
         self, transaction: Transaction, transfer_ids: Iterable[int], kind: Kind, now: float, more: Mapping[str, Any]
     ) -> list[Receipt]:
-        facts = (row for each in transfer_ids for row in transaction.fetch_all(FACTS, {"id": each}))
+        ids = list(transfer_ids)
+        facts = transaction.fetch_all(FACTS, {"ids": ids}) if ids else ()
         return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
 
 
-def read_frontier(transaction: Transaction) -> Frontier:
-    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense."""
-    found = transaction.fetch_all(_LOG)
+def read_frontier(transaction: Transaction, *, lock: bool = False) -> Frontier:
+    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense.
+
+    `lock` keeps other processes from appending until the transaction ends: PostgreSQL has many writers at once.
+    """
+    found = transaction.fetch_all(_LOCKED_LOG if lock else _LOG)
     try:
         return Frontier(*found[0])
     except (IndexError, ValueError) as error:
@@ -136,15 +146,17 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
 
 
 _LOG = text("SELECT size, frontier FROM receipt_log")
+_LOCKED_LOG = text("UPDATE receipt_log SET size = size RETURNING size, frontier")
 _GROWN = text("UPDATE receipt_log SET size = :size, frontier = :frontier")
 _INSERT = text(
     "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
 )
-#: A transfer, and the path that its bytes have or had: of several the one that is still there.
+_KINDS = {State.SENT: Kind.SENT, State.GONE: Kind.GONE}
+#: Transfers, and the path that its bytes have or had: of several the one that is still there.
 FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name
 FROM transfer t LEFT JOIN document d ON d.id = (
   SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)
-WHERE t.id = :id
+WHERE t.id = ANY(:ids) ORDER BY t.id
 """)
