@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from app_env import COMPANY, AppEnv, until
+from docferry.simulator import Fault
 from web.conftest import Reply, ask, listening
 
 FORM = "application/x-www-form-urlencoded"
@@ -285,3 +286,32 @@ def test_documents_are_found_by_name_and_digest_and_paged(app_env: AppEnv) -> No
         assert COMPANY in document
         assert "1 attempt" in document
         assert "the remote&#39;s answer" in document
+
+
+def test_uploads_in_flight_show_how_far_they_are(app_env: AppEnv) -> None:
+    scans = app_env.upload("scans", "wootiv")
+    app_env.simulator.set_faults([Fault("slow_read", "s3.put", params={"rate": 1_500_000})])
+    (scans / "large.png").write_bytes(b"x" * 9_000_000)
+    address = on_socket(app_env)
+    with app_env.daemon():
+        listening(app_env, "web")
+
+        def percent() -> int | None:
+            found = re.search(r'class="percent">(\d+) %<', ask(address, "/").text)
+            return int(found[1]) if found else None
+
+        first = until(percent, 30, "progress")
+        later = until(lambda: (now := percent()) and now > first and now, 30, "more of it")
+        assert 0 < first < later <= 100
+        text = ask(address, "/").text
+        assert "large.png" in text
+        assert json.loads(ask(address, "/status.json").text)["remotes"][0]["in_flight"] == 1
+        app_env.simulator.set_faults([])
+
+
+def test_a_page_served_under_localhost_can_be_reached_by_its_link(app_env: AppEnv) -> None:
+    app_env.upload("bank")
+    with_page(app_env, "localhost:0")
+    with app_env.daemon():
+        listening(app_env, "web")
+        assert log_in(app_env)

@@ -29,8 +29,8 @@ _HEADERS: Final = {
 def allowed_hosts(listen: str, hosts: Sequence[str]) -> frozenset[str]:
     """Return the names under which a listener may be asked for, without ports."""
     where = address(listen)
-    # Behind a Unix socket stands whoever forwards to it, from a loopback address.
-    own = {"127.0.0.1", "::1"} if where.path is not None else {where.host}
+    # Before a Unix socket stands whoever forwards to it, from a loopback address.
+    own = {"127.0.0.1", "::1"} if where.path is not None or where.host == "localhost" else {where.host}
     return frozenset({"localhost", *own, *(host.removeprefix("[").removesuffix("]") for host in hosts)})
 
 
