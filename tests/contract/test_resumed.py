@@ -38,7 +38,7 @@ async def test_a_part_that_was_not_asked_for_is_not_kept_when_it_breaks_off(tmp_
         url = f"http://127.0.0.1:{door.getsockname()[1]}/x"
         for _ in range(4):
             try:
-                await download.fetch(http, url, to, None, 0.0)
+                await download.fetch(http, url, to, download.Wanted(), 0.0)
             except RemoteError:
                 continue
             break

@@ -19,20 +19,21 @@ from docferry.errors import ArchiveError, FolderError
 from docferry.files import publish, unzip
 from docferry.files.placement import Content
 
-CAPS = unzip.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024, ratio=100)
+CAPS = unzip.Caps(count=200, size=2 * 1024 * 1024, member=1024 * 1024)
 #: Makes the kernel forget the peak of memory: packing an archive may take more than unpacking it.
 _FORGET = Path("/proc/self/clear_refs")
 #: Documents are small where thousands are mutated.
 SMALL = 5000
 
 
-def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> list[Path]:
-    """As a download does it: the archive into the spool, its members into the inbox."""
+def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> tuple[list[Path], int]:
+    """Publish an archive as a download does: return the files in the inbox, and the number of refused members."""
     spool, inbox = app_env / "spool", app_env / "inbox"
     spool.mkdir(exist_ok=True)
     (spool / "day.zip").write_bytes(raw)
     landed = []
-    for member in unzip.unzip(spool / "day.zip", spool / "members", caps):
+    extracted = unzip.unzip(spool / "day.zip", spool / "members", caps)
+    for member in extracted.members:
         relative = publish.render_layout(
             "{date}/{source}/{name}", date="2026-01-31", source=member.folder, name=member.name, company_id="c"
         )
@@ -40,7 +41,7 @@ def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> list[Path]:
         target = publish.choose(inbox, relative, content)
         landed.append(publish.put(member.spool, target, inbox, content))
     (spool / "members").rmdir()
-    return landed
+    return landed, len(extracted.refused)
 
 
 def files(folder: Path) -> list[Path]:
@@ -60,7 +61,7 @@ def _cases(words: list[str]) -> Iterator[zip_corpus.Case]:
 def _fate(raw: bytes, app_env: Path) -> tuple[str, list[str]]:
     """What became of it, and what is wrong about that."""
     try:
-        landed = land(raw, app_env)
+        landed, refused = land(raw, app_env)
     except (ArchiveError, FolderError):
         left = [path for path in files(app_env) if path.name != "day.zip"]
         return "refused", [f"left behind: {left}"] if left else []
@@ -69,7 +70,7 @@ def _fate(raw: bytes, app_env: Path) -> tuple[str, list[str]]:
     if size > CAPS.size or len(landed) > CAPS.count:
         wrong.append(f"beyond the caps: {size} bytes, {len(landed)} files")
     wrong += [f"not plain: {path}" for path in landed if path.is_symlink() or path.stat().st_mode & 0o7111]
-    return "taken", wrong
+    return "refused" if refused else "taken", wrong
 
 
 def peak_memory() -> int:

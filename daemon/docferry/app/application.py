@@ -16,7 +16,11 @@ from docferry.app.remotes import RULES, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
+from docferry.download.codat_days import CodatDays, CodatSource
 from docferry.download.downloader import Downloader
+from docferry.download.publisher import Publisher
+from docferry.download.spool import Spool
+from docferry.download.wootiv_objects import WootivObjects
 from docferry.errors import ConfigError, FolderError
 from docferry.files import scan
 from docferry.files.safe_open import Root
@@ -185,17 +189,15 @@ def _limits(settings: Settings) -> SchedulerLimits:
 
 def _open_downloader(settings: Settings, context: UploadContext, tables: _Tables) -> Downloader:
     codat, wootiv = context.remotes.get("codat"), context.remotes.get("wootiv")
-    downloader = Downloader(
-        codat=codat if isinstance(codat, Codat) else None,
-        wootiv=wootiv if isinstance(wootiv, Wootiv) else None,
-        cursors=tables.cursors,
-        downloads=tables.downloads,
-        transfers=context.queue.transfers,
-        clock=context.clock,
-        spool=spool(settings),
-    )
-    downloader.telemetry = context.telemetry
-    return downloader
+    transfers, clock = context.queue.transfers, context.clock
+    publisher = Publisher(tables.downloads, context.telemetry)
+    space = Spool(spool(settings), settings.spool_max, transfers.owner)
+    days = objects = None
+    if isinstance(codat, Codat):
+        days = CodatDays(CodatSource(codat, tables.cursors, transfers, clock), publisher, space)
+    if isinstance(wootiv, Wootiv):
+        objects = WootivObjects(wootiv, tables.cursors, clock, publisher, space)
+    return Downloader(publisher, days, objects)
 
 
 def _clear_spool(state_dir: Path, owner: str) -> None:

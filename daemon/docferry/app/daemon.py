@@ -17,7 +17,7 @@ from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
 from docferry.clock import SystemClock
-from docferry.errors import ArchiveError, ConfigError, DatabaseBusy, FolderError, RemoteError
+from docferry.errors import ConfigError, DatabaseBusy
 from docferry.files.write_lease import guard_signals
 from docferry.settings import Download, Settings, missing_keys
 from docferry.store import locks
@@ -191,11 +191,7 @@ async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> No
 
 async def _poll_downloads(app: Application, download: Download) -> None:
     while True:
-        try:
-            await app.downloader.pull(download)
-            app.reconciler.state(download.name).problem = None
-        except (RemoteError, FolderError, ArchiveError, OSError) as error:
-            log.warning("pull_failed", f"{error}; tried again in {download.every:g} s", mapping=download.name)
-            app.reconciler.state(download.name).problem = str(error)
+        problems = await app.downloader.round(download)
+        app.reconciler.state(download.name).problem = "; ".join(problems) or None
         app.reconciler.state(download.name).last_scan = app.clock.now()
         await anyio.sleep(download.every)

@@ -11,7 +11,7 @@ import anyio
 from docferry.app.application import Application, open_application
 from docferry.app.pass_heartbeat import pass_heartbeat
 from docferry.app.shutdown import drain, plain_errors
-from docferry.errors import ArchiveError, ConfigError, FolderError, RemoteError
+from docferry.errors import ConfigError
 from docferry.files.write_lease import guard_signals
 from docferry.model import Reason
 from docferry.settings import Download, Settings, missing_keys
@@ -130,7 +130,7 @@ class OnePass:
                         side.start_soon(self._show, self._on_progress)
                     async with anyio.create_task_group() as work:
                         for download in app.downloads:
-                            work.start_soon(self._pull, download)
+                            work.start_soon(self._download, download)
                         if self._uploads:
                             await self._upload()
                 side.cancel_scope.cancel()
@@ -188,11 +188,9 @@ class OnePass:
                 app.scheduler.wake()
             await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # no event announces the end
 
-    async def _pull(self, download: Download) -> None:
-        try:
-            await self._app.downloader.pull(download)
-        except (RemoteError, FolderError, ArchiveError, OSError) as error:
-            self._problems.append(f"{download.name}: {error}")
+    async def _download(self, download: Download) -> None:
+        problems = await self._app.downloader.round(download)
+        self._problems += [f"{download.name}: {problem}" for problem in problems]
 
     async def _show(self, on_progress: Callable[[Progress], None]) -> None:
         while True:
@@ -225,12 +223,12 @@ class OnePass:
         known = sum(app.reconciler.state(name).known for name in app.uploads) - self._open_before
         return SyncReport(
             uploaded=app.uploader.counters.uploaded,
-            downloaded=app.downloader.brought.files,
+            downloaded=app.downloader.counters.files,
             unchanged=max(0, known) + app.reconciler.planner.unchanged,
             held=held,
             due=due + unsettled,
             bytes_up=app.uploader.counters.bytes_up,
-            bytes_down=app.downloader.brought.bytes,
+            bytes_down=app.downloader.counters.bytes,
             requests=sum(remote.health.requests for remote in app.remotes.values()),
             seconds=round(seconds, 3),
             problems=problems,

@@ -1,4 +1,4 @@
-"""Extract a downloaded ZIP that may be hostile: under names of our own, with limits, and nothing of a bad one."""
+"""Extract a downloaded ZIP that may be hostile: under names of our own, within limits, each member by itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import os
 import re
 import shutil
 import stat
+import struct
 import zipfile
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from docferry.errors import ArchiveError
@@ -18,24 +21,25 @@ from docferry.model import escaped
 
 _BLOCK = 256 * 1024
 _ENCRYPTED = 0x1
+_UTF8 = 0x800
 _LOCAL_HEADER = 30
-#: A small file of zeros packs a thousandfold; below this many bytes a ratio proves nothing.
-_RATIO_COUNTS_FROM = 1024 * 1024
+#: Info-ZIP's Unicode path: version, CRC of the name in the header, name in UTF-8.
+_UNICODE_PATH = 0x7075
 #: Bytes of the central directory for each member that an archive may have: enough for long names.
 _DIRECTORY_BYTES = 512
 #: The other methods unpack a whole block at once, whatever size was asked for: 256 KiB become gigabytes.
-_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+_METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
+_OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Limits of one archive; sizes in bytes."""
+    """Limits of one archive; sizes in bytes. They stop bombs: deflate packs an honest file up to 1,032:1."""
 
     count: int = 10_000
-    size: int = 2 * 1024**3  # bytes, all together
+    size: int = 2 * 1024**3  # all members together
     member: int = 1024**3
-    ratio: int = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +53,31 @@ class Member:
     size: int
 
 
-def unzip(archive: Path, into: Path, caps: Caps | None = None) -> list[Member]:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One member that was not extracted, and why."""
+
+    name: str  # the last segment, as the archive has it
+    problem: str  # a sentence that names the member
+
+
+@dataclass(slots=True)
+class Extracted:
+    """The members of an archive."""
+
+    members: list[Member] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+
+class _MemberError(Exception):
+    """One member cannot be extracted; the others can."""
+
+
+def unzip(archive: Path, into: Path, caps: Caps | None = None) -> Extracted:
     """Extract every file of `archive` into the new folder `into`, as 0001, 0002 and so on; call it in a worker thread.
 
-    Raises ArchiveError when the archive is broken or hostile, and OSError of the disk; then `into` is removed again.
+    A member that is unsafe, encrypted, damaged or packed in an unsupported way is refused alone. Raises ArchiveError
+    where the archive as a whole is broken or hostile, and OSError of the disk; then `into` is removed again.
     """
     into.mkdir(mode=0o700)
     try:
@@ -75,20 +100,24 @@ def _is_archive_error(error: BaseException) -> bool:
     return isinstance(error, Exception)
 
 
-def _unzip(archive: Path, into: Path, caps: Caps) -> list[Member]:
-    members: list[Member] = []
+def _unzip(archive: Path, into: Path, caps: Caps) -> Extracted:
+    extracted = Extracted()
     with _BoundedFile(archive, caps.count * _DIRECTORY_BYTES) as file, zipfile.ZipFile(file) as opened:
         listed = opened.infolist()
         _assert_within(listed, caps)
         _assert_apart(listed)
         for packed in listed:
-            folder, name = _parted(packed)
-            if not name:
-                continue
-            spool = into / f"{len(members) + 1:04}"
-            sha256, size = _extract(opened, packed, spool, caps)
-            members.append(Member(folder, name, spool, sha256, size))
-    return members
+            spool = into / f"{len(extracted.members) + 1:04}"
+            try:
+                folder, name = _checked_name(packed)
+                if name:
+                    sha256, size = _extract(opened, packed, spool, caps)
+                    extracted.members.append(Member(folder, name, spool, sha256, size))
+            except _MemberError as error:
+                spool.unlink(missing_ok=True)
+                name = _decoded_name(packed).replace("\\", "/").rpartition("/")[2]
+                extracted.refused.append(Refused(name, f"{_shown(packed)} {error}"))
+    return extracted
 
 
 class _BoundedFile(io.FileIO):
@@ -109,12 +138,9 @@ def _assert_within(listed: list[zipfile.ZipInfo], caps: Caps) -> None:
     """Refuse an archive that exceeds the limits by the sizes it states; zipfile never yields more than those."""
     if len(listed) > caps.count:
         raise ArchiveError(f"the archive has {len(listed):,} members, more than {caps.count:,}")
-    total = sum(packed.file_size for packed in listed)
+    total = sum(packed.file_size for packed in listed if packed.file_size <= caps.member)
     if total > caps.size:
         raise ArchiveError(f"the archive expands to {total:,} bytes, more than {caps.size:,}")
-    for packed in listed:
-        if packed.file_size > caps.member:
-            raise ArchiveError(f"{_shown(packed)} expands to {packed.file_size:,} bytes, more than {caps.member:,}")
 
 
 def _assert_apart(listed: list[zipfile.ZipInfo]) -> None:
@@ -126,47 +152,93 @@ def _assert_apart(listed: list[zipfile.ZipInfo]) -> None:
         end = packed.header_offset + _LOCAL_HEADER + packed.compress_size
 
 
-def _parted(packed: zipfile.ZipInfo) -> tuple[str, str]:
-    """Return folder and name, with an empty name for a folder. Raises ArchiveError for a path that leads elsewhere.
+def _checked_name(packed: zipfile.ZipInfo) -> tuple[str, str]:
+    """Return folder and name, with an empty name for a folder. Raises _MemberError where it must not be extracted.
 
-    Odd names, such as those of devices, are left to `publish.safe_name`.
+    Segments `.` and empty ones are dropped. Odd names, such as those of devices, are left to `publish.safe_name`.
     """
-    # zipfile cuts `filename` at a NUL; the archive's own bytes are in `orig_filename`.
-    name = packed.orig_filename
+    name = _decoded_name(packed)
     kind = stat.S_IFMT(packed.external_attr >> 16)
     if "\0" in name:
-        raise ArchiveError(f"{_shown(packed)} has a NUL in its name")
+        raise _MemberError("has a NUL in its name")
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ArchiveError(f"{_shown(packed)} is a link or a device")
+        raise _MemberError("is a link or a device")
+    path = name.replace("\\", "/")
+    if not path.strip("/"):
+        raise _MemberError("has no name")
+    if path.startswith("/") or _DRIVE.match(path) or ".." in path.split("/"):
+        raise _MemberError("leads out of the archive")
+    segments = [segment for segment in path.split("/") if segment not in ("", ".")]
+    if path.endswith("/") or kind == stat.S_IFDIR or not segments:
+        return "/".join(segments), ""
     if packed.flag_bits & _ENCRYPTED:
-        raise ArchiveError(f"{_shown(packed)} is encrypted")
+        raise _MemberError("is encrypted")
     if packed.compress_type not in _METHODS:
-        raise ArchiveError(f"{_shown(packed)} is packed by method {packed.compress_type}, which is not supported")
-    segments = name.replace("\\", "/").split("/")
-    is_folder = segments[-1] == ""
-    if is_folder:
-        segments.pop()
-    if not segments or _DRIVE.match(name) or any(segment in ("", ".", "..") for segment in segments):
-        raise ArchiveError(f"{_shown(packed)} leads out of the archive")
-    return ("/".join(segments), "") if is_folder else ("/".join(segments[:-1]), segments[-1])
+        method = _OTHER_METHODS.get(packed.compress_type, f"method {packed.compress_type}")
+        raise _MemberError(f"is packed by {method}, which is not supported")
+    return "/".join(segments[:-1]), segments[-1]
+
+
+def _decoded_name(packed: zipfile.ZipInfo) -> str:
+    """Return the name as its writer meant it: Info-ZIP's Unicode path, UTF-8 with or without its flag, else CP437.
+
+    zipfile cuts `filename` at a NUL; the archive's own name is in `orig_filename`.
+    """
+    name = packed.orig_filename
+    if packed.flag_bits & _UTF8:
+        return name
+    raw = name.encode("cp437", "replace")
+    if (unicode_path := _unicode_path(packed.extra, raw)) is not None:
+        return unicode_path
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return name
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        content, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == _UNICODE_PATH and len(content) > 5 and content[0] == 1:
+            if int.from_bytes(content[1:5], "little") != zlib.crc32(raw):
+                return None  # it belongs to another name
+            try:
+                return content[5:].decode("utf-8")
+            except UnicodeDecodeError:
+                return None
+    return None
 
 
 def _extract(opened: zipfile.ZipFile, packed: zipfile.ZipInfo, spool: Path, caps: Caps) -> tuple[str, int]:
+    """Write one member into `spool`, and return its SHA-256 and size. Raises _MemberError, and OSError of the disk."""
+    if packed.file_size > caps.member:
+        raise _MemberError(f"expands to {packed.file_size:,} bytes, more than {caps.member:,}")
     digest, size = hashlib.sha256(), 0
     # The umask decides the mode, which the published file keeps; the spool around it is private.
     descriptor = os.open(spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with os.fdopen(descriptor, "wb") as target, opened.open(packed) as source:
-        while block := source.read(_BLOCK):
+    with os.fdopen(descriptor, "wb") as target:
+        for block in _blocks(opened, packed):
             size += len(block)
             if size > caps.member:
-                raise ArchiveError(f"{_shown(packed)} expands to more than {caps.member:,} bytes")
-            if size > _RATIO_COUNTS_FROM and size > caps.ratio * max(packed.compress_size, 1):
-                raise ArchiveError(f"{_shown(packed)} expands to more than {caps.ratio} times its size")
+                raise _MemberError(f"expands to more than {caps.member:,} bytes")
             digest.update(block)
             target.write(block)
     if size != packed.file_size:
-        raise ArchiveError(f"{_shown(packed)} has {size:,} bytes where its header states {packed.file_size:,}")
+        raise _MemberError(f"has {size:,} bytes where its header states {packed.file_size:,}")
     return digest.hexdigest(), size
+
+
+def _blocks(opened: zipfile.ZipFile, packed: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the bytes of a member; an error of the archive becomes a _MemberError."""
+    try:
+        with opened.open(packed) as source:
+            while block := source.read(_BLOCK):
+                yield block
+    except Exception as error:
+        if isinstance(error, ArchiveError) or not _is_archive_error(error):
+            raise
+        raise _MemberError(f"is damaged: {escaped(str(error)) or type(error).__name__}") from error
 
 
 def _shown(packed: zipfile.ZipInfo) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from docferry.errors import RemoteError
 from docferry.remotes.http import Destination, HttpClient, Response, Sink, file_sink
 from docferry.remotes.wootiv import s3
 
-_MAX_OBJECT_SIZE: Final = 5 * 1024**4  # the limit of S3, bytes
+MAX_OBJECT_SIZE: Final = 5 * 1024**4  # the limit of S3, bytes
 _RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
@@ -28,9 +28,18 @@ class Fetched:
     changed: bool
 
 
-async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: float) -> Fetched:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to download: an object without this ETag, up to `limit` bytes."""
+
+    etag: str | None = None
+    limit: int = MAX_OBJECT_SIZE
+
+
+async def fetch(http: HttpClient, url: str, to: Path, wanted: Wanted, now: float) -> Fetched:
     """GET the signed `url` into `to`. After a break the received part stays there for the next call."""
     start, partial = await run_sync(_read_partial, to)
+    etag = wanted.etag if wanted.etag and _is_token(wanted.etag) else None
     headers = {"If-None-Match": f'"{etag}"'} if etag else {}
     if partial:
         headers = {"Range": f"bytes={start}-", "If-Match": partial}
@@ -38,7 +47,7 @@ async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: flo
         "GET",
         url,
         headers=headers,
-        to=Destination(lambda status, said: _file_for(to, status, said, start), _MAX_OBJECT_SIZE, raw=True),
+        to=Destination(lambda status, said: _file_for(to, status, said, start), wanted.limit, raw=True),
     )
     if answer.status == 304:
         return Fetched(etag, changed=False)
@@ -47,15 +56,35 @@ async def fetch(http: HttpClient, url: str, to: Path, etag: str | None, now: flo
         raise _retry("the object changed while it was downloaded", answer)
     if answer.status not in (200, 206):
         raise s3.refusal(answer, now)
+    if answer.body_error == "large":
+        await run_sync(_forget, to)
+        raise RemoteError(
+            f"the object has more than {wanted.limit:,} bytes; raise spool_max or max_size, or make room",
+            status=answer.status,
+        )
     if answer.body_error is not None:
         raise _retry("the download broke off", answer)
+    if _is_page(answer.headers):
+        await run_sync(_forget, to)
+        raise RemoteError("the answer is a web page and not the object", kind="not_ours", status=answer.status)
     tag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
     asked = (start, partial.strip('"')) if partial else (0, tag)
     if not await run_sync(_is_right, to, answer, tag, asked):
         await run_sync(_forget, to)
         raise _retry("the received bytes are not those of S3, by length or ETag", answer)
     await run_sync(_note_path(to).unlink, True)
-    return Fetched(tag or None, changed=True)
+    await run_sync(_mismatch_path(to).unlink, True)
+    return Fetched(tag if _is_token(tag) else None, changed=True)
+
+
+def _is_token(etag: str) -> bool:
+    """Return whether an ETag can be sent back in a header."""
+    return bool(etag) and etag.isascii() and etag.isprintable() and '"' not in etag
+
+
+def _is_page(headers: Mapping[str, str]) -> bool:
+    """Return whether a success is a login page: HTML without the ETag that a storage always sends."""
+    return not headers.get("etag") and headers.get("content-type", "").lower().startswith("text/html")
 
 
 @asynccontextmanager
@@ -104,6 +133,10 @@ def _note_path(to: Path) -> Path:
     return to.with_name(to.name + ".etag")
 
 
+def _mismatch_path(to: Path) -> Path:
+    return to.with_name(to.name + ".mismatch")
+
+
 def _forget(to: Path) -> None:
     to.unlink(missing_ok=True)
     _note_path(to).unlink(missing_ok=True)
@@ -123,7 +156,22 @@ def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> 
     if not s3.is_md5(answer, etag):
         return True
     with to.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == etag.lower()
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return md5 == etag.lower() or _was_received_before(to, etag, md5)
+
+
+def _was_received_before(to: Path, etag: str, md5: str) -> bool:
+    """Return whether an earlier download had the same bytes for this ETag: then it is not the MD5 of the bytes.
+
+    A storage may use 32 hex digits of its own. A transmission error does not give the same wrong bytes twice.
+    """
+    note = _mismatch_path(to)
+    seen = f"{etag} {md5}"
+    with suppress(OSError, ValueError):
+        if note.read_text("ascii") == seen:
+            return True
+    note.write_text(seen, "ascii")
+    return False
 
 
 def _retry(why: str, answer: Response) -> RemoteError:

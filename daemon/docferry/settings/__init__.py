@@ -27,7 +27,18 @@ from docferry.settings import cross_checks, keys, problems, sources, trust
 from docferry.settings.alerts import Alerts, Heartbeat
 from docferry.settings.keys import Secrets
 from docferry.settings.listeners import Metrics, Web
-from docferry.settings.mappings import CaFile, Count, Download, PlainPath, Route, Seconds, Share, SomeSeconds, Upload
+from docferry.settings.mappings import (
+    CaFile,
+    Count,
+    Download,
+    Octets,
+    PlainPath,
+    Route,
+    Seconds,
+    Share,
+    SomeSeconds,
+    Upload,
+)
 from docferry.settings.receipts import Receipts, Verify
 
 __all__ = [
@@ -170,6 +181,9 @@ class Settings(BaseSettings):
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")
+    spool_max: Octets = Field(
+        default=2_000_000_000, description="what downloads may occupy in the state folder at a time"
+    )
     stop_grace: Seconds = Field(default=30.0, description="at SIGTERM, uploads in flight get so long to finish")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lowered)] = "info"
     log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lowered)] = "auto"

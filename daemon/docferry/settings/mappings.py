@@ -342,6 +342,7 @@ class Download(BaseModel):
     layout: Annotated[str, AfterValidator(_layout)] = Field(
         default="{date}/{source}/{name}", description="the path of a document below the folder"
     )
+    max_size: Octets | None = Field(default=None, description="larger documents are not downloaded")
     include_own: bool = Field(default=False, description="whether documents that docferry uploaded are downloaded too")
 
     def folder_of(self, company_id: str | None) -> Path:

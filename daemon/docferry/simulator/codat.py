@@ -254,7 +254,7 @@ class Codat:
         files = [
             filed
             for filed in self._files.get(company, ())
-            if filed.at <= now and (day is None or _day(filed.uploaded) == day)
+            if filed.at <= now and (day is None or _is_of(filed.uploaded, day))
         ]
         spool, length = await zip_of(files)
         headers = {
@@ -298,6 +298,14 @@ def _authorization(key: str) -> str:
 def _is_uuid(text: str) -> bool:
     try:
         return len(text) == 36 and bool(uuid.UUID(text))
+    except ValueError:
+        return False
+
+
+def _is_of(uploaded: str, day: date) -> bool:
+    """Return whether a listed date-time is of a day; a test may list what is no date."""
+    try:
+        return _day(uploaded) == day
     except ValueError:
         return False
 

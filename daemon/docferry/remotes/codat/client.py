@@ -18,6 +18,7 @@ from anyio.to_thread import run_sync
 from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
+from docferry.remotes.codat.company_list import MAX_LIST_BYTES, Listed, ListReader
 from docferry.remotes.codat.errors import correlation, is_receipt, not_codat, quota, refusal
 from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback
 from docferry.remotes.codat.zip_digests import ZipCache, count
@@ -51,16 +52,6 @@ RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
 _LARGEST_ARCHIVE: Final = 8 * 1024**3
 #: The first bytes of every ZIP, also of an empty one.
 _ZIP: Final = b"PK"
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One row of a company's list, as Codat wrote it."""
-
-    file_name: str | None
-    display_name: str | None
-    source_type: str | None
-    uploaded: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +134,21 @@ class Codat:
 
     async def listing(self, company: str) -> list[Listed]:
         """Return the files of a company, by API and by Codat's own upload page."""
-        response = await self._ask("GET", f"{_company_path(company)}/files", Target("codat", company))
-        return [_listed(row) for row in _rows(parse_json(response, "Codat"))]
+        reader = ListReader()
+        path, to = f"{_company_path(company)}/files", Destination(lambda *_: reader.sink(), MAX_LIST_BYTES)
+        response = await self._ask("GET", path, Target("codat", company), to=to)
+        require_whole(response, "Codat")
+        return reader.rows()
 
-    async def fetch(self, company: str, day: str | None, to: Path) -> None:
-        """Download the ZIP of the files of a day (YYYY-MM-DD), or of all days, into the file `to`."""
+    async def fetch(self, company: str, day: str | None, to: Path, limit: int = _LARGEST_ARCHIVE) -> None:
+        """Download the ZIP of the files of a day (YYYY-MM-DD), or of all days, into `to`, up to `limit` bytes."""
         query = f"?date={quote(day)}" if day else ""
         path = f"{_company_path(company)}/files/download{query}"
         response = await self._ask(
             "GET",
             path,
             Target("codat", company),
-            to=Destination(lambda status, _: _zip_sink(to, status), _LARGEST_ARCHIVE),
+            to=Destination(lambda status, _: _zip_sink(to, status), min(limit, _LARGEST_ARCHIVE)),
         )
         require_whole(response, "Codat")
 
@@ -274,20 +268,6 @@ def _company_path(company: str) -> str:
 @lru_cache(maxsize=512)
 def _connection_path(target: Target) -> str:
     return f"{_company_path(target.company_id or '')}/connections/{quote(target.connection_id or '', safe='')}"
-
-
-def _rows(found: object) -> list[Any]:
-    if not isinstance(found, list):
-        raise RemoteError("Codat's list of files is not a JSON array; it is read again", kind="not_ours", status=200)
-    return found
-
-
-def _listed(row: object) -> Listed:
-    if not isinstance(row, dict):
-        raise RemoteError("Codat's list of files has a row that is not an object; it is read again", kind="not_ours")
-    texts = [row.get(name) for name in ("fileName", "displayName", "sourceType", "uploaded")]
-    name, display, source, uploaded = (text if isinstance(text, str) else None for text in texts)
-    return Listed(name, display, source, uploaded or "")
 
 
 def _cure(error: RemoteError) -> str:

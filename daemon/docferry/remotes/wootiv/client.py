@@ -104,11 +104,13 @@ class Wootiv:
         """Return ABSENT for all, without a request: a PUT may be repeated."""
         return {each.id: Finding(Found.ABSENT, "a PUT may be repeated: it leaves one object", "put") for each in doubts}
 
-    async def fetch(self, object_name: str, to: Path, etag: str | None) -> Fetched:
-        """Download an object into the file `to`, unless it still has this ETag; resume an earlier part."""
+    async def fetch(
+        self, object_name: str, to: Path, etag: str | None, limit: int = download.MAX_OBJECT_SIZE
+    ) -> Fetched:
+        """Download an object into `to`, up to `limit` bytes, unless it still has this ETag; resume an earlier part."""
         signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
         url = await self._urls.check(signed.get("signedUrl"))
-        return await download.fetch(self._s3, url, to, etag, self._clock.now())
+        return await download.fetch(self._s3, url, to, download.Wanted(etag, limit), self._clock.now())
 
     async def stat(self, object_name: str) -> ObjectStat | None:
         """Return size and ETag of an object, from one byte of it; None when Wootiv or the storage has none."""

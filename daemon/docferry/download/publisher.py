@@ -1,0 +1,67 @@
+"""Puts downloaded files into their folders, and records them before they appear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import anyio.to_thread
+
+from docferry import logs
+from docferry.files import publish
+from docferry.files.placement import Content
+from docferry.settings import Download
+from docferry.store.downloads import DownloadedFile, Downloads
+from docferry.telemetry import Telemetry
+
+log = logs.get("download")
+
+
+@dataclass(slots=True)
+class Counters:
+    """Files and bytes downloaded since the start."""
+
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file in the spool that is about to be published: its origin at the remote, its bytes, its place."""
+
+    origin: str
+    spool: Path
+    content: Content
+    relative: PurePosixPath  # below the root
+
+
+class Publisher:
+    """Publishes files of all downloads."""
+
+    def __init__(self, downloads: Downloads, telemetry: Telemetry) -> None:
+        self.downloads = downloads
+        self.counters = Counters()
+        self._telemetry = telemetry
+
+    async def publish(self, download: Download, root: Path, arrived: Arrived) -> None:
+        """Move a file to its place below `root`, never over other bytes. Raises FolderError and OSError.
+
+        The place is recorded before the file appears, so that an upload mapping recognises it.
+        """
+        content = arrived.content
+        target = await anyio.to_thread.run_sync(publish.choose, root, arrived.relative, content)
+        await self._record(download, arrived, target, published=False)
+        # The place differs where another process took the name meanwhile.
+        place = await anyio.to_thread.run_sync(publish.put, arrived.spool, target, root, content)
+        await self._record(download, arrived, place, published=True)
+        self.counters.files += 1
+        self.counters.bytes += content.size
+        self._telemetry.downloaded(download.name)
+        log.info("downloaded", mapping=download.name, path=bytes(place), size=content.size)
+
+    async def _record(self, download: Download, arrived: Arrived, place: Path, *, published: bool) -> None:
+        content = arrived.content
+        file = DownloadedFile(
+            download.name, arrived.origin, content.sha256, bytes(place), published=published, size=content.size
+        )
+        await self.downloads.record([file])

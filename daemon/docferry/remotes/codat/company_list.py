@@ -1,0 +1,113 @@
+"""Reads the list of a company's files as a stream: it has no paging, and may have hundreds of thousands of rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ijson
+from anyio.lowlevel import checkpoint
+
+from docferry.errors import RemoteError
+from docferry.remotes.http import Sink
+
+#: A longer list is not read to its end, bytes.
+MAX_LIST_BYTES: Final = 1024**3
+#: A list with more rows is refused: each one takes about 400 bytes of memory.
+MAX_ROWS: Final = 1_000_000
+#: Bytes that the parser gets at a time, so that the event loop gets its turn.
+_STEP: Final = 64 * 1024
+_NAMES: Final = ("fileName", "displayName", "sourceType", "uploaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One row of a company's list, as Codat wrote it."""
+
+    file_name: str | None
+    display_name: str | None
+    source_type: str | None
+    uploaded: str
+
+
+class ListReader:
+    """Parses one list while it arrives."""
+
+    def __init__(self) -> None:
+        self._rows: list[Listed] = []
+        self._is_array = False
+        self._ended = False
+
+    @asynccontextmanager
+    async def sink(self) -> AsyncIterator[Sink]:
+        """Yield a sink for the body. Raises RemoteError where the body is not a list of objects."""
+        self._rows, self._is_array, self._ended = [], False, False
+        parser = ijson.basic_parse_coro(self._events())
+
+        async def feed(block: bytes) -> None:
+            for start in range(0, len(block), _STEP):
+                try:
+                    parser.send(block[start : start + _STEP])
+                except (ijson.JSONError, ValueError) as error:
+                    raise _not_a_list("is not valid JSON") from error
+                await checkpoint()
+
+        yield feed
+        try:
+            parser.close()
+        except (ijson.JSONError, ValueError) as error:
+            raise _not_a_list("ends early") from error
+
+    def rows(self) -> list[Listed]:
+        """Return the rows of a list that was read to its end."""
+        if not self._ended:
+            raise _not_a_list("is not a JSON array" if not self._is_array else "ends early")
+        return self._rows
+
+    def _events(self) -> Any:
+        events = self._parse()
+        next(events)
+        return events
+
+    def _parse(self) -> Generator[None, tuple[str, Any], None]:
+        """Take the parser's events; only the four texts of each row are kept, however deep the rest is nested."""
+        event, _ = yield
+        if event != "start_array":
+            raise _not_a_list("is not a JSON array")
+        self._is_array = True
+        while True:
+            event, _ = yield
+            if event == "end_array":
+                break
+            if event != "start_map":
+                raise _not_a_list("has a row that is not an object")
+            yield from self._row()
+        self._ended = True
+        while True:
+            yield
+
+    def _row(self) -> Generator[None, tuple[str, Any], None]:
+        texts: dict[str, str] = {}
+        depth, key = 1, ""
+        while depth:
+            event, value = yield
+            if event == "map_key" and depth == 1:
+                key = value
+            elif event in ("start_map", "start_array"):
+                depth += 1
+            elif event in ("end_map", "end_array"):
+                depth -= 1
+            elif event == "string" and depth == 1 and key in _NAMES:
+                texts[key] = value
+        if len(self._rows) >= MAX_ROWS:
+            raise RemoteError(
+                f"Codat's list has more than {MAX_ROWS:,} rows; docferry reads no longer list", kind="not_ours"
+            )
+        name, display, source, uploaded = (texts.get(each) for each in _NAMES)
+        self._rows.append(Listed(name, display, source, uploaded or ""))
+
+
+def _not_a_list(why: str) -> RemoteError:
+    return RemoteError(f"Codat's list of files {why}; it is read again", kind="not_ours", status=200)
