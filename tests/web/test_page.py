@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import stat
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -291,6 +294,7 @@ def test_documents_are_found_by_name_and_digest_and_paged(app_env: AppEnv) -> No
 def test_uploads_in_flight_show_how_far_they_are(app_env: AppEnv) -> None:
     scans = app_env.upload("scans", "wootiv")
     app_env.simulator.set_faults([Fault("slow_read", "s3.put", params={"rate": 1_500_000})])
+    app_env.settings["stop_grace"] = '"500ms"'
     (scans / "large.png").write_bytes(b"x" * 9_000_000)
     address = on_socket(app_env)
     with app_env.daemon():
@@ -315,3 +319,38 @@ def test_a_page_served_under_localhost_can_be_reached_by_its_link(app_env: AppEn
     with app_env.daemon():
         listening(app_env, "web")
         assert log_in(app_env)
+
+
+def test_an_open_connection_delays_no_stop(app_env: AppEnv) -> None:
+    app_env.upload("bank")
+    with_page(app_env)
+    with app_env.daemon() as daemon:
+        host, _, port = listening(app_env, "web").rpartition(":")
+        with socket.create_connection((host, int(port))) as idle, socket.create_connection((host, int(port))) as kept:
+            kept.sendall(f"GET /login HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert kept.recv(100).startswith(b"HTTP/1.1 401")
+            began = time.monotonic()
+            assert daemon.end() == 0
+            assert time.monotonic() - began < 10  # it takes a fraction of a second, on a machine that has nothing else
+            assert idle.recv(1) == b""
+
+
+def test_a_session_outlives_a_reload(app_env: AppEnv) -> None:
+    app_env.upload("bank")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with_page(app_env, address)
+    with app_env.daemon() as daemon:
+        listening(app_env, "web")
+        cookie = log_in(app_env)
+        daemon.running.send_signal(signal.SIGHUP)
+        until(lambda: daemon.text().count("listening") == 2, 30, "the page after the reload")
+
+        def status() -> int | None:
+            try:
+                return ask(address, "/", cookie=cookie).status
+            except OSError:
+                return None  # it is just beginning to listen
+
+        assert until(status, 30, "an answer") == 200
