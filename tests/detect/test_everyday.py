@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -248,3 +249,26 @@ async def test_held_documents_of_one_reason_are_logged_with_their_number(
     logged = [record for record in caplog.records if getattr(record, "action", "") == "held"]
     assert len(logged) < 10
     assert "295 more documents are held" in logged[-1].getMessage()
+
+
+# -- locales -----------------------------------------------------------------------------------------------------------
+
+
+def _locales() -> list[dict[str, str]]:
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    known = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout.split()
+    latin = [name for name in known if "8859" in name]
+    return [{"LC_ALL": "C", **plain}, *({"LC_ALL": name, **plain} for name in latin[:1])]
+
+
+@pytest.mark.parametrize("locale", _locales(), ids=lambda locale: locale["LC_ALL"])
+def test_a_folder_with_an_umlaut_in_any_locale(app_env: AppEnv, locale: dict[str, str]) -> None:
+    folder = app_env.upload("bank", folder="f\u00fcr uns")
+    (folder / "M\u00fcller.pdf").write_bytes(b"m")
+    with open(os.fsencode(folder) + b"/M\xf6ller.pdf", "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
+        file.write(b"l")
+    for words in (["check", "--offline"], ["sync", "--dry-run"], ["sync"], ["list"], ["status"]):
+        done = app_env.run(*words, **locale)
+        assert done.returncode == 0, (words, done.stdout, done.stderr[-2000:])
+        assert "does not exist" not in done.stdout + done.stderr
+    assert len(app_env.stored()) == 2

@@ -25,6 +25,9 @@ from docferry.model import SeenFile, Stamp, clamped, escaped, joined, parted
 #: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million SeenFile.
 FileEntry = tuple[bytes, int, int, int]
 
+#: Times within these bounds need not be clamped; nobody can set a ctime beyond them.
+_USUAL_NS: Final = 2**62
+
 #: The starts of a walk of everything.
 WHOLE: Final = (b"",)
 
@@ -175,7 +178,10 @@ def _read(descriptor: int, listing: Listing) -> list[bytes]:
             try:
                 if each.is_file(follow_symlinks=False):
                     seen = each.stat(follow_symlinks=False)
-                    keep((encode(each.name), seen.st_size, clamped(seen.st_mtime_ns), clamped(seen.st_ctime_ns)))
+                    mtime_ns = seen.st_mtime_ns
+                    if not -_USUAL_NS < mtime_ns < _USUAL_NS:  # a call for each file would take a tenth of the time
+                        mtime_ns = clamped(mtime_ns)
+                    keep((encode(each.name), seen.st_size, mtime_ns, seen.st_ctime_ns))
                 elif each.is_dir(follow_symlinks=False):
                     below.append(encode(each.name))
                 elif each.is_symlink():
