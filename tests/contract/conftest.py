@@ -25,7 +25,7 @@ from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThre
 
 
 @dataclass
-class Shore:
+class RemoteEnv:
     """One remote before its simulator. `route`: the request that carries the document."""
 
     remote: Codat | Wootiv
@@ -103,7 +103,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
     """`codat(sim=…, timeout=…)` makes a client for a simulator, its own one by default."""
     made: list[Codat] = []
 
-    def make(sim: Simulator | None = None, **more: Any) -> Shore:
+    def make(sim: Simulator | None = None, **more: Any) -> RemoteEnv:
         sim = sim or simulated()
         settings: dict[str, Any] = {
             "base_url": sim.url,
@@ -113,7 +113,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
         settings |= {"key": lambda: sim.options.codat_key, "clock": SystemClock(), "spool": tmp_path / "spool"}
         settings["http"] = http_client("Codat", more)
         made.append(_make_codat(settings | more))
-        return Shore(made[-1], sim, CODAT, "codat.upload")
+        return RemoteEnv(made[-1], sim, CODAT, "codat.upload")
 
     yield make
     for each in made:
@@ -125,14 +125,14 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
     """The same for Wootiv; `signed` is what its simulator signs."""
     made: list[Wootiv] = []
 
-    def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> Shore:
+    def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> RemoteEnv:
         sim = sim or simulated()
         sim.options.change({"signed": signed})
         settings: dict[str, Any] = {"base_url": sim.url, "clock": SystemClock()}
         settings["key"] = lambda: sim.options.wootiv_key
         settings["http"], settings["storage"] = http_client("Wootiv", dict(more)), http_client("Wootiv's storage", more)
         made.append(_make_wootiv(settings | more))
-        return Shore(made[-1], sim, WOOTIV, f"s3.{signed}")
+        return RemoteEnv(made[-1], sim, WOOTIV, f"s3.{signed}")
 
     yield make
     for each in made:
@@ -140,19 +140,19 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
 
 
 @pytest.fixture(params=["codat", "codat-tls", "wootiv-put", "wootiv-put-tls", "wootiv-post"])
-def shore(
+def open_env(
     request: pytest.FixtureRequest, simulated: Make, certificates: Certificates, codat: Make, wootiv: Make
 ) -> Make:
-    """`shore(timeout=…)`: each remote in turn, each way its bytes can go."""
+    """`open_env(timeout=…)`: each remote in turn, each way its bytes can go."""
 
-    def make(**more: Any) -> Shore:
+    def make(**more: Any) -> RemoteEnv:
         name, *way = request.param.split("-")
         sim = simulated(tls=certificates.server if "tls" in way else None)
         if "tls" in way:
             more.setdefault("ca_file", certificates.ca_file)
         if name == "wootiv":
             more["signed"] = way[0]
-        made: Shore = (codat if name == "codat" else wootiv)(sim, **more)
+        made: RemoteEnv = (codat if name == "codat" else wootiv)(sim, **more)
         return made
 
     return make

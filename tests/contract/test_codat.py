@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from contract.conftest import Shore
+from contract.conftest import RemoteEnv
 from contract.upload_items import CODAT, COMPANY, CONNECTION, Bytes, item, transfer
 from docferry.clock import TurnableClock
 from docferry.errors import RemoteError
@@ -26,15 +26,15 @@ pytestmark = pytest.mark.anyio
 Make = Callable[..., Any]
 
 
-async def refused(shore: Shore, name: str = "a.pdf", **more: Any) -> RemoteError:
+async def refused(env: RemoteEnv, name: str = "a.pdf", **more: Any) -> RemoteError:
     with pytest.raises(RemoteError) as failure:
-        await shore.send(name, **more)
+        await env.send(name, **more)
     return failure.value
 
 
-async def found(shore: Shore, doubt: Transfer, **known: KnownUploads) -> tuple[Found, str]:
-    assert isinstance(shore.remote, Codat)
-    finding = (await shore.remote.lookup([doubt], known.get("accounted", NOTHING), known.get("unsettled", NOTHING)))[
+async def found(env: RemoteEnv, doubt: Transfer, **known: KnownUploads) -> tuple[Found, str]:
+    assert isinstance(env.remote, Codat)
+    finding = (await env.remote.lookup([doubt], known.get("accounted", NOTHING), known.get("unsettled", NOTHING)))[
         doubt.id
     ]
     return finding.found, finding.proof
@@ -50,26 +50,26 @@ def counted(*transfers: Transfer) -> KnownUploads:
 
 
 async def test_a_batch_is_one_request(codat: Make) -> None:
-    shore = codat()
-    items = [shore.item(f"{number}.pdf", b"%d" % number * 50_000) for number in range(20)]
-    await shore.remote.send(items, "key")
-    assert Counter(stored.sha256 for stored in shore.sim.stored) == Counter(each.transfer.sha256 for each in items)
-    assert shore.sim.requests["codat.upload"] == 1
+    env = codat()
+    items = [env.item(f"{number}.pdf", b"%d" % number * 50_000) for number in range(20)]
+    await env.remote.send(items, "key")
+    assert Counter(stored.sha256 for stored in env.sim.stored) == Counter(each.transfer.sha256 for each in items)
+    assert env.sim.requests["codat.upload"] == 1
 
 
 async def test_the_same_request_under_the_same_key_is_stored_once(codat: Make) -> None:
-    shore = codat()
-    sent = shore.item("a.pdf", b"x" * 300_000)
+    env = codat()
+    sent = env.item("a.pdf", b"x" * 300_000)
     for block in (64 * 1024, 100_000):  # however it was cut, it is the same body
-        await shore.remote.send([UploadItem(sent.transfer, Bytes(b"x" * 300_000, block))], "key")
-    assert shore.names == ["a.pdf"]
+        await env.remote.send([UploadItem(sent.transfer, Bytes(b"x" * 300_000, block))], "key")
+    assert env.names == ["a.pdf"]
 
 
 async def test_the_key_is_taken_raw_or_as_the_header_value(codat: Make) -> None:
-    shore = codat(key=lambda: "Basic Y29kYXQtZGVtby1rZXk=")
-    await shore.send("a.pdf")
-    shore = codat(key=lambda: "  codat-demo-key\n")
-    await shore.send("a.pdf")
+    env = codat(key=lambda: "Basic Y29kYXQtZGVtby1rZXk=")
+    await env.send("a.pdf")
+    env = codat(key=lambda: "  codat-demo-key\n")
+    await env.send("a.pdf")
 
 
 @pytest.mark.parametrize(
@@ -85,20 +85,20 @@ async def test_the_key_is_taken_raw_or_as_the_header_value(codat: Make) -> None:
     ],
 )
 async def test_a_refusal_closes_what_it_is_about(codat: Make, status: int, scope: str | None) -> None:
-    shore = codat()
-    shore.strike("status", status=status)
-    error = await refused(shore)
+    env = codat()
+    env.strike("status", status=status)
+    error = await refused(env)
     assert (error.status, error.scope, error.kind) == (status, scope, "answer")
     assert error.correlation_id
     assert error.correlation_id in str(error)
 
 
 async def test_an_unknown_company_and_an_unknown_connection_are_told_apart(codat: Make) -> None:
-    shore = codat()
-    shore.sim.options.companies = {}
-    assert (await refused(shore)).scope == f"codat/{COMPANY}"
-    shore.sim.options.companies = {COMPANY: set()}
-    assert (await refused(shore)).scope == f"codat/{COMPANY}/{CONNECTION}"
+    env = codat()
+    env.sim.options.companies = {}
+    assert (await refused(env)).scope == f"codat/{COMPANY}"
+    env.sim.options.companies = {COMPANY: set()}
+    assert (await refused(env)).scope == f"codat/{COMPANY}/{CONNECTION}"
 
 
 async def test_validation_errors_are_in_the_sentence(codat: Make) -> None:
@@ -108,20 +108,20 @@ async def test_validation_errors_are_in_the_sentence(codat: Make) -> None:
 
 
 async def test_a_proxy_s_403_says_nothing_about_the_company(codat: Make) -> None:
-    shore = codat()
-    shore.strike("status", status=403, headers={"Content-Type": "text/html"})
-    error = await refused(shore)
+    env = codat()
+    env.strike("status", status=403, headers={"Content-Type": "text/html"})
+    error = await refused(env)
     assert (error.kind, error.scope) == ("not_ours", None)
 
 
 @pytest.mark.parametrize("form", ["iso", "http"])
 async def test_a_spent_quota_waits_for_its_reset(codat: Make, form: str) -> None:
-    shore = codat()
-    shore.sim.options.change({"daily_quota": 1, "reset_format": form})
-    await shore.send("a.pdf")
-    health = shore.remote.health
+    env = codat()
+    env.sim.options.change({"daily_quota": 1, "reset_format": form})
+    await env.send("a.pdf")
+    health = env.remote.health
     assert (health.limit, health.remaining) == (1, 0)
-    error = await refused(shore)
+    error = await refused(env)
     now = datetime.now(UTC)
     until_midnight = 86_400 - (now.hour * 3600 + now.minute * 60 + now.second)
     assert error.scope == "codat"
@@ -130,19 +130,19 @@ async def test_a_spent_quota_waits_for_its_reset(codat: Make, form: str) -> None
 
 
 async def test_no_more_at_once_than_the_company_allows(codat: Make) -> None:
-    shore = codat(concurrent_per_company=3)
-    shore.sim.options.latency = 0.02
+    env = codat(concurrent_per_company=3)
+    env.sim.options.latency = 0.02
     async with anyio.create_task_group() as group:
         for number in range(12):
-            group.start_soon(shore.send, f"{number}.pdf")
-    assert shore.sim.most_at_once[COMPANY] == 3
-    assert len(shore.names) == 12
+            group.start_soon(env.send, f"{number}.pdf")
+    assert env.sim.most_at_once[COMPANY] == 3
+    assert len(env.names) == 12
 
 
 async def test_foreign_words_are_shown_escaped_and_short(codat: Make) -> None:
-    shore = codat()
-    shore.strike("status", status=400, code="\x1b[31mred\n%s" + "x" * 5000)
-    text = str(await refused(shore))
+    env = codat()
+    env.strike("status", status=400, code="\x1b[31mred\n%s" + "x" * 5000)
+    text = str(await refused(env))
     assert "\x1b" not in text
     assert "\n" not in text
     assert len(text) < 800
@@ -152,70 +152,70 @@ async def test_foreign_words_are_shown_escaped_and_short(codat: Make) -> None:
 
 
 async def test_the_list_and_the_zip_of_a_day(codat: Make, tmp_path: Path) -> None:
-    shore = codat()
-    shore.sim.put_company_file(COMPANY, "old.pdf", b"old", uploaded=datetime(2026, 1, 2, tzinfo=UTC))
-    await shore.send("new.pdf", b"new")
-    listed = await shore.remote.listing(COMPANY)
+    env = codat()
+    env.sim.put_company_file(COMPANY, "old.pdf", b"old", uploaded=datetime(2026, 1, 2, tzinfo=UTC))
+    await env.send("new.pdf", b"new")
+    listed = await env.remote.listing(COMPANY)
     assert [each.file_name for each in listed] == ["old.pdf", "new.pdf"]
     for day, names in (("2026-01-02", ["old.pdf"]), (None, ["old.pdf", "new.pdf"])):
-        await shore.remote.fetch(COMPANY, day, tmp_path / "day.zip")
+        await env.remote.fetch(COMPANY, day, tmp_path / "day.zip")
         with zipfile.ZipFile(tmp_path / "day.zip") as archive:
             assert [name.rpartition("/")[2] for name in archive.namelist()] == names
     assert (tmp_path / "day.zip").stat().st_mode & 0o077 == 0
 
 
 async def test_a_download_that_is_cut_or_html_is_an_error(codat: Make, tmp_path: Path) -> None:
-    shore = codat()
-    await shore.send("a.pdf", b"x" * 300_000)
+    env = codat()
+    await env.send("a.pdf", b"x" * 300_000)
     for kind, params in (("truncated_answer", {"at": 1000}), ("html_200", {})):
-        shore.strike(kind, match="codat.download", **params)
+        env.strike(kind, match="codat.download", **params)
         with pytest.raises(RemoteError):
-            await shore.remote.fetch(COMPANY, None, tmp_path / "day.zip")
+            await env.remote.fetch(COMPANY, None, tmp_path / "day.zip")
 
 
 @pytest.mark.parametrize("kind", ["endless_json", "gzip_bomb"])
 async def test_what_does_not_begin_like_a_zip_is_taken_no_further(codat: Make, tmp_path: Path, kind: str) -> None:
     """Without end it would fill the disk, and its company's doubts would wait for it."""
-    shore = codat()
-    shore.strike(kind, match="codat.download")
+    env = codat()
+    env.strike(kind, match="codat.download")
     with anyio.fail_after(5), pytest.raises(RemoteError) as failure:
-        await shore.remote.fetch(COMPANY, None, tmp_path / "day.zip")
+        await env.remote.fetch(COMPANY, None, tmp_path / "day.zip")
     assert failure.value.kind == "not_ours"
     assert (tmp_path / "day.zip").stat().st_size == 0
 
 
 @pytest.mark.parametrize("kind", ["html_200", "gzip_bomb", "endless_json", "truncated_answer", "redirect", "html_502"])
 async def test_a_list_that_is_none_decides_nothing(codat: Make, kind: str) -> None:
-    shore = codat()
-    shore.strike(kind, match="codat.list")
+    env = codat()
+    env.strike(kind, match="codat.list")
     with pytest.raises(RemoteError) as failure:
-        await found(shore, transfer("a.pdf"))
+        await found(env, transfer("a.pdf"))
     assert not failure.value.body_complete
 
 
 async def test_a_list_of_wrong_rows_decides_nothing(codat: Make) -> None:
-    shore = codat()
-    shore.sim.set_faults([Fault("status", "codat.list", params={"status": 200})])  # an object, not a list
+    env = codat()
+    env.sim.set_faults([Fault("status", "codat.list", params={"status": 200})])  # an object, not a list
     with pytest.raises(RemoteError) as failure:
-        await shore.remote.listing(COMPANY)
+        await env.remote.listing(COMPANY)
     assert failure.value.kind == "not_ours"
 
 
 async def test_check_names_a_connection_that_is_not_linked(codat: Make) -> None:
-    shore = codat()
-    shore.sim.options.connection_status = {CONNECTION: "Deauthorized"}
-    wrong = [each for each in await shore.remote.check([CODAT]) if not each.ok]
+    env = codat()
+    env.sim.options.connection_status = {CONNECTION: "Deauthorized"}
+    wrong = [each for each in await env.remote.check([CODAT]) if not each.ok]
     assert [(each.subject, each.cure) for each in wrong] == [
         (f"codat connection {CONNECTION}", "link it in Codat's portal")
     ]
-    assert (await shore.remote.connection(COMPANY, CONNECTION))["status"] == "Deauthorized"
+    assert (await env.remote.connection(COMPANY, CONNECTION))["status"] == "Deauthorized"
 
 
 async def test_check_goes_on_where_one_company_is_unknown(codat: Make) -> None:
-    shore = codat()
-    shore.sim.options.companies = {COMPANY: {CONNECTION}}
+    env = codat()
+    env.sim.options.companies = {COMPANY: {CONNECTION}}
     other = Target("codat", "11111111-1111-1111-1111-111111111111", CONNECTION)
-    checked = {each.subject: each.ok for each in await shore.remote.check([other, CODAT])}
+    checked = {each.subject: each.ok for each in await env.remote.check([other, CODAT])}
     assert checked[f"codat company {other.company_id}"] is False
     assert checked[f"codat connection {CONNECTION}"] is True
 
@@ -224,104 +224,104 @@ async def test_check_goes_on_where_one_company_is_unknown(codat: Make) -> None:
 
 
 async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) -> None:
-    shore = codat()
-    doubt = shore.item("a.pdf", b"ours")
-    shore.strike("lost_answer", first=1)
+    env = codat()
+    doubt = env.item("a.pdf", b"ours")
+    env.strike("lost_answer", first=1)
     with pytest.raises(RemoteError):
-        await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
+        await env.remote.send([doubt], "key")
+    assert await found(env, doubt.transfer) == (Found.PRESENT, "zip")
     assert not list((tmp_path / "spool").iterdir()), "the ZIP is not kept"
 
 
 async def test_a_lost_request_is_found_absent_with_one_request(codat: Make) -> None:
-    shore = codat()
-    doubt = shore.item("a.pdf", b"ours")
-    shore.strike("reset_after", first=1)
+    env = codat()
+    doubt = env.item("a.pdf", b"ours")
+    env.strike("reset_after", first=1)
     with pytest.raises(RemoteError):
-        await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.ABSENT, "list")
-    assert not shore.sim.requests["codat.download"]
+        await env.remote.send([doubt], "key")
+    assert await found(env, doubt.transfer) == (Found.ABSENT, "list")
+    assert not env.sim.requests["codat.download"]
 
 
 async def test_a_token_needs_no_zip(codat: Make) -> None:
-    shore = codat()
+    env = codat()
     doubt = transfer("")
     doubt = replace(doubt, remote_name=f"invoice~{doubt.token}.pdf")
-    assert await found(shore, doubt) == (Found.ABSENT, "list")
-    await shore.remote.send([UploadItem(doubt, Bytes(b"some bytes"))], "key")
-    shore.sim.put_company_file(COMPANY, "foreign.pdf", b"foreign")
-    assert await found(shore, doubt) == (Found.PRESENT, "list")
-    assert not shore.sim.requests["codat.download"]
+    assert await found(env, doubt) == (Found.ABSENT, "list")
+    await env.remote.send([UploadItem(doubt, Bytes(b"some bytes"))], "key")
+    env.sim.put_company_file(COMPANY, "foreign.pdf", b"foreign")
+    assert await found(env, doubt) == (Found.PRESENT, "list")
+    assert not env.sim.requests["codat.download"]
 
 
 async def test_someone_else_s_upload_of_that_name_is_not_ours(codat: Make) -> None:
-    shore = codat()
-    shore.sim.put_company_file(COMPANY, "a.pdf", b"theirs")
-    assert await found(shore, transfer("a.pdf", b"ours")) == (Found.ABSENT, "zip")
+    env = codat()
+    env.sim.put_company_file(COMPANY, "a.pdf", b"theirs")
+    assert await found(env, transfer("a.pdf", b"ours")) == (Found.ABSENT, "zip")
 
 
 @pytest.mark.parametrize("rename", ["quote", "nfc", "cut"])
 async def test_a_name_that_the_server_changes_is_recognised(codat: Make, rename: str) -> None:
-    shore = codat()
-    shore.sim.options.change({"rename": rename})
-    doubt = shore.item('a "na\u0308ive" ' + "name " * 20 + ".pdf", b"ours")
-    await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
+    env = codat()
+    env.sim.options.change({"rename": rename})
+    doubt = env.item('a "na\u0308ive" ' + "name " * 20 + ".pdf", b"ours")
+    await env.remote.send([doubt], "key")
+    assert await found(env, doubt.transfer) == (Found.PRESENT, "zip")
 
 
 async def test_a_list_that_lags_shows_it_later(codat: Make, simulated: Make) -> None:
     clock = TurnableClock()
     sim = simulated(SimulatorOptions(requests_per_minute=0, list_lag=60.0), clock=clock)
-    shore = codat(sim, clock=clock)
+    env = codat(sim, clock=clock)
     now = clock.now()
-    first = shore.item("first.pdf", b"first")
+    first = env.item("first.pdf", b"first")
     doubt = UploadItem(transfer("a.pdf", b"ours", first_sent=now, last_sent=now), Bytes(b"ours"))
-    await shore.remote.send([first], "1")
-    await shore.remote.send([doubt], "2")
-    early = await found(shore, doubt.transfer, accounted=counted(first.transfer))
+    await env.remote.send([first], "1")
+    await env.remote.send([doubt], "2")
+    early = await found(env, doubt.transfer, accounted=counted(first.transfer))
     assert early == (Found.PRESENT, "zip"), "the list lacks what is known to be there, so the ZIPs are asked"
     clock.turn(61)
-    assert await found(shore, doubt.transfer, accounted=counted(first.transfer)) == (Found.PRESENT, "zip")
+    assert await found(env, doubt.transfer, accounted=counted(first.transfer)) == (Found.PRESENT, "zip")
 
 
 async def test_an_empty_list_that_should_not_be_empty_decides_nothing(codat: Make) -> None:
-    shore = codat()
+    env = codat()
     known = transfer("known.pdf", b"known")
-    assert (await found(shore, transfer("a.pdf", b"ours"), accounted=counted(known)))[0] is Found.UNSURE
+    assert (await found(env, transfer("a.pdf", b"ours"), accounted=counted(known)))[0] is Found.UNSURE
 
 
 async def test_the_first_of_a_batch_alone_is_found(codat: Make) -> None:
-    shore = codat()
-    shore.sim.options.keeps_only_first_of_batch = True
-    batch = [shore.item(f"{number}.pdf", b"%d" % number) for number in range(3)]
-    await shore.remote.send(batch, "key")
-    findings = await shore.remote.lookup([each.transfer for each in batch], NOTHING)
+    env = codat()
+    env.sim.options.keeps_only_first_of_batch = True
+    batch = [env.item(f"{number}.pdf", b"%d" % number) for number in range(3)]
+    await env.remote.send(batch, "key")
+    findings = await env.remote.lookup([each.transfer for each in batch], NOTHING)
     assert [findings[each.transfer.id].found for each in batch] == [Found.PRESENT, Found.ABSENT, Found.ABSENT]
 
 
 async def test_a_broken_zip_decides_nothing(codat: Make) -> None:
-    shore = codat()
-    doubt = shore.item("a.pdf", b"x" * 5000)
-    await shore.remote.send([doubt], "key")
+    env = codat()
+    doubt = env.item("a.pdf", b"x" * 5000)
+    await env.remote.send([doubt], "key")
     for at in (1, 100, 3000, 5050):
-        shore.strike("truncated_answer", match="codat.download", at=at)
+        env.strike("truncated_answer", match="codat.download", at=at)
         with pytest.raises(RemoteError):
-            await found(shore, doubt.transfer)
+            await found(env, doubt.transfer)
 
 
 async def test_a_remote_clock_that_is_wrong_hides_nothing(codat: Make) -> None:
-    shore = codat()
-    shore.sim.options.date_skew = -7200.0
-    doubt = shore.item("a.pdf", b"ours")
-    await shore.remote.send([doubt], "key")
-    assert await found(shore, doubt.transfer) == (Found.PRESENT, "zip")
+    env = codat()
+    env.sim.options.date_skew = -7200.0
+    doubt = env.item("a.pdf", b"ours")
+    await env.remote.send([doubt], "key")
+    assert await found(env, doubt.transfer) == (Found.PRESENT, "zip")
 
 
 async def test_many_doubts_of_one_company_cost_one_list_and_one_zip(codat: Make) -> None:
-    shore = codat()
+    env = codat()
     doubts = [item(f"{number}.pdf", b"%d" % number) for number in range(30)]
     for each in doubts[::2]:
-        await shore.remote.send([each], each.transfer.uid)
-    findings = await shore.remote.lookup([each.transfer for each in doubts], NOTHING)
+        await env.remote.send([each], each.transfer.uid)
+    findings = await env.remote.lookup([each.transfer for each in doubts], NOTHING)
     assert [findings[each.transfer.id].found for each in doubts] == [Found.PRESENT, Found.ABSENT] * 15
-    assert (shore.sim.requests["codat.list"], shore.sim.requests["codat.download"]) == (1, 1)
+    assert (env.sim.requests["codat.list"], env.sim.requests["codat.download"]) == (1, 1)

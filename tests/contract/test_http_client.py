@@ -389,25 +389,25 @@ async def test_a_proxy_that_is_set_is_used(codat: Any, certificates: Certificate
                 group.start_soon(_pump, there, client, group.cancel_scope)
 
     async with serving(speak) as proxy:
-        shore = codat(sim, proxy=proxy.url, ca_file=certificates.ca_file)
-        await shore.send("a.pdf", b"x" * 500_000)
+        env = codat(sim, proxy=proxy.url, ca_file=certificates.ca_file)
+        await env.send("a.pdf", b"x" * 500_000)
         async with anyio.create_task_group() as group:  # a storm, as httpcore's pool leaks slots to it
             for number in range(40):
-                group.start_soon(shore.send, f"{number}.pdf")
+                group.start_soon(env.send, f"{number}.pdf")
             await anyio.sleep(0.02)
             group.cancel_scope.cancel()
         with anyio.fail_after(5):
-            await shore.send("b.pdf")
-        await shore.remote.aclose()
-        assert shore.names[0] == "a.pdf"
-        assert shore.names[-1] == "b.pdf"
+            await env.send("b.pdf")
+        await env.remote.aclose()
+        assert env.names[0] == "a.pdf"
+        assert env.names[-1] == "b.pdf"
         assert proxy.connections >= 1
 
 
 async def test_a_proxy_that_is_away_is_surely_not_stored(codat: Any) -> None:
-    shore = codat(proxy="http://127.0.0.1:1")
+    env = codat(proxy="http://127.0.0.1:1")
     with pytest.raises(RemoteError) as failure:
-        await shore.send("a.pdf")
+        await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("unreachable", False)
 
 

@@ -162,9 +162,9 @@ async def test_a_success_before_the_whole_body_is_a_doubt(codat: Make, wootiv: M
         await anyio.sleep_forever()
 
     async with serving(speak) as server:
-        shore = {"codat": codat, "wootiv": wootiv}[remote](base_url=server.url)
+        env = {"codat": codat, "wootiv": wootiv}[remote](base_url=server.url)
         with anyio.fail_after(10), pytest.raises(RemoteError, match="before all of it was sent") as failure:
-            await shore.send("a.pdf", b"x" * 8_000_000)
+            await env.send("a.pdf", b"x" * 8_000_000)
     assert failure.value.body_complete, "the remote is asked, and the document is not called sent"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from contract.conftest import Shore
+from contract.conftest import RemoteEnv
 from contract.upload_items import WOOTIV, Bytes, transfer
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
@@ -56,9 +56,9 @@ class HastyClock(SystemClock):
         return super().now() + self.ahead
 
 
-async def refused(shore: Shore) -> RemoteError:
+async def refused(env: RemoteEnv) -> RemoteError:
     with pytest.raises(RemoteError) as failure:
-        await shore.send("a.pdf")
+        await env.send("a.pdf")
     return failure.value
 
 
@@ -68,28 +68,28 @@ async def refused(shore: Shore) -> RemoteError:
 @pytest.mark.parametrize("signed", ["put", "post"])
 @pytest.mark.parametrize("sign_content_type", [False, True])
 async def test_what_was_signed_is_sent_as_it_was_signed(wootiv: Make, signed: str, sign_content_type: bool) -> None:
-    shore = wootiv(signed=signed)
-    shore.sim.options.sign_content_type = sign_content_type
-    receipt = await shore.send("scans/2026/na\u0308ive 100%.pdf", b"x" * 100_000)
+    env = wootiv(signed=signed)
+    env.sim.options.sign_content_type = sign_content_type
+    receipt = await env.send("scans/2026/na\u0308ive 100%.pdf", b"x" * 100_000)
     assert receipt.proof == "etag"
-    ((_, key),) = shore.sim.objects
+    ((_, key),) = env.sim.objects
     assert key == "scans/2026/na\u0308ive 100%.pdf"
 
 
 @pytest.mark.parametrize("signed", ["put", "post"])
 async def test_an_etag_of_other_bytes_means_send_again(wootiv: Make, signed: str) -> None:
-    shore = wootiv(signed=signed)
+    env = wootiv(signed=signed)
     with pytest.raises(RemoteError, match="ETag") as failure:
-        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
+        await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), LateMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.body_complete) == ("redo", True)
 
 
 async def test_a_digest_that_is_known_goes_along_and_other_bytes_never_stand(wootiv: Make) -> None:
-    shore = wootiv()
+    env = wootiv()
     with pytest.raises(RemoteError, match="BadDigest") as failure:
-        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+        await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
     assert (failure.value.kind, failure.value.status) == ("redo", 400)
-    assert shore.names == []
+    assert env.names == []
 
 
 @pytest.mark.parametrize("where", ["signed", "in the fields alone"])
@@ -97,133 +97,133 @@ async def test_a_digest_that_wootiv_names_goes_before_ours(
     wootiv: Make, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ours would be refused with BadDigest, or break the signature; so it gets as far as the ETag."""
-    shore = wootiv()
+    env = wootiv()
     theirs = {"content-md5": b64encode(hashlib.md5(b"some bytes", usedforsecurity=False).digest()).decode()}
-    sign = shore.sim.s3.sign
+    sign = env.sim.s3.sign
 
     def signed(method: str, base: str, bucket: str, key: str, headers: dict[str, str]) -> str:
         url: str = sign(method, base, bucket, key, headers | theirs if where == "signed" else headers)
         return url
 
-    monkeypatch.setattr(shore.sim.s3, "sign", signed)
-    put_url = shore.sim.wootiv._put_url
+    monkeypatch.setattr(env.sim.s3, "sign", signed)
+    put_url = env.sim.wootiv._put_url
 
     def answered(base: str, name: str) -> dict[str, Any]:
         answer: dict[str, Any] = put_url(base, name)
         return answer | {"fields": answer["fields"] | {"Content-MD5": theirs["content-md5"]}}
 
-    monkeypatch.setattr(shore.sim.wootiv, "_put_url", answered)
+    monkeypatch.setattr(env.sim.wootiv, "_put_url", answered)
     with pytest.raises(RemoteError, match="its ETag is"):
-        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
-    assert shore.names == ["a.pdf"]
+        await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+    assert env.names == ["a.pdf"]
 
 
 async def test_nothing_is_added_to_a_signed_form(wootiv: Make) -> None:
     """Its policy names every field; a digest beside it would be refused."""
-    shore = wootiv(signed="post")
+    env = wootiv(signed="post")
     with pytest.raises(RemoteError, match="its ETag is"):
-        await shore.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
+        await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
 
 
 async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) -> None:
-    shore = wootiv()
+    env = wootiv()
     for headers in (
         {"ETag": '"abc-12"'},
         {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption": "aws:kms"},
         {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption-customer-algorithm": "AES256"},
     ):
-        shore.strike("status", status=200, headers=headers, stored=True)
-        assert (await shore.send("a.pdf")).proof == "answer"
+        env.strike("status", status=200, headers=headers, stored=True)
+        assert (await env.send("a.pdf")).proof == "answer"
 
 
 async def test_a_200_without_an_etag_is_no_receipt(wootiv: Make) -> None:
-    shore = wootiv()
-    shore.strike("swallow")
-    assert (await refused(shore)).kind == "not_ours"
-    shore.strike("status", status=200)
-    assert (await refused(shore)).kind == "not_ours"
+    env = wootiv()
+    env.strike("swallow")
+    assert (await refused(env)).kind == "not_ours"
+    env.strike("status", status=200)
+    assert (await refused(env)).kind == "not_ours"
 
 
 @pytest.mark.parametrize("signed", ["put", "post"])
 async def test_an_expired_url_asks_for_a_new_one(wootiv: Make, simulated: Make, signed: str) -> None:
     clock = HastyClock()
-    shore = wootiv(simulated(SimulatorOptions(requests_per_minute=0, url_lifetime=5.0), clock=clock), signed)
-    error = await refused(shore)
+    env = wootiv(simulated(SimulatorOptions(requests_per_minute=0, url_lifetime=5.0), clock=clock), signed)
+    error = await refused(env)
     assert (error.kind, error.status, error.scope) == ("signature", 403, None)
     clock.step = 0.0
-    await shore.send("a.pdf")
+    await env.send("a.pdf")
 
 
 async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> None:
-    shore = wootiv()
-    shore.strike("status", status=403, code="SignatureDoesNotMatch")
-    assert (await refused(shore)).kind == "signature"
-    shore.strike("status", status=403, code="AccessDenied")
-    error = await refused(shore)
+    env = wootiv()
+    env.strike("status", status=403, code="SignatureDoesNotMatch")
+    assert (await refused(env)).kind == "signature"
+    env.strike("status", status=403, code="AccessDenied")
+    error = await refused(env)
     assert (error.kind, error.scope) == ("storage", None)
 
 
 @pytest.mark.parametrize("code", ["BadDigest", "IncompleteBody", "RequestTimeout"])
 async def test_a_400_about_the_bytes_on_their_way_is_not_about_the_document(wootiv: Make, code: str) -> None:
-    shore = wootiv()
-    shore.strike("status", status=400, code=code)
-    assert (await refused(shore)).kind == "redo"
+    env = wootiv()
+    env.strike("status", status=400, code=code)
+    assert (await refused(env)).kind == "redo"
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429])
 async def test_wootiv_s_own_refusal_closes_wootiv(wootiv: Make, status: int) -> None:
-    shore = wootiv()
-    shore.strike("status", match="wootiv.sign", status=status)
-    error = await refused(shore)
+    env = wootiv()
+    env.strike("status", match="wootiv.sign", status=status)
+    error = await refused(env)
     assert (error.status, error.scope, error.body_complete) == (status, "wootiv", False)
 
 
 async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
-    shore = wootiv()
-    shore.strike("status", match="wootiv.sign", status=422)
-    error = await refused(shore)
+    env = wootiv()
+    env.strike("status", match="wootiv.sign", status=422)
+    error = await refused(env)
     assert (error.scope, error.about_document) == (None, True)
 
 
 async def test_a_question_that_is_too_large_says_nothing_about_the_document(wootiv: Make) -> None:
-    shore = wootiv()
-    shore.strike("early_413", match="wootiv.sign")
-    error = await refused(shore)
+    env = wootiv()
+    env.strike("early_413", match="wootiv.sign")
+    error = await refused(env)
     assert (error.kind, error.status, error.scope, error.body_complete) == ("not_ours", 413, None, False)
 
 
 @pytest.mark.parametrize("kind", ["html_200", "lost_answer", "endless_json", "truncated_answer", "redirect"])
 async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: str) -> None:
-    shore = wootiv()
-    shore.strike(kind, match="wootiv.sign")
-    error = await refused(shore)
+    env = wootiv()
+    env.strike(kind, match="wootiv.sign")
+    error = await refused(env)
     assert not error.body_complete
-    assert not shore.sim.requests["s3.put"]
+    assert not env.sim.requests["s3.put"]
 
 
 async def test_no_error_shows_a_signature(wootiv: Make) -> None:
-    shore = wootiv()
+    env = wootiv()
     for kind in ("lost_answer", "html_502", "redirect", "early_413", "reset_inside", "html_200"):
-        shore.strike(kind)
-        text = repr((await refused(shore)).__dict__) + str(await refused(shore))
+        env.strike(kind)
+        text = repr((await refused(env)).__dict__) + str(await refused(env))
         assert "X-Amz" not in text
         assert "/s3/" not in text
 
 
 async def test_a_put_may_be_repeated(wootiv: Make) -> None:
-    shore = wootiv()
+    env = wootiv()
     doubt = transfer("a.pdf", target=WOOTIV)
-    finding = (await shore.remote.lookup([doubt], NOTHING))[doubt.id]
+    finding = (await env.remote.lookup([doubt], NOTHING))[doubt.id]
     assert (finding.found, finding.proof) == (Found.ABSENT, "put")
-    await shore.send("a.pdf")
-    await shore.send("a.pdf")
-    assert len(shore.sim.objects) == 1
+    await env.send("a.pdf")
+    await env.send("a.pdf")
+    assert len(env.sim.objects) == 1
 
 
 async def test_an_empty_document_can_be_put(wootiv: Make) -> None:
-    shore = wootiv()
-    await shore.send("empty.txt", b"")
-    assert shore.names == ["empty.txt"]
+    env = wootiv()
+    await env.send("empty.txt", b"")
+    assert env.names == ["empty.txt"]
 
 
 # fetching
@@ -238,52 +238,52 @@ def stored(sim: Simulator, content: bytes) -> str:
 
 
 async def test_an_object_comes_whole_and_only_when_it_changed(wootiv: Make, tmp_path: Path) -> None:
-    shore = wootiv()
+    env = wootiv()
     to = tmp_path / "latest"
-    etag = stored(shore.sim, b"x" * 3_000_000)
-    fetched = await shore.remote.fetch("reports/latest 1.pdf", to, None)
+    etag = stored(env.sim, b"x" * 3_000_000)
+    fetched = await env.remote.fetch("reports/latest 1.pdf", to, None)
     assert (fetched.etag, fetched.changed, to.read_bytes()) == (etag, True, b"x" * 3_000_000)
     to.unlink()
-    assert not (await shore.remote.fetch("reports/latest 1.pdf", to, etag)).changed
+    assert not (await env.remote.fetch("reports/latest 1.pdf", to, etag)).changed
     assert left_in(tmp_path) == [], "nothing is left behind"
 
 
 async def test_a_download_goes_on_where_it_broke_off(wootiv: Make, tmp_path: Path) -> None:
-    shore = wootiv()
+    env = wootiv()
     to = tmp_path / "latest"
     content = bytes(range(256)) * 8000
-    stored(shore.sim, content)
-    shore.strike("truncated_answer", match="s3.get", at=1_500_000, extra=0, first=1)
+    stored(env.sim, content)
+    env.strike("truncated_answer", match="s3.get", at=1_500_000, extra=0, first=1)
     with pytest.raises(RemoteError) as failure:
-        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+        await env.remote.fetch("reports/latest 1.pdf", to, None)
     assert (failure.value.kind, to.stat().st_size) == ("cut", 1_500_000)
-    assert (await shore.remote.fetch("reports/latest 1.pdf", to, None)).changed
+    assert (await env.remote.fetch("reports/latest 1.pdf", to, None)).changed
     assert to.read_bytes() == content
-    assert [seen.status for seen in shore.sim.log if seen.route == "s3.get"] == [200, 206]
+    assert [seen.status for seen in env.sim.log if seen.route == "s3.get"] == [200, 206]
     assert left_in(tmp_path) == [to]
 
 
 async def test_an_object_that_changed_meanwhile_is_not_glued_together(wootiv: Make, tmp_path: Path) -> None:
-    shore = wootiv()
+    env = wootiv()
     to = tmp_path / "latest"
-    stored(shore.sim, b"old" * 500_000)
-    shore.strike("truncated_answer", match="s3.get", at=1_000_000, extra=0, first=1)
+    stored(env.sim, b"old" * 500_000)
+    env.strike("truncated_answer", match="s3.get", at=1_000_000, extra=0, first=1)
     with pytest.raises(RemoteError):
-        await shore.remote.fetch("reports/latest 1.pdf", to, None)
-    stored(shore.sim, b"new" * 600_000)
+        await env.remote.fetch("reports/latest 1.pdf", to, None)
+    stored(env.sim, b"new" * 600_000)
     with pytest.raises(RemoteError, match="changed"):
-        await shore.remote.fetch("reports/latest 1.pdf", to, None)
-    assert (await shore.remote.fetch("reports/latest 1.pdf", to, None)).changed
+        await env.remote.fetch("reports/latest 1.pdf", to, None)
+    assert (await env.remote.fetch("reports/latest 1.pdf", to, None)).changed
     assert to.read_bytes() == b"new" * 600_000
 
 
 async def test_bytes_that_are_not_the_object_s_are_thrown_away(wootiv: Make, tmp_path: Path) -> None:
-    shore = wootiv()
+    env = wootiv()
     to = tmp_path / "latest"
-    etag = stored(shore.sim, b"x" * 1000)
-    shore.strike("status", match="s3.get", status=200, headers={"ETag": f'"{etag}"'})
+    etag = stored(env.sim, b"x" * 1000)
+    env.strike("status", match="s3.get", status=200, headers={"ETag": f'"{etag}"'})
     with pytest.raises(RemoteError, match="ETag"):
-        await shore.remote.fetch("reports/latest 1.pdf", to, None)
+        await env.remote.fetch("reports/latest 1.pdf", to, None)
     assert not to.exists()
 
 
@@ -297,8 +297,8 @@ async def test_a_url_without_tls_is_not_used_behind_tls(
     wootiv: Make, simulated: Make, certificates: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sim = simulated(tls=certificates.server)
-    shore = wootiv(sim, ca_file=certificates.ca_file)
+    env = wootiv(sim, ca_file=certificates.ca_file)
     sign = sim.s3.sign
     monkeypatch.setattr(sim.s3, "sign", lambda *args, **more: sign(*args, **more).replace("https://", "http://"))
-    assert "TLS" in str(await refused(shore))
+    assert "TLS" in str(await refused(env))
     assert not sim.requests["s3.put"]

@@ -1,4 +1,5 @@
-"""Uploader, queue and judgement in memory, against a far shore that loses, delays and kills by dice: a seed is a run.
+"""Run uploader, queue and reconciliation in memory against a service that loses, delays and kills by a seed.
+
 `python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one.
 """
 
@@ -70,7 +71,7 @@ NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
 #: Two connections of one company: its list does not say which one a file came by.
 ONE, OTHER = (Target("codat", str(uuid.UUID(int=1)), str(uuid.UUID(int=number))) for number in (2, 3))
 #: In so many runs the other connection gets the same bytes under the same name.
-TWINS = 0.2
+SAME_BYTES_RATE = 0.2
 #: So many steps, and it is stuck.
 LONGEST = 2_000
 
@@ -79,12 +80,12 @@ class Killed(BaseException):
     """SIGKILL: nothing of this process runs any more."""
 
 
-# -- the far shore -------------------------------------------------------------------------------------------------
+# -- the service -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Upload:
-    """A file at the far shore."""
+    """A file at the service."""
 
     name: str
     sha256: str
@@ -93,8 +94,8 @@ class Upload:
     lane: str | None = None  # None: somebody else's
 
 
-class Shore:
-    """What a Codat has: files that may be stored late and are listed later, and the answers that it kept."""
+class FakeCodat:
+    """A Codat: files that may be stored late and are listed later, and the answers that it keeps by key."""
 
     def __init__(self, jitter: random.Random, clock: TurnableClock) -> None:
         self.jitter = jitter
@@ -143,8 +144,8 @@ class Shore:
         return members
 
 
-class Line:
-    """The Remote protocol: one process's way to the shore. What goes wrong goes wrong here; some of it kills."""
+class FakeRemote:
+    """The Remote protocol for one process. Its faults happen here; some of them kill the process."""
 
     name = "codat"
     rules = Rules("Codat", max_size=10**7)
@@ -152,9 +153,9 @@ class Line:
     absent_after = 2.5 * LAG
     health = Health()
 
-    def __init__(self, shore: Shore, kill: Callable[[], NoReturn]) -> None:
-        self.shore = shore
-        self.jitter = shore.jitter
+    def __init__(self, service: FakeCodat, kill: Callable[[], NoReturn]) -> None:
+        self.service = service
+        self.jitter = service.jitter
         self._kill = kill
 
     async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
@@ -166,12 +167,12 @@ class Line:
             self._kill()
         async for _ in item.source.blocks():
             pass
-        fate = self.shore.fate()
+        fate = self.service.fate()
         if fate in ("away", "cut", "busy"):
             kinds = {"away": "unreachable", "cut": "cut", "busy": "answer"}
             raise RemoteError(fate, kind=kinds[fate], status=429 if fate == "busy" else None)
         if fate != "never":
-            answer = self.shore.take(item.transfer, key, fate)
+            answer = self.service.take(item.transfer, key, fate)
             fate = answer if fate in ("well", "error") else fate
         await self._passes(5)
         if fate == "well":
@@ -184,7 +185,7 @@ class Line:
 
     async def _passes(self, longest: float) -> None:
         """Time, and others' turns."""
-        self.shore.clock.turn(self.jitter.uniform(0, longest))
+        self.service.clock.turn(self.jitter.uniform(0, longest))
         for _ in range(self.jitter.randrange(3)):
             await checkpoint()
 
@@ -197,14 +198,14 @@ class Line:
         await self._passes(2)
         if self.jitter.random() < 0.05:
             self._kill()
-        if self.jitter.random() < self.shore.trouble / 2:
-            self.shore.faults["no list"] += 1
+        if self.jitter.random() < self.service.trouble / 2:
+            self.service.faults["no list"] += 1
             raise RemoteError("no list today", status=500)
-        case = reconcile.Reconciliation(asked, accounted, unsettled, self.shore.rows(), self.shore.clock.now())
+        case = reconcile.Reconciliation(asked, accounted, unsettled, self.service.rows(), self.service.clock.now())
         found = case.by_list()
         if case.days:
             await self._passes(2)
-            found |= case.by_archive(self.shore.archive(case.days))
+            found |= case.by_archive(self.service.archive(case.days))
         return found
 
     async def check(self, targets: Sequence[Target]) -> list[Checked]:
@@ -333,7 +334,7 @@ class Process(Uploader):
         self.queue = Transfers(self.database, clock, name)
         self.documents = Documents(self.database, clock)
         tables = Queue(self.database, self.documents, self.queue, Gates(self.database))
-        remotes = {"codat": Line(world.shore, self.database.kill)}
+        remotes = {"codat": FakeRemote(world.service, self.database.kill)}
         context = UploadContext(clock, tables, {world.upload.name: world.upload}, remotes, Wakeups(), Telemetry(clock))
         gate_manager = GateManager(tables.gates, clock, RetryPolicy(Backoff(0.5, 1.5, 60.0), give_up_after=1e9))
         gate_manager.random = world.jitter
@@ -367,8 +368,8 @@ class Process(Uploader):
 
 
 @dataclass
-class Tidings:
-    """What runs came to."""
+class RunReport:
+    """The results of runs."""
 
     runs: int = 0
     kills: int = 0
@@ -376,7 +377,7 @@ class Tidings:
     held: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
 
-    def add(self, other: Tidings) -> None:
+    def add(self, other: RunReport) -> None:
         self.runs += other.runs
         self.kills += other.kills
         self.documents += other.documents
@@ -385,7 +386,7 @@ class Tidings:
 
 
 class World:
-    """One run: two processes, one disk, one far shore, three documents; a time of its own. The seed decides all."""
+    """One run: two processes, one disk, one service, three documents and a clock. The seed decides everything."""
 
     def __init__(self, seed: int, disk: Disk, upload: settings.Upload) -> None:
         self.seed = seed
@@ -393,15 +394,15 @@ class World:
         self.upload = upload
         self.jitter = random.Random(seed)  # noqa: S311 - a run must be repeatable by its seed
         self.clock = TurnableClock(wall=1_790_000_000.0 + self.jitter.uniform(0, 86_400))
-        self.shore = Shore(self.jitter, self.clock)
+        self.service = FakeCodat(self.jitter, self.clock)
         self.contents = {sha256(name.encode()).hexdigest(): name.encode() for name in NAMES}
         self.laid = [(ONE, digest) for digest in self.contents]
-        if self.jitter.random() < TWINS:
+        if self.jitter.random() < SAME_BYTES_RATE:
             self.laid.append((OTHER, self.laid[0][1]))
         self.watchman = Memory(disk, self.jitter)
         self.births = 0
 
-    async def run(self) -> Tidings:
+    async def run(self) -> RunReport:
         """AssertionError when a document is lost or doubled, or never final."""
         self.disk.clear()
         await self._plan()
@@ -410,7 +411,7 @@ class World:
             if not await self._waits():
                 return await self._judge()
             if self.jitter.random() < 0.03:
-                self.shore.put("a.pdf", f"stranger {self.jitter.random()}")
+                self.service.put("a.pdf", f"stranger {self.jitter.random()}")
             async with anyio.create_task_group() as group:
                 for process in processes:
                     group.start_soon(self._turn, process)
@@ -454,10 +455,10 @@ class World:
         await Transfers(self.watchman, self.clock, "watchman").reclaim({dead.name})
         return self._born()
 
-    async def _judge(self) -> Tidings:
+    async def _judge(self) -> RunReport:
         self.clock.turn(LAG)  # what is stored late is there now
         rows = await self.watchman.read(_states)
-        stored = Counter((each.lane, each.sha256) for each in self.shore.stored if each.lane is not None)
+        stored = Counter((each.lane, each.sha256) for each in self.service.stored if each.lane is not None)
         held = Counter(str(reason) for _, _, state, reason in rows if state == State.HELD)
         told = f"seed {self.seed}: {rows} {stored}"
         assert {(target.lane, digest) for target, digest in self.laid} == {row[:2] for row in rows}, told
@@ -466,7 +467,7 @@ class World:
         assert all(count == 1 for count in stored.values()), f"twice: {told}"
         assert all(stored[row[:2]] for row in rows if row[2] == State.SENT), f"lost: {told}"
         assert not any(stored[row[:2]] for row in rows if row[2] == State.GONE), f"gone, and there: {told}"
-        return Tidings(1, self.births - 2, len(rows), held, self.shore.faults)
+        return RunReport(1, self.births - 2, len(rows), held, self.service.faults)
 
 
 def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
@@ -474,13 +475,13 @@ def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
     return [(lane, digest, state, reason) for lane, digest, state, reason in rows]
 
 
-def walk(first: int, last: int) -> Tidings:
+def walk(first: int, last: int) -> RunReport:
     """The runs of these seeds; the first that fails raises."""
-    tidings = Tidings()
+    report = RunReport()
 
     async def all_of_them() -> None:
         for seed in range(first, last):
-            tidings.add(await World(seed, disk, upload).run())
+            report.add(await World(seed, disk, upload).run())
 
     with tempfile.TemporaryDirectory(prefix="docferry-simulated-") as folder:
         disk, upload = _disk(Path(folder)), _upload(Path(folder))
@@ -489,7 +490,7 @@ def walk(first: int, last: int) -> Tidings:
         anyio.run(all_of_them)
     finally:
         logging.disable(logging.NOTSET)
-    return tidings
+    return report
 
 
 def _disk(folder: Path) -> Disk:
@@ -508,13 +509,13 @@ def _upload(folder: Path) -> settings.Upload:
 def main() -> int:
     """Walk the seeds named on the command line, in as many processes as there are cores."""
     first, last = map(int, (sys.argv[1:] or ["0:10000"])[0].split(":"))
-    share, began, tidings = 500, time.monotonic(), Tidings()
+    share, began, report = 500, time.monotonic(), RunReport()
     with ProcessPoolExecutor() as pool:
         walks = [pool.submit(walk, start, min(start + share, last)) for start in range(first, last, share)]
         for done in as_completed(walks):
-            tidings.add(done.result())
-            pace = tidings.runs / (time.monotonic() - began)
-            print(f"{time.monotonic() - began:7.0f} s  {pace:.0f} runs a second; {tidings}", flush=True)
+            report.add(done.result())
+            pace = report.runs / (time.monotonic() - began)
+            print(f"{time.monotonic() - began:7.0f} s  {pace:.0f} runs a second; {report}", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The house over real files and the simulator: documents are laid down, carried, and looked for at the far shore."""
+"""The application over real files and the simulator: documents are written, uploaded, and looked for at the remote."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
 
 @dataclass
 class UploadEnv:
-    """One test's folders, house and far shore. `lag` is the lag of Codat's list that docferry reckons with."""
+    """The folders, application and remotes of one test."""
 
     app_env: AppEnv
     environ: dict[str, str] = field(default_factory=dict)  # on top of the configuration
@@ -91,7 +91,7 @@ class UploadEnv:
         return Counter({**await app.reports.open_counts(app.uploads), **present})
 
     async def run_daemon(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
-        """Open the house, carry everything, close it."""
+        """Open the application, upload everything, close it."""
         async with self.app() as app:
             return await self.carried(app, done)
 
@@ -113,8 +113,8 @@ def once(*names: str) -> Counter[tuple[str, str]]:
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadEnv]:
     for key in ("CODAT_API_KEY", "WOOTIV_API_KEY"):
         monkeypatch.setenv(key, "to be set")  # so that it is taken away again
-    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
-        app_env = AppEnv(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator:
+        app_env = AppEnv(tmp_path, simulator)
         app_env.settings |= {"settle": '"10ms"', "log_level": '"error"'}
         app_env.codat |= {"list_lag": '"150ms"', "timeout": '"1s"'}
         yield UploadEnv(app_env)

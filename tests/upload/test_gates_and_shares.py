@@ -386,7 +386,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
             await anyio.sleep(0.2)  # it has looked at a queue in which nothing waits
             await anyio.to_thread.run_sync(update, "waiting")
             with anyio.fail_after(10):
-                while not env.at_codat():  # noqa: ASYNC110 - the far shore tells nobody
+                while not env.at_codat():  # noqa: ASYNC110 - the simulator has no event for it
                     await anyio.sleep(0.02)
             app.scheduler.stop()
     assert env.at_codat() == once("a.pdf")

@@ -29,7 +29,7 @@ from docferry.remotes.http.response import (
 )
 from docferry.remotes.http.transport import DirectTransport
 
-#: Larger bodies ask first (`Expect: 100-continue`) after one broke off unexplained.
+#: Larger bodies ask first (`Expect: 100-continue`) after one was refused, or broke off unexplained.
 _LARGE_BYTES: Final = 128 * 1024
 _ALWAYS: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "docferry"}
 #: After these nothing of a request has reached the server.
@@ -165,8 +165,9 @@ class HttpClient:
     def _learn(self, response: Response, tracked: TrackedBody | None) -> None:
         if response.status == 417:
             self._expect_continue = None
-        elif self._expect_continue and _is_large(tracked) and response.ok:
-            self._expect_continue = False
+        elif _is_large(tracked) and self._expect_continue is not None:
+            # A server that refused a large body is asked first: the next refusal costs no body.
+            self._expect_continue = not response.ok
 
     def _failure(self, error: Exception, request: httpx.Request, tracked: TrackedBody | None) -> RemoteError:
         """Return the RemoteError for any exception of a request."""

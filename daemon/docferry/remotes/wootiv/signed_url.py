@@ -15,8 +15,10 @@ import anyio
 from docferry.errors import RemoteError
 from docferry.remotes.http import content_type
 
-#: The signed headers that a request may carry; others could change what the request is or whom it speaks for.
+#: The signed headers that a request may have; others could change what the request is or whom it speaks for.
 _ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-control", "expires")
+#: The addresses of a host are looked up again so often, seconds.
+_LOOKUP_LIFETIME_S: Final = 60.0
 #: A request sets these itself.
 _OWN_HEADERS: Final = frozenset({"content-length"})
 _DIGEST: Final = "content-md5"
@@ -34,6 +36,7 @@ class SignedUrlPolicy:
         self._is_plain = base.scheme == "http"
         self._base_host = (base.hostname or "").lower()
         self._hosts = tuple(pattern.lower() for pattern in storage_hosts)
+        self._allowed_until: dict[str, float] = {}  # hosts that were looked up, seconds of the event loop
 
     async def check(self, url: object) -> str:
         """Return a URL that documents may be sent to; RemoteError for any other."""
@@ -51,9 +54,11 @@ class SignedUrlPolicy:
 
     async def _check_public(self, host: str, port: int) -> None:
         """Refuse a host with an address of this machine or of a private network, unless `base_url` has one too."""
-        if not await _has_private(host, port):
+        now = anyio.current_time()
+        if self._allowed_until.get(host, 0.0) > now:
             return
-        if self._base_host and await _has_private(self._base_host, port):
+        if not await _has_private(host, port) or await _has_private(self._base_host, port):
+            self._allowed_until = {host: now + _LOOKUP_LIFETIME_S}
             return
         raise unusable(
             f"Wootiv signed a URL for {host[:80]}, an address of this machine or of a private network; "
