@@ -110,10 +110,10 @@ def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> in
     retired = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_DOCUMENTS, {"now": now})]
     transfers = [transfer_id for transfer_id in retired if transfer_id is not None]
     if transfers:
+        transaction.execute(_FREE_TAKEN, {"retired": transfers})
         parameters = {"now": now, "retired": transfers, "detail": WENT_AWAY}
         gone = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_TRANSFERS, parameters)]
         receipts.append_gone(transaction, gone, now, WENT_AWAY)
-        transaction.execute(_FREE_TAKEN, {"retired": transfers})
     return len(retired)
 
 
@@ -239,7 +239,7 @@ _DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
 # of this commit takes it.
 _HOLD_TAKEN = text(f"""
 UPDATE plan SET state = 'held', reason = 'name_taken', sha256 = NULL, fingerprint = NULL, md5 = NULL,
-  dedupe_key = 'held:' || uid,
+  dedupe_key = 'taken:' || dedupe_key || ':' || uid,
   detail = 'the name "' || remote_name || '" at the remote is taken by another file or version; rename the file, or '
     || 'let names differ (file_name, object_name, dedupe), then run `docferry retry`'
 WHERE exclusion <> 'content' AND sha256 IS NOT NULL AND (
@@ -261,8 +261,9 @@ WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclus
 # A file gave its name up: documents that were held for it are planned anew by the next scan.
 _FREE_TAKEN = text("""
 UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
-  SELECT id FROM transfer WHERE state = 'held' AND reason = 'name_taken' AND lane IN (
-    SELECT lane FROM transfer WHERE id = ANY(:retired) AND reason IS DISTINCT FROM 'name_taken'))
+  SELECT h.id FROM transfer h JOIN transfer r ON r.lane = h.lane
+    AND substr(h.dedupe_key, 7, length(r.dedupe_key) + 1) = r.dedupe_key || ':'
+  WHERE h.state = 'held' AND h.reason = 'name_taken' AND r.id = ANY(:retired))
 """)
 _RETIRE_DOCUMENTS = text("""
 UPDATE document SET present = false, updated = :now
