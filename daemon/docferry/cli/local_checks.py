@@ -68,9 +68,26 @@ def local(settings: Settings) -> Iterator[Finding]:
         watched += 0 if upload.poll else walked.folders
     for download in settings.downloads:
         yield from _download(download, settings.state_dir)
+    yield from object_names(settings.uploads)
     yield from _alerts(settings)
     if settings.uploads:
         yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
+
+
+def object_names(uploads: Iterable[Upload]) -> Iterator[Finding]:
+    """Warn where two mappings can give one object name: the second file of a name is held as `name_taken`."""
+    known: list[Upload] = []
+    for upload in uploads:
+        if upload.to != "wootiv" or "{mapping}" in upload.object_name:
+            continue
+        start = upload.object_name.partition("{")[0]
+        for other in known:
+            other_start = other.object_name.partition("{")[0]
+            if start.startswith(other_start) or other_start.startswith(start):
+                detail = f'its object names can be those of "{other.name}"; the second file of a name is held'
+                yield Finding("warn", upload.name, detail, 'part them: object_name = "{mapping}/{path}"')
+                break
+        known.append(upload)
 
 
 def _alerts(settings: Settings) -> Iterator[Finding]:
