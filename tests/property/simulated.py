@@ -54,6 +54,7 @@ from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
+from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.transfers import Pick, Transfers
 from docferry.telemetry import Telemetry
@@ -467,6 +468,8 @@ class World:
         assert all(count == 1 for count in stored.values()), f"twice: {told}"
         assert all(stored[row[:2]] for row in rows if row[2] == State.SENT), f"lost: {told}"
         assert not any(stored[row[:2]] for row in rows if row[2] == State.GONE), f"gone, and there: {told}"
+        report = await ReceiptLog(self.watchman, self.clock).audit()
+        assert not report.problems, f"{report.problems}: {told}"
         return RunReport(1, self.births - 2, len(rows), held, self.service.faults)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,11 +16,13 @@ import anyio
 import pytest
 from rfc3161_client import decode_timestamp_response
 
+from alerts.servers import Hook, Mailbox, mail_server
 from docferry import settings as settings_of
 from docferry.app.anchors import AnchorError, FileAnchor, TsaAnchor
 from docferry.app.receipts import ReceiptKeeper
 from docferry.clock import TurnableClock
-from docferry.receipts.heads import parse_notes
+from docferry.errors import ConfigError
+from docferry.receipts.heads import parse_notes, read_notes
 from docferry.store.database import open_database
 from docferry.store.receipt_log import StoredHead
 from receipts.conftest import Store
@@ -288,3 +291,56 @@ async def test_an_authority_that_stamps_nothing_is_named(
     await TsaAnchor(authority.url, TurnableClock()).put(head)  # so that there is an old answer
     with pytest.raises(AnchorError, match=said):
         await TsaAnchor(authority.url + path, TurnableClock()).put(head)
+
+
+# -- receivers of alerts -----------------------------------------------------------------------------------------------
+
+
+async def test_heads_go_to_receivers_by_mail_and_webhook_once(store: Store, tmp_path: Path) -> None:
+    await store.send("a.pdf")
+    mailbox = Mailbox()
+    with mail_server(mailbox) as port, Hook().running() as hook:
+        config = tmp_path / "docferry.toml"
+        config.write_text(
+            f'state_dir = "{tmp_path}"\n[receipts]\nanchor = ["email", "webhook"]\n'
+            f'[[alerts.to]]\nname = "ops"\nkind = "email"\nsmtp = "smtp://127.0.0.1:{port}"\nfrom = "a@example.com"\n'
+            f'to = ["b@example.com"]\n[[alerts.to]]\nname = "hook"\nkind = "webhook"\nurl = "{hook.url}/"\n'
+        )
+        settings = settings_of.load(config, {})
+        async with open_database(store.path) as database:
+            keeper = ReceiptKeeper(settings, database, store.clock)
+            for _ in range(2):
+                head = await keeper.anchor()
+                assert keeper.notices == {}
+        assert head is not None
+        (mail,) = mailbox.mails
+        assert read_notes(bytes(mail)) == [head.signed]
+        (taken,) = hook.taken
+        text = json.loads(taken.body)["alerts"][0]["annotations"]["description"]
+        assert list(parse_notes(text)) == [head.signed]
+
+
+async def test_a_receiver_that_is_down_is_told(store: Store, tmp_path: Path) -> None:
+    await store.send("a.pdf")
+    with Hook().running() as hook:
+        hook.status = 500
+        config = tmp_path / "docferry.toml"
+        config.write_text(
+            f'state_dir = "{tmp_path}"\n[receipts]\nanchor = ["webhook"]\n'
+            f'[[alerts.to]]\nname = "hook"\nkind = "webhook"\nurl = "{hook.url}/"\n'
+        )
+        async with open_database(store.path) as database:
+            keeper = ReceiptKeeper(settings_of.load(config, {}), database, store.clock)
+            await keeper.anchor()
+            assert "not copied to webhook" in keeper.notices["unanchored"]
+            hook.status = 200
+            await keeper.anchor()
+            assert keeper.notices == {}
+
+
+def test_an_anchor_without_its_receiver_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'has "email" and no \[\[alerts.to\]\] is of this kind'):
+        keeper_settings(tmp_path, "email")
+    for wrong in ("file:relative", "tsa:nowhere", "ftp://x", "log:x"):
+        with pytest.raises(ConfigError, match="is no a"):
+            keeper_settings(tmp_path, wrong)

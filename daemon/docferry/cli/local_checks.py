@@ -13,11 +13,12 @@ from typing import Final, Literal
 
 from docferry.cli.output import count
 from docferry.detect.left_out import LeftOut, unmatched
-from docferry.errors import FolderError, StateError
+from docferry.errors import ConfigError, FolderError, StateError
 from docferry.files import scan
 from docferry.files.safe_open import FILE, OpenRoot, Root, replaceable
 from docferry.files.write_lease import no_writer
 from docferry.model import Target, escaped, joined
+from docferry.receipts.heads import open_signer
 from docferry.settings import Download, Settings, Upload, missing_keys
 from docferry.settings.patterns import EVERYTHING
 from docferry.store import locks
@@ -70,6 +71,7 @@ def local(settings: Settings) -> Iterator[Finding]:
         yield from _download(download, settings.state_dir)
     yield from object_names(settings.uploads)
     yield from _alerts(settings)
+    yield from _receipts(settings)
     if settings.uploads:
         yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
 
@@ -88,6 +90,31 @@ def object_names(uploads: Iterable[Upload]) -> Iterator[Finding]:
                 yield Finding("warn", upload.name, detail, 'part them: object_name = "{mapping}/{path}"')
                 break
         known.append(upload)
+
+
+def _receipts(settings: Settings) -> Iterator[Finding]:
+    """Whether the key of the receipts can be read, and heads can be appended to each file."""
+    try:
+        if settings.receipts.key_file is not None:
+            open_signer(settings.receipts.key_file)
+            yield Finding("ok", "receipts", f"heads are signed with {escaped(str(settings.receipts.key_file))}")
+    except ConfigError as error:
+        yield from (Finding("fail", "receipts", problem) for problem in error.problems)
+    for file in settings.receipts.files:
+        where = file if file.exists() else file.parent
+        if not os.access(where, os.W_OK):
+            advice = "mount it, or let this user write there"
+            yield Finding("fail", "receipts", f"heads cannot be appended to {escaped(str(file))}", advice, away=True)
+        elif where.stat().st_dev == _device(settings.state_dir):
+            sentence = f"{escaped(str(file))} is on the file system of the state folder: both are lost together"
+            yield Finding("warn", "receipts", sentence, "name a file on other storage in [receipts] anchor")
+
+
+def _device(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_dev
+    except OSError:
+        return None
 
 
 def _alerts(settings: Settings) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ from docferry.errors import ConfigError, StateError
 from docferry.model import escaped
 from docferry.receipts.audit import NamedHead
 from docferry.receipts.export import Export, write_export
-from docferry.receipts.heads import Signer, open_signer, parse_notes
+from docferry.receipts.heads import Signer, open_signer, read_notes
 from docferry.receipts.merkle import Tree
 from docferry.receipts.record import FIELDS, has
 from docferry.settings import Settings
@@ -70,7 +70,7 @@ async def _verify(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
 
 def _heads_of(file: Path) -> list[Any]:
     try:
-        found = list(parse_notes(file.read_text("utf-8")))
+        found = read_notes(file.read_bytes())
     except OSError as error:
         raise ConfigError([f"the anchor {escaped(str(file))} cannot be read: {error.strerror}"]) from error
     except ValueError as error:

@@ -154,6 +154,19 @@ def parse_notes(text: str, *, strict: bool = True) -> Iterator[SignedHead]:
                 raise ValueError(f"line {start + 1}: {error}") from error
 
 
+def read_notes(data: bytes) -> list[SignedHead]:
+    """Read every head of a file: notes, lines of a log, or a mail as it was saved. ValueError as `parse_notes`."""
+    if b"\nContent-Transfer-Encoding:" in data:
+        from email import message_from_bytes
+        from email.policy import default
+
+        body = message_from_bytes(data, policy=default).get_body(("plain",))
+        text = "" if body is None else str(body.get_content())
+    else:
+        text = data.decode("utf-8", "replace")
+    return list(parse_notes(text.replace("\r\n", "\n")))
+
+
 def _from_log(found: re.Match[str]) -> SignedHead:
     origin, size, root, signature = found.groups()
     signed = f"— {origin} {signature}\n" if signature else ""
