@@ -25,7 +25,9 @@ def _page(**changes: Any) -> str:
         "last_scan": iso(NOW - 20),
         "unsettled": [],
     }
-    remote = dict.fromkeys(("limit", "remaining", "reset", "clock_offset", "last_answer"))
+    remote = dict.fromkeys(
+        ("limit", "remaining", "reset", "clock_offset", "last_answer", "oldest_due", "projected_finish")
+    )
     figures: dict[str, Any] = {
         "running": {"pid": 7, "since": iso(NOW - 7200)},
         "trouble": None,
@@ -70,6 +72,13 @@ def test_what_the_remotes_said_is_shown() -> None:
     assert "this clock is 7 min behind it" in page
 
 
+def test_the_oldest_due_document_and_the_projected_finish_are_shown() -> None:
+    oldest = {"id": 12, "mapping": "bank", "path": "march.pdf", "since": iso(NOW - 7200)}
+    page = _page(remote={"due": 1200, "oldest_due": oldest, "projected_finish": iso(NOW + 1200)})
+    assert "1,200  due for 2 h  in 20 min   march.pdf (12)" in page
+    assert "nobody can say" in _page(remote={"due": 1200, "oldest_due": oldest})
+
+
 def test_a_closed_gate_says_since_when_why_and_when_it_is_probed() -> None:
     gate = {"gate": "codat/C", "reason": "company", "detail": "403", "probes": 4}
     page = _page(gates=[gate | {"since": iso(NOW - 1200), "next_probe": iso(NOW + 30)}])
@@ -92,7 +101,8 @@ def test_a_stopped_mapping_a_failed_download_and_a_full_disk_are_shown() -> None
 
 
 def test_every_reason_for_holding_has_a_cure() -> None:
-    reasons = ("too_large", "extension", "empty", "unreadable", "unroutable", "refused", "gave_up", "undecidable")
+    held = ("too_large", "extension", "empty", "unreadable", "unroutable", "refused", "gave_up", "undecidable")
+    reasons = (*held, "name_taken")
     assert set(status_view.CURES) == set(reasons)
 
 

@@ -39,7 +39,7 @@ def command(asked: Namespace) -> int:
     chosen = mappings(settings, asked.mapping)
     screen = Screen()
     logs.configure(_level(settings, screen, quiet=asked.json), settings.log_format)
-    if settings.log_level in ("debug", "info") and not sys.stderr.isatty():
+    if settings.log_level in ("debug", "info") and not (sys.stderr and sys.stderr.isatty()):
         logging.getLogger("receipts").setLevel(logging.INFO)  # the head of the receipts, for the journal
     if asked.dry_run:
         from docferry.app.dry_run import dry_run
