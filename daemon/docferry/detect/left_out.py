@@ -10,6 +10,7 @@ from docferry.files.safe_open import LONGEST_PATH
 from docferry.files.scan import Listing
 from docferry.model import escaped, joined
 from docferry.settings import Upload
+from docferry.settings.patterns import EVERYTHING
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class LeftOut:
 
 def unmatched(upload: Upload, paths: Iterable[bytes]) -> list[str]:
     """Return one sentence for each pattern of `include` that matches none of these paths, with its fix."""
+    if tuple(upload.include) == EVERYTHING:
+        return []
     left = dict.fromkeys(range(len(upload.include)))
     for path in paths:
         if not left:
