@@ -135,7 +135,7 @@ async def test_no_more_at_once_than_the_company_allows(codat: Make) -> None:
     async with anyio.create_task_group() as group:
         for number in range(12):
             group.start_soon(env.send, f"{number}.pdf")
-    assert env.sim.most_at_once[COMPANY] == 3
+    assert env.sim.peak_concurrency[COMPANY] == 3
     assert len(env.names) == 12
 
 

@@ -13,7 +13,7 @@ import pytest
 import zip_corpus
 import zips
 from app_env import COMPANY, AppEnv
-from docferry.simulator import archive
+from docferry.simulator import company_files
 
 DAY = "2026-03-04T10:00:00Z"
 OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
@@ -23,16 +23,16 @@ OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Archives that Codat serves instead of its own, by the first file name of the day they are for."""
     replaced: dict[str, bytes] = {}
-    real = archive.zip_of
+    real = company_files.build_zip
 
-    async def zip_of(files: Sequence[archive.Filed]) -> tuple[IO[bytes], int]:
+    async def build_zip(files: Sequence[company_files.CompanyFile]) -> tuple[IO[bytes], int]:
         names = [filed.stored.name for filed in files]
         for name, raw in replaced.items():
             if name in names or (not names and name == ""):
                 return io.BytesIO(raw), len(raw)
         return await real(files)
 
-    monkeypatch.setattr("docferry.simulator.codat.zip_of", zip_of)
+    monkeypatch.setattr("docferry.simulator.codat.build_zip", build_zip)
     return replaced
 
 

@@ -33,13 +33,13 @@ def inbox(terrain: Terrain) -> Path:
 def _serving(monkeypatch: pytest.MonkeyPatch, give: Callable[[], bytes]) -> None:
     """The far shore answers with this archive."""
 
-    async def zip_of(_files: object) -> tuple[object, int]:
+    async def build_zip(_files: object) -> tuple[object, int]:
         import io
 
         raw = give()
         return io.BytesIO(raw), len(raw)
 
-    monkeypatch.setattr("docferry.simulator.codat.zip_of", zip_of)
+    monkeypatch.setattr("docferry.simulator.codat.build_zip", build_zip)
 
 
 def test_z1_cut_html_crc(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_an_upload_is_stored_with_its_bytes_and_listed(start: Start) -> None:
 
 
 def test_bytes_are_not_kept_when_they_are_not_wanted(start: Start) -> None:
-    running = start(keep_bytes=False)
+    running = start(content="digest")
     upload(running.url, ("a.pdf", b"abc"))
     (stored,) = running.simulator.stored
     assert stored.content is None
@@ -236,7 +236,7 @@ def test_requests_at_once_are_limited_by_company_and_counted_until_their_answer(
             raw.sock.sendall(body)
             assert raw.reply().status == 200
     assert upload(running.url).status == 200
-    assert running.simulator.most_at_once[COMPANY] == 2
+    assert running.simulator.peak_concurrency[COMPANY] == 2
 
 
 def test_a_company_is_left_when_its_client_goes_away(start: Start) -> None:
@@ -308,7 +308,7 @@ def test_answers_take_as_long_as_the_latency_and_overlap(start: Start) -> None:
         assert list(pool.map(one, range(8))) == [200] * 8
     spans = [seen.at - seen.at_first_byte for seen in running.simulator.log]
     assert min(spans) >= 0.19
-    assert running.simulator.most_at_once[COMPANY] >= 2
+    assert running.simulator.peak_concurrency[COMPANY] >= 2
 
 
 def test_the_date_header_runs_ahead_by_the_skew(start: Start) -> None:

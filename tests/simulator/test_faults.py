@@ -403,7 +403,7 @@ def test_a_storm_of_everything_at_once(start: Start) -> None:
     assert {each.fault for each in seen} - {None} == kinds
     assert len(running.simulator.stored) == sum(each.fault in STORING for each in seen)
     assert len({stored.name for stored in running.simulator.stored}) == len(running.simulator.stored)
-    assert running.simulator.codat.limits.at_once(COMPANY) == 0
+    assert running.simulator.codat.limits.in_flight(COMPANY) == 0
 
 
 def test_a_door_that_is_closed_again_while_it_is_closed_opens_all_the_same() -> None:

@@ -20,10 +20,10 @@ from simulator.rawclient import CODAT, COMPANY, LIST, Raw, Reply, ask, listed, u
 
 PROGRAM = """
 import anyio
-from docferry.simulator import SimulatorOptions, run_simulator
+from docferry.simulator import Simulator, SimulatorOptions, run_simulator
 def ready(simulator):
     print(simulator.url, flush=True)
-anyio.run(lambda: run_simulator(options=SimulatorOptions(list_lag=60.0), on_ready=ready))
+anyio.run(lambda: run_simulator(Simulator(SimulatorOptions(list_lag=60.0)), on_ready=ready))
 """
 
 
@@ -125,8 +125,8 @@ def test_a_taken_port_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"):
             SimulatorThread.start(Simulator(), port=port)
-        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 cannot be had"):
-            anyio.run(lambda: run_simulator(port))
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            anyio.run(lambda: run_simulator(Simulator(), port))
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ import pytest
 
 from docferry.errors import ConfigError
 from docferry.simulator import KINDS, Fault, SimulatorOptions, load_faults, load_switches
-from docferry.simulator.fault_effects import _DOINGS
+from docferry.simulator.fault_effects import EFFECTS
 from docferry.simulator.faults import Rules
 
 UPLOAD = ("codat.upload", "POST /companies/c/connections/k/files")
@@ -19,7 +19,7 @@ LIST = ("codat.list", "GET /companies/c/files")
 
 def drawn(faults: list[Fault], requests: list[tuple[str, str]], seed: int = 0, reused: bool = False) -> list[bool]:
     rules = Rules(faults, random.Random(seed))  # noqa: S311 - to be repeatable
-    return [rules.draw(*request, reused=reused) is not None for request in requests]
+    return [rules.select(*request, reused=reused) is not None for request in requests]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_rates_are_kept_and_repeatable_by_their_seed() -> None:
 def test_the_first_rule_that_strikes_wins_and_all_count() -> None:
     faults = [Fault("stall", nth=1), Fault("redirect", nth=2), Fault("swallow")]
     rules = Rules(faults, random.Random(0))  # noqa: S311 - nothing is left to chance here
-    drawn_kinds = [fault.kind for fault in (rules.draw(*UPLOAD, reused=False) for _ in range(3)) if fault]
+    drawn_kinds = [fault.kind for fault in (rules.select(*UPLOAD, reused=False) for _ in range(3)) if fault]
     assert drawn_kinds == ["stall", "redirect", "swallow"]
 
 
@@ -67,7 +67,7 @@ def test_only_a_kept_connection_can_be_stale() -> None:
 
 
 def test_every_kind_is_carried_out() -> None:
-    assert _DOINGS.keys() == KINDS.keys()
+    assert EFFECTS.keys() == KINDS.keys()
 
 
 TOML = """

@@ -55,8 +55,8 @@ def counts(found: dict[str, Any]) -> tuple[int, int, int, int]:
 
 
 def lose(app_env: AppEnv, name: str) -> None:
-    app_env.simulator.lose_company_file(COMPANY, name)
-    app_env.simulator.lose_object(name)
+    app_env.simulator.remove_company_file(COMPANY, name)
+    app_env.simulator.remove_object(name)
 
 
 # -- Codat -------------------------------------------------------------------------------------------------------------

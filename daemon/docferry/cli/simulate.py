@@ -67,7 +67,7 @@ async def _simulate(screen: Screen, port: int, faults: list[Fault], options: Sim
 
     async with anyio.create_task_group() as group:
         await group.start(_until_signal, group.cancel_scope)
-        await run_simulator(port, faults, options, on_ready=greet)
+        await run_simulator(Simulator(options, faults), port, on_ready=greet)
     return ready
 
 

@@ -1,4 +1,4 @@
-"""A local Codat, Wootiv and S3 to try things against."""
+"""Serve a local Codat, Wootiv and S3 for tests, demonstrations and trials."""
 
 from docferry.simulator.faults import KINDS, Fault, load_faults, load_switches
 from docferry.simulator.in_thread import SimulatorThread, run_simulator

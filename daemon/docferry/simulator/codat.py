@@ -1,4 +1,4 @@
-"""Codat's Files API as it is documented: who may ask, what is taken, what is listed and what a ZIP holds."""
+"""Simulate Codat's Files API as it is documented: access, uploads, lists and ZIPs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from datetime import UTC, date, datetime
 from urllib.parse import quote
 
 from docferry.clock import Clock, iso
-from docferry.simulator.archive import Filed, blocks_of, zip_of
-from docferry.simulator.filerules import LARGEST_FILE, MOST_FILES, problems_of, renamed
-from docferry.simulator.http import Answer, Malformed, Request
-from docferry.simulator.keys import Keys, OtherBody
+from docferry.simulator.company_files import CompanyFile, build_zip, read_blocks
+from docferry.simulator.filerules import MAX_FILE_SIZE, MAX_FILES, apply_rename, validate
+from docferry.simulator.http import Malformed, Request, Response
+from docferry.simulator.idempotency import IdempotencyKeys, KeyReused
 from docferry.simulator.limits import Limits
-from docferry.simulator.multipart import Catch, Part, read_form
+from docferry.simulator.multipart import ContentSink, Part, read_form
 from docferry.simulator.options import SimulatorOptions
 from docferry.simulator.recorder import Recorder, Stored
 
-_LARGEST_BODY = MOST_FILES * LARGEST_FILE + 1024 * 1024
+_MAX_BODY_SIZE = MAX_FILES * MAX_FILE_SIZE + 1024 * 1024
 
-Handler = Callable[[Request], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Refused(Exception):
-    """The request is answered with an error."""
+class RequestRefused(Exception):
+    """Raised when a request gets an error response."""
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
 
 
 class Codat:
-    """The shore. `route` names what a request wants; `serve` lets it in and answers it."""
+    """Serve the Files API. `route` finds the handler of a request; `serve` checks access and calls it."""
 
     def __init__(
         self,
@@ -47,17 +47,18 @@ class Codat:
         *,
         digest: bool,
     ) -> None:
-        self._switches = options
+        self._options = options
         self._clock = clock
         self._recorder = recorder
         self._random = jitter
         self._keep = keep
         self._digest = digest
-        self._files: dict[str, list[Filed]] = {}
+        self._files: dict[str, list[CompanyFile]] = {}
         self.limits = Limits(options, clock)
-        self.keys = Keys(clock)
+        self.keys = IdempotencyKeys(clock)
 
     def route(self, method: str, segments: list[str]) -> tuple[str, Handler] | None:
+        """Return the route's name and its handler, or None for a path of another service."""
         match method, segments:
             case "POST", ["companies", company, "connections", connection, "files"]:
                 return "codat.upload", lambda request: self._upload(request, company, connection)
@@ -75,30 +76,30 @@ class Codat:
                 return "codat.other", self._not_found
         return None
 
-    async def serve(self, request: Request, handler: Handler) -> Answer:
-        """Let the request in, or say why not; every answer carries the rate headers."""
+    async def serve(self, request: Request, handler: Handler) -> Response:
+        """Return the response of a request; every response has the rate headers."""
         try:
             self._admit(request)
-            answer = await handler(request)
-        except Refused as refused:
-            answer = refused.answer
+            response = await handler(request)
+        except RequestRefused as refused:
+            response = refused.response
         except Malformed as malformed:
-            answer = self.error(400, str(malformed))
-        answer.headers = self.limits.headers() | answer.headers  # a fault may name its own
-        return answer
+            response = self.error(400, str(malformed))
+        response.headers = self.limits.headers() | response.headers  # a fault may set its own
+        return response
 
-    def leave(self, request: Request) -> None:
-        """The request is over, answered or not."""
+    def release(self, request: Request) -> None:
+        """Count the end of a request, with or without a response."""
         if request.admitted is not None:
-            self.limits.leave(request.admitted)
+            self.limits.release(request.admitted)
             request.admitted = None
 
     def error(
         self, status: int, error: str, *problems: tuple[str, str, str], headers: dict[str, str] | None = None
-    ) -> Answer:
-        """Codat's error shape; a problem is (itemId, message, validatorName)."""
+    ) -> Response:
+        """Return an error in Codat's shape; a problem is (itemId, message, validatorName)."""
         names = ("itemId", "message", "validatorName")
-        return Answer.of_json(
+        return Response.of_json(
             status,
             {
                 "statusCode": status,
@@ -121,128 +122,135 @@ class Codat:
         integration: str | None = None,
         late: float = 0.0,
     ) -> None:
-        """Store a file; it is listed once `list_lag` has passed too."""
+        """Store a file. It is listed after `late` and `list_lag` seconds."""
         self._recorder.store(stored, late=late)
-        filed = Filed(
+        company_file = CompanyFile(
             stored,
-            uploaded or iso(stored.at + self._switches.date_skew) or "",
-            source_type or self._switches.source_type,
-            integration or self._switches.platform,
+            uploaded or iso(stored.at + self._options.date_skew) or "",
+            source_type or self._options.source_type,
+            integration or self._options.platform,
             self._clock.steady() + late,
         )
-        self._files.setdefault(stored.company or "", []).append(filed)
+        self._files.setdefault(stored.company or "", []).append(company_file)
 
-    def lose(self, company: str, name: str) -> None:
-        """Forget every file of this name, as no request can."""
+    def remove(self, company: str, name: str) -> None:
+        """Remove every file of this name, as no request can."""
         files = self._files.get(company, [])
-        files[:] = [filed for filed in files if filed.stored.name != name]
+        files[:] = [company_file for company_file in files if company_file.stored.name != name]
         self._recorder.stored[:] = [
             each for each in self._recorder.stored if (each.remote, each.company, each.name) != ("codat", company, name)
         ]
 
     def reset(self) -> None:
+        """Forget all files, counts and idempotency keys."""
         self._files.clear()
         self.limits.reset()
         self.keys.reset()
 
-    # who may ask
+    # access
 
     def _admit(self, request: Request) -> None:
-        if (wait := self.limits.minute(request.wire.peer)) is not None:
-            raise Refused(self._too_many("too many requests a minute from this address", wait))
-        if request.headers.get("authorization") != _authorization(self._switches.codat_key):
-            raise Refused(self.error(401, "Unauthorized"))
+        if (wait := self.limits.minute(request.connection.peer)) is not None:
+            raise RequestRefused(self._too_many("too many requests a minute from this address", wait))
+        if request.headers.get("authorization") != _authorization(self._options.codat_key):
+            raise RequestRefused(self.error(401, "Unauthorized"))
         if (wait := self.limits.day()) is not None:
-            raise Refused(self._too_many("the daily quota is used up", wait))
+            raise RequestRefused(self._too_many("the daily quota is used up", wait))
         if len(request.segments) < 2:
-            return  # asked of no company
+            return  # the path names no company
         company = request.segments[1]
-        if not self.limits.enter(company):
-            raise Refused(self._too_many("too many requests at once for this company", 1.0))
+        if not self.limits.acquire(company):
+            raise RequestRefused(self._too_many("too many requests at once for this company", 1.0))
         request.admitted = company
-        if not self._knows_company(company):
-            raise Refused(self.error(404, f"Company {company} was not found"))
+        if not self._has_company(company):
+            raise RequestRefused(self.error(404, f"Company {company} was not found"))
 
-    def _too_many(self, error: str, wait: float) -> Answer:
+    def _too_many(self, error: str, wait: float) -> Response:
         return self.error(429, error, headers={"Retry-After": str(max(1, int(wait + 0.999)))})
 
-    def _knows_company(self, company: str) -> bool:
-        if self._switches.companies is None:
+    def _has_company(self, company: str) -> bool:
+        if self._options.companies is None:
             return _is_uuid(company)
-        return company in self._switches.companies
+        return company in self._options.companies
 
-    def _knows_connection(self, company: str, connection: str) -> bool:
-        if self._switches.companies is None:
+    def _has_connection(self, company: str, connection: str) -> bool:
+        if self._options.companies is None:
             return _is_uuid(connection)
-        return connection in self._switches.companies[company]
+        return connection in self._options.companies[company]
 
     # upload
 
-    async def _upload(self, request: Request, company: str, connection: str) -> Answer:
-        key = request.headers.get("idempotency-key") if self._switches.idempotency else None
+    async def _upload(self, request: Request, company: str, connection: str) -> Response:
+        key = request.headers.get("idempotency-key") if self._options.idempotency else None
         if key and self.keys.is_running(key):
             return self.error(409, "A request with this Idempotency-Key is still running")
         with self.keys.running(key) if key else nullcontext():
             parts = await self._parts(request)
-            fingerprint = (request.headers["content-type"], *((part.head, part.catch.sha256) for part in parts))
+            fingerprint = (request.headers["content-type"], *((part.head, part.sink.sha256) for part in parts))
             try:
-                answer = self.keys.answer(key, fingerprint) if key else None
-            except OtherBody:
-                return self.error(422, "This Idempotency-Key came before with another body")
-            if answer is None:
+                response = self.keys.response(key, fingerprint) if key else None
+            except KeyReused:
+                return self.error(422, "This Idempotency-Key was used before with another body")
+            if response is None:
                 await request.pause()
-                answer = self._take(request, company, connection, [part for part in parts if part.name == "file"], key)
+                response = self._store_parts(
+                    request, company, connection, [part for part in parts if part.name == "file"], key
+                )
                 if key:
-                    self.keys.keep(key, fingerprint, answer)
-            return answer
+                    self.keys.keep(key, fingerprint, response)
+            return response
 
     async def _parts(self, request: Request) -> list[Part]:
-        if (request.body.length or 0) > _LARGEST_BODY:
-            raise Refused(self.error(413, f"The body has {request.body.length} bytes, more than {_LARGEST_BODY}"))
-        keep = min(self._keep, LARGEST_FILE)
-        return await read_form(request, lambda _name, _filename: Catch(keep=keep, digest=self._digest))
+        if (request.body.length or 0) > _MAX_BODY_SIZE:
+            raise RequestRefused(
+                self.error(413, f"The body has {request.body.length} bytes, more than {_MAX_BODY_SIZE}")
+            )
+        keep = min(self._keep, MAX_FILE_SIZE)
+        return await read_form(request, lambda _name, _filename: ContentSink(keep=keep, digest=self._digest))
 
-    def _take(self, request: Request, company: str, connection: str, parts: list[Part], key: str | None) -> Answer:
+    def _store_parts(
+        self, request: Request, company: str, connection: str, parts: list[Part], key: str | None
+    ) -> Response:
         if request.forced is not None and not request.stores:
             return request.forced
         if (refusal := self._refusal(company, connection, parts)) is not None:
             return refusal
-        taken = parts[:1] if self._switches.keeps_only_first_of_batch else parts
-        late = self._switches.store_lag + request.late
+        taken = parts[:1] if self._options.keeps_only_first_of_batch else parts
+        late = self._options.store_lag + request.late
         for part in taken:
-            if not any(fnmatch.fnmatchcase(part.filename or "", each) for each in self._switches.swallow):
+            if not any(fnmatch.fnmatchcase(part.filename or "", each) for each in self._options.swallow):
                 self.put(self._stored(part, company, connection, key, late), late=late)
-        return request.forced or Answer(200)
+        return request.forced or Response(200)
 
-    def _refusal(self, company: str, connection: str, parts: list[Part]) -> Answer | None:
-        if not self._knows_connection(company, connection):
+    def _refusal(self, company: str, connection: str, parts: list[Part]) -> Response | None:
+        if not self._has_connection(company, connection):
             return self.error(404, f"Connection {connection} was not found")
-        status = self._switches.connection_status.get(connection, "Linked")
+        status = self._options.connection_status.get(connection, "Linked")
         if status != "Linked":
             return self.error(
-                self._switches.unlinked_status,
+                self._options.unlinked_status,
                 f"The connection is {status}",
                 (connection, f"The connection is {status}", "ConnectionStatus"),
             )
-        problems = problems_of(parts)
+        problems = validate(parts)
         return self.error(400, "Validation failed", *problems) if problems else None
 
     def _stored(self, part: Part, company: str, connection: str, key: str | None, late: float) -> Stored:
-        name = renamed(part.filename or "", self._switches.rename)
-        catch = part.catch
+        name = apply_rename(part.filename or "", self._options.rename)
+        sink = part.sink
         at = self._clock.now() + late
-        return Stored("codat", company, connection, name, catch.content, catch.sha256, catch.size, at, "api", key)
+        return Stored("codat", company, connection, name, sink.content, sink.sha256, sink.size, at, "api", key)
 
     # reading
 
-    async def _list(self, request: Request, company: str) -> Answer:
+    async def _list(self, request: Request, company: str) -> Response:
         if request.forced is not None:
             return request.forced
-        before = self._clock.steady() - self._switches.list_lag
-        rows = [filed.row() for filed in self._files.get(company, ()) if filed.at <= before]
-        return Answer(200, f"[{','.join(rows)}]".encode(), {"Content-Type": "application/json; charset=utf-8"})
+        before = self._clock.steady() - self._options.list_lag
+        rows = [company_file.row() for company_file in self._files.get(company, ()) if company_file.at <= before]
+        return Response(200, f"[{','.join(rows)}]".encode(), {"Content-Type": "application/json; charset=utf-8"})
 
-    async def _download(self, request: Request, company: str) -> Answer:
+    async def _download(self, request: Request, company: str) -> Response:
         if request.forced is not None:
             return request.forced
         wanted = request.parameter("date")
@@ -252,42 +260,42 @@ class Codat:
             return self.error(400, "Validation failed", ("date", f"{wanted!r} is no date", "DateValidator"))
         now = self._clock.steady()
         files = [
-            filed
-            for filed in self._files.get(company, ())
-            if filed.at <= now and (day is None or _is_of(filed.uploaded, day))
+            company_file
+            for company_file in self._files.get(company, ())
+            if company_file.at <= now and (day is None or _is_of(company_file.uploaded, day))
         ]
-        spool, length = await zip_of(files)
+        spool, length = await build_zip(files)
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Disposition": 'attachment; filename="files.zip"',
         }
-        return Answer(200, headers=headers, stream=blocks_of(spool), length=length)
+        return Response(200, headers=headers, stream=read_blocks(spool), length=length)
 
-    async def _connection(self, request: Request, company: str, connection: str) -> Answer:
+    async def _connection(self, request: Request, company: str, connection: str) -> Response:
         if request.forced is not None:
             return request.forced
-        if not self._knows_connection(company, connection):
+        if not self._has_connection(company, connection):
             return self.error(404, f"Connection {connection} was not found")
-        now = iso(self._clock.now() + self._switches.date_skew)
-        return Answer.of_json(
+        now = iso(self._clock.now() + self._options.date_skew)
+        return Response.of_json(
             200,
             {
                 "id": connection,
-                "integrationId": str(uuid.uuid5(uuid.NAMESPACE_DNS, self._switches.platform)),
+                "integrationId": str(uuid.uuid5(uuid.NAMESPACE_DNS, self._options.platform)),
                 "sourceId": str(uuid.uuid5(uuid.NAMESPACE_DNS, "docferry-simulator")),
-                "platformName": self._switches.platform,
+                "platformName": self._options.platform,
                 "linkUrl": f"{request.base}/link/{quote(company)}/{quote(connection)}",
-                "status": self._switches.connection_status.get(connection, "Linked"),
+                "status": self._options.connection_status.get(connection, "Linked"),
                 "lastSync": now,
                 "created": now,
-                "sourceType": self._switches.source_type,
+                "sourceType": self._options.source_type,
             },
         )
 
-    async def _not_found(self, request: Request) -> Answer:
+    async def _not_found(self, request: Request) -> Response:
         return request.forced or self.error(404, f"There is nothing at {request.path}")
 
-    async def _not_allowed(self, request: Request) -> Answer:
+    async def _not_allowed(self, request: Request) -> Response:
         return request.forced or self.error(405, f"{request.method} is not allowed here")
 
 
@@ -303,7 +311,7 @@ def _is_uuid(text: str) -> bool:
 
 
 def _is_of(uploaded: str, day: date) -> bool:
-    """Return whether a listed date-time is of a day; a test may list what is no date."""
+    """Return whether a listed date-time is of a day; a test may list text that is no date."""
     try:
         return _day(uploaded) == day
     except ValueError:
@@ -311,6 +319,6 @@ def _is_of(uploaded: str, day: date) -> bool:
 
 
 def _day(text: str) -> date:
-    """The day of a date or date-time; in UTC when it names a zone, else as it stands."""
+    """Return the day of a date or date-time: in UTC if it names a zone, else as written."""
     moment = datetime.fromisoformat(text)
     return (moment.astimezone(UTC) if moment.tzinfo else moment).date()

@@ -1,4 +1,4 @@
-"""Rules that say which requests go wrong, and how; read from TOML or JSON for those who try things out."""
+"""Define fault rules: which requests fail, and how. They are read from TOML or JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "slow_answer": frozenset({"rate"}),
     "truncated_answer": frozenset({"extra", "at"}),
     "stale_keepalive": frozenset(),
-    # something between the client and the service answers
+    # something between the client and the service responds
     "html_200": frozenset({"stored", "late"}),
     "html_502": frozenset({"stored", "late"}),
     "page": frozenset({"status", "type", "text", "stored", "late"}),
@@ -48,9 +48,12 @@ KINDS: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One rule. `match` is a route's name ("codat.upload", "s3.*", "*"), a pattern for method and path
-    ("POST */files") or, after "re:", a regular expression for them. Of the requests that match, `nth` strikes the
-    one, `first` that many, and `rate` each with that probability."""
+    """One rule.
+
+    `match` is a route's name ("codat.upload", "s3.*", "*"), a pattern for method and path ("POST */files") or, after
+    "re:", a regular expression for them. Of the matching requests, `nth` selects one, `first` the first so many, and
+    `rate` selects each with this probability.
+    """
 
     kind: str
     match: str = "*"
@@ -64,7 +67,7 @@ class Fault:
             raise ConfigError(problems)
 
     def matches(self, route: str, line: str) -> bool:
-        """Is the request of this route, with this method and path, meant?"""
+        """Return whether the rule matches a request of this route, with this method and path."""
         if self.match == "*":
             return True
         if self.match.startswith("re:"):
@@ -73,61 +76,63 @@ class Fault:
 
 
 class Rules:
-    """The rules in force. The first that strikes wins; all that match count the request."""
+    """The rules in force. The first rule that applies wins; every matching rule counts the request."""
 
     def __init__(self, faults: Sequence[Fault], jitter: random.Random) -> None:
         self._random = jitter
         self.faults: list[Fault] = []
         self._seen: list[int] = []
-        self._struck: list[int] = []
+        self._applied: list[int] = []
         self.replace(faults)
 
     def replace(self, faults: Sequence[Fault]) -> None:
-        """Other rules from now on, their counts at zero."""
+        """Replace all rules and reset their counts."""
         self.faults = list(faults)
         self._seen = [0] * len(self.faults)
-        self._struck = [0] * len(self.faults)
+        self._applied = [0] * len(self.faults)
 
-    def draw(self, route: str, line: str, *, reused: bool) -> Fault | None:
-        """The fault that strikes this request, if one does. `reused`: its connection had one before."""
-        struck = None
+    def select(self, route: str, line: str, *, reused: bool) -> Fault | None:
+        """Return the fault that applies to a request, or None. `reused`: its connection served one before."""
+        selected = None
         for index, fault in enumerate(self.faults):
             if fault.kind == "stale_keepalive" and not reused:
                 continue  # only a connection that was kept alive can be stale
             if not fault.matches(route, line):
                 continue
             self._seen[index] += 1
-            if struck is None and self._strikes(index, fault):
-                self._struck[index] += 1
-                struck = fault
-        return struck
+            if selected is None and self._applies(index, fault):
+                self._applied[index] += 1
+                selected = fault
+        return selected
 
-    def _strikes(self, index: int, fault: Fault) -> bool:
+    def _applies(self, index: int, fault: Fault) -> bool:
         if fault.nth is not None and self._seen[index] != fault.nth:
             return False
-        if fault.first is not None and self._struck[index] >= fault.first:
+        if fault.first is not None and self._applied[index] >= fault.first:
             return False
         return fault.rate >= 1 or self._random.random() < fault.rate
 
 
 def load_faults(path: Path) -> list[Fault]:
-    """The rules of a file: `[[fault]]` tables in TOML, or in JSON a list or `{"fault": […]}`. Parameters may stand
-    beside `kind`, or under `params`."""
+    """Return the rules of a file: `[[fault]]` tables in TOML, or in JSON a list or `{"fault": […]}`.
+
+    Parameters may stand beside `kind`, or under `params`. Raises ConfigError with every problem.
+    """
     return faults_from(_read(path).get("fault", []))
 
 
 def load_switches(path: Path) -> SimulatorOptions:
-    """The `[switches]` table of the same file; as they come where it has none."""
+    """Return the options of the `[switches]` table of the same file, or the defaults."""
     options = SimulatorOptions()
-    wishes = _read(path).get("switches", {})
-    if not isinstance(wishes, dict):
+    values = _read(path).get("switches", {})
+    if not isinstance(values, dict):
         raise ConfigError([f"{path}: switches must be a table"])
-    options.change(wishes)
+    options.change(values)
     return options
 
 
 def faults_from(rows: object) -> list[Fault]:
-    """Rules from decoded TOML or JSON; ConfigError with every problem."""
+    """Return the rules of decoded TOML or JSON. Raises ConfigError with every problem."""
     if not isinstance(rows, list):
         raise ConfigError(["fault must be a list of tables, each with a kind"])
     faults: list[Fault] = []
@@ -202,7 +207,7 @@ def _expression_problems(expression: str) -> list[str]:
 
 
 def _param_problems(params: Mapping[str, Any]) -> list[str]:
-    """Numbers must be numbers and switches switches, or the fault would fail when it strikes."""
+    """Return problems of parameter types, which would otherwise raise while a request is served."""
     problems = []
     for name, value in params.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -1,9 +1,9 @@
-"""Ways to keep a simulator running: in a thread of its own for synchronous callers, or until interrupted."""
+"""Keep a simulator running: in a thread of its own for synchronous callers, or until cancelled."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -11,14 +11,11 @@ import anyio
 from anyio.from_thread import start_blocking_portal
 
 from docferry.errors import ConfigError
-from docferry.simulator.faults import Fault
-from docferry.simulator.options import SimulatorOptions
-from docferry.simulator.recorder import Event
 from docferry.simulator.server import Simulator
 
 
 class SimulatorThread:
-    """A simulator in a thread with an event loop of its own; leave the context, or `stop()`, to end it."""
+    """Run a simulator in a thread with its own event loop. Leave the context or call `stop` to end it."""
 
     def __init__(
         self, simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0, ssl_context: ssl.SSLContext | None = None
@@ -41,15 +38,16 @@ class SimulatorThread:
     def start(
         cls, simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0, ssl_context: ssl.SSLContext | None = None
     ) -> SimulatorThread:
-        """The same as the class itself, said with a verb: `with SimulatorThread.start(simulator) as running: …`"""
+        """Return a running simulator: `with SimulatorThread.start(simulator) as running: …`."""
         return cls(simulator, host=host, port=port, ssl_context=ssl_context)
 
     @property
     def url(self) -> str:
+        """The base URL."""
         return self.simulator.url
 
     def stop(self) -> None:
-        """End it and free its sockets; again is fine."""
+        """Stop the simulator and free its sockets. A second call does nothing."""
         self._stack.close()
 
     def __enter__(self) -> SimulatorThread:
@@ -62,28 +60,25 @@ class SimulatorThread:
 
 
 async def run_simulator(
+    simulator: Simulator,
     port: int = 0,
-    faults: Sequence[Fault] = (),
-    options: SimulatorOptions | None = None,
-    on_event: Callable[[Event], None] | None = None,
     *,
     on_ready: Callable[[Simulator], None] | None = None,
     host: str = "127.0.0.1",
-    seed: int = 0,
-    keep_bytes: bool = True,
-    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
-    """Serve until cancelled; `on_ready` is told once the port is open. ConfigError when it cannot be had."""
-    simulator = Simulator(options, faults, seed, keep_bytes=keep_bytes, on_event=on_event)
-    ready = _Ready(lambda: on_ready(simulator) if on_ready is not None else None)
+    """Serve until cancelled, and call `on_ready` once the port is open.
+
+    Raises ConfigError if the port cannot be opened.
+    """
+    ready = _ReadyCallback(lambda: on_ready(simulator) if on_ready is not None else None)
     try:
-        await simulator.serve(host, port, ssl_context=ssl_context, task_status=ready)
+        await simulator.serve(host, port, task_status=ready)
     except OSError as error:
-        raise ConfigError([f"port {port} on {host} cannot be had: {error.strerror}; choose another port"]) from None
+        raise ConfigError([f"cannot listen on {host} port {port}: {error.strerror}; choose another port"]) from None
 
 
-class _Ready:
-    """A task status for who needs no task."""
+class _ReadyCallback:
+    """A task status that calls a function."""
 
     def __init__(self, then: Callable[[], object]) -> None:
         self._then = then

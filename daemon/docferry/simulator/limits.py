@@ -1,4 +1,4 @@
-"""Codat's rate limits: requests a minute by address, a daily quota, and requests at once by company."""
+"""Implement Codat's rate limits: requests a minute by address, a daily quota, concurrency by company."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from email.utils import format_datetime
 from docferry.clock import Clock, iso
 from docferry.simulator.options import SimulatorOptions
 
-#: What the headers say when no quota is set.
+#: The quota in the headers when none is set.
 _NO_QUOTA = 10_000_000
 _MINUTE = 60.0
 
 
 class Limits:
-    """Counts, and says after how many seconds to come again."""
+    """Count requests, and return the seconds to wait when a limit is reached."""
 
     def __init__(self, options: SimulatorOptions, clock: Clock) -> None:
-        self._switches = options
+        self._options = options
         self._clock = clock
         self._recent: defaultdict[str, deque[float]] = defaultdict(deque)
         self._day = ""
         self._used = 0
-        self._at_once: Counter[str] = Counter()
-        self.most_at_once: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
+        self.peak_concurrency: Counter[str] = Counter()
 
     def minute(self, address: str) -> float | None:
-        """Count a request of `address`; seconds to wait when it is one too many in sixty seconds."""
-        limit = self._switches.requests_per_minute
+        """Count a request of `address`. Return the seconds to wait if it exceeds the limit of 60 seconds."""
+        limit = self._options.requests_per_minute
         if not limit:
             return None
         now, recent = self._clock.steady(), self._recent[address]
@@ -40,38 +40,39 @@ class Limits:
         return None
 
     def day(self) -> float | None:
-        """Count a request of today; seconds to wait when the quota is used up."""
+        """Count a request of today. Return the seconds to wait if the quota is used up."""
         now = self._now()
-        self._turn(now)
-        quota = self._switches.daily_quota
+        self._start_day(now)
+        quota = self._options.daily_quota
         if quota is not None and self._used >= quota:
             return (self._midnight(now) - now).total_seconds()
         self._used += 1
         return None
 
-    def enter(self, company: str) -> bool:
-        """Count a request among those at once; False when it is one too many."""
-        limit = self._switches.concurrent_per_company
-        if limit and self._at_once[company] >= limit:
+    def acquire(self, company: str) -> bool:
+        """Count a concurrent request of a company. Return False if it exceeds the limit."""
+        limit = self._options.concurrent_per_company
+        if limit and self._in_flight[company] >= limit:
             return False
-        self._at_once[company] += 1
-        self.most_at_once[company] = max(self.most_at_once[company], self._at_once[company])
+        self._in_flight[company] += 1
+        self.peak_concurrency[company] = max(self.peak_concurrency[company], self._in_flight[company])
         return True
 
-    def leave(self, company: str) -> None:
-        self._at_once[company] -= 1
+    def release(self, company: str) -> None:
+        """Count the end of a concurrent request."""
+        self._in_flight[company] -= 1
 
-    def at_once(self, company: str) -> int:
-        """How many requests of a company are running."""
-        return self._at_once[company]
+    def in_flight(self, company: str) -> int:
+        """Return the number of running requests of a company."""
+        return self._in_flight[company]
 
     def headers(self) -> dict[str, str]:
-        """The rate headers of every answer."""
+        """Return the rate headers of every response."""
         now = self._now()
-        self._turn(now)
-        quota = _NO_QUOTA if self._switches.daily_quota is None else self._switches.daily_quota
+        self._start_day(now)
+        quota = _NO_QUOTA if self._options.daily_quota is None else self._options.daily_quota
         midnight = self._midnight(now)
-        reset = iso(midnight.timestamp()) if self._switches.reset_format == "iso" else format_datetime(midnight, True)
+        reset = iso(midnight.timestamp()) if self._options.reset_format == "iso" else format_datetime(midnight, True)
         return {
             "X-Rate-Limit-Limit": str(quota),
             "X-Rate-Limit-Remaining": str(max(0, quota - self._used)),
@@ -79,14 +80,15 @@ class Limits:
         }
 
     def reset(self) -> None:
+        """Reset all counts."""
         self._recent.clear()
         self._used = 0
-        self.most_at_once.clear()
+        self.peak_concurrency.clear()
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.now() + self._switches.date_skew, UTC)
+        return datetime.fromtimestamp(self._clock.now() + self._options.date_skew, UTC)
 
-    def _turn(self, now: datetime) -> None:
+    def _start_day(self, now: datetime) -> None:
         if (today := now.date().isoformat()) != self._day:
             self._day, self._used = today, 0
 

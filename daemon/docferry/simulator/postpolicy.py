@@ -1,4 +1,4 @@
-"""S3's POST policies: made for a form, and held against what a form really brings."""
+"""Create S3's POST policies, and check forms against them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from docferry.simulator.sigv4 import ALGORITHM, Credentials, S3Error, amz_date, check_scope, mismatch
 
-#: Fields that no condition has to cover.
+#: Fields that need no condition.
 _FREE = frozenset({"x-amz-signature", "policy", "file"})
 
 
 def sign_policy(
     credentials: Credentials, fields: Mapping[str, str], conditions: list[object], *, now: float, lifetime: float
 ) -> dict[str, str]:
-    """All fields of a form whose `fields` and `conditions` must hold until `lifetime` has passed."""
+    """Return all fields of a form whose `fields` and `conditions` hold for `lifetime` seconds."""
     stamp = amz_date(now)
     signed = {
         **fields,
@@ -34,7 +34,7 @@ def sign_policy(
 
 
 def check_policy(credentials: Credentials, fields: Mapping[str, str], size: int, now: float) -> None:
-    """S3Error unless the form (names in lower case) is signed, in time, and keeps to its policy."""
+    """Raise S3Error unless the form (names in lower case) is signed, in time, and matches its policy."""
     policy = fields.get("policy")
     if not policy:
         raise S3Error(403, "AccessDenied", "Access Denied")
@@ -44,16 +44,16 @@ def check_policy(credentials: Credentials, fields: Mapping[str, str], size: int,
         credentials.sign(stamp[:8], policy).encode(), fields.get("x-amz-signature", "").encode()
     ):
         raise mismatch()
-    document = _decoded(policy)
+    document = _decode(policy)
     if now > _expiration(document):
         raise S3Error(403, "AccessDenied", "Invalid according to Policy: Policy expired.")
-    covered = {name for condition in document["conditions"] for name in _held(condition, fields, size)}
+    covered = {name for condition in document["conditions"] for name in _check_condition(condition, fields, size)}
     extra = [name for name in fields if name not in covered | _FREE and not name.startswith("x-ignore-")]
     if extra:
-        raise _broken(f"Extra input fields: {', '.join(extra)}")
+        raise _policy_error(f"Extra input fields: {', '.join(extra)}")
 
 
-def _decoded(policy: str) -> dict[str, Any]:
+def _decode(policy: str) -> dict[str, Any]:
     try:
         document = json.loads(base64.b64decode(policy, validate=True))
     except (ValueError, binascii.Error):
@@ -70,8 +70,8 @@ def _expiration(document: Mapping[str, Any]) -> float:
         raise S3Error(400, "InvalidPolicyDocument", "Invalid Policy: Invalid 'expiration' value") from None
 
 
-def _held(condition: object, fields: Mapping[str, str], size: int) -> list[str]:
-    """The names of the fields that a condition covers; S3Error when it does not hold."""
+def _check_condition(condition: object, fields: Mapping[str, str], size: int) -> list[str]:
+    """Return the names of the fields that a condition covers. Raises S3Error if it is not met."""
     match condition:
         case ["content-length-range", int(low), int(high)]:
             if size < low:
@@ -80,18 +80,18 @@ def _held(condition: object, fields: Mapping[str, str], size: int) -> list[str]:
                 raise S3Error(400, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
             return []
         case [("eq" | "starts-with") as how, str(name), value]:
-            return [_compared(str(how), name.removeprefix("$").lower(), str(value), fields)]
+            return [_check_field(str(how), name.removeprefix("$").lower(), str(value), fields)]
         case dict():
-            return [_compared("eq", name.lower(), str(value), fields) for name, value in condition.items()]
+            return [_check_field("eq", name.lower(), str(value), fields) for name, value in condition.items()]
     raise S3Error(400, "InvalidPolicyDocument", f"Invalid Policy: Invalid condition {condition}")
 
 
-def _compared(how: str, name: str, value: str, fields: Mapping[str, str]) -> str:
+def _check_field(how: str, name: str, value: str, fields: Mapping[str, str]) -> str:
     found = fields.get(name, "")
     if not (found == value if how == "eq" else found.startswith(value)):
-        raise _broken(f'Policy Condition failed: ["{how}", "${name}", "{value}"]')
+        raise _policy_error(f'Policy Condition failed: ["{how}", "${name}", "{value}"]')
     return name
 
 
-def _broken(why: str) -> S3Error:
+def _policy_error(why: str) -> S3Error:
     return S3Error(403, "AccessDenied", f"Invalid according to Policy: {why}")

@@ -1,47 +1,47 @@
-"""Conditional and partial GETs of an object: If-Match, If-None-Match, Range and If-Range."""
+"""Answer conditional and partial GETs of an object: If-Match, If-None-Match, Range and If-Range."""
 
 from __future__ import annotations
 
 import re
 
-from docferry.simulator.http import Answer, Request
+from docferry.simulator.http import Request, Response
 from docferry.simulator.recorder import S3Object
 
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def ranged(request: Request, stands: S3Object, modified: str) -> Answer:
-    """The object, the part that was asked for, or why not."""
+def conditional_response(request: Request, s3_object: S3Object, modified: str) -> Response:
+    """Return the object, the requested part, or the status that its conditions give."""
     headers = {
-        "ETag": stands.etag,
+        "ETag": s3_object.etag,
         "Last-Modified": modified,
         "Accept-Ranges": "bytes",
-        "Content-Type": stands.content_type,
+        "Content-Type": s3_object.content_type,
     }
-    content = stands.content if stands.content is not None else b""
+    content = s3_object.content if s3_object.content is not None else b""
     asked = request.headers
-    if "if-match" in asked and not _names(asked["if-match"], stands.etag):
-        return Answer(412, headers=headers)
-    if "if-none-match" in asked and _names(asked["if-none-match"], stands.etag):
-        return Answer(304, headers=headers)
-    if "range" not in asked or asked.get("if-range", stands.etag) not in (stands.etag, modified):
-        return Answer(200, content, headers)
+    if "if-match" in asked and not _matches_etag(asked["if-match"], s3_object.etag):
+        return Response(412, headers=headers)
+    if "if-none-match" in asked and _matches_etag(asked["if-none-match"], s3_object.etag):
+        return Response(304, headers=headers)
+    if "range" not in asked or asked.get("if-range", s3_object.etag) not in (s3_object.etag, modified):
+        return Response(200, content, headers)
     found = _RANGE.fullmatch(asked["range"].strip())
     if found is None or found.groups() == ("", ""):
-        return Answer(200, content, headers)  # a range that cannot be read is no range
-    start, end = _bounds(found.group(1), found.group(2), stands.size)
+        return Response(200, content, headers)  # RFC 9110: an invalid Range header is ignored
+    start, end = _bounds(found.group(1), found.group(2), s3_object.size)
     if start > end:
-        return Answer(416, headers={**headers, "Content-Range": f"bytes */{stands.size}"})
-    headers["Content-Range"] = f"bytes {start}-{end}/{stands.size}"
-    return Answer(206, content[start : end + 1], headers)
+        return Response(416, headers={**headers, "Content-Range": f"bytes */{s3_object.size}"})
+    headers["Content-Range"] = f"bytes {start}-{end}/{s3_object.size}"
+    return Response(206, content[start : end + 1], headers)
 
 
-def _names(wanted: str, etag: str) -> bool:
+def _matches_etag(wanted: str, etag: str) -> bool:
     return wanted.strip() == "*" or etag in (each.strip().removeprefix("W/") for each in wanted.split(","))
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
-    """First and last byte, both included; the first behind the last when there is nothing."""
+    """Return the first and last byte, both included; the first exceeds the last if there is nothing."""
     if not first:
         return max(0, size - int(last)), size - 1
     return int(first), min(int(last), size - 1) if last else size - 1

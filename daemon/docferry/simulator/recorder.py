@@ -1,4 +1,4 @@
-"""What the simulated remotes have got and seen: stored files, S3 objects, requests."""
+"""Record the stored files, S3 objects and requests of the simulated remotes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 from docferry.clock import Clock
 
-#: So many requests are remembered one by one; the counts go on.
-REMEMBERED = 50_000
+#: The number of requests that are kept one by one; counts have no limit.
+MAX_LOGGED = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file that a remote has. `at` is in wall seconds of the simulator's clock."""
+    """A file that a remote stored. `at` is in wall seconds of the simulator's clock."""
 
     remote: Literal["codat", "wootiv"]
     company: str | None
@@ -31,7 +31,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """What stands under one key of a bucket."""
+    """The object under one key of a bucket."""
 
     bucket: str
     key: str
@@ -45,7 +45,7 @@ class S3Object:
 
 @dataclass(slots=True)
 class RequestSeen:
-    """One request; `path` has no query. `status` is None when no answer was given."""
+    """One request; `path` has no query. `status` is None without a response."""
 
     route: str
     method: str
@@ -58,7 +58,7 @@ class RequestSeen:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """For whoever watches: a file was stored, or a fault struck."""
+    """A notice for `on_event`: a file was stored, or a fault was applied."""
 
     kind: Literal["stored", "fault"]
     route: str
@@ -67,68 +67,69 @@ class Event:
 
 
 class Recorder:
-    """Keeps the record; files that are stored late appear when their time has come."""
+    """Keep the record. Delayed files appear when their time has come."""
 
     def __init__(self, clock: Clock, on_event: Callable[[Event], None] | None) -> None:
         self._clock = clock
         self._on_event = on_event
         self._stored: list[Stored] = []
         self._objects: dict[tuple[str, str], S3Object] = {}
-        self._late: list[_Late] = []
+        self._delayed: list[_DelayedStore] = []
         self.requests: Counter[str] = Counter()
-        self.log: deque[RequestSeen] = deque(maxlen=REMEMBERED)
+        self.log: deque[RequestSeen] = deque(maxlen=MAX_LOGGED)
 
     @property
     def stored(self) -> list[Stored]:
         """Everything stored by now, in order; each PUT to one key of S3 counts."""
-        self._settle()
+        self._store_due()
         return self._stored
 
     @property
     def objects(self) -> dict[tuple[str, str], S3Object]:
-        """What stands in S3 by now, by bucket and key."""
-        self._settle()
+        """The objects in S3 by now, by bucket and key."""
+        self._store_due()
         return self._objects
 
-    def store(self, stored: Stored, stands: S3Object | None = None, late: float = 0.0) -> None:
-        """Keep a file, and the object that it becomes if it goes to S3; `late` seconds from now."""
-        self._settle()  # what was late until now comes before it
+    def store(self, stored: Stored, s3_object: S3Object | None = None, late: float = 0.0) -> None:
+        """Record a file, and the object that it becomes in S3, `late` seconds from now."""
+        self._store_due()  # delayed files that are due come before it
         if late > 0:
-            self._late.append(_Late(self._clock.steady() + late, stored, stands))
+            self._delayed.append(_DelayedStore(self._clock.steady() + late, stored, s3_object))
         else:
-            self._keep(stored, stands)
+            self._keep(stored, s3_object)
 
-    def struck(self, route: str, kind: str) -> None:
-        """A fault struck a request."""
+    def record_fault(self, route: str, kind: str) -> None:
+        """Report that a fault was applied to a request."""
         if self._on_event is not None:
             self._on_event(Event("fault", route, kind))
 
     def reset(self) -> None:
+        """Forget everything."""
         self._stored.clear()
         self._objects.clear()
-        self._late.clear()
+        self._delayed.clear()
         self.requests.clear()
         self.log.clear()
 
-    def _settle(self) -> None:
-        if not self._late:
+    def _store_due(self) -> None:
+        if not self._delayed:
             return
         now = self._clock.steady()
-        due = sorted((late for late in self._late if late.when <= now), key=lambda late: late.when)
-        self._late = [late for late in self._late if late.when > now]
+        due = sorted((late for late in self._delayed if late.when <= now), key=lambda late: late.when)
+        self._delayed = [late for late in self._delayed if late.when > now]
         for late in due:
-            self._keep(late.stored, late.stands)
+            self._keep(late.stored, late.s3_object)
 
-    def _keep(self, stored: Stored, stands: S3Object | None) -> None:
+    def _keep(self, stored: Stored, s3_object: S3Object | None) -> None:
         self._stored.append(stored)
-        if stands is not None:
-            self._objects[stands.bucket, stands.key] = stands
+        if s3_object is not None:
+            self._objects[s3_object.bucket, s3_object.key] = s3_object
         if self._on_event is not None:
             self._on_event(Event("stored", f"{stored.remote}.{stored.via}", stored.name, stored))
 
 
 @dataclass(frozen=True, slots=True)
-class _Late:
+class _DelayedStore:
     when: float  # steady seconds
     stored: Stored
-    stands: S3Object | None
+    s3_object: S3Object | None

@@ -1,4 +1,4 @@
-"""The simulator itself: one port on which Codat, Wootiv and S3 answer, and on which faults strike."""
+"""Serve Codat, Wootiv and S3 on one port, and apply faults."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from concurrent.futures import Future
 from datetime import datetime
 from email.utils import formatdate
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio.abc import TaskStatus
 
 from docferry.clock import Clock, SystemClock, iso
 from docferry.simulator.codat import Codat
+from docferry.simulator.connection import Connection, Disconnected, Reset
 from docferry.simulator.control import Control
-from docferry.simulator.fault_effects import Case, suffer
+from docferry.simulator.fault_effects import FaultContext, apply_fault
 from docferry.simulator.faults import Fault, Rules
-from docferry.simulator.http import Answer, Malformed, Request, deliver, next_request
+from docferry.simulator.http import Malformed, Request, Response, deliver, next_request
 from docferry.simulator.listener import Listener, listen
 from docferry.simulator.options import SimulatorOptions
 from docferry.simulator.recorder import Event, Recorder, RequestSeen, S3Object, Stored
 from docferry.simulator.s3 import S3
 from docferry.simulator.sigv4 import Credentials
-from docferry.simulator.wire import Gone, Reset, Wire
 from docferry.simulator.wootiv import Wootiv
 
 if TYPE_CHECKING:
@@ -36,16 +36,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _KEEP_ALL = 1 << 62
-_Shore = Codat | Wootiv | S3 | Control
-#: Names of errors that S3 gives with a status, where a rule does not say.
+Content = Literal["keep", "digest", "count"]
+_Service = Codat | Wootiv | S3 | Control
+#: S3's error codes by status, for rules without a code.
 _S3_CODES = {400: "InvalidRequest", 401: "AccessDenied", 403: "AccessDenied", 404: "NoSuchKey", 409: "OperationAborted"}
 _S3_CODES |= {413: "EntityTooLarge", 429: "SlowDown", 500: "InternalError", 503: "SlowDown"}
 
 
 class Simulator:
-    """A local Codat, Wootiv and S3. What they have got and seen can be asked at any time, from any thread. Without
-    `keep_bytes` no ZIP and no GET has content; without `digests` too, for big loads, nothing is hashed: no ETag is an
-    MD5, and an Idempotency-Key is held against heads alone."""
+    """A local Codat, Wootiv and S3 whose record can be read at any time, from any thread.
+
+    `content` says how much of each file is kept: its bytes and digests ("keep"), its digests ("digest"), or its size
+    ("count"). Without bytes no ZIP and no GET has content. Without digests no ETag is an MD5, and an Idempotency-Key is
+    compared by the heads of parts alone.
+    """
 
     def __init__(
         self,
@@ -53,64 +57,65 @@ class Simulator:
         faults: Sequence[Fault] = (),
         seed: int = 0,
         clock: Clock | None = None,
-        keep_bytes: bool = True,
+        content: Content = "keep",
         on_event: Callable[[Event], None] | None = None,
-        digests: bool = True,
     ) -> None:
         self.options = options if options is not None else SimulatorOptions()
         self.clock: Clock = clock if clock is not None else SystemClock()
         jitter = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
-        keep = _KEEP_ALL if keep_bytes else 0
+        keep, digests = _KEEP_ALL if content == "keep" else 0, content != "count"
         self.recorder = Recorder(self.clock, on_event)
         self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - as above
         self.codat = Codat(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
         self.s3 = S3(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
         self.wootiv = Wootiv(self.options, self.recorder, self.s3, jitter)
         self._control = Control(self)
-        self._wires: set[Wire] = set()
+        self._connections: set[Connection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._door: Listener | None = None
+        self._listener: Listener | None = None
         self._ssl: ssl.SSLContext | None = None
         self._address = ("", 0)
         self._date = (0, "")
 
-    # what it has got and seen
+    # the record
 
     @property
     def url(self) -> str:
+        """The base URL."""
         host, port = self._address
         return f"{'https' if self._ssl is not None else 'http'}://{host}:{port}"
 
     @property
     def stored(self) -> list[Stored]:
-        """Every file stored by now, in order; for S3 each PUT counts, `objects` has what stands."""
+        """Every file stored by now, in order. For S3 each PUT counts; `objects` has the current ones."""
         return list(self.recorder.stored)
 
     @property
     def objects(self) -> dict[tuple[str, str], S3Object]:
+        """The objects in S3 by now, by bucket and key."""
         return dict(self.recorder.objects)
 
     @property
     def requests(self) -> Counter[str]:
-        """How often each route was asked for."""
+        """The number of requests by route."""
         return self.recorder.requests
 
     @property
     def log(self) -> deque[RequestSeen]:
-        """The latest requests, one by one."""
+        """The latest requests."""
         return self.recorder.log
 
     @property
-    def most_at_once(self) -> Counter[str]:
-        """The most requests at once that each company has had."""
-        return self.codat.limits.most_at_once
+    def peak_concurrency(self) -> Counter[str]:
+        """The largest number of concurrent requests by company."""
+        return self.codat.limits.peak_concurrency
 
     @property
     def credentials(self) -> Credentials:
-        """Whose signatures the simulated S3 believes."""
+        """The credentials that the simulated S3 accepts."""
         return self.s3.credentials
 
-    # what can be done to it
+    # changes
 
     def put_company_file(
         self,
@@ -121,7 +126,7 @@ class Simulator:
         uploaded: datetime | str | None = None,
         integration: str | None = None,
     ) -> Stored:
-        """What a customer uploads on Codat's own page. `uploaded` as a string is listed as it is."""
+        """Store a file as a customer does on Codat's page. `uploaded` as a string is listed as it is."""
         at = self.clock.now()
         if isinstance(uploaded, datetime):
             at = uploaded.timestamp()
@@ -132,43 +137,45 @@ class Simulator:
         self.codat.put(stored, uploaded=uploaded, source_type=source_type, integration=integration)
         return stored
 
-    def lose_company_file(self, company: str, name: str) -> None:
-        """Lose a file of Codat, which no request can remove."""
-        self.codat.lose(company, name)
+    def remove_company_file(self, company: str, name: str) -> None:
+        """Remove a file of Codat, as no request can."""
+        self.codat.remove(company, name)
 
-    def lose_object(self, key: str, bucket: str = "wootiv-documents") -> None:
+    def remove_object(self, key: str, bucket: str = "wootiv-documents") -> None:
         """Remove an object from the bucket."""
         self.recorder.objects.pop((bucket, key), None)
 
     def put_object(self, key: str, content: bytes, bucket: str = "wootiv-documents") -> S3Object:
-        """What somebody else puts into the bucket."""
-        catch = self.s3.catch()
-        catch.write(content)
-        return self.s3.keep(bucket, key, catch, "binary/octet-stream")
+        """Store an object as another program does."""
+        sink = self.s3.sink()
+        sink.write(content)
+        return self.s3.keep(bucket, key, sink, "binary/octet-stream")
 
     def set_faults(self, faults: Sequence[Fault]) -> None:
-        """Other rules from now on."""
+        """Replace the fault rules."""
         self.rules.replace(faults)
 
-    def refuse(self, seconds: float, mode: str = "refuse", everyone: bool = True) -> None:
-        """Refuse connections for some seconds, by a closed port or ("reset") by an RST after accepting; `everyone`
-        who is connected is thrown out too. From any thread, and done when it returns."""
+    def refuse(self, seconds: float, mode: str = "refuse", close_open: bool = True) -> None:
+        """Refuse connections for some seconds: by a closed port, or ("reset") by an RST after accepting.
+
+        `close_open` resets open connections too. Any thread may call it; it returns when connections are refused.
+        """
         if self._loop is None:
             raise RuntimeError("the simulator does not serve yet")
         if _running_loop() is self._loop:
-            self._shut(seconds, mode, everyone)
+            self._refuse(seconds, mode, close_open)
             return
         done: Future[None] = Future()
 
-        def shut() -> None:
-            self._shut(seconds, mode, everyone)
+        def refuse_connections() -> None:
+            self._refuse(seconds, mode, close_open)
             done.set_result(None)
 
-        self._loop.call_soon_threadsafe(shut)
+        self._loop.call_soon_threadsafe(refuse_connections)
         done.result()
 
     def reset(self) -> None:
-        """Forget everything that came; no faults, switches as they come."""
+        """Forget all requests, files and faults, and restore the default options."""
         self.recorder.reset()
         self.codat.reset()
         self.rules.replace(())
@@ -184,127 +191,129 @@ class Simulator:
         ssl_context: ssl.SSLContext | None = None,
         task_status: TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Answer until cancelled. The port is told by `task_status`."""
+        """Serve until cancelled. `task_status` gets the port."""
         with listen(host, port) as listener:
             self._loop, self._ssl = asyncio.get_running_loop(), ssl_context
             self._address = (f"[{host}]" if ":" in host else host, listener.getsockname()[1])
-            async with anyio.create_task_group() as connections:
+            async with anyio.create_task_group() as group:
 
-                def welcome(client: socket.socket) -> None:
-                    wire = Wire(client, self.clock.now)
-                    self._wires.add(wire)  # at once: whoever is let in can be thrown out
-                    connections.start_soon(self._connection, wire)
+                def on_accept(client: socket.socket) -> None:
+                    connection = Connection(client, self.clock.now)
+                    self._connections.add(connection)  # before any await, so that `refuse` can reset it
+                    group.start_soon(self._serve_connection, connection)
 
-                with Listener(listener, welcome) as self._door:
+                with Listener(listener, on_accept) as self._listener:
                     task_status.started(self._address[1])
                     await anyio.sleep_forever()
 
-    def _shut(self, seconds: float, mode: str, everyone: bool) -> None:
-        if self._door is not None:
-            self._door.close(seconds, resetting=mode == "reset")
-        for wire in self._wires if everyone else ():
-            wire.reset()
+    def _refuse(self, seconds: float, mode: str, close_open: bool) -> None:
+        if self._listener is not None:
+            self._listener.close(seconds, resetting=mode == "reset")
+        for connection in self._connections if close_open else ():
+            connection.reset()
 
-    async def _connection(self, wire: Wire) -> None:
+    async def _serve_connection(self, connection: Connection) -> None:
         try:
-            await wire.open(self._ssl)
+            await connection.open(self._ssl)
             reused = False
-            while await self._exchange(wire, reused=reused):
+            while await self._handle_request(connection, reused=reused):
                 reused = True
-            wire.close()
+            connection.close()
         except Reset:
-            wire.reset()
-        except (Gone, OSError):  # a broken TLS handshake too
-            wire.close()
+            connection.reset()
+        except (Disconnected, OSError):  # also a failed TLS handshake
+            connection.close()
         finally:
-            self._wires.discard(wire)
-            wire.free()
+            self._connections.discard(connection)
+            connection.dispose()
 
-    async def _exchange(self, wire: Wire, *, reused: bool) -> bool:
-        """One request and its answer; True when another may come."""
+    async def _handle_request(self, connection: Connection, *, reused: bool) -> bool:
+        """Serve one request. Return whether another may follow on the connection."""
         try:
-            request = await next_request(wire, secure=self._ssl is not None)
+            request = await next_request(connection, secure=self._ssl is not None)
         except Malformed as malformed:
-            await deliver(wire, Answer(400, f"{malformed}\n".encode(), then="close"), self._dated())
+            await deliver(connection, Response(400, f"{malformed}\n".encode(), then="close"), self._date_header())
             return False
         if request is None:
             return False
-        name, shore, handler = self._route(request)
+        name, service, handler = self._route(request)
         line = f"{request.method} {request.path}"
-        fault = None if shore is self._control else self.rules.draw(name, line, reused=reused)
-        first_byte = self.clock.now() if wire.first_byte is None else wire.first_byte
+        fault = None if service is self._control else self.rules.select(name, line, reused=reused)
+        first_byte = self.clock.now() if connection.first_byte is None else connection.first_byte
         seen = RequestSeen(name, request.method, request.path, fault.kind if fault else None, first_byte)
-        if shore is not self._control:
+        if service is not self._control:
             self.recorder.requests[name] += 1
             self.recorder.log.append(seen)
         try:
-            answer = await self._answer(request, name, shore, handler, fault)
-            await self._settle_body(request, answer)
-            seen.status, seen.at = answer.status, self.clock.now()
-            await deliver(wire, answer, self._dated(), to_head=request.method == "HEAD")
+            response = await self._respond(request, name, service, handler, fault)
+            await self._drain_body(request, response)
+            seen.status, seen.at = response.status, self.clock.now()
+            await deliver(connection, response, self._date_header(), to_head=request.method == "HEAD")
         finally:
-            self.codat.leave(request)
+            self.codat.release(request)
             seen.at = self.clock.now()
-        if answer.then == "reset":
+        if response.then == "reset":
             raise Reset
-        wire.between_requests()
-        return answer.then == "keep"
+        connection.between_requests()
+        return response.then == "keep"
 
-    async def _answer(
+    async def _respond(
         self,
         request: Request,
         name: str,
-        shore: _Shore,
-        handler: Callable[[Request], Awaitable[Answer]],
+        service: _Service,
+        handler: Callable[[Request], Awaitable[Response]],
         fault: Fault | None,
-    ) -> Answer:
-        async def run() -> Answer:
+    ) -> Response:
+        async def run() -> Response:
             request.latency = self.options.latency
             try:
-                answer = await shore.serve(request, handler)
-            except (Gone, Reset):
+                response = await service.serve(request, handler)
+            except (Disconnected, Reset):
                 raise
-            except Exception:  # noqa: BLE001 - a fault of the simulator's own is told as a 500, and in the log
+            except Exception:  # noqa: BLE001 - a defect of the simulator becomes a 500 and a log entry
                 _log.exception("the simulator failed at %s", name)
-                answer = (
-                    shore.error(500, "InternalError", "the simulator failed")
-                    if isinstance(shore, S3)
-                    else shore.error(500, "the simulator failed")
+                response = (
+                    service.error(500, "InternalError", "the simulator failed")
+                    if isinstance(service, S3)
+                    else service.error(500, "the simulator failed")
                 )
             await request.pause()
-            return answer
+            return response
 
         if fault is None:
             return await run()
-        self.recorder.struck(name, fault.kind)
-        return await suffer(
-            Case(fault, request, self.s3.now(), run, lambda status, code: _error(shore, status, code), self.refuse)
+        self.recorder.record_fault(name, fault.kind)
+        return await apply_fault(
+            FaultContext(
+                fault, request, self.s3.now(), run, lambda status, code: _error(service, status, code), self.refuse
+            )
         )
 
     @staticmethod
-    async def _settle_body(request: Request, answer: Answer) -> None:
-        """What of the body nobody read is read now, so that the client sees the answer."""
-        if not request.keep_alive and answer.then == "keep":
-            answer.then = "close"
-        if answer.then == "reset" or request.body.done:
+    async def _drain_body(request: Request, response: Response) -> None:
+        """Read the rest of the body, so that the client sees the response."""
+        if not request.keep_alive and response.then == "keep":
+            response.then = "close"
+        if response.then == "reset" or request.body.done:
             return
-        if request.body.unwanted:
-            answer.then = "close"
+        if request.body.awaits_continue:
+            response.then = "close"
         else:
             await request.body.drain()
 
-    def _route(self, request: Request) -> tuple[str, _Shore, Callable[[Request], Awaitable[Answer]]]:
+    def _route(self, request: Request) -> tuple[str, _Service, Callable[[Request], Awaitable[Response]]]:
         segments = request.segments
-        for shore in (self.codat, self.s3, self.wootiv, self._control):
-            if (found := shore.route(request.method, segments)) is not None:
-                return found[0], shore, found[1]
-        return "unknown", self.wootiv, self._nowhere
+        for service in (self.codat, self.s3, self.wootiv, self._control):
+            if (found := service.route(request.method, segments)) is not None:
+                return found[0], service, found[1]
+        return "unknown", self.wootiv, self._not_found
 
-    async def _nowhere(self, request: Request) -> Answer:
+    async def _not_found(self, request: Request) -> Response:
         return request.forced or self.wootiv.error(404, f"There is nothing at {request.path}")
 
-    def _dated(self) -> str:
-        """The server's time as its Date header; written once a second."""
+    def _date_header(self) -> str:
+        """Return the server's time as its Date header, formatted once a second."""
         now = int(self.s3.now())
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
@@ -318,8 +327,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _error(shore: _Shore, status: int, code: str | None) -> Answer:
-    """An error as this service would give it, though a rule wants it."""
-    if isinstance(shore, S3):
-        return shore.error(status, code or _S3_CODES.get(status, "InternalError"), "A fault was asked for")
-    return shore.error(status, code or "A fault was asked for")
+def _error(service: _Service, status: int, code: str | None) -> Response:
+    """Return an error in the shape of this service, for a fault."""
+    if isinstance(service, S3):
+        return service.error(status, code or _S3_CODES.get(status, "InternalError"), "The response of a fault rule")
+    return service.error(status, code or "The response of a fault rule")

@@ -1,4 +1,4 @@
-"""Amazon's Signature Version 4 in the query and in POST policies: made, and really verified."""
+"""Create and verify AWS Signature Version 4 in queries and in POST policies."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from functools import lru_cache
 from urllib.parse import quote, unquote
 
 ALGORITHM = "AWS4-HMAC-SHA256"
-LONGEST_LIFE = 7 * 24 * 3600
-#: A request may be so many seconds ahead of the server's clock.
-_EARLY = 900.0
+MAX_LIFETIME_S = 7 * 24 * 3600
+#: How far a signature may be ahead of the server's clock.
+_MAX_CLOCK_SKEW_S = 900.0
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Whose signatures the simulated S3 believes."""
+    """The key pair that the simulated S3 accepts."""
 
     access_key: str = "AKIADOCFERRYSIMULATE"
-    secret_key: str = "docferry-simulated-secret-key"  # noqa: S105 - known to everybody on purpose
+    secret_key: str = "docferry-simulated-secret-key"  # noqa: S105 - public on purpose
     region: str = "us-east-1"
 
     def scope(self, day: str) -> str:
+        """Return the credential scope of a day."""
         return f"{day}/{self.region}/s3/aws4_request"
 
     def sign(self, day: str, text: str) -> str:
+        """Return the signature of a text, in hex."""
         return hmac.new(_signing_key(self.secret_key, day, self.region), text.encode(), hashlib.sha256).hexdigest()
 
 
 class S3Error(Exception):
-    """S3 says no: status, Code and Message of its XML."""
+    """Raised for an error response of S3: status, Code and Message of its XML."""
 
     def __init__(self, status: int, code: str, message: str, **extra: str) -> None:
         super().__init__(message)
@@ -45,10 +47,10 @@ class S3Error(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Signable:
-    """What a signature covers."""
+    """The parts of a request that a signature covers."""
 
     method: str
-    path: str  # as it was sent
+    path: str  # as sent
     parameters: Sequence[tuple[str, str]]
     headers: Mapping[str, str]  # names in lower case
 
@@ -56,7 +58,7 @@ class Signable:
 def presign(
     credentials: Credentials, method: str, path: str, headers: Mapping[str, str], *, now: float, lifetime: float
 ) -> str:
-    """The query that lets whoever has it do `method` on `path`; `headers` must be sent, host included."""
+    """Return the query that permits `method` on `path`. Requests must send `headers`, host included."""
     stamp = amz_date(now)
     parameters = [
         ("X-Amz-Algorithm", ALGORITHM),
@@ -72,7 +74,7 @@ def presign(
 
 
 def verify(credentials: Credentials, request: Signable, now: float) -> None:
-    """S3Error unless the request carries a good signature in its query."""
+    """Raise S3Error unless the query of the request has a valid signature."""
     found = dict(request.parameters)
     if "X-Amz-Signature" not in found:
         raise S3Error(403, "AccessDenied", "Access Denied")
@@ -92,7 +94,7 @@ def verify(credentials: Credentials, request: Signable, now: float) -> None:
 
 
 def check_scope(credentials: Credentials, algorithm: str, credential: str, stamp: str) -> None:
-    """The algorithm, whose key it is, and what for."""
+    """Raise S3Error unless algorithm, access key and scope are the expected ones."""
     if algorithm != ALGORITHM:
         raise _bad_query(f"X-Amz-Algorithm only supports {ALGORITHM}")
     access_key, _, scope = credential.partition("/")
@@ -103,6 +105,7 @@ def check_scope(credentials: Credentials, algorithm: str, credential: str, stamp
 
 
 def mismatch() -> S3Error:
+    """Return the error of a wrong signature."""
     return S3Error(
         403,
         "SignatureDoesNotMatch",
@@ -111,6 +114,7 @@ def mismatch() -> S3Error:
 
 
 def amz_date(seconds: float) -> str:
+    """Return a time as `YYYYMMDDTHHMMSSZ`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
@@ -120,7 +124,7 @@ def _check_times(stamp: str, expires: str, now: float) -> None:
         ends = begins + int(expires)
     except ValueError:
         raise _bad_query("X-Amz-Date or X-Amz-Expires cannot be read") from None
-    if not 0 < int(expires) <= LONGEST_LIFE:
+    if not 0 < int(expires) <= MAX_LIFETIME_S:
         raise _bad_query("X-Amz-Expires must be between 1 and 604800 seconds")
     if now > ends:
         raise S3Error(
@@ -131,7 +135,7 @@ def _check_times(stamp: str, expires: str, now: float) -> None:
             Expires=_iso(ends),
             ServerTime=_iso(now),
         )
-    if now < begins - _EARLY:
+    if now < begins - _MAX_CLOCK_SKEW_S:
         raise S3Error(403, "AccessDenied", "Request is not yet valid", ServerTime=_iso(now))
 
 

@@ -1,4 +1,4 @@
-"""What Codat has of one file beyond its bytes, and the ZIP that gathers such files by integration."""
+"""Define a file as Codat lists it, and build the ZIP that groups files by integration."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import anyio.to_thread
 from docferry.simulator.recorder import Stored
 
 _BLOCK = 256 * 1024
-#: ZIPs up to this size are made in memory.
+#: ZIPs up to this size are built in memory.
 _IN_MEMORY = 32 * 1024 * 1024
 
 
 @dataclass(slots=True)
-class Filed:
-    """A stored file as the list shows it. `at` is steady seconds."""
+class CompanyFile:
+    """A stored file with its list entry. `at` is in steady seconds."""
 
     stored: Stored
     uploaded: str
@@ -31,7 +31,7 @@ class Filed:
     _row: str = field(default="", repr=False)
 
     def row(self) -> str:
-        """Its JSON object in the list; made once, as lists grow long."""
+        """Return its JSON object in the list. It is built once, as lists grow long."""
         if not self._row:
             self._row = json.dumps(
                 {
@@ -44,24 +44,25 @@ class Filed:
         return self._row
 
 
-async def zip_of(files: Sequence[Filed]) -> tuple[IO[bytes], int]:
-    """A ZIP of those files whose bytes were kept, in a folder for each integration, and its length."""
+async def build_zip(files: Sequence[CompanyFile]) -> tuple[IO[bytes], int]:
+    """Return a ZIP of the files whose bytes were kept, one folder for each integration, and its length."""
     return await anyio.to_thread.run_sync(_zip, files)
 
 
-async def blocks_of(spool: IO[bytes]) -> AsyncGenerator[bytes, None]:
+async def read_blocks(spool: IO[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of a file in blocks, then close it."""
     with spool:
         while block := await anyio.to_thread.run_sync(spool.read, _BLOCK):
             yield block
 
 
-def _zip(files: Sequence[Filed]) -> tuple[IO[bytes], int]:
-    spool = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - closed by who reads it
+def _zip(files: Sequence[CompanyFile]) -> tuple[IO[bytes], int]:
+    spool = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - `read_blocks` closes it
     with zipfile.ZipFile(spool, "w", zipfile.ZIP_STORED) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # two files of one name are two members of one name
-        for filed in files:
-            if filed.stored.content is not None:
-                archive.writestr(f"{filed.integration}/{filed.stored.name}", filed.stored.content)
+        warnings.simplefilter("ignore", UserWarning)  # two files with one name become two members with one name
+        for company_file in files:
+            if company_file.stored.content is not None:
+                archive.writestr(f"{company_file.integration}/{company_file.stored.name}", company_file.stored.content)
     length = spool.tell()
     spool.seek(0)
     return spool, length

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from docferry.simulator.http import Malformed
-from docferry.simulator.multipart import Catch, Multipart
+from docferry.simulator.multipart import ContentSink, Multipart
 from simulator.conftest import Start
 from simulator.rawclient import BOUNDARY, CODAT, LIST, UPLOAD, Cut, Raw, form, form_headers
 
@@ -21,10 +21,10 @@ tricky = st.lists(
 
 
 def parsed(blocks: list[bytes]) -> list[tuple[str, str | None, bytes | None]]:
-    parser = Multipart(BOUNDARY.encode(), lambda _name, _filename: Catch(keep=1 << 20))
+    parser = Multipart(BOUNDARY.encode(), lambda _name, _filename: ContentSink(keep=1 << 20))
     for block in blocks:
         parser.feed(block)
-    return [(part.name, part.filename, part.catch.content) for part in parser.finish()]
+    return [(part.name, part.filename, part.sink.content) for part in parser.finish()]
 
 
 @settings(max_examples=300, deadline=None)

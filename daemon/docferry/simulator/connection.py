@@ -1,4 +1,4 @@
-"""One connection at the level of the socket: bytes in with back-pressure, bytes out, and every way to break it off."""
+"""Manage one TCP or TLS connection of a client: reads with back-pressure, writes, and every way to end it."""
 
 from __future__ import annotations
 
@@ -11,92 +11,98 @@ from collections.abc import Callable
 
 import anyio
 
-#: Longest request head that is read.
-LONGEST_HEAD = 64 * 1024
-#: So much may wait here unread before the socket is left alone.
-MOST_UNREAD = 1024 * 1024
-#: With it, closing a socket sends an RST.
+#: Longest request head, bytes.
+MAX_HEAD = 64 * 1024
+#: Bytes to buffer before reading from the socket pauses.
+MAX_BUFFERED = 1024 * 1024
+#: The value of SO_LINGER with which closing sends an RST.
 LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
-class Gone(Exception):
-    """The client went away, or sent what cannot be read any further."""
+class Disconnected(Exception):
+    """Raised when the client is gone, or sent an unreadable head."""
 
 
 class Reset(Exception):
-    """This connection is to be broken off with an RST, now."""
+    """Raised to end the connection with an RST."""
 
 
-class Wire(asyncio.Protocol):
-    """A client's connection. Reading waits for bytes; `Gone` is raised when none will come."""
+class Connection(asyncio.Protocol):
+    """A client's connection. Reads wait for bytes, and raise Disconnected when none will come."""
 
     def __init__(self, client: socket.socket, now: Callable[[], float]) -> None:
         self._client = client
         self._now = now
         self._blocks: deque[bytes] = deque()
         self._unread = 0
-        self._most = MOST_UNREAD
+        self._max_buffered = MAX_BUFFERED
         self._paused = False
-        self._ended = False
+        self._eof = False
         self._waiter: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._over = asyncio.Event()
+        self._closed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._lost = False
-        self._doomed = False  # to be reset as soon as there is something to reset
+        self._reset_pending = False  # reset once the transport exists
         self.peer = ""
         self.first_byte: float | None = None
 
-    # what asyncio calls
+    # callbacks of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's signature is wider than what it gives
+        """Keep the transport (called by asyncio)."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's annotation is wider than its value
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else ""
-        if self._doomed:
+        if self._reset_pending:
             self.reset()
 
     def data_received(self, data: bytes) -> None:
+        """Buffer bytes, and stop reading at the limit (called by asyncio)."""
         if self.first_byte is None:
             self.first_byte = self._now()
         self._blocks.append(data)
         self._unread += len(data)
-        if self._unread >= self._most and not self._paused and self._transport is not None:
+        if self._unread >= self._max_buffered and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
         self._wake()
 
     def eof_received(self) -> bool:
-        self._ended = True
-        self._over.set()
+        """Record the end of the client's data (called by asyncio). Plain TCP stays half-open."""
+        self._eof = True
+        self._closed.set()
         self._wake()
         return not self._is_secure
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        self._ended = self._lost = True
-        self._over.set()
+        """Wake all waiting tasks (called by asyncio)."""
+        self._eof = self._lost = True
+        self._closed.set()
         self._writable.set()
         self._wake()
 
     def pause_writing(self) -> None:
+        """Let writes wait (called by asyncio)."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
+        """Let writes go on (called by asyncio)."""
         self._writable.set()
 
     async def open(self, tls: ssl.SSLContext | None) -> None:
-        """Take the socket over, after a handshake if there is one; OSError when that fails."""
+        """Take the socket over, with a TLS handshake if `tls` is given. Raises OSError if it fails."""
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._client, ssl=tls)
 
     # reading
 
-    async def some(self) -> bytes:
-        """The next bytes, as they came."""
+    async def read(self) -> bytes:
+        """Return the next bytes as they came."""
         while not self._blocks:
-            if self._ended:
-                raise Gone
+            if self._eof:
+                raise Disconnected
             self._resume()
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -107,81 +113,83 @@ class Wire(asyncio.Protocol):
         self._unread -= len(block)
         return block
 
-    async def at_most(self, limit: int) -> bytes:
-        """The next bytes, no more than `limit`."""
-        block = await self.some()
+    async def read_at_most(self, limit: int) -> bytes:
+        """Return the next bytes, at most `limit`."""
+        block = await self.read()
         if len(block) > limit:
             self.unread(block[limit:])
             block = block[:limit]
         return block
 
-    async def until(self, mark: bytes, limit: int = LONGEST_HEAD) -> bytes:
-        """All up to `mark`, which is taken off too."""
-        block = await self.some()
+    async def read_until(self, mark: bytes, limit: int = MAX_HEAD) -> bytes:
+        """Return the bytes before `mark`, and consume `mark`."""
+        block = await self.read()
         while (end := block.find(mark)) < 0:
             if len(block) > limit:
-                raise Gone
-            block += await self.some()
+                raise Disconnected
+            block += await self.read()
         self.unread(block[end + len(mark) :])
         return block[:end]
 
     def unread(self, block: bytes) -> None:
-        """Put bytes back to be read next."""
+        """Put bytes back to the front of the buffer."""
         if block:
             self._blocks.appendleft(block)
             self._unread += len(block)
 
-    async def over(self, seconds: float | None = None) -> None:
-        """Wait until the client has gone, or for `seconds`."""
+    async def wait_closed(self, seconds: float | None = None) -> None:
+        """Wait until the client has closed its side, or for `seconds`."""
         with anyio.move_on_after(seconds):
-            await self._over.wait()
+            await self._closed.wait()
 
     @property
-    def ended(self) -> bool:
-        return self._ended
+    def is_closed(self) -> bool:
+        """Whether the client has closed its side."""
+        return self._eof
 
     def between_requests(self) -> None:
-        """What comes next is another request's first byte, unless it is here already."""
+        """Reset the time of the first byte for the next request."""
         self.first_byte = self._now() if self._blocks else None
 
-    def narrow(self) -> None:
-        """Let as little as possible wait in the kernel and here, so that slow reading is felt by the client."""
-        self._most = 1
+    def shrink_buffers(self) -> None:
+        """Make all buffers small, so that slow reading blocks the client."""
+        self._max_buffered = 1
         if (sock := self._socket()) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     # writing and ending
 
     async def write(self, data: bytes) -> None:
-        # asyncio's TLS does not say that it is closing before it is asked to.
-        if self._transport is None or self._transport.is_closing() or self._lost or (self._ended and self._is_secure):
-            raise Gone
+        # asyncio's TLS transport reports is_closing() only after close().
+        """Write bytes, and wait while the buffer is full. Raises Disconnected."""
+        if self._transport is None or self._transport.is_closing() or self._lost or (self._eof and self._is_secure):
+            raise Disconnected
         self._transport.write(data)
         if not self._writable.is_set():
             await self._writable.wait()
             if self._transport.is_closing():
-                raise Gone
+                raise Disconnected
 
     def close(self) -> None:
-        """End in peace: what was written is still delivered."""
+        """Close after the written bytes are delivered."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """End at once, whatever was still to be written."""
+        """Close at once and discard unwritten bytes."""
         if self._transport is not None:
             self._transport.abort()
 
-    def free(self) -> None:
-        """Let nothing stay open."""
+    def dispose(self) -> None:
+        """Free the socket in every state."""
         if self._transport is None:
             self._client.close()
         elif not self._transport.is_closing():
             self._transport.abort()
 
     def reset(self) -> None:
-        """Break off: the client sees `Connection reset by peer`."""
-        self._doomed = True
+        """Close with an RST: the client gets `Connection reset by peer`."""
+        self._reset_pending = True
         if (sock := self._socket()) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
         self.abort()
@@ -190,7 +198,7 @@ class Wire(asyncio.Protocol):
 
     @property
     def _is_secure(self) -> bool:
-        """Half-closed is fine in plain TCP, and unknown to TLS."""
+        """Whether the connection uses TLS, which has no half-closed state."""
         return self._transport is None or self._transport.get_extra_info("ssl_object") is not None
 
     def _socket(self) -> socket.socket | None:
