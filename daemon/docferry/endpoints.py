@@ -18,6 +18,8 @@ from urllib.parse import unquote
 import certifi
 import httpx
 
+#: The servers as Wootiv's SDK (0.0.1) names them; its "production" is an address of this machine.
+WOOTIV_SERVERS: Final = {"production": "http://localhost:3001", "environment_1": "https://dev.wootiv.com"}
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PROXY_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 #: RFC 1035: a label has 63 bytes at most, a name 253. Underscores are not in the RFC, but in use.

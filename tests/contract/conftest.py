@@ -19,7 +19,7 @@ from docferry.clock import SystemClock
 from docferry.model import Receipt, Target, UploadItem
 from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
-from docferry.remotes.wootiv.client import Wootiv
+from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
@@ -75,7 +75,8 @@ def _make_codat(settings: dict[str, Any]) -> Codat:
 
 def _make_wootiv(settings: dict[str, Any]) -> Wootiv:
     urls = SignedUrlPolicy(settings["base_url"], settings.pop("storage_hosts", ()))
-    return Wootiv(urls=urls, **(settings | {"key": StaticKey(settings["key"])}))
+    options = WootivOptions(settings.pop("base_url"), settings.pop("direct", frozenset()))
+    return Wootiv(urls=urls, options=options, **(settings | {"key": StaticKey(settings["key"])}))
 
 
 def http_client(name: str, more: dict[str, Any]) -> HttpClient:
@@ -132,14 +133,15 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
         settings["key"] = lambda: sim.options.wootiv_key
         settings["http"], settings["storage"] = http_client("Wootiv", dict(more)), http_client("Wootiv's storage", more)
         made.append(_make_wootiv(settings | more))
-        return RemoteEnv(made[-1], sim, WOOTIV, f"s3.{signed}")
+        route = "wootiv.upload" if "direct" in settings | more else f"s3.{signed}"
+        return RemoteEnv(made[-1], sim, WOOTIV, route)
 
     yield make
     for each in made:
         await each.aclose()
 
 
-@pytest.fixture(params=["codat", "codat-tls", "wootiv-put", "wootiv-put-tls", "wootiv-post"])
+@pytest.fixture(params=["codat", "codat-tls", "wootiv-put", "wootiv-put-tls", "wootiv-post", "wootiv-direct"])
 def open_env(
     request: pytest.FixtureRequest, simulated: Make, certificates: Certificates, codat: Make, wootiv: Make
 ) -> Make:
@@ -150,7 +152,9 @@ def open_env(
         sim = simulated(tls=certificates.server if "tls" in way else None)
         if "tls" in way:
             more.setdefault("ca_file", certificates.ca_file)
-        if name == "wootiv":
+        if way[:1] == ["direct"]:
+            more["direct"] = frozenset({"test"})
+        elif name == "wootiv":
             more["signed"] = way[0]
         made: RemoteEnv = (codat if name == "codat" else wootiv)(sim, **more)
         return made

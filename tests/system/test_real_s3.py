@@ -16,7 +16,7 @@ from app_env import AppEnv, until
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.http import HttpClient, HttpOptions
-from docferry.remotes.wootiv.client import Wootiv
+from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from system.rclone_s3 import Front, Meddler, Storehouse, rclone
 
@@ -208,7 +208,7 @@ async def test_a_download_that_broke_off_goes_on_and_is_whole(
     options = HttpOptions(timeout=5.0)
     clients = HttpClient("Wootiv", clock, options), HttpClient("Wootiv's storage", clock, options)
     urls, key = SignedUrlPolicy(front.url), StaticKey("wootiv-demo-key")
-    wootiv = Wootiv(*clients, urls, base_url=front.url, key=key, clock=clock)
+    wootiv = Wootiv(*clients, urls, WootivOptions(front.url), key=key, clock=clock)
     content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
     (app.folder / "big.zip").write_bytes(content)
     to = tmp_path / "big.zip"

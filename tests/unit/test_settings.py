@@ -337,3 +337,20 @@ def test_whatever_the_file_says_it_is_settings_or_problems(values: dict[str, obj
     written = sources.Written(Path("/x"), {"state_dir": "/s"} | values)
     found, told = problems.validate(Settings, written)
     assert found is not None or told
+
+
+@pytest.mark.parametrize(
+    ("section", "server"),
+    [
+        ('environment = "environment_1"', "https://dev.wootiv.com"),
+        ('environment = "production"', "http://localhost:3001"),
+        ('environment = "production"\nbase_url = "https://wootiv.example.com"', "https://wootiv.example.com"),
+    ],
+)
+def test_the_environment_selects_the_server_of_the_sdk(tmp_path: Path, section: str, server: str) -> None:
+    path = tmp_path / "docferry.toml"
+    mapping = f'[[upload]]\nname = "scans"\nfolder = "{tmp_path}/scans"\nto = "wootiv"\n'
+    path.write_text(f'state_dir = "{tmp_path}/state"\n[wootiv]\n{section}\n{mapping}')
+    found = load(path, {})
+    assert found.wootiv.base_url == server
+    assert any("an address of this machine" in each for each in found.warnings) == (server == "http://localhost:3001")

@@ -239,3 +239,27 @@ async def test_a_queued_document_that_the_configuration_leaves_out_is_gone(env: 
     await env.run_daemon()
     names = [stored.name for stored in env.simulator.stored if stored.remote == "codat"] + list(objects(env))
     assert names == ["b.pdf"]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+async def test_documents_go_through_wootiv_itself(env: UploadEnv, batch: int) -> None:
+    folder = env.app_env.upload("scans", "wootiv", via='"direct"')
+    env.app_env.wootiv["batch"] = str(batch)
+    for number in range(10):
+        write(folder / f"{number % 2}/{number}.pdf", b"%d" % number)
+    assert await carry(env) == {State.SENT: 10}
+    assert objects(env) == files(folder)
+    assert env.requests("s3.put") == 0
+    assert (env.requests("wootiv.bulk") >= 2) == (batch > 1)
+
+
+@pytest.mark.parametrize("route", ["wootiv.bulk", "s3.get"])
+@pytest.mark.parametrize("kind", ["reset_after", "lost_answer", "status"])
+async def test_a_direct_upload_survives_every_answer(env: UploadEnv, kind: str, route: str) -> None:
+    """Lost answers and errors, of the upload and of its proof: at the end each object has its bytes."""
+    folder = env.app_env.upload("scans", "wootiv", via='"direct"')
+    env.app_env.wootiv["batch"] = "5"
+    env.strike(Fault(kind, route, first=3, params={"status": 500} if kind == "status" else {}))
+    env.lay(folder, *names_of(12))
+    assert await carry(env) == {State.SENT: 12}
+    assert objects(env) == files(folder)

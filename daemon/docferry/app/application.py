@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from docferry import policy
 from docferry.app.receipts import ReceiptKeeper
-from docferry.app.remotes import RULES, open_remotes, spool
+from docferry.app.remotes import RULES, direct_mappings, open_remotes, spool
 from docferry.clock import Clock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
@@ -28,6 +28,7 @@ from docferry.model import joined
 from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import Remote
 from docferry.remotes.wootiv.client import Wootiv
+from docferry.remotes.wootiv.direct import BulkPolicy
 from docferry.settings import Download, Settings, Upload
 from docferry.store import locks, schema
 from docferry.store.cursors import Cursors
@@ -155,7 +156,8 @@ def _build(
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
-    batch_trials = BatchTrials(tables.cursors, queue.transfers, settings.codat.batch)
+    bulk = BulkPolicy(direct_mappings(settings), settings.wootiv.batch)
+    batch_trials = BatchTrials(tables.cursors, queue.transfers, settings.codat.batch, bulk)
     uploader = Uploader(context, gate_manager, batch_trials)
     maintenance = Maintenance(queue.transfers, clock, settings.state_dir)
     return Application(

@@ -16,7 +16,7 @@ from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
-from docferry.remotes.wootiv.client import Wootiv
+from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from docferry.settings import Settings
 
@@ -60,11 +60,16 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
             # A storage refuses headers that were not signed.
             HttpClient("Wootiv's storage", clock, replace(http_options(wootiv), headers={})),
             SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts),
-            base_url=wootiv.base_url,
+            WootivOptions(wootiv.base_url, direct_mappings(settings)),
             key=SettingsKey(settings, "wootiv"),
             clock=clock,
         )
     return remotes
+
+
+def direct_mappings(settings: Settings) -> frozenset[str]:
+    """Return the names of the mappings whose documents go through Wootiv itself."""
+    return frozenset(upload.name for upload in settings.uploads if upload.to == "wootiv" and upload.via == "direct")
 
 
 def http_options(to: settings_of.Codat | settings_of.Wootiv) -> HttpOptions:

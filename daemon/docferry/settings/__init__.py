@@ -164,10 +164,23 @@ class Codat(_Remote):
 class Wootiv(_Remote):
     """The section `[wootiv]`: address and key of Wootiv."""
 
-    base_url: Url | None = Field(default=None, description="the server; required when a mapping uses it")
+    base_url: Url | None = Field(default=None, description="the server; it or environment is required")
+    environment: Literal["production", "environment_1"] | None = Field(
+        default=None, description="the server by its name in Wootiv's SDK; base_url overrides it"
+    )
+    batch: Count = Field(default=1, ge=1, le=20, description='files in one request of mappings with via = "direct"')
     storage_hosts: tuple[str, ...] = Field(
         default=(), description="patterns of hosts where signed URLs may point; default: any public host"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_server(cls, written: object) -> object:
+        if isinstance(written, dict) and written.get("base_url") is None:
+            environment = written.get("environment")
+            if isinstance(environment, str) and environment in endpoints.WOOTIV_SERVERS:
+                return {**written, "base_url": endpoints.WOOTIV_SERVERS[environment]}
+        return written
 
 
 class Settings(BaseSettings):

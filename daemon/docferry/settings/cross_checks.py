@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from docferry import endpoints
 from docferry.model import escaped
 from docferry.settings import overlaps
 from docferry.settings.mappings import Download, Upload
@@ -144,17 +145,27 @@ def _warnings(settings: Settings) -> Iterator[str]:
     for remote, section in (("codat", settings.codat), ("wootiv", settings.wootiv)):
         if remote in settings.remotes and section.base_url and not _is_private(section.base_url):
             yield f"{remote}.base_url is http: the key and the documents go over the network in the clear; use https"
+    yield from _of_wootiv_server(settings)
     for at, upload in enumerate(settings.uploads):
         if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
             yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
         if upload.to == "codat" and ("/" in upload.file_name or "{path}" in upload.file_name):
             yield f"upload[{at}].file_name: Codat may keep only what follows the last slash; use {{name}}"
-        unused = "object_name" if upload.to == "codat" else "file_name"
-        if unused in upload.model_fields_set:
-            yield f"upload[{at}].{unused} is not used for {upload.to}; remove it"
+        for unused in ("object_name", "via") if upload.to == "codat" else ("file_name",):
+            if unused in upload.model_fields_set:
+                yield f"upload[{at}].{unused} is not used for {upload.to}; remove it"
         if upload.archive_folder and upload.after_upload != "archive":
             yield f'upload[{at}].archive_folder is not used while after_upload is "{upload.after_upload}"'
     yield from _taken_away(settings.uploads)
+
+
+def _of_wootiv_server(settings: Settings) -> Iterator[str]:
+    server = endpoints.WOOTIV_SERVERS.get(settings.wootiv.environment or "")
+    if "wootiv" in settings.remotes and server == settings.wootiv.base_url and _is_loopback(server or ""):
+        yield (
+            f'wootiv.environment: "{settings.wootiv.environment}" is {server} in Wootiv\'s SDK, an address of this '
+            "machine; set base_url to the server of your account"
+        )
 
 
 def _taken_away(uploads: Sequence[Upload]) -> Iterator[str]:
@@ -165,8 +176,12 @@ def _taken_away(uploads: Sequence[Upload]) -> Iterator[str]:
 
 
 def _is_private(url: str) -> bool:
+    return urlsplit(url).scheme == "https" or _is_loopback(url)
+
+
+def _is_loopback(url: str) -> bool:
     parts = urlsplit(url)
-    if parts.scheme == "https" or parts.hostname == "localhost":
+    if parts.hostname == "localhost":
         return True
     try:
         return ipaddress.ip_address(parts.hostname or "").is_loopback

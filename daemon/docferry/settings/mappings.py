@@ -175,6 +175,9 @@ class Upload(BaseModel):
     exclude: PatternList = Field(
         default=(), description="on top of the built-in list: temporary and hidden files, recycle bins and the like"
     )
+    via: Literal["signed_url", "direct"] = Field(
+        default="signed_url", description="for Wootiv; direct: through its own upload endpoint, in bulk with `batch`"
+    )
     own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
     after_upload: Literal["keep", "archive", "delete"] = Field(default="keep", description="the action on a sent file")

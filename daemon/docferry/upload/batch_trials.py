@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from docferry.model import State, Transfer
+from docferry.remotes.wootiv.direct import BulkPolicy
 from docferry.store.cursors import Cursors
 from docferry.store.transfers import Transfers
 
@@ -17,15 +18,21 @@ BATCH_DOUBT = "batch"
 #: After so many first batches without a proof the connection gets single documents until the next start.
 MAX_TRIALS = 3
 _PREFIX = "batch/"
+#: The lane whose batches are proved by their responses, and need no trial.
+_BULK_LANE = "wootiv"
+#: Every document goes alone.
+_NO_BULK = BulkPolicy(frozenset(), 1)
 
 
 class BatchTrials:
     """The verdicts about batches by lane, kept over restarts; a trial that a stop cut off starts again."""
 
-    def __init__(self, cursors: Cursors, transfers: Transfers, size: int) -> None:
+    def __init__(self, cursors: Cursors, transfers: Transfers, size: int, bulk: BulkPolicy = _NO_BULK) -> None:
         self._cursors = cursors
         self._transfers = transfers
-        self.size = size  # the largest number of documents in one request
+        self._codat_size = size
+        self._bulk = bulk
+        self.size = max(size, bulk.size if bulk.mappings else 1)  # the largest number of documents in one request
         self._verdicts: dict[str, str] = {}
         self._proofs: dict[str, list[bool]] = {}  # the documents of a first batch that were decided, by lane
         self._failed_trials: Counter[str] = Counter()
@@ -36,8 +43,8 @@ class BatchTrials:
         self._verdicts = {key.removeprefix(_PREFIX): verdict for key, verdict in known.items() if verdict != "trial"}
 
     def is_trusted(self, lane: str) -> bool:
-        """Whether the list proved a batch of this lane."""
-        return self._verdicts.get(lane) == "trusted"
+        """Whether a batch of this lane needs no proof: the list proved one, or each response proves its own."""
+        return lane == _BULK_LANE or self._verdicts.get(lane) == "trusted"
 
     def is_on_trial(self, lane: str) -> bool:
         """Whether a first batch of this lane is in flight or in doubt."""
@@ -82,9 +89,11 @@ class BatchTrials:
 
     def batch_size(self, lane: str) -> int:
         """Return the number of documents that one request of this lane may have now."""
+        if lane == _BULK_LANE:
+            return self._bulk.size if self._bulk.mappings else 1
         if not lane.startswith("codat/") or self._verdicts.get(lane, "trusted") != "trusted":
             return 1
-        return self.size
+        return self._codat_size
 
     async def make_batches(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
         """Divide claimed transfers into batches and interleave the lanes.
@@ -102,6 +111,8 @@ class BatchTrials:
 
     async def _divide(self, lane: str, transfers: Sequence[Transfer]) -> list[tuple[int, list[Transfer]]]:
         """Return the batches of one lane with their ranks among all lanes."""
+        if lane == _BULK_LANE:
+            return list(enumerate(self._bulk.divide(transfers), 1))
         # A document that failed once goes alone: it may be the one that spoils the request of the others.
         single, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
         size = self.batch_size(lane)

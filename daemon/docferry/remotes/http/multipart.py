@@ -54,15 +54,26 @@ class PlainBody:
 
 
 class Form:
-    """Documents as parts named `file`, after the `fields` exactly as given and in their order."""
+    """Documents as parts named `part`, after the `fields` exactly as given and in their order.
 
-    def __init__(self, items: Sequence[UploadItem], fields: Sequence[tuple[str, str]] = ()) -> None:
+    The file names are the documents' names at the remote, unless `names` gives others.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[UploadItem],
+        fields: Sequence[tuple[str, str]] = (),
+        *,
+        part: str = "file",
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._items = items
         boundary = _boundary(items)
         self.content_type = f"multipart/form-data; boundary={boundary}"
         delimiter = f"--{boundary}\r\n".encode()
         self._fields = b"".join(_field(delimiter, name, value) for name, value in fields)
-        self._heads = [_head(delimiter, item.transfer.remote_name) for item in items]
+        file_names = [item.transfer.remote_name for item in items] if names is None else names
+        self._heads = [_head(delimiter, part, name) for name in file_names]
         self._end = f"--{boundary}--\r\n".encode()
         documents = sum(item.source.size for item in items) + sum(len(head) + 2 for head in self._heads)
         self.length = len(self._fields) + documents + len(self._end)
@@ -101,8 +112,8 @@ def _field(delimiter: bytes, name: str, value: str) -> bytes:
     return delimiter + head.encode("utf-8", "replace") + value.encode("utf-8", "replace") + b"\r\n"
 
 
-def _head(delimiter: bytes, name: str) -> bytes:
-    disposition = f'Content-Disposition: form-data; name="file"; filename="{_quoted(name)}"\r\n'
+def _head(delimiter: bytes, part: str, name: str) -> bytes:
+    disposition = f'Content-Disposition: form-data; name="{part}"; filename="{_quoted(name)}"\r\n'
     return delimiter + disposition.encode("utf-8", "replace") + f"Content-Type: {content_type(name)}\r\n\r\n".encode()
 
 
