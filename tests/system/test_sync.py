@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
+import time
 from pathlib import Path
 
 from app_env import COMPANY, CONNECTION, AppEnv, digest
@@ -239,3 +241,39 @@ def test_after_the_database_was_lost_adopt_sends_nothing_again_whatever_the_name
     assert len(names) == 25
     assert {sha for _, sha in app_env.stored()} >= {*made.values(), digest(b"new")}
     assert app_env.sync()["uploaded"] == 0
+
+
+def test_a_dry_run_lists_every_document_with_its_action(app_env: AppEnv) -> None:
+    """Open for writing, unreadable, held, due and unchanged: none is missing."""
+    folder = app_env.upload("bank")
+    (folder / "sent.pdf").write_bytes(b"sent")
+    (folder / "held.exe").write_bytes(b"MZ")
+    app_env.sync(code=1)
+    app_env.simulator.refuse(60.0)
+    (folder / "due.pdf").write_bytes(b"due")
+    app_env.sync(code=75)
+    (folder / "new.pdf").write_bytes(b"new")
+    (folder / "empty.pdf").touch()
+    (folder / "open.pdf").write_bytes(b"half")
+    time.sleep(0.3)  # past `settle`: these files are at rest, but for the open one
+    with (folder / "open.pdf").open("ab"):
+        done = app_env.run("sync", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["path"].rsplit("/", 1)[1]: row["would"] for row in rows} == {
+        "sent.pdf": "unchanged",
+        "held.exe": "held",
+        "due.pdf": "upload",
+        "new.pdf": "upload",
+        "empty.pdf": "held",
+        "open.pdf": "still being written",
+    }
+
+
+def test_a_pass_that_leaves_something_due_names_it(app_env: AppEnv) -> None:
+    folder = app_env.upload("bank")
+    app_env.simulator.refuse(60.0)
+    (folder / "due.pdf").write_bytes(b"due")
+    done = app_env.run("sync")
+    assert done.returncode == 75
+    assert "due.pdf is waiting" in done.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 import anyio.to_thread
 
@@ -13,15 +15,27 @@ from docferry.app.remotes import RULES
 from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
 from docferry.detect.planner import plan, validate
-from docferry.errors import SourceError
+from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.hashing import hash_file
 from docferry.files.safe_open import Root
-from docferry.model import SeenFile
+from docferry.model import Reason, SeenFile
 from docferry.settings import Settings, Upload
-from docferry.store.database import open_database
+from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.store.reports import Reports, Row
+
+#: States of documents that a pass works on, with its action.
+_ACTIONS: Final = {
+    "waiting": "upload",
+    "leased": "upload",
+    "sending": "upload",
+    "doubtful": "ask the remote",
+    "asking": "ask the remote",
+    "held": "held",
+}
+_CHUNK: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +45,7 @@ class DryRunRow:
     mapping: str
     path: bytes
     size: int
-    would: str  # "upload" | "unchanged" | "held" | "still being written"
+    would: str  # "upload" | "ask the remote" | "unchanged" | "held" | "still being written"
     to: str
     remote_name: str
     reason: str | None
@@ -41,63 +55,96 @@ async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[D
     """Return every document of these mappings. Raises FolderError where a folder cannot be read."""
     uploads, _ = select_mappings(settings, mappings)
     async with AsyncExitStack() as stack:
-        documents = None
+        database = None
         if database_path(settings).exists():
             database = await stack.enter_async_context(open_database(database_path(settings)))
-            documents = Documents(database, SystemClock())
-        return [row for upload in uploads.values() for row in await _mapping(upload, documents)]
+        return [row for upload in uploads.values() for row in await _DryRun(upload, database).rows()]
 
 
-async def _mapping(upload: Upload, documents: Documents | None) -> list[DryRunRow]:
-    listings = await anyio.to_thread.run_sync(
-        lambda: [listing for chunk in scan.walk(Root.of(upload), enters=upload.enters) for listing in chunk]
-    )
-    rows: list[DryRunRow] = []
-    planned: list[Planned] = []
-    debouncer = Debouncer(SystemClock())
-    for listing in listings:
-        known = (
-            (await documents.known(upload.name, [listing.folder])).get(listing.folder, set()) if documents else set()
+class _DryRun:
+    """The dry run of one mapping."""
+
+    def __init__(self, upload: Upload, database: Database | None) -> None:
+        self._upload = upload
+        self._documents = None if database is None else Documents(database, SystemClock())
+        self._reports = None if database is None else Reports(database)
+        self._debouncer = Debouncer(SystemClock())
+
+    async def rows(self) -> list[DryRunRow]:
+        """Return a row for each document in the folder."""
+        upload = self._upload
+        listings = await anyio.to_thread.run_sync(
+            lambda: [listing for chunk in scan.walk(Root.of(upload), enters=upload.enters) for listing in chunk]
         )
-        for seen in listing.files:
-            seen_file = listing.seen_file(seen)
-            if not upload.wanted(seen_file.path):
-                continue
-            if seen in known:
-                rows.append(_row(upload, seen_file, "unchanged"))
-            elif not debouncer.offer(upload.name, seen_file, upload.settle):
-                rows.append(_row(upload, seen_file, "still being written"))
-            else:
-                found = await _plan(upload, seen_file)
-                planned += [found] if found else []
-    for each in planned:
-        rows.append(await _judged(upload, each, documents))
-    return rows
+        open_rows = await self._open_rows()
+        rows: list[DryRunRow] = []
+        for listing in listings:
+            known = await self._known(listing.folder)
+            for entry in listing.files:
+                seen_file = listing.seen_file(entry)
+                if not upload.wanted(seen_file.path):
+                    continue
+                if entry not in known:
+                    rows += await self._new(seen_file)
+                elif (queued := open_rows.get(seen_file.path)) is not None:
+                    rows.append(self._queued(seen_file, queued))
+                else:
+                    rows.append(self._row(seen_file, "unchanged"))
+        return rows
 
+    async def _known(self, folder: bytes) -> Collection[object]:
+        if self._documents is None:
+            return ()
+        return (await self._documents.known(self._upload.name, [folder])).get(folder, ())
 
-async def _plan(upload: Upload, seen_file: SeenFile) -> Planned | None:
-    verdict = validate(upload, seen_file, RULES)
-    if isinstance(verdict, Planned):
-        return verdict
-    try:
-        found = await anyio.to_thread.run_sync(hash_file, Root.of(upload), seen_file.path)
-    except SourceError:
-        return None
-    if found.digests is None:
-        return None
-    return plan(upload, SeenFile(seen_file.folder, seen_file.name, found.stamp), verdict, found.digests, 0.0)
+    async def _open_rows(self) -> dict[bytes, Row]:
+        """Return the documents of the mapping that are neither sent nor gone, by path."""
+        found: dict[bytes, Row] = {}
+        after, more = 0, self._reports is not None
+        while more and self._reports is not None:
+            rows = await self._reports.rows(mapping=self._upload.name, states=list(_ACTIONS), limit=_CHUNK, after=after)
+            found |= {row.path: row for row in rows}
+            more = len(rows) == _CHUNK
+            after = rows[-1].id if rows else after
+        return found
 
+    def _queued(self, seen_file: SeenFile, row: Row) -> DryRunRow:
+        reason = ": ".join(part for part in (row.reason, row.detail) if part) or None
+        return self._row(seen_file, _ACTIONS[row.state], name=row.remote_name, reason=reason)
 
-async def _judged(upload: Upload, planned: Planned, documents: Documents | None) -> DryRunRow:
-    if planned.reason is not None:
-        return _row(upload, planned.seen_file, "held", reason=planned.detail)
-    to = planned.target.lane if planned.target else ""
-    if documents is not None and await documents.is_queued(to, planned.dedupe_key, planned.sha256):
-        return _row(upload, planned.seen_file, "unchanged", to=to)
-    return _row(upload, planned.seen_file, "upload", to=to, name=planned.remote_name)
+    async def _new(self, seen_file: SeenFile) -> list[DryRunRow]:
+        """Return the row of a file that the queue does not know as it is; nothing where it has vanished."""
+        if not self._debouncer.offer(self._upload.name, seen_file, self._upload.settle):
+            return [self._row(seen_file, "still being written")]
+        verdict = validate(self._upload, seen_file, RULES)
+        if isinstance(verdict, Planned) and verdict.reason is not Reason.EMPTY:
+            return [self._row(seen_file, "held", reason=verdict.detail)]
+        try:
+            found = await anyio.to_thread.run_sync(hash_file, Root.of(self._upload), seen_file.path)
+        except SourceVanished:
+            return []
+        except SourceUnreadable as error:
+            return [self._row(seen_file, "held", reason=str(error))]
+        except SourceError:
+            return [self._row(seen_file, "still being written")]
+        if found.digests is None or found.no_writer is False:
+            return [self._row(seen_file, "still being written", reason="a program has it open for writing")]
+        if isinstance(verdict, Planned):
+            return [self._row(seen_file, "held", reason=verdict.detail)]
+        as_read = SeenFile(seen_file.folder, seen_file.name, found.stamp)
+        return [await self._planned(plan(self._upload, as_read, verdict, found.digests, time.time()))]
 
+    async def _planned(self, planned: Planned) -> DryRunRow:
+        if planned.reason is not None:
+            return self._row(planned.seen_file, "held", reason=planned.detail)
+        to = planned.target.lane if planned.target else ""
+        documents = self._documents
+        if documents is not None and await documents.is_queued(to, planned.dedupe_key, planned.sha256):
+            return self._row(planned.seen_file, "unchanged", to=to)
+        return self._row(planned.seen_file, "upload", to=to, name=planned.remote_name)
 
-def _row(
-    upload: Upload, seen_file: SeenFile, would: str, *, to: str = "", name: str = "", reason: str | None = None
-) -> DryRunRow:
-    return DryRunRow(upload.name, seen_file.path, seen_file.stamp.size, would, to or upload.to, name, reason)
+    def _row(
+        self, seen_file: SeenFile, would: str, *, to: str = "", name: str = "", reason: str | None = None
+    ) -> DryRunRow:
+        upload = self._upload
+        return DryRunRow(upload.name, seen_file.path, seen_file.stamp.size, would, to or upload.to, name, reason)

@@ -13,8 +13,8 @@ from docferry.app.pass_heartbeat import pass_heartbeat
 from docferry.app.shutdown import drain, plain_errors
 from docferry.errors import ConfigError
 from docferry.files.write_lease import guard_signals
-from docferry.model import Reason
-from docferry.settings import Download, Settings, missing_keys
+from docferry.model import Reason, escaped
+from docferry.settings import Download, Settings, Upload, missing_keys
 
 #: `sync` waits for documents that become due within this time, for doubts also for the list lag; seconds.
 WAIT_FOR_RETRY_S = 5.0
@@ -28,6 +28,9 @@ STALL_TIMEOUT_S = 10.0
 WAIT_FOR_WRITE_S = 60.0
 #: `sync` waits this much longer than `settle` for files that are still being written, seconds.
 WAIT_FOR_SETTLE_S = 10.0
+#: Documents that a pass names where it leaves some due.
+NAMED = 20
+DUE_STATES = ("waiting", "leased", "sending", "doubtful", "asking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,14 @@ async def sync(
             result.exit_code, result.text = report.exit_code, report.summary
             return report
     raise AssertionError("unreachable: plain_errors never swallows")
+
+
+def _shown(upload: Upload, path: bytes) -> str:
+    return escaped(bytes(upload.root).rstrip(b"/") + b"/" + path)
+
+
+def _because(detail: str | None) -> str:
+    return f": {escaped(detail)}" if detail else ""
 
 
 class OnePass:
@@ -212,6 +223,20 @@ class OnePass:
             self._scanning,
         )
 
+    async def _waiting(self) -> list[str]:
+        """Return a sentence for each document that the pass leaves due, NAMED at most."""
+        app = self._app
+        named = [
+            f"{_shown(upload, path)} is still being written"
+            for upload in app.uploads.values()
+            for path, _ in app.reconciler.debouncer.unsettled(upload.name)[:NAMED]
+        ]
+        for upload in app.uploads.values():
+            if len(named) < NAMED:
+                rows = await app.reports.rows(mapping=upload.name, states=list(DUE_STATES), limit=NAMED)
+                named += [f"{_shown(upload, row.path)} is {row.state}{_because(row.detail)}" for row in rows]
+        return named[:NAMED]
+
     async def _report(self, seconds: float) -> SyncReport:
         app = self._app
         counts = await app.reports.open_counts(app.uploads) if self._uploads and app.uploads else {}
@@ -219,7 +244,8 @@ class OnePass:
         due = sum(count for state, count in counts.items() if state != "held")
         unsettled = sum(len(app.reconciler.debouncer.unsettled(name)) for name in app.uploads)
         gates = await app.gates.all() if due else {}
-        problems = (*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values()))
+        problems = [*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values())]
+        problems += await self._waiting() if due + unsettled else []
         known = sum(app.reconciler.state(name).known for name in app.uploads) - self._open_before
         return SyncReport(
             uploaded=app.uploader.counters.uploaded,
@@ -231,5 +257,5 @@ class OnePass:
             bytes_down=app.downloader.counters.bytes,
             requests=sum(remote.health.requests for remote in app.remotes.values()),
             seconds=round(seconds, 3),
-            problems=problems,
+            problems=tuple(problems),
         )
