@@ -61,9 +61,10 @@ catalogue: $(STAMP) ## faults W, C, Z and S in the sizes of their catalogue, wit
 bench: $(STAMP) ## docferry beside its peers, in turn, against its goals; QUICK=1 in under two minutes, ARGS="--only w1" for a part
 	@$(BIN)/python -m benchmarks --install-peers $(if $(QUICK),--quick) $(ARGS)
 
-lint: $(STAMP) ## ruff, mypy --strict, import-linter
+lint: $(STAMP) ## ruff, codespell, mypy --strict, import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/mypy --explicit-package-bases benchmarks/*.py packaging/*.py

@@ -1,4 +1,4 @@
-"""Time, as something that can be handed in: wall seconds for people and remotes, steady seconds for waiting."""
+"""Read the time: wall seconds for people and remotes, steady seconds for waiting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
-#: Stands for a boot that nothing names: no other process has the same, so none compares its steady clock with ours.
+#: The boot id where the system gives none. It differs in each process, so that none compares steady clocks.
 _UNKNOWN_BOOT: Final = str(uuid4())
 
 
@@ -28,13 +28,13 @@ def boot_id() -> str:
 
 
 class Clock(Protocol):
-    """What the house asks about time. Tests hand in one they can turn."""
+    """The clocks of the machine; tests pass one that they control."""
 
     def now(self) -> float:
-        """Seconds since 1970, UTC. May jump."""
+        """Return the seconds since 1970, UTC. They may jump."""
 
     def steady(self) -> float:
-        """Seconds since some start; never jumps, goes on while the machine sleeps."""
+        """Return the seconds since some start. They never jump, and count while the machine sleeps."""
 
 
 class SystemClock:
@@ -51,7 +51,7 @@ class SystemClock:
 
 @dataclass(slots=True)
 class TurnableClock:
-    """A clock that moves only when it is told to: simulations and tests reach any hour at once."""
+    """A clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""
 
     wall: float = 1_790_000_000.0
     running: float = field(default=1_000.0)
@@ -71,7 +71,7 @@ class TurnableClock:
 
 
 def iso(seconds: float | None) -> str | None:
-    """`2026-11-21T04:26:54.123Z` for wall seconds; None stays None."""
+    """Return wall seconds as `2026-11-21T04:26:54.123Z`; None stays None."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

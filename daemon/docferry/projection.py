@@ -1,4 +1,4 @@
-"""When a remote will have everything that is due: from rate limit, quota and measured rate. Pure."""
+"""Compute when a remote will have everything that is due, from rate limit, quota and measured rate. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DAY_S: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one remote still has to get, and what holds it up. Times are wall seconds."""
+    """The due documents of one remote and the limits that delay them. Times are wall seconds."""
 
     documents: int
     rate: float | None  # documents a second, measured lately; None: nothing was uploaded
@@ -25,7 +25,7 @@ class Backlog:
 
 
 def finish(backlog: Backlog, now: float) -> float | None:
-    """Return when the last due document will have arrived; None: nothing is due, or nobody can say."""
+    """Return when the last due document will have arrived; None if nothing is due or the time is unknown."""
     if not backlog.documents or backlog.needs_person:
         return None
     limit = math.inf if backlog.per_minute is None else backlog.per_minute / 60.0
@@ -37,7 +37,7 @@ def finish(backlog: Backlog, now: float) -> float | None:
 
 
 def _within_quota(backlog: Backlog, start: float, seconds: float) -> float:
-    """Add the days that the quota makes it wait; `seconds` is how long the uploads take by themselves."""
+    """Add the days of waiting for the quota; `seconds` is the duration of the uploads alone."""
     left, reset, limit = backlog.quota_left, backlog.quota_reset, backlog.quota_limit
     if left is None or reset is None or not limit or reset <= start:
         return start + seconds

@@ -1,4 +1,4 @@
-"""Talks to systemd: readiness, status and the watchdog, over the socket it names."""
+"""Notify systemd over its socket: readiness, status and the watchdog."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def notify(message: str) -> None:
-    """Send `READY=1`, `STATUS=…`, `WATCHDOG=1`, … to the service manager; nothing where there is none."""
+    """Send `READY=1`, `STATUS=…`, `WATCHDOG=1`, … to the service manager, if there is one."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -18,11 +18,11 @@ def notify(message: str) -> None:
             channel.connect(address)
             channel.sendall(message.encode())
     except OSError:
-        return  # a service manager that does not listen must not stop the ferry
+        return  # a service manager that does not listen must not stop the daemon
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd wants a sign of life, halved as it advises; None without a watchdog."""
+    """Return half of systemd's watchdog interval in seconds, or None without a watchdog."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID")
     if not microseconds.isdigit() or (pid and pid != str(os.getpid())):

@@ -1,4 +1,4 @@
-"""Events that metrics count. Where they happen, they are told here; without `[metrics]` nothing is counted."""
+"""Define the events that metrics count. Without `[metrics]` only the throughput is counted."""
 
 from __future__ import annotations
 

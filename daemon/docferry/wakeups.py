@@ -30,7 +30,7 @@ class Wakeup:
 
 
 class Wakeups:
-    """What the packages of one process tell each other; everything here is a hint, the database is the truth."""
+    """Hints between the packages of one process. The database stays the truth."""
 
     def __init__(self) -> None:
         self.upload = Wakeup()  # for the scheduler: the queue may have something due

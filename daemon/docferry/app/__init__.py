@@ -1,1 +1,1 @@
-"""Builds the house and runs it: `ferry` is the daemon, `onepass` one pass over the same rooms."""
+"""Build the application and run it: as the daemon, as one pass, or as a dry run."""
