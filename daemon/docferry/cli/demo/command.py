@@ -150,7 +150,7 @@ class _Show:
         self._events += len(fresh)
         for event in fresh:
             if event.kind == "fault":
-                self._say(Cell("fault", WARN), _shore(event), Cell(_FAULTS.get(event.detail, event.detail), WARN))
+                self._say(Cell("fault", WARN), _service(event), Cell(_FAULTS.get(event.detail, event.detail), WARN))
 
     async def _tell(self, row: Row, reports: Reports) -> None:
         name = row.path.decode("utf-8", "replace")
@@ -196,7 +196,7 @@ def _short(detail: str | None) -> str:
     return (detail or "").partition(" — ")[0].partition(" [")[0]
 
 
-def _shore(event: Event) -> str:
+def _service(event: Event) -> str:
     return {"codat": "Codat", "s3": "Wootiv's storage"}.get(event.route.partition(".")[0], "Wootiv")
 
 
