@@ -54,6 +54,7 @@ from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
+from docferry.store.owners import LocalOwners
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.transfers import Pick, Transfers
@@ -334,7 +335,7 @@ class Process(Uploader):
         clock = world.clock
         self.queue = Transfers(self.database, clock, name)
         self.documents = Documents(self.database, clock)
-        tables = Queue(self.database, self.documents, self.queue, Gates(self.database))
+        tables = Queue(self.database, self.documents, self.queue, Gates(self.database), LocalOwners(Path(), name))
         remotes = {"codat": FakeRemote(world.service, self.database.kill)}
         context = UploadContext(clock, tables, {world.upload.name: world.upload}, remotes, Wakeups(), Telemetry(clock))
         gate_manager = GateManager(tables.gates, clock, RetryPolicy(Backoff(0.5, 1.5, 60.0), give_up_after=1e9))

@@ -52,8 +52,8 @@ def test_names_are_listed_though_the_rest_is_wrong(tmp_path: Path) -> None:
 
 def test_the_example_loads_with_every_key_in_force(tmp_path: Path) -> None:
     settings = loaded(tmp_path / "docferry.toml", everything(tmp_path))
-    assert [upload.name for upload in settings.uploads] == ["acme-bank", "customers", "scans"]
-    assert [download.name for download in settings.downloads] == ["acme-inbox", "statements"]
+    assert [upload.configured_name for upload in settings.uploads] == ["acme-bank", "customers", "scans"]
+    assert [download.name for download in settings.downloads] == ["acme-inbox@sftp-1", "statements@sftp-1"]
     assert settings.state_dir == Path("/var/lib/docferry")
 
 

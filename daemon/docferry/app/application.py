@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +22,7 @@ from docferry.download.downloader import Downloader
 from docferry.download.publisher import Publisher
 from docferry.download.spool import Spool
 from docferry.download.wootiv_objects import WootivObjects
-from docferry.errors import ConfigError, FolderError
+from docferry.errors import ConfigError, FolderError, StateError
 from docferry.files import scan
 from docferry.files.safe_open import Root
 from docferry.model import joined
@@ -36,6 +37,7 @@ from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
+from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
@@ -90,6 +92,11 @@ def database_path(settings: Settings) -> Path:
     return settings.state_dir / "docferry.db"
 
 
+def database_location(settings: Settings) -> Path | str:
+    """Return the path of the SQLite queue, or the URL of the PostgreSQL queue."""
+    return database_path(settings) if settings.database_url is None else settings.database_url.get_secret_value()
+
+
 @asynccontextmanager
 async def open_application(
     settings: Settings,
@@ -111,20 +118,42 @@ async def open_application(
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(locks.lease_owner(settings.state_dir))
-        await anyio.to_thread.run_sync(schema.check_integrity, database_path(settings))
-        database = await stack.enter_async_context(open_database(database_path(settings), write_timeout))
+        location, host = database_location(settings), settings.host_name
+        if isinstance(location, Path):
+            await anyio.to_thread.run_sync(schema.check_integrity, location)
+        database = await stack.enter_async_context(open_database(location, write_timeout, host))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
+        owner, owners = await stack.enter_async_context(_join_queue(settings, database, clock, owner))
         receipts = ReceiptKeeper(settings, database, clock)
         await receipts.check_copy(adopt=adopt)
         remotes = open_remotes(settings, clock)
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
-        tables = _open_tables(database, clock, owner)
+        tables = _open_tables(database, clock, owner, owners)
         context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
         app = _build(settings, context, tables, wanted_downloads if downloads else [], receipts)
         for upload in uploads.values():
             await app.reconciler.detect_retarget(upload)
         yield app
+
+
+@asynccontextmanager
+async def _join_queue(
+    settings: Settings, database: Database, clock: Clock, owner: str
+) -> AsyncIterator[tuple[str, Owners]]:
+    """Yield the name of this process in leases, and the registry of the processes that share the queue."""
+    if settings.database_url is None:
+        yield owner, LocalOwners(settings.state_dir, owner)
+        return
+    host = settings.host_name
+    owners = HeartbeatOwners(database, clock, f"{host}:{owner}", host)
+    await owners.beat()
+    async with anyio.create_task_group() as group:
+        group.start_soon(owners.run, name="queue heartbeat")
+        yield f"{host}:{owner}", owners
+        group.cancel_scope.cancel()
+    with contextlib.suppress(StateError):  # the server is away: others take over after `DEAD_AFTER_S`
+        await owners.leave()
 
 
 def select_mappings(settings: Settings, mappings: Sequence[str]) -> tuple[dict[str, Upload], list[Download]]:
@@ -140,10 +169,10 @@ def select_mappings(settings: Settings, mappings: Sequence[str]) -> tuple[dict[s
     )
 
 
-def _open_tables(database: Database, clock: Clock, owner: str) -> _Tables:
+def _open_tables(database: Database, clock: Clock, owner: str, owners: Owners) -> _Tables:
     wakeups = Wakeups()
     transfers = Transfers(database, clock, owner, wakeups)
-    queue = Queue(database, Documents(database, clock), transfers, Gates(database))
+    queue = Queue(database, Documents(database, clock), transfers, Gates(database), owners)
     return _Tables(queue, Cursors(database, clock), Downloads(database, clock), wakeups)
 
 
@@ -159,7 +188,7 @@ def _build(
     bulk = BulkPolicy(direct_mappings(settings), settings.wootiv.batch)
     batch_trials = BatchTrials(tables.cursors, queue.transfers, settings.codat.batch, bulk)
     uploader = Uploader(context, gate_manager, batch_trials)
-    maintenance = Maintenance(queue.transfers, clock, settings.state_dir)
+    maintenance = Maintenance(queue.transfers, clock, queue.owners)
     return Application(
         settings=settings,
         clock=clock,
@@ -193,7 +222,7 @@ def _open_downloader(settings: Settings, context: UploadContext, tables: _Tables
     codat, wootiv = context.remotes.get("codat"), context.remotes.get("wootiv")
     transfers, clock = context.queue.transfers, context.clock
     publisher = Publisher(tables.downloads, context.telemetry)
-    space = Spool(spool(settings), settings.spool_max, transfers.owner)
+    space = Spool(spool(settings), settings.spool_max, transfers.owner.rpartition(":")[2])
     days = objects = None
     if isinstance(codat, Codat):
         days = CodatDays(CodatSource(codat, tables.cursors, transfers, clock), publisher, space)

@@ -10,7 +10,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from docferry.app.application import database_path, select_mappings
+from docferry.app.application import database_location, select_mappings
 from docferry.app.remotes import RULES
 from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
@@ -56,8 +56,9 @@ async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[D
     uploads, _ = select_mappings(settings, mappings)
     async with AsyncExitStack() as stack:
         database = None
-        if database_path(settings).exists():
-            database = await stack.enter_async_context(open_database(database_path(settings)))
+        location = database_location(settings)
+        if isinstance(location, str) or location.exists():
+            database = await stack.enter_async_context(open_database(location))
         return [row for upload in uploads.values() for row in await _DryRun(upload, database).rows()]
 
 

@@ -116,6 +116,8 @@ def _pairs(model: BaseModel) -> Iterator[str]:
         tables = (
             isinstance(value, BaseModel) or key in ("upload", "download") or (isinstance(model, Alerts) and key == "to")
         )
+        if isinstance(model, Upload | Download) and key == "name":
+            value = model.configured_name
         if isinstance(model, Receiver) and value == ():
             continue
         if value is None or tables or key == "api_key" or key in _UNUSED.get(_remote(model), ()):
@@ -135,6 +137,10 @@ def _notation(key: str, value: Any) -> Any:
         parts = urlsplit(value)
         plain = f"{parts.scheme}://{parts.netloc}"
         return value if value.rstrip("/") == plain else f"{plain}/{HIDDEN}"
+    if key == "database_url":
+        scheme, _, rest = value.get_secret_value().partition("://")
+        user, at, place = rest.rpartition("@")
+        return f"{scheme}://{user.partition(':')[0]}{f':{HIDDEN}' if ':' in user else ''}{at}{place}"
     if key == "proxy":
         scheme, _, rest = value.partition("://")
         return f"{scheme}://{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else value

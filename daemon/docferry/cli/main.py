@@ -101,6 +101,18 @@ def _alerts() -> Command:
     return command
 
 
+def _hosts() -> Command:
+    from docferry.cli.hosts import command
+
+    return command
+
+
+def _queue() -> Command:
+    from docferry.cli.move import command
+
+    return command
+
+
 def _verify() -> Command:
     from docferry.cli.verify import command
 
@@ -161,6 +173,8 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "health": _health,
     "metrics": _metrics,
     "alerts": _alerts,
+    "hosts": _hosts,
+    "queue": _queue,
     "ui": _ui,
     "simulate": _simulate,
     "demo": _demo,

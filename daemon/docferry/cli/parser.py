@@ -80,6 +80,8 @@ def build_parser() -> Parser:
         _ui,
         _config,
         _alerts,
+        _hosts,
+        _queue,
         add_verify,
         add_receipts,
         _simulate,
@@ -285,6 +287,25 @@ def _alerts(parser: Parser) -> None:
     silence = whats.add_parser("silence", help="tell nobody of a condition until a time")
     silence.add_argument("key", metavar="KEY", help="its key as `docferry alerts list` shows it, or a pattern")
     silence.add_argument("until", metavar="TIME", type=_moment, help='such as "8h" or "2026-12-24T18:00"; 0 ends it')
+
+
+def _hosts(parser: Parser) -> None:
+    hosts = parser.command(
+        "hosts", "the machines that share the queue, their heartbeats and what they hold", "", "--json"
+    )
+    hosts.add_argument("--json", action="store_true", help="one object a line")
+
+
+def _queue(parser: Parser) -> None:
+    queue = parser.command(
+        "queue",
+        "move the queue of this machine to PostgreSQL, completely or not at all",
+        "move --to postgresql://docferry@db.example.com/docferry",
+        more="Stop docferry first. The moved file is kept as docferry.db.moved; then set database_url to the URL.",
+    )
+    whats = queue.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    move = whats.add_parser("move", help="move it to an empty PostgreSQL database")
+    move.add_argument("--to", required=True, metavar="URL", help="postgresql://USER:PASSWORD@SERVER/DATABASE")
 
 
 def _simulate(parser: Parser) -> None:

@@ -12,10 +12,17 @@ from docferry.model import escaped
 from docferry.settings import Settings
 from docferry.store.database import Database, open_database
 
+#: How long a command waits for a PostgreSQL server that is away, seconds.
+SERVER_TIMEOUT_S = 10.0
+
 
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[Database | None]:
     """Yield the database, or None where there is none yet; creates neither folder nor database."""
+    if settings.database_url is not None:
+        async with open_database(settings.database_url.get_secret_value(), SERVER_TIMEOUT_S) as database:
+            yield database
+        return
     path = settings.state_dir / "docferry.db"
     if not _exists(path):
         yield None

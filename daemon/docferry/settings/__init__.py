@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +18,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    StringConstraints,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -68,10 +71,25 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
         found += [f"{key}: {problem}" for key, problem in settings.unsafe_files()]
     if settings is None or found:
         raise ConfigError(found)
+    if settings.database_url is not None:
+        settings = _with_own_names(settings)
     settings._path = written.path
     settings._warnings = (*written.warnings, *cross_checks.warnings(settings))
     settings.protect_own_files()
     return settings
+
+
+def _with_own_names(settings: Settings) -> Settings:
+    """Return settings whose mappings are called NAME@HOST in the shared queue, apart from shared ones.
+
+    Hosts may use one configuration although each has folders of its own: a host claims the transfers of its own
+    mappings and of shared ones, which are those that it can read.
+    """
+
+    host = settings.host_name
+    uploads = tuple(upload if upload.shared else upload.of_host(host) for upload in settings.uploads)
+    downloads = tuple(download.of_host(host) for download in settings.downloads)
+    return settings.model_copy(update={"uploads": uploads, "downloads": downloads})
 
 
 def missing_keys(settings: Settings, secrets: Secrets) -> list[str]:
@@ -112,6 +130,18 @@ Url = Annotated[str, AfterValidator(_url)]
 Proxy = Annotated[str, AfterValidator(_proxy)]
 Headers = Annotated[dict[str, str], AfterValidator(endpoints.validate_headers)]
 LocalAddress = Annotated[str, AfterValidator(endpoints.validate_local_address)]
+
+
+def validate_database_url(written: SecretStr) -> SecretStr:
+    """Return a PostgreSQL URL; ValueError when it is none."""
+    scheme, separator, _ = written.get_secret_value().partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        raise ValueError("is no PostgreSQL URL; write postgresql://USER:PASSWORD@SERVER/DATABASE")
+    return written
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(validate_database_url)]
+Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 class Retry(BaseModel):
@@ -191,6 +221,12 @@ class Settings(BaseSettings):
     state_dir: PlainPath = Field(
         description="default: $STATE_DIRECTORY, else /var/lib/docferry where it exists, else $XDG_STATE_HOME/docferry"
     )
+    database_url: DatabaseUrl | None = Field(
+        default=None,
+        repr=False,
+        description="a PostgreSQL queue for several hosts; default: SQLite in state_dir",
+    )
+    host: Host | None = Field(default=None, description="this machine's name in a shared queue; default: its host name")
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")
@@ -230,6 +266,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take the values of `sources` alone: it reads lists by index and reports unknown variables."""
         return (init_settings,)
+
+    @property
+    def host_name(self) -> str:
+        """The name of this machine in a shared queue."""
+        return self.host or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "localhost"
 
     @property
     def path(self) -> Path | None:

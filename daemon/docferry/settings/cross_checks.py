@@ -38,6 +38,8 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
     yield from _duplicates(uploads)
     yield from overlaps.find(uploads, downloads)
     for at, upload in uploads:
+        if upload.shared and settings.database_url is None:
+            yield ("upload", at, "shared"), "is for a queue of several hosts; set database_url, or remove it"
         if _lies_in(upload.root, settings.state_dir):
             yield ("upload", at, "folder"), "lies in the state folder, whose files are never sent; name another folder"
         checks = (_of_codat_upload, _of_archive) if upload.to == "codat" else (_of_wootiv_upload, _of_archive)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
 
@@ -153,12 +153,30 @@ class Route:
     ignored: bool = False
 
 
-class Upload(BaseModel):
-    """One `[[upload]]`: a folder whose documents go to a remote. Paths given to it are relative to `root`."""
+class _Entry(BaseModel):
+    """An entry of the configuration. In a shared queue the name of one that a host has alone is NAME@HOST."""
 
     model_config = _FROZEN
 
+    _configured_name: str | None = PrivateAttr(None)
+
     name: Name = Field(description="unique over uploads and downloads")
+
+    @property
+    def configured_name(self) -> str:
+        """The name as the configuration has it."""
+        return self._configured_name or self.name
+
+    def of_host(self, host: str) -> Self:
+        """Return this mapping under the name that it has in a shared queue."""
+        copy = self.model_copy(update={"name": f"{self.name}@{host}"})
+        copy._configured_name = self.name
+        return copy
+
+
+class Upload(_Entry):
+    """One `[[upload]]`: a folder whose documents go to a remote. Paths given to it are relative to `root`."""
+
     folder: Annotated[str, AfterValidator(_folder)] = Field(
         description="may have the placeholders {company_id} and {connection_id}, each a whole path segment"
     )
@@ -190,6 +208,7 @@ class Upload(BaseModel):
         "name: a name goes once, and another version is held",
     )
     poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
+    shared: bool = Field(default=False, description="with database_url: all hosts mount this folder")
     may_be_empty: bool = Field(default=False, description="an emptied folder is usual, and no reason to stop")
     builtin_excludes: bool = Field(
         default=True, description="false: temporary files, editor locks and recycle bins are documents, too"
@@ -324,12 +343,9 @@ class Upload(BaseModel):
         return Route(Target("codat", ids["company_id"], ids["connection_id"]), inner)
 
 
-class Download(BaseModel):
+class Download(_Entry):
     """One `[[download]]`: documents of a remote that are downloaded into a folder."""
 
-    model_config = _FROZEN
-
-    name: Name = Field(description="unique over uploads and downloads")
     source: Literal["codat", "wootiv"] = Field(alias="from", description="the remote")
     companies: Companies = Field(
         default=(), alias="company_id", description="Codat's company, or a list with {company_id} in the folder"

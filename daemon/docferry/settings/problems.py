@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from docferry.settings import Settings
 
-_QUIET: Final = frozenset({"api_key", "proxy", "base_url", "url", "smtp"})  # their values may carry a secret
+_QUIET: Final = frozenset(
+    {"api_key", "database_url", "proxy", "base_url", "url", "smtp"}
+)  # their values may carry a secret
 #: The tables of one level, where a key that stands in the wrong place may belong.
 _SECTIONS: Final = ("codat", "wootiv", "retry", "metrics", "web", "alerts", "heartbeat")
 _MISSING: Final = {

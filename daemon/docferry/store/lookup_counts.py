@@ -59,7 +59,7 @@ class LookupCounts:
         Those under the earlier name are then reclaimed as those of a dead process.
         """
         unknown = self._database.unknown_commits
-        return f"{self._process}.{unknown}" if unknown else self._process
+        return f"{self._process}#{unknown}" if unknown else self._process
 
     async def lease_owners(self) -> set[str]:
         """Return the owners of all leases."""

@@ -242,3 +242,15 @@ verification = Table(
     Column("verdict", BytewiseText, nullable=False),  # missing | changed | unknown
     Column("detail", BytewiseText, nullable=False),
 )
+
+#: A process that shares a PostgreSQL queue; times are those of the server's clock. Not used on SQLite.
+process = Table(
+    "process",
+    metadata,
+    Column("owner", BytewiseText, primary_key=True),
+    Column("host", BytewiseText, nullable=False),
+    Column("pid", Integer64, nullable=False),
+    Column("version", BytewiseText, nullable=False),
+    Column("started", Float, nullable=False),
+    Column("heartbeat", Float, nullable=False),
+)

@@ -282,6 +282,7 @@ class Transfers(LookupCounts):
             "id": transfer.id,
             "lease": transfer.lease,
             "lease_owner": self.owner,
+            "unknown_commits": self._database.unknown_commits,
             "from": before,
             "state": state,
             "at": now,

@@ -92,7 +92,7 @@ class _Batch:
 
     async def commit(self, database: Database) -> None:
         try:
-            await database.write(partial(self._work, receipts=database.receipts), self._seal)
+            await database.write(partial(self._work, database), self._seal)
         except Exception as error:  # noqa: BLE001 - raised in every task whose transition was part of it
             self.error = error
         finally:
@@ -101,8 +101,10 @@ class _Batch:
     def _seal(self) -> None:
         self.sealed = True
 
-    def _work(self, transaction: Transaction, receipts: ReceiptWriter) -> None:
-        self.made, self.orphans = apply(transaction, self.rows, receipts)
+    def _work(self, database: Database, transaction: Transaction) -> None:
+        # After a commit with an unknown result the leases of its time are given up, and others may reclaim them.
+        rows = [row for row in self.rows if row["unknown_commits"] == database.unknown_commits]
+        self.made, self.orphans = apply(transaction, rows, database.receipts)
 
 
 def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> tuple[frozenset[tuple[int, int]], Paths]:

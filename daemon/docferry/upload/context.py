@@ -11,6 +11,7 @@ from docferry.settings import Upload
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
+from docferry.store.owners import Owners
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.wakeups import Wakeups
@@ -24,6 +25,7 @@ class Queue:
     documents: Documents
     transfers: Transfers
     gates: Gates
+    owners: Owners
 
 
 @dataclass(frozen=True, slots=True)

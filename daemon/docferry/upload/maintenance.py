@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from docferry import logs
 from docferry.clock import Clock
-from docferry.store import locks
 from docferry.store.clock_jumps import JUMP_S
+from docferry.store.owners import Owners
 from docferry.store.transfers import Transfers
 
 log = logs.get("maintenance")
@@ -19,10 +17,10 @@ RECLAIM_INTERVAL_S = 5.0
 class Maintenance:
     """Work that the scheduler does between claims."""
 
-    def __init__(self, transfers: Transfers, clock: Clock, state_dir: Path) -> None:
+    def __init__(self, transfers: Transfers, clock: Clock, owners: Owners) -> None:
         self._transfers = transfers
         self._clock = clock
-        self._state_dir = state_dir
+        self._owners = owners
         self._drift = clock.now() - clock.steady()
         self._reclaimed_at = -RECLAIM_INTERVAL_S
 
@@ -46,9 +44,8 @@ class Maintenance:
             self._drift = drift
 
     async def _reclaim(self) -> None:
-        owners = await self._transfers.lease_owners()
-        dead = locks.dead_owners(self._state_dir, owners, self._transfers.owner)
+        dead = await self._owners.dead(await self._transfers.lease_owners())
         if dead:
             reclaimed = await self._transfers.reclaim(dead)
-            locks.remove_files(self._state_dir, dead)
+            await self._owners.remove(dead)
             log.info("leases_reclaimed", transfers=reclaimed)

@@ -10,6 +10,7 @@ from itertools import filterfalse, islice
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from docferry import logs
 from docferry.errors import LeaseLost
 from docferry.remotes.protocol import SendPermit
 from docferry.store.transfers import Lane
@@ -23,12 +24,16 @@ from docferry.upload.selection import SelectionInput, company_of, last_gate, nee
 from docferry.upload.slots import SlotLimits, Slots
 from docferry.upload.uploader import Uploader
 
+log = logs.get("scheduler")
+
 #: How often the queue is read while batches are in hand, and while there are none, since another process may have
 #: changed it; seconds.
 BUSY_POLL_S = 1.0
 IDLE_POLL_S = 2.0
 #: How often it is read although the database looks unchanged, seconds.
 FORCED_POLL_S = 5.0
+#: How often the confirmation of the heartbeat in a shared queue is checked, seconds.
+CONFIRMATION_POLL_S = 1.0
 #: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
 CLAIM_FACTOR = 8
 
@@ -65,6 +70,7 @@ class Scheduler:
         self._serves_several = _serves_several(context)
         slot_limits = SlotLimits(limits.workers, batch_trials.size, limits.per_company, self._serves_several)
         self._slots = Slots(context.clock, slot_limits, gate_manager)
+        self._scopes: set[anyio.CancelScope] = set()  # of the batches in flight
         self._stopping = False
         self._claiming = False  # something may be claimed that `_slots` does not have yet
         self._has_claimed = False  # whether the last read of the queue led to a claim
@@ -133,6 +139,8 @@ class Scheduler:
         try:
             async with anyio.create_task_group() as group:
                 task_status.started()
+                if not self._context.queue.owners.is_local:
+                    group.start_soon(self._cancel_unconfirmed, name="unconfirmed heartbeat")
                 while not (self._stopping and self._slots.is_idle):
                     self._context.wakeups.upload.clear()
                     self.beat = self._clock.steady()
@@ -147,6 +155,15 @@ class Scheduler:
             with anyio.CancelScope(shield=True):
                 await self._release_ready()
             self.ended.set()
+
+    async def _cancel_unconfirmed(self) -> None:
+        """Cancel what is in flight while no heartbeat is confirmed, since other hosts take it over soon."""
+        while not (self._stopping and self._slots.is_idle):
+            await anyio.sleep(CONFIRMATION_POLL_S)
+            if not self._context.queue.owners.is_confirmed and self._scopes:
+                log.error("heartbeat_unconfirmed", "the database did not answer; uploads are cut until it does")
+                for scope in list(self._scopes):
+                    scope.cancel()
 
     async def _fill(self, group: TaskGroup) -> None:
         """Claim and start what the slots can take."""
@@ -242,13 +259,16 @@ class Scheduler:
         """Whether no stop, gate or quota has overtaken a started batch."""
         others = self._slots.running_at(batch.remote) - (batch in self._slots.running)
         has_quota = batch.is_lookup or self._quota.remaining(batch.remote) > others
-        return has_quota and not (self._stopping or self._is_blocked(batch))
+        return has_quota and self._context.queue.owners.is_confirmed and not (self._stopping or self._is_blocked(batch))
 
     async def _process(self, group: TaskGroup, batch: Batch) -> None:
         try:
-            await self._uploader.process(batch, _SlotPermit(self, group, batch))
+            with anyio.CancelScope() as scope:
+                self._scopes.add(scope)
+                await self._uploader.process(batch, _SlotPermit(self, group, batch))
             await self._quota.guard(batch.remote)
         finally:
+            self._scopes.discard(scope)
             self._slots.end(batch)
             if self._needs_no_claim:
                 self._slots.grant_free_slots()

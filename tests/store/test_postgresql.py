@@ -1,0 +1,223 @@
+"""The behaviour that only a server has: it goes away and comes back, refuses, and is shared by hosts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from docferry.clock import TurnableClock
+from docferry.errors import DatabaseBusy, LeaseLost, StateError
+from docferry.model import Outcome, State
+from docferry.store import move, postgresql
+from docferry.store.database import Database, open_database
+from docferry.store.documents import Documents
+from docferry.store.owners import HeartbeatOwners, processes
+from docferry.store.reports import Reports
+from docferry.store.transfers import Pick, Transfers
+from postgresql_server import PostgresqlServer, running_server
+from store.conftest import planned
+
+pytestmark = pytest.mark.anyio
+SET = text("INSERT INTO cursor (key, value, updated) VALUES (:key, 'x', 0)")
+KEYS = text("SELECT key FROM cursor ORDER BY key")
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgresqlServer]:
+    """A server that the test may stop."""
+    with running_server() as server:
+        yield server
+
+
+async def keys(database: Database) -> list[str]:
+    return [key for (key,) in await database.fetch_all(KEYS)]
+
+
+async def test_reads_and_writes_wait_for_a_server_that_restarts(own_server: PostgresqlServer) -> None:
+    async with open_database(own_server.new_database()) as database:
+        await database.execute(SET, {"key": "before"})
+        await anyio.to_thread.run_sync(own_server.stop)
+        found: list[str] = []
+
+        async def read() -> None:
+            found.extend(await keys(database))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(database.execute, SET, {"key": "meanwhile"})
+            group.start_soon(read)
+            with anyio.fail_after(10):
+                while database.alarm is None:  # noqa: ASYNC110 - `status` polls it too
+                    await anyio.sleep(0.01)
+            await anyio.to_thread.run_sync(own_server.start)
+        assert "before" in found
+        assert await keys(database) == ["before", "meanwhile"]
+        assert database.alarm is None
+
+
+async def test_a_command_does_not_wait_for_ever(own_server: PostgresqlServer) -> None:
+    async with open_database(own_server.new_database(), 0.5) as database:
+        await anyio.to_thread.run_sync(own_server.stop)
+        with anyio.fail_after(20), pytest.raises(DatabaseBusy, match=r"Start the server"):
+            await database.execute(SET, {"key": "late"})
+        with anyio.fail_after(20), pytest.raises(DatabaseBusy, match=r"Start the server"):
+            await keys(database)
+        await anyio.to_thread.run_sync(own_server.start)
+
+
+async def test_an_unreachable_server_is_reported_without_the_password() -> None:
+    with pytest.raises(DatabaseBusy, match="cannot be used now") as raised:
+        async with open_database("postgresql://docferry:hidden@127.0.0.1:1/docferry"):
+            pass
+    assert "hidden" not in str(raised.value)
+
+
+async def test_a_missing_database_is_reported_with_the_fix(postgresql_server: PostgresqlServer) -> None:
+    with pytest.raises(StateError, match=r"refuses docferry.*does not exist.*correct database_url"):
+        async with open_database(postgresql_server.url("nowhere")):
+            pass
+
+
+async def test_a_stopped_host_does_not_keep_the_writer_lock(postgresql_server: PostgresqlServer) -> None:
+    """A process that is stopped inside its transaction answers nothing; the server ends the transaction."""
+    url = postgresql_server.new_database()
+    async with open_database(url) as database:
+        with closing(psycopg.connect(url, autocommit=True)) as stopped:
+            stopped.execute(f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {postgresql.IDLE_TIMEOUT_MS}")
+            stopped.execute(f"SELECT pg_advisory_xact_lock({postgresql.WRITER_LOCK})".encode())
+            began = time.monotonic()
+            with anyio.fail_after(20):
+                await database.execute(SET, {"key": "after"})
+            assert time.monotonic() - began >= postgresql.IDLE_TIMEOUT_MS / 1000 - 1
+    assert postgresql.IDLE_TIMEOUT_MS < 15_000  # before hosts are taken for dead
+
+
+async def test_text_that_postgresql_cannot_store_is_replaced(postgresql_server: PostgresqlServer) -> None:
+    async with open_database(postgresql_server.new_database()) as database:
+        await database.execute(SET, {"key": "a\0b\udcff"})
+        assert await keys(database) == ["a?b?"]
+
+
+# -- leases by heartbeat --
+
+
+async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_server: PostgresqlServer) -> None:
+    """The server's clock counts, whatever the clocks of the hosts say."""
+    url, clock, skewed = postgresql_server.new_database(), TurnableClock(), TurnableClock(wall=5.0)
+    async with open_database(url) as one, open_database(url) as two:
+        first, second = HeartbeatOwners(one, clock, "h1:1-a", "h1"), HeartbeatOwners(two, skewed, "h2:2-b", "h2")
+        assert not first.is_confirmed
+        await first.beat()
+        await second.beat()
+        assert first.is_confirmed
+        transfers = Transfers(one, clock, "h1:1-a")
+        await Documents(one, clock).apply("m", [planned("a.pdf")])
+        (transfer,) = await transfers.claim([Pick(lane, 5) for lane in await transfers.lanes()], 5)
+        await transfers.mark_sending([transfer])
+        assert await second.dead(await Transfers(two, skewed, "h2:2-b").lease_owners()) == set()
+        assert [(p.host, p.is_alive, p.held) for p in await processes(two)] == [
+            ("h1", True, {"sending": 1}),
+            ("h2", True, {}),
+        ]
+        await two.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
+        heir = Transfers(two, skewed, "h2:2-b")
+        dead = await second.dead(await heir.lease_owners())
+        assert dead == {"h1:1-a"}
+        assert await heir.reclaim(dead) == 1
+        await second.remove(dead)
+        assert [p.host for p in await processes(two)] == ["h2"]
+        with pytest.raises(LeaseLost):
+            await transfers.settle(transfer, Outcome(State.SENT), was=State.SENDING)
+
+
+async def test_a_heartbeat_is_confirmed_for_15_seconds(postgresql_server: PostgresqlServer) -> None:
+    clock = TurnableClock()
+    async with open_database(postgresql_server.new_database()) as database:
+        owners = HeartbeatOwners(database, clock, "h:1-a", "h")
+        await owners.beat()
+        clock.turn(14.9)
+        assert owners.is_confirmed
+        clock.turn(0.2)
+        assert not owners.is_confirmed
+        await owners.beat()
+        assert owners.is_confirmed
+        await owners.leave()
+        assert await processes(database) == []
+
+
+async def test_after_a_commit_with_an_unknown_result_leases_are_given_up(own_server: PostgresqlServer) -> None:
+    """The server dies between the end of the commit and its answer, as the process sees it."""
+    clock = TurnableClock()
+    url = own_server.new_database()
+    async with open_database(url) as database:
+        owners, transfers = HeartbeatOwners(database, clock, "h:1-a", "h"), Transfers(database, clock, "h:1-a")
+        await owners.beat()
+        await Documents(database, clock).apply("m", [planned("a.pdf")])
+        (transfer,) = await transfers.claim([Pick(lane, 5) for lane in await transfers.lanes()], 5)
+
+        # A deferred trigger ends the session during COMMIT, once.
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute(
+                "CREATE FUNCTION cut() RETURNS trigger AS $$ BEGIN IF nextval('cuts') = 1 THEN "
+                "PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$ LANGUAGE plpgsql"
+            )
+            other.execute("CREATE SEQUENCE cuts")
+            other.execute(
+                "CREATE CONSTRAINT TRIGGER cut AFTER UPDATE ON transfer DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION cut()"
+            )
+        with pytest.raises(LeaseLost):
+            await transfers.mark_sending([transfer])
+        assert database.unknown_commits == 1
+        assert transfers.owner == "h:1-a#1"
+        assert await owners.dead(await transfers.lease_owners()) == {"h:1-a"}
+        assert await transfers.reclaim({"h:1-a"}) == 1
+
+
+# -- moving a queue --
+
+
+async def test_a_queue_is_moved_completely(tmp_path: Path, postgresql_server: PostgresqlServer) -> None:
+    path, url, clock = tmp_path / "docferry.db", postgresql_server.new_database(), TurnableClock()
+    async with open_database(path) as database:
+        documents = Documents(database, clock)
+        await documents.apply("bank", [planned(f"{n}/a.pdf", str(n)) for n in range(2500)])
+        await documents.apply("share", [planned("b.pdf", "b")])
+        await documents.set_target("bank", "codat")
+        transfers = Transfers(database, clock, "me")
+        claimed = await transfers.claim([Pick(lane, 5) for lane in await transfers.lanes()], 5)
+        await transfers.mark_sending(claimed)
+        await transfers.settle_all(claimed[:2], Outcome(State.SENT), was=State.SENDING)
+        before = await Reports(database).rows()
+    assert move.move(path, url, "h1", {"share"}) > 5000
+    assert not path.exists()
+    async with open_database(url) as database:
+        after = await Reports(database).rows()
+        names = {"bank": "bank@h1", "share": "share"}
+        assert [(names[row.mapping], row.path, row.state, row.sha256, row.updated) for row in before] == [
+            (row.mapping, row.path, row.state, row.sha256, row.updated) for row in after
+        ]
+        assert await keys(database) == ["mapping/bank@h1"]
+        applied = await Documents(database, clock).apply("bank@h1", [planned("new.pdf")])
+        assert applied.queued == 1
+        assert len(await Reports(database).rows()) == len(before) + 1
+
+
+async def test_a_queue_is_not_moved_into_another(tmp_path: Path, postgresql_server: PostgresqlServer) -> None:
+    path, url, clock = tmp_path / "docferry.db", postgresql_server.new_database(), TurnableClock()
+    async with open_database(url) as database:
+        await Documents(database, clock).apply("m", [planned("theirs.pdf")])
+    async with open_database(path) as database:
+        await Documents(database, clock).apply("m", [planned("ours.pdf")])
+    with pytest.raises(StateError, match="has a queue already"):
+        move.move(path, url, "h1", set())
+    async with open_database(path) as database:
+        assert [row.path for row in await Reports(database).rows()] == [b"ours.pdf"]
+    async with open_database(url) as database:
+        assert [row.path for row in await Reports(database).rows()] == [b"theirs.pdf"]

@@ -1,0 +1,59 @@
+"""Hosts that share a PostgreSQL queue."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from sqlalchemy import text
+
+from docferry.model import State
+from docferry.store.owners import processes
+from docferry.store.transfers import Pick
+from postgresql_server import PostgresqlServer
+from upload.conftest import UploadEnv, names_of, once
+
+pytestmark = pytest.mark.anyio
+
+
+def become(env: UploadEnv, host: str, url: str) -> None:
+    """Be another machine of the shared queue, with a state folder of its own and the same documents."""
+    env.environ |= {
+        "DOCFERRY_DATABASE_URL": url,
+        "DOCFERRY_HOST": host,
+        "DOCFERRY_STATE_DIR": str(env.app_env.state.with_name(f"state-{host}")),
+    }
+
+
+async def test_hosts_with_the_same_documents_send_each_once(
+    env: UploadEnv, postgresql_server: PostgresqlServer
+) -> None:
+    url = postgresql_server.new_database()
+    env.lay(env.app_env.upload("bank"), *names_of(9))
+    become(env, "h1", url)
+    async with env.app() as first:
+        become(env, "h2", url)
+        async with env.app() as second:
+            assert [process.host for process in await processes(second.database)] == ["h1", "h2"]
+            async with anyio.create_task_group() as group:
+                group.start_soon(env.carried, first)
+                group.start_soon(env.carried, second)
+        assert [process.host for process in await processes(first.database)] == ["h1"]
+        assert await first.reports.counts() == {f"bank@{host}": {State.SENT: 9} for host in ("h1", "h2")}
+    assert env.at_codat() == once(*names_of(9))
+
+
+async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postgresql_server: PostgresqlServer) -> None:
+    """A mapping on a share: the second host asks the remote, and sends what it does not have."""
+    url = postgresql_server.new_database()
+    env.lay(env.app_env.upload("bank", shared="true"), *names_of(4))
+    become(env, "h1", url)
+    async with env.app() as first:
+        lanes = await first.transfers.lanes()
+        claimed = await first.transfers.claim([Pick(lane, 2) for lane in lanes], 2)
+        await first.transfers.mark_sending(claimed)
+        become(env, "h2", url)
+        async with env.app() as second:
+            await second.database.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
+            await env.carried(second)
+            assert await second.reports.counts() == {"bank": {State.SENT: 4}}
+    assert env.at_codat() == once(*names_of(4))
