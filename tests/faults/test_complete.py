@@ -171,7 +171,7 @@ def test_c4_mtime_old_or_in_the_future(terrain: Terrain) -> None:
 def test_c5_changes_while_it_is_sent(terrain: Terrain, change: str) -> None:
     """The attempt is void, the new version is sent, and nothing mixed is ever stored."""
     folder = terrain.upload("bank")
-    old, new = _body(3), {"grows": _body(3) * 2, "shrinks": b"%PDF-1.4 4", "changes": _body(5)}[change]
+    old, new = _body(3), {"grows": _body(3) * 2, "shrinks": b"shorter", "changes": _body(5)}[change]
     path = folder / "a.pdf"
     terrain.simulator.set_faults([Fault("slow_read", "codat.upload", first=1, params={"rate": 1_500_000})])
     with terrain.daemon():

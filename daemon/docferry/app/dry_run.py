@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import anyio.to_thread
@@ -15,6 +16,7 @@ from docferry.app.remotes import RULES
 from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
 from docferry.detect.planner import plan, validate
+from docferry.detect.screening import Screening
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.hashing import hash_file
@@ -121,7 +123,8 @@ class _DryRun:
         if isinstance(verdict, Planned) and verdict.reason is not Reason.EMPTY:
             return [self._row(seen_file, "held", reason=verdict.detail)]
         try:
-            found = await anyio.to_thread.run_sync(hash_file, Root.of(self._upload), seen_file.path)
+            ends = self._upload.check_content != "off"
+            found = await anyio.to_thread.run_sync(partial(hash_file, Root.of(self._upload), seen_file.path, ends=ends))
         except SourceVanished:
             return []
         except SourceUnreadable as error:
@@ -133,15 +136,19 @@ class _DryRun:
         if isinstance(verdict, Planned):
             return [self._row(seen_file, "held", reason=verdict.detail)]
         as_read = SeenFile(seen_file.folder, seen_file.name, found.stamp)
-        return [await self._planned(plan(self._upload, as_read, verdict, found.digests, time.time()))]
+        planned = plan(self._upload, as_read, verdict, found.digests, time.time())
+        screened = Screening(SystemClock()).screen(self._upload, planned, found.ends)
+        if screened is None:
+            return [self._row(seen_file, "still being written", reason="it is cut short")]
+        return [await self._planned(screened)]
 
     async def _planned(self, planned: Planned) -> DryRunRow:
-        if planned.reason is not None:
-            return self._row(planned.seen_file, "held", reason=planned.detail)
         to = planned.target.lane if planned.target else ""
         documents = self._documents
         if documents is not None and await documents.is_queued(to, planned.dedupe_key, planned.sha256):
             return self._row(planned.seen_file, "unchanged", to=to)
+        if planned.reason is not None:
+            return self._row(planned.seen_file, "held", reason=planned.detail)
         return self._row(planned.seen_file, "upload", to=to, name=planned.remote_name)
 
     def _row(

@@ -201,7 +201,8 @@ def _retry(parser: Parser) -> None:
         "--reason too_large",
         "--mapping acme-bank",
         "--all",
-        more="A running daemon sends them within seconds; else run `docferry sync`.",
+        more="A running daemon sends them within seconds; else run `docferry sync`. What is held for approval is "
+        "released only by its id or by --reason approval.",
     )
     retry.add_argument("ids", nargs="*", type=_count, metavar="ID", help="ids from `docferry list`")
     retry.add_argument("--mapping", metavar="NAME", help="those of this mapping")

@@ -50,10 +50,19 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
                 ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all
             )
         await Gates(database).open_all()
+        unapproved = 0 if asked.ids or asked.reason else await _awaiting_approval(database, asked.mapping)
     _tell(settings, number)
+    if unapproved:
+        what = f"{count(unapproved, 'document')} still held for approval:"
+        Screen().show(line(what, "`docferry retry ID` releases one, `docferry retry --reason approval` all"))
     if asked.mapping is not None and asked.reason is None:
         await _accept_empty(settings, asked.mapping)
     return code
+
+
+async def _awaiting_approval(database: Database, mapping: str | None) -> int:
+    held = await Reports(database).held_reasons()
+    return sum(number for name, reason, number in held if reason == "approval" and mapping in (None, name))
 
 
 async def _resend_missing(settings: Settings) -> int:

@@ -25,6 +25,11 @@ CURES: Final = {
     "refused": "see why, mend it, then `docferry retry --reason refused`",
     "gave_up": "`docferry retry --reason gave_up`",
     "name_taken": "rename them, or let names differ (file_name, object_name, dedupe), then `docferry retry`",
+    "content": "give them the right extension; `docferry retry ID` sends one as it is",
+    "incomplete": "write them again as a whole; `docferry retry ID` sends one as it is",
+    "infected": "remove them; they are never sent",
+    "approval": "look at them, then `docferry retry ID`, or `docferry retry --reason approval`",
+    "metadata": "copy them anew",
     "undecidable": "look at the remote whether they are there; `docferry retry ID` asks it again",
 }
 _GATE_CURES: Final = {

@@ -17,6 +17,7 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.clock import Clock
+from docferry.detect.screening import Screening
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files.hashing import HashedFile, hash_files
 from docferry.files.safe_open import Root
@@ -70,6 +71,7 @@ class Planner:
         # The database was lost or is old: files from before this wall time may be at the remote already.
         self._adopt = adopt
         self.unchanged = 0  # files that turned out to be known: touched, renamed or copied
+        self._screening = Screening(clock)
         self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders take turns
         self._hashing_large = anyio.CapacityLimiter(1)  # large files never occupy both threads
         self._failed_reads: Counter[tuple[str, bytes]] = Counter()
@@ -94,6 +96,9 @@ class Planner:
         planned: list[Planned] = []
         to_hash: list[tuple[SeenFile, Target]] = []
         for seen_file in seen_files:
+            if self._screening.awaits(upload, seen_file):
+                incomplete.append(seen_file)
+                continue
             validated = validate(upload, seen_file, self._rules)
             if isinstance(validated, Target):
                 to_hash.append((seen_file, validated))
@@ -117,7 +122,7 @@ class Planner:
         self.unchanged += applied.unchanged
         if applied.held:
             for each in planned:
-                if each.state is State.HELD:
+                if each.state is State.HELD and each.target is not None:
                     self._log_held(upload.name, each.seen_file.path, each.reason, each.detail)
         for seen_file in applied.taken:
             self._log_held(upload.name, seen_file.path, Reason.NAME_TAKEN, NAME_TAKEN)
@@ -152,12 +157,18 @@ class Planner:
             else:
                 self._failed_reads.pop((upload.name, seen_file.path), None)
                 as_read = seen_file if hashed.stamp == seen_file.stamp else replace(seen_file, stamp=hashed.stamp)
-                planned.append(self._adopted(plan(upload, as_read, target, hashed.digests, self._clock.now())))
+                made = plan(upload, as_read, target, hashed.digests, self._clock.now())
+                screened = self._screening.screen(upload, made, hashed.ends)
+                if screened is None:
+                    incomplete.append(as_read)
+                else:
+                    planned.append(self._adopted(screened))
         return planned
 
     async def _hash(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[HashedFile | SourceError]:
         paths = [seen_file.path for seen_file in seen_files]
-        work = partial(hash_files, Root.of(upload), paths, md5=self._rules[upload.to].needs_md5)
+        needs_md5, ends = self._rules[upload.to].needs_md5, upload.check_content != "off"
+        work = partial(hash_files, Root.of(upload), paths, md5=needs_md5, ends=ends)
         if seen_files[0].stamp.size <= BYTES_AT_ONCE:
             return await anyio.to_thread.run_sync(work, limiter=self._hashing)
         async with self._hashing_large:
@@ -185,7 +196,9 @@ class Planner:
         """
         if planned.seen_file.stamp.ctime_ns / 1e9 >= self._adopt:
             return planned
-        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, sent_since=ANY_TIME)
+        if planned.state is State.HELD and planned.reason != Reason.APPROVAL:
+            return replace(planned, sent_since=ANY_TIME)  # doubtful once a person retries it
+        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, detail=None, sent_since=ANY_TIME)
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
         """Take the target from plans whose bytes came from a download: they are not sent back.

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 from xxhash import xxh3_128
 
@@ -16,41 +17,63 @@ from docferry.files import write_lease
 from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
 from docferry.model import Digests, Stamp, escaped
 
+#: Bytes at the start and at the end of a file that tell its kind and whether it is complete. A ZIP archive's last
+#: record has 22 bytes and a comment of at most 65,535.
+HEAD: Final = 4096
+TAIL: Final = 22 + 65_535
+
 
 @dataclass(frozen=True, slots=True)
 class HashedFile:
     """The result of reading a file once.
 
     `no_writer` is False when a program has the file open for writing (`digests` is None then), and None when the
-    kernel does not tell.
+    kernel does not tell. `ends` are the first HEAD and the last TAIL bytes, if they were asked for.
     """
 
     stamp: Stamp
     no_writer: bool | None
     digests: Digests | None
+    ends: tuple[bytes, bytes] | None = None
 
 
-def hash_files(root: Root, paths: Iterable[bytes], *, md5: bool = False) -> list[HashedFile | SourceError]:
+class Ends:
+    """The first and last bytes of a file, gathered while it is read."""
+
+    def __init__(self) -> None:
+        self.head = self.tail = b""
+
+    def add(self, block: bytes, offset: int, size: int) -> None:
+        """Take what belongs to the ends of a file of `size` bytes."""
+        if offset == 0:
+            self.head = block[:HEAD]
+        if offset + 2 * BLOCK >= size:  # the last block may be shorter than TAIL
+            self.tail = block[-TAIL:] if len(block) >= TAIL else (self.tail + block)[-TAIL:]
+
+
+def hash_files(
+    root: Root, paths: Iterable[bytes], *, md5: bool = False, ends: bool = False
+) -> list[HashedFile | SourceError]:
     """Read files once each, in the calling thread; the error of a file stands in its place. Raises FolderError."""
     found: list[HashedFile | SourceError] = []
     with OpenRoot(root) as opened:
         for path in paths:
             try:
-                found.append(_hash(opened, path, md5))
+                found.append(_hash(opened, path, md5, Ends() if ends else None))
             except SourceError as error:
                 found.append(error)
     return found
 
 
-def hash_file(root: Root, path: bytes, *, md5: bool = False) -> HashedFile:
+def hash_file(root: Root, path: bytes, *, md5: bool = False, ends: bool = False) -> HashedFile:
     """Read one file. Raises SourceError, and FolderError when the root is missing."""
-    (found,) = hash_files(root, [path], md5=md5)
+    (found,) = hash_files(root, [path], md5=md5, ends=ends)
     if isinstance(found, SourceError):
         raise found
     return found
 
 
-def digests_of(descriptor: int, size: int, *, md5: bool) -> Digests:
+def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = None) -> Digests:
     """Return the digests of an open file's first `size` bytes. Raises SourceChanged when it is shorter, and OSError."""
     sha256, fingerprint, other = hashlib.sha256(), xxh3_128(), hashlib.md5(usedforsecurity=False)
     pending: Future[None] | None = None
@@ -64,22 +87,24 @@ def digests_of(descriptor: int, size: int, *, md5: bool) -> Digests:
                 pending = beside.submit(other.update, block)
             elif md5:
                 other.update(block)
+            if ends is not None:
+                ends.add(block, offset, size)
             sha256.update(block)
             fingerprint.update(block)
     return Digests(sha256.hexdigest(), fingerprint.hexdigest(), other.hexdigest() if md5 else None)
 
 
-def _hash(opened: OpenRoot, path: bytes, md5: bool) -> HashedFile:
+def _hash(opened: OpenRoot, path: bytes, md5: bool, ends: Ends | None) -> HashedFile:
     descriptor = opened.open_file(path)
     try:
-        return _hash_without_writer(descriptor, path, md5)
+        return _hash_without_writer(descriptor, path, md5, ends)
     except OSError as error:
         raise source_error(path, error) from error
     finally:
         os.close(descriptor)
 
 
-def _hash_without_writer(descriptor: int, path: bytes, md5: bool) -> HashedFile:
+def _hash_without_writer(descriptor: int, path: bytes, md5: bool, ends: Ends | None) -> HashedFile:
     free = write_lease.take(descriptor)
     stamp = stamp_of(descriptor, path)
     if free is False:
@@ -87,7 +112,7 @@ def _hash_without_writer(descriptor: int, path: bytes, md5: bool) -> HashedFile:
     keeps_lease = bool(free) and stamp.size <= BLOCK
     if free and not keeps_lease:
         write_lease.release(descriptor)  # a writer must not wait for as long as a large file takes
-    found = digests_of(descriptor, stamp.size, md5=md5)
+    found = digests_of(descriptor, stamp.size, md5=md5, ends=ends)
     if not keeps_lease and Stamp.of(os.fstat(descriptor)) != stamp:
         raise SourceChanged(f"{escaped(path)} changed while it was being read")
     # A program may have opened it for writing meanwhile; writing through an mmap changes the stamp late.
@@ -95,4 +120,4 @@ def _hash_without_writer(descriptor: int, path: bytes, md5: bool) -> HashedFile:
         write_lease.is_held(descriptor) if keeps_lease else write_lease.no_writer(descriptor) is not False
     ):
         return HashedFile(stamp, False, None)
-    return HashedFile(stamp, free, found)
+    return HashedFile(stamp, free, found, (ends.head, ends.tail) if ends is not None else None)

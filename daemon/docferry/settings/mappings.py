@@ -207,6 +207,12 @@ class Upload(_Entry):
         description="for Codat; content: the same bytes go once per connection; file: once under each name; "
         "name: a name goes once, and another version is held",
     )
+    check_content: Literal["complete", "type", "off"] = Field(
+        default="complete",
+        description="complete: a file that is evidently cut short waits, then is held; "
+        "type: so is one that is not what its extension says; off: nothing is checked",
+    )
+    hold_for_approval: bool = Field(default=False, description="each document is held until a person releases it")
     poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
     shared: bool = Field(default=False, description="with database_url: all hosts mount this folder")
     may_be_empty: bool = Field(default=False, description="an emptied folder is usual, and no reason to stop")

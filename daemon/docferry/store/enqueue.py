@@ -19,6 +19,8 @@ Exclusion = Literal["content", "name", "object", "volatile"]
 OBJECT_KEY: Final = "object:"
 #: An attempt whose answer was lost may be applied so late, seconds.
 LATE_PUT_S: Final = 5.0
+#: Detail of a transfer that is held for approval.
+APPROVAL: Final = "this mapping sends only what a person released: `docferry retry ID`, or Release on the status page"
 #: Detail of a transfer that is gone before it was sent.
 WENT_AWAY: Final = "the file went away or changed before it was sent"
 
@@ -69,6 +71,8 @@ def apply(
         taken = [number for (number,) in transaction.fetch_all(_HOLD_TAKEN)]
         transaction.execute(_SUPERSEDE, {"now": now})
     states = [state for (state,) in transaction.fetch_all(_INSERT_TRANSFERS, {"now": now})]
+    if len(states) < len(planned):
+        transaction.execute(_UNHOLD, {"now": now})
     transaction.execute(_FOLLOW_MAPPING)
     transaction.execute(_INSERT_DOCUMENTS, {"now": now})
     held = sum(state == State.HELD for state in states)
@@ -255,7 +259,7 @@ RETURNING n
 _SUPERSEDE = text(f"""
 UPDATE transfer SET dedupe_key = 'superseded:' || transfer.id, updated = :now FROM plan p
 WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclusion IN ('object', 'volatile')
-  AND p.state <> 'held' AND transfer.state IN ('sent', 'held')
+  AND p.sha256 IS NOT NULL AND transfer.state IN ('sent', 'held')
   AND {_DIFFERS.format(other="transfer", plan="p")}
 """)
 # A file gave its name up: documents that were held for it are planned anew by the next scan.
@@ -291,6 +295,14 @@ SELECT uid, mapping, lane, remote, company_id, connection_id, remote_name, sha25
 FROM plan WHERE lane IS NOT NULL ORDER BY n
 ON CONFLICT (lane, dedupe_key) DO NOTHING
 RETURNING state
+""")
+# The same bytes were held by a check that does not apply here: by another mapping's rules, or under another name.
+_UNHOLD = text("""
+UPDATE transfer SET state = CASE WHEN transfer.first_sent IS NULL THEN 'waiting' ELSE 'doubtful' END,
+  remote_name = CASE WHEN transfer.first_sent IS NULL THEN p.remote_name ELSE transfer.remote_name END,
+  reason = NULL, detail = NULL, next_attempt = :now, due_since = :now, updated = :now
+FROM plan p WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND transfer.sha256 = p.sha256
+  AND p.state = 'waiting' AND transfer.state = 'held' AND transfer.reason IN ('approval', 'content', 'incomplete')
 """)
 # A transfer belongs to the mapping that had its bytes last: a mapping that was renamed or removed claims nothing.
 _FOLLOW_MAPPING = text("""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from docferry.clock import Clock
-from docferry.model import TRANSITIONS, Outcome, RemoteName, State, Target, Transfer
+from docferry.model import TRANSITIONS, Outcome, Reason, RemoteName, State, Target, Transfer
 from docferry.store import clock_jumps
 from docferry.store.connection import ByDialect, Transaction
 from docferry.store.database import Database
@@ -102,11 +102,18 @@ _BY_ID = "id IN (SELECT transfer_id FROM document WHERE document.id = ANY(:ids))
 _BY_MAPPING = (
     "(CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) AND (CAST(:reason AS TEXT) IS NULL OR reason = :reason)"
 )
-_RETRY_BY_ID = text(_RETRY_ALL.format(condition=_BY_ID))
-_RETRY = text(_RETRY_ALL.format(condition=_BY_MAPPING))
-_RELEASED = "SELECT id FROM transfer WHERE state = 'held' AND reason = 'approval' AND {condition} ORDER BY id"
-_TO_RELEASE_BY_ID = text(_RELEASED.format(condition=_BY_ID))
-_TO_RELEASE = text(_RELEASED.format(condition=_BY_MAPPING))
+_NO_APPROVAL = " AND (state <> 'held' OR reason IS DISTINCT FROM 'approval')"
+_TO_RELEASE = "SELECT id FROM transfer WHERE state = 'held' AND reason = 'approval' AND {condition}"
+_RETRY_STATEMENTS = {
+    condition: (
+        text(_TO_RELEASE.format(condition=condition)),
+        text(_RETRY_ALL.format(condition=condition)),
+        text(_RETRY_ALL.format(condition=condition + _NO_APPROVAL)),
+    )
+    for condition in (_BY_ID, _BY_MAPPING)
+}
+# The receipt of a release is the approval: it stays when the text of receipts is erased.
+_APPROVED = text("SELECT transfer_id FROM receipt WHERE kind = 'released' AND transfer_id = ANY(:ids)")
 
 #: States after which the remote may have the document.
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
@@ -207,25 +214,32 @@ class Transfers(LookupCounts):
         mapping: str | None = None,
         reason: str | None = None,
         everything: bool = False,
+        approve: bool | None = None,
         actor: str | None = None,
     ) -> int:
         """Make held and waiting transfers due now, and return their number. What may have been sent becomes DOUBTFUL.
 
-        `actor` released what was held for approval, as its receipt names them: by default the user of this process.
+        `approve` includes what is held for approval: by default only where ids, or the reason `approval`, are given.
+        `actor` released it, as its receipt names them: by default the user of this process.
         """
         if not (ids or mapping is not None or reason is not None or everything):
             return 0
         now = self._clock.now()
         parameters = {"ids": sorted(ids)} if ids else {"mapping": mapping, "reason": reason}
-        to_release, retry = (_TO_RELEASE_BY_ID, _RETRY_BY_ID) if ids else (_TO_RELEASE, _RETRY)
+        to_release, retry, retry_others = _RETRY_STATEMENTS[_BY_ID if ids else _BY_MAPPING]
+        approves = bool(ids) or reason == Reason.APPROVAL if approve is None else approve
 
         def work(transaction: Transaction) -> int:
-            released = [row[0] for row in transaction.fetch_all(to_release, parameters)]
-            number = transaction.execute(retry, parameters | {"now": now})
+            released = sorted(row[0] for row in transaction.fetch_all(to_release, parameters)) if approves else []
+            number = transaction.execute(retry if approves else retry_others, parameters | {"now": now})
             self._database.receipts.append_released(transaction, released, now, actor or unix_user())
             return number
 
         return await self._database.write(work)
+
+    async def approved(self, transfer_ids: Collection[int]) -> set[int]:
+        """Return which of these transfers a person released from approval."""
+        return {row[0] for row in await self._database.fetch_all(_APPROVED, {"ids": sorted(transfer_ids)})}
 
     async def shift_times(self, drift: float) -> float:
         """Shift stored times after a jump of the wall clock, so that a remaining delay stays as long as it was.

@@ -12,7 +12,7 @@ from docferry.files.source import FileSource, Opener, open_together
 from docferry.model import Digests, Outcome, Reason, State, Transfer
 from docferry.settings import Upload
 from docferry.store.documents import Place
-from docferry.store.enqueue import LATE_PUT_S
+from docferry.store.enqueue import APPROVAL, LATE_PUT_S
 from docferry.upload.batch import Places
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
@@ -44,6 +44,7 @@ class SourceOpener:
         """Open one file for each transfer; `stack` closes them."""
         found = OpenedSources()
         candidates = [self._candidates(transfer, places.get(transfer.id, ())) for transfer in transfers]
+        unapproved = await self._unapproved(transfers, candidates)
         first = [each[0][1] for each in candidates if each]
         for source in first:
             stack.callback(source.close)
@@ -53,6 +54,9 @@ class SourceOpener:
                 # A rule held it before anything was read, and a person retries: it is planned anew.
                 self._check_again(places.get(transfer.id, ()))
                 found.outcomes.append((transfer, Outcome(State.GONE, None, "the file is planned anew")))
+                continue
+            if transfer.id in unapproved:
+                found.outcomes.append((transfer, Outcome(State.HELD, Reason.APPROVAL, APPROVAL, costs_a_try=False)))
                 continue
             opened = await self._open_first(stack, each)
             if isinstance(opened, SourceError) or opened is None:
@@ -72,6 +76,17 @@ class SourceOpener:
             return self._unreadable(transfer, change)
         self._check_again(places.get(transfer.id, ()))
         return Outcome(State.GONE, None, str(change))
+
+    async def _unapproved(
+        self, transfers: Sequence[Transfer], candidates: Sequence[Sequence[tuple[Place, FileSource]]]
+    ) -> set[int]:
+        """Return the transfers that only a person may release and nobody has, also if they were queued before."""
+        asked = {
+            transfer.id
+            for transfer, each in zip(transfers, candidates, strict=True)
+            if each and all(self._context.uploads[place.mapping].hold_for_approval for place, _ in each)
+        }
+        return asked - await self._context.queue.transfers.approved(asked) if asked else asked
 
     def _candidates(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """Return the places that may be read for a transfer, each with its source."""

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from docferry.app.application import forget_emptied
 from docferry.app.running import RunningDaemon
 from docferry.errors import FolderError
+from docferry.model import Reason
 from docferry.store.pages import Filter, Pages
 from docferry.web.filters import asked_filter
 
@@ -35,14 +36,14 @@ class Actions:
         self._app = daemon.app
         self._pages = Pages(daemon.app.database)
 
-    async def do(self, what: str, form: Form) -> tuple[str, int]:
-        """Do it: the notice to show and a number for it. HTTPException says what is wrong with a request."""
+    async def do(self, what: str, form: Form, actor: str) -> tuple[str, int]:
+        """Do it for `actor`: the notice to show and a number for it. HTTPException says what a request lacks."""
         values = dict(form)
         match what:
             case "retry" if "id" in values:
-                number = await self._app.transfers.retry(ids=[_document_id(values["id"])])
+                number = await self._app.transfers.retry(ids=[_document_id(values["id"])], actor=actor)
             case "retry":
-                number = await self._retry_all(form)
+                number = await self._retry_all(form, actor)
             case "gate":
                 opened = await self._app.gates.open_one(values.get("key", ""))
                 self._app.scheduler.wake()
@@ -54,16 +55,19 @@ class Actions:
         self._app.scheduler.wake()
         return ("retried" if number else "nothing"), number
 
-    async def _retry_all(self, form: Form) -> int:
+    async def _retry_all(self, form: Form, actor: str) -> int:
+        """Retry what a filter shows. Only a filter for the reason `approval` releases what waits for it."""
         wanted = asked_filter(form)
         if wanted == Filter():
             return await self._app.transfers.retry(everything=True)
         if wanted == Filter(mapping=wanted.mapping, reason=wanted.reason):
-            return await self._app.transfers.retry(mapping=wanted.mapping, reason=wanted.reason)
+            return await self._app.transfers.retry(mapping=wanted.mapping, reason=wanted.reason, actor=actor)
         ids = await self._pages.all_ids(wanted)
         number = 0
         for start in range(0, len(ids), _TOGETHER):
-            number += await self._app.transfers.retry(ids=ids[start : start + _TOGETHER])
+            together = ids[start : start + _TOGETHER]
+            approve = wanted.reason == Reason.APPROVAL
+            number += await self._app.transfers.retry(ids=together, approve=approve, actor=actor)
         return number
 
     async def _accept_emptied(self, mapping: str) -> tuple[str, int]:

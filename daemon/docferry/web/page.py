@@ -154,6 +154,11 @@ class StatusPage:
     def _cookie(self, request: Request) -> str | None:
         return request.cookies.get(self._cookie_name)
 
+    def _actor(self, request: Request) -> str:
+        """Return the name of a browser for receipts: its session, or the socket whose mode lets it in."""
+        session = self._sessions.name(self._cookie(request)) if self._needs_login else None
+        return f"page session {session}" if session else f"status page at {self._settings.web.listen}"
+
     def _is_in(self, request: Request) -> bool:
         return not self._needs_login or self._sessions.has(self._cookie(request))
 
@@ -171,7 +176,7 @@ class StatusPage:
         if not self._settings.web.actions:
             raise HTTPException(403, "Nothing can be changed from this page: web.actions is false.")
         form = await actions.form(request)
-        done, number = await self._actions.do(request.path_params["what"], form)
+        done, number = await self._actions.do(request.path_params["what"], form, self._actor(request))
         self._daemon.queue.outdate()
         back = actions.local_path(dict(form).get("back", "/"))
         joint = "&" if "?" in back else "?"

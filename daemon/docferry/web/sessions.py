@@ -72,6 +72,10 @@ class Sessions:
         """Whether a cookie is that of a session that has not ended."""
         return cookie is not None and self._ends.get(_digest(cookie), 0.0) > time.monotonic()
 
+    def name(self, cookie: str | None) -> str | None:
+        """Return a name for a session that gives nothing of its cookie away, None when it has ended."""
+        return _digest(cookie)[:12] if cookie is not None and self.has(cookie) else None
+
     def end(self, cookie: str | None) -> None:
         """Log out."""
         if cookie is not None:

@@ -1,0 +1,69 @@
+"""Keep back planned documents that their mapping does not send unasked: cut short, mislabelled, or to be approved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from docferry.clock import Clock
+from docferry.detect import content
+from docferry.model import Reason, SeenFile, Stamp, State
+from docferry.settings import Upload
+from docferry.store.enqueue import APPROVAL, Planned
+
+#: A file that is cut short is held when it has not changed for so long, seconds. Its own times tell, so that a restart
+#: starts nothing anew; a file from the future by more than this is held at once.
+COMPLETION_S: Final = 3600.0
+#: Files known to be cut short, at most; as many as the debouncer keeps.
+_MOST_CUT: Final = 10_000
+_ADVICE: Final = {
+    Reason.INCOMPLETE: "write the file again as a whole, or send it as it is with `docferry retry`",
+    Reason.CONTENT: "give the file the right extension, or send it as it is with `docferry retry`",
+}
+
+
+class Screening:
+    """Decides by content and by mapping whether a document is queued, held, or awaited."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._cut: dict[tuple[str, bytes], Stamp] = {}
+
+    def awaits(self, upload: Upload, seen_file: SeenFile) -> bool:
+        """Whether a file was cut short when it was read, has not changed since, and may still be completed.
+
+        Such a file is not read again.
+        """
+        key = (upload.name, seen_file.path)
+        if not self._cut or self._cut.get(key) != seen_file.stamp:
+            return False
+        if self._may_be_completed(seen_file.stamp):
+            return True
+        del self._cut[key]
+        return False
+
+    def screen(self, upload: Upload, planned: Planned, ends: tuple[bytes, bytes] | None) -> Planned | None:
+        """Return the plan of a file that was read, held where a check objects; None when its end is awaited."""
+        seen_file = planned.seen_file
+        if ends is not None:
+            finding = content.examine(upload.check_content, seen_file.name, seen_file.stamp.size, ends)
+            if finding is not None:
+                if finding.reason is Reason.INCOMPLETE and self._may_be_completed(seen_file.stamp):
+                    self._remember(upload, seen_file)
+                    return None
+                return _held(planned, finding.reason, f"{finding.detail}; {_ADVICE[finding.reason]}")
+        return _held(planned, Reason.APPROVAL, APPROVAL) if upload.hold_for_approval else planned
+
+    def _may_be_completed(self, stamp: Stamp) -> bool:
+        age = self._clock.now() - max(stamp.mtime_ns, stamp.ctime_ns) / 1e9
+        return abs(age) < COMPLETION_S
+
+    def _remember(self, upload: Upload, seen_file: SeenFile) -> None:
+        if len(self._cut) >= _MOST_CUT:
+            del self._cut[next(iter(self._cut))]
+        self._cut[upload.name, seen_file.path] = seen_file.stamp
+
+
+def _held(planned: Planned, reason: Reason, detail: str) -> Planned:
+    """Return the plan held. It keeps its digest, so that a retry sends exactly the bytes that were looked at."""
+    return replace(planned, state=State.HELD, reason=reason, detail=detail)
