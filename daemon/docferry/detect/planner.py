@@ -95,6 +95,7 @@ class Planner:
     async def _enqueue(self, upload: Upload, seen_files: Sequence[SeenFile], incomplete: list[SeenFile]) -> None:
         planned: list[Planned] = []
         to_hash: list[tuple[SeenFile, Target]] = []
+        empty: list[Planned] = []
         for seen_file in seen_files:
             if self._screening.awaits(upload, seen_file):
                 incomplete.append(seen_file)
@@ -102,10 +103,11 @@ class Planner:
             validated = validate(upload, seen_file, self._rules)
             if isinstance(validated, Target):
                 to_hash.append((seen_file, validated))
-            elif validated.reason is Reason.EMPTY and await self._has_writer(upload, seen_file):
-                incomplete.append(seen_file)  # its first byte is still to be written
+            elif validated.reason is Reason.EMPTY:
+                empty.append(validated)
             else:
                 planned.append(validated)
+        planned += await self._without_writer(upload, empty, incomplete)
         for group in _groups(to_hash):
             planned += await self._hash_and_plan(upload, group, incomplete)
             if sum(each.seen_file.stamp.size for each in planned) >= PLANNED_BYTES:
@@ -174,9 +176,20 @@ class Planner:
         async with self._hashing_large:
             return await anyio.to_thread.run_sync(work, limiter=self._hashing)
 
-    async def _has_writer(self, upload: Upload, seen_file: SeenFile) -> bool:
-        (hashed,) = await self._hash(upload, [seen_file])
-        return not isinstance(hashed, SourceError) and hashed.no_writer is False
+    async def _without_writer(
+        self, upload: Upload, empty: Sequence[Planned], incomplete: list[SeenFile]
+    ) -> list[Planned]:
+        """Return the plans of empty files, but for those whose first byte is still to be written."""
+        planned = []
+        for start in range(0, len(empty), HASHED_AT_ONCE):
+            group = empty[start : start + HASHED_AT_ONCE]
+            found = await self._hash(upload, [each.seen_file for each in group])
+            for each, hashed in zip(group, found, strict=True):
+                if isinstance(hashed, HashedFile) and hashed.no_writer is False:
+                    incomplete.append(each.seen_file)
+                else:
+                    planned.append(each)
+        return planned
 
     def _may_recover(self, upload: Upload, seen_file: SeenFile, error: SourceUnreadable) -> bool:
         """Whether an unreadable file is worth another try: disks and shares fail for a moment, permissions do not."""

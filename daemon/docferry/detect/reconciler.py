@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,10 @@ log = logs.get("reconciler")
 
 #: Files of a scan that are compared together, so that the way to the database's thread costs little.
 COMPARED_AT_ONCE: Final = 4000
+
+
+#: Quiet files of one top-level folder that are planned after those of smaller ones.
+LARGE_GROUP: Final = 256
 
 
 @dataclass(slots=True)
@@ -161,6 +166,7 @@ class Reconciler:
             walked.seconds += self._clock.steady() - began
             whole.clear()
             chunk.clear()  # the generator holds it, too; planning takes long, and a large folder would stay in memory
+            _small_groups_last(found.fresh)
             while found.fresh:
                 await self._offer(upload, found.fresh[-COMPARED_AT_ONCE:], walked.left_out)
                 del found.fresh[-COMPARED_AT_ONCE:]
@@ -246,11 +252,29 @@ class Reconciler:
             left_out.documents += len(wanted)
             left_out.add_unwanted(upload, unwanted_paths)
         quiet = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
-        incomplete = await self.planner.enqueue(upload, quiet)
+        incomplete = []
+        for group in _by_size(quiet):
+            incomplete += await self.planner.enqueue(upload, group)
         for seen_file in incomplete:
             self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
         if incomplete or len(quiet) < len(wanted):
             self._wakeups.debounce_changed()
+
+
+def _small_groups_last(seen_files: list[SeenFile]) -> None:
+    """Sort files so that those of small top-level folders come last, from where they are taken first."""
+    sizes = Counter(scan.top_level(s.path) for s in seen_files)
+    if len(sizes) > 1:
+        seen_files.sort(key=lambda s: -sizes[scan.top_level(s.path)])
+
+
+def _by_size(seen_files: Sequence[SeenFile]) -> list[list[SeenFile]]:
+    """Part files into those of small top-level folders, and each large one by itself, which has to wait for them."""
+    groups: dict[bytes, list[SeenFile]] = {}
+    for seen_file in seen_files:
+        groups.setdefault(scan.top_level(seen_file.path), []).append(seen_file)
+    small = [s for group in groups.values() if len(group) <= LARGE_GROUP for s in group]
+    return [small, *(group for group in groups.values() if len(group) > LARGE_GROUP)]
 
 
 def _examine(upload: Upload, paths: Sequence[bytes]) -> Examined:

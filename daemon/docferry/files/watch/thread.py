@@ -27,8 +27,13 @@ MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two
 
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
 
+#: Changes that come at once, half of what the kernel's queue holds (/proc/sys/fs/inotify/max_queued_events).
+FLOOD: Final = 8192
+
 #: A folder of a root.
 Place = tuple[WatchedRoot, bytes]
+#: A top-level folder of a root; b"" for the root's own files.
+Group = tuple[WatchedRoot, bytes]
 
 
 @dataclass(slots=True)
@@ -39,6 +44,7 @@ class Purpose:
     announced: list[Place] = field(default_factory=list)  # new folders, to be hinted at once it is armed
     armed_roots: list[WatchedRoot] = field(default_factory=list)  # to be told that they are watched
     replaces: list[FolderWatch] = field(default_factory=list)  # to be stopped once it is armed
+    is_apart: bool = False  # it is not merged with others
     tries: int = 0
     armed_at: float = 0.0
 
@@ -176,7 +182,8 @@ class Session:
             if item.is_end and item.error is not None:
                 self._ended(item.watch, item.error)
             elif item.changes:
-                self._changed(item.changes)
+                noisy = self._flooded(item.watch, item.changes)
+                self._changed(item.changes, noisy)
             else:
                 self._armed(item.watch)
         elif item is not None:
@@ -259,8 +266,12 @@ class Session:
 
     def _plan_retry(self, root: WatchedRoot) -> None:
         """Set when the top-level folders that are not watched are tried again."""
-        root.retry_at = self._clock.steady() + min(RETRY_S * 2**root.failures, LONGEST_RETRY_S)
-        root.failures = root.failures + 1 if root.unwatched else 0
+        now = self._clock.steady()
+        if now > root.retry_at + LONGEST_RETRY_S:
+            root.failures = 0  # all went well for long enough
+        root.retry_at = now + min(RETRY_S * 2**root.failures, LONGEST_RETRY_S)
+        if root.unwatched:
+            root.failures += 1
 
     def _unseen(self, root: WatchedRoot, start: bytes) -> list[Place]:
         """Return folders that were made since their parent was listed, before it was watched."""
@@ -274,21 +285,61 @@ class Session:
 
     def _merge(self) -> None:
         """Replace all but the largest watch by one; nothing goes unreported meanwhile."""
-        largest = max(self._watches, key=lambda watch: len(watch.folders))
-        old = [watch for watch in self._watches if watch is not largest and watch.is_armed]
+        candidates = [watch for watch, purpose in self._watches.items() if watch.is_armed and not purpose.is_apart]
+        old = sorted(candidates, key=lambda watch: len(watch.folders))[:-1]
+        if not old:
+            return
         paths = {path for watch in old for path in watch.folders}
         places = [place for path in paths for place in self._index.get(path, ())]
         self._start(Purpose(places, replaces=old))
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def _changed(self, changes: Iterable[tuple[int, str]]) -> None:
+    def _flooded(self, watch: FolderWatch, changes: Collection[tuple[int, str]]) -> Group | None:
+        """Part the noisiest top-level folder from a watch whose queue in the kernel may have overflowed.
+
+        An overflow drops changes of others without a word. So the noisy folder gets a queue of its own; if that
+        overflows too, the folder is left to the scans for a time. Returns it: its changes are for a scan to find.
+        """
+        if len(changes) < FLOOD:
+            return None
+        counts: Counter[Group] = Counter()
+        for _, path in changes:
+            for root, folder in self._index.get(path.rpartition("/")[0] or "/", ()):
+                counts[root, top_of(folder)] += 1
+        if not counts:
+            return None
+        noisy, count = counts.most_common(1)[0]
+        purpose = self._watches.pop(watch)
+        watch.stop()
+        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        if all((root, top_of(folder)) == noisy for root, folder in places):
+            reason = f"{count:,} changes came at once, more than the kernel reports reliably"
+            self._leave_to_scans(noisy[0], {noisy[1]}, reason)
+            return noisy
+        for root in dict.fromkeys(root for root, _ in places):
+            root.tell(Lost("so many changes came at once that some may have gone unreported"))
+        self._start_apart(places, {noisy})
+        return noisy
+
+    def _start_apart(self, places: Sequence[Place], groups: Collection[Group]) -> None:
+        """Watch some top-level folders apart from the others, so that what they do ends nobody else's watch."""
+        apart = [(root, folder) for root, folder in places if (root, top_of(folder)) in groups]
+        rest = [(root, folder) for root, folder in places if (root, top_of(folder)) not in groups]
+        for group, is_apart in ((rest, False), (apart, True)):
+            if group:
+                roots = list(dict.fromkeys(root for root, _ in group))
+                self._start(Purpose(group, armed_roots=roots, is_apart=is_apart))
+
+    def _changed(self, changes: Iterable[tuple[int, str]], noisy: Group | None) -> None:
         hinted: dict[WatchedRoot, set[bytes]] = {}
         self._removed({path for kind, path in changes if kind == DELETED and path in self._index})
         solved: dict[WatchedRoot, None] = {}
         for kind, path in changes:
             above, _, name = path.rpartition("/")
             for root, folder in self._index.get(above or "/", ()):
+                if (root, top_of(folder)) == noisy:
+                    continue
                 hinted.setdefault(root, set()).add(joined(folder, name.encode()))
                 if kind == DELETED and root.unwatched.pop(joined(folder, name.encode()), None) is not None:
                     solved[root] = None  # a top-level folder that could not be watched has gone
@@ -357,12 +408,7 @@ class Session:
             if root.deaths[top] > QUICK_DEATHS:
                 self._leave_to_scans(root, {top}, diagnosis(error))
         alive = [(root, folder) for root, folder in places if not _is_left(root, folder)]
-        # The culprit gets a watch of its own, so that its next names end nobody else's.
-        apart = [(root, folder) for root, folder in alive if is_undecodable(error) and (root, top_of(folder)) in named]
-        rest = [place for place in alive if place not in set(apart)]
-        for group in (rest, apart):
-            if group:
-                self._start(Purpose(group, armed_roots=list(dict.fromkeys(root for root, _ in group))))
+        self._start_apart(alive, named if is_undecodable(error) else ())
 
     def _limited(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
         """The kernel refuses: the largest top-level folders are left to the scans, and one watch has all the others."""
