@@ -313,11 +313,11 @@ async def test_many_new_folders_are_watched_and_few_threads_do_it(root: Path) ->
             (root / f"t{number}" / "a" / "b").mkdir(parents=True)
             await anyio.sleep(0.12)  # each comes in a batch of its own
         for number in range(40):
-            await write_until_hinted(ear, root / f"t{number}" / "a" / "b" / f"{number}.pdf")
-        with anyio.fail_after(8):
+            await write_until_hinted(ear, root / f"t{number}" / "a" / "b" / f"{number}.pdf", 30)
+        with anyio.fail_after(30):
             while folder_watches() > 8:  # noqa: ASYNC110 - nothing announces the end of a thread
                 await anyio.sleep(0.1)
-    with anyio.fail_after(5):
+    with anyio.fail_after(20):
         while folder_watches():  # noqa: ASYNC110 - nothing announces the end of a thread
             await anyio.sleep(0.05)
 
