@@ -1,1 +1,1 @@
-"""How fast docferry is beside its peers, on loopback: `make bench`; docs/performance.md tells what came out."""
+"""Measure docferry beside other programs on loopback: `make bench`; docs/performance.md has the results."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: builds the trees, times docferry and every peer in turn, and writes down what came out."""
+"""Build the trees, time docferry and every other program in turn, and write the results."""
 
 from __future__ import annotations
 

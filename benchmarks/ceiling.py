@@ -1,5 +1,7 @@
-"""What the sink itself can take: prebuilt requests from raw sockets, a process of its own.
-`python -m benchmarks.ceiling PORT REQUESTS BODY` prints requests a second."""
+"""Measure the sink alone: prebuilt requests from raw sockets, in a process of its own.
+
+`python -m benchmarks.ceiling PORT REQUESTS BODY` prints requests a second.
+"""
 
 from __future__ import annotations
 

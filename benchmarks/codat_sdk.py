@@ -1,5 +1,7 @@
-"""Codat's own SDK, sending a folder with so many requests at once: what somebody would write without docferry.
-Runs in the peers' environment, so it imports nothing of ours."""
+"""Send a folder with Codat's own SDK, with so many requests at once.
+
+It runs in the environment of the other programs, so it imports nothing of docferry.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docferry as a daemon: how soon it notices a file, and what it costs while nothing happens."""
+"""Measure the daemon: how soon it notices a file, and its CPU time while idle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE = 120.0
 
 @contextmanager
 def daemon(docferry: DocferryRun) -> Iterator[int]:
-    """`docferry run`, past its first round; its process id."""
+    """Run `docferry run` and yield its process id after its first round."""
     log = docferry.place / "run.log"
     with (
         log.open("wb") as told,
@@ -53,7 +53,7 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
             name = f"probe{probe:05}.pdf"
             _write(docferry.folder / f"d{probe % 10}" / name)
             written[name] = time.monotonic()
-            # A steady hand: one probe every so often, however long the last one took.
+            # One probe at each interval, however long the last one took.
             time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
         deadline = time.monotonic() + _PATIENCE
         while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
@@ -68,9 +68,9 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
 def idle(docferry: DocferryRun, seconds: float) -> float:
     """The share of a core that a daemon takes which has nothing to do."""
     with daemon(docferry) as pid:
-        time.sleep(5.0)  # what belongs to the start is over
+        time.sleep(5.0)  # wait until the start is over
         before, began = _used(pid), time.monotonic()
-        time.sleep(seconds)  # this is what is measured
+        time.sleep(seconds)  # the measured time
         return (_used(pid) - before) / (time.monotonic() - began)
 
 

@@ -1,4 +1,4 @@
-"""docferry as the measurements start it: a configuration, an empty state folder, one whole `docferry sync`."""
+"""Start docferry for a measurement: a configuration, an empty state folder, one complete `docferry sync`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Databases with a past: `python -m benchmarks.fill STATE sent FOLDER` knows every file of a folder as sent,
-`python -m benchmarks.fill STATE rows NUMBER` has so many sent documents of another mapping, in the same lane."""
+"""Fill databases: `python -m benchmarks.fill STATE sent FOLDER` records every file of a folder as sent.
+
+`python -m benchmarks.fill STATE rows NUMBER` records so many sent documents of another mapping, in the same lane.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def of_number(rows: int) -> Iterator[list[Planned]]:
 
 
 async def fill(state: Path, mapping: str, plans: Iterable[list[Planned]]) -> None:
-    """Through the store's own door, so that the benchmark need not know the tables; only the attempts are added."""
+    """Write through the store, so that the benchmark does not know the tables; only attempts are added."""
     locks.prepare_state_dir(state)
     path = state / "docferry.db"
     async with open_database(path) as database:

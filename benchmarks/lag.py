@@ -1,5 +1,7 @@
-"""The event loop while docferry works: `python -m benchmarks.lag CONFIG` runs one pass and prints how late a timer
-beside it was. Nothing of this is in the product."""
+"""Measure the event loop: `python -m benchmarks.lag CONFIG` runs one pass and prints the delays of a timer.
+
+The product contains nothing of this.
+"""
 
 from __future__ import annotations
 

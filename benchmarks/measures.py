@@ -1,4 +1,4 @@
-"""The measurements themselves, one function for each part of the table; every figure lands in a `Table`."""
+"""Define the measurements, one function for each part of the table; every figure goes into a `Table`."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ class Bench:
     peers: Mapping[str, Peer]
     table: Table
 
-    def docferry(self, tree: Tree, shore: Sink, *, to: str = "codat", batch: int = 1) -> Send:
+    def docferry(self, tree: Tree, server: Sink, *, to: str = "codat", batch: int = 1) -> Send:
         """A whole first `sync` of a tree."""
-        docferry = DocferryRun(self.place / "docferry", tree.root, shore.url, to=to, batch=batch)
+        docferry = DocferryRun(self.place / "docferry", tree.root, server.url, to=to, batch=batch)
 
         def send() -> Run:
-            shore.reset()
+            server.reset()
             docferry.prepare()
             return docferry.sync(uploaded=tree.files)
 
         return send
 
-    def peer(self, name: str, tree: Tree, shore: Sink) -> Send:
+    def peer(self, name: str, tree: Tree, server: Sink) -> Send:
         """A peer sends the tree; Failed when not all of it came."""
 
         def send() -> Run:
-            shore.reset()
-            done = self.peers[name].send(tree, shore.url)
-            came = shore.figures()["received"]
+            server.reset()
+            done = self.peers[name].send(tree, server.url)
+            came = server.figures()["received"]
             if came < tree.total:
                 raise Failed(f"{self.peers[name].name} brought {came:,} of {tree.total:,} bytes")
             return done
@@ -97,21 +97,21 @@ def median(runs: list[Run]) -> Run:
 
 
 def ceiling(bench: Bench) -> None:
-    """What the sink takes from raw sockets."""
-    with sink() as shore:
+    """Measure the sink with raw sockets."""
+    with sink() as server:
         for body, requests in ((40_000, bench.scale.small), (5_000_000, bench.scale.middle)):
-            done = run([sys.executable, "-m", "benchmarks.ceiling", str(shore.port), str(requests), str(body)])
+            done = run([sys.executable, "-m", "benchmarks.ceiling", str(server.port), str(requests), str(body)])
             bench.table.note(f"sink, raw requests of {body:,} bytes", float(done.said), "requests/s")
 
 
 def small_files(bench: Bench) -> None:
     tree = build(bench.place, f"w1-{bench.scale.small}", bench.scale.small, 40_000, 100)
-    with sink() as shore:
+    with sink() as server:
         sends = {
-            "codat": bench.docferry(tree, shore),
-            "batch": bench.docferry(tree, shore, batch=20),
-            "wootiv": bench.docferry(tree, shore, to="wootiv"),
-            **{name: bench.peer(name, tree, shore) for name in bench.peers},
+            "codat": bench.docferry(tree, server),
+            "batch": bench.docferry(tree, server, batch=20),
+            "wootiv": bench.docferry(tree, server, to="wootiv"),
+            **{name: bench.peer(name, tree, server) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
     table = bench.table
@@ -126,11 +126,11 @@ def small_files(bench: Bench) -> None:
 
 def middle_files(bench: Bench) -> None:
     tree = build(bench.place, f"w2-{bench.scale.middle}", bench.scale.middle, 5_000_000, 10)
-    with sink() as shore:
+    with sink() as server:
         sends = {
-            "codat": bench.docferry(tree, shore),
-            "wootiv": bench.docferry(tree, shore, to="wootiv"),
-            **{name: bench.peer(name, tree, shore) for name in bench.peers},
+            "codat": bench.docferry(tree, server),
+            "wootiv": bench.docferry(tree, server, to="wootiv"),
+            **{name: bench.peer(name, tree, server) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
     names = {"codat": "docferry → Codat", "wootiv": "docferry → Wootiv"}
@@ -143,9 +143,9 @@ def middle_files(bench: Bench) -> None:
 
 def large_file(bench: Bench) -> None:
     tree = build(bench.place, f"w3-{bench.scale.large}", 1, bench.scale.large, 1)
-    with sink() as shore:
-        sends = {"wootiv": bench.docferry(tree, shore, to="wootiv")}
-        sends |= {name: bench.peer(name, tree, shore) for name in bench.peers if name != "sdk"}
+    with sink() as server:
+        sends = {"wootiv": bench.docferry(tree, server, to="wootiv")}
+        sends |= {name: bench.peer(name, tree, server) for name in bench.peers if name != "sdk"}
         runs = bench.in_turn(sends)
     for key, done in runs.items():
         name = "docferry → Wootiv" if key == "wootiv" else bench.peers[key].name
@@ -163,7 +163,7 @@ def second_pass(bench: Bench) -> None:
             run([sys.executable, "-m", "benchmarks.fill", str(known), "sent", str(tree.root)])
         docferry = DocferryRun(bench.place / "docferry", tree.root, "http://127.0.0.1:9")
         docferry.prepare(state_of=known)
-        docferry.sync(uploaded=0)  # what only the first start after a change of configuration does
+        docferry.sync(uploaded=0)  # the first start after a change of configuration does more
         walker = [sys.executable, str(Path(__file__).with_name("walk.py")), str(tree.root)]
         runs = bench.in_turn({"docferry": partial(docferry.sync, uploaded=0), "walk": partial(run, walker)})
         bench.table.contender(f"W{number}", "docferry, nothing to do", runs["docferry"], files, 0)
@@ -179,8 +179,8 @@ def many_due(bench: Bench) -> None:
     if not bench.scale.due:
         return
     tree = build(bench.place, f"w4-{bench.scale.due}", bench.scale.due, 64, max(10, bench.scale.due // 100))
-    with sink() as shore:
-        done = bench.docferry(tree, shore, batch=20)()
+    with sink() as server:
+        done = bench.docferry(tree, server, batch=20)()
     bench.table.contender("due", f"docferry → Codat, {tree.files:,} due", done, tree.files, tree.total)
     bench.table.goal(f"peak memory with {tree.files:,} documents due, MB", done.peak, 100, 70, most=True)
 
@@ -202,13 +202,13 @@ def slow_server(bench: Bench) -> None:
     """50 ms before each answer, ten at once: 200 requests a second is all there is."""
     tree = build(bench.place, f"slow-{bench.scale.slow}", bench.scale.slow, 2_000, 10)
     rates = []
-    with sink("--delay", "0.05") as shore:
+    with sink("--delay", "0.05") as server:
         for _ in range(bench.scale.rounds):
-            shore.reset()
-            docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url, workers=16)
+            server.reset()
+            docferry = DocferryRun(bench.place / "docferry", tree.root, server.url, workers=16)
             docferry.prepare()
             docferry.sync(uploaded=tree.files)
-            found = shore.figures()
+            found = server.figures()
             rates.append(found["requests"] / (found["last"] - found["first"]))
     bench.table.goal("server with 50 ms, 10 at once, ÷ 200 requests/s", statistics.median(rates) / 200, 0.95, 0.99)
 
@@ -220,10 +220,10 @@ def noticing(bench: Bench) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         for number in range(10):
             (folder / f"d{number}").mkdir(parents=True)
-        with sink("--log") as shore:
-            docferry = DocferryRun(bench.place / "docferry", folder, shore.url)
+        with sink("--log") as server:
+            docferry = DocferryRun(bench.place / "docferry", folder, server.url)
             docferry.prepare()
-            late = daemon.detection(docferry, shore, probes=bench.scale.probes, others=others, every=0.1)
+            late = daemon.detection(docferry, server, probes=bench.scale.probes, others=others, every=0.1)
         shutil.rmtree(folder)
         p50, p95, p99 = (late[min(len(late) - 1, int(len(late) * share))] * 1000 for share in (0.5, 0.95, 0.99))
         when = f"while {others:,} others arrive" if others else "alone"
@@ -239,9 +239,9 @@ def loop_lag(bench: Bench) -> None:
         "W2": (build(bench.place, f"w2-{bench.scale.middle}", bench.scale.middle, 5_000_000, 10), "codat"),
         "W3": (build(bench.place, f"w3-{bench.scale.large}", 1, bench.scale.large, 1), "wootiv"),
     }
-    with sink() as shore:
+    with sink() as server:
         for name, (tree, to) in trees.items():
-            docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url, to=to)
+            docferry = DocferryRun(bench.place / "docferry", tree.root, server.url, to=to)
             docferry.prepare()
             done = run([sys.executable, "-m", "benchmarks.lag", str(docferry.config)], env=KEYS)
             found = json.loads(done.said.splitlines()[-1])
@@ -263,8 +263,8 @@ def idle(bench: Bench) -> None:
 
 def starting(bench: Bench) -> None:
     tree = build(bench.place, "few", 10, 64, 1)
-    with sink() as shore:
-        docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url)
+    with sink() as server:
+        docferry = DocferryRun(bench.place / "docferry", tree.root, server.url)
         docferry.prepare()
         docferry.sync(uploaded=10)
     few = replace(bench, scale=replace(bench.scale, rounds=bench.scale.starts))
@@ -282,15 +282,15 @@ def starting(bench: Bench) -> None:
 
 
 def growth(bench: Bench) -> None:
-    """The same documents into an empty database and into one with a long past."""
+    """Send the same documents with an empty database and with a large one."""
     files = bench.scale.small // 2
     tree = build(bench.place, f"growth-{files}", files, 40_000, 20)
     past = bench.place / f"past-{bench.scale.rows}"
     if not past.exists():
         run([sys.executable, "-m", "benchmarks.fill", str(past), "rows", str(bench.scale.rows)])
     seconds: dict[str, list[float]] = {"empty": [], "past": []}
-    with sink() as shore:
-        docferry = DocferryRun(bench.place / "docferry", tree.root, shore.url)
+    with sink() as server:
+        docferry = DocferryRun(bench.place / "docferry", tree.root, server.url)
         for _ in range(bench.scale.rounds):
             for name, state_of in (("empty", None), ("past", past)):
                 docferry.prepare(state_of=state_of)

@@ -1,4 +1,4 @@
-"""The others: rclone, s5cmd and Codat's own SDK, as far as they are installed."""
+"""Run the other programs: rclone, s5cmd and Codat's own SDK, as far as they are installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.programs import PROJECT, Run, run
 from benchmarks.trees import Tree
 
-#: The peers live in an environment of their own: what they depend on must not change what docferry depends on.
+#: The programs have an environment of their own, so that their dependencies do not change docferry's.
 VENV = PROJECT / "benchmarks" / ".venv"
 Send = Callable[[Tree, str], Run]
 
@@ -28,7 +28,7 @@ class Peer:
 
 
 def furnish() -> None:
-    """Install what pyproject.toml names under `bench`; what cannot be had is left out with one line."""
+    """Install the extra `bench` of pyproject.toml; report and leave out what cannot be installed."""
     wanted = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     python, done = VENV / "bin" / "python", VENV / "furnished"
     if done.exists() and done.read_text(encoding="utf-8") == repr(wanted["bench"]):
@@ -43,7 +43,7 @@ def furnish() -> None:
 
 
 def found(venv: Path) -> tuple[dict[str, Peer], list[str]]:
-    """The peers in an environment or on the path, and a line for each that is missing."""
+    """Return the programs in an environment or on the path, and a line for each missing one."""
     peers: dict[str, Peer] = {}
     missing: list[str] = []
     rclone = _binary(venv, "rclone")

@@ -1,4 +1,4 @@
-"""Whole programs, timed from outside: wall, user + system, and the largest size they had in memory."""
+"""Time complete programs from outside: wall time, user and system time, and peak memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one program cost."""
+    """The cost of one program."""
 
     wall: float
     cpu: float
@@ -35,7 +35,7 @@ class Run:
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, may_fail: bool = False) -> Run:
-    """Run `command` to its end. Failed: it ended badly, with what it said."""
+    """Run `command` to its end. Raises Failed with its output."""
     began = time.perf_counter()
     with subprocess.Popen(
         command,

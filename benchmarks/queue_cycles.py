@@ -1,5 +1,8 @@
-"""The queue alone, through the store: `python -m benchmarks.queue_cycles FOLDER DOCUMENTS` enqueues, claims, marks and
-settles with 16 tasks, synchronous FULL, and prints cycles a second beside raw sqlite3's commits."""
+"""Measure the queue alone: `python -m benchmarks.queue_cycles FOLDER DOCUMENTS`.
+
+It enqueues, claims, marks and settles with 16 tasks, synchronous FULL, and prints cycles a second and raw sqlite3's
+commits.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ async def _cycles(folder: Path, documents: int) -> float:
 
 
 def _raw(folder: Path, commits: int) -> float:
-    """Single commits of one row each: what the disk and SQLite allow."""
+    """Measure commits of one row each, as the limit of disk and SQLite."""
     database = sqlite3.connect(folder / "raw.db", isolation_level=None)
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")

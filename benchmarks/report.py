@@ -1,4 +1,4 @@
-"""What was measured: an aligned table for people, JSON for programs, and a chart drawn by hand."""
+"""Write the results: an aligned table for people, JSON for programs, and a chart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.programs import Run
 
-#: Between these lines of docs/performance.md a full run puts its table.
+#: A full run writes its table between these lines of docs/performance.md.
 _OPEN, _CLOSE = "<!-- measured -->", "<!-- end of what was measured -->"
 
 
@@ -34,7 +34,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure and what it should be: at least, or with `most` at most."""
+    """A figure and its goal: at least, or with `most` at most."""
 
     name: str
     value: float | None

@@ -1,5 +1,7 @@
-"""The far shore of every measurement: a process of its own that reads everything and answers at once, as Codat, as
-Wootiv and as S3. `python -m benchmarks.sink --help`; its address is its first line of output."""
+"""Serve every measurement: a process that reads everything and responds at once, as Codat, Wootiv and S3.
+
+`python -m benchmarks.sink --help`; the first line of its output is its address.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,14 @@ _PROVING = 64
 
 
 @dataclass(slots=True)
-class Shore:
-    """What the process knows of all its lines together."""
+class ServerState:
+    """The counts of all connections."""
 
     delay: float
     md5: bool
     log: bool
     port: int = 0
-    requests: int = 0  # those that brought a document, or several
+    requests: int = 0  # with one or more documents
     received: int = 0  # bytes of their bodies
     first: float = 0.0  # monotonic seconds: when the first such request began
     last: float = 0.0  # when the last one was answered
@@ -58,11 +60,11 @@ class Shore:
         self.arrivals.clear()
 
 
-class Line(asyncio.BufferedProtocol):
+class Connection(asyncio.BufferedProtocol):
     """One connection. Bodies are counted in a buffer that is used again and again."""
 
-    def __init__(self, shore: Shore) -> None:
-        self._shore = shore
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
         self._space = memoryview(bytearray(_BLOCK))
         self._head = b""
         self._began = 0.0
@@ -114,8 +116,8 @@ class Line(asyncio.BufferedProtocol):
         brings = self._method in (b"POST", b"PUT") and b"get-signed" not in self._target and self._left > 0
         if brings:
             self._note(bytes(self._space[body : min(end, body + 1024)]))
-        self._keeps = brings and self._target.endswith(b"/files") and self._shore.requests <= _PROVING
-        self._digest = hashlib.md5(usedforsecurity=False) if self._shore.md5 and self._method == b"PUT" else None
+        self._keeps = brings and self._target.endswith(b"/files") and self._state.requests <= _PROVING
+        self._digest = hashlib.md5(usedforsecurity=False) if self._state.md5 and self._method == b"PUT" else None
         if b"100-continue" in head:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self._left:
@@ -123,55 +125,55 @@ class Line(asyncio.BufferedProtocol):
         return body
 
     def _note(self, opening: bytes) -> None:
-        shore = self._shore
-        shore.first = shore.first or self._began
-        shore.requests += 1
-        shore.received += self._left
-        if shore.log and (name := _NAME.search(opening)):
-            shore.arrivals.append((self._began, name[1].decode("utf-8", "replace")))
+        state = self._state
+        state.first = state.first or self._began
+        state.requests += 1
+        state.received += self._left
+        if state.log and (name := _NAME.search(opening)):
+            state.arrivals.append((self._began, name[1].decode("utf-8", "replace")))
 
     def _end(self) -> None:
         if self._keeps:
             now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
             names = [name.decode("utf-8", "replace") for name in _NAME.findall(self._body)]
-            self._shore.uploaded += [
+            self._state.uploaded += [
                 {"fileName": name, "displayName": name, "sourceType": "Api", "uploaded": now} for name in names
             ]
             self._body.clear()
             self._keeps = False
         answer = self._answer()
-        if self._shore.delay:
-            asyncio.get_running_loop().call_later(self._shore.delay, self._say, answer)
+        if self._state.delay:
+            asyncio.get_running_loop().call_later(self._state.delay, self._say, answer)
         else:
             self._say(answer)
 
     def _say(self, answer: bytes) -> None:
         self._transport.write(answer)
-        self._shore.last = time.monotonic()
+        self._state.last = time.monotonic()
 
     def _answer(self) -> bytes:
-        method, target, shore = self._method, self._target, self._shore
+        method, target, state = self._method, self._target, self._state
         if method == b"PUT":
             tag = self._digest.hexdigest() if self._digest else "aa-1"
             return b'HTTP/1.1 200 OK\r\nETag: "%s"\r\nContent-Length: 0\r\n\r\n' % tag.encode()
         if target == b"/_sink":
             if method == b"DELETE":
-                shore.forget()
-            return _said(shore.figures())
+                state.forget()
+            return _json_response(state.figures())
         if method == b"HEAD":
             return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
         if target.endswith(b"/files"):
-            return _said(b"" if method == b"POST" else json.dumps(shore.uploaded).encode())
+            return _json_response(b"" if method == b"POST" else json.dumps(state.uploaded).encode())
         if target.endswith(b"/get-signed-put-url"):
-            return _said(_signed(shore.port))
-        return _said(_s3(method, target).encode(), "application/xml")
+            return _json_response(_signed_url(state.port))
+        return _json_response(_s3(method, target).encode(), "application/xml")
 
 
-def _said(body: bytes, kind: str = "application/json") -> bytes:
+def _json_response(body: bytes, kind: str = "application/json") -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind.encode(), len(body), body)
 
 
-def _signed(port: int) -> bytes:
+def _signed_url(port: int) -> bytes:
     query = (
         "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20261121%2Feu-west-2%2Fs3%2Faws4_request"
         f"&X-Amz-Date=20261121T000000Z&X-Amz-Expires=900&X-Amz-SignedHeaders=host&X-Amz-Signature={'ab' * 32}"
@@ -180,7 +182,7 @@ def _signed(port: int) -> bytes:
 
 
 def _s3(method: bytes, target: bytes) -> str:
-    """Empty lists, and what an upload in several parts wants to hear."""
+    """Return empty lists, and the responses of a multipart upload."""
     if method == b"POST" and target.endswith((b"?uploads", b"?uploads=")):
         return _part("InitiateMultipartUploadResult", "<UploadId>u</UploadId>")
     if method == b"POST":
@@ -197,10 +199,10 @@ def _part(name: str, says: str) -> str:
     return f"{_XML}<{name} {_NAMESPACE}><Bucket>bench</Bucket><Key>k</Key>{says}</{name}>"
 
 
-async def _serve(shore: Shore) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Line(shore), "127.0.0.1", 0, backlog=512)
-    shore.port = server.sockets[0].getsockname()[1]
-    print(shore.port, flush=True)
+async def _serve(state: ServerState) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(state), "127.0.0.1", 0, backlog=512)
+    state.port = server.sockets[0].getsockname()[1]
+    print(state.port, flush=True)
     await server.serve_forever()
 
 
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--md5", action="store_true", help="ETags that are the MD5 of the bytes, as S3 gives them")
     parser.add_argument("--log", action="store_true", help="remember when each document's request began")
     asked = parser.parse_args()
-    asyncio.run(_serve(Shore(asked.delay, asked.md5, asked.log)))
+    asyncio.run(_serve(ServerState(asked.delay, asked.md5, asked.log)))
 
 
 if __name__ == "__main__":

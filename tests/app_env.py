@@ -1,4 +1,4 @@
-"""A piece of ground for tests of the whole program: folders, a configuration, the far shore, and the real command."""
+"""Provide an environment for tests of the whole program: folders, a configuration, a simulator, the real command."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ CONNECTION = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 
 
 def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> Any:
-    """Wait for a condition, looking often; AssertionError when it does not come true in time."""
+    """Poll a condition until it is true and return its value. Raises AssertionError at the deadline."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {seconds} s")
-        time.sleep(0.01)  # between two looks at a condition
+        time.sleep(0.01)  # polling interval
     return found
 
 
 @dataclass
 class AppEnv:
-    """One test's files and programs."""
+    """The files and programs of one test."""
 
     root: Path
-    shore: SimulatorThread
+    simulator_thread: SimulatorThread
     settings: dict[str, str] = field(default_factory=dict)  # top-level lines of the configuration
     sections: list[str] = field(default_factory=list)
     codat: dict[str, str] = field(default_factory=dict)
@@ -46,14 +46,14 @@ class AppEnv:
 
     @property
     def simulator(self) -> Simulator:
-        return self.shore.simulator
+        return self.simulator_thread.simulator
 
     @property
     def state(self) -> Path:
         return self.root / "state"
 
     def upload(self, name: str, to: str = "codat", *, folder: str | None = None, **extra: str) -> Path:
-        """A mapping; returns its folder. Extra values are TOML as written."""
+        """Add a mapping and return its folder. Extra values are TOML as written."""
         path = self.root / (folder or name)
         if "{" not in str(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -84,8 +84,10 @@ class AppEnv:
         codat = {"list_lag": '"300ms"', "requests_per_minute": "100000", "timeout": '"5s"', **self.codat}
         text = "\n".join(f"{key} = {value}" for key, value in settings.items())
         text += '\n[retry]\ninitial = "50ms"\nmax = "500ms"\n'
-        text += f'[codat]\nbase_url = "{self.shore.url}"\n' + "\n".join(f"{k} = {v}" for k, v in codat.items())
-        wootiv = {"base_url": f'"{self.shore.url}"', "timeout": '"5s"', **self.wootiv}
+        text += f'[codat]\nbase_url = "{self.simulator_thread.url}"\n' + "\n".join(
+            f"{k} = {v}" for k, v in codat.items()
+        )
+        wootiv = {"base_url": f'"{self.simulator_thread.url}"', "timeout": '"5s"', **self.wootiv}
         text += "\n[wootiv]\n" + "\n".join(f"{k} = {v}" for k, v in wootiv.items())
         text += "\n\n" + "\n\n".join(self.sections) + "\n"
         path = self.root / self.config_name
@@ -102,7 +104,7 @@ class AppEnv:
         return [sys.executable, "-m", "docferry", "--config", str(self.root / self.config_name), *words]
 
     def run(self, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """A docferry command, to its end."""
+        """Run a docferry command to its end."""
         self.write_config()
         return subprocess.run(
             self.command(*words),
@@ -114,21 +116,21 @@ class AppEnv:
         )
 
     def sync(self, *words: str, code: int | None = 0, **extra: str) -> dict[str, Any]:
-        """`sync --json`: the object it prints."""
+        """Run `sync --json` and return its object."""
         done = self.run("sync", "--json", *words, **extra)
         assert code is None or done.returncode == code, (done.returncode, done.stdout, done.stderr[-3000:])
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
     def rows(self, *words: str) -> list[dict[str, Any]]:
-        """`list --json`."""
+        """Return the rows of `list --json`."""
         done = self.run("list", "--json", *words)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     @contextmanager
     def daemon(self, *, wait: bool = True) -> Iterator[Daemon]:
-        """`docferry run`; stopped with SIGTERM at the end."""
+        """Run `docferry run`; stop it with SIGTERM at the end."""
         daemon = Daemon(self)
         try:
             if wait:
@@ -137,17 +139,17 @@ class AppEnv:
         finally:
             daemon.end()
 
-    # -- what the far shore has --------------------------------------------------------------------------------------
+    # -- the remotes -----------------------------------------------------------------------------------------------
 
     def stored(self) -> Counter[tuple[str, str]]:
-        """Name and digest of everything the remotes hold, with how often."""
+        """Return name and digest of everything that the remotes have, with counts."""
         held = Counter((each.name, each.sha256) for each in self.simulator.stored if each.remote == "codat")
         held.update((key, found.sha256) for (_, key), found in list(self.simulator.objects.items()))
         return held
 
 
 class Daemon:
-    """`docferry run` under test."""
+    """A running `docferry run`."""
 
     def __init__(self, app_env: AppEnv) -> None:
         app_env.write_config()

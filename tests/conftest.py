@@ -1,4 +1,4 @@
-"""What every room's tests share."""
+"""Fixtures of all test packages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def app_env(tmp_path: Path) -> Iterator[AppEnv]:
-    """Folders, a configuration and a far shore without faults, for the whole program."""
-    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
-        yield AppEnv(tmp_path, shore)
+    """Folders, a configuration and a simulator without faults, for the whole program."""
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator_thread:
+        yield AppEnv(tmp_path, simulator_thread)
 
 
 @pytest.fixture(scope="session")
 def process_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
-    """One warm parent for all short lives of the program."""
-    found = ProcessPool(tmp_path_factory.mktemp("lives"))
+    """A fork server for all short-lived processes of the program."""
+    found = ProcessPool(tmp_path_factory.mktemp("processes"))
     yield found
     found.close()
 

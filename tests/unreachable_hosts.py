@@ -1,4 +1,4 @@
-"""Addresses at which nobody answers: a connection to them is begun and never made."""
+"""Provide hosts that never respond: connections are started and never made."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import pytest
 
 
 @contextmanager
-def full_house() -> Iterator[str]:
-    """A host that takes no more connections: the kernel leaves them unanswered."""
+def full_backlog() -> Iterator[str]:
+    """A host with a full backlog: the kernel ignores connection requests."""
     with ExitStack() as stack:
-        door = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
-            visitor = stack.enter_context(socket.socket())
-            visitor.setblocking(False)
-            visitor.connect_ex(door.getsockname())
-        yield f"127.0.0.1:{door.getsockname()[1]}"
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
-def mute() -> Iterator[str]:
-    """A host that takes a connection and never says a word: no TLS, no proxy greeting."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        yield f"127.0.0.1:{door.getsockname()[1]}"
+def silent_host() -> Iterator[str]:
+    """A host that accepts connections and sends nothing: no TLS, no proxy greeting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
-def nameless(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A host whose name is looked up until the end of the test."""
-    asked, end = socket.getaddrinfo, threading.Event()
+def slow_lookup_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A host whose name lookup lasts until the end of the test."""
+    getaddrinfo, end = socket.getaddrinfo, threading.Event()
 
     def look_up(host: Any, *rest: Any, **more: Any) -> Any:
         if host in ("codat.test", b"codat.test") and not more.get("flags"):
             end.wait(20)
-        return asked(host, *rest, **more)
+        return getaddrinfo(host, *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     try:

@@ -112,14 +112,14 @@ async def test_nobody_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["smtp", "smtps"])
 async def test_a_server_that_says_nothing_holds_up_no_stop(tmp_path: Path, scheme: str) -> None:
     """Cancelled, the connection ends and with it the thread: the program would wait for it at its end."""
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
+    with socket.socket() as silent_host:
+        silent_host.bind(("127.0.0.1", 0))
+        silent_host.listen()
         with anyio.move_on_after(0.5) as scope:
-            await send(tmp_path, f"{scheme}://127.0.0.1:{mute.getsockname()[1]}")
+            await send(tmp_path, f"{scheme}://127.0.0.1:{silent_host.getsockname()[1]}")
         assert scope.cancelled_caught
-        mute.settimeout(5)
-        peer, _ = mute.accept()
+        silent_host.settimeout(5)
+        peer, _ = silent_host.accept()
         with peer:
             peer.settimeout(5)
             while peer.recv(4096):  # the beginning of TLS; then the end, or a timeout that fails the test

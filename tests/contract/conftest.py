@@ -1,4 +1,4 @@
-"""Every remote as the contract suite meets it: the same document, the same faults, by every way the bytes can go."""
+"""Provide every remote for the contract tests: the same document and faults, by every way of upload."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class RemoteEnv:
     def item(self, name: str, content: bytes = b"some bytes", **source: Any) -> UploadItem:
         return item(name, content, self.target, **source)
 
-    def strike(self, kind: str, match: str = "", **params: Any) -> None:
-        """From now on each request that carries a document meets this fault."""
+    def inject(self, kind: str, match: str = "", **params: Any) -> None:
+        """Apply this fault to each request that carries a document."""
         first = params.pop("first", None)
         self.sim.set_faults([Fault(kind, match or self.route, first=first, params=params)])
 
@@ -80,14 +80,14 @@ def _make_wootiv(settings: dict[str, Any]) -> Wootiv:
 
 
 def http_client(name: str, more: dict[str, Any]) -> HttpClient:
-    """Return a client for the settings that are about HTTP; these are taken out of `more`."""
+    """Return a client for the HTTP settings, which are removed from `more`."""
     options = {each.name: more.pop(each.name) for each in fields(HttpOptions) if each.name in more}
     return HttpClient(name, more.get("clock") or SystemClock(), HttpOptions(**({"timeout": 5.0} | options)))
 
 
 @pytest.fixture
 def simulated() -> Iterator[Callable[..., Simulator]]:
-    """`simulated(SimulatorOptions(…))` runs a simulator in a thread of its own until the test ends."""
+    """`simulated(SimulatorOptions(…))` runs a simulator until the test ends."""
     with ExitStack() as stack:
 
         def start(
@@ -101,7 +101,7 @@ def simulated() -> Iterator[Callable[..., Simulator]]:
 
 @pytest.fixture
 async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
-    """`codat(sim=…, timeout=…)` makes a client for a simulator, its own one by default."""
+    """`codat(sim=…, timeout=…)` returns a client for a simulator, by default for a new one."""
     made: list[Codat] = []
 
     def make(sim: Simulator | None = None, **more: Any) -> RemoteEnv:
@@ -123,7 +123,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
 
 @pytest.fixture
 async def wootiv(simulated: Make) -> AsyncIterator[Make]:
-    """The same for Wootiv; `signed` is what its simulator signs."""
+    """The same for Wootiv; `signed` is the kind of its signed URLs."""
     made: list[Wootiv] = []
 
     def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> RemoteEnv:
@@ -145,7 +145,7 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
 def open_env(
     request: pytest.FixtureRequest, simulated: Make, certificates: Certificates, codat: Make, wootiv: Make
 ) -> Make:
-    """`open_env(timeout=…)`: each remote in turn, each way its bytes can go."""
+    """`open_env(timeout=…)` opens each remote in turn, with each way of upload."""
 
     def make(**more: Any) -> RemoteEnv:
         name, *way = request.param.split("-")

@@ -86,7 +86,7 @@ async def test_the_key_is_taken_raw_or_as_the_header_value(codat: Make) -> None:
 )
 async def test_a_refusal_closes_what_it_is_about(codat: Make, status: int, scope: str | None) -> None:
     env = codat()
-    env.strike("status", status=status)
+    env.inject("status", status=status)
     error = await refused(env)
     assert (error.status, error.scope, error.kind) == (status, scope, "answer")
     assert error.correlation_id
@@ -109,7 +109,7 @@ async def test_validation_errors_are_in_the_sentence(codat: Make) -> None:
 
 async def test_a_proxy_s_403_says_nothing_about_the_company(codat: Make) -> None:
     env = codat()
-    env.strike("status", status=403, headers={"Content-Type": "text/html"})
+    env.inject("status", status=403, headers={"Content-Type": "text/html"})
     error = await refused(env)
     assert (error.kind, error.scope) == ("not_ours", None)
 
@@ -141,7 +141,7 @@ async def test_no_more_at_once_than_the_company_allows(codat: Make) -> None:
 
 async def test_foreign_words_are_shown_escaped_and_short(codat: Make) -> None:
     env = codat()
-    env.strike("status", status=400, code="\x1b[31mred\n%s" + "x" * 5000)
+    env.inject("status", status=400, code="\x1b[31mred\n%s" + "x" * 5000)
     text = str(await refused(env))
     assert "\x1b" not in text
     assert "\n" not in text
@@ -168,7 +168,7 @@ async def test_a_download_that_is_cut_or_html_is_an_error(codat: Make, tmp_path:
     env = codat()
     await env.send("a.pdf", b"x" * 300_000)
     for kind, params in (("truncated_answer", {"at": 1000}), ("html_200", {})):
-        env.strike(kind, match="codat.download", **params)
+        env.inject(kind, match="codat.download", **params)
         with pytest.raises(RemoteError):
             await env.remote.fetch(COMPANY, None, tmp_path / "day.zip")
 
@@ -177,7 +177,7 @@ async def test_a_download_that_is_cut_or_html_is_an_error(codat: Make, tmp_path:
 async def test_what_does_not_begin_like_a_zip_is_taken_no_further(codat: Make, tmp_path: Path, kind: str) -> None:
     """Without end it would fill the disk, and its company's doubts would wait for it."""
     env = codat()
-    env.strike(kind, match="codat.download")
+    env.inject(kind, match="codat.download")
     with anyio.fail_after(5), pytest.raises(RemoteError) as failure:
         await env.remote.fetch(COMPANY, None, tmp_path / "day.zip")
     assert failure.value.kind == "not_ours"
@@ -187,7 +187,7 @@ async def test_what_does_not_begin_like_a_zip_is_taken_no_further(codat: Make, t
 @pytest.mark.parametrize("kind", ["html_200", "gzip_bomb", "endless_json", "truncated_answer", "redirect", "html_502"])
 async def test_a_list_that_is_none_decides_nothing(codat: Make, kind: str) -> None:
     env = codat()
-    env.strike(kind, match="codat.list")
+    env.inject(kind, match="codat.list")
     with pytest.raises(RemoteError) as failure:
         await found(env, transfer("a.pdf"))
     assert not failure.value.body_complete
@@ -226,7 +226,7 @@ async def test_check_goes_on_where_one_company_is_unknown(codat: Make) -> None:
 async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) -> None:
     env = codat()
     doubt = env.item("a.pdf", b"ours")
-    env.strike("lost_answer", first=1)
+    env.inject("lost_answer", first=1)
     with pytest.raises(RemoteError):
         await env.remote.send([doubt], "key")
     assert await found(env, doubt.transfer) == (Found.PRESENT, "zip")
@@ -236,7 +236,7 @@ async def test_a_lost_answer_is_found_by_the_zip(codat: Make, tmp_path: Path) ->
 async def test_a_lost_request_is_found_absent_with_one_request(codat: Make) -> None:
     env = codat()
     doubt = env.item("a.pdf", b"ours")
-    env.strike("reset_after", first=1)
+    env.inject("reset_after", first=1)
     with pytest.raises(RemoteError):
         await env.remote.send([doubt], "key")
     assert await found(env, doubt.transfer) == (Found.ABSENT, "list")
@@ -304,7 +304,7 @@ async def test_a_broken_zip_decides_nothing(codat: Make) -> None:
     doubt = env.item("a.pdf", b"x" * 5000)
     await env.remote.send([doubt], "key")
     for at in (1, 100, 3000, 5050):
-        env.strike("truncated_answer", match="codat.download", at=at)
+        env.inject("truncated_answer", match="codat.download", at=at)
         with pytest.raises(RemoteError):
             await found(env, doubt.transfer)
 

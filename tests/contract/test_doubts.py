@@ -101,7 +101,7 @@ def test_a_stale_list_is_no_matter_when_the_zips_show_all() -> None:
     assert judged([doubt("a.pdf")], [], zipped(("b.pdf", b"b")), accounted=known) == [(Found.ABSENT, "zip")]
 
 
-def test_twins_of_one_name_are_counted_by_digest() -> None:
+def test_files_of_one_name_are_counted_by_digest() -> None:
     known = others(("a.pdf", b"theirs"))
     rows = [row("a.pdf", -60), row("a.pdf", 1)]
     both = zipped(("a.pdf", b"theirs"), ("a.pdf", b"ours"))
@@ -110,7 +110,7 @@ def test_twins_of_one_name_are_counted_by_digest() -> None:
     assert judged([doubt("a.pdf")], rows[:1], one, accounted=known) == [(Found.ABSENT, "zip")]
 
 
-def test_twins_of_one_digest_are_counted() -> None:
+def test_files_of_one_digest_are_counted() -> None:
     known = others(("a.pdf", b"ours"))
     rows = [row("a.pdf", -60), row("b.pdf", 1)]
     both = zipped(("a.pdf", b"ours"), ("b.pdf", b"ours"))
@@ -205,7 +205,7 @@ def test_since_reaches_back_to_the_first_attempt() -> None:
     assert datetime.fromtimestamp(asked.digests, UTC) == datetime(2026, 11, 19, tzinfo=UTC)
 
 
-def test_the_dates_cover_all_that_is_counted_when_bytes_have_twins() -> None:
+def test_the_dates_cover_all_that_is_counted_when_contents_are_identical() -> None:
     case = Reconciliation(
         [doubt("a.pdf")], others(("b.pdf", b"ours")), NOTHING, [row("a.pdf"), row("b.pdf")], NOON + 60
     )

@@ -16,7 +16,7 @@ from docferry.model import Found, UploadItem
 from docferry.remotes.codat.client import RULES as CODAT_RULES
 from docferry.remotes.protocol import NOTHING
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
-from unreachable_hosts import full_house
+from unreachable_hosts import full_backlog
 
 pytestmark = pytest.mark.anyio
 Make = Callable[..., RemoteEnv]
@@ -73,7 +73,7 @@ async def test_a_file_that_grows_or_shrinks_is_never_stored(open_env: Make) -> N
 async def test_no_connection_is_surely_not_stored(open_env: Make) -> None:
     env = open_env()
     closed = env.sim.url
-    env.strike("refuse", match="*", seconds=30.0)
+    env.inject("refuse", match="*", seconds=30.0)
     with pytest.raises(RemoteError):
         await env.send("a.pdf")
     with pytest.raises(RemoteError) as failure:
@@ -94,7 +94,7 @@ async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(open_env: 
             self.wanted = True
             return super().blocks()
 
-    with full_house() as nobody:
+    with full_backlog() as nobody:
         env = open_env(base_url=f"http://{nobody}") if not through else open_env(proxy=f"http://{nobody}")
         source = Shy(b"some bytes")
         with anyio.move_on_after(0.2) as scope:
@@ -105,7 +105,7 @@ async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(open_env: 
 
 async def test_a_lost_answer_may_have_been_stored(open_env: Make) -> None:
     env = open_env()
-    env.strike("lost_answer")
+    env.inject("lost_answer")
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("cut", True)
@@ -118,7 +118,7 @@ async def test_a_lost_answer_may_have_been_stored(open_env: Make) -> None:
 async def test_whatever_was_not_body_complete_is_not_there(open_env: Make, kind: str) -> None:
     """The promise on which "certainly not stored" stands."""
     env = open_env()
-    env.strike(kind)
+    env.inject(kind)
     for size in (10, 100_000, 2_000_000):
         before = len(env.names)
         with pytest.raises(RemoteError) as failure:
@@ -128,7 +128,7 @@ async def test_whatever_was_not_body_complete_is_not_there(open_env: Make, kind:
 
 async def test_a_200_with_a_cut_body_is_a_200(open_env: Make) -> None:
     env = open_env()
-    env.strike("truncated_answer")
+    env.inject("truncated_answer")
     await env.send("a.pdf")
     assert env.names == ["a.pdf"]
 
@@ -138,7 +138,7 @@ async def test_a_200_with_a_cut_body_is_a_200(open_env: Make) -> None:
 async def test_an_answer_that_is_not_the_remote_s_is_no_receipt(open_env: Make, kind: str, stored: bool) -> None:
     env = open_env()
     params: dict[str, Any] = {"size": 20_000_000} if kind != "html_200" else {}
-    env.strike(kind, stored=stored, **params)
+    env.inject(kind, stored=stored, **params)
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("not_ours", True)
@@ -147,7 +147,7 @@ async def test_an_answer_that_is_not_the_remote_s_is_no_receipt(open_env: Make, 
 @pytest.mark.parametrize("kind", ["early_413", "early_401"])
 async def test_an_early_refusal_is_heard_through_the_reset(open_env: Make, kind: str) -> None:
     env = open_env()
-    env.strike(kind)
+    env.inject(kind)
     for _ in range(10):
         with pytest.raises(RemoteError) as failure:
             await env.send("a.pdf", b"x" * 5_000_000)
@@ -158,11 +158,11 @@ async def test_an_early_refusal_is_heard_through_the_reset(open_env: Make, kind:
 async def test_after_a_large_body_broke_off_the_next_asks_before_it_comes(open_env: Make) -> None:
     env = open_env()
     large = b"x" * 3_000_000
-    env.strike("reset_inside", after=1)
+    env.inject("reset_inside", after=1)
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf", large)
     assert failure.value.status is None
-    env.strike("early_413")
+    env.inject("early_413")
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf", large)
     assert (failure.value.status, failure.value.body_complete) == (413, False), "not one byte of it went out"
@@ -173,7 +173,7 @@ async def test_after_a_large_body_broke_off_the_next_asks_before_it_comes(open_e
 
 async def test_a_stall_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.3)
-    env.strike("stall")
+    env.inject("stall")
     with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
@@ -181,7 +181,7 @@ async def test_a_stall_is_cut_at_the_deadline(open_env: Make) -> None:
 
 async def test_one_byte_a_second_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.4)
-    env.strike("slow_answer", rate=5.0)
+    env.inject("slow_answer", rate=5.0)
     with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
@@ -189,7 +189,7 @@ async def test_one_byte_a_second_is_cut_at_the_deadline(open_env: Make) -> None:
 
 async def test_a_server_that_takes_bytes_slowly_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.4)
-    env.strike("slow_read", rate=5000.0)
+    env.inject("slow_read", rate=5000.0)
     with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf", b"x" * 70_000)
     assert failure.value.kind == "timeout"
@@ -202,7 +202,7 @@ async def test_a_server_that_takes_bytes_slowly_is_cut_at_the_deadline(open_env:
 )
 async def test_retry_after_in_every_form(open_env: Make, said: str, expected: float | None) -> None:
     env = open_env()
-    env.strike("too_many", retry_after=said, seconds=7.0)
+    env.inject("too_many", retry_after=said, seconds=7.0)
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert failure.value.status == 429
@@ -211,7 +211,7 @@ async def test_retry_after_in_every_form(open_env: Make, said: str, expected: fl
 
 async def test_a_redirect_is_not_followed(open_env: Make) -> None:
     env = open_env()
-    env.strike("redirect", location="http://localhost:1/elsewhere?secret=1")
+    env.inject("redirect", location="http://localhost:1/elsewhere?secret=1")
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert failure.value.kind == "redirect"
@@ -221,7 +221,7 @@ async def test_a_redirect_is_not_followed(open_env: Make) -> None:
 @pytest.mark.parametrize("status", [500, 503])
 async def test_a_server_error_after_the_body_is_a_doubt(open_env: Make, status: int) -> None:
     env = open_env()
-    env.strike("status", status=status, stored=True)
+    env.inject("status", status=status, stored=True)
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     error = failure.value
@@ -232,7 +232,7 @@ async def test_a_server_error_after_the_body_is_a_doubt(open_env: Make, status: 
 async def test_x_should_retry_is_passed_on(open_env: Make) -> None:
     env = open_env()
     for said, expected in (("true", True), ("false", False), ("perhaps", None)):
-        env.strike("status", status=409, headers={"X-Should-Retry": said})
+        env.inject("status", status=409, headers={"X-Should-Retry": said})
         with pytest.raises(RemoteError) as failure:
             await env.send("a.pdf")
         assert failure.value.details.should_retry is expected
@@ -241,7 +241,7 @@ async def test_x_should_retry_is_passed_on(open_env: Make) -> None:
 async def test_a_kept_line_that_dies_as_the_request_arrives_makes_no_second_copy(open_env: Make) -> None:
     env = open_env()
     await env.send("before.pdf")
-    env.strike("stale_keepalive", match="*", first=1)
+    env.inject("stale_keepalive", match="*", first=1)
     with pytest.raises(RemoteError):
         await env.send("struck.pdf")
     assert env.names == ["before.pdf"]

@@ -20,7 +20,7 @@ from docferry.remotes.http import Destination, PlainBody
 from docferry.remotes.http.connection import Connection
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.simulator import SimulatorOptions
-from unreachable_hosts import nameless
+from unreachable_hosts import slow_lookup_host
 
 pytestmark = pytest.mark.anyio
 
@@ -305,7 +305,7 @@ def test_a_resolver_that_hangs_keeps_no_program_from_ending(monkeypatch: pytest.
             with anyio.move_on_after(0.2):
                 await http.call("PUT", f"http://{host}/", body=PlainBody(item("a.pdf")))
 
-    with nameless(monkeypatch) as host:
+    with slow_lookup_host(monkeypatch) as host:
         began = time.monotonic()
         anyio.run(stopped)
         assert time.monotonic() - began < 5, "the loop waited for the resolver"

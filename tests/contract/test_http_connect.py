@@ -19,7 +19,7 @@ from docferry.endpoints import validate_url
 from docferry.errors import RemoteError
 from docferry.remotes.http import PlainBody
 from docferry.remotes.http.connect import AddressInfo, Connector
-from unreachable_hosts import full_house
+from unreachable_hosts import full_backlog
 
 #: Runs in a network namespace: two.test has an address whose listen queue is full, and one that answers.
 SCRIPT = r"""
@@ -110,7 +110,7 @@ async def test_an_address_that_refuses_gives_way_at_once() -> None:
 
 @pytest.mark.anyio
 async def test_a_race_that_is_cancelled_leaves_no_socket() -> None:
-    with full_house() as busy:
+    with full_backlog() as busy:
         host, _, port = busy.partition(":")
         before = open_files()
         with anyio.move_on_after(0.6):
@@ -120,7 +120,7 @@ async def test_a_race_that_is_cancelled_leaves_no_socket() -> None:
 
 @pytest.mark.anyio
 async def test_a_connection_that_is_not_made_names_the_address() -> None:
-    with full_house() as busy:
+    with full_backlog() as busy:
         async with http_client(connect_timeout=0.3) as http:
             with pytest.raises(RemoteError, match=f"no connection after 0.3 s \\({busy} did not answer") as failure:
                 await http.call("PUT", f"http://{busy}/", body=PlainBody(item("a.pdf")))

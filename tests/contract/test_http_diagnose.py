@@ -10,7 +10,7 @@ from anyio.abc import SocketStream
 
 from contract.raw_server import OK, head_of, saying, serving
 from docferry.remotes.http import HttpOptions, Step, diagnose
-from unreachable_hosts import full_house, mute
+from unreachable_hosts import full_backlog, silent_host
 
 pytestmark = pytest.mark.anyio
 QUICK = HttpOptions(timeout=1.0, connect_timeout=0.5)
@@ -47,13 +47,13 @@ async def test_an_address_without_a_listener() -> None:
     steps = await diagnose("Codat", "http://127.0.0.1:1/", QUICK)
     assert by_name(steps) == {"dns": True, "connect": False}
     assert steps[1].detail == "127.0.0.1:1 connection refused"
-    with full_house() as busy:
+    with full_backlog() as busy:
         steps = await diagnose("Codat", f"http://{busy}/", QUICK)
         assert steps[1].detail == f"{busy} did not answer within 0.5 s"
 
 
 async def test_tls_that_fails() -> None:
-    with mute() as silent:
+    with silent_host() as silent:
         steps = await diagnose("Codat", f"https://{silent}/", QUICK)
         assert by_name(steps) == {"dns": True, "connect": True, "tls": False}
         assert "was not complete after 0.5 s" in steps[2].detail

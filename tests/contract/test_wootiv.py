@@ -132,15 +132,15 @@ async def test_an_etag_that_is_no_md5_proves_nothing_either_way(wootiv: Make) ->
         {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption": "aws:kms"},
         {"ETag": f'"{"1" * 32}"', "x-amz-server-side-encryption-customer-algorithm": "AES256"},
     ):
-        env.strike("status", status=200, headers=headers, stored=True)
+        env.inject("status", status=200, headers=headers, stored=True)
         assert (await env.send("a.pdf")).proof == "answer"
 
 
 async def test_a_200_without_an_etag_is_no_receipt(wootiv: Make) -> None:
     env = wootiv()
-    env.strike("swallow")
+    env.inject("swallow")
     assert (await refused(env)).kind == "not_ours"
-    env.strike("status", status=200)
+    env.inject("status", status=200)
     assert (await refused(env)).kind == "not_ours"
 
 
@@ -156,9 +156,9 @@ async def test_an_expired_url_asks_for_a_new_one(wootiv: Make, simulated: Make, 
 
 async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> None:
     env = wootiv()
-    env.strike("status", status=403, code="SignatureDoesNotMatch")
+    env.inject("status", status=403, code="SignatureDoesNotMatch")
     assert (await refused(env)).kind == "signature"
-    env.strike("status", status=403, code="AccessDenied")
+    env.inject("status", status=403, code="AccessDenied")
     error = await refused(env)
     assert (error.kind, error.scope) == ("storage", None)
 
@@ -166,28 +166,28 @@ async def test_a_wrong_signature_says_nothing_about_the_key(wootiv: Make) -> Non
 @pytest.mark.parametrize("code", ["BadDigest", "IncompleteBody", "RequestTimeout"])
 async def test_a_400_about_the_bytes_on_their_way_is_not_about_the_document(wootiv: Make, code: str) -> None:
     env = wootiv()
-    env.strike("status", status=400, code=code)
+    env.inject("status", status=400, code=code)
     assert (await refused(env)).kind == "redo"
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 429])
 async def test_wootiv_s_own_refusal_closes_wootiv(wootiv: Make, status: int) -> None:
     env = wootiv()
-    env.strike("status", match="wootiv.sign", status=status)
+    env.inject("status", match="wootiv.sign", status=status)
     error = await refused(env)
     assert (error.status, error.scope, error.body_complete) == (status, "wootiv", False)
 
 
 async def test_wootiv_s_validation_is_about_the_document(wootiv: Make) -> None:
     env = wootiv()
-    env.strike("status", match="wootiv.sign", status=422)
+    env.inject("status", match="wootiv.sign", status=422)
     error = await refused(env)
     assert (error.scope, error.about_document) == (None, True)
 
 
 async def test_a_question_that_is_too_large_says_nothing_about_the_document(wootiv: Make) -> None:
     env = wootiv()
-    env.strike("early_413", match="wootiv.sign")
+    env.inject("early_413", match="wootiv.sign")
     error = await refused(env)
     assert (error.kind, error.status, error.scope, error.body_complete) == ("not_ours", 413, None, False)
 
@@ -195,7 +195,7 @@ async def test_a_question_that_is_too_large_says_nothing_about_the_document(woot
 @pytest.mark.parametrize("kind", ["html_200", "lost_answer", "endless_json", "truncated_answer", "redirect"])
 async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: str) -> None:
     env = wootiv()
-    env.strike(kind, match="wootiv.sign")
+    env.inject(kind, match="wootiv.sign")
     error = await refused(env)
     assert not error.body_complete
     assert not env.sim.requests["s3.put"]
@@ -204,7 +204,7 @@ async def test_trouble_while_signing_never_leaves_a_doubt(wootiv: Make, kind: st
 async def test_no_error_shows_a_signature(wootiv: Make) -> None:
     env = wootiv()
     for kind in ("lost_answer", "html_502", "redirect", "early_413", "reset_inside", "html_200"):
-        env.strike(kind)
+        env.inject(kind)
         text = repr((await refused(env)).__dict__) + str(await refused(env))
         assert "X-Amz" not in text
         assert "/s3/" not in text
@@ -253,7 +253,7 @@ async def test_a_download_goes_on_where_it_broke_off(wootiv: Make, tmp_path: Pat
     to = tmp_path / "latest"
     content = bytes(range(256)) * 8000
     stored(env.sim, content)
-    env.strike("truncated_answer", match="s3.get", at=1_500_000, extra=0, first=1)
+    env.inject("truncated_answer", match="s3.get", at=1_500_000, extra=0, first=1)
     with pytest.raises(RemoteError) as failure:
         await env.remote.fetch("reports/latest 1.pdf", to, None)
     assert (failure.value.kind, to.stat().st_size) == ("cut", 1_500_000)
@@ -267,7 +267,7 @@ async def test_an_object_that_changed_meanwhile_is_not_glued_together(wootiv: Ma
     env = wootiv()
     to = tmp_path / "latest"
     stored(env.sim, b"old" * 500_000)
-    env.strike("truncated_answer", match="s3.get", at=1_000_000, extra=0, first=1)
+    env.inject("truncated_answer", match="s3.get", at=1_000_000, extra=0, first=1)
     with pytest.raises(RemoteError):
         await env.remote.fetch("reports/latest 1.pdf", to, None)
     stored(env.sim, b"new" * 600_000)
@@ -281,7 +281,7 @@ async def test_bytes_that_are_not_the_object_s_are_thrown_away(wootiv: Make, tmp
     env = wootiv()
     to = tmp_path / "latest"
     etag = stored(env.sim, b"x" * 1000)
-    env.strike("status", match="s3.get", status=200, headers={"ETag": f'"{etag}"'})
+    env.inject("status", match="s3.get", status=200, headers={"ETag": f'"{etag}"'})
     with pytest.raises(RemoteError, match="ETag"):
         await env.remote.fetch("reports/latest 1.pdf", to, None)
     assert not to.exists()

@@ -102,7 +102,7 @@ async def test_without_an_md5_the_object_is_read(wootiv: Make, content: bytes, f
 )
 async def test_a_refusal_of_a_document(wootiv: Make, status: int, about_document: bool, scope: str | None) -> None:
     env = wootiv(direct=DIRECT)
-    env.strike("status", status=status)
+    env.inject("status", status=status)
     with pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.about_document, failure.value.scope) == (about_document, scope)

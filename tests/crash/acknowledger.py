@@ -1,4 +1,4 @@
-"""A program that writes into a database all the time, and notes in the recorder's log what it was told is written."""
+"""Write into a database all the time, and record each acknowledged write in the log of the recorded disk."""
 
 from __future__ import annotations
 

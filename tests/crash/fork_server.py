@@ -1,9 +1,8 @@
-"""A program that bears docferry processes from a warm parent, and lets one kill itself at a chosen arrow.
+"""Fork docferry processes from a loaded parent, and let one kill itself at a chosen transition.
 
-Orders come as lines of JSON on stdin: {"birth": [words], "env": {…}, "out": path, "err": path, "fate": [arrow, nth],
-"clock": path, "patience": seconds} answers the child's pid; {"death": pid} waits for its end and answers how it ended;
-{"dead": pid} only looks. The product knows nothing of all this: the arrows are wrapped here, in the child,
-after the fork.
+Requests are lines of JSON on stdin: {"spawn": [words], "env": {…}, "out": path, "err": path, "kill_at": [point, nth],
+"clock": path, "patience": seconds} returns the child's pid. {"wait": pid} waits for its end and returns its exit code;
+{"poll": pid} returns it or null. The functions of the product are wrapped here, in the child, after the fork.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import alembic.command
-import alembic.config  # noqa: F401 - as above
+import alembic.config  # noqa: F401 - loaded before the fork
 from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Engine
 
 from docferry import clock
 from docferry.app import one_pass
 from docferry.cli import main as cli
-from docferry.cli import run, sync  # noqa: F401 - warm
+from docferry.cli import run, sync  # noqa: F401 - loaded before the fork
 from docferry.remotes.codat.client import Codat
 from docferry.store import transitions
 from docferry.store.connection import Statement, Transaction
@@ -34,153 +33,155 @@ from docferry.store.documents import Documents
 from docferry.store.transfers import Transfers
 from docferry.store.transitions import TransitionWriter
 
-#: Every arrow that a process can be killed at; `MOMENTS` of each.
+#: The moments of each transition at which a process can be killed.
 MOMENTS = ("before", "inside", "after")
 
 
-class Fate:
-    """Dies without a word at the nth time that an arrow is passed."""
+class KillPoint:
+    """Kill the process with SIGKILL at the nth pass of a point."""
 
-    def __init__(self, arrow: str, nth: int) -> None:
-        self.arrow = arrow
+    def __init__(self, transition: str, nth: int) -> None:
+        self.transition = transition
         self.left = nth
 
-    def strike(self, *arrows: str) -> None:
-        if self.arrow in arrows:
+    def reach(self, *names: str) -> None:
+        if self.transition in names:
             self.left -= 1
             if not self.left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
-    """Serve until stdin ends; then take every child along."""
-    living: set[int] = set()
+    """Serve until stdin ends; then kill every child."""
+    children: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)
-        if "birth" in order:
-            answer: int | None = _bear(order)
-            living.add(answer or 0)
+        if "spawn" in order:
+            answer: int | None = _fork(order)
+            children.add(answer or 0)
         else:
-            answer = _ended(order)
+            answer = _exit_code(order)
             if answer is not None:
-                living.discard(order.get("death", order.get("dead")))
+                children.discard(order.get("wait", order.get("poll")))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-    for pid in living:
+    for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
-def _ended(order: Mapping[str, int]) -> int | None:
-    """The exit code, negative for a signal; None: it lives."""
-    pid, status = os.waitpid(order["death"], 0) if "death" in order else os.waitpid(order["dead"], os.WNOHANG)
+def _exit_code(order: Mapping[str, int]) -> int | None:
+    """Return the exit code, negative for a signal; None while the child lives."""
+    pid, status = os.waitpid(order["wait"], 0) if "wait" in order else os.waitpid(order["poll"], os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def _bear(order: Mapping[str, Any]) -> int:
+def _fork(order: Mapping[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 70
     try:
-        code = _live(order)
+        code = _run(order)
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1
     finally:
         sys.stdout.flush()
-        os._exit(code)  # the parent's exit functions are the parent's
+        os._exit(code)  # exit functions belong to the parent
 
 
-def _live(order: Mapping[str, Any]) -> int:
-    nowhere = os.open(os.devnull, os.O_RDONLY)
+def _run(order: Mapping[str, Any]) -> int:
+    devnull = os.open(os.devnull, os.O_RDONLY)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     for descriptor, path in ((1, order["out"]), (2, order["err"])):
         os.dup2(os.open(path, flags, 0o600), descriptor)
-    os.dup2(nowhere, 0)
+    os.dup2(devnull, 0)
     os.environ.clear()
     os.environ.update(order["env"])
-    if order.get("fate"):
-        _doom(Fate(*order["fate"]))
+    if order.get("kill_at"):
+        _wrap_transitions(KillPoint(*order["kill_at"]))
     if order.get("clock"):
-        _turn(Path(order["clock"]))
+        _offset_clock(Path(order["clock"]))
     if order.get("patience"):
-        _swap(one_pass, WRITE_PATIENCE=order["patience"])
-    return cli.main(order["birth"])
+        _replace(one_pass, WRITE_PATIENCE=order["patience"])
+    return cli.main(order["spawn"])
 
 
-def _turn(said: Path) -> None:
-    """The wall clock is off by as many seconds as the file says."""
-    honest = clock.SystemClock.now
-    _swap(clock.SystemClock, now=lambda self: honest(self) + float(said.read_text() or 0))
+def _offset_clock(offset_file: Path) -> None:
+    """Shift the wall clock by the seconds in a file."""
+    real_now = clock.SystemClock.now
+    _replace(clock.SystemClock, now=lambda self: real_now(self) + float(offset_file.read_text() or 0))
 
 
-def _doom(fate: Fate) -> None:
+def _wrap_transitions(kill_point: KillPoint) -> None:
     move, apply, claim, sweep = TransitionWriter.make, transitions.apply, Transfers.claim, Transfers.reclaim
 
-    async def moved(self: TransitionWriter, rows: list[dict[str, Any]]) -> None:
-        arrows = {f"{row['from'].value}>{row['state'].value}" for row in rows}
-        fate.strike(*(f"{each}:before" for each in arrows))
+    async def make(self: TransitionWriter, rows: list[dict[str, Any]]) -> None:
+        names = {f"{row['from'].value}>{row['state'].value}" for row in rows}
+        kill_point.reach(*(f"{each}:before" for each in names))
         await move(self, rows)
-        fate.strike(*(f"{each}:after" for each in arrows))
+        kill_point.reach(*(f"{each}:after" for each in names))
 
-    def applied(transaction: Transaction, rows: list[dict[str, Any]], receipts: Any) -> Any:
+    def apply_rows(transaction: Transaction, rows: list[dict[str, Any]], receipts: Any) -> Any:
         found = apply(transaction, rows, receipts)
-        fate.strike(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
+        kill_point.reach(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
         return found
 
-    async def claimed(self: Transfers, picks: Sequence[Any], room: int) -> Any:
+    async def claim_picks(self: Transfers, picks: Sequence[Any], room: int) -> Any:
         wanted = {"doubtful>asking" if pick.lane.doubtful else "waiting>leased" for pick in picks}
-        fate.strike(*(f"{each}:before" for each in wanted))
+        kill_point.reach(*(f"{each}:before" for each in wanted))
         found = await claim(self, picks, room)
-        fate.strike(*{f"{'doubtful' if t.state == 'asking' else 'waiting'}>{t.state.value}:after" for t in found})
+        kill_point.reach(*{f"{'doubtful' if t.state == 'asking' else 'waiting'}>{t.state.value}:after" for t in found})
         return found
 
-    async def swept(self: Transfers, dead: Iterable[str]) -> int:
+    async def reclaim_owners(self: Transfers, dead: Iterable[str]) -> int:
         gone = list(dead)
-        fate.strike(*(["sweep:before"] if gone else []))
+        kill_point.reach(*(["sweep:before"] if gone else []))
         found = await sweep(self, gone)
-        fate.strike(*(["sweep:after"] if gone else []))
+        kill_point.reach(*(["sweep:after"] if gone else []))
         return found
 
-    _swap(TransitionWriter, make=moved)
-    _swap(Transfers, claim=claimed, reclaim=swept)
-    _swap(transitions, apply=applied)
-    _swap(Documents, apply=_around(Documents.apply, fate, "new>waiting"))
-    _swap(Codat, send=_around(Codat.send, fate, "send"), lookup=_around(Codat.lookup, fate, "find"))
-    _inside_send(fate)
+    _replace(TransitionWriter, make=make)
+    _replace(Transfers, claim=claim_picks, reclaim=reclaim_owners)
+    _replace(transitions, apply=apply_rows)
+    _replace(Documents, apply=_around(Documents.apply, kill_point, "new>waiting"))
+    _replace(Codat, send=_around(Codat.send, kill_point, "send"), lookup=_around(Codat.lookup, kill_point, "find"))
+    _inside_send(kill_point)
     for verb in ("execute", "execute_many", "fetch_all", "fetch_one"):
-        _swap(Transaction, **{verb: _after_statement(getattr(Transaction, verb), fate)})
-    event.listen(Engine, "after_cursor_execute", lambda *_: fate.strike("statement"))
+        _replace(Transaction, **{verb: _after_statement(getattr(Transaction, verb), kill_point)})
+    event.listen(Engine, "after_cursor_execute", lambda *_: kill_point.reach("statement"))
 
 
-def _after_statement(verb: Callable[..., Any], fate: Fate) -> Callable[..., Any]:
-    """Strike after each statement of the store; SQLAlchemy's event covers those of the migrations."""
+def _after_statement(verb: Callable[..., Any], kill_point: KillPoint) -> Callable[..., Any]:
+    """Pass the point after each statement of the store; SQLAlchemy's event covers the migrations."""
 
     @functools.wraps(verb)
     def wrapped(self: Transaction, statement: Statement, *more: Any) -> Any:
         found = verb(self, statement, *more)
         plans = isinstance(statement, TextClause) and statement.text.lstrip().startswith("INSERT INTO document")
-        fate.strike("statement", *(["new>waiting:inside"] if plans else []))
+        kill_point.reach("statement", *(["new>waiting:inside"] if plans else []))
         return found
 
     return wrapped
 
 
-def _around(verb: Callable[..., Awaitable[Any]], fate: Fate, arrow: str) -> Callable[..., Awaitable[Any]]:
+def _around(
+    verb: Callable[..., Awaitable[Any]], kill_point: KillPoint, transition: str
+) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(verb)
     async def wrapped(*args: Any, **more: Any) -> Any:
-        fate.strike(f"{arrow}:before")
+        kill_point.reach(f"{transition}:before")
         try:
             return await verb(*args, **more)
         finally:
-            fate.strike(f"{arrow}:after")
+            kill_point.reach(f"{transition}:after")
 
     return wrapped
 
 
-def _inside_send(fate: Fate) -> None:
-    """Between two blocks of a body."""
+def _inside_send(kill_point: KillPoint) -> None:
+    """Pass the point between two blocks of a body."""
     from docferry.remotes.http import Form
 
     blocks = Form.blocks
@@ -188,12 +189,12 @@ def _inside_send(fate: Fate) -> None:
     async def some(self: Form) -> Any:
         async for block in blocks(self):
             yield block
-            fate.strike("send:inside")
+            kill_point.reach("send:inside")
 
-    _swap(Form, blocks=some)
+    _replace(Form, blocks=some)
 
 
-def _swap(where: Any, **verbs: object) -> None:
+def _replace(where: Any, **verbs: object) -> None:
     for name, verb in verbs.items():
         setattr(where, name, verb)
 

@@ -1,4 +1,4 @@
-"""The kill harness: documents are dropped all the time while daemon and `sync` are killed; then all is counted."""
+"""Kill the daemon and `sync` while documents arrive, then compare the remotes with the folders."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from app_env import AppEnv, digest
 from crash.fork_server import MOMENTS
-from crash.process_pool import KILLED, Life, ProcessPool
+from crash.process_pool import KILLED, ChildProcess, ProcessPool
 from docferry.simulator import Fault
 
-#: What goes wrong meanwhile, each with its share of the uploads.
-TROUBLES = ("lost_answer", "reset_after", "reset_inside", "reset_before", "status", "truncated_answer")
+#: The faults, each for a share of the uploads.
+FAULT_KINDS = ("lost_answer", "reset_after", "reset_inside", "reset_before", "status", "truncated_answer")
 
 
 LOST = [Fault("lost_answer", "codat.upload", first=3)]
-NEVER_CAME = [Fault("reset_after", "codat.upload", first=3)]
+NOT_STORED = [Fault("reset_after", "codat.upload", first=3)]
 
-#: Each arrow of a transfer's life, and what must happen at the far shore for it to be passed.
-ARROWS: dict[str, list[Fault]] = {
+#: Each transition at which to kill, and the faults that cause it.
+KILL_POINTS: dict[str, list[Fault]] = {
     "new>waiting": [],
     "waiting>leased": [],
     "leased>sending": [],
@@ -32,16 +32,16 @@ ARROWS: dict[str, list[Fault]] = {
     "doubtful>asking": LOST,
     "find": LOST,
     "asking>sent": LOST,
-    "asking>sending": NEVER_CAME,
+    "asking>sending": NOT_STORED,
     "asking>doubtful": [*LOST, Fault("status", "codat.list", first=3)],
     "sweep": [],
 }
-#: A claim, a sweep and a question have no inside of their own: they are one statement, or none.
+#: These are one statement or none, so nothing can happen inside.
 WITHOUT_INSIDE = {"waiting>leased", "doubtful>asking", "find", "sweep"}
 
 
 class Dropper:
-    """Lays documents into folders, at random moments, until it is told to stop."""
+    """Write documents into folders at random moments until it is stopped."""
 
     def __init__(self, folders: dict[str, Path], seed: int, most: int, pause: float) -> None:
         self.made: Counter[tuple[str, str]] = Counter()
@@ -87,53 +87,53 @@ class Dropper:
 
 
 class KillHarness:
-    """Kills at random moments, with trouble on the wire."""
+    """Kill processes at random moments while requests fail."""
 
     def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int) -> None:
         self.app_env = app_env
         self.process_pool = process_pool
         self.kills: Counter[str] = Counter()
-        self._random = random.Random(seed)  # noqa: S311 - as above
+        self._random = random.Random(seed)  # noqa: S311 - repeatable by its seed
         app_env.settings |= {"settle": '"100ms"', "rescan": '"1s"', "log_level": '"warning"'}
         app_env.codat |= {"list_lag": '"200ms"', "timeout": '"2s"'}
         options = app_env.simulator.options
         options.list_lag, options.latency = 0.1, 0.01
         app_env.simulator.set_faults(
-            [Fault(kind, "codat.upload", rate=0.05) for kind in TROUBLES]
+            [Fault(kind, "codat.upload", rate=0.05) for kind in FAULT_KINDS]
             + [Fault("status", "codat.list", rate=0.1), Fault("lost_answer", "s3.*", rate=0.05)]
         )
 
     def storm(self, kills: int) -> None:
-        """So many deaths of daemons, and of passes beside them."""
+        """Kill daemons, and passes beside them, so many times."""
         while self.kills.total() < kills:
-            daemon = self.process_pool.bear(self.app_env, "run")
+            daemon = self.process_pool.spawn(self.app_env, "run")
             beside = [
-                self.process_pool.bear(self.app_env, "sync", "--json") for _ in range(self._random.random() < 0.5)
+                self.process_pool.spawn(self.app_env, "sync", "--json") for _ in range(self._random.random() < 0.5)
             ]
             self._wait(daemon, self._random.choice((0.15, 0.4, 0.8, 1.6)))
             if self._random.random() < 0.5:
-                beside.append(self.process_pool.bear(self.app_env, "sync", "--json"))
+                beside.append(self.process_pool.spawn(self.app_env, "sync", "--json"))
                 self._wait(daemon, 0.6)
-            for name, life in [("run", daemon), *(("sync", each) for each in beside)]:
-                if not life.ended():
-                    life.kill()
-                    self.kills[name] += life.code == KILLED
+            for name, child in [("run", daemon), *(("sync", each) for each in beside)]:
+                if not child.ended():
+                    child.kill()
+                    self.kills[name] += child.code == KILLED
 
-    def _wait(self, daemon: Life, longest: float) -> None:
-        """A random while. The daemon must not die of itself meanwhile."""
+    def _wait(self, daemon: ChildProcess, longest: float) -> None:
+        """Wait a random time; fail if the daemon ends by itself."""
         threading.Event().wait(self._random.uniform(0, longest))
         assert not daemon.ended(), daemon.text()[-3000:]
 
-    def peace(self) -> dict[str, int]:
-        """No more trouble: passes until nothing is due."""
+    def drain(self) -> dict[str, int]:
+        """Remove the faults and run passes until nothing is due."""
         self.app_env.simulator.set_faults([])
         return self.process_pool.drained(self.app_env, 20)
 
 
-def at_arrow(
-    app_env: AppEnv, process_pool: ProcessPool, arrow: str, in_a_row: int
+def kill_at_transition(
+    app_env: AppEnv, process_pool: ProcessPool, transition: str, in_a_row: int
 ) -> tuple[int, Counter[tuple[str, str]]]:
-    """Passes that die at an arrow, so many in a row, then passes that live: number of kills, and what was laid down."""
+    """Kill passes at a transition, then let passes end. Return the kills and the written documents."""
     app_env.settings |= {"settle": '"10ms"', "log_level": '"warning"'}
     app_env.codat |= {"list_lag": '"60ms"', "timeout": '"2s"'}
     app_env.simulator.options.idempotency = False
@@ -141,25 +141,25 @@ def at_arrow(
     made: Counter[tuple[str, str]] = Counter()
     kills = 0
     for moment in MOMENTS:
-        if moment == "inside" and arrow in WITHOUT_INSIDE:
+        if moment == "inside" and transition in WITHOUT_INSIDE:
             continue
-        app_env.simulator.set_faults(ARROWS[arrow])
+        app_env.simulator.set_faults(KILL_POINTS[transition])
         for number in range(3):
             content = f"{moment} {number}".encode()
             (folder / f"{moment}-{number}.pdf").write_bytes(content)
             made[f"{moment}-{number}.pdf", digest(content)] += 1
-        if arrow == "sweep":
-            assert process_pool.bear(app_env, "sync", fate=("send:before", 1)).wait() == KILLED
+        if transition == "sweep":
+            assert process_pool.spawn(app_env, "sync", kill_at=("send:before", 1)).wait() == KILLED
         for death in range(in_a_row):
-            ended = process_pool.bear(app_env, "sync", fate=(f"{arrow}:{moment}", 1)).wait()
-            assert ended == KILLED or death, f"{arrow}:{moment} was not passed"
+            ended = process_pool.spawn(app_env, "sync", kill_at=(f"{transition}:{moment}", 1)).wait()
+            assert ended == KILLED or death, f"{transition}:{moment} was not passed"
             kills += ended == KILLED
         process_pool.drained(app_env)
     return kills, made
 
 
-def judge(app_env: AppEnv, made: Counter[tuple[str, str]]) -> str:
-    """The far shore's store against what was laid down: nothing lost, doubled or torn, and a sound database."""
+def verify_remote(app_env: AppEnv, made: Counter[tuple[str, str]]) -> str:
+    """Compare the remotes with the written documents: nothing lost, doubled or torn; check the database."""
     stored = app_env.stored()
     lost, more = made - stored, stored - made
     doubled = Counter({key: count for key, count in more.items() if key in made})

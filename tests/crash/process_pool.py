@@ -1,4 +1,4 @@
-"""The real program in many short lives: born from a warm parent, killed at will or at an arrow of its own."""
+"""Run many short processes of the real program: forked from a loaded parent, killed at will or at a transition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KILLED = -signal.SIGKILL
 
 
 @dataclass
-class Life:
+class ChildProcess:
     """One process."""
 
     process_pool: ProcessPool
@@ -35,22 +35,22 @@ class Life:
 
     def signal(self, number: int) -> None:
         if self.code is None:
-            os.kill(self.pid, number)  # it is not reaped before we ask, so the number is still its own
+            os.kill(self.pid, number)  # not reaped before `poll`, so the pid is still valid
 
     def ended(self) -> bool:
         if self.code is None:
-            self.code = self.process_pool.order({"dead": self.pid})
+            self.code = self.process_pool.order({"poll": self.pid})
         return self.code is not None
 
     def wait(self, seconds: float = 100.0) -> int:
-        """Its exit code, negative for a signal; killed when it does not come."""
+        """Return its exit code, negative for a signal. Kill it and fail at the deadline."""
         deadline = time.monotonic() + seconds
         while not self.ended():
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGKILL)
-                self.code = self.process_pool.order({"death": self.pid})
+                self.code = self.process_pool.order({"wait": self.pid})
                 raise AssertionError(f"it did not end within {seconds} s:\n{self.text()[-3000:]}")
-            time.sleep(0.005)  # between two looks at a process
+            time.sleep(0.005)  # polling interval
         assert self.code is not None
         return self.code
 
@@ -61,21 +61,21 @@ class Life:
         found: dict[str, Any] = json.loads(self.out.read_text())
         return found
 
-    def ready(self, seconds: float = 30.0) -> Life:
+    def ready(self, seconds: float = 30.0) -> ChildProcess:
         deadline = time.monotonic() + seconds
         while " ready " not in self.text():
             assert not self.ended(), self.text()[-3000:]
             assert time.monotonic() < deadline, self.text()[-3000:]
-            time.sleep(0.005)  # between two looks at a log
+            time.sleep(0.005)  # polling interval
         return self
 
 
 class ProcessPool:
-    """Bears processes; whatever still lives when it closes is killed with it."""
+    """Spawn processes; kill those that still run when it closes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._born = 0
+        self._started = 0
         self._fork_server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,
@@ -101,41 +101,41 @@ class ProcessPool:
         self._fork_server.stdin.close()
         self._fork_server.wait(30)
 
-    def bear(
+    def spawn(
         self,
         app_env: AppEnv,
         *words: str,
-        fate: tuple[str, int] | None = None,
+        kill_at: tuple[str, int] | None = None,
         clock: Path | None = None,
         patience: float | None = None,
         env: Mapping[str, str] | None = None,
         **extra: str,
-    ) -> Life:
-        """A docferry command on this ground."""
-        self._born += 1
-        out, err = self.folder / f"{self._born}.out", self.folder / f"{self._born}.err"
+    ) -> ChildProcess:
+        """Start a docferry command in this environment."""
+        self._started += 1
+        out, err = self.folder / f"{self._started}.out", self.folder / f"{self._started}.err"
         out.touch()
         err.touch()
         order = {
-            "birth": ["--config", str(app_env.write_config()), *words],
+            "spawn": ["--config", str(app_env.write_config()), *words],
             "env": {**app_env.environment, **(env or {}), **extra},
             "out": str(out),
             "err": str(err),
-            "fate": fate,
+            "kill_at": kill_at,
             "clock": str(clock) if clock else None,
             "patience": patience,
         }
-        return Life(self, self.order(order), out, err)
+        return ChildProcess(self, self.order(order), out, err)
 
     def sync(self, app_env: AppEnv, *words: str, code: int | None = 0, **more: Any) -> dict[str, Any]:
-        """A whole pass: what `sync --json` prints."""
-        life = self.bear(app_env, "sync", "--json", *words, **more)
-        ended = life.wait()
-        assert code is None or ended == code, (ended, life.out.read_text(), life.text()[-3000:])
-        return life.report()
+        """Run one pass and return the object of `sync --json`."""
+        child = self.spawn(app_env, "sync", "--json", *words, **more)
+        ended = child.wait()
+        assert code is None or ended == code, (ended, child.out.read_text(), child.text()[-3000:])
+        return child.report()
 
     def drained(self, app_env: AppEnv, passes: int = 10) -> dict[str, Any]:
-        """Passes until nothing is due."""
+        """Run passes until nothing is due."""
         for _ in range(passes):
             report = self.sync(app_env, code=None)
             if not report["due"]:
@@ -143,12 +143,12 @@ class ProcessPool:
         raise AssertionError(f"still due after {passes} passes: {report}")
 
     @contextmanager
-    def daemon(self, app_env: AppEnv, **more: Any) -> Iterator[Life]:
-        """`run`, ready; asked to end afterwards, if it still lives."""
-        life = self.bear(app_env, "run", **more)
+    def daemon(self, app_env: AppEnv, **more: Any) -> Iterator[ChildProcess]:
+        """Run `run` until the end of the context, then stop it if it still runs."""
+        child = self.spawn(app_env, "run", **more)
         try:
-            yield life.ready()
+            yield child.ready()
         finally:
-            if not life.ended():
-                life.signal(signal.SIGTERM)
-            life.wait(45)
+            if not child.ended():
+                child.signal(signal.SIGTERM)
+            child.wait(45)

@@ -1,6 +1,7 @@
-"""The storm: half of all requests go wrong in every way the simulator knows, half of the documents travel over TLS.
-`python tests/crash/storm.py --documents 10000` prints what it came to; exit 1 when a document was lost, doubled or
-torn, or more than one in a thousand held.
+"""Fail half of all requests in every way that the simulator knows; half of the documents use TLS.
+
+`python tests/crash/storm.py --documents 10000` prints the result. It exits with 1 if a document was lost,
+doubled or torn, or if more than one in a thousand is held.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from typing import Any
 
 import trustme
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # started as a program, this folder alone is known
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a program finds only its own folder
 
 from app_env import AppEnv, Daemon, digest
 from docferry.simulator import KINDS, Event, Fault, Simulator, SimulatorOptions, SimulatorThread
 
-#: Of all requests so many are struck.
+#: The share of requests with a fault.
 SHARE = 0.5
 #: docferry is told that the list lags so long, seconds. What is stored late is stored and listed before 2.5 times that.
 LAG = 0.8
@@ -40,8 +41,8 @@ DOCUMENTS = ("codat.upload", "s3.put", "s3.post")
 QUESTIONS = ("codat.list", "codat.download", "codat.connection", "wootiv.sign")
 
 
-def ways_of(lag: float) -> dict[str, list[dict[str, Any]]]:
-    """Each kind in its several ways. Sizes and times fit the shortened lag."""
+def fault_variants(lag: float) -> dict[str, list[dict[str, Any]]]:
+    """Return the parameters of each kind of fault. Sizes and times fit the shortened lag."""
     late = lag / 2
     return {
         **{kind: [{}] for kind in KINDS},
@@ -67,11 +68,11 @@ def ways_of(lag: float) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def weather(documents: int, lag: float) -> list[Fault]:
-    """The rules that strike `SHARE` of all requests, each kind as often as any other."""
+def fault_rules(documents: int, lag: float) -> list[Fault]:
+    """Return rules that apply to `SHARE` of all requests, each kind equally often."""
     no = round(documents * REFUSED)
     rules = [Fault("early_413", "codat.upload", rate=0.01, first=no)] if no else []
-    every = ways_of(lag)
+    every = fault_variants(lag)
     for route in (*DOCUMENTS, *QUESTIONS):
         left = 1.0
         ways = {kind: [params for params in every[kind] if _leaves_hope(route, kind, params)] for kind in KINDS}
@@ -93,7 +94,7 @@ def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
 
 @dataclass
 class Weathered(AppEnv):
-    """A ground whose settings are completed in the environment."""
+    """An environment that completes its settings by variables."""
 
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -104,7 +105,7 @@ class Weathered(AppEnv):
 
 @dataclass
 class Half:
-    """One daemon and its far shore: the half of the storm that speaks TLS, or the other."""
+    """One daemon and its simulator, with TLS or without."""
 
     name: str
     app_env: AppEnv
@@ -113,7 +114,7 @@ class Half:
     laid: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # place, name, digest
     daemon: Daemon | None = None
 
-    def lay(self, jitter: random.Random, numbers: Sequence[int]) -> None:
+    def write_documents(self, jitter: random.Random, numbers: Sequence[int]) -> None:
         """Documents of many sizes in many connections; several share a name."""
         companies = [str(uuid.UUID(int=jitter.getrandbits(128), version=4)) for _ in range(2 + len(numbers) // 150)]
         places = [f"{company}/{uuid.uuid5(uuid.UUID(company), str(k))}" for company in companies for k in range(2)]
@@ -231,11 +232,11 @@ def storm(
     jitter = random.Random(seed)  # noqa: S311 - the same storm for the same seed
     with ExitStack() as stack:
         halves = [
-            _half(stack, root / name, weather(documents // 2, lag), jitter.randrange(1 << 30), lag)
+            _half(stack, root / name, fault_rules(documents // 2, lag), jitter.randrange(1 << 30), lag)
             for name in ("plain", "tls")
         ]
         for half, numbers in zip(halves, (range(documents // 2), range(documents // 2, documents)), strict=True):
-            half.lay(jitter, numbers)
+            half.write_documents(jitter, numbers)
         for half in halves:
             half.daemon = stack.enter_context(half.app_env.daemon(wait=False))
         told = began

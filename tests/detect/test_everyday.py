@@ -29,7 +29,7 @@ def env(app_env: AppEnv) -> UploadEnv:
 @pytest.mark.parametrize("year", [1601, 1901, 2400, 9999])
 async def test_a_document_of_another_age_is_sent_with_the_others(env: UploadEnv, year: int) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "usual.pdf", "odd.pdf")
+    env.write_documents(folder, "usual.pdf", "odd.pdf")
     seconds = int((year - 1970) * 365.2425 * 86_400)
     os.utime(folder / "odd.pdf", (seconds, seconds))
     await env.run_daemon()
@@ -43,7 +43,7 @@ async def test_a_document_of_another_age_is_sent_with_the_others(env: UploadEnv,
 async def test_a_document_of_another_age_is_archived(env: UploadEnv, year: int) -> None:
     archive = env.app_env.root / "archive"
     folder = env.app_env.upload("bank", after_upload='"archive"', archive_folder=f'"{archive}"')
-    env.lay(folder, "odd.pdf")
+    env.write_documents(folder, "odd.pdf")
     seconds = int((year - 1970) * 365.2425 * 86_400)
     os.utime(folder / "odd.pdf", (seconds, seconds))
     await env.run_daemon(lambda _: not (folder / "odd.pdf").exists())
@@ -76,18 +76,18 @@ LITTER = (
 
 async def test_litter_is_no_document(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "deep/a.pdf", *LITTER)
+    env.write_documents(folder, "deep/a.pdf", *LITTER)
     async with env.app() as app:
-        await env.carried(app)
+        await env.run_uploads(app)
         upload = app.uploads["bank"]
         await app.reconciler.check_paths(upload, [name.encode() for name in LITTER])
-        await env.carried(app)
+        await env.run_uploads(app)
     assert env.at_codat() == once() | {("a.pdf", digest(b"deep/a.pdf")): 1}
 
 
 async def test_without_the_list_litter_is_a_document(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", builtin_excludes="false", exclude='["*.ini"]')
-    env.lay(folder, "@eaDir/a.pdf", ".hidden.pdf", "#recycle/c.pdf", "desktop.ini")
+    env.write_documents(folder, "@eaDir/a.pdf", ".hidden.pdf", "#recycle/c.pdf", "desktop.ini")
     (folder / ".docferry-aside-0").mkdir()
     (folder / ".docferry-aside-0" / "d.pdf").write_bytes(b"d")
     await env.run_daemon()
@@ -108,7 +108,7 @@ async def test_without_the_list_litter_is_a_document(env: UploadEnv) -> None:
 )
 async def test_patterns_that_match_nothing_are_told_with_the_fix(env: UploadEnv, include: str, said: str) -> None:
     folder = env.app_env.upload("bank", include=include)
-    env.lay(folder, "a.pdf", "x/b.pdf")
+    env.write_documents(folder, "a.pdf", "x/b.pdf")
     async with env.app() as app:
         [sentence] = app.reconciler.state("bank").left_out
         assert sentence.startswith("2 files match no pattern")
@@ -119,7 +119,7 @@ async def test_patterns_that_match_nothing_are_told_with_the_fix(env: UploadEnv,
 
 async def test_other_letter_case_links_and_long_paths_are_told(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", include='["*.pdf"]')
-    env.lay(folder, "a.pdf", "b.PDF", "c.PDF")
+    env.write_documents(folder, "a.pdf", "b.PDF", "c.PDF")
     (folder / "links").mkdir()
     for number in range(3):
         (folder / "links" / f"{number}.pdf").symlink_to(folder / "a.pdf")
@@ -131,7 +131,7 @@ async def test_other_letter_case_links_and_long_paths_are_told(env: UploadEnv) -
         here = below
     os.close(here)
     async with env.app() as app:
-        await env.carried(app)
+        await env.run_uploads(app)
         told = app.reconciler.state("bank").left_out
     assert any(line.startswith("2 files") and 'add "*.PDF"' in line for line in told)
     assert any(line.startswith("3 links") and "links" in line for line in told)
@@ -141,7 +141,7 @@ async def test_other_letter_case_links_and_long_paths_are_told(env: UploadEnv) -
 
 async def test_what_is_held_and_then_excluded_is_gone(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", "b.xyz", "sub/c.xyz")
+    env.write_documents(folder, "a.pdf", "b.xyz", "sub/c.xyz")
     assert (await env.run_daemon(lambda counts: counts.get(State.SENT, 0) == 1))[State.HELD] == 2
     env.app_env.sections[0] += '\nexclude = ["*.xyz"]'
     report = env.app_env.sync()
@@ -155,7 +155,7 @@ async def test_what_is_held_and_then_excluded_is_gone(env: UploadEnv) -> None:
 @pytest.mark.parametrize("may_be_empty", [True, False])
 async def test_a_folder_that_was_emptied(env: UploadEnv, may_be_empty: bool) -> None:
     folder = env.app_env.upload("bank", **({"may_be_empty": "true"} if may_be_empty else {}))
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     await env.run_daemon()
     (folder / "a.pdf").unlink()
     async with env.app() as app:
@@ -206,12 +206,12 @@ async def test_files_that_cannot_be_removed_are_logged_once_and_counted(
     blocked, archive = env.app_env.root / "blocked", env.app_env.root / "archive"
     stuck = env.app_env.upload("stuck", after_upload='"archive"', archive_folder=f'"{archive}"')
     well = env.app_env.upload("well", after_upload='"delete"')
-    env.lay(stuck, *(f"x/{number}.pdf" for number in range(25)), "free/z.pdf")
-    env.lay(well, "a.pdf")
+    env.write_documents(stuck, *(f"x/{number}.pdf" for number in range(25)), "free/z.pdf")
+    env.write_documents(well, "a.pdf")
     archive.mkdir()
     (archive / "x").write_bytes(b"a file where a folder is needed")
     async with env.app() as app:
-        await env.carried(app, lambda _: not (well / "a.pdf").exists() and not (stuck / "free" / "z.pdf").exists())
+        await env.run_uploads(app, lambda _: not (well / "a.pdf").exists() and not (stuck / "free" / "z.pdf").exists())
         for _ in range(3):
             await app.reconciler.scan(app.uploads["stuck"])
             await app.after_upload.serve()
@@ -228,12 +228,12 @@ async def test_files_that_cannot_be_removed_are_logged_once_and_counted(
 
 async def test_what_was_kept_before_and_what_comes_again_is_archived_by_the_next_scan(env: UploadEnv) -> None:
     folder, archive = env.app_env.upload("bank"), env.app_env.root / "archive"
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     await env.run_daemon()
     env.app_env.sections[0] += f'\nafter_upload = "archive"\narchive_folder = "{archive}"'
     assert env.app_env.sync()["uploaded"] == 0
     assert (archive / "a.pdf").exists()
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     os.link(folder / "a.pdf", env.app_env.root / "link.pdf")
     assert env.app_env.sync()["uploaded"] == 0
     assert not (folder / "a.pdf").exists()
@@ -243,7 +243,7 @@ async def test_held_documents_of_one_reason_are_logged_with_their_number(
     env: UploadEnv, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, *(f"{number}.xyz" for number in range(300)))
+    env.write_documents(folder, *(f"{number}.xyz" for number in range(300)))
     async with env.app() as app:
         assert (await env.states(app))[State.HELD] == 300
     logged = [record for record in caplog.records if getattr(record, "action", "") == "held"]

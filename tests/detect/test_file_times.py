@@ -25,7 +25,7 @@ async def test_files_of_any_date_are_sent_once(env: UploadEnv) -> None:
             os.utime(folder / f"{name}.pdf", (seconds, seconds))
         for _ in range(2):
             async with env.app() as app:
-                assert await env.carried(app) == {State.SENT: len(DATES)}
+                assert await env.run_uploads(app) == {State.SENT: len(DATES)}
     assert sorted(env.at_codat().values()) == [1] * len(DATES)
 
 

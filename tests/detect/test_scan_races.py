@@ -55,10 +55,10 @@ async def planned(app: Application, folder: Path, path: bytes) -> None:
 @pytest.mark.parametrize("late", ["old/b.pdf", "new/b.pdf", "new/deeper/b.pdf"])
 async def test_a_file_that_came_behind_the_scan_stays(env: UploadEnv, late: str) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "old/a.pdf")
+    env.write_documents(folder, "old/a.pdf")
     async with env.app() as app:
         async with walked(app):
-            env.lay(folder, late)
+            env.write_documents(folder, late)
             await planned(app, folder, late.encode())
         assert (await env.states(app))[State.WAITING] == 2
 
@@ -66,7 +66,7 @@ async def test_a_file_that_came_behind_the_scan_stays(env: UploadEnv, late: str)
 @pytest.mark.parametrize("gone", ["old/b.pdf", "new/b.pdf"])
 async def test_what_a_scan_misses_and_is_not_there_is_gone(env: UploadEnv, gone: str) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "old/a.pdf", gone)
+    env.write_documents(folder, "old/a.pdf", gone)
     async with env.app() as app:
         assert (await env.states(app))[State.WAITING] == 2
         (folder / gone).unlink()

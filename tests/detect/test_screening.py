@@ -46,8 +46,8 @@ def held(env: UploadEnv) -> list[tuple[str, str]]:
 
 def test_a_cut_file_waits_and_goes_once_it_is_whole(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
-    env.lay(folder, "b.pdf", content=lambda _: WHOLE + b"b")
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "b.pdf", content=lambda _: WHOLE + b"b")
     with env.app_env.daemon():
         until(lambda: names(env) == ["b.pdf"], what="b.pdf being sent")
         (folder / "a.pdf").write_bytes(WHOLE)
@@ -57,7 +57,7 @@ def test_a_cut_file_waits_and_goes_once_it_is_whole(env: UploadEnv) -> None:
 
 async def test_a_cut_file_is_read_once_while_it_waits(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
     async with env.app() as app:
         reads = []
         monkeypatch.setattr("docferry.detect.planner.hash_files", lambda *_, **__: reads.append(1))
@@ -68,7 +68,7 @@ async def test_a_cut_file_is_read_once_while_it_waits(env: UploadEnv, monkeypatc
 
 async def test_a_cut_file_is_held_after_an_hour_over_restarts(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
     async with env.app() as app:
         assert await env.states(app) == {}
     an_hour_later(monkeypatch)
@@ -86,26 +86,26 @@ async def test_a_person_sends_a_cut_file_as_it_is(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch, how: list[str]
 ) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
     an_hour_later(monkeypatch)
     async with env.app() as app:
-        await env.carried(app)
+        await env.run_uploads(app)
     (row,) = env.app_env.rows("--state", "held")
     done = env.app_env.run("retry", *[str(row["id"]) if word == "ID" else word for word in how])
     assert done.returncode == 0, done.stderr
     async with env.app() as app:
-        await env.carried(app)
+        await env.run_uploads(app)
     assert names(env) == ["a.pdf"]
 
 
 async def test_a_held_file_that_is_written_again_goes(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
     with monkeypatch.context() as later:
         an_hour_later(later)
         async with env.app() as app:
             assert (await env.states(app))["held"] == 1
-    env.lay(folder, "a.pdf", content=lambda _: WHOLE)
+    env.write_documents(folder, "a.pdf", content=lambda _: WHOLE)
     assert (await env.run_daemon())["sent"] == 1
     assert {row["state"] for row in env.app_env.rows()} == {"gone", "sent"}
 
@@ -114,8 +114,8 @@ async def test_a_large_cut_file_is_noticed(env: UploadEnv, monkeypatch: pytest.M
     """The ends of a file lie in different blocks of the one reading."""
     folder = env.app_env.upload("bank")
     blocks = bytes(range(256)) * 8000
-    env.lay(folder, "cut.pdf", content=lambda _: CUT + blocks)
-    env.lay(folder, "whole.pdf", content=lambda _: CUT + blocks + b"%%EOF" + b"\n" * 200)
+    env.write_documents(folder, "cut.pdf", content=lambda _: CUT + blocks)
+    env.write_documents(folder, "whole.pdf", content=lambda _: CUT + blocks + b"%%EOF" + b"\n" * 200)
     an_hour_later(monkeypatch)
     await env.run_daemon()
     assert names(env) == ["whole.pdf"]
@@ -134,7 +134,7 @@ async def test_sync_counts_a_cut_file_as_due(app_env: AppEnv) -> None:
 
 async def test_off_sends_everything(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", check_content='"off"')
-    env.lay(folder, "a.pdf", content=lambda _: CUT)
+    env.write_documents(folder, "a.pdf", content=lambda _: CUT)
     assert (await env.run_daemon())["sent"] == 1
 
 
@@ -143,18 +143,18 @@ async def test_off_sends_everything(env: UploadEnv) -> None:
 
 async def test_what_is_not_what_its_extension_says_is_held(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", check_content='"type"')
-    env.lay(folder, "a.csv", content=lambda _: b"a,b\n1,2\n")
-    env.lay(folder, "b.xls", content=lambda _: b"<html><body>please log in</body></html>")
+    env.write_documents(folder, "a.csv", content=lambda _: b"a,b\n1,2\n")
+    env.write_documents(folder, "b.xls", content=lambda _: b"<html><body>please log in</body></html>")
     assert await env.run_daemon() == {"sent": 1, "held": 1}
     assert held(env) == [("b.xls", "content")]
 
 
 async def test_the_same_bytes_under_a_fitting_name_are_sent_under_it(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", check_content='"type"')
-    env.lay(folder, "a.csv", content=lambda _: WHOLE)
+    env.write_documents(folder, "a.csv", content=lambda _: WHOLE)
     await env.run_daemon()
     assert held(env) == [("a.csv", "content")]
-    env.lay(folder, "a.pdf", content=lambda _: WHOLE)
+    env.write_documents(folder, "a.pdf", content=lambda _: WHOLE)
     await env.run_daemon()
     assert names(env) == ["a.pdf"]
 
@@ -173,7 +173,7 @@ def released(env: UploadEnv) -> list[tuple[str, str]]:
 
 async def test_nothing_goes_before_it_is_approved(env: UploadEnv) -> None:
     folder = env.app_env.upload("payroll", hold_for_approval="true")
-    env.lay(folder, "a.pdf", "b.pdf", "c.pdf")
+    env.write_documents(folder, "a.pdf", "b.pdf", "c.pdf")
     assert await env.run_daemon() == {"held": 3}
     assert held(env) == [("a.pdf", "approval"), ("b.pdf", "approval"), ("c.pdf", "approval")]
     for words in (["--all"], ["--mapping", "payroll"]):
@@ -193,11 +193,11 @@ async def test_nothing_goes_before_it_is_approved(env: UploadEnv) -> None:
 
 async def test_a_changed_file_needs_another_approval(env: UploadEnv) -> None:
     folder = env.app_env.upload("payroll", hold_for_approval="true")
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     await env.run_daemon()
     (row,) = env.app_env.rows()
     env.app_env.run("retry", str(row["id"]))
-    env.lay(folder, "a.pdf", content=lambda _: b"another salary")
+    env.write_documents(folder, "a.pdf", content=lambda _: b"another salary")
     assert (await env.run_daemon())["held"] == 1
     assert names(env) == []
     again = {row["state"]: row for row in env.app_env.rows()}
@@ -209,7 +209,7 @@ async def test_a_changed_file_needs_another_approval(env: UploadEnv) -> None:
 
 async def test_what_was_queued_before_needs_an_approval_too(env: UploadEnv) -> None:
     folder = env.app_env.upload("payroll")
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     async with env.app() as app:
         assert await env.states(app) == {"waiting": 1}
     env.app_env.sections = [section + "\nhold_for_approval = true" for section in env.app_env.sections]
@@ -221,10 +221,10 @@ async def test_what_was_queued_before_needs_an_approval_too(env: UploadEnv) -> N
 
 async def test_another_mapping_may_send_the_same_bytes(env: UploadEnv) -> None:
     payroll = env.app_env.upload("payroll", hold_for_approval="true")
-    env.lay(payroll, "a.pdf")
+    env.write_documents(payroll, "a.pdf")
     assert await env.run_daemon() == {"held": 1}
     bank = env.app_env.upload("bank")
-    env.lay(bank, "b.pdf", content=lambda _: b"a.pdf")
+    env.write_documents(bank, "b.pdf", content=lambda _: b"a.pdf")
     assert await env.run_daemon() == {"sent": 2}
     assert names(env) == ["b.pdf"]
 
@@ -234,7 +234,7 @@ async def test_an_object_gets_its_new_version_only_once_it_is_approved(env: Uplo
     contents = [b"first", b"second", b"first"]
     stored = []
     for content in contents:
-        env.lay(folder, "a.pdf", content=lambda _, content=content: content)  # type: ignore[misc]
+        env.write_documents(folder, "a.pdf", content=lambda _, content=content: content)  # type: ignore[misc]
         assert (await env.run_daemon())["held"] == 1
         stored.append(sorted(env.app_env.stored()))
         env.app_env.run("retry", "--reason", "approval")
@@ -245,7 +245,7 @@ async def test_an_object_gets_its_new_version_only_once_it_is_approved(env: Uplo
 
 async def test_after_a_lost_database_nothing_approved_goes_twice(env: UploadEnv) -> None:
     folder = env.app_env.upload("payroll", hold_for_approval="true")
-    env.lay(folder, "a.pdf", "b.pdf")
+    env.write_documents(folder, "a.pdf", "b.pdf")
     await env.run_daemon()
     ids = {Path(row["path"]).name: row["id"] for row in env.app_env.rows()}
     env.app_env.run("retry", str(ids["a.pdf"]))
@@ -253,7 +253,7 @@ async def test_after_a_lost_database_nothing_approved_goes_twice(env: UploadEnv)
     for name in ("docferry.db", "docferry.db-wal", "docferry.db-shm"):
         (env.app_env.state / name).unlink(missing_ok=True)
     async with env.app(adopt=True) as app:
-        counts = await env.carried(app)
+        counts = await env.run_uploads(app)
     assert (counts["sent"], counts["held"]) == (1, 1)
     env.app_env.run("retry", "--reason", "approval")
     await env.run_daemon()

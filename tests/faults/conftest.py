@@ -1,4 +1,4 @@
-"""Faults for the whole program: a ground whose daemon can be given limits, mounts, wrappers and other libraries."""
+"""Provide an environment whose daemon can get limits, mounts, wrappers and preloaded libraries."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from app_env import AppEnv, until
 from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 
-#: The sizes of the catalogue; without it, sizes that fit into a run of all tests.
+#: Use the sizes of the catalogue instead of small ones.
 FULL = os.environ.get("DOCFERRY_FULL") == "1"
-#: Seconds that a test may take at full size.
+#: Limit of a test at full size, seconds.
 LONGEST = 1500
 
 
@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @dataclass
-class Terrain(AppEnv):
-    """A ground on which docferry is started in a special way."""
+class FaultEnv(AppEnv):
+    """An environment that starts docferry in a special way."""
 
     prefix: list[str] = field(default_factory=list)  # a command that starts another one
     wrapper: str | None = None  # Python to run before docferry's main
@@ -46,45 +46,45 @@ class Terrain(AppEnv):
         return {**super().environment, **self.extra}
 
     def names(self) -> set[str]:
-        """Names of everything that the remotes have."""
+        """Return the names of everything that the remotes have."""
         return {name for name, _ in self.stored()}
 
-    def arrives(self, name: str, seconds: float = 30.0) -> None:
+    def wait_for_upload(self, name: str, seconds: float = 30.0) -> None:
         """Wait for a document of this name."""
         until(lambda: name in self.names(), seconds, f"the arrival of {name}")
 
 
 @pytest.fixture
-def terrain(tmp_path: Path) -> Iterator[Terrain]:
-    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
-        yield Terrain(tmp_path, shore)
+def fault_env(tmp_path: Path) -> Iterator[FaultEnv]:
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator_thread:
+        yield FaultEnv(tmp_path, simulator_thread)
 
 
 @pytest.fixture(scope="session")
 def namespace() -> Callable[[str], list[str]]:
-    """The command that gives its successor limits and mounts of its own, after a line of shell in there."""
+    """Return a function that builds a command prefix with limits and mounts of its own, set up by a line of shell."""
     probe = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs none /mnt"]
     if shutil.which("unshare") is None or subprocess.run(probe, check=False, capture_output=True).returncode != 0:
-        pytest.skip("no user namespaces here, which give limits and mounts of one's own")
+        pytest.skip("this machine allows no user namespaces")
     return lambda first: ["unshare", "-Urm", "sh", "-c", f'{first} && exec "$@"', "sh"]
 
 
 @pytest.fixture(scope="session")
 def bounded() -> list[str]:
-    """The command that makes permissions hold for its successor, root or not."""
+    """Return a command prefix that makes permissions apply to root, too."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        pytest.skip("these tests are run by root, and there is no setpriv to give up its privileges")
+        pytest.skip("root needs setpriv to give up its privileges")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
 @pytest.fixture(scope="session")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Compiles C that stands before libc's own calls, as libfiu does; the path for LD_PRELOAD."""
+    """Return a function that compiles C which overrides functions of libc; it returns the path for LD_PRELOAD."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler, to put errors before the kernel's answers")
+        pytest.skip("needs a C compiler (cc)")
 
     def build(source: str) -> str:
         folder = tmp_path_factory.mktemp("preload")

@@ -1,4 +1,4 @@
-"""What was dropped, what of it is found, and how long that took: the figures that docs/reliability.md reports."""
+"""Measure which documents are found and how long that takes, for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from datetime import datetime
 from pathlib import Path
 
 from app_env import digest, until
-from faults.conftest import FULL, Terrain
+from faults.conftest import FULL, FaultEnv
 
-#: Seconds between two lines about how far a long run is.
+#: Interval of progress lines, seconds.
 SAY_EVERY = 5.0
 
 
 def progress(count: Callable[[], int], of: int, seconds: float, what: str) -> None:
-    """Wait until there are so many, and say now and then how far it is. Looks seldom where there are many: counting
-    would cost more than what is counted.
+    """Wait until `count` reaches `of`, and print the progress of long runs.
+
+    Polls slowly at full size, as counting many documents is expensive.
     """
     said = time.monotonic()
 
     def enough() -> bool:
         nonlocal said
         if FULL:
-            time.sleep(0.1)  # between two looks at what takes minutes
+            time.sleep(0.1)  # polling interval of a run that takes minutes
         found = count()
         if time.monotonic() - said > SAY_EVERY:
             said = time.monotonic()
@@ -37,7 +38,7 @@ def progress(count: Callable[[], int], of: int, seconds: float, what: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How long each of those that were found took, in seconds, shortest first."""
+    """The waiting times of the found documents in seconds, shortest first."""
 
     sought: int
     seconds: list[float]
@@ -47,7 +48,7 @@ class Waits:
         return len(self.seconds) == self.sought
 
     def within(self, percent: float) -> float:
-        """So many seconds did it take for this part of them."""
+        """Return the percentile `percent` in seconds."""
         return self.seconds[min(len(self.seconds) - 1, int(len(self.seconds) * percent / 100))]
 
     def __str__(self) -> str:
@@ -59,36 +60,36 @@ class Waits:
 
 @dataclass
 class Drops:
-    """Documents of which no two have the same bytes, so that each can be told by its digest."""
+    """Documents with distinct content, so that each is identified by its digest."""
 
-    terrain: Terrain
-    at: dict[str, float] = field(default_factory=dict)  # digest → wall seconds since when it could be found
+    fault_env: FaultEnv
+    at: dict[str, float] = field(default_factory=dict)  # digest → wall seconds since when it exists
 
     def drop(self, path: Path | bytes, content: bytes) -> None:
-        """Write it in one go."""
+        """Write a file at once."""
         with open(path, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
             file.write(content)
         self.note(content)
 
     def note(self, content: bytes) -> None:
-        """It lies there from now on."""
+        """Record that a document exists from now on."""
         self.at[digest(content)] = time.time()
 
     def since_now(self) -> None:
-        """None of them could be found before."""
+        """Measure all documents from now on."""
         self.at = dict.fromkeys(self.at, time.time())
 
     def arrive(self, seconds: float) -> Waits:
-        """Until the remotes have all of them."""
-        stored = self.terrain.simulator.recorder.stored
+        """Wait until the remotes have all documents."""
+        stored = self.fault_env.simulator.recorder.stored
         others = sum(each.sha256 not in self.at for each in list(stored))
         progress(lambda: len(stored) - others, len(self.at), seconds, "arrived")
         return self._waits({each.sha256: each.at for each in list(stored)})
 
     def found(self) -> Waits:
-        """When each of them was in the queue, by the queue's own word."""
+        """Return the times until the documents were in the queue."""
         first: dict[str, float] = {}
-        for row in self.terrain.rows():
+        for row in self.fault_env.rows():
             seen = datetime.fromisoformat(row["first_seen"]).timestamp()
             first[row["sha256"]] = min(seen, first.get(row["sha256"], seen))
         return self._waits(first)
@@ -98,8 +99,9 @@ class Drops:
 
 
 def report(row: str, what: str, waits: Waits, most: float) -> None:
-    """Say the figures; all must be found, and at full size 99 of 100 within `most` seconds. Beside other tests the
-    machine decides how long things take, not docferry.
+    """Print the figures and check them: all are found and, at full size, 99 of 100 within `most` seconds.
+
+    In a run of all tests the load of the machine decides the times.
     """
     print(f"  {row}: {what}: {waits}", flush=True)
     assert waits.all_found, f"{row}: {waits}"
@@ -108,10 +110,10 @@ def report(row: str, what: str, waits: Waits, most: float) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """The most that a program ever had in memory, in bytes."""
+    """Return the peak memory of a process in bytes."""
     return 1024 * int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def odd_path(folder: Path, number: int) -> bytes:
-    """A path whose last part is no UTF-8."""
+    """Return a path whose last part is not UTF-8."""
     return os.fsencode(folder) + b"/\xff%d\xe4.pdf" % number

@@ -37,7 +37,8 @@ def test_d17_the_clock_was_turned_while_docferry_was_off(app_env: AppEnv, proces
     (folder / "a.pdf").write_bytes(b"a")
     said.write_text("0")
     assert (
-        process_pool.bear(app_env, "sync", clock=said, fate=("sending>sent:after", 99), CODAT_API_KEY="no").wait() == 75
+        process_pool.spawn(app_env, "sync", clock=said, kill_at=("sending>sent:after", 99), CODAT_API_KEY="no").wait()
+        == 75
     )
     said.write_text(str(jump))
     assert process_pool.sync(app_env, clock=said)["due"] == 0

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 
 from app_env import AppEnv, digest, until
-from crash.kill_harness import judge
+from crash.kill_harness import verify_remote
 from crash.process_pool import ProcessPool
 from docferry.errors import StateError
 from docferry.model import Gate, Reason
@@ -146,10 +146,10 @@ def test_d13_the_database_is_corrupt(
     for _ in range(1_000):
         broken[jitter.randrange(len(broken))] ^= 1 << jitter.randrange(8)
     database.write_bytes(broken)
-    life = process_pool.bear(app_env, *words)
-    assert life.wait(30) == 2
-    assert "docferry sync --adopt" in life.text()
-    assert "Traceback" not in life.text()
+    child = process_pool.spawn(app_env, *words)
+    assert child.wait(30) == 2
+    assert "docferry sync --adopt" in child.text()
+    assert "Traceback" not in child.text()
     assert app_env.simulator.requests.total() == before
 
 
@@ -169,7 +169,7 @@ def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) ->
         if not process_pool.sync(app_env, "--adopt", code=None)["due"]:
             break
     assert app_env.simulator.requests["codat.upload"] == before + 1
-    judge(app_env, made)
+    verify_remote(app_env, made)
     assert process_pool.sync(app_env)["uploaded"] == 0
 
 
@@ -180,9 +180,9 @@ def test_d16_a_state_folder_that_others_can_read(app_env: AppEnv, process_pool: 
     app_env.state.mkdir()
     app_env.state.chmod(mode)
     for words in (("run",), ("sync", "--json")):
-        life = process_pool.bear(app_env, *words)
-        assert life.wait() == 2
-        assert f"chmod 700 {app_env.state}" in life.text()
+        child = process_pool.spawn(app_env, *words)
+        assert child.wait() == 2
+        assert f"chmod 700 {app_env.state}" in child.text()
     assert not app_env.stored()
     app_env.state.chmod(0o700)
     assert process_pool.sync(app_env)["uploaded"] == 1

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from app_env import AppEnv, digest, until
-from crash.kill_harness import judge
+from crash.kill_harness import verify_remote
 from crash.process_pool import ProcessPool
 from docferry.store import schema
 from faults.conftest import FULL
@@ -76,10 +76,10 @@ def test_d4_a_pass_on_a_full_disk_ends_with_75(app_env: AppEnv, process_pool: Pr
         process_pool.sync(app_env)
         _claim(app_env.state / "filler")
         (folder / "a.pdf").write_bytes(b"a")
-        life = process_pool.bear(app_env, "sync", "--json", patience=2.0)
-        assert life.wait() == 75
-        assert "nothing is lost" in life.text()
-        assert "Traceback" not in life.text()
+        child = process_pool.spawn(app_env, "sync", "--json", patience=2.0)
+        assert child.wait() == 75
+        assert "nothing is lost" in child.text()
+        assert "Traceback" not in child.text()
         assert app_env.simulator.requests["codat.upload"] == 0
         (app_env.state / "filler").unlink()
         assert process_pool.sync(app_env)["uploaded"] == 1
@@ -89,7 +89,7 @@ def test_d4_a_stop_on_a_full_disk_is_a_stop(app_env: AppEnv, process_pool: Proce
     """SIGTERM ends the daemon with 0 though nothing can be written down any more; nothing is lost or doubled."""
     with _small_disk(app_env.state, "3m"):
         folder = app_env.upload("bank")
-        daemon = process_pool.bear(app_env, "run").ready()
+        daemon = process_pool.spawn(app_env, "run").ready()
         _claim(app_env.state / "filler")
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: "cannot be written" in daemon.text(), 60, "the log saying so")
@@ -123,7 +123,7 @@ def test_d5_the_disk_gives_errors(app_env: AppEnv, process_pool: ProcessPool) ->
     sent = {row["path"].rsplit("/", 1)[1] for row in app_env.rows() if row["state"] == "sent"}
     assert sent <= {name for name, _ in app_env.stored()}
     process_pool.drained(app_env)
-    judge(app_env, made)
+    verify_remote(app_env, made)
 
 
 def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_pool: ProcessPool) -> None:
@@ -137,7 +137,7 @@ def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_poo
         until(lambda: app_env.stored() == made, 60, "all arriving")
     assert rounds[0] > 10
     process_pool.drained(app_env)
-    judge(app_env, made)
+    verify_remote(app_env, made)
     if sqlite3.sqlite_version_info < (3, 44, 6):
         assert "WAL reset" in app_env.run("check", "--offline").stdout
 

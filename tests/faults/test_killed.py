@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from app_env import AppEnv
-from crash.kill_harness import ARROWS, Dropper, KillHarness, at_arrow, judge
-from crash.process_pool import KILLED, Life, ProcessPool
+from crash.kill_harness import KILL_POINTS, Dropper, KillHarness, kill_at_transition, verify_remote
+from crash.process_pool import KILLED, ChildProcess, ProcessPool
 from docferry.store import schema
 from faults.conftest import FULL
 
@@ -21,16 +21,16 @@ def test_d1_killed_at_random(app_env: AppEnv, process_pool: ProcessPool) -> None
     kill_harness = KillHarness(app_env, process_pool, seed=1)
     with Dropper(folders, seed=2, most=20_000, pause=0.02 if FULL else 0.08) as dropper:
         kill_harness.storm(200 if FULL else 40)
-    kill_harness.peace()
-    judge(app_env, dropper.made)
+    kill_harness.drain()
+    verify_remote(app_env, dropper.made)
     assert len(dropper.made) > 40
 
 
-@pytest.mark.parametrize("arrow", ARROWS)
-def test_d2_killed_at_every_arrow(app_env: AppEnv, process_pool: ProcessPool, arrow: str) -> None:
+@pytest.mark.parametrize("transition", KILL_POINTS)
+def test_d2_killed_at_every_transition(app_env: AppEnv, process_pool: ProcessPool, transition: str) -> None:
     """Kill -9 before, inside and after each move, several in a row: 0 lost, 0 doubled."""
-    kills, made = at_arrow(app_env, process_pool, arrow, in_a_row=5 if FULL else 2)
-    judge(app_env, made)
+    kills, made = kill_at_transition(app_env, process_pool, transition, in_a_row=5 if FULL else 2)
+    verify_remote(app_env, made)
     assert kills >= 2
 
 
@@ -41,16 +41,16 @@ def test_d7_one_sender_for_each_document(app_env: AppEnv, process_pool: ProcessP
     app_env.simulator.options.idempotency = False
     starts = 1_000 if FULL else 40
     with process_pool.daemon(app_env), Dropper(folders, seed=7, most=10_000, pause=0.03) as dropper:
-        lives: list[Life] = []
+        lives: list[ChildProcess] = []
         for _ in range(starts):
-            lives = [life for life in lives if not life.ended()]
+            lives = [child for child in lives if not child.ended()]
             if len(lives) == 4:
                 assert lives.pop(0).wait() in (0, 75)
-            lives.append(process_pool.bear(app_env, "sync", "--json"))
-        for life in lives:
-            assert life.wait() in (0, 75)
+            lives.append(process_pool.spawn(app_env, "sync", "--json"))
+        for child in lives:
+            assert child.wait() in (0, 75)
     process_pool.drained(app_env)
-    judge(app_env, dropper.made)
+    verify_remote(app_env, dropper.made)
     assert Counter(each.name for each in app_env.simulator.stored).most_common(1)[0][1] == 1
 
 
@@ -58,8 +58,8 @@ def test_d8_a_second_daemon_and_a_stale_lock(app_env: AppEnv, process_pool: Proc
     """The second is refused with the pid of the first; the lock of a killed one is taken over."""
     app_env.upload("bank")
     app_env.settings["log_level"] = '"info"'
-    first = process_pool.bear(app_env, "run").ready()
-    second = process_pool.bear(app_env, "run")
+    first = process_pool.spawn(app_env, "run").ready()
+    second = process_pool.spawn(app_env, "run")
     assert second.wait() == 2
     assert f"pid {first.pid}" in second.text()
     first.kill()
@@ -77,8 +77,8 @@ def test_d15_killed_in_a_migration(app_env: AppEnv, process_pool: ProcessPool, b
         schema.migrate(database, before)
     whole: dict[str, frozenset[str]] = {}
     for nth in range(1, 200, 1 if FULL else 3):
-        life = process_pool.bear(app_env, "sync", "--json", fate=("statement", nth))
-        code = life.wait()
+        child = process_pool.spawn(app_env, "sync", "--json", kill_at=("statement", nth))
+        code = child.wait()
         with closing(sqlite3.connect(database)) as read:
             made = frozenset(row[0] for row in read.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"))
             assert read.execute("PRAGMA integrity_check").fetchone() == ("ok",)

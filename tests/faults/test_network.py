@@ -37,22 +37,22 @@ LARGE = 6 * 1024 * 1024
 
 @pytest.fixture(params=["plain", "tls"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
-    """A ground whose far shore speaks HTTP, and one where it speaks HTTPS."""
+    """An environment with a simulator over HTTP, and one over HTTPS."""
     context = None
     if request.param == "tls":
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("127.0.0.1").configure_cert(context)
-    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0)), ssl_context=context) as shore:
-        app_env = AppEnv(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0)), ssl_context=context) as simulator_thread:
+        app_env = AppEnv(tmp_path, simulator_thread)
         if context is not None:
             app_env.codat["ca_file"] = f'"{tmp_path / "ca.pem"}"'
         yield _quick(app_env)
 
 
 @pytest.fixture(name="app_env")
-def quick_ground(app_env: AppEnv) -> AppEnv:
+def quick_env(app_env: AppEnv) -> AppEnv:
     return _quick(app_env)
 
 
@@ -63,7 +63,7 @@ def _quick(app_env: AppEnv) -> AppEnv:
 
 
 def _lay(folder: Path, *names: str, size: int = 0) -> Counter[tuple[str, str]]:
-    """Documents, each with its name as its bytes; what the far shore must have of them."""
+    """Write documents with their names as content; return the documents that the remote must have."""
     made: Counter[tuple[str, str]] = Counter()
     for name in names:
         path = folder / name
@@ -75,9 +75,9 @@ def _lay(folder: Path, *names: str, size: int = 0) -> Counter[tuple[str, str]]:
 
 
 def _rows(process_pool: ProcessPool, app_env: AppEnv) -> list[dict[str, Any]]:
-    life = process_pool.bear(app_env, "list", "--json")
-    assert life.wait() == 0, life.text()
-    return [json.loads(line) for line in life.out.read_text().splitlines()]
+    child = process_pool.spawn(app_env, "list", "--json")
+    assert child.wait() == 0, child.text()
+    return [json.loads(line) for line in child.out.read_text().splitlines()]
 
 
 def _routes(app_env: AppEnv) -> list[str]:
@@ -199,7 +199,7 @@ def test_n8_retry_after_is_obeyed_over_a_restart(app_env: AppEnv, process_pool: 
     """Nothing is asked before its time, by a daemon that was started meanwhile either."""
     folder = app_env.upload("bank")
     app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": form, "seconds": 4})])
-    first = process_pool.bear(app_env, "run").ready()
+    first = process_pool.spawn(app_env, "run").ready()
     made = _lay(folder, "a.pdf")
     until(lambda: _gates(app_env))
     first.kill()
@@ -251,7 +251,7 @@ def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) 
         until(lambda: any(row["path"].endswith("later.pdf") for row in _rows(process_pool, app_env)))
     assert app_env.simulator.requests.total() == spent
     app_env.simulator.options.daily_quota = None
-    assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+    assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
     process_pool.drained(app_env)
     assert app_env.stored() == made
 
@@ -265,13 +265,13 @@ def test_n9_a_retry_asks_the_daemon_s_remote_anew(app_env: AppEnv, process_pool:
     with process_pool.daemon(app_env):
         until(lambda: _gates(app_env))
         spent = app_env.simulator.requests[UPLOAD]
-        assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+        assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
         until(lambda: app_env.simulator.requests[UPLOAD] > spent)
         until(lambda: _gates(app_env))
         made += _lay(scans, "scan.pdf")
         until(lambda: app_env.simulator.objects)
         app_env.simulator.options.daily_quota = None
-        assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+        assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
         until(lambda: app_env.stored() == made)
 
 
@@ -284,7 +284,7 @@ def test_n9_a_pass_ends_when_a_download_has_spent_the_quota(app_env: AppEnv, pro
     assert report["due"] >= 2
     assert [key for key, _ in _gates(app_env)] == ["codat"]
     app_env.simulator.options.daily_quota = None
-    assert process_pool.bear(app_env, "retry", "--all").wait() == 0
+    assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
     process_pool.drained(app_env)
     assert app_env.stored() == made
 
@@ -335,10 +335,10 @@ async def test_n12_a_storm_of_cancels(tmp_path: Path) -> None:
     jitter = random.Random(12)  # noqa: S311 - the same moments for the same seed
     with SimulatorThread(
         Simulator(SimulatorOptions(requests_per_minute=0, concurrent_per_company=0, latency=0.002))
-    ) as shore:
+    ) as simulator_thread:
         remote = Codat(
             HttpClient("Codat", SystemClock(), HttpOptions(timeout=5)),
-            CodatOptions(shore.url, requests_per_minute=1_000_000),
+            CodatOptions(simulator_thread.url, requests_per_minute=1_000_000),
             key=StaticKey("codat-demo-key"),
             clock=SystemClock(),
             spool=tmp_path,
@@ -580,5 +580,5 @@ def _strangers_tls() -> Iterator[SimulatorThread]:
     """A server whose certificate nobody knows."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    with SimulatorThread(Simulator(SimulatorOptions()), ssl_context=context) as shore:
-        yield shore
+    with SimulatorThread(Simulator(SimulatorOptions()), ssl_context=context) as simulator_thread:
+        yield simulator_thread

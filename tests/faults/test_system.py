@@ -13,7 +13,7 @@ import pytest
 
 from app_env import Daemon, digest, until
 from docferry.simulator import Fault, SimulatorOptions
-from faults.conftest import FULL, Terrain
+from faults.conftest import FULL, FaultEnv
 
 PDF = b"a document\n"  # of no kind whose end tells whether it is complete
 
@@ -28,32 +28,32 @@ def _drop(folder: Path, count: int, mark: str = "") -> dict[tuple[str, str], int
     return made
 
 
-def _in_flight(terrain: Terrain, requests: int) -> None:
-    until(lambda: terrain.simulator.requests["codat.upload"] >= requests, 30, f"{requests} requests")
+def _in_flight(fault_env: FaultEnv, requests: int) -> None:
+    until(lambda: fault_env.simulator.requests["codat.upload"] >= requests, 30, f"{requests} requests")
 
 
-def test_s1_sigterm_with_8_in_flight(terrain: Terrain) -> None:
+def test_s1_sigterm_with_8_in_flight(fault_env: FaultEnv) -> None:
     """Out within `stop_grace` and 5 s, cleanly, however the remote hangs; then goes on exactly."""
-    folder = terrain.upload("bank")
-    terrain.settings["stop_grace"] = '"1s"'
-    terrain.codat["timeout"] = '"60s"'
+    folder = fault_env.upload("bank")
+    fault_env.settings["stop_grace"] = '"1s"'
+    fault_env.codat["timeout"] = '"60s"'
     made: dict[tuple[str, str], int] = {}
     for round_ in range(10 if FULL else 2):
-        terrain.simulator.set_faults(
+        fault_env.simulator.set_faults(
             [Fault("stall", "codat.upload", params={"seconds": 50, "stored": bool(round_ % 2)})]
         )
         made |= _drop(folder, 12, f"r{round_}-")
-        before = terrain.simulator.requests["codat.upload"]  # the daemon sends before it says that it is ready
-        with terrain.daemon() as daemon:
-            _in_flight(terrain, before + 8)
+        before = fault_env.simulator.requests["codat.upload"]  # the daemon sends before it says that it is ready
+        with fault_env.daemon() as daemon:
+            _in_flight(fault_env, before + 8)
             began = time.monotonic()
             assert daemon.end() == 0
             assert time.monotonic() - began < 6
-    terrain.simulator.set_faults([])
-    with terrain.daemon():
-        until(lambda: len(terrain.stored()) == len(made), 60)
-    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
-    assert terrain.stored() == made
+    fault_env.simulator.set_faults([])
+    with fault_env.daemon():
+        until(lambda: len(fault_env.stored()) == len(made), 60)
+    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+    assert fault_env.stored() == made
 
 
 HANGING = """
@@ -73,58 +73,58 @@ def _hear_out(manager: socket.socket) -> None:
         return
 
 
-def test_s2_event_loop_hangs(terrain: Terrain) -> None:
+def test_s2_event_loop_hangs(fault_env: FaultEnv) -> None:
     """A loop that stands still feeds no watchdog; killed for it, as systemd does, nothing is lost or doubled."""
-    folder = terrain.upload("bank")
-    terrain.wrapper = HANGING
-    address = terrain.root / "notify"
+    folder = fault_env.upload("bank")
+    fault_env.wrapper = HANGING
+    address = fault_env.root / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(20)
-        terrain.extra = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000000"}
+        fault_env.extra = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000000"}
         made = _drop(folder, 20)
-        with terrain.daemon() as daemon:
+        with fault_env.daemon() as daemon:
             while b"WATCHDOG=1" not in manager.recv(4096):
                 continue
-            terrain.simulator.options.latency = 0.3
+            fault_env.simulator.options.latency = 0.3
             made |= _drop(folder, 20, "b")
-            until(lambda: len(terrain.stored()) >= 22)
+            until(lambda: len(fault_env.stored()) >= 22)
             daemon.running.send_signal(signal.SIGUSR1)
             manager.settimeout(3)  # the deadline that systemd would keep
             _hear_out(manager)
             daemon.kill()
-    terrain.extra, terrain.wrapper = {}, None
-    with terrain.daemon():
-        until(lambda: len(terrain.stored()) == 40, 60)
-    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
-    assert terrain.stored() == made
+    fault_env.extra, fault_env.wrapper = {}, None
+    with fault_env.daemon():
+        until(lambda: len(fault_env.stored()) == 40, 60)
+    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+    assert fault_env.stored() == made
 
 
-def test_s3_64_descriptors(terrain: Terrain) -> None:
+def test_s3_64_descriptors(fault_env: FaultEnv) -> None:
     """With 64 descriptors and a remote that breaks connections all arrive, once."""
-    folder = terrain.upload("bank")
-    scans = terrain.upload("scans", "wootiv", object_name='"{name}"')
-    terrain.prefix = ["prlimit", "--nofile=64:64"]
-    terrain.simulator.set_faults([Fault("reset_before", rate=0.1), Fault("reset_after", rate=0.05)])
-    with terrain.daemon() as daemon:
+    folder = fault_env.upload("bank")
+    scans = fault_env.upload("scans", "wootiv", object_name='"{name}"')
+    fault_env.prefix = ["prlimit", "--nofile=64:64"]
+    fault_env.simulator.set_faults([Fault("reset_before", rate=0.1), Fault("reset_after", rate=0.05)])
+    with fault_env.daemon() as daemon:
         made = _drop(folder, 60) | _drop(scans, 30, "s")
-        until(lambda: len(terrain.stored()) == 90, 90)
+        until(lambda: len(fault_env.stored()) == 90, 90)
         assert daemon.running.poll() is None
-    terrain.prefix = []
-    terrain.simulator.set_faults([])
-    until(lambda: terrain.sync(code=None)["due"] == 0, 60)
-    assert terrain.stored() == made
+    fault_env.prefix = []
+    fault_env.simulator.set_faults([])
+    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+    assert fault_env.stored() == made
 
 
 def _refused(daemon: Daemon, said: str) -> None:
     until(lambda: any(said in line for line in daemon.text().split("reload_refused")[1:]), what=said)
 
 
-def test_s4_sighup_with_a_broken_file(terrain: Terrain) -> None:
+def test_s4_sighup_with_a_broken_file(fault_env: FaultEnv) -> None:
     """The old configuration stays, every problem is said, and work goes on, also what is in flight."""
-    folder = terrain.upload("bank")
-    config = terrain.root / terrain.config_name
-    with terrain.daemon() as daemon:
+    folder = fault_env.upload("bank")
+    config = fault_env.root / fault_env.config_name
+    with fault_env.daemon() as daemon:
         good = config.read_text()
         for broken, said in (
             ("nonsense = [\n" + good, "TOML"),
@@ -137,24 +137,24 @@ def test_s4_sighup_with_a_broken_file(terrain: Terrain) -> None:
             _refused(daemon, said)
         assert "settle" in daemon.text()  # the nearest right key, said in the same breath as the other problem
         (folder / "a.pdf").write_bytes(PDF)
-        until(lambda: terrain.names() == {"a.pdf"})
+        until(lambda: fault_env.names() == {"a.pdf"})
         assert "reloaded" not in daemon.text()
         config.write_text(good)
         daemon.running.send_signal(signal.SIGHUP)
         until(lambda: "reloaded" in daemon.text())
         (folder / "b.pdf").write_bytes(PDF + b"b")
-        until(lambda: "b.pdf" in terrain.names())
+        until(lambda: "b.pdf" in fault_env.names())
 
 
 CANARIES = ("canary-codat-4711/with+odd=chars", "canary-wootiv-0815")
 
 
-def test_s5_secrets(terrain: Terrain) -> None:
+def test_s5_secrets(fault_env: FaultEnv) -> None:
     """Neither keys nor signatures in the log at debug level, a traceback, any output, or any file of the state."""
-    options: SimulatorOptions = terrain.simulator.options
+    options: SimulatorOptions = fault_env.simulator.options
     options.codat_key, options.wootiv_key = CANARIES
-    folder, scans = terrain.upload("bank"), terrain.upload("scans", "wootiv", object_name='"{name}"')
-    terrain.simulator.set_faults(
+    folder, scans = fault_env.upload("bank"), fault_env.upload("scans", "wootiv", object_name='"{name}"')
+    fault_env.simulator.set_faults(
         [
             Fault("status", "s3.*", rate=0.3, params={"status": 403}),
             Fault("html_502", rate=0.1),
@@ -163,19 +163,19 @@ def test_s5_secrets(terrain: Terrain) -> None:
         ]
     )
     shown = b""
-    with terrain.daemon() as daemon:
+    with fault_env.daemon() as daemon:
         _drop(folder, 12)
         _drop(scans, 12, "s")
-        until(lambda: len(terrain.simulator.objects) >= 8, 60)
+        until(lambda: len(fault_env.simulator.objects) >= 8, 60)
         daemon.running.send_signal(signal.SIGHUP)
         until(lambda: "reloaded" in daemon.text())
         for words in (["status", "--json"], ["status"], ["list", "--json"], ["config", "show"], ["check"]):
-            done = terrain.run(*words)
+            done = fault_env.run(*words)
             shown += (done.stdout + done.stderr).encode()
         daemon.running.send_signal(signal.SIGABRT)  # a traceback of what runs, where one is printed at all
         daemon.running.wait()
         shown += daemon.log.read_bytes()
-    shown += b"".join(path.read_bytes() for path in terrain.state.rglob("*") if path.is_file())
+    shown += b"".join(path.read_bytes() for path in fault_env.state.rglob("*") if path.is_file())
     for secret in (*CANARIES, "X-Amz-Signature="):
         assert secret.encode() not in shown
 
@@ -192,25 +192,25 @@ NASTY = (
 )
 
 
-def test_s6_names_with_control_characters(terrain: Terrain) -> None:
+def test_s6_names_with_control_characters(fault_env: FaultEnv) -> None:
     """Sent, and escaped wherever they are shown: log, list, show, status, sync and check."""
-    folder = terrain.upload("bank")
-    held = terrain.upload("held")
+    folder = fault_env.upload("bank")
+    held = fault_env.upload("held")
     for number, name in enumerate(NASTY):
         (folder / name).write_bytes(b"%d" % number)
         (held / name.replace(".pdf", ".exe")).write_bytes(b"%d" % number)
         (folder / name.replace(".pdf", "")).mkdir()
-    with terrain.daemon() as daemon:
-        until(lambda: len(terrain.stored()) == len(NASTY), 30)
+    with fault_env.daemon() as daemon:
+        until(lambda: len(fault_env.stored()) == len(NASTY), 30)
         until(lambda: daemon.text().count(" held ") == len(NASTY), 30)
         with (folder / NASTY[0].replace("red", "open")).open("wb") as writer:
             writer.write(PDF)
             writer.flush()
-            until(lambda: "open" in (terrain.state / "status.json").read_text(), 20)
+            until(lambda: "open" in (fault_env.state / "status.json").read_text(), 20)
             shown = [
-                terrain.run(*words) for words in (["status"], ["list"], ["list", "--json"], ["check", "--offline"])
+                fault_env.run(*words) for words in (["status"], ["list"], ["list", "--json"], ["check", "--offline"])
             ]
-        shown.append(terrain.run("show", str(folder / NASTY[0])))
+        shown.append(fault_env.run("show", str(folder / NASTY[0])))
         texts = [daemon.text(), *(each.stdout + each.stderr for each in shown)]
     for text in texts:
         for char in text:
@@ -220,17 +220,17 @@ def test_s6_names_with_control_characters(terrain: Terrain) -> None:
 
 
 @pytest.mark.parametrize("sink", ["closed", "full"])
-def test_s7_log_goes_nowhere(terrain: Terrain, sink: str) -> None:
+def test_s7_log_goes_nowhere(fault_env: FaultEnv, sink: str) -> None:
     """Nobody reads the log any more, or its disk is full: it keeps working, and ends with 0."""
-    folder = terrain.upload("bank")
-    terrain.write_config()
+    folder = fault_env.upload("bank")
+    fault_env.write_config()
     if sink == "full":
         target = os.open("/dev/full", os.O_WRONLY)
         reader = None
     else:
         reader, target = os.pipe()
     running = subprocess.Popen(
-        terrain.command("run"), env=terrain.environment, stdout=target, stderr=target, stdin=subprocess.DEVNULL
+        fault_env.command("run"), env=fault_env.environment, stdout=target, stderr=target, stdin=subprocess.DEVNULL
     )
     os.close(target)
     try:
@@ -238,7 +238,7 @@ def test_s7_log_goes_nowhere(terrain: Terrain, sink: str) -> None:
             os.read(reader, 1)
             os.close(reader)
         made = _drop(folder, 20)
-        until(lambda: terrain.stored() == made, 30)
+        until(lambda: fault_env.stored() == made, 30)
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0

@@ -17,39 +17,39 @@ from typing import Any
 import pytest
 
 from app_env import Daemon, digest, until
-from faults.conftest import FULL, Terrain
+from faults.conftest import FULL, FaultEnv
 from faults.measured import Drops, odd_path, peak_memory, report
 
 PDF = b"a document\n"  # of no kind whose end tells whether it is complete
-SETTLE = 0.2  # seconds, as the ground has it
+SETTLE = 0.2  # seconds, as in the environment
 
 
-def _status(terrain: Terrain, mapping: str) -> dict[str, Any]:
+def _status(fault_env: FaultEnv, mapping: str) -> dict[str, Any]:
     """What `status` would say of a mapping, as the daemon last wrote it."""
     try:
-        found: dict[str, Any] = json.loads((terrain.state / "status.json").read_text())["mappings"][mapping]
+        found: dict[str, Any] = json.loads((fault_env.state / "status.json").read_text())["mappings"][mapping]
     except (OSError, ValueError, KeyError):
         return {"watch": "", "problem": None, "unsettled": []}
     return found
 
 
-def _watched(terrain: Terrain, mapping: str = "bank") -> None:
-    until(lambda: _status(terrain, mapping)["watch"] == "watching", 15, "the folder being watched")
+def _watched(fault_env: FaultEnv, mapping: str = "bank") -> None:
+    until(lambda: _status(fault_env, mapping)["watch"] == "watching", 15, "the folder being watched")
 
 
 def _in_namespace_of(daemon: Daemon, *words: str) -> None:
     subprocess.run(["nsenter", "-t", str(daemon.running.pid), "-U", "-m", "--preserve-credentials", *words], check=True)
 
 
-def test_w1_inotify_overflow(terrain: Terrain) -> None:
+def test_w1_inotify_overflow(fault_env: FaultEnv) -> None:
     """Files created while the daemon stood still, more than the kernel remembers, are all queued by the next scan."""
-    folder = terrain.upload("bank")
-    terrain.settings |= {"rescan": '"5s"', "log_level": '"info"'}
-    drops = Drops(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings |= {"rescan": '"5s"', "log_level": '"info"'}
+    drops = Drops(fault_env)
     count = 50_000 if FULL else 5_000
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    with terrain.daemon() as daemon:
-        _watched(terrain)
+    with fault_env.daemon() as daemon:
+        _watched(fault_env)
         daemon.running.send_signal(signal.SIGSTOP)
         for number in range(count):
             drops.drop(folder / f"{number}.pdf", b"%d" % number)
@@ -64,16 +64,16 @@ def test_w1_inotify_overflow(terrain: Terrain) -> None:
 
 
 @pytest.mark.parametrize("hogs", [0, 4 if FULL else 1], ids=["idle", "busy"])
-def test_w2_mkdir_copy_race(terrain: Terrain, hogs: int) -> None:
+def test_w2_mkdir_copy_race(fault_env: FaultEnv, hogs: int) -> None:
     """`mkdir -p` and a copy at once, idle and with a busy processor: none missing after settle + 2 s."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    drops = Drops(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    drops = Drops(fault_env)
     jitter = random.Random(2)  # noqa: S311 - the same trees every time
     busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(hogs)]
     try:
-        with terrain.daemon():
-            _watched(terrain)
+        with fault_env.daemon():
+            _watched(fault_env)
             for number in range(1000 if FULL else 80):
                 _plant(drops, folder / f"t{number}", number)
                 time.sleep(jitter.choice((0, 0, 0.001, 0.01)))  # the race is to be run in many ways
@@ -95,7 +95,7 @@ def _plant(drops: Drops, tree: Path, number: int) -> None:
             deep.mkdir(parents=True)
             drops.drop(deep / f"{number}.pdf", content)
         case 1:
-            beside = drops.terrain.root / "beside" / str(number)
+            beside = drops.fault_env.root / "beside" / str(number)
             (beside / "b" / "c").mkdir(parents=True)
             (beside / "b" / "c" / f"{number}.pdf").write_bytes(content)
             shutil.copytree(beside, tree / "a")
@@ -106,23 +106,23 @@ def _plant(drops: Drops, tree: Path, number: int) -> None:
             (deep / "part").rename(deep / f"{number}.pdf")
             drops.note(content)
         case _:
-            drops.terrain.root.joinpath("beside").mkdir(exist_ok=True)
-            made = drops.terrain.root / "beside" / f"{number}.pdf"
+            drops.fault_env.root.joinpath("beside").mkdir(exist_ok=True)
+            made = drops.fault_env.root / "beside" / f"{number}.pdf"
             made.write_bytes(content)
             deep.mkdir(parents=True)
             made.rename(deep / f"{number}.pdf")
             drops.note(content)
 
 
-def test_w3_filled_tree_renamed_in(terrain: Terrain) -> None:
+def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
     """The subtree that came by one rename is walked at once; and what comes into it later is seen."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    drops = Drops(terrain)
-    with terrain.daemon():
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    drops = Drops(fault_env)
+    with fault_env.daemon():
+        _watched(fault_env)
         for tree in range(40 if FULL else 2):
-            beside = terrain.root / "beside"
+            beside = fault_env.root / "beside"
             for number in range(25):
                 place = beside / f"d{number % 5}" / "e"
                 place.mkdir(parents=True, exist_ok=True)
@@ -139,17 +139,17 @@ def test_w3_filled_tree_renamed_in(terrain: Terrain) -> None:
     report("W3", "trees renamed in: sent", arrived, SETTLE + 2)
 
 
-def test_w4_watch_limit_at_run_time(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
     """No watch left: the scan covers, and `status` says so with the sysctl."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1s"'
-    terrain.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
-    drops = Drops(terrain)
-    with terrain.daemon():
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1s"'
+    fault_env.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
+    drops = Drops(fault_env)
+    with fault_env.daemon():
+        _watched(fault_env)
         for number in range(70):
             (folder / f"d{number}").mkdir()
-        until(lambda: "max_user_watches" in _status(terrain, "bank")["watch"], 20)
+        until(lambda: "max_user_watches" in _status(fault_env, "bank")["watch"], 20)
         for number in range(1000 if FULL else 70):
             drops.drop(folder / f"d{number % 70}" / f"{number}.pdf", PDF + b"%d" % number)
             time.sleep(0.01)  # over several scans
@@ -158,65 +158,65 @@ def test_w4_watch_limit_at_run_time(terrain: Terrain, namespace: Callable[[str],
     report("W4", "sent", arrived, 1 + SETTLE + 2)
 
 
-def test_w5_instance_limit(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+def test_w5_instance_limit(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
     """No inotify at all: scans only, no crash, and no loop of attempts."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1s"'
-    terrain.prefix = namespace("echo 0 > /proc/sys/user/max_inotify_instances")
-    with terrain.daemon() as daemon:
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1s"'
+    fault_env.prefix = namespace("echo 0 > /proc/sys/user/max_inotify_instances")
+    with fault_env.daemon() as daemon:
         (folder / "a.pdf").write_bytes(PDF)
-        until(lambda: terrain.names() == {"a.pdf"}, 20)
-        until(lambda: "max_user_instances" in _status(terrain, "bank")["watch"], 20)
+        until(lambda: fault_env.names() == {"a.pdf"}, 20)
+        until(lambda: "max_user_instances" in _status(fault_env, "bank")["watch"], 20)
         (folder / "b.pdf").write_bytes(PDF + b"b")
-        until(lambda: "b.pdf" in terrain.names(), 20)
+        until(lambda: "b.pdf" in fault_env.names(), 20)
         assert daemon.text().count("watch_degraded") <= 2
         assert daemon.running.poll() is None
 
 
-def test_w6_root_removed_made_again_renamed(terrain: Terrain) -> None:
+def test_w6_root_removed_made_again_renamed(fault_env: FaultEnv) -> None:
     """Watched again within 5 s, and nothing of it is taken for deleted; even while something is not quiet yet."""
-    folder = terrain.upload("bank")
-    other = terrain.upload("other")
-    terrain.settings["rescan"] = '"1h"'
-    with terrain.daemon() as daemon:
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    other = fault_env.upload("other")
+    fault_env.settings["rescan"] = '"1h"'
+    with fault_env.daemon() as daemon:
+        _watched(fault_env)
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: terrain.names() == {"a.pdf"})
+        until(lambda: fault_env.names() == {"a.pdf"})
         with (folder / "unsettled.pdf").open("wb") as writer:
             writer.write(b"u")
             writer.flush()
-            until(lambda: _status(terrain, "bank")["unsettled"], 20, "the file that is open being waited for")
-            folder.rename(terrain.root / "aside")
-            until(lambda: _status(terrain, "bank")["problem"], 20, "the missing folder being noticed")
+            until(lambda: _status(fault_env, "bank")["unsettled"], 20, "the file that is open being waited for")
+            folder.rename(fault_env.root / "aside")
+            until(lambda: _status(fault_env, "bank")["problem"], 20, "the missing folder being noticed")
             (other / "x.pdf").write_bytes(b"x")
-            until(lambda: "x.pdf" in terrain.names(), 20)
-        (terrain.root / "aside").rename(folder)
-        until(lambda: "unsettled.pdf" in terrain.names(), 20)
+            until(lambda: "x.pdf" in fault_env.names(), 20)
+        (fault_env.root / "aside").rename(folder)
+        until(lambda: "unsettled.pdf" in fault_env.names(), 20)
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "b.pdf").write_bytes(b"b")
-        until(lambda: "b.pdf" in terrain.names(), 20)
-        folder.rename(terrain.root / "old")
+        until(lambda: "b.pdf" in fault_env.names(), 20)
+        folder.rename(fault_env.root / "old")
         folder.mkdir()
         (folder / "c.pdf").write_bytes(b"c")
-        until(lambda: "c.pdf" in terrain.names(), 20)
-        _watched(terrain)
+        until(lambda: "c.pdf" in fault_env.names(), 20)
+        _watched(fault_env)
         assert daemon.running.poll() is None
-    assert {row["state"] for row in terrain.rows()} == {"sent"}
+    assert {row["state"] for row in fault_env.rows()} == {"sent"}
 
 
-def test_w6_how_soon(terrain: Terrain) -> None:
+def test_w6_how_soon(fault_env: FaultEnv) -> None:
     """What lies in a root that was made again, or put in the place of another, is found as soon as it is noticed."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    drops = Drops(terrain)
-    with terrain.daemon():
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    drops = Drops(fault_env)
+    with fault_env.daemon():
+        _watched(fault_env)
         for round_ in range(30 if FULL else 2):
             if round_ % 2:
                 shutil.rmtree(folder)
             else:
-                folder.rename(terrain.root / f"old{round_}")
+                folder.rename(fault_env.root / f"old{round_}")
             if round_ % 3:
                 time.sleep(0.3 * (round_ % 7))  # it is missing, seen or unseen
             folder.mkdir()
@@ -226,34 +226,34 @@ def test_w6_how_soon(terrain: Terrain) -> None:
     report("W6", "in a root made again: queued", drops.found(), 5 + SETTLE + 2)
 
 
-def test_w7_mounts_come_and_go(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+def test_w7_mounts_come_and_go(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
     """Mounted over and unmounted: noticed within 5 s each time; an empty mount is not taken for a deletion."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    terrain.prefix = namespace("true")
-    with terrain.daemon() as daemon:
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    fault_env.prefix = namespace("true")
+    with fault_env.daemon() as daemon:
+        _watched(fault_env)
         (folder / "below.pdf").write_bytes(b"below")
-        until(lambda: "below.pdf" in terrain.names(), 20)
+        until(lambda: "below.pdf" in fault_env.names(), 20)
         _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
-        until(lambda: _status(terrain, "bank")["problem"], 20, "an empty mount being noticed")
+        until(lambda: _status(fault_env, "bank")["problem"], 20, "an empty mount being noticed")
         _in_namespace_of(daemon, "sh", "-c", f"echo over > {folder}/over.pdf")
-        until(lambda: "over.pdf" in terrain.names(), 20)
+        until(lambda: "over.pdf" in fault_env.names(), 20)
         _in_namespace_of(daemon, "umount", str(folder))
         until(lambda: daemon.text().count("watch_lost") >= 2, 20, "the unmount being noticed")
         (folder / "again.pdf").write_bytes(b"again")
-        until(lambda: "again.pdf" in terrain.names(), 20)
-    assert {row["state"] for row in terrain.rows()} == {"sent"}
+        until(lambda: "again.pdf" in fault_env.names(), 20)
+    assert {row["state"] for row in fault_env.rows()} == {"sent"}
 
 
-def test_w7_how_soon(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+def test_w7_how_soon(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
     """What lies on a new mount, or under one that went, is found as soon as it is noticed."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    terrain.prefix = namespace("true")
-    drops = Drops(terrain)
-    with terrain.daemon() as daemon:
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    fault_env.prefix = namespace("true")
+    drops = Drops(fault_env)
+    with fault_env.daemon() as daemon:
+        _watched(fault_env)
         inside = Path(f"/proc/{daemon.running.pid}/root{folder}")
         for round_ in range(10 if FULL else 1):
             _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
@@ -267,73 +267,73 @@ def test_w7_how_soon(terrain: Terrain, namespace: Callable[[str], list[str]]) ->
     report("W7", "on a mount, and under it: queued", drops.found(), 5 + SETTLE + 2)
 
 
-def test_w8_root_missing_at_start(terrain: Terrain) -> None:
+def test_w8_root_missing_at_start(fault_env: FaultEnv) -> None:
     """That mapping waits, the others work; and it works as soon as it is there."""
-    folder, other = terrain.upload("bank"), terrain.upload("other")
-    terrain.settings["rescan"] = '"1h"'
+    folder, other = fault_env.upload("bank"), fault_env.upload("other")
+    fault_env.settings["rescan"] = '"1h"'
     folder.rmdir()
     (other / "x.pdf").write_bytes(b"x")
-    with terrain.daemon():
-        until(lambda: terrain.names() == {"x.pdf"}, 20)
-        until(lambda: "does not exist" in (_status(terrain, "bank")["problem"] or ""), 20)
+    with fault_env.daemon():
+        until(lambda: fault_env.names() == {"x.pdf"}, 20)
+        until(lambda: "does not exist" in (_status(fault_env, "bank")["problem"] or ""), 20)
         folder.mkdir()
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "a.pdf" in terrain.names(), 20)
-        until(lambda: _status(terrain, "bank")["problem"] is None, 20)
+        until(lambda: "a.pdf" in fault_env.names(), 20)
+        until(lambda: _status(fault_env, "bank")["problem"] is None, 20)
 
 
-def test_w9_folder_unreadable_then_readable(terrain: Terrain, bounded: list[str]) -> None:
+def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[str]) -> None:
     """Reported, the rest goes on, and it is picked up later."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1s"'
-    terrain.prefix = bounded
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1s"'
+    fault_env.prefix = bounded
     closed = folder / "closed"
     closed.mkdir()
     (closed / "a.pdf").write_bytes(b"a")
     closed.chmod(0)
     try:
-        with terrain.daemon():
-            until(lambda: "closed cannot be read" in (_status(terrain, "bank")["problem"] or ""), 20)
+        with fault_env.daemon():
+            until(lambda: "closed cannot be read" in (_status(fault_env, "bank")["problem"] or ""), 20)
             (folder / "b.pdf").write_bytes(b"b")
-            until(lambda: terrain.names() == {"b.pdf"}, 20)
+            until(lambda: fault_env.names() == {"b.pdf"}, 20)
             closed.chmod(0o755)
-            until(lambda: "a.pdf" in terrain.names(), 30)
-            until(lambda: _status(terrain, "bank")["problem"] is None, 20)
+            until(lambda: "a.pdf" in fault_env.names(), 30)
+            until(lambda: _status(fault_env, "bank")["problem"] is None, 20)
             closed.chmod(0)
-            until(lambda: _status(terrain, "bank")["problem"], 20, "its being reported again")
+            until(lambda: _status(fault_env, "bank")["problem"], 20, "its being reported again")
             closed.chmod(0o755)
             shutil.rmtree(closed)
-            until(lambda: _status(terrain, "bank")["problem"] is None, 20, "nobody missing a folder that is gone")
+            until(lambda: _status(fault_env, "bank")["problem"] is None, 20, "nobody missing a folder that is gone")
             closed.mkdir()
     finally:
         closed.chmod(0o755)
 
 
-def test_w10_name_that_is_not_utf8(terrain: Terrain) -> None:
+def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
     """The watcher is back at once, and the file goes under a replaced name; one only read does no harm either."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
     odd = os.fsencode(folder) + b"/\xff.pdf"
-    with terrain.daemon():
-        _watched(terrain)
+    with fault_env.daemon():
+        _watched(fault_env)
         with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
             file.write(b"latin")
-        until(lambda: digest(b"latin") in {sha for _, sha in terrain.stored()}, 20)
+        until(lambda: digest(b"latin") in {sha for _, sha in fault_env.stored()}, 20)
         for number in range(5):
             with open(odd, "rb") as file:  # noqa: PTH123 - as above
                 file.read()
             (folder / f"{number}.pdf").write_bytes(b"%d" % number)
-            terrain.arrives(f"{number}.pdf")
-    assert any(row["path"].endswith("/\\xff.pdf") and row["state"] == "sent" for row in terrain.rows())
+            fault_env.wait_for_upload(f"{number}.pdf")
+    assert any(row["path"].endswith("/\\xff.pdf") and row["state"] == "sent" for row in fault_env.rows())
 
 
-def test_w10_how_soon(terrain: Terrain) -> None:
+def test_w10_how_soon(fault_env: FaultEnv) -> None:
     """Such names one after the other, among others: each ends the watch, and none has to wait long."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    drops = Drops(terrain)
-    with terrain.daemon():
-        _watched(terrain)
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    drops = Drops(fault_env)
+    with fault_env.daemon():
+        _watched(fault_env)
         for number in range(200 if FULL else 10):
             drops.drop(odd_path(folder, number), b"odd %d" % number)
             drops.drop(folder / f"{number}.pdf", b"even %d" % number)
@@ -342,39 +342,39 @@ def test_w10_how_soon(terrain: Terrain) -> None:
     report("W10", "names that are not UTF-8, and others: queued", drops.found(), SETTLE + 2)
 
 
-def test_w11_links_are_never_followed(terrain: Terrain) -> None:
+def test_w11_links_are_never_followed(fault_env: FaultEnv) -> None:
     """A loop, a link out and a link to a secret, there before the start and made after it."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1s"'
-    outside = terrain.root / "outside"
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1s"'
+    outside = fault_env.root / "outside"
     outside.mkdir()
     (outside / "secret.pdf").write_bytes(b"secret")
 
-    def lay(when: str) -> None:
+    def write_documents(when: str) -> None:
         (folder / f"{when}-loop").symlink_to(folder)
         (folder / f"{when}-out").symlink_to(outside)
         (folder / f"{when}-secret.pdf").symlink_to(outside / "secret.pdf")
         (folder / f"{when}-dangling.pdf").symlink_to(outside / "nothing.pdf")
 
-    lay("before")
-    with terrain.daemon() as daemon:
-        _watched(terrain)
-        lay("after")
+    write_documents("before")
+    with fault_env.daemon() as daemon:
+        _watched(fault_env)
+        write_documents("after")
         (outside / "new.pdf").write_bytes(b"new")
         (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: "plain.pdf" in terrain.names(), 20)
-        scanned = _status(terrain, "bank")["last_scan"]
-        until(lambda: _status(terrain, "bank")["last_scan"] != scanned, 20, "one more scan")
+        until(lambda: "plain.pdf" in fault_env.names(), 20)
+        scanned = _status(fault_env, "bank")["last_scan"]
+        until(lambda: _status(fault_env, "bank")["last_scan"] != scanned, 20, "one more scan")
         assert daemon.running.poll() is None
-    assert terrain.names() == {"plain.pdf"}
-    assert len(terrain.rows()) == 1
+    assert fault_env.names() == {"plain.pdf"}
+    assert len(fault_env.rows()) == 1
 
 
-def test_w12_file_swapped_for_a_link(terrain: Terrain) -> None:
+def test_w12_file_swapped_for_a_link(fault_env: FaultEnv) -> None:
     """A swapper races the scan and the sender: what lies behind the link never leaves."""
-    folder = terrain.upload("bank")
-    terrain.settings |= {"rescan": '"200ms"', "settle": '"1ms"'}
-    secret = terrain.root / "secret.pdf"
+    folder = fault_env.upload("bank")
+    fault_env.settings |= {"rescan": '"200ms"', "settle": '"1ms"'}
+    secret = fault_env.root / "secret.pdf"
     secret.write_bytes(b"secret")
     os.utime(secret, (1, 1))
     stop = threading.Event()
@@ -389,36 +389,36 @@ def test_w12_file_swapped_for_a_link(terrain: Terrain) -> None:
             link.symlink_to(secret)
             link.rename(folder / "a.pdf")
 
-    with terrain.daemon() as daemon:
+    with fault_env.daemon() as daemon:
         swapper = threading.Thread(target=swap)
         swapper.start()
         try:
             for number in range(10):
                 (folder / f"{number}.pdf").write_bytes(b"plain %d" % number)
-                terrain.arrives(f"{number}.pdf")
+                fault_env.wait_for_upload(f"{number}.pdf")
         finally:
             stop.set()
             swapper.join()
         assert daemon.running.poll() is None
-    assert digest(b"secret") not in {sha for _, sha in terrain.stored()}
+    assert digest(b"secret") not in {sha for _, sha in fault_env.stored()}
 
 
-def test_w13_pipes_and_sockets_named_like_documents(terrain: Terrain) -> None:
+def test_w13_pipes_and_sockets_named_like_documents(fault_env: FaultEnv) -> None:
     """Ignored, and nobody waits for a writer who never comes."""
-    folder = terrain.upload("bank")
+    folder = fault_env.upload("bank")
     os.mkfifo(folder / "before.pdf")
-    with terrain.daemon() as daemon:
+    with fault_env.daemon() as daemon:
         os.mkfifo(folder / "after.pdf")
         if os.geteuid() == 0:
             os.mknod(folder / "zero.pdf", 0o020666, os.makedev(1, 5))
         (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: terrain.names() == {"plain.pdf"}, 20)
+        until(lambda: fault_env.names() == {"plain.pdf"}, 20)
         (folder / "plain.pdf").unlink()
         os.mkfifo(folder / "plain.pdf")
         (folder / "next.pdf").write_bytes(b"next")
-        until(lambda: "next.pdf" in terrain.names(), 20)
+        until(lambda: "next.pdf" in fault_env.names(), 20)
         assert daemon.running.poll() is None
-    assert terrain.names() == {"plain.pdf", "next.pdf"}
+    assert fault_env.names() == {"plain.pdf", "next.pdf"}
 
 
 DYING = """
@@ -436,42 +436,42 @@ ours.Watcher.__init__.__kwdefaults__.update(watch_function=watch_function, hung=
 """
 
 
-def test_w14_watcher_dies_then_hangs(terrain: Terrain) -> None:
+def test_w14_watcher_dies_then_hangs(fault_env: FaultEnv) -> None:
     """It is set up again, and a scan covers the time between."""
-    folder = terrain.upload("bank")
-    terrain.settings["rescan"] = '"1h"'
-    terrain.wrapper = DYING
-    with terrain.daemon():
+    folder = fault_env.upload("bank")
+    fault_env.settings["rescan"] = '"1h"'
+    fault_env.wrapper = DYING
+    with fault_env.daemon():
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "a.pdf" in terrain.names(), 60)
-        _watched(terrain)
+        until(lambda: "a.pdf" in fault_env.names(), 60)
+        _watched(fault_env)
         (folder / "b.pdf").write_bytes(b"b")
-        until(lambda: "b.pdf" in terrain.names(), 60)
+        until(lambda: "b.pdf" in fault_env.names(), 60)
 
 
-def test_w15_share_without_events(terrain: Terrain) -> None:
+def test_w15_share_without_events(fault_env: FaultEnv) -> None:
     """Where the kernel reports nothing, what is new, changed or gone is found within `rescan`."""
-    folder = terrain.upload("bank", poll="true")
-    terrain.settings["rescan"] = '"500ms"'
-    with terrain.daemon():
+    folder = fault_env.upload("bank", poll="true")
+    fault_env.settings["rescan"] = '"500ms"'
+    with fault_env.daemon():
         for number in range(3):
             place = folder / f"d{number}"
             place.mkdir()
             (place / f"{number}.pdf").write_bytes(b"%d" % number)
-            terrain.arrives(f"{number}.pdf")
-        assert _status(terrain, "bank")["watch"] != "watching"
+            fault_env.wait_for_upload(f"{number}.pdf")
+        assert _status(fault_env, "bank")["watch"] != "watching"
 
 
-def test_w16_a_flood(terrain: Terrain) -> None:
+def test_w16_a_flood(fault_env: FaultEnv) -> None:
     """Many files at once: all done, in flat memory."""
-    folder = terrain.upload("bank")
-    terrain.settings["log_level"] = '"info"'
-    drops = Drops(terrain)
-    with terrain.daemon() as daemon:
+    folder = fault_env.upload("bank")
+    fault_env.settings["log_level"] = '"info"'
+    drops = Drops(fault_env)
+    with fault_env.daemon() as daemon:
         for number in range(100_000 if FULL else 3_000):
             drops.drop(folder / f"{number}.pdf", b"%d" % number)
         report("W16", "sent", drops.arrive(1200 if FULL else 100), 1200)
         memory = peak_memory(daemon.running.pid)
         print(f"  W16: at most {memory / 1e6:.0f} MB")
         assert memory < 200_000_000
-    assert len(terrain.stored()) == len(drops.at)
+    assert len(fault_env.stored()) == len(drops.at)

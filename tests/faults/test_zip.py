@@ -19,19 +19,19 @@ from app_env import COMPANY, until
 from docferry.errors import ArchiveError
 from docferry.files import publish
 from docferry.simulator import Fault
-from faults.conftest import FULL, Terrain
+from faults.conftest import FULL, FaultEnv
 from faults.unpacking import files, land
 
 
 @pytest.fixture
-def inbox(terrain: Terrain) -> Path:
+def inbox(fault_env: FaultEnv) -> Path:
     """A mapping that is pulled all the time, from a day with one file."""
-    terrain.simulator.put_company_file(COMPANY, "good.pdf", b"good", "Banking", "2026-03-04T10:00:00Z", "Bank")
-    return terrain.download("inbox", company_id=f'"{COMPANY}"', every='"1s"')
+    fault_env.simulator.put_company_file(COMPANY, "good.pdf", b"good", "Banking", "2026-03-04T10:00:00Z", "Bank")
+    return fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"1s"')
 
 
 def _serving(monkeypatch: pytest.MonkeyPatch, give: Callable[[], bytes]) -> None:
-    """The far shore answers with this archive."""
+    """Let Codat respond with this archive."""
 
     async def build_zip(_files: object) -> tuple[object, int]:
         import io
@@ -42,7 +42,7 @@ def _serving(monkeypatch: pytest.MonkeyPatch, give: Callable[[], bytes]) -> None
     monkeypatch.setattr("docferry.simulator.codat.build_zip", build_zip)
 
 
-def test_z1_cut_html_crc(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_z1_cut_html_crc(fault_env: FaultEnv, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is visible, the daemon lives, `status` says so, and the next round brings it."""
     whole = zips.plain({"Bank/good.pdf": b"good" * 500})
     bad = [whole[: len(whole) // 2], b"<html>no</html>", whole[:45] + b"\xff" + whole[46:], b""]
@@ -54,8 +54,8 @@ def test_z1_cut_html_crc(terrain: Terrain, inbox: Path, monkeypatch: pytest.Monk
         return served[-1]
 
     _serving(monkeypatch, give)
-    terrain.simulator.set_faults([Fault("truncated_answer", "codat.download", first=1)])
-    with terrain.daemon() as daemon:
+    fault_env.simulator.set_faults([Fault("truncated_answer", "codat.download", first=1)])
+    with fault_env.daemon() as daemon:
         until(lambda: files(inbox), 60, "the good archive being landed")
         assert daemon.text().count("download_incomplete") >= 4
     assert [path.read_bytes() for path in files(inbox)] == [b"good" * 500]
@@ -132,18 +132,18 @@ def test_z2_mutations(tmp_path: Path) -> None:
     assert found["memory"] < 150_000_000
 
 
-def test_z2_through_the_daemon(terrain: Terrain, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_z2_through_the_daemon(fault_env: FaultEnv, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slip is refused and said, uploads go on, nothing lies outside."""
     _serving(monkeypatch, lambda: zips.odd("../../escape.pdf"))
-    folder = terrain.upload("bank")
-    with terrain.daemon() as daemon:
+    folder = fault_env.upload("bank")
+    with fault_env.daemon() as daemon:
         until(lambda: "leads out of the archive" in daemon.text())
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "a.pdf" in terrain.names())
+        until(lambda: "a.pdf" in fault_env.names())
         assert daemon.running.poll() is None
-    assert not list(terrain.root.rglob("escape*"))
+    assert not list(fault_env.root.rglob("escape*"))
     assert [path.name for path in files(inbox)] == ["good.pdf"]
-    assert not list((terrain.state / "spool").iterdir())
+    assert not list((fault_env.state / "spool").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -188,37 +188,39 @@ def _wait_for(inbox: Path, count: int) -> None:
     until(lambda: len(files(inbox)) >= count, 60, f"{count} files")
 
 
-def test_z5_killed_while_landing(terrain: Terrain) -> None:
+def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
     """Killed at any moment of a download, several times: old or whole new files only, each once, and no litter."""
     count, kills = (1500, 50) if FULL else (120, 5)
     members = {f"Bank/{number}.pdf": os.urandom(2000) + b"%d" % number for number in range(count)}
     for name in members:
-        terrain.simulator.put_company_file(COMPANY, name[5:], members[name], "Banking", "2026-03-04T10:00:00Z", "Bank")
-    inbox = terrain.download("inbox", company_id=f'"{COMPANY}"', every='"100ms"')
+        fault_env.simulator.put_company_file(
+            COMPANY, name[5:], members[name], "Banking", "2026-03-04T10:00:00Z", "Bank"
+        )
+    inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"100ms"')
     whole = set(members.values())
     struck = 0
     for kill in range(kills):
-        with terrain.daemon(wait=False) as daemon:
+        with fault_env.daemon(wait=False) as daemon:
             _wait_for(inbox, min(len(files(inbox)) + 3 + 7 * (kill % 5), count))
             daemon.running.send_signal(signal.SIGKILL)
             daemon.running.wait()
         struck += len(files(inbox)) < count
         assert {path.read_bytes() for path in files(inbox)} <= whole
     assert struck >= kills - 1, "it was through before it was killed so often"
-    with terrain.daemon():
+    with fault_env.daemon():
         until(lambda: len(files(inbox)) >= count, 60)
     assert sorted(path.read_bytes() for path in files(inbox)) == sorted(whole)
-    assert terrain.sync()["downloaded"] == 0
-    assert not list((terrain.state / "spool").iterdir())
+    assert fault_env.sync()["downloaded"] == 0
+    assert not list((fault_env.state / "spool").iterdir())
 
 
-def test_z5_disk_full(terrain: Terrain, namespace: Callable[[str], list[str]]) -> None:
+def test_z5_disk_full(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
     """An inbox on a full disk: nothing half is visible, it is said, and it goes on when there is room."""
     content = os.urandom(3 * 1024 * 1024)
-    terrain.simulator.put_company_file(COMPANY, "large.pdf", content, "Banking", "2026-03-04T10:00:00Z", "Bank")
-    inbox = terrain.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')
-    terrain.prefix = namespace(f"mount -t tmpfs -o size=2m none {inbox}")
-    with terrain.daemon() as daemon:
+    fault_env.simulator.put_company_file(COMPANY, "large.pdf", content, "Banking", "2026-03-04T10:00:00Z", "Bank")
+    inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')
+    fault_env.prefix = namespace(f"mount -t tmpfs -o size=2m none {inbox}")
+    with fault_env.daemon() as daemon:
         until(lambda: "No space left on device" in daemon.text(), 30)
         inside = Path(f"/proc/{daemon.running.pid}/root{inbox}")
         assert not files(inside)

@@ -89,12 +89,12 @@ def main(words: list[str]) -> None:
         # Not even for a moment a member that is larger than it may be; the archive itself may be.
         resource.setrlimit(resource.RLIMIT_FSIZE, (max(CAPS.member, len(raw)), resource.RLIM_INFINITY))
         _FORGET.write_text("5")
-        fate, found = _fate(raw, app_env)
+        kill_at, found = _fate(raw, app_env)
         memory = max(memory, peak_memory())
-        fates[fate] += 1
+        fates[kill_at] += 1
         wrong += [f"{what}: {each}" for each in found]
-        if verdict not in ("either", fate):
-            wrong.append(f"{what}: {fate}")
+        if verdict not in ("either", kill_at):
+            wrong.append(f"{what}: {kill_at}")
         for path in files(app_env):
             path.unlink()
         if time.monotonic() - said > 10:

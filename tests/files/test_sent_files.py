@@ -32,7 +32,7 @@ def sent(root: Path, *names: str) -> list[SentFile]:
     return found
 
 
-def lay(root: Path, *names: str) -> list[SentFile]:
+def write_documents(root: Path, *names: str) -> list[SentFile]:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
@@ -71,7 +71,7 @@ def elsewhere(root: Path) -> Iterator[Path]:
 
 
 def test_sent_files_are_deleted(inbox: Path) -> None:
-    files = lay(inbox, "a.pdf", "x/b.pdf", "x/c.pdf", "x/y/d.pdf")
+    files = write_documents(inbox, "a.pdf", "x/b.pdf", "x/c.pdf", "x/y/d.pdf")
     (inbox / "x" / "new.pdf").write_bytes(b"new")
     (inbox / "x" / "c.pdf").unlink()
     assert fates(inbox, files) == [Fate.DONE] * 4
@@ -80,7 +80,7 @@ def test_sent_files_are_deleted(inbox: Path) -> None:
 
 
 def test_sent_files_keep_their_path_in_the_archive(inbox: Path, archive: Path) -> None:
-    assert fates(inbox, lay(inbox, "a.pdf", "x/y/b.pdf"), archive) == [Fate.DONE] * 2
+    assert fates(inbox, write_documents(inbox, "a.pdf", "x/y/b.pdf"), archive) == [Fate.DONE] * 2
     assert tree(inbox) == {}
     assert tree(archive) == {"a.pdf": b"a.pdf", "x/y/b.pdf": b"x/y/b.pdf"}
 
@@ -127,7 +127,7 @@ def test_the_cost_does_not_grow_with_the_archive(inbox: Path, archive: Path, mon
 
 
 def test_an_archive_on_another_file_system_keeps_the_attributes(inbox: Path, elsewhere: Path) -> None:
-    files = lay(inbox, "x/a.pdf")
+    files = write_documents(inbox, "x/a.pdf")
     path = inbox / "x" / "a.pdf"
     os.utime(path, ns=(1_500_000_000_000_000_001, 1_600_000_000_000_000_001))
     path.chmod(0o640)
@@ -145,7 +145,7 @@ def test_an_archive_on_another_file_system_keeps_the_attributes(inbox: Path, els
 
 
 def test_what_is_archived_cannot_be_rewritten_through_a_hard_link(inbox: Path, archive: Path, root: Path) -> None:
-    lay(inbox, "a.pdf")
+    write_documents(inbox, "a.pdf")
     os.link(inbox / "a.pdf", root / "link.pdf")
     assert fates(inbox, sent(inbox, "a.pdf"), archive) == [Fate.DONE]
     (root / "link.pdf").write_bytes(b"forged")
@@ -154,7 +154,7 @@ def test_what_is_archived_cannot_be_rewritten_through_a_hard_link(inbox: Path, a
 
 @pytest.mark.parametrize("change", ["other bytes", "renamed over", "link", "folder", "touched"])
 def test_what_was_replaced_stays(inbox: Path, archive: Path, root: Path, change: str) -> None:
-    files = lay(inbox, "a.pdf")
+    files = write_documents(inbox, "a.pdf")
     path = inbox / "a.pdf"
     (root / "other.pdf").write_bytes(b"other")
     if change == "other bytes":
@@ -174,7 +174,7 @@ def test_what_was_replaced_stays(inbox: Path, archive: Path, root: Path, change:
 
 
 def test_what_is_open_for_writing_stays(inbox: Path, archive: Path) -> None:
-    files = lay(inbox, "a.pdf", "b.pdf")
+    files = write_documents(inbox, "a.pdf", "b.pdf")
     with (inbox / "a.pdf").open("ab") as writer:
         assert fates(inbox, files, archive) == [Fate.IN_USE, Fate.DONE]
         writer.write(b" and more")
@@ -186,7 +186,7 @@ def test_what_is_opened_for_writing_in_between_stays(
     inbox: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The writer of the moment is a process that waits for the lease, as a program would."""
-    files = lay(inbox, "a.pdf")
+    files = write_documents(inbox, "a.pdf")
     code = "import os, sys; os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), b' and more')"
     writers: list[subprocess.Popen[bytes]] = []
     real = os.rename
@@ -221,7 +221,7 @@ def _is_leased_away(path: Path) -> bool:
 def test_what_replaces_it_in_the_last_moment_stays(
     inbox: Path, root: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    files = lay(inbox, "a.pdf")
+    files = write_documents(inbox, "a.pdf")
     (root / "victim.pdf").write_bytes(b"victim")
     (root / "new").write_bytes(b"new") if kind == "file" else (root / "new").symlink_to(root / "victim.pdf")
     real = os.rename
@@ -238,7 +238,7 @@ def test_what_replaces_it_in_the_last_moment_stays(
 
 def test_a_name_that_is_taken_again_while_the_file_is_aside(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer writes the next version in the moment in which the name is free: both stay."""
-    files = lay(inbox, "a.pdf")
+    files = write_documents(inbox, "a.pdf")
     real = os.rename
 
     def rename(name: bytes, target: bytes, **where: int) -> None:
@@ -252,7 +252,7 @@ def test_a_name_that_is_taken_again_while_the_file_is_aside(inbox: Path, monkeyp
 
 
 def test_what_a_killed_process_left_is_put_back(inbox: Path) -> None:
-    lay(inbox, "x/a.pdf")
+    write_documents(inbox, "x/a.pdf")
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
@@ -284,7 +284,7 @@ def test_a_strangers_folder_of_that_name_is_left_alone(inbox: Path) -> None:
 
 
 def test_a_file_that_cannot_be_removed_says_why(inbox: Path, unprivileged: object) -> None:
-    files = lay(inbox, "a.pdf", "b.pdf")
+    files = write_documents(inbox, "a.pdf", "b.pdf")
     with unprivileged():  # type: ignore[operator]  # the fixture's type is opaque
         removals = remove(Root(inbox), files, None)
     assert {(each.fate, "ReadWritePaths" in each.detail) for each in removals} == {(Fate.FAILED, True)}

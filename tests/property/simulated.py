@@ -70,16 +70,16 @@ from docferry.wakeups import Wakeups
 T = TypeVar("T")
 LAG = 30.0
 NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
-#: Two connections of one company: its list does not say which one a file came by.
+#: Two connections of one company: the company's list does not name the connection of a file.
 ONE, OTHER = (Target("codat", str(uuid.UUID(int=1)), str(uuid.UUID(int=number))) for number in (2, 3))
-#: In so many runs the other connection gets the same bytes under the same name.
+#: The share of runs in which both connections get identical content under one name.
 SAME_BYTES_RATE = 0.2
-#: So many steps, and it is stuck.
-LONGEST = 2_000
+#: A run with more steps is stuck.
+MAX_STEPS = 2_000
 
 
 class Killed(BaseException):
-    """SIGKILL: nothing of this process runs any more."""
+    """SIGKILL: no code of this process runs any more."""
 
 
 # -- the service -------------------------------------------------------------------------------------------------
@@ -93,51 +93,51 @@ class Upload:
     sha256: str
     at: float
     listed: float
-    lane: str | None = None  # None: somebody else's
+    lane: str | None = None  # None: uploaded by another program
 
 
 class FakeCodat:
-    """A Codat: files that may be stored late and are listed later, and the answers that it keeps by key."""
+    """A Codat whose files may be stored late and are listed later, with the responses that it keeps by key."""
 
     def __init__(self, jitter: random.Random, clock: TurnableClock) -> None:
         self.jitter = jitter
         self.clock = clock
         self.stored: list[Upload] = []
         self.faults: Counter[str] = Counter()
-        self.keys: dict[str, str] | None = {} if jitter.random() < 0.5 else None  # None: it knows no keys
-        self.trouble = jitter.choice([0.2, 0.5, 0.8])
+        self.keys: dict[str, str] | None = {} if jitter.random() < 0.5 else None  # None: no idempotency keys
+        self.fault_rate = jitter.choice([0.2, 0.5, 0.8])
 
     def put(self, name: str, digest: str, late: float = 0.0, lane: str | None = None) -> None:
         at = self.clock.now() + late
         self.stored.append(Upload(name, digest, at, at + self.jitter.uniform(0, LAG), lane))
 
-    def fate(self) -> str:
-        """Of one upload."""
-        if self.jitter.random() >= self.trouble:
+    def fault(self) -> str:
+        """Choose the fault of one upload."""
+        if self.jitter.random() >= self.fault_rate:
             return "well"
-        fate = self.jitter.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
-        self.faults[fate] += 1
-        return fate
+        fault = self.jitter.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
+        self.faults[fault] += 1
+        return fault
 
-    def take(self, transfer: Transfer, key: str, fate: str) -> str:
-        """The service does its part; what it would answer. A kept answer is given again."""
+    def take(self, transfer: Transfer, key: str, fault: str) -> str:
+        """Store the document, and return the response. A kept response is repeated."""
         if self.keys is not None and key in self.keys:
             return self.keys[key]
-        answer = "error" if fate == "error" else "well"
-        if fate != "error" or self.jitter.random() < 0.5:
-            late = self.jitter.uniform(0, LAG) if fate == "late" else 0.0
+        answer = "error" if fault == "error" else "well"
+        if fault != "error" or self.jitter.random() < 0.5:
+            late = self.jitter.uniform(0, LAG) if fault == "late" else 0.0
             self.put(transfer.remote_name, transfer.sha256, late, transfer.target.lane)
         if self.keys is not None:
             self.keys[key] = answer
         return answer
 
     def rows(self) -> list[reconcile.Row]:
-        """The list as it is now."""
+        """Return the list as it is now."""
         now = self.clock.now()
         return [reconcile.Row.read(each.name, iso(each.at) or "", 0.0) for each in self.stored if each.listed <= now]
 
     def archive(self, days: Container[date]) -> reconcile.Members:
-        """The ZIPs of some days."""
+        """Return the ZIPs of some days."""
         members = reconcile.Members()
         now = self.clock.now()
         for each in self.stored:
@@ -162,31 +162,31 @@ class FakeRemote:
 
     async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
         (item,) = items
-        await self._passes(5)
+        await self._let_time_pass(5)
         if not permit.is_granted:
             raise NotNow
         if self.jitter.random() < 0.05:
             self._kill()
         async for _ in item.source.blocks():
             pass
-        fate = self.service.fate()
-        if fate in ("away", "cut", "busy"):
+        fault = self.service.fault()
+        if fault in ("away", "cut", "busy"):
             kinds = {"away": "unreachable", "cut": "cut", "busy": "answer"}
-            raise RemoteError(fate, kind=kinds[fate], status=429 if fate == "busy" else None)
-        if fate != "never":
-            answer = self.service.take(item.transfer, key, fate)
-            fate = answer if fate in ("well", "error") else fate
-        await self._passes(5)
-        if fate == "well":
+            raise RemoteError(fault, kind=kinds[fault], status=429 if fault == "busy" else None)
+        if fault != "never":
+            answer = self.service.take(item.transfer, key, fault)
+            fault = answer if fault in ("well", "error") else fault
+        await self._let_time_pass(5)
+        if fault == "well":
             return Receipt(200)
-        if fate == "killed":
+        if fault == "killed":
             self._kill()
-        if fate == "error":
+        if fault == "error":
             raise RemoteError("error", status=500, body_complete=True)
-        raise RemoteError(fate, kind="cut", body_complete=True)
+        raise RemoteError(fault, kind="cut", body_complete=True)
 
-    async def _passes(self, longest: float) -> None:
-        """Time, and others' turns."""
+    async def _let_time_pass(self, longest: float) -> None:
+        """Advance the clock, and let other tasks run."""
         self.service.clock.turn(self.jitter.uniform(0, longest))
         for _ in range(self.jitter.randrange(3)):
             await checkpoint()
@@ -197,16 +197,16 @@ class FakeRemote:
     async def lookup(
         self, asked: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
     ) -> Mapping[int, Finding]:
-        await self._passes(2)
+        await self._let_time_pass(2)
         if self.jitter.random() < 0.05:
             self._kill()
-        if self.jitter.random() < self.service.trouble / 2:
+        if self.jitter.random() < self.service.fault_rate / 2:
             self.service.faults["no list"] += 1
             raise RemoteError("no list today", status=500)
         case = reconcile.Reconciliation(asked, accounted, unsettled, self.service.rows(), self.service.clock.now())
         found = case.by_list()
         if case.days:
-            await self._passes(2)
+            await self._let_time_pass(2)
             found |= case.by_archive(self.service.archive(case.days))
         return found
 
@@ -221,7 +221,7 @@ class FakeRemote:
 
 
 class Disk:
-    """SQLite in memory, as `schema` makes it."""
+    """SQLite in memory, with the schema of `schema`."""
 
     def __init__(self, template: Path) -> None:
         self._template = sqlite3.connect(":memory:")
@@ -241,13 +241,13 @@ class Disk:
 
 
 class Memory(Database):
-    """One process's way to the disk; a killed one has none. No thread, no gathering: nothing here waits."""
+    """The database of one process; a killed process has none. It needs no thread and no group commit."""
 
     def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
         self.receipts = ReceiptWriter("simulated")
         self._disk = disk
         self._random = jitter
-        self._risk = risk  # of being killed right before a commit, and right after it
+        self._risk = risk  # probability of a kill before a commit, and after it
         self.dead = False
 
     def kill(self) -> NoReturn:
@@ -256,7 +256,7 @@ class Memory(Database):
 
     async def read(self, work: Callable[[Transaction], T]) -> T:
         await checkpoint()
-        return self._visit(work)
+        return self._run(work)
 
     async def write(self, work: Callable[[Transaction], T], started: Callable[[], None] | None = None) -> T:
         with anyio.CancelScope(shield=True):
@@ -265,23 +265,23 @@ class Memory(Database):
             started()
         if self._random.random() < self._risk:
             self.kill()
-        found = self._visit(work)
+        found = self._run(work)
         if self._random.random() < self._risk:
             self.kill()
         return found
 
-    def _visit(self, work: Callable[[Transaction], T]) -> T:
+    def _run(self, work: Callable[[Transaction], T]) -> T:
         if self.dead:
             raise Killed
         return self._disk.work(work)
 
 
 class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
-    """A document's bytes; now and then they change while they are sent."""
+    """A document's bytes; they rarely change while they are sent."""
 
     md5 = None
 
-    def __init__(self, opener: Shelf, content: bytes, *, changes: bool) -> None:
+    def __init__(self, opener: MemoryOpener, content: bytes, *, changes: bool) -> None:
         self.opener = opener
         self._content = content
         self._changes = changes
@@ -305,14 +305,14 @@ class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
         self.close()
 
     def discard(self) -> None:
-        """They stay."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing."""
 
 
-class Shelf(Opener):
-    """Where the documents lie: in memory."""
+class MemoryOpener(Opener):
+    """Open documents in memory."""
 
     def __init__(self, root: Path, contents: Mapping[str, bytes], jitter: random.Random) -> None:
         super().__init__(Root(root))
@@ -323,11 +323,11 @@ class Shelf(Opener):
         return Bytes(self, self._contents[digests.sha256], changes=self._random.random() < 0.002)
 
     async def open(self, *sources: object) -> None:
-        """They are."""
+        """Do nothing."""
 
 
 class Process(Uploader):
-    """An uploader with its own way to the disk, whose documents are in memory."""
+    """An uploader with its own database connection, whose documents are in memory."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
@@ -340,17 +340,17 @@ class Process(Uploader):
         context = UploadContext(clock, tables, {world.upload.name: world.upload}, remotes, Wakeups(), Telemetry(clock))
         gate_manager = GateManager(tables.gates, clock, RetryPolicy(Backoff(0.5, 1.5, 60.0), give_up_after=1e9))
         gate_manager.random = world.jitter
-        shelf = Shelf(world.upload.root, world.contents, world.jitter)
+        opener_in_memory = MemoryOpener(world.upload.root, world.contents, world.jitter)
         super().__init__(
             context,
             gate_manager,
             BatchTrials(Cursors(self.database, clock), self.queue, 1),
-            SourceOpener(context, gate_manager, {Root.of(world.upload): shelf}),
+            SourceOpener(context, gate_manager, {Root.of(world.upload): opener_in_memory}),
         )
         self._clock, self._random = clock, world.jitter
 
     async def turn(self) -> None:
-        """Claim something that is due, and carry it."""
+        """Claim and process due transfers."""
         jitter = self._random
         due = [lane for lane in await self.queue.lanes() if lane.due <= self._clock.now()]
         if any(lane.doubtful for lane in due) and await self.queue.asking_elsewhere():
@@ -361,9 +361,9 @@ class Process(Uploader):
         if not claimed:
             return
         places = await self.documents.places([transfer.id for transfer in claimed])
-        loads = [claimed] if claimed[0].state is State.ASKING else [[each] for each in claimed]
-        for load in loads:
-            await self.process(Batch(load, places))
+        batches = [claimed] if claimed[0].state is State.ASKING else [[each] for each in claimed]
+        for batch in batches:
+            await self.process(Batch(batch, places))
 
 
 # -- a run ---------------------------------------------------------------------------------------------------------
@@ -398,49 +398,49 @@ class World:
         self.clock = TurnableClock(wall=1_790_000_000.0 + self.jitter.uniform(0, 86_400))
         self.service = FakeCodat(self.jitter, self.clock)
         self.contents = {sha256(name.encode()).hexdigest(): name.encode() for name in NAMES}
-        self.laid = [(ONE, digest) for digest in self.contents]
+        self.documents = [(ONE, digest) for digest in self.contents]
         if self.jitter.random() < SAME_BYTES_RATE:
-            self.laid.append((OTHER, self.laid[0][1]))
-        self.watchman = Memory(disk, self.jitter)
-        self.births = 0
+            self.documents.append((OTHER, self.documents[0][1]))
+        self.observer = Memory(disk, self.jitter)
+        self.started = 0
 
     async def run(self) -> RunReport:
-        """AssertionError when a document is lost or doubled, or never final."""
+        """Raise AssertionError if a document is lost, doubled, or never final."""
         self.disk.clear()
         await self._plan()
-        processes = [self._born(), self._born()]
-        for _ in range(LONGEST):
-            if not await self._waits():
-                return await self._judge()
+        processes = [self._start(), self._start()]
+        for _ in range(MAX_STEPS):
+            if not await self._advance():
+                return await self._verify()
             if self.jitter.random() < 0.03:
                 self.service.put("a.pdf", f"stranger {self.jitter.random()}")
             async with anyio.create_task_group() as group:
                 for process in processes:
                     group.start_soon(self._turn, process)
-            processes = [await self._reborn(each) if each.database.dead else each for each in processes]
-        raise AssertionError(f"seed {self.seed}: it never comes to an end")
+            processes = [await self._restart(each) if each.database.dead else each for each in processes]
+        raise AssertionError(f"seed {self.seed}: it does not end")
 
     async def _plan(self) -> None:
         with_token = self.jitter.random() < 0.3
         plans = []
-        for target, digest in self.laid:
+        for target, digest in self.documents:
             content = self.contents[digest]
             path = Path(str(target.company_id), str(target.connection_id), content.decode())
             seen_file = SeenFile(bytes(path.parent), path.name.encode(), Stamp(len(content), 1, 1))
             uid = uuid.UUID(int=self.jitter.getrandbits(128)).hex
             name = f"{path.stem}~{uid[:8]}{path.suffix}" if with_token else path.name
             plans.append(Planned(seen_file, target, uid, name, digest, digest))
-        await Documents(self.watchman, self.clock).apply(self.upload.name, plans)
+        await Documents(self.observer, self.clock).apply(self.upload.name, plans)
 
-    async def _waits(self) -> bool:
-        """Let the time pass until something is due; False when nothing will be."""
-        lanes = await Transfers(self.watchman, self.clock, "watchman").lanes()
+    async def _advance(self) -> bool:
+        """Advance the clock until a transfer is due. Return False if none will be."""
+        lanes = await Transfers(self.observer, self.clock, "watchman").lanes()
         if lanes:
             self.clock.turn(max(0.0, min(lane.due for lane in lanes) - self.clock.now()) + 0.001)
         return bool(lanes)
 
     async def _turn(self, process: Process) -> None:
-        """Whoever is killed leaves its lease behind."""
+        """Run a process once. A killed process leaves its lease behind."""
         try:
             await process.turn()
         except Killed:
@@ -449,29 +449,29 @@ class World:
             if group.split(Killed)[1] is not None:
                 raise
 
-    def _born(self) -> Process:
-        self.births += 1
-        return Process(self, f"process {self.births}")
+    def _start(self) -> Process:
+        self.started += 1
+        return Process(self, f"process {self.started}")
 
-    async def _reborn(self, dead: Process) -> Process:
-        await Transfers(self.watchman, self.clock, "watchman").reclaim({dead.name})
-        return self._born()
+    async def _restart(self, dead: Process) -> Process:
+        await Transfers(self.observer, self.clock, "watchman").reclaim({dead.name})
+        return self._start()
 
-    async def _judge(self) -> RunReport:
-        self.clock.turn(LAG)  # what is stored late is there now
-        rows = await self.watchman.read(_states)
+    async def _verify(self) -> RunReport:
+        self.clock.turn(LAG)  # delayed files are stored now
+        rows = await self.observer.read(_states)
         stored = Counter((each.lane, each.sha256) for each in self.service.stored if each.lane is not None)
         held = Counter(str(reason) for _, _, state, reason in rows if state == State.HELD)
-        told = f"seed {self.seed}: {rows} {stored}"
-        assert {(target.lane, digest) for target, digest in self.laid} == {row[:2] for row in rows}, told
-        assert {row[2] for row in rows} <= {State.SENT, State.HELD, State.GONE}, told
-        assert held.keys() <= {"undecidable"}, told
-        assert all(count == 1 for count in stored.values()), f"twice: {told}"
-        assert all(stored[row[:2]] for row in rows if row[2] == State.SENT), f"lost: {told}"
-        assert not any(stored[row[:2]] for row in rows if row[2] == State.GONE), f"gone, and there: {told}"
-        report = await ReceiptLog(self.watchman, self.clock).audit()
-        assert not report.problems, f"{report.problems}: {told}"
-        return RunReport(1, self.births - 2, len(rows), held, self.service.faults)
+        context = f"seed {self.seed}: {rows} {stored}"
+        assert {(target.lane, digest) for target, digest in self.documents} == {row[:2] for row in rows}, context
+        assert {row[2] for row in rows} <= {State.SENT, State.HELD, State.GONE}, context
+        assert held.keys() <= {"undecidable"}, context
+        assert all(count == 1 for count in stored.values()), f"twice: {context}"
+        assert all(stored[row[:2]] for row in rows if row[2] == State.SENT), f"lost: {context}"
+        assert not any(stored[row[:2]] for row in rows if row[2] == State.GONE), f"gone, and there: {context}"
+        report = await ReceiptLog(self.observer, self.clock).audit()
+        assert not report.problems, f"{report.problems}: {context}"
+        return RunReport(1, self.started - 2, len(rows), held, self.service.faults)
 
 
 def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
@@ -480,7 +480,7 @@ def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
 
 
 def walk(first: int, last: int) -> RunReport:
-    """The runs of these seeds; the first that fails raises."""
+    """Run these seeds; raise at the first failure."""
     report = RunReport()
 
     async def all_of_them() -> None:
@@ -489,7 +489,7 @@ def walk(first: int, last: int) -> RunReport:
 
     with tempfile.TemporaryDirectory(prefix="docferry-simulated-") as folder:
         disk, upload = _disk(Path(folder)), _upload(Path(folder))
-    logging.disable()  # failures by the million, each with its line
+    logging.disable()  # millions of failures would be logged
     try:
         anyio.run(all_of_them)
     finally:
@@ -511,7 +511,7 @@ def _upload(folder: Path) -> settings.Upload:
 
 
 def main() -> int:
-    """Walk the seeds named on the command line, in as many processes as there are cores."""
+    """Run the seeds of the command line, on all cores."""
     first, last = map(int, (sys.argv[1:] or ["0:10000"])[0].split(":"))
     share, began, report = 500, time.monotonic(), RunReport()
     with ProcessPoolExecutor() as pool:

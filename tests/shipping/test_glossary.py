@@ -54,11 +54,7 @@ def test_no_retired_name_is_used(root: Path, tracked: list[Path], glossary: str)
     uses = []
     for path in tracked:
         name = str(path.relative_to(root))
-        if (
-            not name.startswith(("daemon/", "docs/"))
-            or name in NAMED_IN
-            or (path.suffix not in _TEXT and name not in ("Makefile", ".ci/run"))
-        ):
+        if name in NAMED_IN or (path.suffix not in _TEXT and name not in ("Makefile", ".ci/run")):
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if pattern.search(words(line)):

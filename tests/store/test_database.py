@@ -116,7 +116,7 @@ async def test_a_cancelled_write_still_tells_what_happened(shop: Shop) -> None:
 
 
 async def test_who_is_cancelled_from_outside_can_still_write(tmp_path: Path) -> None:
-    """The whole house is cancelled: what was in flight is handed back in a shielded write all the same."""
+    """A cancelled application still releases its transfers in a shielded write."""
     with anyio.fail_after(10), anyio.CancelScope() as everything:
         async with open_database(tmp_path / "docferry.db") as database:
             try:

@@ -14,7 +14,7 @@ Say = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def say(app_env: AppEnv, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
-    """`say("list", "--json")` runs a command in the ground's folder: exit code, stdout, stderr."""
+    """`say("list", "--json")` runs a command in the folder of the environment; returns exit code, stdout, stderr."""
     monkeypatch.chdir(app_env.root)
     for name, value in app_env.environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""S3 as others wrote it: `rclone serve s3` takes the bytes, botocore signs the URLs, a small front plays Wootiv."""
+"""Provide S3 by other software: `rclone serve s3` stores, botocore signs, a small server acts as Wootiv."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ KEY, SECRET = "docferry-access", "docferry-secret"
 
 
 def rclone() -> str | None:
-    """The program, from its package beside this Python, or from the machine."""
+    """Return the path of rclone: from its package beside this Python, or from the machine."""
     return shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
 
 
-class Storehouse:
+class RcloneServer:
     """rclone as an S3 server of one folder: it checks signature, expiry, signed headers and Content-MD5."""
 
     def __init__(self, root: Path, *options: str) -> None:
-        self.folder = root / "storehouse" / BUCKET
+        self.folder = root / "rclone" / BUCKET
         self.folder.mkdir(parents=True)
         self._log = root / "rclone.log"
         command = [
@@ -56,30 +56,30 @@ class Storehouse:
         self._running.terminate()
         self._running.wait(20)
 
-    def holds(self) -> dict[str, bytes]:
-        """Everything it has, leftovers of broken uploads included."""
+    def objects(self) -> dict[str, bytes]:
+        """Return everything it has, with leftovers of broken uploads."""
         files = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
 
     def sign(self, verb: str, key: str, *, through: str | None = None, lifetime: int = 60, secret: str = SECRET) -> str:
-        """A URL made by botocore; `through` is the address the request will be sent to, if it is another."""
+        """Return a URL by botocore; `through` is the address of the request if it differs."""
         client = _signer(through or self.url, secret)
         return str(client.generate_presigned_url(verb, Params={"Bucket": BUCKET, "Key": key}, ExpiresIn=lifetime))
 
     def _address(self) -> str | None:
-        said = self._log.read_text()
-        assert self._running.poll() is None, said
-        found = re.search(r"http://127\.0\.0\.1:\d+", said)
+        log = self._log.read_text()
+        assert self._running.poll() is None, log
+        found = re.search(r"http://127\.0\.0\.1:\d+", log)
         return found[0] if found else None
 
 
 class Front:
-    """Wootiv before the storehouse. `sign` makes each URL, from the verb and the object's name, and may be replaced."""
+    """Wootiv in front of the rclone server. `sign` makes each URL from verb and object name; tests may replace it."""
 
     def __init__(self, api_key: str, sign: Callable[[str, str], str]) -> None:
         self.sign = sign
         self.asked: list[tuple[str, str]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._conversation(api_key))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler_class(api_key))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -92,33 +92,35 @@ class Front:
     def names(self, verb: str = "put_object") -> list[str]:
         return [name for asked, name in self.asked if asked == verb]
 
-    def _url(self, verb: str, name: str) -> str:
+    def signed_url(self, verb: str, name: str) -> str:
         self.asked.append((verb, name))
         return self.sign(verb, name)
 
-    def _conversation(self, api_key: str) -> type[BaseHTTPRequestHandler]:
+    def _handler_class(self, api_key: str) -> type[BaseHTTPRequestHandler]:
         front = self
 
-        class Conversation(BaseHTTPRequestHandler):
+        class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.path != "/aws/get-signed-put-url":
                     self._answer(404, {"message": "nothing here"})
-                elif self._may():
-                    url = front._url("put_object", wish["filename"])
-                    self._answer(200, {"url": url, "fields": {"bucket": BUCKET, "key": wish["filename"], "Policy": ""}})
+                elif self._is_authorized():
+                    url = front.signed_url("put_object", payload["filename"])
+                    self._answer(
+                        200, {"url": url, "fields": {"bucket": BUCKET, "key": payload["filename"], "Policy": ""}}
+                    )
 
             def do_GET(self) -> None:
-                if self._may():
+                if self._is_authorized():
                     name = unquote(self.path.removeprefix("/aws/buckets/"))
-                    self._answer(200, {"signedUrl": front._url("get_object", name)})
+                    self._answer(200, {"signedUrl": front.signed_url("get_object", name)})
 
             def log_message(self, *_: object) -> None:
-                """Nothing on the tests' own screen."""
+                """Print nothing."""
 
-            def _may(self) -> bool:
+            def _is_authorized(self) -> bool:
                 if self.headers["Authorization"] == f"Bearer {api_key}":
                     return True
                 self._answer(401, {"message": "Unauthorized"})
@@ -132,23 +134,24 @@ class Front:
                 self.end_headers()
                 self.wfile.write(body)
 
-        return Conversation
+        return Handler
 
 
-class Meddler:
-    """A line to the storehouse that damages bodies on their way, or cuts answers short. One request a connection:
-    what it hears, `heads` and `statuses`, is theirs in order.
+class DamagingProxy:
+    """A proxy before the rclone server that damages bodies or cuts responses.
+
+    It serves one request for each connection; `heads` and `statuses` are in the order of requests.
     """
 
     def __init__(self, url: str) -> None:
-        self.damaged = 0  # so many requests' bodies get a wrong first byte
-        self.cut_after: int | None = None  # the next answer ends after so many bytes of its body
+        self.damaged = 0  # number of bodies that get a wrong first byte
+        self.cut_after: int | None = None  # cut the next response after so many bytes of its body
         self.heads: list[str] = []
         self.statuses: list[int] = []
         self._to = ("127.0.0.1", int(url.rpartition(":")[2]))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._welcome)
+        self._thread = threading.Thread(target=self._accept)
         self._thread.start()
 
     def close(self) -> None:
@@ -156,17 +159,17 @@ class Meddler:
         self._thread.join()
         self._listener.close()
 
-    def _welcome(self) -> None:
-        lines: list[threading.Thread] = []
+    def _accept(self) -> None:
+        threads: list[threading.Thread] = []
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
-                lines.append(threading.Thread(target=self._line, args=(client,)))
-                lines[-1].start()
-        for line in lines:
-            line.join()
+                threads.append(threading.Thread(target=self._forward, args=(client,)))
+                threads[-1].start()
+        for connection in threads:
+            connection.join()
 
-    def _line(self, client: socket.socket) -> None:
+    def _forward(self, client: socket.socket) -> None:
         client.settimeout(20)
         with client, socket.create_connection(self._to, timeout=20) as server, suppress(OSError):
             head, body = _head(client)
@@ -174,6 +177,9 @@ class Meddler:
                 return
             self.heads.append(head.decode("latin-1"))
             size = _length(head)
+            if b"expect: 100-continue" in head.lower():  # after a refused body docferry asks before it sends
+                client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                head = re.sub(rb"(?i)\r\nexpect: 100-continue", b"", head)
             server.sendall(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
             damaged = bool(size and self.damaged)
             self.damaged -= damaged
@@ -208,11 +214,11 @@ def _signer(url: str, secret: str) -> Any:
     )
 
 
-def _head(line: socket.socket) -> tuple[bytes, bytes]:
-    """A message's head, and what of its body came along."""
+def _head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return a message's head, and the part of its body that came with it."""
     got = b""
     while b"\r\n\r\n" not in got:
-        more = line.recv(65536)
+        more = connection.recv(65536)
         if not more:
             return b"", b""
         got += more

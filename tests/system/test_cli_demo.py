@@ -30,8 +30,8 @@ from system.conftest import Say
 
 @pytest.fixture
 def app_env(tmp_path: Path) -> Iterator[AppEnv]:
-    with SimulatorThread(Simulator(SimulatorOptions())) as shore:
-        app_env = AppEnv(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions())) as simulator_thread:
+        app_env = AppEnv(tmp_path, simulator_thread)
         app_env.state.mkdir(mode=0o700)
         yield app_env
 
@@ -150,7 +150,7 @@ def test_a_wrong_fault_file_is_told_and_ends_with_2(say: Say, tmp_path: Path, te
 
 
 def test_a_port_that_is_taken_is_told_and_ends_with_2(app_env: AppEnv, say: Say) -> None:
-    code, _, err = say("simulate", "--port", str(app_env.shore.port))
+    code, _, err = say("simulate", "--port", str(app_env.simulator_thread.port))
     assert code == 2
     assert "choose another port" in err
 
@@ -223,7 +223,7 @@ def test_a_wrong_key_and_an_unlinked_connection_are_told(
 def test_a_remote_that_is_away_ends_with_75(app_env: AppEnv, say: Say) -> None:
     app_env.upload("bank")
     app_env.write_config()
-    app_env.shore.stop()
+    app_env.simulator_thread.stop()
     assert findings(say)[0] == 75
 
 

@@ -30,8 +30,8 @@ SYNC_KEYS = ["uploaded", "downloaded", "unchanged", "held", "due", "bytes_up", "
 
 @pytest.fixture
 def app_env(tmp_path: Path) -> Iterator[AppEnv]:
-    with SimulatorThread(Simulator(SimulatorOptions())) as shore:
-        app_env = AppEnv(tmp_path, shore)
+    with SimulatorThread(Simulator(SimulatorOptions())) as simulator_thread:
+        app_env = AppEnv(tmp_path, simulator_thread)
         app_env.settings["log_level"] = '"info"'
         yield app_env
 

@@ -18,7 +18,7 @@ from docferry.errors import RemoteError
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
-from system.rclone_s3 import Front, Meddler, Storehouse, rclone
+from system.rclone_s3 import DamagingProxy, Front, RcloneServer, rclone
 
 MIB = 1 << 20
 #: Names that a URL, a header, a shell or a file system could spoil, and sizes around what is read at once.
@@ -46,29 +46,29 @@ def opened() -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def store(opened: ExitStack, tmp_path: Path) -> Callable[..., Storehouse]:
+def store(opened: ExitStack, tmp_path: Path) -> Callable[..., RcloneServer]:
     """`store("--etag-hash", "sha1")` starts rclone with these options, until the test ends."""
     program = rclone()
     if program is None or subprocess.run([program, "version"], check=False, capture_output=True).returncode:
         pytest.skip("rclone is not here, or does not run on this machine")
 
-    def start(*options: str) -> Storehouse:
-        app = Storehouse(tmp_path, *options)
-        opened.callback(app.close)
-        return app
+    def start(*options: str) -> RcloneServer:
+        rclone_server = RcloneServer(tmp_path, *options)
+        opened.callback(rclone_server.close)
+        return rclone_server
 
     return start
 
 
 @pytest.fixture
-def app(store: Callable[..., Storehouse]) -> Storehouse:
+def rclone_server(store: Callable[..., RcloneServer]) -> RcloneServer:
     return store()
 
 
 @pytest.fixture
-def front(app_env: AppEnv, app: Storehouse, opened: ExitStack) -> Front:
-    """Wootiv, with the storehouse behind it."""
-    return before(app_env, opened, app.sign)
+def front(app_env: AppEnv, rclone_server: RcloneServer, opened: ExitStack) -> Front:
+    """Wootiv in front of the rclone server."""
+    return before(app_env, opened, rclone_server.sign)
 
 
 @pytest.fixture
@@ -84,11 +84,11 @@ def before(app_env: AppEnv, opened: ExitStack, sign: Callable[[str, str], str]) 
     return made
 
 
-def meddled(app_env: AppEnv, opened: ExitStack, app: Storehouse) -> tuple[Meddler, Front]:
-    """A damaged line to the storehouse, and a Wootiv whose URLs lead over it."""
-    line = Meddler(app.url)
+def damaged_path(app_env: AppEnv, opened: ExitStack, rclone_server: RcloneServer) -> tuple[DamagingProxy, Front]:
+    """A damaging proxy before the rclone server, and a Wootiv whose URLs lead to it."""
+    line = DamagingProxy(rclone_server.url)
     opened.callback(line.close)
-    return line, before(app_env, opened, lambda verb, name: app.sign(verb, name, through=line.url))
+    return line, before(app_env, opened, lambda verb, name: rclone_server.sign(verb, name, through=line.url))
 
 
 def filled(folder: Path) -> dict[str, bytes]:
@@ -108,88 +108,90 @@ def same(found: dict[str, bytes], wanted: dict[str, bytes]) -> bool:
 
 
 def test_every_name_and_size_arrives_once_and_a_second_pass_sends_nothing(
-    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, rclone_server: RcloneServer, front: Front, scans: Path
 ) -> None:
     made = filled(scans)
     first = app_env.sync()
     assert (first["uploaded"], first["held"], first["due"]) == (len(made), 0, 0)
-    assert same(app.holds(), made)
+    assert same(rclone_server.objects(), made)
     assert sorted(front.names()) == sorted(made), "one URL for each document"
     second = app_env.sync()
     assert (second["uploaded"], second["unchanged"], second["requests"]) == (0, len(made), 0)
     (scans / "one.pdf").write_bytes(b"another version")
     assert app_env.sync()["uploaded"] == 1
-    assert same(app.holds(), made | {"one.pdf": b"another version"})
+    assert same(rclone_server.objects(), made | {"one.pdf": b"another version"})
 
 
 def test_an_expired_url_is_refused_and_a_new_one_asked_for(
-    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, rclone_server: RcloneServer, front: Front, scans: Path
 ) -> None:
     (scans / "a.pdf").write_bytes(b"a")
-    old = app.sign("put_object", "a.pdf", lifetime=1)
+    old = rclone_server.sign("put_object", "a.pdf", lifetime=1)
     ends = int(time.time()) + 2.1  # its date is cut to the second, and so is the server's comparison
     until(lambda: time.time() > ends, what="the URL's end")
     answer = httpx.put(old, content=b"too late", trust_env=False)
-    assert (answer.is_success, app.holds()) == (False, {})
+    assert (answer.is_success, rclone_server.objects()) == (False, {})
     urls = [old]
-    front.sign = lambda verb, name: urls.pop() if urls else app.sign(verb, name)
+    front.sign = lambda verb, name: urls.pop() if urls else rclone_server.sign(verb, name)
     report = app_env.sync()
     assert (report["uploaded"], report["held"]) == (1, 0)
     assert front.names() == ["a.pdf", "a.pdf"]
-    assert app.holds() == {"a.pdf": b"a"}
+    assert rclone_server.objects() == {"a.pdf": b"a"}
 
 
 def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
-    app_env: AppEnv, app: Storehouse, front: Front, scans: Path
+    app_env: AppEnv, rclone_server: RcloneServer, front: Front, scans: Path
 ) -> None:
     (scans / "a.pdf").write_bytes(b"a")
     for wrong in (
-        app.sign("put_object", "a.pdf", secret="not the storehouse's"),
-        app.sign("put_object", "b.pdf").replace("b.pdf", "a.pdf"),
+        rclone_server.sign("put_object", "a.pdf", secret="another secret"),
+        rclone_server.sign("put_object", "b.pdf").replace("b.pdf", "a.pdf"),
     ):
         assert httpx.put(wrong, content=b"a", trust_env=False).status_code == 403
-    front.sign = lambda verb, name: app.sign(verb, name, secret="not the storehouse's")
+    front.sign = lambda verb, name: rclone_server.sign(verb, name, secret="another secret")
     report = app_env.sync("--timeout", "1s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
-    assert app.holds() == {}
-    front.sign = app.sign
+    assert rclone_server.objects() == {}
+    front.sign = rclone_server.sign
     assert app_env.sync()["uploaded"] == 1
-    assert app.holds() == {"a.pdf": b"a"}
+    assert rclone_server.objects() == {"a.pdf": b"a"}
 
 
 @pytest.mark.parametrize("size", [100_000, 3 * MIB])
 def test_bytes_damaged_on_their_way_are_sent_again(
-    app_env: AppEnv, app: Storehouse, scans: Path, opened: ExitStack, size: int
+    app_env: AppEnv, rclone_server: RcloneServer, scans: Path, opened: ExitStack, size: int
 ) -> None:
     """They go with their Content-MD5, and the store refuses them."""
-    line, front = meddled(app_env, opened, app)
+    line, front = damaged_path(app_env, opened, rclone_server)
     line.damaged = 1
     (scans / "a.pdf").write_bytes(b"right" * (size // 5))
     report = app_env.sync()
     assert (report["uploaded"], report["held"]) == (1, 0)
     assert line.statuses == [400, 200]
     assert front.names() == ["a.pdf", "a.pdf"]
-    assert same(app.holds(), {"a.pdf": b"right" * (size // 5)})
+    assert same(rclone_server.objects(), {"a.pdf": b"right" * (size // 5)})
 
 
 def test_what_is_damaged_each_time_is_never_called_sent(
-    app_env: AppEnv, app: Storehouse, scans: Path, opened: ExitStack
+    app_env: AppEnv, rclone_server: RcloneServer, scans: Path, opened: ExitStack
 ) -> None:
-    line, _ = meddled(app_env, opened, app)
+    line, _ = damaged_path(app_env, opened, rclone_server)
     line.damaged = 1_000_000
     (scans / "small.pdf").write_bytes(b"right" * 20_000)
     (scans / "large.pdf").write_bytes(b"right" * 400_000)
     report = app_env.sync("--timeout", "1s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 2)
-    assert not app.holds(), "refused by their Content-MD5"
+    assert not rclone_server.objects(), "refused by their Content-MD5"
 
 
-def test_objects_come_down_and_only_when_they_changed(app_env: AppEnv, app: Storehouse, front: Front) -> None:
+def test_objects_come_down_and_only_when_they_changed(
+    app_env: AppEnv, rclone_server: RcloneServer, front: Front
+) -> None:
     folder = app_env.download("reports", "wootiv", objects='["out/latest 100%.csv", "big.zip"]')
-    (app.folder / "out").mkdir()
+    (rclone_server.folder / "out").mkdir()
     wanted = {"out/latest 100%.csv": b"figures", "big.zip": bytes(range(256)) * 9000}
     for name, content in wanted.items():
-        (app.folder / name).write_bytes(content)
+        (rclone_server.folder / name).write_bytes(content)
     assert app_env.sync()["downloaded"] == 2
     assert same({str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}, wanted)
     assert app_env.sync()["downloaded"] == 0
@@ -199,18 +201,18 @@ def test_objects_come_down_and_only_when_they_changed(app_env: AppEnv, app: Stor
 @pytest.mark.anyio
 @pytest.mark.parametrize("etags", ["md5", "sha1"])
 async def test_a_download_that_broke_off_goes_on_and_is_whole(
-    app_env: AppEnv, store: Callable[..., Storehouse], opened: ExitStack, tmp_path: Path, etags: str
+    app_env: AppEnv, store: Callable[..., RcloneServer], opened: ExitStack, tmp_path: Path, etags: str
 ) -> None:
     """Rclone answers a range with 200 and Content-Range, and takes no notice of If-Match."""
-    app = store("--etag-hash", etags)
-    line, front = meddled(app_env, opened, app)
+    rclone_server = store("--etag-hash", etags)
+    line, front = damaged_path(app_env, opened, rclone_server)
     clock = SystemClock()
     options = HttpOptions(timeout=5.0)
     clients = HttpClient("Wootiv", clock, options), HttpClient("Wootiv's storage", clock, options)
     urls, key = SignedUrlPolicy(front.url), StaticKey("wootiv-demo-key")
     wootiv = Wootiv(*clients, urls, WootivOptions(front.url), key=key, clock=clock)
     content, other = bytes(range(256)) * 8000, bytes(reversed(range(256))) * 8000
-    (app.folder / "big.zip").write_bytes(content)
+    (rclone_server.folder / "big.zip").write_bytes(content)
     to = tmp_path / "big.zip"
 
     async def cut() -> None:
@@ -226,7 +228,7 @@ async def test_a_download_that_broke_off_goes_on_and_is_whole(
     assert (to.read_bytes() == content) is True
     to.unlink()
     await cut()
-    (app.folder / "big.zip").write_bytes(other)
+    (rclone_server.folder / "big.zip").write_bytes(other)
     with pytest.raises(RemoteError):
         await wootiv.fetch("big.zip", to, None)
     await wootiv.fetch("big.zip", to, None)

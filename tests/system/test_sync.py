@@ -112,7 +112,7 @@ def test_a_remote_that_is_away_leaves_documents_due_and_ends_with_75(app_env: Ap
     for number in range(20):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
     app_env.write_config()
-    app_env.shore.stop()
+    app_env.simulator_thread.stop()
     report = app_env.sync(code=75)
     assert (report["uploaded"], report["due"], report["held"]) == (0, 20, 0)
 

@@ -1,4 +1,4 @@
-"""The application over real files and the simulator: documents are written, uploaded, and looked for at the remote."""
+"""Run the application over real files and the simulator: write documents, upload them, check the remotes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from docferry.model import State
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 OPEN = {State.WAITING, State.LEASED, State.SENDING, State.DOUBTFUL, State.ASKING}
-#: No company of anybody's.
+#: A company that no mapping names.
 OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
 
 
@@ -36,11 +36,11 @@ class UploadEnv:
     def simulator(self) -> Simulator:
         return self.app_env.simulator
 
-    def strike(self, *faults: Fault) -> None:
-        """These faults from now on."""
+    def inject(self, *faults: Fault) -> None:
+        """Apply these faults from now on."""
         self.simulator.set_faults(faults)
 
-    def lay(self, folder: Path, *names: str, content: Callable[[str], bytes] = str.encode) -> None:
+    def write_documents(self, folder: Path, *names: str, content: Callable[[str], bytes] = str.encode) -> None:
         for name in names:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class UploadEnv:
 
     @asynccontextmanager
     async def app(self, **more: Any) -> AsyncIterator[Application]:
-        """The rooms, with every folder scanned once."""
+        """Open the application and scan every folder once."""
         loaded = settings.load(self.app_env.write_config(), self.app_env.environment | self.environ)
         os.environ.update({k: v for k, v in self.app_env.environment.items() if k.endswith("_API_KEY")})
         async with open_application(loaded, **more) as app:
@@ -57,8 +57,10 @@ class UploadEnv:
             await app.scan_scheduler.round()
             yield app
 
-    async def carried(self, app: Application, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
-        """Let the runner work until nothing is open any more, or `done` says so: documents by state."""
+    async def run_uploads(
+        self, app: Application, done: Callable[[dict[str, int]], bool] | None = None
+    ) -> dict[str, int]:
+        """Run the scheduler until nothing is due, or until `done`. Return the documents by state."""
 
         def settled(counts: dict[str, int]) -> bool:
             resting = app.reconciler.debouncer.next_due() is None
@@ -71,32 +73,32 @@ class UploadEnv:
                 while not (done or settled)(counts := await self.states(app)):
                     await app.scan_scheduler.serve_hints()
                     await app.after_upload.serve()
-                    await anyio.sleep(0.02)  # between two looks at the queue
+                    await anyio.sleep(0.02)  # polling interval
                 app.scheduler.stop()
         return counts
 
-    async def carried_beside(self, app: Application, done: Callable[[], bool]) -> None:
-        """Let the runner work until `done`, and cut what is in flight then."""
+    async def run_until(self, app: Application, done: Callable[[], bool]) -> None:
+        """Run the scheduler until `done`, then cancel the requests in flight."""
         with anyio.fail_after(20):
             async with anyio.create_task_group() as group:
                 await group.start(app.scheduler.run)
                 while not done():
                     await app.scan_scheduler.serve_hints()
-                    await anyio.sleep(0.01)  # between two looks
+                    await anyio.sleep(0.01)  # polling interval
                 group.cancel_scope.cancel()
 
     async def states(self, app: Application) -> dict[str, int]:
-        """Present documents by state, and what is open."""
+        """Return the present documents by state, with open transfers."""
         present = await app.documents.present(app.uploads)
         return Counter({**await app.reports.open_counts(app.uploads), **present})
 
     async def run_daemon(self, done: Callable[[dict[str, int]], bool] | None = None) -> dict[str, int]:
         """Open the application, upload everything, close it."""
         async with self.app() as app:
-            return await self.carried(app, done)
+            return await self.run_uploads(app, done)
 
     def at_codat(self, company: str = COMPANY) -> Counter[tuple[str, str]]:
-        """Name and digest of what docferry brought to Codat."""
+        """Return name and digest of the documents that docferry sent to Codat."""
         stored = self.simulator.stored
         return Counter((s.name, s.sha256) for s in stored if s.remote == "codat" and s.company == company)
 
@@ -105,14 +107,14 @@ class UploadEnv:
 
 
 def once(*names: str) -> Counter[tuple[str, str]]:
-    """Each of these, with its name as its bytes, once."""
+    """Return a count of one for each name, with the name as content."""
     return Counter((name, sha256(name.encode()).hexdigest()) for name in names)
 
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadEnv]:
     for key in ("CODAT_API_KEY", "WOOTIV_API_KEY"):
-        monkeypatch.setenv(key, "to be set")  # so that it is taken away again
+        monkeypatch.setenv(key, "to be set")  # so that monkeypatch removes it at the end
     with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator:
         app_env = AppEnv(tmp_path, simulator)
         app_env.settings |= {"settle": '"10ms"', "log_level": '"error"'}
@@ -125,8 +127,8 @@ def names_of(count: int, start: str = "d") -> Sequence[str]:
 
 
 async def until_queued(env: UploadEnv, app: Application, number: int) -> None:
-    """So many are queued: what comes to rest together travels together."""
+    """Wait until so many documents are queued, so that they share a batch."""
     with anyio.fail_after(10):
         while (await env.states(app)).get("waiting") != number:
             await app.scan_scheduler.serve_hints()
-            await anyio.sleep(0.01)  # between two looks
+            await anyio.sleep(0.01)  # polling interval

@@ -22,13 +22,13 @@ def lose_database(app_env: AppEnv) -> None:
 
 async def adopt(env: UploadEnv) -> dict[str, int]:
     async with env.app(adopt=True) as app:
-        return {state: count for state, count in (await env.carried(app)).items() if count}
+        return {state: count for state, count in (await env.run_uploads(app)).items() if count}
 
 
 @pytest.mark.parametrize("date", [None, 0, 1_000_000_000, 4_000_000_000], ids=["today", "1970", "2001", "2096"])
 async def test_files_restored_with_any_date_are_not_sent_again(env: UploadEnv, date: int | None) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, *names_of(6))
+    env.write_documents(folder, *names_of(6))
     await env.run_daemon()
     lose_database(env.app_env)
     copies = folder.with_name("copies")
@@ -44,10 +44,10 @@ async def test_files_restored_with_any_date_are_not_sent_again(env: UploadEnv, d
 
 async def test_what_is_new_is_sent_once(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, *names_of(3))
+    env.write_documents(folder, *names_of(3))
     await env.run_daemon()
     lose_database(env.app_env)
-    env.lay(folder, "new.pdf")
+    env.write_documents(folder, "new.pdf")
     assert await adopt(env) == {State.SENT: 4}
     assert env.at_codat() == once(*names_of(3), "new.pdf")
 
@@ -59,7 +59,7 @@ async def test_a_file_of_1970_that_two_connections_have_costs_few_requests(env: 
     for connection in (CONNECTION, other):
         folder = env.app_env.root / "customers" / COMPANY / connection
         folder.mkdir(parents=True)
-        env.lay(folder, "a.pdf")
+        env.write_documents(folder, "a.pdf")
         os.utime(folder / "a.pdf", (0, 0))
     await env.run_daemon()
     before = Counter(env.simulator.requests)
@@ -75,7 +75,7 @@ async def test_a_file_of_1970_that_two_connections_have_costs_few_requests(env: 
 
 async def test_objects_are_put_again_and_stay_one(env: UploadEnv) -> None:
     folder: Path = env.app_env.upload("scans", "wootiv")
-    env.lay(folder, *names_of(3))
+    env.write_documents(folder, *names_of(3))
     await env.run_daemon()
     lose_database(env.app_env)
     assert await adopt(env) == {State.SENT: 3}

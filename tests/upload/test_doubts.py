@@ -20,7 +20,7 @@ from docferry.store.connection import Transaction
 from docferry.store.transfers import Pick
 from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
-from unreachable_hosts import full_house, mute, nameless
+from unreachable_hosts import full_backlog, silent_host, slow_lookup_host
 from upload.conftest import UploadEnv, names_of, once, until_queued
 
 pytestmark = pytest.mark.anyio
@@ -42,20 +42,20 @@ def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with ExitStack() as stack:
         match request.param:
             case "a connection":
-                url = {"BASE_URL": f"http://{stack.enter_context(full_house())}"}
+                url = {"BASE_URL": f"http://{stack.enter_context(full_backlog())}"}
             case "a handshake":
-                url = {"BASE_URL": f"https://{stack.enter_context(mute())}"}
+                url = {"BASE_URL": f"https://{stack.enter_context(silent_host())}"}
             case "a name":
-                url = {"BASE_URL": f"http://{stack.enter_context(nameless(monkeypatch))}"}
+                url = {"BASE_URL": f"http://{stack.enter_context(slow_lookup_host(monkeypatch))}"}
             case _:
-                url = {"BASE_URL": "https://codat.test", "PROXY": f"http://{stack.enter_context(mute())}"}
+                url = {"BASE_URL": "https://codat.test", "PROXY": f"http://{stack.enter_context(silent_host())}"}
         yield {f"DOCFERRY_CODAT__{key}": value for key, value in url.items()}
 
 
 async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowhere: dict[str, str]) -> None:
     env.app_env.codat["timeout"] = '"20s"'
     env.environ = nowhere
-    env.lay(env.app_env.upload("bank"), "a.pdf")
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
     async with env.app() as app:
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)
@@ -80,15 +80,15 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
 async def lose(env: UploadEnv, names: Sequence[str]) -> None:
     """These documents get lost on their way, unstored, and are in doubt."""
     env.app_env.codat["list_lag"] = '"1s"'
-    env.lay(env.app_env.upload("bank"), *names)
-    env.strike(Fault("reset_after", "codat.upload", first=len(names)))
+    env.write_documents(env.app_env.upload("bank"), *names)
+    env.inject(Fault("reset_after", "codat.upload", first=len(names)))
     await env.run_daemon(lambda counts: counts["doubtful"] == len(names))
 
 
 async def test_what_is_sent_again_keeps_to_the_number_of_workers(env: UploadEnv) -> None:
     env.app_env.settings["workers"] = "1"
     await lose(env, names_of(4))
-    env.strike(Fault("slow_read", "codat.upload", params={"rate": 3000}))
+    env.inject(Fault("slow_read", "codat.upload", params={"rate": 3000}))
     await env.run_daemon()
     uploads = sorted((seen.at_first_byte, seen.at) for seen in env.simulator.log if seen.route == "codat.upload")[4:]
     assert len(uploads) == 4
@@ -99,10 +99,10 @@ async def test_what_is_sent_again_keeps_to_the_number_of_workers(env: UploadEnv)
 async def test_what_is_sent_again_stops_at_a_gate(env: UploadEnv) -> None:
     """One probes; the others stay in doubt, and are asked about when it opens."""
     await lose(env, names_of(4))
-    env.strike(Fault("too_many", "codat.upload", params={"seconds": 3600}))
+    env.inject(Fault("too_many", "codat.upload", params={"seconds": 3600}))
     await env.run_daemon(lambda counts: only(counts) == {"doubtful": 3, "waiting": 1})
     assert env.requests("codat.upload") == 5
-    env.strike()
+    env.inject()
     async with env.app() as app:
         await app.gates.open_all()
     assert only(await env.run_daemon()) == {"sent": 4}
@@ -113,10 +113,10 @@ async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
     await lose(env, names_of(4))
     env.app_env.codat |= {"list_lag": '"100ms"', "timeout": '"10s"'}
     await anyio.sleep(1.1)  # until all of them are due: then they are asked about together
-    env.strike(Fault("slow_read", "codat.upload", params={"rate": 1000}))
+    env.inject(Fault("slow_read", "codat.upload", params={"rate": 1000}))
     await env.run_daemon(lambda _: env.requests("codat.upload") == 5)
     assert env.requests("codat.upload") == 5
-    env.strike()
+    env.inject()
     assert only(await env.run_daemon()) == {"sent": 4}
     assert env.at_codat() == once(*names_of(4))
 
@@ -124,22 +124,22 @@ async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
 # -- what nobody can tell apart --
 
 
-def lay_twins(env: UploadEnv) -> None:
+def write_identical(env: UploadEnv) -> None:
     """The same name and bytes for two connections of one company, whose list and ZIP are the company's."""
     env.simulator.options.idempotency = False
     env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
     for connection in (CONNECTION, SECOND):
         folder = env.app_env.root / "customers" / COMPANY / connection
         folder.mkdir(parents=True)
-        env.lay(folder, "a.pdf")
+        env.write_documents(folder, "a.pdf")
 
 
 @pytest.mark.parametrize(("kind", "uploads"), [("reset_after", 4), ("lost_answer", 2)], ids=["none", "both"])
-async def test_twins_of_two_connections_are_decided_when_none_or_both_are_there(
+async def test_identical_files_of_two_connections_are_decided_if_none_or_both_are_there(
     env: UploadEnv, kind: str, uploads: int
 ) -> None:
-    lay_twins(env)
-    env.strike(Fault(kind, "codat.upload", first=2))
+    write_identical(env)
+    env.inject(Fault(kind, "codat.upload", first=2))
     counts = await env.run_daemon()
     assert only(counts) == {State.SENT: 2}
     stored = Counter(stored.connection for stored in env.simulator.stored)
@@ -147,19 +147,19 @@ async def test_twins_of_two_connections_are_decided_when_none_or_both_are_there(
     assert env.requests("codat.upload") == uploads
 
 
-async def held_twins(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+async def hold_identical(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them arrived, and nobody can say which."""
     monkeypatch.setattr(resolver, "UNSURE_AT_LEAST_S", 1.0)
     monkeypatch.setattr(resolver, "UNSURE_LAGS", 1)
-    lay_twins(env)
-    env.strike(Fault("lost_answer", "codat.upload", nth=1), Fault("reset_after", "codat.upload", nth=2))
+    write_identical(env)
+    env.inject(Fault("lost_answer", "codat.upload", nth=1), Fault("reset_after", "codat.upload", nth=2))
     assert only(await env.run_daemon()) == {State.HELD: 2}
 
 
-async def test_of_twins_of_two_connections_one_copy_is_nobody_s(
+async def test_one_copy_of_identical_files_of_two_connections_is_undecidable(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await held_twins(env, monkeypatch)
+    await hold_identical(env, monkeypatch)
     assert env.requests("codat.upload") == 2, "neither was sent again"
     async with env.app() as app:
         for connection in (CONNECTION, SECOND):
@@ -170,14 +170,14 @@ async def test_of_twins_of_two_connections_one_copy_is_nobody_s(
 
 async def test_a_person_who_found_it_takes_the_file_away(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no command that calls it sent: what its sentence says helps, and nothing is forgotten by it."""
-    await held_twins(env, monkeypatch)
+    await hold_identical(env, monkeypatch)
     place = env.app_env.root / "customers" / COMPANY / SECOND / "a.pdf"
     async with env.app() as app:
         (row,) = await app.reports.by_path("customers", f"{COMPANY}/{SECOND}/a.pdf".encode())
         assert "take the file out of the folder" in (row.detail or "")
     place.unlink()
     assert only(await env.run_daemon()) == {State.HELD: 1}
-    env.lay(place.parent, "a.pdf")
+    env.write_documents(place.parent, "a.pdf")
     assert only(await env.run_daemon()) == {State.HELD: 2}
     assert env.requests("codat.upload") == 2, "the same bytes, put there again, are not sent unasked"
 
@@ -220,12 +220,12 @@ async def test_a_first_batch_is_proved_in_pieces_too(
 ) -> None:
     """An answer that did not come, or a stop, parts its doubts. It is proved when none of them is left."""
     env.app_env.codat |= {"batch": "3", "list_lag": '"2s"'}
-    env.lay(env.app_env.upload("bank"), *names_of(3))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
         verdicts = Verdicts(app, monkeypatch)
-        await env.carried_beside(app, lambda: env.requests("codat.upload") == 1 and not app.scheduler.is_busy)
+        await env.run_until(app, lambda: env.requests("codat.upload") == 1 and not app.scheduler.is_busy)
         await due(app, order)
-        assert only(await env.carried(app)) == {State.SENT: 3}
+        assert only(await env.run_uploads(app)) == {State.SENT: 3}
         assert verdicts.told == [True]
         assert env.requests("codat.list") == len(set(order))
         assert app.batch_trials.is_trusted(f"codat/{COMPANY}/{CONNECTION}")
@@ -236,17 +236,17 @@ async def test_a_first_batch_that_proved_nothing_is_followed_by_another(
     env: UploadEnv, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env.app_env.codat["batch"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(3))
-    env.strike(Fault(kind, "codat.upload", first=1))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
+    env.inject(Fault(kind, "codat.upload", first=1))
     async with env.app() as app:
         verdicts = Verdicts(app, monkeypatch)
-        await env.carried_beside(app, lambda: sum(env.at_codat().values()) == 3 and not app.scheduler.is_busy)
+        await env.run_until(app, lambda: sum(env.at_codat().values()) == 3 and not app.scheduler.is_busy)
         assert verdicts.told == [None]
         before = env.requests("codat.upload")
-        env.lay(env.app_env.root / "bank", *names_of(6, "later"))
+        env.write_documents(env.app_env.root / "bank", *names_of(6, "later"))
         await app.scan_scheduler.round()
         await until_queued(env, app, 6)
-        assert only(await env.carried(app)) == {State.SENT: 9}
+        assert only(await env.run_uploads(app)) == {State.SENT: 9}
         assert verdicts.told == [None, True]
         assert env.requests("codat.upload") - before < 6, "together again, without a restart"
 
@@ -260,17 +260,17 @@ async def test_a_first_batch_that_was_handed_back_is_followed_by_another(env: Up
     for connection in (CONNECTION, SECOND):
         folder = env.app_env.root / "customers" / COMPANY / connection
         folder.mkdir(parents=True)
-        env.lay(folder, *names_of(40, connection[:2]))
-    env.strike(Fault("too_many", "codat.upload", nth=1, params={"seconds": 1}))
+        env.write_documents(folder, *names_of(40, connection[:2]))
+    env.inject(Fault("too_many", "codat.upload", nth=1, params={"seconds": 1}))
     async with env.app() as app:
         await until_queued(env, app, 80)
-        assert only(await env.carried(app)) == {State.SENT: 80}
+        assert only(await env.run_uploads(app)) == {State.SENT: 80}
         assert app.batch_trials.is_trusted(f"codat/{COMPANY}/{SECOND}")
 
 
 async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connection(env: UploadEnv) -> None:
     env.app_env.codat["batch"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(3))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
         await until_queued(env, app, 3)
 
@@ -286,5 +286,5 @@ async def test_a_first_batch_that_did_not_go_proves_nothing_against_its_connecti
             await app.uploader.process(batch, Refused())
             assert only(await env.states(app)) == {"waiting": 3}
         assert env.requests("codat.upload") == 0
-        assert only(await env.carried(app)) == {State.SENT: 3}
+        assert only(await env.run_uploads(app)) == {State.SENT: 3}
         assert env.requests("codat.upload") == 1

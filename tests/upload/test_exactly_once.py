@@ -59,8 +59,8 @@ async def test_codat(env: UploadEnv, kind: str, params: dict[str, Any], idempote
     env.simulator.options.idempotency = idempotency
     folder = env.app_env.upload("bank")
     names = names_of(5)
-    env.lay(folder, *names)
-    env.strike(Fault(kind, "codat.upload", first=2, params=params))
+    env.write_documents(folder, *names)
+    env.inject(Fault(kind, "codat.upload", first=2, params=params))
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 5}
     assert env.at_codat() == once(*names)
@@ -73,8 +73,8 @@ async def test_wootiv(env: UploadEnv, kind: str, params: dict[str, Any], signed:
     env.app_env.settings["workers"] = "2"
     folder = env.app_env.upload("scans", "wootiv", object_name='"in/{path}"')
     names = names_of(3)
-    env.lay(folder, *names)
-    env.strike(Fault(kind, "s3.*", first=2, params=params), Fault(kind, "wootiv.*", first=1, params=params))
+    env.write_documents(folder, *names)
+    env.inject(Fault(kind, "s3.*", first=2, params=params), Fault(kind, "wootiv.*", first=1, params=params))
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
     objects = {(key, held.sha256) for (_, key), held in env.simulator.objects.items()}
@@ -86,8 +86,8 @@ async def test_a_list_that_lags_is_waited_for(env: UploadEnv) -> None:
     env.simulator.options.list_lag = 0.4
     env.simulator.options.idempotency = False
     names = names_of(4)
-    env.lay(env.app_env.upload("bank"), *names)
-    env.strike(Fault("lost_answer", "codat.upload"))
+    env.write_documents(env.app_env.upload("bank"), *names)
+    env.inject(Fault("lost_answer", "codat.upload"))
     await env.run_daemon()
     assert env.at_codat() == once(*names)
     assert env.requests("codat.upload") == 4
@@ -96,35 +96,35 @@ async def test_a_list_that_lags_is_waited_for(env: UploadEnv) -> None:
 async def test_what_is_stored_late_is_waited_for(env: UploadEnv) -> None:
     env.app_env.codat["list_lag"] = '"400ms"'
     env.simulator.options.idempotency = False
-    env.lay(env.app_env.upload("bank"), *names_of(3))
-    env.strike(Fault("lost_answer", "codat.upload", params={"late": 0.7}))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
+    env.inject(Fault("lost_answer", "codat.upload", params={"late": 0.7}))
     await env.run_daemon()
     assert env.at_codat() == once(*names_of(3))
 
 
 async def test_other_documents_do_not_wait_for_a_doubt(env: UploadEnv) -> None:
     env.app_env.codat["list_lag"] = '"60s"'
-    env.lay(env.app_env.upload("bank"), *names_of(20))
-    env.strike(Fault("lost_answer", "codat.upload", first=1))
+    env.write_documents(env.app_env.upload("bank"), *names_of(20))
+    env.inject(Fault("lost_answer", "codat.upload", first=1))
     await env.run_daemon(lambda counts: counts.get("sent") == 19 and counts["doubtful"] == 1)
     assert sum(env.at_codat().values()) == 20
 
 
 async def test_a_name_with_a_token_is_decided_by_the_list_alone(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank", file_name='"{stem}~{token}{suffix}"')
-    env.lay(folder, *names_of(3))
-    env.strike(Fault("lost_answer", "codat.upload"))
+    env.write_documents(folder, *names_of(3))
+    env.inject(Fault("lost_answer", "codat.upload"))
     await env.run_daemon()
     assert env.requests("codat.download") == 0
     assert env.requests("codat.upload") == 3
 
 
-async def test_twins_of_one_name_are_told_apart_by_their_bytes(env: UploadEnv) -> None:
+async def test_files_of_one_name_are_separated_by_their_content(env: UploadEnv) -> None:
     """N13, N14: a.pdf of two folders, and a stranger's a.pdf while ours is in doubt."""
     folder = env.app_env.upload("bank")
-    env.lay(folder, "x/a.pdf", "y/a.pdf")
+    env.write_documents(folder, "x/a.pdf", "y/a.pdf")
     env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
-    env.strike(Fault("reset_after", "codat.upload", first=1), Fault("lost_answer", "codat.upload", first=1))
+    env.inject(Fault("reset_after", "codat.upload", first=1), Fault("lost_answer", "codat.upload", first=1))
     await env.run_daemon()
     ours = Counter({("a.pdf", digest): count for (_, digest), count in once("x/a.pdf", "y/a.pdf").items()})
     stranger = Counter({("a.pdf", next(s.sha256 for s in env.simulator.stored if s.via == "page")): 1})
@@ -132,10 +132,10 @@ async def test_twins_of_one_name_are_told_apart_by_their_bytes(env: UploadEnv) -
 
 
 async def test_a_strangers_upload_of_that_name_is_not_taken_for_ours(env: UploadEnv) -> None:
-    env.lay(env.app_env.upload("bank"), "a.pdf")
-    env.strike(Fault("reset_after", "codat.upload", first=1))
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
+    env.inject(Fault("reset_after", "codat.upload", first=1))
     async with env.app() as app:
-        await env.carried(app, lambda counts: counts["doubtful"] + counts["asking"] == 1)
+        await env.run_uploads(app, lambda counts: counts["doubtful"] + counts["asking"] == 1)
         env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
     await env.run_daemon()
     assert [(s.via, s.content) for s in env.simulator.stored] == [("page", b"a stranger's"), ("api", b"a.pdf")]
@@ -146,8 +146,8 @@ async def test_names_that_the_server_changes_are_recognised(env: UploadEnv, rena
     env.simulator.options.rename = rename
     env.simulator.options.idempotency = False
     names = ['say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf"]
-    env.lay(env.app_env.upload("bank"), *names)
-    env.strike(Fault("lost_answer", "codat.upload", first=3))
+    env.write_documents(env.app_env.upload("bank"), *names)
+    env.inject(Fault("lost_answer", "codat.upload", first=3))
     await env.run_daemon()
     digests = Counter(digest for _, digest in env.at_codat().elements())
     assert digests == Counter(digest for _, digest in once(*names).elements())
@@ -156,9 +156,9 @@ async def test_names_that_the_server_changes_are_recognised(env: UploadEnv, rena
 @pytest.mark.parametrize("kind", ["status", "html_200", "truncated_answer", "lost_answer"])
 async def test_a_list_that_cannot_be_read_decides_nothing(env: UploadEnv, kind: str) -> None:
     env.simulator.options.idempotency = False
-    env.lay(env.app_env.upload("bank"), *names_of(2))
+    env.write_documents(env.app_env.upload("bank"), *names_of(2))
     params = {"at": 3} if kind == "truncated_answer" else {}
-    env.strike(
+    env.inject(
         Fault("lost_answer", "codat.upload", nth=1),
         Fault("reset_after", "codat.upload", nth=2),
         Fault(kind, "codat.list", first=3, params=params),
@@ -170,11 +170,11 @@ async def test_a_list_that_cannot_be_read_decides_nothing(env: UploadEnv, kind: 
 async def test_a_list_that_misses_what_is_surely_there_is_not_believed(env: UploadEnv) -> None:
     """What docferry itself brought is not on it: the dated ZIP has the last word."""
     folder = env.app_env.upload("bank")
-    env.lay(folder, "before.pdf")
+    env.write_documents(folder, "before.pdf")
     await env.run_daemon()
     env.simulator.options.list_lag = 3600.0
-    env.lay(folder, "doubt.pdf")
-    env.strike(Fault("lost_answer", "codat.upload", first=1))
+    env.write_documents(folder, "doubt.pdf")
+    env.inject(Fault("lost_answer", "codat.upload", first=1))
     await env.run_daemon()
     assert env.at_codat() == once("before.pdf", "doubt.pdf")
     assert env.requests("codat.upload") == 2
@@ -188,8 +188,8 @@ async def test_several_connections_of_one_company_are_counted_together(env: Uplo
     env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
     for connection in (CONNECTION, other):
         # The same names at both, and other bytes: neither list nor ZIP tells which connection a file came by.
-        env.lay(root / COMPANY / connection, *names_of(4), content=partial(_bytes_for, connection))
-    env.strike(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
+        env.write_documents(root / COMPANY / connection, *names_of(4), content=partial(_bytes_for, connection))
+    env.inject(Fault("lost_answer", "codat.upload", rate=0.4), Fault("reset_after", "codat.upload", rate=0.5))
     await env.run_daemon()
     found = Counter((s.connection, s.name) for s in env.simulator.stored)
     assert found == Counter((c, n) for c in (CONNECTION, other) for n in names_of(4))
@@ -198,13 +198,13 @@ async def test_several_connections_of_one_company_are_counted_together(env: Uplo
 async def test_a_mixed_storm(env: UploadEnv) -> None:
     """Half of all requests fail, some uploads are large, both remotes at once."""
     names = names_of(40)
-    env.lay(env.app_env.upload("bank"), *names)
+    env.write_documents(env.app_env.upload("bank"), *names)
     large = {name: name.encode() * 100_000 for name in names_of(4, "large")}
-    env.lay(env.app_env.root / "bank", *large, content=lambda name: large[name])
+    env.write_documents(env.app_env.root / "bank", *large, content=lambda name: large[name])
     scans = names_of(20, "s")
-    env.lay(env.app_env.upload("scans", "wootiv"), *scans)
+    env.write_documents(env.app_env.upload("scans", "wootiv"), *scans)
     kinds = ["reset_before", "reset_inside", "reset_after", "lost_answer", "html_502", "status", "truncated_answer"]
-    env.strike(*(Fault(kind, rate=0.08) for kind in kinds))
+    env.inject(*(Fault(kind, rate=0.08) for kind in kinds))
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 64}
     assert Counter(name for name, _ in env.at_codat().elements()) == Counter([*names, *large])
@@ -219,8 +219,8 @@ def _bytes_for(connection: str, name: str) -> bytes:
 async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, when: State) -> None:
     """What shares a request with it goes on: while we live, nobody else takes that back."""
     env.app_env.codat["batch"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(3))
-    env.strike(Fault("status", "codat.upload", params={"status": 503, "headers": {"Retry-After": "0"}}, first=1))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
+    env.inject(Fault("status", "codat.upload", params={"status": 503, "headers": {"Retry-After": "0"}}, first=1))
     thief = (
         "CREATE TRIGGER thief AFTER UPDATE ON transfer WHEN new.id = 1 AND new.lease = 1 AND new.state = '{when}' "
         "BEGIN UPDATE transfer SET lease = 7 WHERE id = 1; END"
@@ -228,5 +228,5 @@ async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, 
     async with env.app() as app:
         await app.batch_trials.record(f"codat/{COMPANY}/{CONNECTION}", True)
         await app.database.execute(text(thief.format(when=when)))
-        await env.carried(app, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
+        await env.run_uploads(app, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
     assert sorted(env.at_codat().values()) == [1, 1]

@@ -38,12 +38,12 @@ async def test_a_refusal_closes_its_gate_and_holds_no_document(
 ) -> None:
     """At most what was in flight is refused; then one at a time probes, and when it works all go."""
     env.app_env.settings["workers"] = "4"
-    env.lay(env.app_env.upload("bank"), *names_of(30))
-    env.strike(Fault("status", "codat.upload", params=params))
+    env.write_documents(env.app_env.upload("bank"), *names_of(30))
+    env.inject(Fault("status", "codat.upload", params=params))
     async with env.app() as app:
 
         async def refused_and_probed() -> None:
-            counts = await env.carried(app, lambda _: env.requests("codat.upload") >= 6)
+            counts = await env.run_uploads(app, lambda _: env.requests("codat.upload") >= 6)
             assert counts["held"] == 0
             gates = await app.gates.all()
             assert gates.keys() == {key}
@@ -53,7 +53,7 @@ async def test_a_refusal_closes_its_gate_and_holds_no_document(
     probes = [seen.at_first_byte for seen in env.simulator.log][4:]
     ends = [seen.at for seen in env.simulator.log][4:]
     assert all(begun >= ended for begun, ended in zip(probes[1:], ends, strict=False)), "two probes at once"
-    env.strike()
+    env.inject()
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 30}
     async with env.app() as app:
@@ -61,10 +61,10 @@ async def test_a_refusal_closes_its_gate_and_holds_no_document(
 
 
 async def test_a_gate_survives_a_restart_and_is_not_asked_through(env: UploadEnv) -> None:
-    env.lay(env.app_env.upload("bank"), "a.pdf")
-    env.strike(Fault("too_many", "codat.upload", params={"seconds": 3600}))
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
+    env.inject(Fault("too_many", "codat.upload", params={"seconds": 3600}))
     async with env.app() as app:
-        await env.carried(app, lambda counts: env.requests("codat.upload") == 1 and counts["waiting"] == 1)
+        await env.run_uploads(app, lambda counts: env.requests("codat.upload") == 1 and counts["waiting"] == 1)
     async with env.app() as app, anyio.create_task_group() as group:
         await group.start(app.scheduler.run)
         with anyio.move_on_after(0.3):  # an idle runner would have asked long ago
@@ -75,10 +75,10 @@ async def test_a_gate_survives_a_restart_and_is_not_asked_through(env: UploadEnv
 
 async def test_a_signer_that_is_wrong_is_asked_less_and_less(env: UploadEnv) -> None:
     """N18: Wootiv has one lane, of its own name: failures of both are counted, each for itself."""
-    env.lay(env.app_env.upload("scans", "wootiv"), "a.pdf")
-    env.strike(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
+    env.write_documents(env.app_env.upload("scans", "wootiv"), "a.pdf")
+    env.inject(Fault("status", "s3.put", params={"status": 403, "code": "SignatureDoesNotMatch"}))
     async with env.app() as app:
-        await env.carried(app, lambda counts: env.requests("s3.put") >= 8 and counts["waiting"] == 1)
+        await env.run_uploads(app, lambda counts: env.requests("s3.put") >= 8 and counts["waiting"] == 1)
         assert app.gate_manager.is_failing("wootiv")
     times = [seen.at for seen in env.simulator.log if seen.route == "s3.put"]
     assert times[7] - times[6] > 0.15, "after seven of them a pause is at least about half of `max`"
@@ -86,8 +86,8 @@ async def test_a_signer_that_is_wrong_is_asked_less_and_less(env: UploadEnv) -> 
 
 async def test_what_starts_while_others_are_handed_back_is_left_alone(env: UploadEnv) -> None:
     """The disk is slow; a document of the other remote goes on its way, and then that remote's gate closes too."""
-    env.lay(env.app_env.upload("bank"), "a.pdf")
-    env.lay(env.app_env.upload("scans", "wootiv"), "b.pdf")
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
+    env.write_documents(env.app_env.upload("scans", "wootiv"), "b.pdf")
     async with env.app() as app:
         scheduler, free = app.scheduler, threading.Event()
         slots = scheduler._slots
@@ -114,13 +114,13 @@ async def test_what_starts_while_others_are_handed_back_is_left_alone(env: Uploa
 async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(env: UploadEnv) -> None:
     """N8: an upload that began before the pause was asked for says nothing about it."""
     env.app_env.settings["workers"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(12))
-    env.strike(
+    env.write_documents(env.app_env.upload("bank"), *names_of(12))
+    env.inject(
         Fault("slow_read", "codat.upload", first=2, params={"rate": 1500}),
         Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}),
     )
     async with env.app() as app:
-        await env.carried(app, lambda counts: counts.get("sent", 0) == 2)
+        await env.run_uploads(app, lambda counts: counts.get("sent", 0) == 2)
         assert (await app.gates.all()).keys() == {"codat"}
     assert env.requests("codat.upload") == 3
 
@@ -129,15 +129,15 @@ async def test_the_quota_keeps_a_reserve_for_doubts(env: UploadEnv) -> None:
     env.simulator.options.daily_quota = 20
     env.app_env.codat["quota_reserve"] = '"50%"'
     env.app_env.settings["workers"] = "1"
-    env.lay(env.app_env.upload("bank"), *names_of(30))
-    env.strike(Fault("lost_answer", "codat.upload", nth=3))
+    env.write_documents(env.app_env.upload("bank"), *names_of(30))
+    env.inject(Fault("lost_answer", "codat.upload", nth=3))
     async with env.app() as app:
 
         def spent(counts: dict[str, int]) -> bool:
             open_still = counts["doubtful"] + counts["asking"]  # counted a moment before the runner is looked at
             return "codat" in app.gate_manager.closed and not open_still and not app.scheduler.is_busy
 
-        counts = await env.carried(app, spent)
+        counts = await env.run_uploads(app, spent)
         assert counts["held"] == counts["asking"] == 0
         gate = (await app.gates.all())["codat"]
     assert (gate.reason, gate.lets_doubts_pass) == ("quota", True)
@@ -150,9 +150,9 @@ async def test_the_quota_keeps_a_reserve_for_doubts(env: UploadEnv) -> None:
 @pytest.mark.parametrize("by", ["gate", "stop"])
 async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: UploadEnv, by: str) -> None:
     env.app_env.codat["requests_per_minute"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(20))
+    env.write_documents(env.app_env.upload("bank"), *names_of(20))
     if by == "gate":
-        env.strike(Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}))
+        env.inject(Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}))
     async with env.app() as app:
         began = time.monotonic()
 
@@ -161,7 +161,7 @@ async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: Up
                 return bool(app.gate_manager.closed) and not app.scheduler.is_busy
             return app.uploader.counters.uploaded == 3
 
-        await env.carried(app, closed)
+        await env.run_uploads(app, closed)
         assert time.monotonic() - began < 15  # not a minute
         counts = await env.states(app)
     assert env.requests("codat.upload") == 3
@@ -173,20 +173,20 @@ async def test_a_company_that_hangs_does_not_stop_another(env: UploadEnv) -> Non
     env.app_env.codat["timeout"] = '"20s"'
     root = env.app_env.root / "customers"
     env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
-    env.lay(root / COMPANY / CONNECTION, *names_of(60, "hangs"))
-    env.strike(Fault("stall", f"re:POST /companies/{re.escape(COMPANY)}", params={"seconds": 30}))
+    env.write_documents(root / COMPANY / CONNECTION, *names_of(60, "hangs"))
+    env.inject(Fault("stall", f"re:POST /companies/{re.escape(COMPANY)}", params={"seconds": 30}))
     async with env.app() as app:
-        await env.carried_beside(app, lambda: env.requests("codat.upload") == 7)
-        env.lay(root / OTHER / CONNECTION, *names_of(20, "works"))
+        await env.run_until(app, lambda: env.requests("codat.upload") == 7)
+        env.write_documents(root / OTHER / CONNECTION, *names_of(20, "works"))
         await app.scan_scheduler.round()
         began = time.monotonic()
-        await env.carried_beside(app, lambda: sum(env.at_codat(OTHER).values()) == 20)
+        await env.run_until(app, lambda: sum(env.at_codat(OTHER).values()) == 20)
         assert time.monotonic() - began < 8
 
 
 async def test_a_bad_document_does_not_hold_up_others(env: UploadEnv) -> None:
-    env.lay(env.app_env.upload("bank"), *names_of(10))
-    env.strike(Fault("status", "codat.upload", nth=4, params={"status": 400}))
+    env.write_documents(env.app_env.upload("bank"), *names_of(10))
+    env.inject(Fault("status", "codat.upload", nth=4, params={"status": 400}))
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 9, State.HELD: 1}
 
@@ -200,11 +200,11 @@ async def test_the_first_batch_is_proved_by_the_list(env: UploadEnv, only_first:
     env.simulator.options.keeps_only_first_of_batch = only_first
     names = names_of(23)
     folder = env.app_env.upload("bank")
-    env.lay(folder, *names)
+    env.write_documents(folder, *names)
     await env.run_daemon()
     assert env.at_codat() == once(*names)
     before = env.requests("codat.upload")
-    env.lay(folder, *names_of(10, "later"))
+    env.write_documents(folder, *names_of(10, "later"))
     await env.run_daemon()
     assert env.at_codat() == once(*names, *names_of(10, "later"))
     used = env.requests("codat.upload") - before
@@ -216,10 +216,10 @@ async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> No
     """Codat's own limit is what refuses here: the rules are lifted so that a wrong document gets that far."""
     env.app_env.codat["batch"] = "4"
     folder = env.app_env.upload("bank")
-    env.lay(folder, *names_of(8))
+    env.write_documents(folder, *names_of(8))
     await env.run_daemon()
-    env.lay(folder, *names_of(4, "later"))
-    env.strike(Fault("status", "codat.upload", first=2, params={"status": 400}))
+    env.write_documents(folder, *names_of(4, "later"))
+    env.inject(Fault("status", "codat.upload", first=2, params={"status": 400}))
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 11, State.HELD: 1}
     assert sum(env.at_codat().values()) == 11
@@ -230,10 +230,10 @@ async def test_a_trusted_batch_that_breaks_arrives_once(env: UploadEnv, kind: st
     env.app_env.codat["batch"] = "4"
     env.simulator.options.idempotency = False
     folder = env.app_env.upload("bank")
-    env.lay(folder, *names_of(8))
+    env.write_documents(folder, *names_of(8))
     await env.run_daemon()
-    env.lay(folder, *names_of(8, "later"))
-    env.strike(Fault(kind, "codat.upload", first=2))
+    env.write_documents(folder, *names_of(8, "later"))
+    env.inject(Fault(kind, "codat.upload", first=2))
     await env.run_daemon()
     assert env.at_codat() == once(*names_of(8), *names_of(8, "later"))
 
@@ -244,42 +244,42 @@ async def test_a_trusted_batch_that_breaks_arrives_once(env: UploadEnv, kind: st
 async def test_a_file_that_changes_while_it_goes_out_is_not_stored_torn(env: UploadEnv) -> None:
     folder = env.app_env.upload("bank")
     old, new = b"old" * 1_000_000, b"new" * 1_000_000
-    env.lay(folder, "a.pdf", content=lambda _: old)
-    env.strike(Fault("slow_read", "codat.upload", first=1, params={"rate": 2_000_000}))
+    env.write_documents(folder, "a.pdf", content=lambda _: old)
+    env.inject(Fault("slow_read", "codat.upload", first=1, params={"rate": 2_000_000}))
     async with env.app() as app:
-        await env.carried_beside(app, lambda: env.requests("codat.upload") == 1)
+        await env.run_until(app, lambda: env.requests("codat.upload") == 1)
         (folder / "a.pdf").write_bytes(new)
-        await env.carried(app, lambda _: bool(env.simulator.stored))
+        await env.run_uploads(app, lambda _: bool(env.simulator.stored))
     assert [s.content == new for s in env.simulator.stored] == [True]
 
 
 @pytest.mark.parametrize("to", ["codat", "wootiv"])
 async def test_a_file_that_goes_away_before_it_is_sent_is_gone(env: UploadEnv, to: str) -> None:
     folder = env.app_env.upload("bank", to)
-    env.lay(folder, "a.pdf", "b.pdf")
+    env.write_documents(folder, "a.pdf", "b.pdf")
     async with env.app() as app:
         with anyio.fail_after(10):
             while (await env.states(app)).get("waiting") != 2:
                 await app.scan_scheduler.serve_hints()
                 await anyio.sleep(0.01)
         (folder / "a.pdf").unlink()
-        counts = await env.carried(app)
+        counts = await env.run_uploads(app)
         assert [row.state for row in await app.reports.by_path("bank", b"a.pdf")] == ["gone"]
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 1}
 
 
 async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: UploadEnv) -> None:
-    env.lay(env.app_env.upload("bank"), "a.pdf")
-    env.strike(Fault("reset_before", "codat.upload"))
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
+    env.inject(Fault("reset_before", "codat.upload"))
     async with env.app() as app:
         app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=0.5)
-        counts = await env.carried(app)
+        counts = await env.run_uploads(app)
         assert counts["held"] == 1
         (row,) = await app.reports.by_path("bank", b"a.pdf")
         assert (row.reason, row.attempts > 1) == ("gave_up", True)
         assert row.detail is not None
         assert row.detail.endswith("docferry retry`")
-        env.strike()
+        env.inject()
         app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=60.0)
         assert await app.transfers.retry(ids=[row.id]) == 1
         await app.gates.open_all()
@@ -292,8 +292,8 @@ async def test_after_the_upload_a_file_is_archived_or_deleted(env: UploadEnv) ->
     archive = env.app_env.root / "archive"
     kept = env.app_env.upload("kept", after_upload='"archive"', archive_folder=f'"{archive}"')
     dropped = env.app_env.upload("dropped", "wootiv", after_upload='"delete"')
-    env.lay(kept, "x/a.pdf")
-    env.lay(dropped, "b.pdf")
+    env.write_documents(kept, "x/a.pdf")
+    env.write_documents(dropped, "b.pdf")
     await env.run_daemon(lambda _: not (kept / "x/a.pdf").exists() and not (dropped / "b.pdf").exists())
     assert (archive / "x/a.pdf").read_bytes() == b"x/a.pdf"
     assert len(env.simulator.stored) == 2
@@ -303,12 +303,12 @@ async def test_after_the_upload_a_file_is_archived_or_deleted(env: UploadEnv) ->
 
 async def test_copies_go_once_and_namesakes_as_the_mapping_says(env: UploadEnv) -> None:
     by_content = env.app_env.upload("by-content")
-    env.lay(by_content, "a.pdf", "x/copy.pdf", "y/copy.pdf", content=lambda _: b"the same")
+    env.write_documents(by_content, "a.pdf", "x/copy.pdf", "y/copy.pdf", content=lambda _: b"the same")
     by_name = env.app_env.upload("by-name", "wootiv", dedupe='"name"', object_name='"{name}"')
-    env.lay(by_name, "a.pdf", content=lambda _: b"one")
+    env.write_documents(by_name, "a.pdf", content=lambda _: b"one")
     await env.run_daemon()
-    env.lay(by_name, "x/a.pdf", content=lambda _: b"two")
-    env.lay(by_name, "b.pdf", content=lambda _: b"one")
+    env.write_documents(by_name, "x/a.pdf", content=lambda _: b"two")
+    env.write_documents(by_name, "b.pdf", content=lambda _: b"one")
     await env.run_daemon()
     assert sum(env.at_codat().values()) == 1
     assert Counter(key for _, key in env.simulator.objects) == Counter(["a.pdf", "b.pdf"])
@@ -316,10 +316,10 @@ async def test_copies_go_once_and_namesakes_as_the_mapping_says(env: UploadEnv) 
 
 async def test_a_renamed_mapping_takes_its_documents_along(env: UploadEnv) -> None:
     folder = env.app_env.upload("old-name")
-    env.lay(folder, *names_of(3))
-    env.strike(Fault("status", "codat.upload", params={"status": 503}))
+    env.write_documents(folder, *names_of(3))
+    env.inject(Fault("status", "codat.upload", params={"status": 503}))
     await env.run_daemon(lambda counts: counts["doubtful"] + counts["waiting"] > 0 and env.requests("codat.upload") > 0)
-    env.strike()
+    env.inject()
     env.app_env.sections = [section.replace('"old-name"', '"new-name"') for section in env.app_env.sections]
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 3}
@@ -330,8 +330,8 @@ async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
     """What was on the wire is in doubt, what was not waits, and nothing is in anybody's hands."""
     env.app_env.codat["timeout"] = '"20s"'
     env.app_env.settings["workers"] = "3"
-    env.lay(env.app_env.upload("bank"), *names_of(20))
-    env.strike(Fault("stall", "codat.upload", params={"seconds": 30}))
+    env.write_documents(env.app_env.upload("bank"), *names_of(20))
+    env.inject(Fault("stall", "codat.upload", params={"seconds": 30}))
     async with env.app() as app:
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)
@@ -347,7 +347,7 @@ async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
 @pytest.mark.parametrize("size", [10, 2_000_000], ids=["whole", "in_blocks"])
 async def test_a_stop_does_not_take_a_receipt_along(env: UploadEnv, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """It comes in the moment in which the remote's answer is here: what was taken is written down as sent."""
-    env.lay(env.app_env.upload("bank"), "a.pdf", content=lambda _: bytes(size))
+    env.write_documents(env.app_env.upload("bank"), "a.pdf", content=lambda _: bytes(size))
     send = Codat.send
     async with env.app() as app:
         async with anyio.create_task_group() as group:
@@ -369,7 +369,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
     """A commit is seen only after its log was synced: a look in between finds the file as it will be afterwards."""
     monkeypatch.setattr("docferry.upload.scheduler.BUSY_POLL_S", 0.05)
     monkeypatch.setattr("docferry.upload.scheduler.FORCED_POLL_S", 0.5)
-    env.lay(env.app_env.upload("bank"), "a.pdf")
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
     async with env.app() as app:
         path, log = (env.app_env.state / name for name in ("docferry.db", "docferry.db-wal"))
 
@@ -393,7 +393,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
 
 
 async def test_what_is_claimed_while_a_stop_is_asked_for_is_not_begun(env: UploadEnv) -> None:
-    env.lay(env.app_env.upload("bank"), *names_of(3))
+    env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
         other = sqlite3.connect(env.app_env.state / "docferry.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")

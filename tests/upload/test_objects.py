@@ -56,7 +56,7 @@ async def test_a_version_that_comes_back_is_sent_again(env: UploadEnv) -> None:
 
 async def test_a_pass_without_a_change_sends_nothing(env: UploadEnv) -> None:
     folder = env.app_env.upload("scans", "wootiv")
-    env.lay(folder, *names_of(3))
+    env.write_documents(folder, *names_of(3))
     await carry(env)
     os.utime(folder / "d1.pdf")
     await carry(env)
@@ -66,7 +66,7 @@ async def test_a_pass_without_a_change_sends_nothing(env: UploadEnv) -> None:
 @pytest.mark.parametrize("template", ["{date}/{name}", "{stem}~{token}{suffix}", "{mapping}/{sha256}/{name}"])
 async def test_nor_does_a_touched_file_whose_object_name_changes(env: UploadEnv, template: str) -> None:
     folder = env.app_env.upload("scans", "wootiv", object_name=f'"{template}"')
-    env.lay(folder, *names_of(3))
+    env.write_documents(folder, *names_of(3))
     await carry(env)
     os.utime(folder / "d1.pdf")
     assert await carry(env) == {State.SENT: 3}
@@ -102,7 +102,7 @@ async def test_swapped_names_are_swapped_there_too(env: UploadEnv) -> None:
 
 async def test_a_renamed_folder_has_its_objects_under_its_new_name(env: UploadEnv) -> None:
     folder = env.app_env.upload("scans", "wootiv")
-    env.lay(folder, "2025/a.pdf", "2025/b.pdf")
+    env.write_documents(folder, "2025/a.pdf", "2025/b.pdf")
     await carry(env)
     (folder / "2025").rename(folder / "2026")
     await carry(env)
@@ -158,7 +158,7 @@ async def test_a_held_name_goes_when_it_is_free(env: UploadEnv) -> None:
     (first / "a.pdf").unlink()
     async with env.app() as app:
         await app.scan_scheduler.round()  # the one that finds it free
-        await env.carried(app)
+        await env.run_uploads(app)
     assert objects(env)["a.pdf"] == digest(b"west")
 
 
@@ -168,7 +168,7 @@ async def test_a_held_name_goes_when_it_is_free(env: UploadEnv) -> None:
 async def test_a_slow_version_never_arrives_after_a_newer_one(env: UploadEnv) -> None:
     folder = env.app_env.upload("scans", "wootiv")
     write(folder / "a.pdf", b"1" * 100_000)
-    env.strike(Fault("slow_read", "s3.put", first=1, params={"rate": 100_000}))
+    env.inject(Fault("slow_read", "s3.put", first=1, params={"rate": 100_000}))
     async with env.app() as app, anyio.create_task_group() as group:
         await group.start(app.scheduler.run)
         with anyio.fail_after(10):
@@ -190,9 +190,9 @@ async def test_a_doubtful_version_never_arrives_after_a_newer_one(env: UploadEnv
     """The answer of v1 is lost and it is stored late; v2 was written meanwhile."""
     folder = env.app_env.upload("scans", "wootiv")
     write(folder / "a.pdf", b"version 1")
-    env.strike(Fault("lost_answer", "s3.put", first=1, params={"late": late}))
+    env.inject(Fault("lost_answer", "s3.put", first=1, params={"late": late}))
     async with env.app() as app:
-        await env.carried_beside(app, lambda: env.requests("s3.put") == 1 and not app.scheduler.is_busy)
+        await env.run_until(app, lambda: env.requests("s3.put") == 1 and not app.scheduler.is_busy)
     write(folder / "a.pdf", b"version 2")
     await carry(env)
     await anyio.sleep(late)
@@ -232,9 +232,9 @@ async def test_a_queued_document_that_the_configuration_leaves_out_is_gone(env: 
     folder = env.app_env.upload("bank", to)
     write(folder / "a.pdf", b"alpha")
     write(folder / "b.pdf", b"b")
-    env.strike(Fault("status", "*", params={"status": 503}))
+    env.inject(Fault("status", "*", params={"status": 503}))
     await env.run_daemon(lambda _: sum(env.simulator.requests.values()) >= 3)
-    env.strike()
+    env.inject()
     env.app_env.sections[0] += f"\n{rule}"
     await env.run_daemon()
     names = [stored.name for stored in env.simulator.stored if stored.remote == "codat"] + list(objects(env))
@@ -259,7 +259,7 @@ async def test_a_direct_upload_survives_every_answer(env: UploadEnv, kind: str, 
     """Lost answers and errors, of the upload and of its proof: at the end each object has its bytes."""
     folder = env.app_env.upload("scans", "wootiv", via='"direct"')
     env.app_env.wootiv["batch"] = "5"
-    env.strike(Fault(kind, route, first=3, params={"status": 500} if kind == "status" else {}))
-    env.lay(folder, *names_of(12))
+    env.inject(Fault(kind, route, first=3, params={"status": 500} if kind == "status" else {}))
+    env.write_documents(folder, *names_of(12))
     assert await carry(env) == {State.SENT: 12}
     assert objects(env) == files(folder)

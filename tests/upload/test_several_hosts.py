@@ -28,15 +28,15 @@ async def test_hosts_with_the_same_documents_send_each_once(
     env: UploadEnv, postgresql_server: PostgresqlServer
 ) -> None:
     url = postgresql_server.new_database()
-    env.lay(env.app_env.upload("bank"), *names_of(9))
+    env.write_documents(env.app_env.upload("bank"), *names_of(9))
     become(env, "h1", url)
     async with env.app() as first:
         become(env, "h2", url)
         async with env.app() as second:
             assert [process.host for process in await processes(second.database)] == ["h1", "h2"]
             async with anyio.create_task_group() as group:
-                group.start_soon(env.carried, first)
-                group.start_soon(env.carried, second)
+                group.start_soon(env.run_uploads, first)
+                group.start_soon(env.run_uploads, second)
         assert [process.host for process in await processes(first.database)] == ["h1"]
         assert await first.reports.counts() == {f"bank@{host}": {State.SENT: 9} for host in ("h1", "h2")}
     assert env.at_codat() == once(*names_of(9))
@@ -45,7 +45,7 @@ async def test_hosts_with_the_same_documents_send_each_once(
 async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postgresql_server: PostgresqlServer) -> None:
     """A mapping on a share: the second host asks the remote, and sends what it does not have."""
     url = postgresql_server.new_database()
-    env.lay(env.app_env.upload("bank", shared="true"), *names_of(4))
+    env.write_documents(env.app_env.upload("bank", shared="true"), *names_of(4))
     become(env, "h1", url)
     async with env.app() as first:
         lanes = await first.transfers.lanes()
@@ -54,6 +54,6 @@ async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postg
         become(env, "h2", url)
         async with env.app() as second:
             await second.database.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
-            await env.carried(second)
+            await env.run_uploads(second)
             assert await second.reports.counts() == {"bank": {State.SENT: 4}}
     assert env.at_codat() == once(*names_of(4))

@@ -91,8 +91,8 @@ def main() -> int:
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     options = SimulatorOptions(requests_per_minute=0)
-    with TemporaryDirectory() as folder, SimulatorThread(Simulator(options)) as shore:
-        env = AppEnv(Path(folder), shore)
+    with TemporaryDirectory() as folder, SimulatorThread(Simulator(options)) as simulator_thread:
+        env = AppEnv(Path(folder), simulator_thread)
         fill(env)
         env.sync()
         age(env.state)
