@@ -13,14 +13,18 @@ from sqlalchemy import TextClause, create_engine
 from docferry.store import documents, enqueue, lookup_counts, schema, transfers, transitions
 from docferry.store.connection import ByDialect, Translation
 
-ASKED_BY_A_PERSON = {"_RETRY"}  # once in a while, for all that is held
+ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # once in a while, for all that is held
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 
 
 def statements(module: ModuleType) -> dict[str, str]:
     """Every statement that a module has a name for."""
     dialect = create_engine("sqlite://", paramstyle="named").dialect
-    texts = {name: value for name, value in vars(module).items() if isinstance(value, TextClause | ByDialect)}
+    texts = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, TextClause | ByDialect) and not name.endswith("_TOGETHER")
+    }
     found = {name: Translation(value, dialect).sql for name, value in texts.items()}
     return {name: text for name, text in found.items() if SENTENCES.match(text) and name not in ASKED_BY_A_PERSON}
 

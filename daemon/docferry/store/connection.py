@@ -101,6 +101,11 @@ class Transaction:
         self._bind_errors: tuple[type[Exception], ...] = (OverflowError, UnicodeEncodeError, *more)
         self._translations: dict[Statement, Translation] = {}
 
+    @property
+    def has_recordsets(self) -> bool:
+        """Whether `json_to_recordset` exists, and a statement is a round trip to a server."""
+        return self._dialect.name == "postgresql"
+
     def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
         """Run a statement and return the number of rows that it changed."""
         return int(self._run(statement, parameters).rowcount)
