@@ -149,6 +149,22 @@ async def test_what_is_held_and_then_excluded_is_gone(env: UploadEnv) -> None:
     assert {row["state"] for row in env.app_env.rows()} == {"sent", "gone"}
 
 
+async def test_what_is_held_and_then_allowed_is_sent(env: UploadEnv) -> None:
+    folder = env.app_env.upload("bank", max_size="3")
+    env.write_documents(folder, "a.pdf", "b.pdf")
+    assert env.app_env.sync(code=1)["held"] == 2
+    env.app_env.sections[0] = env.app_env.sections[0].replace("max_size = 3", "max_size = 100")
+    assert env.app_env.sync()["uploaded"] == 2
+
+
+def test_dry_run_tells_what_is_left_out(app_env: AppEnv) -> None:
+    folder = app_env.upload("bank", include='["./*.pdf"]')
+    (folder / "a.pdf").write_bytes(b"a")
+    said = " ".join(app_env.run("sync", "--dry-run").stdout.split())
+    assert "1 files match no pattern" in said
+    assert 'write "/*.pdf" for its top' in said
+
+
 # -- emptied on purpose ------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from docferry.app.application import database_location, select_mappings
 from docferry.app.remotes import RULES
 from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
+from docferry.detect.left_out import LeftOut, unwanted
 from docferry.detect.planner import plan, validate
 from docferry.detect.screening import Screening
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
@@ -47,7 +48,7 @@ class DryRunRow:
     mapping: str
     path: bytes
     size: int
-    would: str  # "upload" | "ask the remote" | "unchanged" | "held" | "still being written"
+    would: str  # "upload" | "ask the remote" | "unchanged" | "held" | "still being written" | "left out" (many files)
     to: str
     remote_name: str
     reason: str | None
@@ -81,7 +82,10 @@ class _DryRun:
         )
         open_rows = await self._open_rows()
         rows: list[DryRunRow] = []
+        left_out = LeftOut()
         for listing in listings:
+            left_out.add_listing(listing)
+            left_out.add_unwanted(upload, unwanted(upload, listing))
             known = await self._known(listing.folder)
             for entry in listing.files:
                 seen_file = listing.seen_file(entry)
@@ -93,7 +97,8 @@ class _DryRun:
                     rows.append(self._queued(seen_file, queued))
                 else:
                     rows.append(self._row(seen_file, "unchanged"))
-        return rows
+        left_out.documents = len(rows)
+        return rows + [DryRunRow(upload.name, b"", 0, "left out", "", "", text) for text in left_out.sentences(upload)]
 
     async def _known(self, folder: bytes) -> Collection[object]:
         if self._documents is None:

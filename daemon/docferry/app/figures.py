@@ -63,6 +63,7 @@ def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]
                 "watch": said.get("watch"),
                 "last_scan": said.get("last_scan"),
                 "scan_seconds": said.get("scan_seconds"),
+                "left_out": said.get("left_out", []),
                 "unsettled": [{"path": path, "since": since} for path, since in unsettled],
                 "unsettled_files": said.get("unsettled_files", len(unsettled)),
             }

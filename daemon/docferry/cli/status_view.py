@@ -192,6 +192,9 @@ def _folders(figures: Figures) -> Iterator[Row]:
         if row["problem"]:
             yield [Cell(row["mapping"], BAD), "folder" if "to" in row else "download", row["problem"]]
     for row in figures["uploads"]:
+        for sentence in row.get("left_out", ()):
+            what, _, fix = sentence.partition(": ")
+            yield [Cell(row["mapping"], WARN), what, fix]
         watch, _, why = (row["watch"] or "").partition(":")
         if why:
             yield [Cell(row["mapping"], WARN), watch, why.strip()]

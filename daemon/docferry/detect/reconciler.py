@@ -106,6 +106,7 @@ class Reconciler:
         written = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
         if await self._documents.have_rules_changed(upload.name, written):
             await self._drop_excluded(upload)
+            await self._documents.forget_held_stamps(upload.name)
 
     async def _drop_excluded(self, upload: Upload) -> None:
         """Mark documents as gone that the configuration no longer includes, whatever state they are in."""

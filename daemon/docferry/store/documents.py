@@ -124,6 +124,10 @@ class Documents:
             await self._database.execute(_FORGET_STAMPS, {"mapping": mapping})
         await self._cursors.set(f"mapping/{mapping}", target)
 
+    async def forget_held_stamps(self, mapping: str) -> None:
+        """Make the next scan validate again the documents that a rule holds."""
+        await self._database.execute(_FORGET_HELD_STAMPS, {"mapping": mapping})
+
     async def have_rules_changed(self, mapping: str, rules: str) -> bool:
         """Store the rules of a mapping. Return whether other rules were stored before."""
         changed = await self._has_changed(f"rules/{mapping}", rules)
@@ -176,6 +180,7 @@ SELECT size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND folde
 _FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
 _ANY_PRESENT = text("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1")
 _FORGET_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present")
+_FORGET_HELD_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present AND sha256 IS NULL")
 _PLACES = text("""
 SELECT transfer_id, id, mapping, folder, name, size, mtime_ns, ctime_ns FROM document
 WHERE transfer_id = ANY(:ids) AND present ORDER BY id
