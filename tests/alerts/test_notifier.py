@@ -75,16 +75,16 @@ class Office:
     failures: Counter[str] = field(default_factory=Counter)
     settings: Settings = field(default_factory=lambda: Settings(after=1, repeat=86_400))
 
-    async def _facts(self) -> Facts:
+    async def read_facts(self) -> Facts:
         return self.facts
 
-    async def _totals(self) -> Totals:
+    async def read_totals(self) -> Totals:
         return Totals(uploaded=1, due=2, held=3, gates=0)
 
     @asynccontextmanager
     async def open(self, *inboxes: Inbox) -> AsyncIterator[Notifier]:
         """Run it until the end of the block, as one life of the daemon."""
-        sources = Sources(self._facts, self._totals, lambda name: self.failures.update([name]))
+        sources = Sources(self.read_facts, self.read_totals, lambda name: self.failures.update([name]))
         notifier = Notifier(self.settings, Alerts(self.database), inboxes, sources, self.clock, collect=1.0)
         async with anyio.create_task_group() as group:
             group.start_soon(notifier.run)
@@ -224,7 +224,7 @@ async def test_a_database_that_cannot_be_written_is_told_of(office: Office, monk
     rows = Alerts(office.database)
     monkeypatch.setattr(rows, "replace", replace_never)
     office.facts = replace(WELL, queue_problem="the database cannot be written: disk full")
-    sources = Sources(office._facts, office._totals, lambda _: None)
+    sources = Sources(office.read_facts, office.read_totals, lambda _: None)
     notifier = Notifier(office.settings, rows, [inbox], sources, office.clock, collect=1.0)
     async with anyio.create_task_group() as group:
         group.start_soon(notifier.run)

@@ -106,13 +106,13 @@ async def test_a_digest_that_wootiv_names_goes_before_ours(
         return url
 
     monkeypatch.setattr(env.sim.s3, "sign", signed)
-    put_url = env.sim.wootiv._put_url
+    put_url = env.sim.wootiv.put_url
 
     def answered(base: str, name: str) -> dict[str, Any]:
         answer: dict[str, Any] = put_url(base, name)
         return answer | {"fields": answer["fields"] | {"Content-MD5": theirs["content-md5"]}}
 
-    monkeypatch.setattr(env.sim.wootiv, "_put_url", answered)
+    monkeypatch.setattr(env.sim.wootiv, "put_url", answered)
     with pytest.raises(RemoteError, match="its ETag is"):
         await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")
     assert env.names == ["a.pdf"]

@@ -32,7 +32,7 @@ async def walked(app: Application) -> AsyncIterator[None]:
                 for _ in range(READERS):
                     group.start_soon(app.database.read, lambda _connection: go_on.wait(20))
                 group.start_soon(app.scan_scheduler.round)
-                while not app.database._readers.statistics().tasks_waiting:  # noqa: ASYNC110 - nothing announces it
+                while not app.database._readers.statistics().tasks_waiting:  # noqa: ASYNC110 - nothing outside shows it
                     await anyio.sleep(0.01)
                 yield
             finally:

@@ -120,6 +120,7 @@ def test_a_kernel_without_openat2(tmp_path: Path) -> None:
         here / "test_sent_files.py",
         f"{__file__}::test_links_of_an_administrator_are_followed",
     ]
+    # the probe reads a private function, to prove that the library hides the call from this program
     probe = (
         "from pathlib import Path\nfrom docferry.files import safe_open\n"
         "assert not safe_open._has_openat2(), 'openat2 is still there'\n"

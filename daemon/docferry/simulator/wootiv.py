@@ -78,10 +78,11 @@ class Wootiv:
         name = payload.get("filename") if isinstance(payload, dict) else None
         if not isinstance(name, str) or not name.strip("/"):
             return self.error(422, "filename must be a string that is not empty")
-        signed = self._put_url if self._options.signed == "put" else self._post_form
+        signed = self.put_url if self._options.signed == "put" else self._post_form
         return Response.of_json(200, signed(request.base, name))
 
-    def _put_url(self, base: str, name: str) -> dict[str, Any]:
+    def put_url(self, base: str, name: str) -> dict[str, Any]:
+        """Return the response that names a signed URL for a PUT."""
         content_type = {"content-type": _media_type(name)} if self._options.sign_content_type else {}
         url = self._s3.sign("PUT", base, BUCKET, name, content_type)
         fields = {"bucket": BUCKET, "key": name, "Policy": ""}
