@@ -31,6 +31,7 @@ from docferry.remotes.protocol import Remote
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.remotes.wootiv.direct import BulkPolicy
 from docferry.settings import Download, Settings, Upload
+from docferry.settings.outbox import outboxes
 from docferry.store import locks, schema
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database, open_database
@@ -75,6 +76,7 @@ class Application:
     downloads: Sequence[Download]
     telemetry: Telemetry
     receipts: ReceiptKeeper
+    wakeups: Wakeups
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ async def open_application(
     write_timeout: float = float("inf"),
     telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Application]:
-    """Open everything for `mappings` (all when empty); a full disk is waited for `patience` seconds.
+    """Open everything for `mappings` (all when empty) and their outboxes; a full disk is waited for `patience` seconds.
 
     Raises:
         ConfigError: A name in `mappings` does not exist.
@@ -115,6 +117,9 @@ async def open_application(
     """
     uploads, wanted_downloads = select_mappings(settings, mappings)
     await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+    boxes = outboxes(uploads.values(), settings.state_dir)
+    await anyio.to_thread.run_sync(_make_folders, [box.root for box in boxes.values()])
+    uploads |= boxes
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(locks.lease_owner(settings.state_dir))
@@ -210,6 +215,7 @@ def _build(
         downloads=downloads,
         telemetry=context.telemetry,
         receipts=receipts,
+        wakeups=context.wakeups,
     )
 
 
@@ -239,6 +245,14 @@ def _clear_spool(state_dir: Path, owner: str) -> None:
     for name, whose in left.items():
         if whose in gone:
             shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _make_folders(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"{folder} in the state folder cannot be made: {error.strerror}") from error
 
 
 async def accept_empty(settings: Settings, mapping: str) -> int:

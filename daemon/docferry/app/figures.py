@@ -12,6 +12,7 @@ from docferry.clock import iso
 from docferry.model import Gate, Reason, State, escaped
 from docferry.projection import Backlog
 from docferry.settings import Settings
+from docferry.settings.outbox import outboxes
 from docferry.store.queue_view import QueueSnapshot
 
 Figures = dict[str, Any]
@@ -43,12 +44,13 @@ def needs_person(gate: Gate) -> bool:
 
 def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]) -> list[Figures]:
     configured = {upload.name: upload for upload in settings.uploads}
+    boxes = outboxes(settings.uploads, settings.state_dir)
     oldest: dict[str, float] = {}
     for due in queue.due:
         oldest[due.mapping] = min(due.since, oldest.get(due.mapping, due.since))
     rows = []
     for name in dict.fromkeys([*configured, *sorted(queue.documents)]):
-        upload = configured.get(name)
+        upload = configured.get(name) or boxes.get(name)
         said = daemon.get("mappings", {}).get(name, {})
         unsettled = said.get("unsettled", [])
         rows.append(

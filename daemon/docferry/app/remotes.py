@@ -18,7 +18,7 @@ from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
-from docferry.settings import Settings
+from docferry.settings import Settings, outbox
 
 #: The documents that each remote accepts, known without a request.
 RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
@@ -69,7 +69,8 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
 
 def direct_mappings(settings: Settings) -> frozenset[str]:
     """Return the names of the mappings whose documents go through Wootiv itself."""
-    return frozenset(upload.name for upload in settings.uploads if upload.to == "wootiv" and upload.via == "direct")
+    names = [upload.name for upload in settings.uploads if upload.to == "wootiv" and upload.via == "direct"]
+    return frozenset(names + [f"{name}{outbox.SUFFIX}" for name in names])
 
 
 def http_options(to: settings_of.Codat | settings_of.Wootiv) -> HttpOptions:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from docferry.clock import iso
 from docferry.model import escaped
+from docferry.settings.outbox import Outbox
 from docferry.store import locks
 
 if TYPE_CHECKING:  # `status` reads the file and must not import the application
@@ -118,7 +119,13 @@ def forget(state_dir: Path) -> None:
 
 
 def _names(app: Application) -> list[str]:
-    return [*app.uploads, *(download.name for download in app.downloads)]
+    states = app.reconciler.state
+    idle = {
+        name
+        for name, upload in app.uploads.items()
+        if isinstance(upload, Outbox) and states(name).problem is None and not states(name).known
+    }
+    return [*(name for name in app.uploads if name not in idle), *(download.name for download in app.downloads)]
 
 
 def _rounded(rate: float | None) -> float | None:

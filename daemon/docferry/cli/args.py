@@ -11,6 +11,7 @@ from docferry import settings
 from docferry.errors import ConfigError
 from docferry.model import Reason, escaped
 from docferry.settings import Settings
+from docferry.settings.outbox import outboxes
 
 
 def load(path: Path | None) -> Settings:
@@ -38,8 +39,9 @@ def reason(code: str | None) -> str | None:
 
 
 def roots(wanted: Settings) -> dict[str, bytes]:
-    """Return the root folder of each upload mapping, as bytes."""
-    return {upload.name: os.fsencode(upload.root) for upload in wanted.uploads}
+    """Return the root folder of each upload mapping and of its outbox, as bytes."""
+    uploads = [*wanted.uploads, *outboxes(wanted.uploads, wanted.state_dir).values()]
+    return {upload.name: os.fsencode(upload.root) for upload in uploads}
 
 
 def _unknown(name: str, known: Sequence[str], kind: str = "mapping") -> str:

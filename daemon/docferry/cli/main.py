@@ -89,6 +89,12 @@ def _retry() -> Command:
     return command
 
 
+def _put() -> Command:
+    from docferry.cli.put import command
+
+    return command
+
+
 def _check() -> Command:
     from docferry.cli.check import command
 
@@ -166,6 +172,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "list": _list,
     "show": _show,
     "retry": _retry,
+    "put": _put,
     "check": _check,
     "verify": _verify,
     "receipts": _receipts,

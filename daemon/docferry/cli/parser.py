@@ -74,6 +74,7 @@ def build_parser() -> Parser:
         _list,
         _show,
         _retry,
+        _put,
         _check,
         _health,
         _metrics,
@@ -209,6 +210,21 @@ def _retry(parser: Parser) -> None:
     retry.add_argument("--reason", metavar="CODE", help="those held, or waiting, for this reason")
     retry.add_argument("--missing", action="store_true", help="send again what `docferry verify` proved missing")
     retry.add_argument("--all", action="store_true", help="all of them")
+
+
+def _put(parser: Parser) -> None:
+    put = parser.command(
+        "put",
+        "store files in the queue of a mapping, to be sent as if they lay in its folder",
+        "acme-bank statement.pdf",
+        "scans - --name 2026/letter.pdf < letter.pdf",
+        more="A file is copied: it may be removed once the command ends. A running daemon sends the copy; else run "
+        "`docferry sync`.",
+    )
+    put.add_argument("mapping", metavar="MAPPING", help="the name of an upload mapping")
+    put.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for the standard input")
+    put.add_argument("--name", metavar="NAME", help="the path in the mapping's folder; default: the name of the file")
+    put.add_argument("--json", action="store_true", help="one object a line, with the id")
 
 
 def _check(parser: Parser) -> None:

@@ -14,6 +14,7 @@ from docferry import endpoints
 from docferry.model import escaped
 from docferry.settings import overlaps
 from docferry.settings.mappings import Download, Upload
+from docferry.settings.outbox import SUFFIX
 from docferry.settings.sources import Loc
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
     yield from _of_receipts(settings)
     named = [("upload", at, upload.name) for at, upload in uploads]
     yield from _names_twice(named + [("download", at, download.name) for at, download in downloads])
+    yield from _of_outboxes(uploads)
     yield from _duplicates(uploads)
     yield from overlaps.find(uploads, downloads)
     for at, upload in uploads:
@@ -67,6 +69,13 @@ def _names_twice(named: Sequence[tuple[str, int, str]]) -> Found:
         other = first.setdefault(name, (kind, at))
         if other != (kind, at):
             yield (kind, at, "name"), f'"{escaped(name)}" is the name of {other[0]}[{other[1]}] too; choose another'
+
+
+def _of_outboxes(uploads: Sequence[tuple[int, Upload]]) -> Found:
+    names = {f"{upload.name}{SUFFIX}" for _, upload in uploads}
+    for at, upload in uploads:
+        if upload.name in names:
+            yield ("upload", at, "name"), f'"{escaped(upload.name)}" is how an outbox is called; choose another'
 
 
 def _duplicates(uploads: Sequence[tuple[int, Upload]]) -> Found:

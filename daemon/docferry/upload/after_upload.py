@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import anyio
@@ -10,9 +11,11 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.errors import FolderError
+from docferry.files import outbox
 from docferry.files.safe_open import Root
 from docferry.files.sent_files import Fate, Removal, SentFile, remove
 from docferry.settings import Upload
+from docferry.settings.outbox import Outbox
 from docferry.store.documents import Documents
 from docferry.wakeups import Wakeups
 
@@ -80,6 +83,8 @@ class AfterUpload:
         while delivered := await self._documents.delivered(upload.name, after=after, limit=BATCH):
             after = delivered[-1][0]
             await self._remove(upload, [SentFile(*row) for row in delivered])
+        if isinstance(upload, Outbox):
+            await anyio.to_thread.run_sync(partial(outbox.sweep, upload.root, replaces=upload.replaces))
         if upload.name not in self._failed:
             self._logged = {key for key in self._logged if key[0] != upload.name}
 

@@ -84,7 +84,8 @@ class StatusPage:
         wanted = asked_filter(request.query_params.multi_items())
         page = await self._pages.documents(wanted, below=_number(request.query_params.get("below")), limit=PER_PAGE)
         queue = await self._daemon.queue.snapshot()
-        names = dict.fromkeys([*self._daemon.app.uploads, *sorted(queue.documents)])
+        configured = [upload.name for upload in self._settings.uploads]
+        names = dict.fromkeys([*configured, *sorted(queue.documents)])
         reasons = sorted({reason for _, reason, _ in queue.held} | ({wanted.reason} if wanted.reason else set()))
         query = filter_query(wanted)
         values = {

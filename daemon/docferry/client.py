@@ -1,0 +1,185 @@
+"""The Python interface: put documents that are in memory into the queue, and wait until they are sent.
+
+Example:
+    async with Queue.open() as queue:
+        document = await queue.put("acme-bank", "statement.pdf", content)
+        async with anyio.create_task_group() as group:
+            group.start_soon(queue.run)  # not needed where `docferry run` runs
+            print((await queue.wait(document)).state)
+            group.cancel_scope.cancel()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import anyio
+import anyio.to_thread
+
+from docferry import logs
+from docferry.app.application import Application, open_application
+from docferry.app.shutdown import plain_errors
+from docferry.detect.scan_scheduler import ScanScheduler
+from docferry.errors import ConfigError, DatabaseBusy, FolderError
+from docferry.files import outbox
+from docferry.files.safe_open import BLOCK
+from docferry.model import State, escaped
+from docferry.settings import Settings, load, missing_keys
+from docferry.settings.outbox import SUFFIX, Outbox, inner
+
+__all__ = ["Document", "Queue"]
+
+log = logs.get("client")
+
+#: States in which nothing more happens by itself.
+_RESTING: Final = frozenset({State.SENT, State.HELD, State.GONE})
+#: `wait` looks at the queue after this, then less and less often, seconds.
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document that was put, as the queue has it now."""
+
+    id: str
+    state: State
+    reason: str | None  # of a held document, see `State`
+    detail: str | None  # what happened and what to do
+    remote_name: str
+    sha256: str | None
+
+
+class Queue:
+    """The queue of one configuration. Open it with `Queue.open`.
+
+    It can be used beside a running daemon, by any number of processes.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, config: Path | str | Settings | None = None) -> AsyncIterator[Queue]:
+        """Open the queue of a configuration: its file, loaded settings, or the usual file.
+
+        Raises:
+            ConfigError: The configuration is wrong.
+            StateError: The state folder or the database cannot be used.
+        """
+        settings = config if isinstance(config, Settings) else load(None if config is None else Path(config))
+        with plain_errors():
+            async with open_application(settings, downloads=False) as app:
+                yield cls(app)
+
+    async def put(self, mapping: str, name: str, content: bytes | BinaryIO) -> str:
+        """Store a document durably, to be sent as if it lay in the folder of the mapping; return its id.
+
+        Once this returns, the document goes exactly once, whatever is killed. Before, it may go or not.
+
+        Args:
+            mapping: The name of an `[[upload]]`.
+            name: The path that the document would have in the mapping's folder, such as "2026/report.pdf".
+            content: The bytes, or an open binary file that is read to its end.
+
+        Raises:
+            ConfigError: There is no such mapping, or it would send no document of this name.
+            OSError: The bytes could not be stored.
+        """
+        box, path = self._outbox(mapping), outbox.checked_name(name)
+        _require_wanted(box, bytes(path))
+        blocks = outbox.blocks_of(content) if isinstance(content, bytes) else _read(content)
+        folder = await anyio.to_thread.run_sync(outbox.store, box.root, path, blocks)
+        stored = f"{folder}/{path}"
+        changed = [os.fsencode(stored)]
+        if box.replaces:
+            changed += await anyio.to_thread.run_sync(outbox.replace_older, box.root, folder)
+        try:
+            await self._app.reconciler.check_paths(box, changed)
+        except (DatabaseBusy, FolderError) as error:
+            # The document is on the disk, and every scan finds it.
+            log.warning("planned_later", str(error), mapping=mapping, path=changed[0])
+        return stored
+
+    async def get(self, document: str) -> Document | None:
+        """Return a document by its id; None while it is stored and not queued: an earlier version goes first."""
+        path, boxes = os.fsencode(document), self._outboxes()
+        is_stored = await anyio.to_thread.run_sync(
+            lambda: any((box.root / document).exists() for box in boxes.values())
+        )
+        for name in boxes:
+            rows = await self._app.reports.by_path(name, path)
+            if rows:
+                row = rows[0]
+                detail = None if row.detail is None else escaped(row.detail)
+                return Document(document, State(row.state), row.reason, detail, row.remote_name, row.sha256)
+            if await self._app.documents.stamps(name, [path]):
+                return _gone(document, "it was downloaded, and does not go up again")
+        return None if is_stored else _gone(document, "a later document of its name replaced it")
+
+    async def wait(self, document: str) -> Document:
+        """Wait until a document is sent, held or gone, and return it. It is gone when a later one replaced it."""
+        pause = _FIRST_POLL_S
+        while (found := await self.get(document)) is None or found.state not in _RESTING:
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_POLL_S)
+        return found
+
+    async def run(self) -> None:
+        """Send what is due until cancelled. Not needed where a daemon runs, and safe beside one.
+
+        It sends everything that is queued, and looks for new documents in the outboxes alone: `docferry run` and
+        `docferry sync` look into the folders of the mappings.
+
+        Raises:
+            ConfigError: A remote has no API key.
+        """
+        app = self._app
+        if problems := missing_keys(app.settings, app.settings.secrets()):
+            raise ConfigError(problems)
+        boxes = self._outboxes()
+        scans = ScanScheduler(app.reconciler, boxes, app.clock, app.wakeups, app.settings.rescan)
+        await app.scheduler.prepare()
+        with plain_errors():
+            async with anyio.create_task_group() as group:
+                await group.start(app.scheduler.run)
+                group.start_soon(scans.run, name="scan outboxes")
+                group.start_soon(app.after_upload.run, name="after upload")
+
+    def _outboxes(self) -> dict[str, Outbox]:
+        return {name: upload for name, upload in self._app.uploads.items() if isinstance(upload, Outbox)}
+
+    def _outbox(self, mapping: str) -> Outbox:
+        found = self._app.uploads.get(f"{mapping}{SUFFIX}")
+        if isinstance(found, Outbox):
+            return found
+        known = ", ".join(box.origin.name for box in self._outboxes().values()) or "none"
+        raise ConfigError([f'there is no upload mapping "{escaped(mapping)}"; there are: {known}'])
+
+
+def _gone(document: str, detail: str) -> Document:
+    return Document(document, State.GONE, None, detail, escaped(inner(os.fsencode(document))), None)
+
+
+def _require_wanted(box: Outbox, path: bytes) -> None:
+    """Raise ConfigError where the mapping would send no document of this path."""
+    if box.origin.left_out(path) is not None or not _enters(box, path):
+        raise ConfigError([f'"{escaped(path)}" is no document of {box.origin.name}: its patterns leave it out'])
+    route = box.origin.route(path)
+    if route.target is None:
+        raise ConfigError([f'"{escaped(path)}" {route.problem}'])
+
+
+def _enters(box: Outbox, path: bytes) -> bool:
+    segments = path.split(b"/")[:-1]
+    return all(box.origin.enters(b"/".join(segments[:depth])) for depth in range(1, len(segments) + 1))
+
+
+def _read(file: BinaryIO) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        yield block

@@ -1,0 +1,169 @@
+"""Store documents of applications durably in a mapping's outbox: whole or not at all, each in a folder of its own.
+
+A document is written and synced below a staging folder, which then gets its final name. After a crash a staging folder
+is removed, and a document is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from docferry.errors import ConfigError
+from docferry.files.safe_open import BLOCK
+
+#: Staging folders; no scan enters a hidden folder.
+STAGING_PREFIX: Final = ".docferry-put-"
+#: A staging folder is locked by its process. A younger one may not be locked yet, seconds.
+STAGING_AGE_S: Final = 60.0
+#: Documents of one name are in the order of their folders' names.
+_KEY_DIGITS: Final = 12
+_LONGEST_NAME: Final = 255
+_LONGEST_PATH: Final = 2000
+
+
+def checked_name(name: str) -> PurePosixPath:
+    """Return a document's path in its mapping. Raises ConfigError where it cannot be the path of a file."""
+    segments = name.split("/")
+    if any(segment in ("", ".", "..") for segment in segments) or "\0" in name:
+        raise ConfigError([f'"{name}" is not the name of a document; write it like "report.pdf" or "2026/report.pdf"'])
+    sizes = [len(segment.encode("utf-8", "surrogateescape")) for segment in segments]
+    if max(sizes) > _LONGEST_NAME or sum(sizes) + len(sizes) > _LONGEST_PATH:
+        raise ConfigError([f'"{name[:80]}…" is longer than the name of a file can be; shorten it'])
+    return PurePosixPath(*segments)
+
+
+def store(root: Path, name: PurePosixPath, blocks: Iterable[bytes]) -> str:
+    """Store a document and return the name of its folder in the outbox; call it in a worker thread.
+
+    It is on the disk when this returns. Raises OSError.
+    """
+    with _staging(root) as staging:
+        path = staging / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            for block in blocks:
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in (path.parents[number] for number in range(len(name.parts))):
+            _sync(folder)
+        made = _publish(staging, root, name)
+    _sync(root)
+    return made
+
+
+def replace_older(root: Path, folder: str) -> list[bytes]:
+    """Remove the documents of the same name that came before this one; return their paths."""
+    key = folder[:_KEY_DIGITS]
+    return _remove_files(root, [name for name in _names(root) if name.startswith(key) and name < folder])
+
+
+def sweep(root: Path, *, replaces: bool) -> None:
+    """Remove empty folders of sent documents, and what killed processes left; call it in a worker thread.
+
+    With `replaces`, the documents that a later one of their name replaces are removed, too.
+    """
+    names = _names(root)
+    for name in names:
+        if name.startswith(STAGING_PREFIX):
+            _remove_abandoned(root / name)
+        elif not name.startswith("."):
+            _remove_empty(root / name)
+    if replaces:
+        latest = {name[:_KEY_DIGITS]: name for name in names if not name.startswith(".")}
+        older = [name for name in names if latest.get(name[:_KEY_DIGITS], name) != name]
+        _remove_files(root, [name for name in older if (root / latest[name[:_KEY_DIGITS]]).exists()])
+
+
+def blocks_of(content: bytes) -> Iterator[bytes]:
+    """Yield the content in blocks."""
+    view = memoryview(content)
+    for start in range(0, len(view), BLOCK):
+        yield bytes(view[start : start + BLOCK])
+
+
+@contextmanager
+def _staging(root: Path) -> Iterator[Path]:
+    """Give a locked new folder in the outbox; what is left of it is removed at the end."""
+    path = root / f"{STAGING_PREFIX}{secrets.token_hex(8)}"
+    path.mkdir(mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _publish(staging: Path, root: Path, name: PurePosixPath) -> str:
+    """Give a staging folder its final name: by the document's name, then by time."""
+    key = hashlib.sha256(bytes(name)).hexdigest()[:_KEY_DIGITS]
+    latest = max((each for each in _names(root) if each.startswith(key)), default=f"{key}-0")
+    number = max(time.time_ns(), int(latest[_KEY_DIGITS + 1 :], 16) + 1)
+    while True:
+        made = f"{key}-{number:016x}"
+        try:
+            staging.rename(root / made)
+        except OSError:
+            if not (root / made).exists():
+                raise
+            number += 1  # another process put a document of this name at the same time
+        else:
+            return made
+
+
+def _names(root: Path) -> list[str]:
+    """Return the names of the folders in an outbox, in order."""
+    try:
+        return sorted(entry.name for entry in os.scandir(root))
+    except FileNotFoundError:
+        return []
+
+
+def _remove_files(root: Path, folders: Iterable[str]) -> list[bytes]:
+    """Remove the documents in these folders, and return their paths. A removal lasts once this returns."""
+    removed = []
+    for folder in folders:
+        for path in [path for path in (root / folder).rglob("*") if not path.is_dir()]:
+            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                _sync(path.parent)
+            removed.append(os.fsencode(path.relative_to(root)))
+    return removed
+
+
+def _remove_abandoned(path: Path) -> None:
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime < STAGING_AGE_S:
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a folder with its subfolders where they are empty."""
+    with suppress(OSError):  # it is not empty
+        for folder, _, _ in os.walk(path, topdown=False):
+            Path(folder).rmdir()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

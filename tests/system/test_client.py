@@ -1,0 +1,262 @@
+"""The Python interface and `docferry put`: stored once `put` returns, sent once, whatever is killed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from app_env import AppEnv, digest, until
+from docferry.client import Queue
+from docferry.errors import ConfigError
+from docferry.files import outbox
+from docferry.model import State
+from docferry.simulator import Fault
+
+pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def keys(app_env: AppEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in app_env.environment.items():
+        if key.endswith("_API_KEY"):
+            monkeypatch.setenv(key, value)
+
+
+@asynccontextmanager
+async def running(app_env: AppEnv) -> AsyncIterator[Queue]:
+    async with Queue.open(app_env.write_config()) as queue, anyio.create_task_group() as group:
+        group.start_soon(queue.run)
+        yield queue
+        group.cancel_scope.cancel()
+
+
+def files(app_env: AppEnv) -> list[Path]:
+    """The documents in all outboxes, without those that a killed process left half stored: they are swept later."""
+    found = [path for path in (app_env.state / "outbox").rglob("*") if path.is_file()]
+    return [path for path in found if outbox.STAGING_PREFIX not in str(path)]
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("remote", ["codat", "wootiv"])
+async def test_what_is_put_is_sent_once_and_its_bytes_are_removed(app_env: AppEnv, remote: str) -> None:
+    app_env.upload("acme", remote)
+    async with running(app_env) as queue:
+        with anyio.fail_after(20):
+            ids = [await queue.put("acme", f"2026/{number}.pdf", b"%d" % number) for number in range(5)]
+            found = [await queue.wait(each) for each in ids]
+            assert {each.state for each in found} == {State.SENT}
+            await anyio.to_thread.run_sync(lambda: until(lambda: not files(app_env), what="the bytes being removed"))
+    names = {f"{number}.pdf" if remote == "codat" else f"2026/{number}.pdf" for number in range(5)}
+    assert {name for name, _ in app_env.stored()} == names
+    assert set(app_env.stored().values()) == {1}
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_file_is_read_to_its_end_and_the_same_bytes_go_once(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    content = os.urandom(1_500_000)
+    async with running(app_env) as queue:
+        with anyio.fail_after(20):
+            first = await queue.put("acme", "a.pdf", io.BytesIO(content))
+            second = await queue.put("acme", "b.pdf", content)
+            assert first != second
+            assert {(await queue.wait(each)).state for each in (first, second)} == {State.SENT}
+    assert list(app_env.stored().items()) == [(("a.pdf", digest(content)), 1)]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_two_documents_of_one_name_both_go_to_codat(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    async with running(app_env) as queue:
+        with anyio.fail_after(20):
+            for content in (b"one", b"two"):
+                assert (await queue.wait(await queue.put("acme", "a.pdf", content))).state is State.SENT
+    assert app_env.stored() == {("a.pdf", digest(b"one")): 1, ("a.pdf", digest(b"two")): 1}
+
+
+@pytest.mark.usefixtures("keys")
+async def test_an_object_has_the_bytes_that_were_put_last(app_env: AppEnv) -> None:
+    app_env.upload("scans", "wootiv")
+    app_env.simulator.set_faults([Fault("slow_answer", "s3.put", params={"rate": 200})])
+    async with running(app_env) as queue:
+        with anyio.fail_after(40):
+            ids = [await queue.put("scans", "a.pdf", b"version %d" % number) for number in range(4)]
+            found = [await queue.wait(each) for each in ids]
+    assert found[-1].state is State.SENT
+    assert {each.state for each in found} <= {State.SENT, State.GONE}
+    assert app_env.stored() == {("a.pdf", digest(b"version 3")): 1}
+    assert not files(app_env)
+
+
+@pytest.mark.usefixtures("keys")
+async def test_rules_of_the_mapping_hold(app_env: AppEnv) -> None:
+    app_env.upload("acme", include='["*.pdf"]', max_size="10")
+    async with running(app_env) as queue:
+        with anyio.fail_after(20):
+            held = await queue.wait(await queue.put("acme", "a.pdf", b"more than ten bytes"))
+            assert (held.state, held.reason) == (State.HELD, "too_large")
+            for name, said in [("a.csv", "leave it out"), ("../a.pdf", "not the name"), (".a.pdf", "leave it out")]:
+                with pytest.raises(ConfigError, match=said):
+                    await queue.put("acme", name, b"x")
+            with pytest.raises(ConfigError, match="no upload mapping"):
+                await queue.put("other", "a.pdf", b"x")
+    assert len(files(app_env)) == 1
+    assert not app_env.stored()
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_path_names_the_company_where_the_folder_has_placeholders(app_env: AppEnv) -> None:
+    company, connection = "8a210b68-6988-11ed-a1eb-0242ac120002", "2e9d2c44-f675-40ba-8049-353bfcb5e171"
+    app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
+    async with running(app_env) as queue:
+        with anyio.fail_after(20):
+            document = await queue.put("customers", f"{company}/{connection}/a.pdf", b"x")
+            assert (await queue.wait(document)).state is State.SENT
+            with pytest.raises(ConfigError, match="lies above the folder"):
+                await queue.put("customers", "a.pdf", b"x")
+    assert [(each.company, each.name) for each in app_env.simulator.stored] == [(company, "a.pdf")]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_daemon_sends_what_others_put(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    with app_env.daemon():
+        async with Queue.open(app_env.write_config()) as queue:
+            with anyio.fail_after(30):
+                assert (await queue.wait(await queue.put("acme", "a.pdf", b"x"))).state is State.SENT
+        until(lambda: not files(app_env), what="the bytes being removed")
+
+
+def test_the_command_puts_files_and_standard_input(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    (app_env.root / "a.pdf").write_bytes(b"a")
+    config = app_env.write_config()
+    done = app_env.run("put", "acme", str(app_env.root / "a.pdf"), "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["name"] == "a.pdf"
+    piped = subprocess.run(
+        app_env.command("put", "acme", "-", "--name", "b.pdf"), input=b"b", env=app_env.environment, check=True
+    )
+    assert piped.returncode == 0
+    (row,) = [row for row in app_env.rows() if row["path"].endswith(said["id"])]
+    assert (row["mapping"], row["state"]) == ("acme (put)", "waiting")
+    assert app_env.run("show", row["path"]).returncode == 0
+    assert app_env.sync()["uploaded"] == 2
+    assert {name for name, _ in app_env.stored()} == {"a.pdf", "b.pdf"}
+    assert not files(app_env)
+    assert config.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("other", "a.pdf"), "no mapping"),
+        (("acme", "-"), "--name"),
+        (("acme", "a.pdf", "b.pdf", "--name", "c.pdf"), "one file"),
+        (("acme", "/nowhere/a.pdf"), "cannot be read"),
+    ],
+)
+def test_wrong_words_are_told(app_env: AppEnv, words: tuple[str, ...], said: str) -> None:
+    app_env.upload("acme")
+    done = app_env.run("put", *words)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_the_example_of_the_documentation_runs(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    script = app_env.root / "example.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, script, app_env.write_config(), "acme"],
+        env=app_env.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.count("sent")) == (0, 3), done.stderr
+    assert len(app_env.stored()) == 3
+
+
+# -- kills -----------------------------------------------------------------------------------------------------------
+
+#: Put two versions of a document, in a process of its own for each step at which it is killed.
+_PUT = """
+import os, signal, sys
+import anyio
+from docferry.client import Queue
+
+config, mapping = sys.argv[1:]
+STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "shutil.rmtree")
+steps = 0
+
+def kill(event, arguments):
+    global steps
+    if event in STEPS:
+        steps += 1
+        if steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    async with Queue.open(config) as queue:
+        sys.addaudithook(kill)
+        for number in range(2):
+            await queue.put(mapping, f"{kill_at}.pdf", b"%d of %d" % (number, kill_at))
+            os.write(1, b"%d %d\\n" % (kill_at, number))
+
+kill_at = 0
+while True:
+    kill_at += 1
+    child = os.fork()
+    if not child:
+        anyio.run(main)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+"""
+
+
+@pytest.mark.parametrize("remote", ["codat", "wootiv"])
+def test_a_kill_at_every_step_loses_and_doubles_nothing(app_env: AppEnv, remote: str) -> None:
+    """Documents whose `put` returned are there once; of an object at Wootiv the last of them, or a later one."""
+    app_env.upload("acme", remote)
+    command = [sys.executable, "-c", _PUT, str(app_env.write_config()), "acme"]
+    done = subprocess.run(command, env=app_env.environment, stdout=subprocess.PIPE, timeout=100, check=True)
+    returned = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    rounds = returned[-1][0]
+    assert rounds > 10
+    app_env.sync()
+    stored = app_env.stored()
+    contents = {digest(b"%d of %d" % (number, at)): (at, number) for at in range(1, rounds + 1) for number in range(2)}
+    there = [contents[sha256] for _, sha256 in stored.elements()]
+    assert len(there) == len(set(there))
+    if remote == "codat":
+        assert set(returned) <= set(there)
+    else:
+        assert all(any((at, later) in there for later in range(number, 2)) for at, number in returned)
+    assert not files(app_env)
+
+
+def test_what_a_killed_process_staged_is_swept(tmp_path: Path) -> None:
+    stale, young = tmp_path / f"{outbox.STAGING_PREFIX}1", tmp_path / f"{outbox.STAGING_PREFIX}2"
+    for folder in (stale, young):
+        folder.mkdir()
+        (folder / "a.pdf").write_bytes(b"half")
+    os.utime(stale, (1, 1))
+    (tmp_path / "0123456789ab-01" / "deep" / "er").mkdir(parents=True)
+    outbox.sweep(tmp_path, replaces=False)
+    assert list(tmp_path.iterdir()) == [young]
