@@ -1,4 +1,4 @@
-"""A Hypothesis machine walks the real queue: whatever is done in whatever order, nothing is lost or forgotten."""
+"""A Hypothesis state machine of the queue, on SQLite and PostgreSQL: no order of operations loses a transfer."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ OUTCOMES = {
 
 
 class Queue(RuleBasedStateMachine):
-    """Three owners over one database; what they believe to hold is kept beside it."""
+    """Two owners of one database, and a model of the leases that they hold."""
 
     template: Path
-    new_database: Callable[[], str] | None = None  # makes a PostgreSQL database; None: SQLite
+    new_database: Callable[[], str] | None = None  # returns a PostgreSQL URL; None: SQLite
 
     @initialize()
     def opens(self) -> None:
@@ -121,7 +121,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 1))
     def dies(self, who: int) -> None:
-        """Killed; somebody sweeps; what the dead one still tries to write comes too late."""
+        """Kill an owner and reclaim its leases; its late writes fail."""
         dead = self.owners.pop(who)
         held = self.held.pop(dead.owner)
         self.born()
@@ -169,8 +169,8 @@ class Queue(RuleBasedStateMachine):
         assert all((owner is not None) == (state in IN_FLIGHT) for _, state, owner, _ in rows)
 
     @invariant()
-    def what_is_gone_stands_in_nobodys_way(self) -> None:
-        """Who kept its key would block its like for ever, and who gave it up too early would let it go twice."""
+    def only_gone_transfers_give_up_their_key(self) -> None:
+        """A kept key would block the same content for ever; a key given up early would let it be sent twice."""
         if hasattr(self, "database"):
             keys = self.rows("SELECT state, dedupe_key LIKE 'gone:%' FROM transfer")
             assert all((state == State.GONE) == bool(is_free) for state, is_free in keys)
@@ -184,7 +184,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_queue(template: Path, kind: str, request: pytest.FixtureRequest) -> None:
+def test_no_sequence_of_operations_loses_a_transfer(template: Path, kind: str, request: pytest.FixtureRequest) -> None:
     Queue.template, Queue.new_database = template, None
     if kind == "postgresql":
         Queue.new_database = staticmethod(request.getfixturevalue("postgresql_server").new_database)

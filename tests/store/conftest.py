@@ -1,4 +1,4 @@
-"""A real database in a folder of its own, and words to fill it."""
+"""A database for each test, and helpers that bring it into a state."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ACME = Target("codat", "acme", "bank")
 
 
 @dataclass
-class Shop:
-    """The rooms of the store over one file."""
+class StoreEnv:
+    """The tables of one database, with a clock that the test turns."""
 
     database: Database
     clock: TurnableClock
@@ -32,20 +32,20 @@ class Shop:
     transfers: Transfers
 
     def other(self, owner: str) -> Transfers:
-        """The queue as another process sees it."""
+        """Return the queue of another process."""
         return Transfers(self.database, self.clock, owner)
 
     async def enqueue(self, *names: str, mapping: str = "m", target: Target = ACME) -> None:
         await self.documents.apply(mapping, [planned(name, target=target) for name in names])
 
     async def claimed(self, most: int = 100, *, transfers: Transfers | None = None) -> list[Transfer]:
-        """Everything that is due, leased."""
+        """Lease everything that is due."""
         queue = transfers or self.transfers
         picks = [Pick(lane, most) for lane in await queue.lanes()]
         return await queue.claim(picks, most)
 
     async def sending(self, name: str) -> Transfer:
-        """A transfer that is being sent."""
+        """Return a transfer in SENDING."""
         await self.enqueue(name)
         (transfer,) = await self.claimed()
         await self.transfers.mark_sending([transfer])
@@ -63,7 +63,7 @@ class Shop:
         return transfer
 
     async def brought_to(self, state: State) -> Transfer:
-        """A transfer in one of the leased states."""
+        """Return a transfer in a state that has a lease."""
         if state is State.SENDING:
             return await self.sending("a.pdf")
         if state is State.ASKING:
@@ -87,7 +87,7 @@ class Shop:
         await self.database.execute(text(statement), values)
 
     async def everything(self) -> list[list[tuple[Any, ...]]]:
-        """All there is, to see that nothing changed."""
+        """Return all rows, to prove that nothing changed."""
         tables = ("transfer", "attempt", "document", "gate")
         return [await self.rows(f"SELECT * FROM {table} ORDER BY 1, 2") for table in tables]  # noqa: S608 - our names
 
@@ -101,7 +101,7 @@ def planned(
     dedupe_key: str | None = None,
     **more: Any,
 ) -> Planned:
-    """The plan for a file of this content (its path, if nothing else is said)."""
+    """Return the plan of a file with this content; the default is its path."""
     digest = sha256((content if content is not None else path).encode()).hexdigest()
     folder, _, name = path.rpartition("/")
     uid = sha256(f"{path} {content} {mtime} {more}".encode()).hexdigest()[:32]
@@ -118,7 +118,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
-    """Where a database of the test's own is: the path of a SQLite file, or a PostgreSQL URL."""
+    """Return the path of a SQLite file or the URL of a PostgreSQL database, which does not exist yet or is empty."""
     if request.param == "sqlite":
         return tmp_path / "docferry.db"
     server: PostgresqlServer = request.getfixturevalue("postgresql_server")
@@ -126,10 +126,10 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
 
 
 @pytest.fixture
-async def shop(location: Path | str) -> AsyncIterator[Shop]:
+async def env(location: Path | str) -> AsyncIterator[StoreEnv]:
     clock = TurnableClock()
     async with open_database(location) as database:
-        yield Shop(database, clock, Documents(database, clock), Transfers(database, clock, "me"))
+        yield StoreEnv(database, clock, Documents(database, clock), Transfers(database, clock, "me"))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.store.alerts import Alert, Alerts, Delivery, Observed
-from store.conftest import Shop
+from store.conftest import StoreEnv
 
 pytestmark = pytest.mark.anyio
 
@@ -17,8 +17,8 @@ def alert(key: str, since: float = 1.25, **more: object) -> Alert:
     return found
 
 
-async def test_what_is_kept_comes_back(shop: Shop) -> None:
-    rows = Alerts(shop.database)
+async def test_what_is_kept_comes_back(env: StoreEnv) -> None:
+    rows = Alerts(env.database)
     told = {"ops": Delivery(Observed.FIRING, 4.5, 0), "pager": Delivery(None, 0.0, 17)}
     kept = [
         alert("disk", labels=()),
@@ -31,11 +31,11 @@ async def test_what_is_kept_comes_back(shop: Shop) -> None:
     assert await rows.all() == kept[1:2]
     await rows.replace([])
     assert await rows.all() == []
-    assert await shop.column("SELECT count(*) FROM alert_delivery") == [0]
+    assert await env.column("SELECT count(*) FROM alert_delivery") == [0]
 
 
-async def test_each_host_has_its_own(shop: Shop) -> None:
-    here, there = Alerts(shop.database, "here"), Alerts(shop.database, "there")
+async def test_each_host_has_its_own(env: StoreEnv) -> None:
+    here, there = Alerts(env.database, "here"), Alerts(env.database, "there")
     await here.replace([alert("disk", deliveries={"ops": Delivery(Observed.FIRING, 1.0, 0)})])
     await there.replace([alert("disk", summary="other")])
     assert [each.summary for each in await here.all()] == ["sum"]
@@ -43,8 +43,8 @@ async def test_each_host_has_its_own(shop: Shop) -> None:
     assert [each.deliveries["ops"].delivered for each in await here.all()] == [Observed.FIRING]
 
 
-async def test_silences_end(shop: Shop) -> None:
-    rows = Alerts(shop.database)
+async def test_silences_end(env: StoreEnv) -> None:
+    rows = Alerts(env.database)
     await rows.silence("disk", 200.0, now=100.0)
     await rows.silence("folder/*", 300.0, now=100.0)
     assert await rows.silences(150.0) == {"disk": 200.0, "folder/*": 300.0}
@@ -54,8 +54,8 @@ async def test_silences_end(shop: Shop) -> None:
     assert await rows.silences(250.0) == {"disk": 400.0}
 
 
-async def test_uploads_of_a_day_are_counted(shop: Shop) -> None:
-    await shop.sending("a.pdf")
-    await shop.change("UPDATE transfer SET state = 'sent', last_sent = 50")
-    assert await Alerts(shop.database).uploaded_since(49.0) == 1
-    assert await Alerts(shop.database).uploaded_since(50.0) == 0
+async def test_uploads_of_a_day_are_counted(env: StoreEnv) -> None:
+    await env.sending("a.pdf")
+    await env.change("UPDATE transfer SET state = 'sent', last_sent = 50")
+    assert await Alerts(env.database).uploaded_since(49.0) == 1
+    assert await Alerts(env.database).uploaded_since(50.0) == 0

@@ -1,4 +1,4 @@
-"""Claims: who gets what, when, and nobody twice."""
+"""Claims: each due transfer is leased once, by one process."""
 
 from __future__ import annotations
 
@@ -13,78 +13,76 @@ import pytest
 
 from docferry.model import Outcome, State, Target
 from docferry.store.transfers import Pick
-from store.conftest import Shop, planned
+from store.conftest import StoreEnv, planned
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_claim_leases_what_is_due(shop: Shop) -> None:
-    await shop.enqueue("a.pdf", "b.pdf")
-    claimed = await shop.claimed()
+async def test_a_claim_leases_due_transfers(env: StoreEnv) -> None:
+    await env.enqueue("a.pdf", "b.pdf")
+    claimed = await env.claimed()
     assert [(t.state, t.lease, t.remote_name) for t in claimed] == [
         (State.LEASED, 1, "a.pdf"),
         (State.LEASED, 1, "b.pdf"),
     ]
-    assert await shop.rows("SELECT state, lease_owner, lease FROM transfer") == [("leased", "me", 1)] * 2
-    assert await shop.claimed() == []
+    assert await env.rows("SELECT state, lease_owner, lease FROM transfer") == [("leased", "me", 1)] * 2
+    assert await env.claimed() == []
 
 
-async def test_a_claim_brings_what_was_known_of_the_bytes(shop: Shop) -> None:
-    """The first who has them says what they are; whoever joins changes nothing."""
+async def test_a_claim_returns_the_known_digests(env: StoreEnv) -> None:
+    """The first plan of the content stores its digests; later plans change nothing."""
     taken = planned("a.pdf", "same", fingerprint="f" * 32, md5="5" * 32)
-    await shop.documents.apply("m", [taken, planned("b.pdf", "other")])
-    await shop.documents.apply(
-        "m", [planned("c.pdf", "same", fingerprint="0" * 32), planned("d.pdf", "other", md5="1")]
-    )
-    known = {t.remote_name: (t.sha256, t.fingerprint, t.md5) for t in await shop.claimed()}
+    await env.documents.apply("m", [taken, planned("b.pdf", "other")])
+    await env.documents.apply("m", [planned("c.pdf", "same", fingerprint="0" * 32), planned("d.pdf", "other", md5="1")])
+    known = {t.remote_name: (t.sha256, t.fingerprint, t.md5) for t in await env.claimed()}
     assert known == {
         "a.pdf": (sha256(b"same").hexdigest(), "f" * 32, "5" * 32),
         "b.pdf": (sha256(b"other").hexdigest(), None, None),
     }
 
 
-async def test_a_claim_takes_what_it_was_told_to(shop: Shop) -> None:
+async def test_a_claim_respects_lanes_and_room(env: StoreEnv) -> None:
     other = Target("codat", "other", "bank")
-    await shop.enqueue(*(f"a{n}.pdf" for n in range(9)))
-    await shop.enqueue(*(f"b{n}.pdf" for n in range(9)), mapping="n", target=other)
-    lanes = {lane.mapping: lane for lane in await shop.transfers.lanes()}
-    claimed = await shop.transfers.claim([Pick(lanes["m"], 2), Pick(lanes["n"], 5)], 6)
+    await env.enqueue(*(f"a{n}.pdf" for n in range(9)))
+    await env.enqueue(*(f"b{n}.pdf" for n in range(9)), mapping="n", target=other)
+    lanes = {lane.mapping: lane for lane in await env.transfers.lanes()}
+    claimed = await env.transfers.claim([Pick(lanes["m"], 2), Pick(lanes["n"], 5)], 6)
     assert Counter(t.mapping for t in claimed) in ({"m": 2, "n": 4}, {"m": 1, "n": 5})
-    assert await shop.column("SELECT count(*) FROM transfer WHERE state = 'leased'") == [6]
+    assert await env.column("SELECT count(*) FROM transfer WHERE state = 'leased'") == [6]
 
 
-async def test_what_is_not_due_yet_is_not_claimed(shop: Shop) -> None:
-    transfer = await shop.brought_to(State.LEASED)
-    await shop.transfers.settle(transfer, Outcome(State.WAITING, delay=10), was=State.LEASED)
-    assert await shop.claimed() == []
-    shop.clock.turn(9.9)
-    assert await shop.claimed() == []
-    shop.clock.turn(0.2)
-    assert [t.lease for t in await shop.claimed()] == [2]
+async def test_a_transfer_is_not_claimed_before_it_is_due(env: StoreEnv) -> None:
+    transfer = await env.brought_to(State.LEASED)
+    await env.transfers.settle(transfer, Outcome(State.WAITING, delay=10), was=State.LEASED)
+    assert await env.claimed() == []
+    env.clock.turn(9.9)
+    assert await env.claimed() == []
+    env.clock.turn(0.2)
+    assert [t.lease for t in await env.claimed()] == [2]
 
 
-async def test_doubts_are_claimed_before_anything_new(shop: Shop) -> None:
-    await shop.doubtful("doubt.pdf")
-    await shop.enqueue("new.pdf")
-    picks = [Pick(lane, 5) for lane in await shop.transfers.lanes()]
-    (first,) = await shop.transfers.claim(picks, 1)
+async def test_doubts_are_claimed_before_anything_new(env: StoreEnv) -> None:
+    await env.doubtful("doubt.pdf")
+    await env.enqueue("new.pdf")
+    picks = [Pick(lane, 5) for lane in await env.transfers.lanes()]
+    (first,) = await env.transfers.claim(picks, 1)
     assert (first.remote_name, first.state) == ("doubt.pdf", State.ASKING)
 
 
-async def test_lanes_tell_each_lane_once_with_its_earliest(shop: Shop) -> None:
+async def test_each_lane_is_returned_once_with_its_earliest_transfer(env: StoreEnv) -> None:
     for company in ("x", "y"):
         for mapping in ("m", "n"):
             names = [f"{company}{mapping}{n}.pdf" for n in range(4)]
-            await shop.enqueue(*names, mapping=mapping, target=Target("codat", company, "bank"))
-    await shop.change("UPDATE transfer SET next_attempt = id")
-    lanes = await shop.transfers.lanes()
+            await env.enqueue(*names, mapping=mapping, target=Target("codat", company, "bank"))
+    await env.change("UPDATE transfer SET next_attempt = id")
+    lanes = await env.transfers.lanes()
     assert sorted((lane.mapping, lane.lane) for lane in lanes) == [
         ("m", "codat/x/bank"),
         ("m", "codat/y/bank"),
         ("n", "codat/x/bank"),
         ("n", "codat/y/bank"),
     ]
-    earliest = dict(await shop.rows("SELECT mapping || lane, min(next_attempt) FROM transfer GROUP BY 1"))
+    earliest = dict(await env.rows("SELECT mapping || lane, min(next_attempt) FROM transfer GROUP BY 1"))
     assert {lane.mapping + lane.lane: lane.due for lane in lanes} == earliest
 
 
@@ -113,9 +111,9 @@ anyio.run(main)
 """
 
 
-async def test_no_two_claimants_get_the_same(shop: Shop, location: Path | str) -> None:
+async def test_concurrent_claims_lease_each_transfer_once(env: StoreEnv, location: Path | str) -> None:
     """Eight claimants in two processes over 500 rows."""
-    await shop.enqueue(*(f"{number}.pdf" for number in range(500)))
+    await env.enqueue(*(f"{number}.pdf" for number in range(500)))
 
     def race() -> list[int]:
         programs = [
@@ -139,4 +137,4 @@ async def test_no_two_claimants_get_the_same(shop: Shop, location: Path | str) -
     found = await anyio.to_thread.run_sync(race)
     assert len(found) == 500
     assert len(set(found)) == 500
-    assert await shop.column("SELECT DISTINCT lease FROM transfer") == [1]
+    assert await env.column("SELECT DISTINCT lease FROM transfer") == [1]

@@ -1,4 +1,4 @@
-"""The writer: gathered commits, pieces of work that fail, cancellation, locks, and a file that is lost or broken."""
+"""The writer of a SQLite file: group commit, failing work, cancellation, locks, and a lost or damaged file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy import text
 from docferry.errors import DatabaseLost, StateError
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
-from store.conftest import Shop
+from store.conftest import StoreEnv
 
 pytestmark = [pytest.mark.anyio, pytest.mark.sqlite_only]
 
@@ -35,47 +35,47 @@ async def marks(database: Database) -> set[str]:
 
 async def trouble(database: Database) -> str:
     with anyio.fail_after(10):
-        while database.trouble is None:  # noqa: ASYNC110 - `status` reads it now and then, and so does this
+        while database.trouble is None:  # noqa: ASYNC110 - `status` polls it too
             await anyio.sleep(0.01)
     return database.trouble
 
 
-async def test_what_waits_together_is_committed_together(shop: Shop, tmp_path: Path) -> None:
+async def test_waiting_work_is_committed_together(env: StoreEnv, tmp_path: Path) -> None:
     observer = sqlite3.connect(tmp_path / "docferry.db")
     commits: set[int] = set()
 
     async def writes(number: int) -> None:
-        assert await shop.database.write(noting(f"m{number}")) == f"m{number}"
+        assert await env.database.write(noting(f"m{number}")) == f"m{number}"
         commits.add(observer.execute("PRAGMA data_version").fetchone()[0])
 
     async with anyio.create_task_group() as group:
         for number in range(200):
             group.start_soon(writes, number)
     observer.close()
-    assert await marks(shop.database) == {f"m{number}" for number in range(200)}
+    assert await marks(env.database) == {f"m{number}" for number in range(200)}
     assert len(commits) <= 3
 
 
-async def test_a_write_is_seen_by_others_when_it_returns(shop: Shop, tmp_path: Path) -> None:
-    await shop.database.write(noting("here"))
+async def test_a_write_is_visible_to_others_when_it_returns(env: StoreEnv, tmp_path: Path) -> None:
+    await env.database.write(noting("here"))
     with sqlite3.connect(tmp_path / "docferry.db") as other:
         assert other.execute("SELECT value FROM cursor").fetchall() == [("here",)]
     other.close()
 
 
-async def test_commits_are_synced(shop: Shop) -> None:
+async def test_commits_are_synced(env: StoreEnv) -> None:
     def work(transaction: Transaction) -> list[tuple[Any]]:
         return [transaction.fetch_one(text(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")]
 
-    assert await shop.database.write(work) == [(2,), ("wal",)]
+    assert await env.database.write(work) == [(2,), ("wal",)]
 
 
-async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
+async def test_failing_work_does_not_affect_other_work(env: StoreEnv) -> None:
     failed: list[str] = []
 
     async def writes(mark: str) -> None:
         try:
-            await shop.database.write(noting(mark))
+            await env.database.write(noting(mark))
         except sqlite3.IntegrityError:
             failed.append(mark)
 
@@ -83,27 +83,27 @@ async def test_a_failing_piece_of_work_fails_alone(shop: Shop) -> None:
         for number in range(20):
             group.start_soon(writes, f"m{number}")
             if number % 5 == 0:
-                group.start_soon(writes, f"m{number}")  # the same again: it must be unique
-    assert await marks(shop.database) == {f"m{number}" for number in range(20)}
+                group.start_soon(writes, f"m{number}")  # the same key again violates its uniqueness
+    assert await marks(env.database) == {f"m{number}" for number in range(20)}
     assert sorted(failed) == ["m0", "m10", "m15", "m5"]
 
 
-async def test_what_is_not_of_the_database_is_raised_where_it_belongs(shop: Shop) -> None:
+async def test_errors_of_the_work_itself_are_raised_in_its_caller(env: StoreEnv) -> None:
     def bad(transaction: Transaction) -> None:
         noting("half")(transaction)
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        await shop.database.write(bad)
-    assert await marks(shop.database) == set()
+        await env.database.write(bad)
+    assert await marks(env.database) == set()
 
 
-async def test_a_cancelled_write_still_tells_what_happened(shop: Shop) -> None:
-    """Cancelled at any moment: the value is handed out, or nothing was begun."""
+async def test_a_cancelled_write_still_returns_its_result(env: StoreEnv) -> None:
+    """A write that is cancelled at any moment returns its value, or was never begun."""
     returned: set[str] = set()
 
     async def writes(mark: str) -> None:
-        returned.add(await shop.database.write(noting(mark)))
+        returned.add(await env.database.write(noting(mark)))
 
     for number in range(300):
         with anyio.CancelScope() as scope:
@@ -112,10 +112,10 @@ async def test_a_cancelled_write_still_tells_what_happened(shop: Shop) -> None:
                 for _ in range(number % 12):
                     await anyio.lowlevel.checkpoint()
                 scope.cancel()
-    assert await marks(shop.database) == returned
+    assert await marks(env.database) == returned
 
 
-async def test_who_is_cancelled_from_outside_can_still_write(tmp_path: Path) -> None:
+async def test_a_cancelled_task_can_write_in_a_shield(tmp_path: Path) -> None:
     """A cancelled application still releases its transfers in a shielded write."""
     with anyio.fail_after(10), anyio.CancelScope() as everything:
         async with open_database(tmp_path / "docferry.db") as database:
@@ -130,7 +130,7 @@ async def test_who_is_cancelled_from_outside_can_still_write(tmp_path: Path) -> 
     other.close()
 
 
-async def test_what_waits_is_written_before_the_end(tmp_path: Path) -> None:
+async def test_waiting_work_is_written_before_the_database_closes(tmp_path: Path) -> None:
     async with anyio.create_task_group() as group, open_database(tmp_path / "docferry.db") as database:
         for number in range(20):
             group.start_soon(database.write, noting(f"m{number}"))
@@ -140,14 +140,14 @@ async def test_what_waits_is_written_before_the_end(tmp_path: Path) -> None:
     other.close()
 
 
-async def test_after_the_end_nothing_waits_for_ever(tmp_path: Path) -> None:
+async def test_a_write_after_the_close_fails(tmp_path: Path) -> None:
     async with open_database(tmp_path / "docferry.db") as database:
         pass
     with anyio.fail_after(5), pytest.raises(StateError, match="closed"):
         await database.write(noting("late"))
 
 
-async def test_a_foreign_lock_is_waited_for_and_the_loop_goes_on(shop: Shop, tmp_path: Path) -> None:
+async def test_a_foreign_lock_does_not_block_the_event_loop(env: StoreEnv, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "docferry.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     lags: list[float] = []
@@ -159,43 +159,43 @@ async def test_a_foreign_lock_is_waited_for_and_the_loop_goes_on(shop: Shop, tmp
             lags.append(time.monotonic() - before - 0.01)
 
     async def releases() -> None:
-        await anyio.sleep(1.5)  # the lock's length is what is tested
+        await anyio.sleep(1.5)  # the test is about the length of the lock
         other.execute("COMMIT")
 
     async with anyio.create_task_group() as group:
         group.start_soon(heartbeat)
         group.start_soon(releases)
         began = time.monotonic()
-        await shop.database.write(noting("patient"))
+        await env.database.write(noting("patient"))
         group.cancel_scope.cancel()
     other.close()
     assert time.monotonic() - began >= 1.4
     assert len(lags) > 50
     assert max(lags) < 0.2
-    assert await marks(shop.database) == {"patient"}
+    assert await marks(env.database) == {"patient"}
 
 
-async def test_a_lock_that_stays_is_told_and_waited_for(
-    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_lasting_lock_is_reported_and_waited_for(
+    env: StoreEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("docferry.store.database.RETRY_PAUSE_S", 0.02)
-    await shop.change("PRAGMA busy_timeout = 50")
+    await env.change("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(tmp_path / "docferry.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     async with anyio.create_task_group() as group:
-        group.start_soon(shop.database.write, noting("patient"))
-        assert "locked" in await trouble(shop.database)
+        group.start_soon(env.database.write, noting("patient"))
+        assert "locked" in await trouble(env.database)
         other.execute("COMMIT")
     other.close()
-    assert shop.database.trouble is None
-    assert await marks(shop.database) == {"patient"}
+    assert env.database.trouble is None
+    assert await marks(env.database) == {"patient"}
 
 
-async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SQLite's own limit on pages gives the very error of a full disk."""
+async def test_a_full_disk_is_waited_for(env: StoreEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite reports its limit of pages with the same error as a full disk."""
     monkeypatch.setattr("docferry.store.database.RETRY_PAUSE_S", 0.02)
-    pages = (await shop.column("PRAGMA page_count"))[0]
-    await shop.change(f"PRAGMA max_page_count = {pages}")
+    pages = (await env.column("PRAGMA page_count"))[0]
+    await env.change(f"PRAGMA max_page_count = {pages}")
 
     def large(transaction: Transaction) -> None:
         transaction.execute(text("INSERT INTO cursor VALUES ('large', hex(zeroblob(200000)), 0)"))
@@ -203,42 +203,42 @@ async def test_a_full_disk_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyP
     lifted: list[bool] = []
 
     def twice(transaction: Transaction) -> None:
-        if lifted:  # somebody made room; the limit is this connection's own
+        if lifted:  # the disk has room again; the limit belongs to this connection
             transaction.execute(text("PRAGMA max_page_count = 1000000"))
         large(transaction)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(shop.database.write, twice)
-        assert "full" in await trouble(shop.database)
+        group.start_soon(env.database.write, twice)
+        assert "full" in await trouble(env.database)
         lifted.append(True)
-    assert await marks(shop.database) == {"large"}
-    assert shop.database.trouble is None
+    assert await marks(env.database) == {"large"}
+    assert env.database.trouble is None
 
 
-async def test_a_commit_that_fails_leaves_no_transaction_open(shop: Shop) -> None:
+async def test_a_commit_that_fails_leaves_no_transaction_open(env: StoreEnv) -> None:
     def broken(transaction: Transaction) -> None:
         transaction.execute(text("PRAGMA defer_foreign_keys = ON"))
         noting("gone")(transaction)
         transaction.execute(text("SELECT nonsense"))
 
     with pytest.raises(Exception, match="nonsense"):
-        await shop.database.write(broken)
-    await shop.database.write(noting("next"))
-    assert await marks(shop.database) == {"next"}
+        await env.database.write(broken)
+    await env.database.write(noting("next"))
+    assert await marks(env.database) == {"next"}
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-async def test_a_database_that_went_away_is_noticed(shop: Shop, tmp_path: Path, how: str) -> None:
-    shop.database.assert_unchanged()
+async def test_a_removed_or_replaced_database_is_noticed(env: StoreEnv, tmp_path: Path, how: str) -> None:
+    env.database.assert_unchanged()
     path = tmp_path / "docferry.db"
     os.rename(path, tmp_path / "elsewhere.db")  # noqa: PTH104 - a plain move
     if how == "replaced":
         path.write_bytes(b"")
     with pytest.raises(DatabaseLost, match=rf"{how}.*sync --adopt"):
-        shop.database.assert_unchanged()
+        env.database.assert_unchanged()
 
 
-async def test_a_broken_file_is_refused_with_the_cure(tmp_path: Path) -> None:
+async def test_a_damaged_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "docferry.db"
     path.write_bytes(b"this is no database" * 1000)
     with pytest.raises(StateError, match="sync --adopt"):
@@ -246,7 +246,7 @@ async def test_a_broken_file_is_refused_with_the_cure(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_file_that_breaks_later_is_told_with_the_cure(tmp_path: Path) -> None:
+async def test_damage_below_the_first_page_is_reported_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "docferry.db"
     async with open_database(path) as database:
         await database.write(noting("before"))
@@ -259,10 +259,8 @@ async def test_a_file_that_breaks_later_is_told_with_the_cure(tmp_path: Path) ->
             await marks(database)
 
 
-async def test_a_refused_commit_is_undone_and_the_next_begins_afresh(shop: Shop) -> None:
-    """SQLite leaves a transaction open whose COMMIT it could not even begin (no memory, interrupted), and SQLAlchemy
-    takes it for ended.
-    """
+async def test_a_refused_commit_is_rolled_back(env: StoreEnv) -> None:
+    """SQLite leaves the transaction open if it could not even begin the COMMIT (no memory, interrupted)."""
 
     def refused(transaction: Transaction) -> None:
         noting("refused")(transaction)
@@ -277,12 +275,12 @@ async def test_a_refused_commit_is_undone_and_the_next_begins_afresh(shop: Shop)
         noting("next")(transaction)
 
     with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
-        await shop.database.write(refused)
-    await shop.database.write(lifted)
-    assert await marks(shop.database) == {"next"}
+        await env.database.write(refused)
+    await env.database.write(lifted)
+    assert await marks(env.database) == {"next"}
 
 
-async def test_a_reader_that_is_cancelled_while_it_opens_leaves_no_line_to_the_file(tmp_path: Path) -> None:
+async def test_a_reader_that_is_cancelled_while_it_opens_does_not_leak(tmp_path: Path) -> None:
     path = tmp_path / "docferry.db"
 
     def lines() -> int:
@@ -293,23 +291,21 @@ async def test_a_reader_that_is_cancelled_while_it_opens_leaves_no_line_to_the_f
         before = lines()
         async with anyio.create_task_group() as group:
             group.start_soon(marks, database)
-            await anyio.lowlevel.checkpoint()  # it has begun to open
+            await anyio.lowlevel.checkpoint()  # the reader has begun to open
             group.cancel_scope.cancel()
         assert await marks(database) == {"before"}
         assert lines() == before + 1
     assert lines() == 0
 
 
-async def test_an_own_commit_counts_whatever_file_times_say(shop: Shop, tmp_path: Path) -> None:
-    """The log is written before it is synced, and only then is the commit seen: a look in between comes too early,
-    and finds the file as it will be afterwards.
-    """
+async def test_the_stamp_changes_with_every_own_commit(env: StoreEnv, tmp_path: Path) -> None:
+    """Others see a commit only after the log was synced, so that the file's time may be that of an earlier moment."""
     log = tmp_path / "docferry.db-wal"
     stamps = []
     for mark in ("one", "two"):
-        await shop.database.write(noting(mark))
+        await env.database.write(noting(mark))
         os.truncate(log, 1_000_000)
         os.utime(log, (1_700_000_000, 1_700_000_000))
-        stamps.append(shop.database.stamp)
+        stamps.append(env.database.stamp)
     assert None not in stamps
     assert stamps[0] != stamps[1]

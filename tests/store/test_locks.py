@@ -1,4 +1,4 @@
-"""Who lives, who runs alone, whose state folder it is."""
+"""File locks: living owners, the only daemon, and the state folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_second_run_is_refused_with_the_pid_until_the_first_is_dead(state: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_is_alive(state: Path) -> None:
     program, name = holder(state)
     try:
         with pytest.raises(AlreadyRunning, match=f"pid {program.pid}"), locks.single_instance(state):
@@ -58,13 +58,13 @@ def test_a_second_run_is_refused_with_the_pid_until_the_first_is_dead(state: Pat
     assert list((state / "owners").iterdir()) == []
 
 
-def test_who_ends_in_order_is_dead_at_once(state: Path) -> None:
+def test_an_owner_is_dead_as_soon_as_its_process_ends(state: Path) -> None:
     program, name = holder(state)
     program.communicate()
     assert locks.dead_owners(state, {name}, "me") == {name}
 
 
-def test_looking_whether_one_runs_does_not_refuse_it(state: Path) -> None:
+def test_a_check_for_a_running_daemon_does_not_refuse_one(state: Path) -> None:
     (state / "run.lock").touch()
     ended = threading.Event()
 
@@ -83,7 +83,7 @@ def test_looking_whether_one_runs_does_not_refuse_it(state: Path) -> None:
         watcher.join()
 
 
-def test_a_state_folder_that_others_can_read_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_a_state_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     folder.chmod(0o755)
@@ -93,7 +93,7 @@ def test_a_state_folder_that_others_can_read_is_refused_with_the_cure(tmp_path: 
     locks.prepare_state_dir(folder)
 
 
-def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_state_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="set state_dir"):
         locks.prepare_state_dir(tmp_path / "file" / "state")

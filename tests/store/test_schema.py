@@ -1,4 +1,4 @@
-"""How a database comes to its schema: made at once, or brought there step by step."""
+"""The schema: created directly, or upgraded by migrations."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_head_is_the_newest_migration() -> None:
     assert known == schema.KNOWN
 
 
-def test_a_fresh_database_is_as_one_that_went_through_every_step(tmp_path: Path) -> None:
-    """Tables, columns, defaults, indexes and their conditions, word for word."""
+def test_a_fresh_database_equals_a_migrated_one(tmp_path: Path) -> None:
+    """Tables, columns, defaults, indexes and their conditions are equal word for word."""
     fresh, grown = tmp_path / "fresh.db", tmp_path / "grown.db"
     schema.prepare(fresh)
     schema.migrate(grown)
@@ -51,7 +51,7 @@ def test_a_fresh_database_is_as_one_that_went_through_every_step(tmp_path: Path)
 
 
 def made(path: Path) -> dict[tuple[str, str], object]:
-    """Everything that is in a database but its rows."""
+    """Return everything in a database apart from its rows."""
     with closing(sqlite3.connect(path)) as connection:
         found: dict[tuple[str, str], object] = {
             (kind, name): sql and " ".join(sql.replace("(", "( ").replace('"', "").split())
@@ -74,7 +74,7 @@ def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
-    """What is gone gives up its key, which its like had taken already."""
+    """A gone transfer gives up its key, which another transfer may have taken already."""
     path = tmp_path / "docferry.db"
     schema.migrate(path, "0001")
     with sqlite3.connect(path) as connection:
@@ -124,7 +124,7 @@ for number in range(1, 100):
 
 
 @pytest.mark.parametrize(("before", "most"), [("", 10), ("0001", 5)], ids=["fresh", "first_schema"])
-def test_killed_at_every_step_the_schema_is_old_or_new(tmp_path: Path, before: str, most: int) -> None:
+def test_a_killed_upgrade_leaves_the_old_or_the_new_schema(tmp_path: Path, before: str, most: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), before], capture_output=True, text=True, timeout=60, check=True
     )
@@ -146,7 +146,7 @@ import alembic.command, alembic.config
 began = float(sys.stdin.readline())
 for number, path in enumerate(sys.argv[1:]):
     while time.monotonic() < began + number * 0.03:
-        pass  # all at the same moment, which a sleep would not meet
+        pass  # a sleep would not let all start at the same moment
     schema.prepare(Path(path))
 """
 
@@ -162,7 +162,7 @@ def test_programs_that_start_together_make_one_database(tmp_path: Path, before: 
         )
         for _ in range(4)
     ]
-    began = time.monotonic() + 1  # by then they have imported what they need
+    began = time.monotonic() + 1  # time for their imports
     for program in programs:
         assert program.stdin is not None
         program.stdin.write(f"{began}\n")

@@ -1,4 +1,4 @@
-"""Statements that every document needs read no table from end to end, however many rows it has."""
+"""Frequent statements use indexes, so that their cost does not depend on the number of rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sqlalchemy import TextClause, create_engine
 from docferry.store import documents, enqueue, lookup_counts, schema, transfers, transitions
 from docferry.store.connection import ByDialect, Translation
 
-ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # once in a while, for all that is held
+ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # rare commands of a person
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 
 
 def statements(module: ModuleType) -> dict[str, str]:
-    """Every statement that a module has a name for."""
+    """Return the statements of a module by name, in SQLite's dialect."""
     dialect = create_engine("sqlite://", paramstyle="named").dialect
     texts = {
         name: value
@@ -46,8 +46,8 @@ def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) ->
     database.close()
 
 
-def test_lanes_are_found_by_hops_however_many_wait(tmp_path: Path) -> None:
-    """SQLite's plan looks the same for a hop and for a walk: only its steps tell them apart."""
+def test_the_cost_of_lanes_does_not_depend_on_the_number_of_rows(tmp_path: Path) -> None:
+    """SQLite shows one plan for a seek and for a scan; only the number of steps differs."""
     schema.prepare(tmp_path / "docferry.db")
     database = sqlite3.connect(tmp_path / "docferry.db")
     steps = [_steps(database, waiting) for waiting in (40, 4000)]
@@ -56,7 +56,7 @@ def test_lanes_are_found_by_hops_however_many_wait(tmp_path: Path) -> None:
 
 
 def _steps(database: sqlite3.Connection, waiting: int) -> int:
-    """Tens of steps in which SQLite finds four lanes among so many transfers."""
+    """Return the steps, divided by ten, that SQLite takes to find four lanes among so many transfers."""
     database.execute("DELETE FROM transfer")
     database.executemany(
         "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, dedupe_key, size, state, lease, tries, "
