@@ -20,7 +20,7 @@ from crash.kill_harness import verify_remote
 from crash.process_pool import ProcessPool
 from docferry.errors import StateError
 from docferry.model import Gate, Reason
-from docferry.store import locks
+from docferry.store import state_dir
 from docferry.store.connection import Transaction
 from docferry.store.database import open_database
 from docferry.store.gates import Gates
@@ -174,10 +174,13 @@ def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) ->
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o705])
-def test_d16_a_state_folder_that_others_can_read(app_env: AppEnv, process_pool: ProcessPool, mode: int) -> None:
-    """Refused, with the cure; nothing is sent."""
+def test_d16_a_folder_of_other_things_that_others_can_read(
+    app_env: AppEnv, process_pool: ProcessPool, mode: int
+) -> None:
+    """Refused, with the cure; nothing is sent. Taking its permissions away would disturb whoever uses it."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     app_env.state.mkdir()
+    (app_env.state / "letter.txt").touch()
     app_env.state.chmod(mode)
     for words in (("run",), ("sync", "--json")):
         child = process_pool.spawn(app_env, *words)
@@ -197,9 +200,9 @@ def test_d16_what_docferry_makes_is_for_itself_alone(app_env: AppEnv, process_po
 
 def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused, with the cure. No share can be mounted here, so the kind of this disk is counted among them."""
-    monkeypatch.setattr(locks, "NETWORK_FILESYSTEMS", {locks.filesystem_type(tmp_path)})
+    monkeypatch.setattr(state_dir, "NETWORK_FILESYSTEMS", {state_dir.filesystem_type(tmp_path)})
     with pytest.raises(StateError, match="set state_dir to a local disk"):
-        locks.prepare_state_dir(tmp_path / "state")
+        state_dir.prepare_state_dir(tmp_path / "state")
 
 
 # -- what the rows need -----------------------------------------------------------------------------------------------

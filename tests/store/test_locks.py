@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from docferry.errors import AlreadyRunning, StateError
+from docferry.errors import AlreadyRunning
 from docferry.store import locks
+from docferry.store.state_dir import prepare_state_dir
 
 HOLDS = """
 import sys
@@ -36,7 +36,7 @@ def holder(folder: Path) -> tuple[subprocess.Popen[str], str]:
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
-    locks.prepare_state_dir(folder)
+    prepare_state_dir(folder)
     return folder
 
 
@@ -81,19 +81,3 @@ def test_a_check_for_a_running_daemon_does_not_refuse_one(state: Path) -> None:
     finally:
         ended.set()
         watcher.join()
-
-
-def test_a_state_folder_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "state"
-    folder.mkdir()
-    folder.chmod(0o755)
-    with pytest.raises(StateError, match=f"chmod 700 {re.escape(str(folder))}"):
-        locks.prepare_state_dir(folder)
-    folder.chmod(0o700)
-    locks.prepare_state_dir(folder)
-
-
-def test_a_state_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StateError, match="set state_dir"):
-        locks.prepare_state_dir(tmp_path / "file" / "state")

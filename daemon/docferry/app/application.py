@@ -40,6 +40,7 @@ from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
 from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
 from docferry.store.reports import Reports
+from docferry.store.state_dir import prepare_state_dir, usable
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.after_upload import AfterUpload
@@ -116,7 +117,7 @@ async def open_application(
         StateError: The state folder or the database cannot be used.
     """
     uploads, wanted_downloads = select_mappings(settings, mappings)
-    await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+    await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     boxes = outboxes(uploads.values(), settings.state_dir)
     await anyio.to_thread.run_sync(_make_folders, [box.root for box in boxes.values()])
     uploads |= boxes
@@ -240,7 +241,8 @@ def _open_downloader(settings: Settings, context: UploadContext, tables: _Tables
 def _clear_spool(state_dir: Path, owner: str) -> None:
     """Remove the unfinished downloads of dead processes; parts that can be resumed stay."""
     folder = state_dir / "spool"
-    left = {path.name: "-".join(path.name.split("-")[:2]) for path in folder.iterdir() if path.is_dir()}
+    with usable(state_dir):
+        left = {path.name: "-".join(path.name.split("-")[:2]) for path in folder.iterdir() if path.is_dir()}
     gone = locks.dead_owners(state_dir, set(left.values()), owner)
     for name, whose in left.items():
         if whose in gone:

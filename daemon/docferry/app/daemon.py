@@ -21,6 +21,8 @@ from docferry.errors import ConfigError, DatabaseBusy
 from docferry.files.write_lease import guard_signals
 from docferry.settings import Download, Settings, missing_keys
 from docferry.store import locks
+from docferry.store.second_queue import second_queues
+from docferry.store.state_dir import prepare_state_dir
 
 log = logs.get("app")
 
@@ -46,7 +48,7 @@ async def run_daemon(
 async def _run_daemon(
     settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None], monitoring: Monitoring
 ) -> None:
-    await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+    await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with locks.single_instance(settings.state_dir), received as signals:
         following: Settings | None = settings
@@ -80,6 +82,8 @@ async def _serve(
     """Run one configuration, and return the next one, or None to stop."""
     for sentence in missing_keys(settings, settings.secrets()):
         log.error("key_missing", sentence)
+    for sentence in await anyio.to_thread.run_sync(second_queues, settings):
+        log.warning("second_queue", sentence)
     following: Settings | None = None
     async with open_application(settings, telemetry=monitoring.telemetry(settings)) as app:
         daemon = RunningDaemon(app, app.clock.now())

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from docferry.store.state_dir import replace_file
+
 _NAME = "last_sync.json"
 
 
@@ -23,10 +25,8 @@ def write(state_dir: Path, exit_code: int, now: float) -> None:
     """Record an end. A state folder that cannot be written changes nothing of what was sent."""
     known = read(state_dir)
     succeeded = now if exit_code == 0 else known.succeeded if known else None
-    path, fresh = state_dir / _NAME, state_dir / f"{_NAME}.new"
     with suppress(OSError):
-        fresh.write_text(json.dumps(asdict(LastSync(now, exit_code, succeeded))))
-        fresh.replace(path)
+        replace_file(state_dir / _NAME, json.dumps(asdict(LastSync(now, exit_code, succeeded))))
 
 
 def read(state_dir: Path) -> LastSync | None:
@@ -35,5 +35,5 @@ def read(state_dir: Path) -> LastSync | None:
         said = json.loads((state_dir / _NAME).read_text(encoding="utf-8"))
         succeeded = said["succeeded"]
         return LastSync(float(said["ended"]), int(said["exit_code"]), None if succeeded is None else float(succeeded))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -13,6 +13,7 @@ from docferry.clock import iso
 from docferry.model import escaped
 from docferry.settings.outbox import Outbox
 from docferry.store import locks
+from docferry.store.state_dir import overwrite_file, replace_file
 
 if TYPE_CHECKING:  # `status` reads the file and must not import the application
     from docferry.app.application import Application
@@ -66,24 +67,15 @@ def write(state_dir: Path, status_file: dict[str, Any]) -> bool:
 
     On a full disk the file is overwritten in place, so that `status` can report the full disk.
     """
-    path, fresh = state_dir / "status.json", state_dir / "status.json.new"
-    said = json.dumps(status_file)
+    path, said = state_dir / "status.json", json.dumps(status_file)
     try:
-        fresh.write_text(said)
-        fresh.replace(path)
+        replace_file(path, said)
     except OSError:
         try:
-            _overwrite(path, said)
+            overwrite_file(path, said)
         except OSError:
             return False
     return True
-
-
-def _overwrite(path: Path, said: str) -> None:
-    """Overwrite the file in the blocks that it already has."""
-    with path.open("r+") as file:
-        file.write(said)
-        file.truncate()
 
 
 def read_status(state_dir: Path) -> dict[str, Any] | None:
@@ -92,8 +84,9 @@ def read_status(state_dir: Path) -> dict[str, Any] | None:
     if pid is None:
         return None
     said: dict[str, Any] = {"started": None, "remotes": {}, "mappings": {}}
-    with suppress(OSError, ValueError):  # it has just started
-        said |= json.loads((state_dir / "status.json").read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, RecursionError):  # it has just started, or its file is damaged
+        written = json.loads((state_dir / "status.json").read_text(encoding="utf-8"))
+        said |= written if isinstance(written, dict) else {}
     return said | {"pid": pid}
 
 
@@ -115,7 +108,8 @@ def age(state_dir: Path) -> float | None:
 
 def forget(state_dir: Path) -> None:
     """Remove the file when the daemon ends."""
-    (state_dir / "status.json").unlink(missing_ok=True)
+    with suppress(OSError):  # what cannot be removed is known to be old, because nobody holds the lock
+        (state_dir / "status.json").unlink()
 
 
 def _names(app: Application) -> list[str]:

@@ -21,7 +21,8 @@ from docferry.model import Target, escaped, joined
 from docferry.receipts.heads import open_signer
 from docferry.settings import Download, Settings, Upload, missing_keys
 from docferry.settings.patterns import EVERYTHING
-from docferry.store import locks
+from docferry.store import state_dir
+from docferry.store.second_queue import second_queues
 
 Level = Literal["ok", "note", "warn", "fail"]
 
@@ -198,14 +199,19 @@ def _state(settings: Settings) -> Iterator[Finding]:
             return
     else:
         try:
-            locks.prepare_state_dir(folder)
+            with state_dir.usable(folder):
+                problem = state_dir.problem_of(folder)
         except StateError as error:
-            yield Finding("fail", "state folder", *_split(str(error)))
+            problem = str(error)
+        if problem is not None:
+            yield Finding("fail", "state folder", *_split(problem))
             return
         if not os.access(folder, os.W_OK | os.X_OK):
             yield Finding("fail", "state folder", f"{shown} cannot be written", "run docferry as the user that owns it")
             return
         yield Finding("ok", "state folder", shown)
+    for sentence in second_queues(settings):
+        yield Finding("warn", "state folder", *_split(sentence))
     free = shutil.disk_usage(_nearest(folder)).free
     level: Level = "fail" if free < TIGHT else "warn" if free < ROOMY else "ok"
     cure = "" if level == "ok" else "make room, or set state_dir to a larger disk"

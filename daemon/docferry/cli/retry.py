@@ -19,6 +19,7 @@ from docferry.store import locks
 from docferry.store.database import Database
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
+from docferry.store.state_dir import prepare_state_dir
 from docferry.store.transfers import Transfers
 from docferry.store.verification import Verifications
 
@@ -44,7 +45,7 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
             Screen().show(line("nothing to retry: docferry has not seen any document yet"))
             return 0
         code = await _report_ids(database, asked.ids)
-        await anyio.to_thread.run_sync(locks.prepare_state_dir, settings.state_dir)
+        await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
         with locks.lease_owner(settings.state_dir) as owner:
             number = await Transfers(database, SystemClock(), owner).retry(
                 ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all

@@ -23,6 +23,7 @@ from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, complain, 
 from docferry.errors import DatabaseBusy, DocferryError
 from docferry.model import escaped
 from docferry.settings import Settings
+from docferry.store.second_queue import second_queues
 
 EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL = 2, 70, 75
 
@@ -46,6 +47,7 @@ def command(asked: Namespace) -> int:
 
         rows = anyio.run(partial(dry_run, settings, mappings=chosen))
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
+    complain(*(f"warning: {sentence}" for sentence in second_queues(settings)))
     with _recorded(settings) as ended:
         report = anyio.run(_one_pass, settings, asked, chosen, screen)
         ended.code = report.exit_code

@@ -7,31 +7,15 @@ import os
 import secrets
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
-from docferry.errors import AlreadyRunning, StateError
+from docferry.errors import AlreadyRunning
+from docferry.store.state_dir import usable
 
-#: Network file systems, on which SQLite's locks and write-ahead log are not reliable.
-NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs"}
-
-
-def prepare_state_dir(folder: Path) -> None:
-    """Create the state folder. Raises StateError if other users can read it or it lies on a network share."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode & 0o777
-        (folder / "owners").mkdir(mode=0o700, exist_ok=True)
-        (folder / "spool").mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StateError(f"the state folder {folder} cannot be used: {error.strerror}; set state_dir") from error
-    if mode & 0o077:
-        raise StateError(f"the state folder {folder} can be read by others: run `chmod 700 {folder}`")
-    kind = filesystem_type(folder)
-    if kind in NETWORK_FILESYSTEMS:
-        raise StateError(
-            f"the state folder {folder} is on {kind}, where SQLite is not safe; set state_dir to a local disk"
-        )
+#: Flags of every lock file: a link in its place is not followed, a FIFO in its place is not waited for.
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
@@ -39,11 +23,14 @@ def lease_owner(folder: Path) -> Iterator[str]:
     """Yield the name of this process in leases, and lock its file. The kernel frees the lock when the process dies."""
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     path = folder / "owners" / name
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with usable(folder):
+        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with usable(folder):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield name
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the lock counts, not its file
+            path.unlink()
     finally:
         os.close(descriptor)
 
@@ -56,21 +43,22 @@ def dead_owners(folder: Path, owners: Collection[str], ourselves: str) -> set[st
 def remove_files(folder: Path, owners: Collection[str]) -> None:
     """Remove the lock files of dead owners after their leases were reclaimed."""
     for name in owners:
-        (folder / "owners" / name).unlink(missing_ok=True)
+        with suppress(OSError):  # the lock counts, not its file
+            (folder / "owners" / name).unlink()
 
 
 @contextmanager
 def single_instance(folder: Path) -> Iterator[None]:
     """Hold the lock of `docferry run` on this state folder. Raises AlreadyRunning with the pid of another `run`."""
-    descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with usable(folder):
+        descriptor = os.open(folder / "run.lock", _FLAGS | os.O_CREAT, 0o600)
     try:
-        if not _try_lock(descriptor):
-            text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-            raise AlreadyRunning(int(text) if text.isdigit() else None)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with usable(folder):
+            if not _try_lock(descriptor):
+                raise AlreadyRunning(_pid(descriptor))
+        _write_pid(descriptor, f"{os.getpid()}\n")
         yield
-        os.ftruncate(descriptor, 0)
+        _write_pid(descriptor, "")
     finally:
         os.close(descriptor)
 
@@ -78,17 +66,31 @@ def single_instance(folder: Path) -> Iterator[None]:
 def running(folder: Path) -> int | None:
     """Return the pid of the `docferry run` on this state folder, or None."""
     try:
-        descriptor = os.open(folder / "run.lock", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(folder / "run.lock", _FLAGS)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        return int(text) if text.isdigit() else 0
+        return _pid(descriptor) or 0
+    except OSError:  # a file system without locks
+        return None
     finally:
         os.close(descriptor)
     return None
+
+
+def _pid(descriptor: int) -> int | None:
+    """Return the pid in an open lock file, or None."""
+    text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _write_pid(descriptor: int, text: str) -> None:
+    """Note the pid for people. The lock holds without it, on a full disk too."""
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -104,31 +106,17 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_alive(path: Path) -> bool:
+    """Return whether a process holds its lock. What cannot be opened counts as alive, so that nothing is sent twice."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return True
     finally:
         os.close(descriptor)
     return False
-
-
-def filesystem_type(folder: Path) -> str:
-    """Return the type of the file system under `folder`, by the kernel's mount table."""
-    best, kind = "", ""
-    try:
-        table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    resolved = str(folder.resolve())
-    for line in table.splitlines():
-        _, point, found, *_ = line.split(" ")
-        point = point.encode().decode("unicode_escape")
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, found
-    return kind

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from docferry.errors import StateError
 from docferry.store.sqlite import BUSY_TIMEOUT_S, broken, explain
+from docferry.store.state_dir import create_file, usable
 
 #: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
 HEAD: Final = "0007"
@@ -30,6 +31,8 @@ _HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND nam
 
 def prepare(database: Path) -> None:
     """Create or upgrade `database`. Raises StateError if it is damaged or comes from a newer docferry."""
+    with usable(database.parent):
+        create_file(database)
     found = _revision(database)
     if found == HEAD:
         return
@@ -100,7 +103,8 @@ def new_origin() -> str:
 
 def check_integrity(database: Path) -> None:
     """Raise StateError if `database` is damaged, because a document's state may then be wrong."""
-    size = database.stat().st_size if database.exists() else 0
+    with usable(database.parent):
+        size = database.stat().st_size if database.exists() else 0
     if not 0 < size <= MAX_CHECKED_BYTES:
         return
     check = "integrity_check" if size <= MAX_COMPARED_BYTES else "quick_check"

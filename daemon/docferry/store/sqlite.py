@@ -25,6 +25,7 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY")
 _TRANSIENT = ("full", "locked", "busy", "disk i/o", "unable to open")
 #: Error texts of a damaged file.
 _BROKEN = ("malformed", "not a database")
+_READ_ONLY = "readonly database"
 
 
 class SqliteFile:
@@ -80,6 +81,8 @@ class SqliteFile:
         """Return an error with the remedy for a damaged file, and any other error unchanged."""
         if isinstance(error, sqlite3.DatabaseError) and any(sign in str(error) for sign in _BROKEN):
             return StateError(broken(self.path, error))
+        if isinstance(error, sqlite3.OperationalError) and _READ_ONLY in str(error):
+            return StateError(read_only(self.path, error))
         return error
 
     def busy(self, error: BaseException) -> DatabaseBusy:
@@ -119,7 +122,9 @@ def is_transient(error: BaseException) -> bool:
 
 def explain(database: Path, error: sqlite3.DatabaseError) -> StateError:
     """Return the error that tells the operator to wait or to recover."""
-    return DatabaseBusy(unwritable(database, error)) if is_transient(error) else StateError(broken(database, error))
+    if is_transient(error):
+        return DatabaseBusy(unwritable(database, error))
+    return StateError((read_only if _READ_ONLY in str(error) else broken)(database, error))
 
 
 def unwritable(database: Path, error: object) -> str:
@@ -127,6 +132,14 @@ def unwritable(database: Path, error: object) -> str:
     return (
         f"{database} cannot be written now ({error}); nothing is lost. Free disk space or end the program that locks "
         "the file, then run the command again"
+    )
+
+
+def read_only(database: Path, error: object) -> str:
+    """Return the message for a database on a read-only file system, or one of another user."""
+    return (
+        f"{database} cannot be written ({error}); nothing is lost. Mount its file system writable, or run docferry as "
+        "the user that owns the file"
     )
 
 
