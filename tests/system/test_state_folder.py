@@ -32,7 +32,9 @@ def app_env() -> Iterator[AppEnv]:
     shutil.rmtree(folder)
 
 
-def run(app_env: AppEnv, *words: str, user: int | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
+def run(
+    app_env: AppEnv, *words: str, user: int | None = None, more: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, as another user where one is named."""
     path = app_env.write_config()
     if user is not None:
@@ -43,7 +45,7 @@ def run(app_env: AppEnv, *words: str, user: int | None = None, **extra: str) -> 
         command = [sys.executable, str(AS_NOBODY), str(user), *command[3:]]
     return subprocess.run(
         command,
-        env={**app_env.environment, **extra},
+        env={**app_env.environment, **(more or {})},
         cwd="/",
         capture_output=True,
         text=True,
@@ -141,14 +143,14 @@ def test_a_second_queue_of_the_same_configuration_is_reported(app_env: AppEnv) -
     home = app_env.root / "home"
     here = {"XDG_STATE_HOME": str(home), "STATE_DIRECTORY": ""}
     app_env.settings["state_dir"] = f'"{home}/docferry"'
-    assert "second queue" not in run(app_env, "sync", **here).stderr
+    assert "second queue" not in run(app_env, "sync", more=here).stderr
     app_env.settings["state_dir"] = f'"{app_env.state}"'
     for words in (("sync",), ("check", "--offline")):
-        done = run(app_env, *words, **here)
+        done = run(app_env, *words, more=here)
         assert done.returncode == 0
         said = done.stderr + done.stdout
         assert "second queue" in said
         assert str(home) in said.replace("\n", "") or "home/docferry" in said
     app_env.sections.clear()
     app_env.upload("other")
-    assert "second queue" not in run(app_env, "sync", **here).stderr
+    assert "second queue" not in run(app_env, "sync", more=here).stderr
