@@ -44,21 +44,22 @@ class ListReader:
     async def sink(self) -> AsyncIterator[Sink]:
         """Yield a sink for the body. Raises RemoteError where the body is not a list of objects."""
         self._rows, self._is_array, self._ended = [], False, False
-        parser = ijson.basic_parse_coro(self._events())
+        # Numbers as floats: an integer above 4,300 digits ends the process in ijson 3.6 (yajl2_c).
+        parser = ijson.basic_parse_coro(self._events(), use_float=True)
 
         async def feed(block: bytes) -> None:
             for start in range(0, len(block), _STEP):
                 try:
                     parser.send(block[start : start + _STEP])
-                except (ijson.JSONError, ValueError) as error:
-                    raise _not_a_list("is not valid JSON") from error
+                except Exception as error:  # whatever a list holds, it stays with its company
+                    raise _unreadable(error, "is not valid JSON") from error
                 await checkpoint()
 
         yield feed
         try:
             parser.close()
-        except (ijson.JSONError, ValueError) as error:
-            raise _not_a_list("ends early") from error
+        except Exception as error:
+            raise _unreadable(error, "ends early") from error
 
     def rows(self) -> list[Listed]:
         """Return the rows of a list that was read to its end."""
@@ -107,6 +108,10 @@ class ListReader:
             )
         name, display, source, uploaded = (texts.get(each) for each in _NAMES)
         self._rows.append(Listed(name, display, source, uploaded or ""))
+
+
+def _unreadable(error: Exception, why: str) -> RemoteError:
+    return error if isinstance(error, RemoteError) else _not_a_list(why)
 
 
 def _not_a_list(why: str) -> RemoteError:

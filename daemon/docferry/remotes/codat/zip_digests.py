@@ -54,15 +54,19 @@ def count(archive: Path, into: Members) -> None:
         return  # a day without files may have no ZIP
     try:
         with _BoundedFile(archive) as file, zipfile.ZipFile(file) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > _MAX_TOTAL_SIZE:
-                raise RemoteError(_TOO_LARGE, kind="not_ours")
-            for member in members:
+            for member in _members(opened):
                 into.add(member.filename, _digest(opened, member))
     except RemoteError:
         raise
     except Exception as error:
         raise RemoteError("Codat's ZIP is broken; it is downloaded again", kind="cut") from error
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > _MAX_TOTAL_SIZE:
+        raise RemoteError(_TOO_LARGE, kind="not_ours")
+    return members
 
 
 class _BoundedFile(io.FileIO):
