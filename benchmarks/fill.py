@@ -18,10 +18,10 @@ from docferry.clock import SystemClock
 from docferry.files.safe_open import Root
 from docferry.files.scan import walk
 from docferry.model import State
-from docferry.store import locks
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.store.state_dir import prepare_state_dir
 
 _TOGETHER = 20_000
 
@@ -47,7 +47,7 @@ def of_number(rows: int) -> Iterator[list[Planned]]:
 
 async def fill(state: Path, mapping: str, plans: Iterable[list[Planned]]) -> None:
     """Write through the store, so that the benchmark does not know the tables; only attempts are added."""
-    locks.prepare_state_dir(state)
+    prepare_state_dir(state)
     path = state / "docferry.db"
     async with open_database(path) as database:
         documents = Documents(database, SystemClock())
