@@ -1,5 +1,4 @@
-# `make demo` shows docferry at work, `make test` proves it. Both need Python 3.11 or newer with pip, and nothing else.
-# `make help` lists the rest.
+# `make demo` shows docferry, `make test` tests it. Both need only Python 3.11 or newer with pip. `make help` lists the rest.
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -25,15 +24,15 @@ endef
 
 .PHONY: help demo test screenshots soak storm seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
 
-help: ## what there is to make
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
 	    || sed -n 's/^\([a-z-]*\):.*## /  make \1  /p' Makefile
 
-demo: $(STAMP) ## the whole thing on a temporary folder against a local simulator, within a minute
+demo: $(STAMP) ## run docferry on a temporary folder with a local simulator, within a minute
 	@$(BIN)/docferry demo
 	@echo "docferry demo --page keeps it and its status page open: $(BIN)/docferry demo --page"
 
-# Most tests wait for something, so four at a time keep two cores busy; those that measure time have them alone.
+# Most tests wait for something, so four at a time use two cores; tests that measure time run alone.
 test: $(STAMP) ## all tests; ARGS="tests/simulator -x" for some of them, COV=1 for coverage of at least 90 %
 ifdef ARGS
 	@$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
@@ -45,20 +44,20 @@ endif
 screenshots: $(STAMP) ## pictures of the status page, in docs/img; needs Debian's chromium
 	@PYTHONPATH=tests $(BIN)/python tests/web/screenshots.py
 
-soak: $(STAMP) ## 2,000 times kill -9, at random and at every arrow, then everything is counted; ARGS="--kills 200" for fewer
+soak: $(STAMP) ## 2,000 times kill -9, at random and at every transition; ARGS="--kills 200" for fewer
 	@$(BIN)/python tests/crash/soak.py $(ARGS)
 
-storm: $(STAMP) ## 10,000 documents while half of all requests go wrong, half of them over TLS; ARGS="--documents 500" for fewer
+storm: $(STAMP) ## 10,000 documents while half of all requests fail, half of them over TLS; ARGS="--documents 500" for fewer
 	@$(BIN)/python tests/crash/storm.py $(ARGS)
 
-seeds: $(STAMP) ## 100,000 lives of a queue in memory, each decided by its seed; ARGS=17:18 repeats one
+seeds: $(STAMP) ## 100,000 simulated runs of a queue, each decided by its seed; ARGS=17:18 repeats one
 	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)
 
-# -s shows how far a long run is, and the figures.
-catalogue: $(STAMP) ## faults W, C, Z and S in the sizes of their catalogue, with figures; ARGS="-k w2" for some of them
+# -s shows the progress of long runs, and the figures.
+catalogue: $(STAMP) ## fault rows W, C, Z and S in full size, with figures; ARGS="-k w2" for some of them
 	@DOCFERRY_FULL=1 $(BIN)/python -m pytest -v -s $(patsubst %,tests/faults/test_%.py,watch complete zip system) $(ARGS)
 
-bench: $(STAMP) ## docferry beside its peers, in turn, against its goals; QUICK=1 in under two minutes, ARGS="--only w1" for a part
+bench: $(STAMP) ## measure docferry beside other programs; QUICK=1 in under two minutes, ARGS="--only w1" for a part
 	@$(BIN)/python -m benchmarks --install-peers $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(STAMP) ## ruff, codespell, mypy --strict, import-linter
@@ -106,22 +105,22 @@ test-packages: image ## build all packages, install each in a clean root, upgrad
 	@packaging/build bookworm deb rpm
 	@$(BIN)/python -m pytest -m packages tests/shipping $(ARGS)
 
-# uv is asked for only here. Everything is resolved anew: look at the difference before you commit it.
+# Only this target needs uv. It resolves everything again: review the difference before you commit it.
 # The second file is the part of the first that a service needs: packages, images and installations by root use it.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile pyproject.toml --quiet --universal \
     --generate-hashes --python-version 3.11
-lock: $(STAMP) ## write requirements.lock and packaging/requirements.lock afresh from pyproject.toml
+lock: $(STAMP) ## write requirements.lock and packaging/requirements.lock again from pyproject.toml
 	$(PIP) install --quiet 'uv>=0.5'
 	$(COMPILE) --upgrade --extra test --extra lint --extra build --output-file requirements.lock
 	$(COMPILE) --upgrade --extra postgresql --extra receipts --extra socks --constraint requirements.lock \
 	    --no-annotate --output-file packaging/requirements.lock
 
-clean: ## remove everything that was made here
+clean: ## remove everything that make has made
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Made again whenever what it is made from has changed. Without ensurepip (Debian without python3-venv) pip itself
-# furnishes the new environment.
+# Made again after each change of its prerequisites. Without ensurepip (Debian without python3-venv) pip itself is
+# installed into the new environment.
 $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -c '' 2>/dev/null && $(PIP) --version >/dev/null 2>&1 || { $(find_python); \
 	    echo "making $(VENV) with $$python"; \

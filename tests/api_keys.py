@@ -1,4 +1,4 @@
-"""API keys for tests of the clients."""
+"""Provide API keys for tests of clients."""
 
 from __future__ import annotations
 

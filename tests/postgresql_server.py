@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, with as many databases as tests ask for."""
+"""Run a PostgreSQL server with any number of databases."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Some five hundred archives as nobody packs them by mistake, each with what must become of it: refused whole, taken
-whole, or either, as long as nothing lies outside. Put together byte by byte, as no library writes them.
+"""Build some five hundred crafted archives, each with its verdict: refused, taken, or either.
+
+They are built byte by byte, as no library writes them. In every case nothing may appear outside the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STORED, DEFLATED = 0, 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One member: its row in the table, and what its local header says otherwise."""
+    """One member: its row in the central directory, and deviations of its local header."""
 
     name: bytes
     body: bytes = PDF
@@ -42,7 +43,7 @@ GOOD = Row(b"Bank/good.pdf")
 
 
 def build(*rows: Row, before: bytes = b"", after: bytes = b"", end: dict[str, int] | None = None) -> bytes:
-    """An archive of these rows. `end` overwrites fields of the last record."""
+    """Build an archive of these rows. `end` overwrites fields of the last record."""
     out, table = bytearray(before), bytearray()
     for row in rows:
         body = _deflated(row.body) if row.method == DEFLATED else row.body
@@ -65,14 +66,14 @@ def build(*rows: Row, before: bytes = b"", after: bytes = b"", end: dict[str, in
 
 
 def corpus() -> Iterator[Case]:
-    """All of them."""
+    """Yield all archives."""
     for family in (_slips, _second_names, _kinds, _methods, _numbers, _ends, _bombs, _odd_names, _damaged):
         for what, raw, verdict in family():
             yield f"{family.__name__[1:]}: {what}", raw, verdict
 
 
 def _slips() -> Iterator[Case]:
-    """Names that lead out, wherever they stand and however they are packed and encoded."""
+    """Names that lead outside, in every place, compression and encoding."""
     for name in zips.LEADING_OUT:
         for method in (STORED, DEFLATED):
             for flags in (0, 0x800):
@@ -82,7 +83,7 @@ def _slips() -> Iterator[Case]:
 
 
 def _second_names() -> Iterator[Case]:
-    """An honest name in the table, and another one elsewhere."""
+    """A safe name in the central directory, and another one elsewhere."""
     for name in zips.LEADING_OUT:
         raw = name.encode()
         yield f"local {name!r}", build(GOOD, Row(b"Bank/b.pdf", local_name=raw)), "refused"
@@ -93,7 +94,7 @@ def _second_names() -> Iterator[Case]:
 
 
 def _kinds() -> Iterator[Case]:
-    """Links, devices, pipes, sockets; and modes that would give rights away."""
+    """Links, devices, pipes, sockets; and modes that would grant rights."""
     for kind in (0o120000, 0o020000, 0o060000, 0o010000, 0o140000, 0o160000):
         for system in (3, 0, 7):
             for name in (b"Bank/x.pdf", b"x"):
@@ -104,7 +105,7 @@ def _kinds() -> Iterator[Case]:
 
 
 def _methods() -> Iterator[Case]:
-    """What is packed or encrypted in a way that is not taken."""
+    """Unsupported compression and encryption."""
     for method in (*range(1, 8), *range(9, 21), *range(93, 100), 0xFFFF):
         yield f"method {method}", build(GOOD, Row(b"Bank/x.pdf", method=method)), "refused"
     for flags in (0x1, 0x41, 0x801):
@@ -114,7 +115,7 @@ def _methods() -> Iterator[Case]:
 
 
 def _numbers() -> Iterator[Case]:
-    """Sizes, sums and places that are not true."""
+    """Wrong sizes, checksums and offsets."""
     for method in (STORED, DEFLATED):
         for wrong in (0, 1, len(PDF) - 1, len(PDF) + 1, 0x7FFF_FFFF, 0xFFFF_FFF0):
             row = Row(b"Bank/x.pdf", method=method)
@@ -132,7 +133,7 @@ def _numbers() -> Iterator[Case]:
 
 
 def _ends() -> Iterator[Case]:
-    """Last records that do not fit what stands before them."""
+    """Last records that do not match the archive."""
     for name in ("disk", "start", "here", "all", "comment"):
         for value in (1, 7, 0xFFFE, 0xFFFF):
             yield f"{name} {value}", build(GOOD, Row(b"Bank/x.pdf"), end={name: value}), "either"
@@ -146,7 +147,7 @@ def _ends() -> Iterator[Case]:
 
 
 def _bombs() -> Iterator[Case]:
-    """Much of little. Whoever takes these caps takes a mebibyte a member, two mebibytes in all and 200 members."""
+    """Small archives with much content. The test's caps are 1 MiB a member, 2 MiB in all and 200 members."""
     for mega in (2, 3, 8):
         yield f"{mega} MB of zeros", zips.plain({"Bank/zeros.pdf": bytes(mega << 20)}), "refused"
     for count in (2, 3, 5):
@@ -167,7 +168,7 @@ def _bombs() -> Iterator[Case]:
 
 
 def _quoted(depth: int) -> bytes:
-    """Each member's body is the local header of the next, and all that follows."""
+    """Archives in which each member's body is the local header of the next."""
     bodies = [Row(b"%d" % number, body=bytes(900_000), method=DEFLATED) for number in range(depth)]
     raw = build(*bodies)
     # Every row says that its body goes on to the end of the last one.
@@ -188,7 +189,7 @@ def _row_at(raw: bytes, table: int, number: int) -> int:
 
 
 def _odd_names() -> Iterator[Case]:
-    """Names that harm nobody under safe ones: refusing them would keep a whole day's documents away."""
+    """Odd but harmless names, which are accepted under safe names."""
     for name in zips.ODD_NAMES:
         top: Verdict = "refused" if name[1] == ":" else "taken"  # there it is a drive
         yield f"{name!r}", build(Row(name.encode()), GOOD), top
@@ -210,7 +211,7 @@ def _odd_names() -> Iterator[Case]:
 
 
 def _damaged() -> Iterator[Case]:
-    """Cut, blanked or repeated."""
+    """Archives that are cut, blanked or repeated."""
     for what, raw in zips.broken():
         yield what, raw, "refused"
     whole = zips.plain({f"Bank/{number}.pdf": PDF for number in range(5)})

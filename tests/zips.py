@@ -1,4 +1,4 @@
-"""Archives as a hostile or broken server would send them: a corpus by name, and mutations by seed."""
+"""Build archives as hostile or broken servers send them: a named corpus, and mutations by seed."""
 
 from __future__ import annotations
 

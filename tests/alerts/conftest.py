@@ -1,4 +1,4 @@
-"""Servers that take alerts."""
+"""Fixtures: servers that receive alerts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that take alerts, in threads of their own: a mail server and an HTTP server with every bad habit."""
+"""Run servers that receive alerts, each in a thread: a mail server, and an HTTP server with configurable faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts to a real Alertmanager: it shows what lasts, keeps it while it is refreshed, and learns of its end."""
+"""Test alerts with a real Alertmanager: it shows, keeps and resolves conditions."""
 
 from __future__ import annotations
 

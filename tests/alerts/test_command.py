@@ -1,4 +1,4 @@
-"""Alerts through a program: it gets JSON on stdin, sees no secret, and does not outlive its time."""
+"""Test alerts by a program: it gets JSON on stdin, sees no secret, and is killed at its deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From facts to conditions: which there are, what identifies them, and what their texts never show."""
+"""Test how facts become conditions: their number, keys and texts."""
 
 from __future__ import annotations
 

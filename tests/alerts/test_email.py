@@ -1,4 +1,4 @@
-"""Alerts by mail, to a real mail server."""
+"""Test alerts by mail with a real mail server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks, ntfy and pings, against an HTTP server with bad habits."""
+"""Test webhooks, ntfy and pings with an HTTP server that has faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message looks like: Alertmanager's JSON for programs, text for people, and nothing dangerous in either."""
+"""Test messages: Alertmanager's JSON, plain text, and the escaping in both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks together, over a real database: what is kept, what is told, and what one bad receiver costs the others."""
+"""Test the notifier over a real database: stored state, messages, and a receiver that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What receivers are told: each condition once, its reminders and its end, over restarts, flaps and dead receivers."""
+"""Test when receivers are told: begin, reminder and end, over restarts, flaps and failing receivers."""
 
 from __future__ import annotations
 

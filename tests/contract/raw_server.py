@@ -1,4 +1,4 @@
-"""A server that says exactly what a test wants, byte by byte, and a client for it."""
+"""Run a server that sends exact bytes, and a client for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codat: batches, keys, gates, quota, downloads, and doubts asked of a real list and real ZIPs."""
+"""Test Codat's client: batches, keys, gates, quota, downloads, and lookups with real lists and ZIPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judgement about doubts: what list and ZIP may and may not say. Times are seconds around the first attempt."""
+"""Test the decision about doubts from list and ZIP. Times are seconds around the first attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every remote, whatever carries the bytes."""
+"""Test the rules that hold for every remote and every way of upload."""
 
 from __future__ import annotations
 

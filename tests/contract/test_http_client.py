@@ -1,4 +1,4 @@
-"""The line itself, against servers that say exactly what a test wants, byte by byte."""
+"""Test the HTTP client against servers that send exact bytes."""
 
 from __future__ import annotations
 

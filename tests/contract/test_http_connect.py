@@ -1,4 +1,4 @@
-"""The way to a server: several addresses, source address, limits of time."""
+"""Test connecting: several addresses, the source address, time limits."""
 
 from __future__ import annotations
 

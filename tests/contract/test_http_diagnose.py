@@ -1,4 +1,4 @@
-"""The diagnosis names the step at which the way to a server fails, and what was tried."""
+"""Test that the diagnosis names the failing step and the attempts."""
 
 from __future__ import annotations
 

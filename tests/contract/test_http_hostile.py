@@ -1,4 +1,4 @@
-"""Servers that mean harm, or do not know better: every response stays with its request, and costs little."""
+"""Test hostile and broken servers: each response affects only its request, at a small cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`timeout` limits the time without progress: what moves is never cut, what stands still always is."""
+"""Test `timeout`: it limits the time without progress, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proxies, on httpx's transport: whose error it is, credentials of any kind, and limits that hold there too."""
+"""Test proxies: attribution of errors, credentials, and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS errors name their cause and what to do; each certificate is one that a real server could have."""
+"""Test that TLS errors name their cause and fix, with certificates as real servers have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the remotes that need no server: limits, multipart bodies, dates, ZIP members."""
+"""Test the parts of the remotes that need no server: limits, multipart bodies, dates, ZIP members."""
 
 from __future__ import annotations
 

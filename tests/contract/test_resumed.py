@@ -1,4 +1,4 @@
-"""A download that goes on, against a server that sends other parts than it was asked for."""
+"""Test resumed downloads against a server that sends other parts than requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signed URLs: the hosts that documents may be sent to, and the headers that may go with them."""
+"""Test signed URLs: allowed hosts and headers."""
 
 from __future__ import annotations
 

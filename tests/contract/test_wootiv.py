@@ -1,4 +1,4 @@
-"""Wootiv: signed URLs used as they are given, ETags that tell of other bytes, downloads that break off and resume."""
+"""Test Wootiv's client: signed URLs, ETags of other bytes, interrupted and resumed downloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads through Wootiv itself: each object is proved by its ETag, doubts are looked up, several share a request."""
+"""Test uploads through Wootiv itself: proof by ETag, lookups, several documents in a request."""
 
 from __future__ import annotations
 

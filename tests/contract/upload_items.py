@@ -1,4 +1,4 @@
-"""Documents in memory, for whoever tests a remote."""
+"""Build documents in memory for tests of remotes."""
 
 from __future__ import annotations
 

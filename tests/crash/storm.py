@@ -109,7 +109,7 @@ class Half:
 
     name: str
     app_env: AppEnv
-    struck: Counter[tuple[str, str]]
+    faults_applied: Counter[tuple[str, str]]
     folders: dict[str, Path]
     laid: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # place, name, digest
     daemon: Daemon | None = None
@@ -172,7 +172,7 @@ class Outcome:
 
     documents: int
     requests: Counter[str]
-    struck: Counter[tuple[str, str]]
+    faults_applied: Counter[tuple[str, str]]
     held: Counter[str]
     lost: Counter[tuple[str, str, str]]
     doubled: Counter[tuple[str, str, str]]
@@ -183,7 +183,7 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        return self.struck.total() / max(1, self.requests.total())
+        return self.faults_applied.total() / max(1, self.requests.total())
 
     @property
     def is_well(self) -> bool:
@@ -203,7 +203,7 @@ class Outcome:
             ("integrity_check", "ok" if self.sound else "FAILED"),
             ("requests", self.requests.total()),
             *((f"  {route}", count) for route, count in sorted(self.requests.items())),
-            ("struck", f"{self.struck.total()} ({100 * self.share:.1f} %)"),
+            ("with a fault", f"{self.faults_applied.total()} ({100 * self.share:.1f} %)"),
             *((f"  {kind}", count) for kind, count in sorted(self.kinds.items())),
             ("seconds", round(self.seconds)),
             *((f"peak memory, {name}", f"{peak} MB") for name, peak in self.peaks.items()),
@@ -213,7 +213,7 @@ class Outcome:
     @property
     def kinds(self) -> Counter[str]:
         found: Counter[str] = Counter()
-        for (_, kind), count in self.struck.items():
+        for (_, kind), count in self.faults_applied.items():
             found[kind] += count
         return found
 
@@ -261,11 +261,11 @@ def storm(
 def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag: float) -> Half:
     root.mkdir()
     tls = root.name == "tls"
-    struck: Counter[tuple[str, str]] = Counter()
+    faults_applied: Counter[tuple[str, str]] = Counter()
 
     def seen(event: Event) -> None:
         if event.kind == "fault":
-            struck[event.route, event.detail] += 1
+            faults_applied[event.route, event.detail] += 1
 
     options = SimulatorOptions(
         requests_per_minute=0, list_lag=lag / 4, idempotency=tls, signed="post" if tls else "put", latency=0.002
@@ -289,15 +289,15 @@ def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag:
     app_env.upload("vault", folder=f"vault/{placed}", file_name='"{stem}~{token}{suffix}"')
     folders = {"bank": root / "bank", "vault": root / "vault"}
     folders["scans"] = app_env.upload("scans", "wootiv", object_name='"{name}"')
-    return Half(root.name, app_env, struck, folders)
+    return Half(root.name, app_env, faults_applied, folders)
 
 
 def _progress(halves: Sequence[Half], seconds: float) -> str:
     requests = sum(half.app_env.simulator.requests.total() for half in halves)
-    struck = sum(half.struck.total() for half in halves)
+    faults_applied = sum(half.faults_applied.total() for half in halves)
     standing: Counter[str] = sum((half.standing() for half in halves), Counter())
     told = ", ".join(f"{count} {state}" for state, count in sorted(standing.items()))
-    return f"{seconds:7.0f} s  {requests} requests, {struck} struck: {told}"
+    return f"{seconds:7.0f} s  {requests} requests, {faults_applied} with a fault: {told}"
 
 
 def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -> Outcome:
@@ -315,9 +315,9 @@ def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -
         torn += Counter({key: count for key, count in more.items() if key not in half.laid})
         sound = sound and half.ask("PRAGMA integrity_check") == [("ok",)]
     requests: Counter[str] = sum((half.app_env.simulator.requests for half in halves), Counter())
-    struck: Counter[tuple[str, str]] = sum((half.struck for half in halves), Counter())
+    faults_applied: Counter[tuple[str, str]] = sum((half.faults_applied for half in halves), Counter())
     documents = sum(half.laid.total() for half in halves)
-    return Outcome(documents, requests, struck, held, lost, doubled, torn, sound, seconds, peaks)
+    return Outcome(documents, requests, faults_applied, held, lost, doubled, torn, sound, seconds, peaks)
 
 
 def main() -> int:

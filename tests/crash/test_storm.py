@@ -1,4 +1,4 @@
-"""A small storm in every run of all tests; with DOCFERRY_FULL=1 ten thousand documents."""
+"""Run a small storm; with DOCFERRY_FULL=1 one of ten thousand documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixture `env` of the upload tests serves these tests too."""
+"""Fixtures: the `env` of the upload tests."""
 
 from upload.conftest import env
 

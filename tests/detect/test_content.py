@@ -1,4 +1,4 @@
-"""What counts as cut short or mislabelled: real files at every length, and all that only looks like one."""
+"""Test which content counts as incomplete or mislabelled, with real files cut at every length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing is read before it has held still for `settle`, and nothing is forgotten or kept waiting for ever."""
+"""Test that a file is processed after `settle` without change, and never forgotten or delayed without end."""
 
 from __future__ import annotations
 

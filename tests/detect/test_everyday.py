@@ -1,4 +1,4 @@
-"""Everyday trouble with files: what people do to folders, and what the other programs of a machine leave in them."""
+"""Test everyday trouble with files, caused by people and by other programs."""
 
 from __future__ import annotations
 
@@ -198,12 +198,12 @@ async def test_what_was_downloaded_does_not_go_up_again(env: UploadEnv, how: str
         f'company_id = "{COMPANY}"\nconnection_id = "{CONNECTION}"'
     )
     app_env.sync("--no-upload")
-    [landed] = [path for path in inbox.rglob("*") if path.is_file()]
+    [published] = [path for path in inbox.rglob("*") if path.is_file()]
     (real / "sorted").mkdir()
     if how == "moved":
-        landed.rename(real / "sorted" / "renamed.pdf")
+        published.rename(real / "sorted" / "renamed.pdf")
     elif how == "copied":
-        shutil.copy(landed, real / "sorted" / "copy.pdf")
+        shutil.copy(published, real / "sorted" / "copy.pdf")
     app_env.sync()
     assert env.requests("codat.upload") == 0
     (real / "ours.pdf").write_bytes(b"ours")

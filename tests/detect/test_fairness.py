@@ -1,4 +1,4 @@
-"""One customer's noise does not delay the documents of the others."""
+"""Test that many changes of one customer do not delay the documents of others."""
 
 from __future__ import annotations
 

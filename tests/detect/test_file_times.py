@@ -1,4 +1,4 @@
-"""Files with dates that no clock of today gives."""
+"""Test files with times that no clock gives today."""
 
 from __future__ import annotations
 

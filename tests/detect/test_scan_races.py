@@ -1,4 +1,4 @@
-"""What comes right behind a scan: a file that was planned after the scan had been there has not gone."""
+"""Test races with a scan: a file that was planned after its folder was listed is not gone."""
 
 from __future__ import annotations
 

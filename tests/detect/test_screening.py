@@ -1,4 +1,4 @@
-"""Documents that are not sent unasked: cut short, mislabelled, or waiting for approval."""
+"""Test documents that are held before they are sent: incomplete, mislabelled, or waiting for approval."""
 
 from __future__ import annotations
 

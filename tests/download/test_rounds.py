@@ -1,4 +1,4 @@
-"""Downloads with the real program: what is listed comes down, or is asked for again and named as a problem."""
+"""Test downloads with the real program: each listed document arrives, or is retried and reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A clock that jumps, and a machine that sleeps: row D17 of the catalogue."""
+"""Test clock jumps and suspended machines: row D17 of the catalogue."""
 
 from __future__ import annotations
 

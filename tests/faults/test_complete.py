@@ -1,4 +1,4 @@
-"""C1–C10 of the catalogue and seven models of writers: a document goes whole, in its last version, or not yet."""
+"""Test rows C1 to C10 and seven models of writers: only complete files in their last version are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that is locked, lost, broken or not ours: rows D9 to D14 and D16 of the catalogue."""
+"""Test locked, lost, corrupt and foreign databases: rows D9 to D14 and D16 of the catalogue."""
 
 from __future__ import annotations
 

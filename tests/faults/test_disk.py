@@ -1,4 +1,4 @@
-"""Disks that lose, refuse or garble, and what else writes to them: rows D3 to D6 of the catalogue."""
+"""Test disks that lose, refuse or corrupt writes: rows D3 to D6 of the catalogue."""
 
 from __future__ import annotations
 

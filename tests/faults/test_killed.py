@@ -1,4 +1,4 @@
-"""Processes that are killed, and several at once: rows D1, D2, D7, D8 and D15 of the catalogue."""
+"""Test killed and concurrent processes: rows D1, D2, D7, D8 and D15 of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults between docferry and the remotes, the real program against the simulator: rows N1 to N21 of the catalogue."""
+"""Test network faults with the real program and the simulator: rows N1 to N22 of the catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S1–S7 of the catalogue: the box around the daemon says stop, stops listening, or runs out of things."""
+"""Test rows S1 to S7: signals, closed streams, and exhausted resources."""
 
 from __future__ import annotations
 

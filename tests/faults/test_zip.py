@@ -1,4 +1,4 @@
-"""Z1–Z5 of the catalogue: whatever comes as a ZIP, a folder holds whole files under safe names, or nothing of it."""
+"""Test rows Z1 to Z5: from any ZIP a folder gets complete files with safe names, or nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docferry.errors import ArchiveError
 from docferry.files import publish
 from docferry.simulator import Fault
 from faults.conftest import FULL, FaultEnv
-from faults.unpacking import files, land
+from faults.unpacking import files, publish_archive
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_z1_cut_everywhere(tmp_path: Path) -> None:
     whole = zips.plain({f"Bank/{number}.pdf": os.urandom(3000) for number in range(20)})
     for cut in range(0, len(whole), 1024):
         with pytest.raises(ArchiveError):
-            land(whole[:cut], tmp_path)
+            publish_archive(whole[:cut], tmp_path)
     assert {path.name for path in files(tmp_path)} == {"day.zip"}
 
 
@@ -79,9 +79,9 @@ def test_z1_cut_everywhere(tmp_path: Path) -> None:
 )
 def test_z2_slip_link_nul_drive(tmp_path: Path, raw: bytes) -> None:
     """The member is refused: nothing of it in the inbox, nothing outside; the good one is taken."""
-    landed, refused = land(raw, tmp_path)
+    published, refused = publish_archive(raw, tmp_path)
     assert refused == 1
-    assert all(path.name == "good.pdf" for path in landed)
+    assert all(path.name == "good.pdf" for path in published)
     assert {path.name for path in files(tmp_path)} <= {"day.zip", "good.pdf"}
 
 
@@ -162,24 +162,24 @@ def test_z2_through_the_daemon(fault_env: FaultEnv, inbox: Path, monkeypatch: py
 def test_z3_bombs(tmp_path: Path, what: str, raw: bytes) -> None:
     """Stopped at the caps, and little is ever on the disk."""
     with pytest.raises(ArchiveError):
-        land(raw, tmp_path)
+        publish_archive(raw, tmp_path)
     assert {path.name for path in files(tmp_path)} == {"day.zip"}, what
 
 
 @pytest.mark.parametrize("raw", [os.urandom(1024 * 1024 + 1), bytes(8 * 1024 * 1024)], ids=["stored", "packed"])
 def test_z3_a_member_above_its_cap_is_refused_alone(tmp_path: Path, raw: bytes) -> None:
-    landed, refused = land(zips.plain({"good.pdf": b"good", "a.pdf": raw}), tmp_path)
-    assert ([path.name for path in landed], refused) == (["good.pdf"], 1)
+    published, refused = publish_archive(zips.plain({"good.pdf": b"good", "a.pdf": raw}), tmp_path)
+    assert ([path.name for path in published], refused) == (["good.pdf"], 1)
 
 
 def test_z4_names(tmp_path: Path) -> None:
     """Duplicate, case, reserved, long, right-to-left: every byte lands once, under its own safe name."""
     names = [*zips.ODD_NAMES, "same.pdf", "same.pdf", "Same.pdf", "a" * 300 + ".pdf"]
     wanted = [(f"Bank/{name}", b"%d" % number) for number, name in enumerate(names)]
-    landed, _ = land(zips.plain(wanted), tmp_path)
+    published, _ = publish_archive(zips.plain(wanted), tmp_path)
     assert sorted(path.read_bytes() for path in files(tmp_path / "inbox")) == sorted(body for _, body in wanted)
-    assert len(set(landed)) == len(names)
-    for path in landed:
+    assert len(set(published)) == len(names)
+    for path in published:
         relative = PurePosixPath(path.relative_to(tmp_path / "inbox"))
         assert all(part == publish.safe_name(part) for part in relative.parts[:-1])
         assert path.name.isprintable()
@@ -201,15 +201,15 @@ def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
         )
     inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"100ms"')
     whole = set(members.values())
-    struck = 0
+    faulty = 0
     for kill in range(kills):
         with fault_env.daemon(wait=False) as daemon:
             _wait_for(inbox, min(len(files(inbox)) + 3 + 7 * (kill % 5), count))
             daemon.running.send_signal(signal.SIGKILL)
             daemon.running.wait()
-        struck += len(files(inbox)) < count
+        faulty += len(files(inbox)) < count
         assert {path.read_bytes() for path in files(inbox)} <= whole
-    assert struck >= kills - 1, "it was through before it was killed so often"
+    assert faulty >= kills - 1, "it was through before it was killed so often"
     with fault_env.daemon():
         until(lambda: len(files(inbox)) >= count, 60)
     assert sorted(path.read_bytes() for path in files(inbox)) == sorted(whole)

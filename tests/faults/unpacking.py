@@ -1,5 +1,6 @@
-"""Lands archives as a download does, under a ceiling for every file, and counts what became of them.
-`unpacking.py FOLDER` takes the corpus, `unpacking.py FOLDER 0 2000` mutations by seed; prints one object of JSON.
+"""Extract archives as a download does, with a limit for every file, and count the outcomes.
+
+`unpacking.py FOLDER` extracts the corpus, `unpacking.py FOLDER 0 2000` mutations by seed. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ _FORGET = Path("/proc/self/clear_refs")
 SMALL = 5000
 
 
-def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> tuple[list[Path], int]:
+def publish_archive(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> tuple[list[Path], int]:
     """Publish an archive as a download does: return the files in the inbox, and the number of refused members."""
     spool, inbox = app_env / "spool", app_env / "inbox"
     spool.mkdir(exist_ok=True)
     (spool / "day.zip").write_bytes(raw)
-    landed = []
+    published = []
     extracted = unzip.unzip(spool / "day.zip", spool / "members", caps)
     for member in extracted.members:
         relative = publish.render_layout(
@@ -39,13 +40,13 @@ def land(raw: bytes, app_env: Path, caps: unzip.Caps = CAPS) -> tuple[list[Path]
         )
         content = Content(member.sha256, member.size)
         target = publish.choose(inbox, relative, content)
-        landed.append(publish.put(member.spool, target, inbox, content))
+        published.append(publish.put(member.spool, target, inbox, content))
     (spool / "members").rmdir()
-    return landed, len(extracted.refused)
+    return published, len(extracted.refused)
 
 
 def files(folder: Path) -> list[Path]:
-    """Everything in it that is no folder, links as they are."""
+    """Return everything below a folder except folders; links are not followed."""
     return [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
 
 
@@ -59,27 +60,27 @@ def _cases(words: list[str]) -> Iterator[zip_corpus.Case]:
 
 
 def _fate(raw: bytes, app_env: Path) -> tuple[str, list[str]]:
-    """What became of it, and what is wrong about that."""
+    """Return the outcome of an archive, and each violated rule."""
     try:
-        landed, refused = land(raw, app_env)
+        published, refused = publish_archive(raw, app_env)
     except (ArchiveError, FolderError):
         left = [path for path in files(app_env) if path.name != "day.zip"]
         return "refused", [f"left behind: {left}"] if left else []
-    wrong = [f"outside: {path}" for path in landed if not path.resolve().is_relative_to(app_env / "inbox")]
-    size = sum(path.stat().st_size for path in landed)
-    if size > CAPS.size or len(landed) > CAPS.count:
-        wrong.append(f"beyond the caps: {size} bytes, {len(landed)} files")
-    wrong += [f"not plain: {path}" for path in landed if path.is_symlink() or path.stat().st_mode & 0o7111]
+    wrong = [f"outside: {path}" for path in published if not path.resolve().is_relative_to(app_env / "inbox")]
+    size = sum(path.stat().st_size for path in published)
+    if size > CAPS.size or len(published) > CAPS.count:
+        wrong.append(f"beyond the caps: {size} bytes, {len(published)} files")
+    wrong += [f"not plain: {path}" for path in published if path.is_symlink() or path.stat().st_mode & 0o7111]
     return "refused" if refused else "taken", wrong
 
 
 def peak_memory() -> int:
-    """Bytes, since the kernel forgot."""
+    """Return the peak memory in bytes, since it was reset."""
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
 
 def main(words: list[str]) -> None:
-    """FailedAttempt all, in a folder that is made for it."""
+    """Extract all archives in a new folder, and print the counts."""
     app_env = Path(words[0])
     app_env.mkdir()
     fates = {"taken": 0, "refused": 0}

@@ -1,6 +1,8 @@
-"""Seven models of programs that write a document. Each is a generator that says how long it pauses, so that one thread
-drives thousands of them; what is slow here is the fault itself, not a wait for the daemon. As a program,
-`writers.py FOLDER EACH AT-ONCE LEAST MOST GAP SETTLE`, they have no test beside them that makes them slower still.
+"""Define seven models of programs that write a document.
+
+Each is a generator of pauses, so that one thread drives thousands of writers. The pauses are the fault itself, not
+waits for the daemon. `writers.py FOLDER EACH AT-ONCE LEAST MOST GAP SETTLE` runs them in a process of their own, which
+the test does not slow down.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ PDF = b"a document\n"  # of no kind whose end tells whether it is complete
 
 @dataclass
 class Tempo:
-    """How slowly they write, in seconds."""
+    """The speed of writers, in seconds."""
 
     least: float  # a pause with the file open; many times `settle`
     most: float
@@ -39,7 +41,7 @@ Model = Callable[[Path, bytes, Tempo], Iterator[float]]
 
 
 def stalls(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """Half of it, and the rest later, with the file open."""
+    """Write one half, and the rest later, with the file open."""
     with path.open("wb") as file:
         file.write(body[: len(body) // 2])
         file.flush()
@@ -54,7 +56,7 @@ def stalls_before_the_first_byte(path: Path, body: bytes, tempo: Tempo) -> Itera
 
 
 def appends(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """A little at a time, more seldom than `settle`."""
+    """Append a little at a time, at intervals longer than `settle`."""
     with path.open("ab", buffering=0) as file:
         for piece in _quarters(body):
             file.write(piece)
@@ -62,7 +64,7 @@ def appends(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
 
 
 def preallocates(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """Full size at once, bytes later: the size says nothing."""
+    """Set the full size at once, and write the bytes later."""
     with path.open("wb") as file:
         file.truncate(len(body))
         yield tempo.pause() / 2
@@ -72,7 +74,7 @@ def preallocates(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
 
 
 def maps(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """Through a map, with the descriptor closed: no write, no stamp at first."""
+    """Write through a memory map after closing the descriptor: no write call, and no change of times at first."""
     with path.open("w+b") as file:
         file.truncate(len(body))
         mapped = mmap.mmap(file.fileno(), len(body))
@@ -83,7 +85,7 @@ def maps(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
 
 
 def closes_and_reopens(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """A page at a time, as scanners do. Between two of them nobody has it open: nothing but `settle` tells."""
+    """Write a page at a time, as scanners do, and close the file in between. Only `settle` detects this."""
     path.touch()
     closed = time.monotonic()
     for piece in _quarters(body):
@@ -96,13 +98,13 @@ def closes_and_reopens(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]
 
 
 def copies_with_old_times(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """As `cp -p` and rsync do: the mtime is set back when all is written."""
+    """Set an old mtime after the last write, as `cp -p` and rsync do."""
     yield from stalls(path, body, tempo)
     os.utime(path, (1_000_000_000, 1_000_000_000))
 
 
 def renames_in(path: Path, body: bytes, tempo: Tempo) -> Iterator[float]:
-    """Under a hidden name first."""
+    """Write under a hidden name first."""
     hidden = path.with_name(f".{path.name}.part")
     yield from stalls(hidden, body, tempo)
     hidden.rename(path)
@@ -120,19 +122,19 @@ MODELS: tuple[Model, ...] = (
 
 
 def body_of(mark: str, number: int) -> bytes:
-    """Some hundred bytes to some ten thousand, as no other has them, and not even its halves."""
+    """Return content that differs from every other in each half; some hundred to some ten thousand bytes."""
     jitter = random.Random(f"{mark} {number}")  # noqa: S311 - the same bytes every time
     return PDF + jitter.randbytes(jitter.choice((200, 4_000, 30_000)))
 
 
 def unfinished(body: bytes) -> list[bytes]:
-    """What stands there while `closes_and_reopens` is at it."""
+    """Return the intermediate contents of `closes_and_reopens`."""
     pieces = list(_quarters(body))
     return [b"".join(pieces[:count]) for count in range(len(pieces))]
 
 
 def all_files(folder: Path, each: int) -> Iterator[tuple[Model, Path, bytes]]:
-    """So many of each model, a hundred folders of them: nobody has all documents in one."""
+    """Yield the files of each model, in a hundred folders."""
     for number in range(each):
         for model in MODELS:
             place = folder / str(number % 100)
@@ -142,7 +144,7 @@ def all_files(folder: Path, each: int) -> Iterator[tuple[Model, Path, bytes]]:
 def write(
     files: Iterable[tuple[Model, Path, bytes]], tempo: Tempo, at_once: int, done: Callable[[Path, bytes], object]
 ) -> None:
-    """Let so many writers work at a time, until all are through. `done` is told of each file in its last state."""
+    """Run so many writers at a time until all are finished. `done` gets each file in its last state."""
     waiting = iter(files)
     working: list[tuple[float, int, Any, Path, bytes]] = []
     for number, (model, path, body) in enumerate(waiting):
@@ -172,7 +174,7 @@ def _quarters(body: bytes) -> Iterator[bytes]:
 
 
 def main(words: list[str]) -> None:
-    """Write them all; prints, as JSON, the paths that stood closed for longer than meant."""
+    """Write all files; print the paths that were closed for too long, as JSON."""
     folder, each, at_once = Path(words[0]), int(words[1]), int(words[2])
     least, most, gap, settle = map(float, words[3:7])
     tempo = Tempo(least, most, gap, settle)

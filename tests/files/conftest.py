@@ -1,4 +1,4 @@
-"""Real folders, and a way to be somebody without root's privileges."""
+"""Fixtures: real folders, and a way to act as another user."""
 
 from __future__ import annotations
 

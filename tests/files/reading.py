@@ -1,4 +1,4 @@
-"""What the tests of reading share."""
+"""Helpers of the tests that read files."""
 
 from __future__ import annotations
 

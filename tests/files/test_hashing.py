@@ -1,4 +1,4 @@
-"""A file is read once, when nobody writes to it; nothing but a plain file beneath the root is opened."""
+"""Test hashing: a file is read once, while nobody writes to it, and only regular files below the root are opened."""
 
 from __future__ import annotations
 

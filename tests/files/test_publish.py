@@ -1,4 +1,4 @@
-"""What comes down lies where it belongs, whole, under a safe name, and over nothing."""
+"""Test that downloads appear complete, at the right place, under a safe name, and replace nothing."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _land(root: Path, spool: Path, written: bytes, relative: str) -> Path:
     file = spool / "0001"
     file.write_bytes(written)
     content = content_of(file)
-    landed = put(file, choose(root, PurePosixPath(relative), content), root, content)
+    published = put(file, choose(root, PurePosixPath(relative), content), root, content)
     assert not file.exists()
-    return landed
+    return published
 
 
 def _bytes_of(folder: Path) -> dict[str, bytes]:
@@ -123,13 +123,13 @@ def test_whoever_is_faster_keeps_the_name(root: Path, tmp_path: Path) -> None:
 def test_many_at_once_lose_nothing(root: Path, tmp_path: Path) -> None:
     errors: list[BaseException] = []
 
-    def land(number: int) -> None:
+    def publish_archive(number: int) -> None:
         try:
             _land(root, tmp_path / f"spool{number}", b"%d" % number, "x/a.pdf")
         except BaseException as error:  # noqa: BLE001 - a thread's error must reach the test
             errors.append(error)
 
-    threads = [threading.Thread(target=land, args=(number,)) for number in range(12)]
+    threads = [threading.Thread(target=publish_archive, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -187,9 +187,9 @@ def test_it_comes_whole_from_another_filesystem_with_its_mode(root: Path, elsewh
     file = elsewhere / "0001"
     file.write_bytes(content)
     file.chmod(0o640)
-    landed = put(file, choose(root, PurePosixPath("a/b.pdf"), content_of(file)), root, content_of(file))
+    published = put(file, choose(root, PurePosixPath("a/b.pdf"), content_of(file)), root, content_of(file))
     assert _bytes_of(root) == {"a/b.pdf": content}
-    assert landed.stat().st_mode & 0o777 == 0o640
+    assert published.stat().st_mode & 0o777 == 0o640
     assert not file.exists()
 
 

@@ -1,4 +1,4 @@
-"""Nothing beneath a root is reached through a link, and no other user decides what the root is."""
+"""Test that no link below a root is followed, and that no other user can replace the root."""
 
 from __future__ import annotations
 

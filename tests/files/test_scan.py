@@ -1,4 +1,4 @@
-"""Scanning finds every regular file, follows no link, and survives whatever stands in a folder."""
+"""Test that a scan finds every regular file, follows no link, and survives every kind of entry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only the version that was sent is deleted or archived, whatever a customer does to its name meanwhile."""
+"""Test that only the sent version of a file is deleted or archived, whatever happens to its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes are given out whole and as planned, or not to the end."""
+"""Test that a source yields all bytes as planned, or does not finish."""
 
 from __future__ import annotations
 

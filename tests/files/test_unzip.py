@@ -1,4 +1,4 @@
-"""A downloaded ZIP is opened without believing it."""
+"""Test the extraction of untrusted ZIPs."""
 
 from __future__ import annotations
 

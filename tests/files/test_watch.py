@@ -1,4 +1,4 @@
-"""The watcher hurries the scan, says when it cannot, and comes back after everything that ends a watch."""
+"""Test that the watcher triggers scans, reports its failures, and restarts after each."""
 
 from __future__ import annotations
 

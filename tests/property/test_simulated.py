@@ -1,4 +1,4 @@
-"""Whatever the dice say, each document arrives once: some seeds in every run of all tests, 100,000 by `make seeds`."""
+"""Run some seeds of the simulation; `make seeds` runs 100,000."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A queue with receipts in a real database, and the hands of somebody who tampers with it."""
+"""Fixtures: a queue with receipts in a real database, and functions that tamper with it."""
 
 from __future__ import annotations
 

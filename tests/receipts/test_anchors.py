@@ -1,4 +1,4 @@
-"""Where heads go, what stops there, and how an old copy of the database is recognised by them."""
+"""Test anchors: their receivers, their failures, and the recognition of an old database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export as an auditor gets it: verified by its own script, without docferry and its libraries."""
+"""Test that an export is verified by its own script, without docferry and its libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads as signed notes: written, read, signed with a real key, and verified with two implementations."""
+"""Test heads as signed notes, with a real key and two implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which receipts are written, when, and what stays when bodies are erased."""
+"""Test when receipts are written, and what remains after erasure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tree of RFC 6962 against its definition, and its proofs against every change."""
+"""Test the tree of RFC 6962 against its definition, and its proofs against every change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canonical JSON: one text for one receipt, readable by anybody's JSON parser."""
+"""Test canonical JSON: one text for each receipt, readable by any JSON parser."""
 
 from __future__ import annotations
 

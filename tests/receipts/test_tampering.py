@@ -1,4 +1,4 @@
-"""Whatever is done to the log is found and named; what was not touched is right."""
+"""Test that every change of the log is found and located."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shipped: the checkout, and the wheel and source archive built from it."""
+"""Fixtures: the checkout, and the wheel and source archive built from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel and the source archive hold what they must, and the wheel works where there is no checkout."""
+"""Test the content of the wheel and the source archive, and the wheel without a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs: every command can be typed, every configuration loads, every key, reason and link is there."""
+"""Test README and docs: commands parse, configurations load, keys and reasons are explained, links lead somewhere."""
 
 from __future__ import annotations
 

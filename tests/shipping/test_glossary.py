@@ -1,4 +1,4 @@
-"""The glossary and the code use the same words."""
+"""Test that the glossary and the code use the same words."""
 
 from __future__ import annotations
 

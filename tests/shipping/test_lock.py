@@ -1,4 +1,4 @@
-"""The locks: one version and the hashes of every package that is needed, and nothing about where it comes from."""
+"""Test the locks: one version and the hashes of every needed package, and no source address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Man pages and completions: made from the parser, understood by man and by the shells."""
+"""Test man pages and completions with man and the shells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alert rules that are shipped: Prometheus takes them, and each fires and stays silent as it should."""
+"""Test the alert rules with promtool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the repository says of itself is true: one version, the newest schema, floors that hold, no place of ours."""
+"""Test the repository: one version, the newest schema, Python versions, no local paths."""
 
 from __future__ import annotations
 

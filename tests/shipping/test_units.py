@@ -1,4 +1,4 @@
-"""The units: systemd understands every line of them, and they give the program nothing it does not need."""
+"""Test the systemd units: every line is valid, and the program gets no needless privilege."""
 
 from __future__ import annotations
 

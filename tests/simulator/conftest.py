@@ -1,4 +1,4 @@
-"""A simulator in a thread, made to order."""
+"""Fixtures: a simulator in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that sees everything: one socket, bytes out, and whatever comes back or does not."""
+"""Send and receive exact bytes over one socket."""
 
 from __future__ import annotations
 

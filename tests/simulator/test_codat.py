@@ -1,4 +1,4 @@
-"""Codat's Files API as it is documented."""
+"""Test the simulated Codat against its documentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""curl as a client that isn't ours: multipart single and many, signed URLs, ranges."""
+"""Test the simulator with curl: multipart, signed URLs, ranges."""
 
 from __future__ import annotations
 

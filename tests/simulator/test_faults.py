@@ -1,4 +1,4 @@
-"""Every kind of fault: what the client sees, and whether the file was stored."""
+"""Test every kind of fault: the client's view, and whether the file was stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP and multipart however they are cut, and what is no HTTP at all."""
+"""Test HTTP and multipart parsing with bodies cut anywhere, and with malformed requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulator in a thread, in one's own loop, and in a program of its own that is turned over HTTP."""
+"""Test the simulator in a thread, in a given event loop, and in a program controlled over HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules, switches, and the files they come from."""
+"""Test fault rules, options, and their files."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_first_and_nth_count_only_what_matches() -> None:
 
 def test_rates_are_kept_and_repeatable_by_their_seed() -> None:
     rule = [Fault("stall", rate=0.2)]
-    struck = drawn(rule, [UPLOAD] * 5000)
-    assert 900 < sum(struck) < 1100
-    assert struck == drawn(rule, [UPLOAD] * 5000)
-    assert struck != drawn(rule, [UPLOAD] * 5000, seed=1)
+    selected = drawn(rule, [UPLOAD] * 5000)
+    assert 900 < sum(selected) < 1100
+    assert selected == drawn(rule, [UPLOAD] * 5000)
+    assert selected != drawn(rule, [UPLOAD] * 5000, seed=1)
     assert sum(drawn([Fault("stall", rate=0.5, first=3)], [UPLOAD] * 100)) == 3
     assert sum(drawn([Fault("stall", rate=0)], [UPLOAD] * 100)) == 0
 

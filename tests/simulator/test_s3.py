@@ -1,4 +1,4 @@
-"""S3's signatures and policies, held to account by botocore."""
+"""Test S3's signatures and policies with botocore."""
 
 from __future__ import annotations
 

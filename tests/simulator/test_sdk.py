@@ -1,4 +1,4 @@
-"""Codat's own SDK as a second client: its models and its patience hold the simulator to account."""
+"""Test the simulator with Codat's own SDK."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wootiv's own paths, and the URLs and forms that it signs."""
+"""Test Wootiv's own paths, and the URLs and forms that it signs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of alerts: what comes back is what was kept, for each host by itself."""
+"""Test the rows of alerts, for each host by itself."""
 
 from __future__ import annotations
 

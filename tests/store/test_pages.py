@@ -1,4 +1,4 @@
-"""Pages of documents, the hours of the plots, and the snapshot of the queue."""
+"""Test pages of documents, the hours of the plots, and the snapshot of the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The behaviour that only a server has: it goes away and comes back, refuses, and is shared by hosts."""
+"""Test the behaviour of servers: restarts, refusals, and queues shared by hosts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands as a person gives them, in this process."""
+"""Fixtures: run commands in this process."""
 
 from __future__ import annotations
 

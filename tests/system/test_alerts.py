@@ -1,4 +1,4 @@
-"""Alerts of the real program: a daemon that is killed between messages, the commands, and the pings of `sync`."""
+"""Test alerts with the real program: kills between messages, the commands, the pings of `sync`."""
 
 from __future__ import annotations
 

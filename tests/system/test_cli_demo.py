@@ -1,4 +1,4 @@
-"""`demo`, `simulate` and `check`: from the first look to a real account, as a newcomer meets them."""
+"""Test `demo`, `simulate` and `check` as a new user runs them."""
 
 from __future__ import annotations
 

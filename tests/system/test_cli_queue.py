@@ -1,4 +1,4 @@
-"""`status`, `list`, `show`, `retry` and `sync` as people and scripts use them, on a real queue."""
+"""Test `status`, `list`, `show`, `retry` and `sync` on a real queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`docferry receipts` with the real program, and its export as an auditor verifies it."""
+"""Test `docferry receipts` with the real program, and the verification of its export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `docferry status`: what is rare on a quiet machine, told from figures as `--json` gives them."""
+"""Test rare parts of the page of `docferry status`, from figures as `--json` gives them."""
 
 from __future__ import annotations
 

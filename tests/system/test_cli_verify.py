@@ -1,4 +1,4 @@
-"""`docferry verify` and `retry --missing` with the real program, against remotes that lost or changed something."""
+"""Test `docferry verify` and `retry --missing` against remotes that lost or changed documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line itself: what is understood, what is said when it is not, and how fast it is there."""
+"""Test the command line: accepted words, error messages, and start time."""
 
 from __future__ import annotations
 

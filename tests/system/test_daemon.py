@@ -1,4 +1,4 @@
-"""The daemon on real folders, from outside."""
+"""Test the daemon on real folders, from outside."""
 
 from __future__ import annotations
 

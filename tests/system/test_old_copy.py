@@ -1,4 +1,4 @@
-"""A database that was restored from a copy: the head on other storage tells, and nothing is sent twice."""
+"""Test a restored old database: the anchored head reveals it, and nothing is sent twice."""
 
 from __future__ import annotations
 

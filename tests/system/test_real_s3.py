@@ -1,4 +1,4 @@
-"""docferry before an S3 that nobody here wrote, with URLs that nobody here signed."""
+"""Test docferry with an S3 server and URLs by other software."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ def app_env() -> Iterator[AppEnv]:
     """Like the common one, in a folder that other users reach, which pytest's own folders are not."""
     folder = Path(tempfile.mkdtemp(prefix="docferry-test-"))
     folder.chmod(0o755)
-    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as shore:
-        yield AppEnv(folder, shore)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator_thread:
+        yield AppEnv(folder, simulator_thread)
     shutil.rmtree(folder)
 
 

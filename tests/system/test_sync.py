@@ -1,4 +1,4 @@
-"""One pass, as a person or cron runs it."""
+"""Test one pass as a person or cron runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an older docferry queued arrives once with the new one."""
+"""Test that the queue of an older docferry is sent once by the new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's clocks: which boot the steady clock belongs to."""
+"""Test the machine's clocks and the boot of the steady clock."""
 
 from __future__ import annotations
 

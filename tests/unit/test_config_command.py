@@ -1,4 +1,4 @@
-"""`docferry config`: the example loads, what is shown loads again, no key is shown, the schema knows every key."""
+"""Test `docferry config`: example, output, hidden keys, schema."""
 
 from __future__ import annotations
 

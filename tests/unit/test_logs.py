@@ -1,4 +1,4 @@
-"""Logs: their forms, what they never show, and that nothing that happens to them stops the program."""
+"""Test logs: formats, redaction, and failing outputs."""
 
 from __future__ import annotations
 

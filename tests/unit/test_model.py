@@ -1,4 +1,4 @@
-"""The closed set of moves, and names that are safe to show."""
+"""Test the set of transitions, and names that are safe to show."""
 
 from __future__ import annotations
 

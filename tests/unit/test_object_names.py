@@ -1,4 +1,4 @@
-"""`check` warns where the object names of two mappings can collide."""
+"""Test that `check` warns where two mappings can give one object name."""
 
 from __future__ import annotations
 

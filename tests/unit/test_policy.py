@@ -1,4 +1,4 @@
-"""What each failure means, in one table; and how long the pauses are."""
+"""Test the outcome of each failure, and the length of pauses."""
 
 from __future__ import annotations
 

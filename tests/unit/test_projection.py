@@ -1,4 +1,4 @@
-"""When a remote will have everything: the slowest of rate, limit, quota and gates decides."""
+"""Test the projected finish: the slowest of rate, limit, quota and gates decides."""
 
 from __future__ import annotations
 

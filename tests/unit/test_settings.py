@@ -1,4 +1,4 @@
-"""Values, unknown keys and cross_checks: all problems at once, each naming the key and the cure."""
+"""Test values, unknown keys and cross checks: all problems at once, each with key and fix."""
 
 from __future__ import annotations
 

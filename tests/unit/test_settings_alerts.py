@@ -1,4 +1,4 @@
-"""`[alerts]`, `[[alerts.to]]` and `[heartbeat]`: what is taken, what is refused and why, where secrets come from."""
+"""Test `[alerts]`, `[[alerts.to]]` and `[heartbeat]`: validation and sources of secrets."""
 
 from __future__ import annotations
 

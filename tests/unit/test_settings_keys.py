@@ -1,4 +1,4 @@
-"""API keys: which source wins, which is refused, and that none is ever shown."""
+"""Test API keys: priority of sources, refusals, and hiding."""
 
 from __future__ import annotations
 

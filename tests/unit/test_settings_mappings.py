@@ -1,4 +1,4 @@
-"""Routes, patterns and remote names of upload mappings."""
+"""Test routes, patterns and remote names of upload mappings."""
 
 from __future__ import annotations
 

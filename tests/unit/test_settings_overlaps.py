@@ -1,4 +1,4 @@
-"""A configuration is refused where one document could go to two targets, or come back."""
+"""Test that mappings which could misroute or return a document are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the configuration is found, and what the environment lays over it."""
+"""Test the search for the configuration, and overrides by the environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration or a key file that somebody else could change is not read."""
+"""Test that configurations and keys that other users can change are refused."""
 
 from __future__ import annotations
 

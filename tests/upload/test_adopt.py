@@ -1,4 +1,4 @@
-"""`sync --adopt` after the database was lost: uploads are recognised, and no date of a file proves anything."""
+"""Test `sync --adopt` after the loss of the database: earlier uploads are recognised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doubts: what is none, what is asked and decided, and what nobody can decide; batches on trial are doubts too."""
+"""Test doubts: when they arise, how lookups decide them, and which stay undecidable."""
 
 from __future__ import annotations
 

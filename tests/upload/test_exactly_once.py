@@ -1,4 +1,4 @@
-"""Through every fault of the wire: each document arrives exactly once, with its own bytes and name."""
+"""Test every network fault: each document arrives exactly once, with its bytes and name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that say nothing about a document: of proxies, web sites, and a storage's account. None holds a document."""
+"""Test responses of proxies, web sites and storages: none of them holds a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates that close, probe and open again; batches; companies that hang; files that change on the way."""
+"""Test gates, batches, hanging companies, and files that change during an upload."""
 
 from __future__ import annotations
 

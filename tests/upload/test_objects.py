@@ -1,4 +1,4 @@
-"""Objects at Wootiv: each has the bytes of the file that has its name now, and versions arrive in order."""
+"""Test objects at Wootiv: each has the bytes of its current file, and versions arrive in order."""
 
 from __future__ import annotations
 

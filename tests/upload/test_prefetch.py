@@ -1,4 +1,4 @@
-"""What is made ready ahead of the workers: it goes when one is free, and not where its way was closed meanwhile."""
+"""Test prefetched documents: they are sent when a slot is free, unless their lane was closed."""
 
 from __future__ import annotations
 

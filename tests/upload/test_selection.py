@@ -1,4 +1,4 @@
-"""Which lanes are served: shares, gates, probes, and one question at a time."""
+"""Test the selection of lanes: shares, gates, probes, one lookup at a time."""
 
 from __future__ import annotations
 

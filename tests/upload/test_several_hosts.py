@@ -1,4 +1,4 @@
-"""Hosts that share a PostgreSQL queue."""
+"""Test hosts that share a PostgreSQL queue."""
 
 from __future__ import annotations
 

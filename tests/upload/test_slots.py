@@ -1,4 +1,4 @@
-"""What one process has in its hands: who may be made ready, who may go, and that all is counted as it moves."""
+"""Test the slots of one process: prefetch, start, and counting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of metrics and status page share: a client for loopback ports and Unix sockets."""
+"""Fixtures: a client for loopback ports and Unix sockets."""
 
 from __future__ import annotations
 

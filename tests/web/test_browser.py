@@ -1,4 +1,4 @@
-"""The status page in a real browser: what people do, what hostile pages try, and whether everybody can use it."""
+"""Test the status page in a real browser: use, hostile pages, accessibility."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: every query is PromQL, and asks for metrics that docferry has."""
+"""Test that the Grafana dashboard queries existing metrics in valid PromQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of the real daemon: they agree with `status --json` and with the remote, and promtool finds no fault."""
+"""Test that the metrics of the real daemon agree with `status --json` and with the remote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page over HTTP: who may come in, what may change, what it tells. A browser tests the rest."""
+"""Test the status page over HTTP: access, actions, content."""
 
 from __future__ import annotations
 

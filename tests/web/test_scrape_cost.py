@@ -1,4 +1,4 @@
-"""What a scrape costs, and that the text it makes is that of the library."""
+"""Test the cost of a scrape, and that its text equals the library's."""
 
 from __future__ import annotations
 

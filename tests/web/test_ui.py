@@ -1,4 +1,4 @@
-"""`docferry ui` and `docferry demo --page`: the ways to the page."""
+"""Test `docferry ui` and `docferry demo --page`."""
 
 from __future__ import annotations
 
