@@ -72,6 +72,7 @@ class Reason(StrEnum):
     CONTENT = "content"
     INCOMPLETE = "incomplete"
     INFECTED = "infected"
+    UNSCANNED = "unscanned"
     APPROVAL = "approval"
     METADATA = "metadata"
     # of closed gates
@@ -85,6 +86,7 @@ class Reason(StrEnum):
     FAILING = "failing"
     REDIRECTED = "redirected"
     STRANGER = "stranger"  # something else than the remote answers
+    ANTIVIRUS = "antivirus"  # the virus scanner gives no verdict
     STORAGE = "storage"  # the storage refuses its account, bucket, signer or quota
 
 

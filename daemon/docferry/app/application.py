@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from docferry import policy
+from docferry.app.antivirus import forget_gates, open_antivirus
 from docferry.app.receipts import ReceiptKeeper
 from docferry.app.remotes import RULES, direct_mappings, open_remotes, spool
 from docferry.clock import Clock, SystemClock
@@ -49,6 +50,7 @@ from docferry.upload.context import Queue, UploadContext
 from docferry.upload.gates import GateManager
 from docferry.upload.maintenance import Maintenance
 from docferry.upload.scheduler import Scheduler, SchedulerLimits
+from docferry.upload.sources import SourceOpener
 from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
 
@@ -140,6 +142,7 @@ async def open_application(
         app = _build(settings, context, tables, wanted_downloads if downloads else [], receipts)
         for upload in uploads.values():
             await app.reconciler.detect_retarget(upload)
+        await forget_gates(settings, app.gates)
         yield app
 
 
@@ -193,7 +196,8 @@ def _build(
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
     bulk = BulkPolicy(direct_mappings(settings), settings.wootiv.batch)
     batch_trials = BatchTrials(tables.cursors, queue.transfers, settings.codat.batch, bulk)
-    uploader = Uploader(context, gate_manager, batch_trials)
+    sources = SourceOpener(context, gate_manager, antivirus=open_antivirus(settings, gate_manager))
+    uploader = Uploader(context, gate_manager, batch_trials, sources)
     maintenance = Maintenance(queue.transfers, clock, queue.owners)
     return Application(
         settings=settings,

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from docferry import logs
+from docferry.app.antivirus import open_clamd
 from docferry.app.remotes import http_options, open_remotes
 from docferry.cli import args, local_checks
 from docferry.cli.local_checks import Finding, Level
@@ -61,9 +62,19 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
                 findings += _findings_of(remote, await remote.check(checked))
         finally:
             await remote.aclose()
+    if any(upload.antivirus for upload in settings.uploads):
+        findings.append(await _clamd(settings))
     if more:
         findings.append(Finding("note", "codat", f"{more:,} more connections have a folder; they were not asked for"))
     return findings
+
+
+async def _clamd(settings: Settings) -> Finding:
+    clamd, where = open_clamd(settings), settings.antivirus.clamd
+    if clamd is not None and await clamd.ping():
+        return Finding("ok", "clamd", f"answers at {where}")
+    cure = "start clamav-daemon, and let docferry's user use its socket; nothing of its mappings is sent meanwhile"
+    return Finding("fail", "clamd", f"does not answer at {where}", cure, away=True)
 
 
 async def _way(name: str, settings: Settings) -> list[Finding]:

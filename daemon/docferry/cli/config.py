@@ -86,6 +86,7 @@ def _lines(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
         yield from ("", f"[{name}]", *_pairs(plain))
     yield from _alerts(settings, environ)
     yield from ("", "[receipts]", *_pairs(settings.receipts), "", "[verify]", *_pairs(settings.verify))
+    yield from ("", "[antivirus]", *_pairs(settings.antivirus))
     for upload in settings.uploads:
         yield from ("", "[[upload]]", *_pairs(upload))
     for download in settings.downloads:

@@ -28,6 +28,7 @@ CURES: Final = {
     "content": "give them the right extension; `docferry retry ID` sends one as it is",
     "incomplete": "write them again as a whole; `docferry retry ID` sends one as it is",
     "infected": "remove them; they are never sent",
+    "unscanned": "let clamd take them (StreamMaxLength, antivirus.max_size), then `docferry retry --reason unscanned`",
     "approval": "look at them, then `docferry retry ID`, or `docferry retry --reason approval`",
     "metadata": "copy them anew",
     "undecidable": "look at the remote whether they are there; `docferry retry ID` asks it again",
@@ -39,6 +40,7 @@ _GATE_CURES: Final = {
     "connection": "is the connection linked and its id right? `docferry check`",
     "redirected": "base_url may be wrong, or a proxy or login page is in between",
     "stranger": "a proxy or web site answers instead of the remote: check base_url and the proxies in between",
+    "antivirus": "is clamd running, and may docferry use its socket? nothing of the mapping is sent meanwhile",
     "storage": "the storage refuses its account, bucket, signer or quota: ask Wootiv",
 }
 _IN_FLIGHT: Final = ("leased", "sending", "asking")

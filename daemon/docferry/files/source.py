@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
@@ -127,7 +127,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         finally:
             self.close()
 
-    async def blocks(self) -> AsyncIterator[bytes]:
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
         self.is_wanted = True
         if self._whole is not None:

@@ -28,6 +28,7 @@ from docferry.errors import ConfigError
 from docferry.model import RemoteName
 from docferry.settings import cross_checks, keys, problems, sources, trust
 from docferry.settings.alerts import Alerts, Heartbeat
+from docferry.settings.antivirus import Antivirus
 from docferry.settings.keys import Secrets
 from docferry.settings.listeners import Metrics, Web
 from docferry.settings.mappings import (
@@ -245,6 +246,7 @@ class Settings(BaseSettings):
     heartbeat: Heartbeat = Heartbeat()
     receipts: Receipts = Receipts()
     verify: Verify = Verify()
+    antivirus: Antivirus = Antivirus()
     uploads: tuple[Upload, ...] = Field(default=(), alias="upload")
     downloads: tuple[Download, ...] = Field(default=(), alias="download")
 

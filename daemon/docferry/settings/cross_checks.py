@@ -44,6 +44,9 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
             yield ("upload", at, "shared"), "is for a queue of several hosts; set database_url, or remove it"
         if _lies_in(upload.root, settings.state_dir):
             yield ("upload", at, "folder"), "lies in the state folder, whose files are never sent; name another folder"
+        if upload.antivirus and settings.antivirus.clamd is None:
+            fix = 'is true without a scanner; write clamd = "unix:/run/clamav/clamd.ctl" under [antivirus]'
+            yield ("upload", at, "antivirus"), fix
         checks = (_of_codat_upload, _of_archive) if upload.to == "codat" else (_of_wootiv_upload, _of_archive)
         for check in checks:
             yield from ((("upload", at, key), predicate) for key, predicate in check(upload))

@@ -212,6 +212,7 @@ class Upload(_Entry):
         description="complete: a file that is evidently cut short waits, then is held; "
         "type: so is one that is not what its extension says; off: nothing is checked",
     )
+    antivirus: bool = Field(default=False, description="with [antivirus]: nothing is sent before it was scanned")
     hold_for_approval: bool = Field(default=False, description="each document is held until a person releases it")
     poll: bool = Field(default=False, description="for network shares, where the kernel reports no changes")
     shared: bool = Field(default=False, description="with database_url: all hosts mount this folder")

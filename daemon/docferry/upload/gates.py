@@ -152,7 +152,23 @@ class GateManager:
             self._closing.remove(gate)
             self._changes += 1  # a concurrent read of the gates may have missed it
 
+    async def open(self, key: str) -> None:
+        """Open one gate: what closed it is gone."""
+        await self._gates.open_one(key)
+        self.closed = {other: gate for other, gate in self.closed.items() if other != key}
+
+    def next_gate(self, key: str, reason: Reason, detail: str) -> Gate:
+        """Return a gate to be closed, for longer the more probes of it failed."""
+        now = self._clock.now()
+        tries = self._failed_probes(self.closed.get(key)) + 1
+        pause = self.retry.backoff.pause(tries, self.random.random())
+        return Gate(key, reason, detail, now + pause, tries, now)
+
     # -- one transfer --------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Return the wall seconds that the times of gates are in."""
+        return self._clock.now()
 
     def pause(self, transfer: Transfer) -> float:
         """Return the seconds until the next try of a transfer when the remote did not ask for a pause."""

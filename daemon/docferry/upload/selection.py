@@ -43,7 +43,7 @@ def select(lanes: Sequence[Lane], inputs: SelectionInput) -> list[Pick]:
     for lane in eligible:
         if room <= 0:
             break
-        gates = blocking_gates(lane.lane, inputs.gates, is_lookup=lane.doubtful)
+        gates = blocking_gates(lane.lane, inputs.gates, is_lookup=lane.doubtful, mapping=lane.mapping)
         if not all(_may_probe(gate, inputs.now, probed, in_hand) for gate in gates):
             continue
         company = company_of(lane.lane)
@@ -82,7 +82,7 @@ def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[st
 
 def last_gate(lane: Lane, gates: Mapping[str, Gate]) -> Gate | None:
     """Return the gate that blocks a lane for longest, None when no gate does."""
-    blocking = blocking_gates(lane.lane, gates, is_lookup=lane.doubtful)
+    blocking = blocking_gates(lane.lane, gates, is_lookup=lane.doubtful, mapping=lane.mapping)
     return max(blocking, key=lambda gate: gate.until, default=None)
 
 
@@ -91,12 +91,18 @@ def gates_of(lane: str, gates: Mapping[str, Gate]) -> list[Gate]:
     return [gate for key, gate in gates.items() if lane == key or lane.startswith(key + "/")]
 
 
-def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool) -> list[Gate]:
-    """Return the gates of a lane that concern a lookup, or a send."""
+def antivirus_gate(mapping: str) -> str:
+    """Return the key of the gate that is closed while documents of a mapping cannot be scanned."""
+    return f"antivirus/{mapping}"
+
+
+def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool, mapping: str | None = None) -> list[Gate]:
+    """Return the gates of a lane, and of a mapping in it, that concern a lookup, or a send."""
     found = gates_of(lane, gates)
     if is_lookup:
         return [gate for gate in found if not gate.lets_doubts_pass]
-    return [gate for gate in found if not is_of_lookups(gate, lane)]
+    scanner = gates.get(antivirus_gate(mapping)) if mapping is not None else None
+    return [gate for gate in found if not is_of_lookups(gate, lane)] + ([scanner] if scanner else [])
 
 
 def is_of_lookups(gate: Gate, lane: str) -> bool:
@@ -106,7 +112,8 @@ def is_of_lookups(gate: Gate, lane: str) -> bool:
 
 def needs_a_person(gate: Gate) -> bool:
     """Whether waiting alone does not open a gate."""
-    return gate.reason not in {Reason.RATE, Reason.UNREACHABLE, Reason.FAILING, Reason.STRANGER, Reason.STORAGE}
+    passing = Reason.RATE, Reason.UNREACHABLE, Reason.FAILING, Reason.STRANGER, Reason.STORAGE, Reason.ANTIVIRUS
+    return gate.reason not in passing
 
 
 def company_of(lane: str) -> str:

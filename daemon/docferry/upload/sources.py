@@ -13,6 +13,7 @@ from docferry.model import Digests, Outcome, Reason, State, Transfer
 from docferry.settings import Upload
 from docferry.store.documents import Place
 from docferry.store.enqueue import APPROVAL, LATE_PUT_S
+from docferry.upload.antivirus import Antivirus
 from docferry.upload.batch import Places
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
@@ -33,10 +34,15 @@ class SourceOpener:
     """Open the files of transfers below the folders of the upload mappings."""
 
     def __init__(
-        self, context: UploadContext, gate_manager: GateManager, openers: Mapping[Root, Opener] | None = None
+        self,
+        context: UploadContext,
+        gate_manager: GateManager,
+        openers: Mapping[Root, Opener] | None = None,
+        antivirus: Antivirus | None = None,
     ) -> None:
         self._context = context
         self._gate_manager = gate_manager
+        self._antivirus = antivirus
         roots = {Root.of(upload) for upload in context.uploads.values()}
         self._openers = openers or {root: Opener(root) for root in roots}
 
@@ -61,6 +67,8 @@ class SourceOpener:
             opened = await self._open_first(stack, each)
             if isinstance(opened, SourceError) or opened is None:
                 found.outcomes.append((transfer, self._without_bytes(transfer, opened)))
+            elif (outcome := await self._scan(transfer, each, opened)) is not None:
+                found.outcomes.append((transfer, outcome))
             else:
                 found.sources.append((transfer, opened))
         return found
@@ -87,6 +95,19 @@ class SourceOpener:
             if each and all(self._context.uploads[place.mapping].hold_for_approval for place, _ in each)
         }
         return asked - await self._context.queue.transfers.approved(asked) if asked else asked
+
+    async def _scan(
+        self, transfer: Transfer, candidates: Sequence[tuple[Place, FileSource]], source: FileSource
+    ) -> Outcome | None:
+        """Return None for a document that a virus scanner passes or no mapping asks it for, else its outcome."""
+        mapping = next((p.mapping for p, _ in candidates if self._context.uploads[p.mapping].antivirus), None)
+        if mapping is None or self._antivirus is None:
+            return None
+        try:
+            return await self._antivirus.scan(mapping, transfer, source)
+        except SourceError as change:
+            self._check_again([place for place, _ in candidates])
+            return self._without_bytes(transfer, change)
 
     def _candidates(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """Return the places that may be read for a transfer, each with its source."""

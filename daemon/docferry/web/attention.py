@@ -29,11 +29,12 @@ HELD: Final = {
     "content": ("not what their extension says", "Give the file the right extension, then it is sent."),
     "incomplete": ("cut short", "Write the file again as a whole."),
     "infected": ("infected", "Remove the file. docferry never sends it."),
+    "unscanned": ("not scanned for viruses", "Raise clamd's limits and antivirus.max_size, then retry."),
     "approval": ("waiting for approval", "Look at them, then release what may go."),
     "metadata": ("with times or sizes that cannot be stored", "Copy the file anew, then it is sent."),
 }
 #: Reasons for which a retry helps without anything else; where a file must change, docferry notices by itself.
-_RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable"})
+_RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable", "unscanned"})
 _GATES: Final = {
     "key": ("refuses the API key", "Put the right key in place, then open the gate."),
     "account": ("says that the account must be settled", "Settle it with the remote's operator, then open the gate."),
@@ -42,6 +43,7 @@ _GATES: Final = {
     "redirected": ("sends requests elsewhere", "base_url may be wrong, or a proxy or login page is in between."),
     "stranger": ("is answered by somebody else", "A proxy or web page answers in its place; check the network."),
     "storage": ("has trouble with its storage", "Look at the storage's account, bucket and quota."),
+    "antivirus": ("gives no verdict", "Is clamd running, and may docferry use its socket? Nothing is sent meanwhile."),
     "quota": ("has no requests left today", "Nothing to do: uploads go on when the quota is reset."),
     "rate": ("asks for a pause", "Nothing to do: uploads go on by themselves."),
     "unreachable": ("cannot be reached", "Check the network; one document probes until it works again."),
