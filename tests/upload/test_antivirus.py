@@ -39,10 +39,12 @@ def held(env: UploadEnv) -> dict[str, tuple[str, str]]:
 async def test_an_infected_document_is_held_with_the_signature(env: UploadEnv, tmp_path: Path) -> None:
     with clamd(tmp_path / "clamd") as setting:
         folder = scan_with(env, setting)
-        env.lay(folder, "clean.pdf", "large.pdf", content=lambda name: name.encode() * (60_000 if "l.p" in name else 1))
-        env.lay(folder, "infected.pdf", content=lambda _: b"x" * 700_000 + VIRUS)
-        env.lay(folder, "small.pdf", content=lambda _: VIRUS)
-        env.lay(folder, "huge.pdf", content=lambda _: b"h" * 1_500_000)
+        env.write_documents(
+            folder, "clean.pdf", "large.pdf", content=lambda name: name.encode() * (60_000 if "l.p" in name else 1)
+        )
+        env.write_documents(folder, "infected.pdf", content=lambda _: b"x" * 700_000 + VIRUS)
+        env.write_documents(folder, "small.pdf", content=lambda _: VIRUS)
+        env.write_documents(folder, "huge.pdf", content=lambda _: b"h" * 1_500_000)
         counts = await env.run_daemon()
         assert (counts["sent"], counts["held"]) == (2, 3)
         assert names(env) == ["clean.pdf", "large.pdf"]
@@ -63,7 +65,7 @@ async def test_an_infected_document_is_held_with_the_signature(env: UploadEnv, t
 
 async def test_what_was_queued_before_is_scanned_too(env: UploadEnv, tmp_path: Path) -> None:
     folder = env.app_env.upload("bank")
-    env.lay(folder, "a.pdf", content=lambda _: VIRUS)
+    env.write_documents(folder, "a.pdf", content=lambda _: VIRUS)
     async with env.app() as app:
         assert await env.states(app) == {"waiting": 1}
     with clamd(tmp_path / "clamd") as setting:
@@ -107,10 +109,10 @@ async def test_without_a_verdict_nothing_is_sent_and_a_gate_is_closed(
 ) -> None:
     fake.reply, fake.pings = UNAVAILABLE[how]
     folder = scan_with(env, fake.setting)
-    env.lay(folder, "a.pdf", "b.pdf")
-    env.lay(env.app_env.root / "other", "c.pdf")
+    env.write_documents(folder, "a.pdf", "b.pdf")
+    env.write_documents(env.app_env.root / "other", "c.pdf")
     async with env.app() as app:
-        await env.carried_beside(app, lambda: "antivirus/bank" in app.gate_manager.closed and names(env) == ["c.pdf"])
+        await env.run_until(app, lambda: "antivirus/bank" in app.gate_manager.closed and names(env) == ["c.pdf"])
         assert (await app.gates.all())["antivirus/bank"].reason == "antivirus"
     assert {row["state"] for row in env.app_env.rows("--mapping", "bank")} == {"waiting"}
     assert "clamd" in env.app_env.run("status").stdout
@@ -125,7 +127,7 @@ async def test_without_a_verdict_nothing_is_sent_and_a_gate_is_closed(
 async def test_clamd_that_is_away_delays_a_pass_and_nothing_else(env: UploadEnv, fake: FakeClamd) -> None:
     fake.close()
     folder = scan_with(env, fake.setting)
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     report = env.app_env.sync("--timeout", "20s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
     done = env.app_env.run("check")
@@ -137,7 +139,7 @@ async def test_clamd_that_is_away_delays_a_pass_and_nothing_else(env: UploadEnv,
 async def test_a_document_that_clamd_fails_on_is_held(env: UploadEnv, fake: FakeClamd, reply: bytes | None) -> None:
     fake.reply = reply
     folder = scan_with(env, fake.setting)
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     assert await env.run_daemon() == {"held": 1}
     assert held(env)["a.pdf"][0] == "unscanned"
     assert names(env) == []
@@ -147,24 +149,24 @@ async def test_an_early_ok_is_no_verdict(env: UploadEnv, fake: FakeClamd) -> Non
     fake.takes = 1000
     env.app_env.sections.append(f"[antivirus]\n{fake.setting}")
     folder = env.app_env.upload("scans", to="wootiv", antivirus="true")
-    env.lay(folder, "a.pdf", content=lambda _: b"a" * 20_000_000)
+    env.write_documents(folder, "a.pdf", content=lambda _: b"a" * 20_000_000)
     async with env.app() as app:
-        await env.carried(app, lambda counts: bool(counts.get("held")) or bool(app.gate_manager.closed))
+        await env.run_uploads(app, lambda counts: bool(counts.get("held")) or bool(app.gate_manager.closed))
     assert env.app_env.stored() == {}
 
 
 async def test_the_limits_of_clamd_are_no_virus(env: UploadEnv, fake: FakeClamd) -> None:
     fake.reply = b"stream: Heuristics.Limits.Exceeded.MaxFileSize FOUND\0"
     folder = scan_with(env, fake.setting)
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     await env.run_daemon()
     assert held(env)["a.pdf"][0] == "unscanned"
 
 
 async def test_a_document_above_max_size_is_not_even_asked_about(env: UploadEnv, fake: FakeClamd) -> None:
     folder = scan_with(env, fake.setting + "\nmax_size = 100")
-    env.lay(folder, "a.pdf", content=lambda _: b"a" * 101)
-    env.lay(folder, "b.pdf", content=lambda _: b"b" * 100)
+    env.write_documents(folder, "a.pdf", content=lambda _: b"a" * 101)
+    env.write_documents(folder, "b.pdf", content=lambda _: b"b" * 100)
     await env.run_daemon()
     assert held(env)["a.pdf"][0] == "unscanned"
     assert fake.scanned == [b"b" * 100]
@@ -172,7 +174,7 @@ async def test_a_document_above_max_size_is_not_even_asked_about(env: UploadEnv,
 
 async def test_the_bytes_that_are_scanned_are_the_bytes_that_are_sent(env: UploadEnv, fake: FakeClamd) -> None:
     folder = scan_with(env, fake.setting)
-    env.lay(folder, *[f"{number}.pdf" for number in range(30)], content=lambda name: name.encode() * 40_000)
+    env.write_documents(folder, *[f"{number}.pdf" for number in range(30)], content=lambda name: name.encode() * 40_000)
     env.app_env.codat["batch"] = "10"
     await env.run_daemon()
     stored = {each.sha256 for each in env.simulator.stored}
@@ -184,7 +186,7 @@ async def test_a_file_that_changes_after_its_scan_is_not_sent(env: UploadEnv, fa
     """The large file is overwritten, with the same length, the moment that its scan has ended."""
     folder = scan_with(env, fake.setting)
     path = folder / "a.pdf"
-    env.lay(folder, "a.pdf", content=lambda _: b"a" * 3_000_000)
+    env.write_documents(folder, "a.pdf", content=lambda _: b"a" * 3_000_000)
 
     class Overwriting(list[bytes]):
         def append(self, content: bytes) -> None:
@@ -201,13 +203,13 @@ async def test_a_file_that_changes_after_its_scan_is_not_sent(env: UploadEnv, fa
 async def test_the_gate_goes_with_the_setting(env: UploadEnv, fake: FakeClamd) -> None:
     fake.close()
     folder = scan_with(env, fake.setting)
-    env.lay(folder, "a.pdf")
+    env.write_documents(folder, "a.pdf")
     async with env.app() as app:
-        await env.carried_beside(app, lambda: "antivirus/bank" in app.gate_manager.closed)
+        await env.run_until(app, lambda: "antivirus/bank" in app.gate_manager.closed)
     env.app_env.sections = [section.replace("antivirus = true", "") for section in env.app_env.sections]
     async with env.app() as app:
         assert await app.gates.all() == {}
-        await env.carried(app)
+        await env.run_uploads(app)
     assert names(env) == ["a.pdf"]
 
 
