@@ -24,7 +24,7 @@ _NAMED = ("show", "config")
 
 @pytest.fixture(scope="module")
 def documents(root: Path) -> dict[str, str]:
-    paths = [root / "README.md", root / "CHANGELOG.md", *sorted((root / "docs").glob("*.md"))]
+    paths = [*sorted(root.glob("*.md")), *sorted((root / "docs").glob("*.md"))]
     return {str(path.relative_to(root)): path.read_text() for path in paths}
 
 
@@ -137,3 +137,8 @@ def test_every_link_leads_somewhere(root: Path, documents: dict[str, str]) -> No
 def test_documents_stand_on_their_own(documents: dict[str, str]) -> None:
     for name, text in documents.items():
         assert not re.search(r"\b(?:contract|design|protocols|faults)\.md", text), name
+
+
+def test_the_index_of_docs_lists_every_page(root: Path, documents: dict[str, str]) -> None:
+    pages = {path.name for path in (root / "docs").glob("*.md")} - {"README.md"}
+    assert set(re.findall(r"\]\((\w[\w-]*\.md)\)", documents["docs/README.md"])) == pages
