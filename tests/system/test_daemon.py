@@ -18,7 +18,7 @@ import pytest
 from app_env import AppEnv, digest, until
 from docferry.simulator import Fault
 
-PDF = b"%PDF-1.4\n"
+PDF = b"%PDF-1.4\n%%EOF\n"
 
 
 def _has(app_env: AppEnv, name: str) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from pathlib import Path
 
 import anyio
 import anyio.abc
@@ -16,10 +16,9 @@ from docferry.app import status_file, verify
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
-from docferry.clock import SystemClock
 from docferry.errors import ConfigError, DatabaseBusy
 from docferry.files.write_lease import guard_signals
-from docferry.settings import Download, Settings, missing_keys
+from docferry.settings import Download, Settings, load, missing_keys
 from docferry.store import locks
 from docferry.store.second_queue import second_queues
 from docferry.store.state_dir import prepare_state_dir
@@ -32,35 +31,27 @@ READY_AFTER = 60.0
 SERVICE_RETRY_S = 30.0
 
 
-async def run_daemon(
-    settings: Settings,
-    *,
-    reload: Callable[[], Settings],
-    notify: Callable[[str], None] = systemd.notify,
-    monitoring: Monitoring | None = None,
-) -> None:
-    """Run until SIGTERM or SIGINT. SIGHUP starts the application anew with the settings of `reload`, where valid."""
+async def run_daemon(settings: Settings, config: Path | None, monitoring: Monitoring) -> None:
+    """Run until SIGTERM or SIGINT. SIGHUP reads `config` again, and starts the application anew where it is valid."""
     guard_signals()
     with plain_errors():
-        await _run_daemon(settings, reload, notify, monitoring or Monitoring(SystemClock()))
+        await _run_daemon(settings, config, monitoring)
 
 
-async def _run_daemon(
-    settings: Settings, reload: Callable[[], Settings], notify: Callable[[str], None], monitoring: Monitoring
-) -> None:
+async def _run_daemon(settings: Settings, config: Path | None, monitoring: Monitoring) -> None:
     await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     received = anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with locks.single_instance(settings.state_dir), received as signals:
         following: Settings | None = settings
         while following is not None:
-            following = await _serve(following, signals, partial(_reloaded, reload, settings), notify, monitoring)
-    notify("STOPPING=1")
+            following = await _serve(following, config, signals, monitoring)
+    systemd.notify("STOPPING=1")
 
 
-def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | None:
+def _reload(config: Path | None, running: Settings) -> Settings | None:
     """Return the settings as they are now; None, after a log record, where they cannot be used."""
     try:
-        fresh = reload()
+        fresh = load(config)
     except ConfigError as error:
         for problem in error.problems:
             log.error("reload_refused", problem)
@@ -72,13 +63,7 @@ def _reloaded(reload: Callable[[], Settings], running: Settings) -> Settings | N
     return fresh
 
 
-async def _serve(
-    settings: Settings,
-    signals: object,
-    reloaded: Callable[[], Settings | None],
-    notify: Callable[[str], None],
-    monitoring: Monitoring,
-) -> Settings | None:
+async def _serve(settings: Settings, config: Path | None, signals: object, monitoring: Monitoring) -> Settings | None:
     """Run one configuration, and return the next one, or None to stop."""
     for sentence in missing_keys(settings, settings.secrets()):
         log.error("key_missing", sentence)
@@ -91,27 +76,27 @@ async def _serve(
         with _stop_without_writes(app):
             async with anyio.create_task_group() as outer:
                 await outer.start(app.scheduler.run)
-                async with anyio.create_task_group() as rooms:
-                    rooms.start_soon(app.scan_scheduler.run, name="scan scheduler")
-                    rooms.start_soon(app.after_upload.run, name="after upload")
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(app.scan_scheduler.run, name="scan scheduler")
+                    tasks.start_soon(app.after_upload.run, name="after upload")
                     for download in app.downloads:
-                        rooms.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
-                    rooms.start_soon(app.receipts.run, name="receipts")
-                    rooms.start_soon(_heartbeat, daemon, notify, name="heartbeat")
-                    rooms.start_soon(_ready, app, notify, name="ready")
+                        tasks.start_soon(_poll_downloads, app, download, name=f"pull {download.name}")
+                    tasks.start_soon(app.receipts.run, name="receipts")
+                    tasks.start_soon(_heartbeat, daemon, name="heartbeat")
+                    tasks.start_soon(_ready, app, name="ready")
                     if settings.verify.every is not None:
-                        rooms.start_soon(verify.run, app, settings.verify.every, name="verify")
+                        tasks.start_soon(verify.run, app, settings.verify.every, name="verify")
                     if settings.alerts.to or settings.heartbeat.is_set:
                         from docferry.app import alerts  # only here, as its receivers cost memory
 
-                        rooms.start_soon(alerts.run, daemon, name="alerts")
-                    rooms.start_soon(_keep_running, _refresh_view, daemon, name="queue view")
+                        tasks.start_soon(alerts.run, daemon, name="alerts")
+                    tasks.start_soon(_keep_running, _refresh_view, daemon, name="queue view")
                     for service in monitoring.services(settings):
-                        rooms.start_soon(_keep_running, service, daemon, name="monitoring")
-                    following = await _wait_for_signal(daemon, signals, reloaded, notify)
+                        tasks.start_soon(_keep_running, service, daemon, name="monitoring")
+                    following = await _wait_for_signal(daemon, config, signals)
                     if following is None:
                         app.database.stop_waiting()
-                    rooms.cancel_scope.cancel()
+                    tasks.cancel_scope.cancel()
                 await drain(app, outer)
             await app.receipts.finish()
     status_file.forget(settings.state_dir)
@@ -144,32 +129,30 @@ def _stop_without_writes(app: Application) -> Iterator[None]:
         log.warning("stopped_in_trouble", f"{first(postpone)}; what was under way is looked at again at the next start")
 
 
-async def _wait_for_signal(
-    daemon: RunningDaemon, signals: object, reloaded: Callable[[], Settings | None], notify: Callable[[str], None]
-) -> Settings | None:
+async def _wait_for_signal(daemon: RunningDaemon, config: Path | None, signals: object) -> Settings | None:
     async for number in signals:  # type: ignore[attr-defined]  # anyio's receiver has no public type
         if number != signal.SIGHUP:
             log.info("stopping", signal=signal.Signals(number).name)
-            notify("STOPPING=1\nSTATUS=finishing what is in flight")
+            systemd.notify("STOPPING=1\nSTATUS=finishing what is in flight")
             return None
-        notify("RELOADING=1")
-        fresh = await anyio.to_thread.run_sync(reloaded)
+        systemd.notify("RELOADING=1")
+        fresh = await anyio.to_thread.run_sync(_reload, config, daemon.app.settings)
         if fresh is not None:
             log.info("reloaded", "the configuration was read again")
             return fresh
         daemon.reload_ok = False
-        notify("READY=1")
+        systemd.notify("READY=1")
     return None
 
 
-async def _ready(app: Application, notify: Callable[[str], None]) -> None:
+async def _ready(app: Application) -> None:
     with anyio.move_on_after(READY_AFTER):
         await app.scan_scheduler.first_round.wait()
     log.info("ready", mappings=len(app.uploads) + len(app.downloads))
-    notify("READY=1")
+    systemd.notify("READY=1")
 
 
-async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> None:
+async def _heartbeat(daemon: RunningDaemon) -> None:
     """Publish changed figures for `status` and systemd.
 
     The watchdog is fed only while scans and uploads make progress.
@@ -183,10 +166,10 @@ async def _heartbeat(daemon: RunningDaemon, notify: Callable[[str], None]) -> No
             trouble = app.database.alarm
             log.error("database_trouble", trouble or "all is well again with the database")
         if watchdog and daemon.is_alive:
-            notify("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1")
         sentence, figures = status_file.summary(app), daemon.status()
         if (sentence, figures) != told:
-            notify(f"STATUS={sentence}")
+            systemd.notify(f"STATUS={sentence}")
             written = await anyio.to_thread.run_sync(status_file.write, app.settings.state_dir, figures)
             told = (sentence, figures if written else None)
         await anyio.to_thread.run_sync(status_file.keep_fresh, app.settings.state_dir)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 
@@ -43,6 +44,13 @@ class Progress:
     bytes_total: int
     held: int
     scanning: bool
+
+
+class ProgressView(Protocol):
+    """Shows the progress of a pass."""
+
+    def update(self, now: Progress) -> None:
+        """Show the progress as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +93,7 @@ class PassOptions:
     timeout: float | None = None  # seconds
 
 
-async def sync(
-    settings: Settings, options: PassOptions, on_progress: Callable[[Progress], None] | None = None
-) -> SyncReport:
+async def sync(settings: Settings, options: PassOptions, view: ProgressView | None = None) -> SyncReport:
     """Scan, settle, upload all due documents and download new ones. Safe beside a running daemon."""
     guard_signals()
     with plain_errors():
@@ -103,7 +109,7 @@ async def sync(
                     adopt=options.adopt,
                     write_timeout=WAIT_FOR_WRITE_S,
                 ) as app:
-                    report = await OnePass(app, uploads=options.uploads, on_progress=on_progress).run(options.timeout)
+                    report = await OnePass(app, uploads=options.uploads, view=view).run(options.timeout)
                     await app.receipts.finish()
             result.exit_code, result.text = report.exit_code, report.summary
             return report
@@ -121,10 +127,10 @@ def _because(detail: str | None) -> str:
 class OnePass:
     """The steps of one `sync`."""
 
-    def __init__(self, app: Application, *, uploads: bool, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, app: Application, *, uploads: bool, view: ProgressView | None) -> None:
         self._app = app
         self._uploads = uploads
-        self._on_progress = on_progress
+        self._view = view
         self._problems: list[str] = []
         self._scanning = True
         self._open_before = 0  # known documents that were not sent yet
@@ -137,8 +143,8 @@ class OnePass:
             async with anyio.create_task_group() as side:
                 with anyio.CancelScope(deadline=anyio.current_time() + (timeout or float("inf"))) as scope:
                     side.start_soon(self._stop_at, signals, scope)
-                    if self._on_progress is not None:
-                        side.start_soon(self._show, self._on_progress)
+                    if self._view is not None:
+                        side.start_soon(self._show, self._view)
                     async with anyio.create_task_group() as work:
                         for download in app.downloads:
                             work.start_soon(self._download, download)
@@ -203,9 +209,9 @@ class OnePass:
         problems = await self._app.downloader.round(download)
         self._problems += [f"{download.name}: {problem}" for problem in problems]
 
-    async def _show(self, on_progress: Callable[[Progress], None]) -> None:
+    async def _show(self, view: ProgressView) -> None:
         while True:
-            on_progress(await self._progress())
+            view.update(await self._progress())
             await anyio.sleep(0.2)
 
     async def _progress(self) -> Progress:

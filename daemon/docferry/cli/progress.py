@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.progress import (
     BarColumn,
@@ -16,8 +16,6 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
 
     from docferry.app import one_pass
@@ -39,9 +37,9 @@ class Bar:
         )
         self._line = self._progress.add_task("scanning", total=None)
 
-    def __enter__(self) -> Callable[[one_pass.Progress], None]:
+    def __enter__(self) -> Self:
         self._progress.start()
-        return self.update
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

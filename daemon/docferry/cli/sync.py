@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +29,7 @@ EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL = 2, 70, 75
 
 if TYPE_CHECKING:
     from docferry.app.dry_run import DryRunRow
-    from docferry.app.one_pass import Progress, SyncReport
-
-    Tell = Callable[[Progress], None] | None
+    from docferry.app.one_pass import ProgressView, SyncReport
 
 
 def command(asked: Namespace) -> int:
@@ -79,14 +77,14 @@ def _recorded(settings: Settings) -> Iterator[_End]:
 
 
 async def _one_pass(settings: Settings, asked: Namespace, chosen: list[str], screen: Screen) -> SyncReport:
-    with _bar(screen, quiet=asked.json) as tell:
+    with _bar(screen, quiet=asked.json) as view:
         options = PassOptions(
             chosen, not asked.no_upload, not asked.no_download, adopt=asked.adopt, timeout=asked.timeout
         )
-        return await sync(settings, options, tell)
+        return await sync(settings, options, view)
 
 
-def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[Tell]:
+def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[ProgressView | None]:
     if quiet or not screen.tty:
         return nullcontext()
     from docferry.cli.progress import Bar

@@ -46,7 +46,7 @@ async def _verify(settings: Settings, asked: Namespace) -> int:
             return 0
         async with open_verifier(settings, database) as verifier:
             tell = _Progress()
-            report = await verifier.run(asked.mapping, since, with_bytes=asked.bytes, on_progress=tell.add)
+            report = await verifier.run(asked.mapping, since, with_bytes=asked.bytes, view=tell)
             tell.end()
         found = await Verifications(database, SystemClock()).found()
     _tell(settings, report, found, as_json=asked.json)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
@@ -46,6 +46,13 @@ class _Stopped(Exception):
     """The round cannot go on now; the text says why."""
 
 
+class VerifyView(Protocol):
+    """Shows the progress of a verification."""
+
+    def add(self, documents: int) -> None:
+        """Show that so many more documents are verified."""
+
+
 class Verifier:
     """Verifies in steps; each one is recorded, so that a round goes on where it was stopped."""
 
@@ -61,6 +68,7 @@ class Verifier:
         self._transfers = transfers
         self._rows = rows
         self._clock = clock
+        self._view: VerifyView | None = None
         self._reserve = reserve  # the share of the daily quota that is kept for doubts, by remote
 
     async def run(
@@ -69,22 +77,27 @@ class Verifier:
         since: float | None = None,
         *,
         with_bytes: bool = False,
-        on_progress: Callable[[int], None] = lambda _: None,
+        view: VerifyView | None = None,
     ) -> RoundReport:
-        """Go on with the round that asks for this, or begin one. `on_progress` gets the documents of each step."""
+        """Go on with the round that asks for this, or begin one. `view` is told the documents of each step."""
         progress = await self._rows.open_round(mapping, since, with_bytes=with_bytes)
         try:
-            await self._codat(progress, on_progress)
-            await self._wootiv(progress, on_progress)
+            self._view = view
+            await self._codat(progress)
+            await self._wootiv(progress)
         except _Stopped as stopped:
             return RoundReport(progress, str(stopped))
         progress.done = True
         await self._rows.record({}, progress)
         return RoundReport(progress)
 
+    def _show(self, documents: int) -> None:
+        if self._view is not None:
+            self._view.add(documents)
+
     # -- Codat ---------------------------------------------------------------------------------------------------------
 
-    async def _codat(self, progress: Round, on_progress: Callable[[int], None]) -> None:
+    async def _codat(self, progress: Round) -> None:
         codat = self._remotes.get("codat")
         for company in await self._rows.companies(progress) if isinstance(codat, Codat) else ():
             assert isinstance(codat, Codat)  # noqa: S101 - for mypy
@@ -96,7 +109,7 @@ class Verifier:
             wanted = {each.id for each in sent if _is_wanted(each, progress)}
             progress.company = company
             await self._rows.record({each: found[each] for each in wanted}, progress)
-            on_progress(len(wanted))
+            self._show(len(wanted))
 
     async def _company(
         self, codat: Codat, company: str, sent: Sequence[Transfer], *, with_bytes: bool
@@ -151,7 +164,7 @@ class Verifier:
 
     # -- Wootiv --------------------------------------------------------------------------------------------------------
 
-    async def _wootiv(self, progress: Round, on_progress: Callable[[int], None]) -> None:
+    async def _wootiv(self, progress: Round) -> None:
         wootiv = self._remotes.get("wootiv")
         if not isinstance(wootiv, Wootiv):
             return
@@ -160,7 +173,7 @@ class Verifier:
             found = await self._objects(wootiv, await self._rows.objects(ids[start : start + STEP]))
             progress.object_id = ids[min(start + STEP, len(ids)) - 1]
             await self._rows.record(found, progress)
-            on_progress(len(found))
+            self._show(len(found))
 
     async def _objects(self, wootiv: Wootiv, step: Sequence[tuple[Transfer, str | None]]) -> dict[int, Result]:
         """Return the results of one step; _Stopped when the storage or Wootiv cannot be asked."""
