@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class StaticKey:
-    """An API key whose value a text or a function gives."""
+    """An API key from a text or a function."""
 
     def __init__(self, key: str | Callable[[], str | None]) -> None:
         self._key = key

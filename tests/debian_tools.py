@@ -51,7 +51,7 @@ def unpack(package: str) -> str | None:
 
 
 def main(packages: list[str]) -> int:
-    """Unpack packages; tell which could not be had."""
+    """Unpack packages; report the missing ones."""
     problems = [problem for package in packages if (problem := unpack(package)) is not None]
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -22,7 +22,7 @@ PASSWORD = "canary-mail-password-7f3a9c2e"
 
 @dataclass
 class Mailbox:
-    """What a mail server took. `refuse`: an answer to every recipient instead of taking it."""
+    """The messages that a mail server accepted. `refuse`: a response for every recipient instead."""
 
     mails: list[Mail] = field(default_factory=list)
     envelopes: list[tuple[str, list[str]]] = field(default_factory=list)

@@ -112,7 +112,7 @@ async def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 async def test_lives_one_after_the_other_tell_one_story(office: Office) -> None:
-    """Killed in every phase: pending, collecting, told, ending, ended."""
+    """The process is killed in every phase: pending, collecting, told, ending, ended."""
     inbox = Inbox()
 
     async def life(condition: Callable[[], Any]) -> None:
@@ -212,7 +212,7 @@ async def test_facts_that_cannot_be_read_end_nothing(office: Office) -> None:
 
 
 async def test_a_database_that_cannot_be_written_is_told_of(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then nothing is kept, and everything is told all the same."""
+    """Nothing is stored then, and receivers are told all the same."""
     monkeypatch.setattr(tasks, "SAVE_S", 0.05)
     inbox = Inbox()
     blocked, go_on = anyio.Event(), anyio.Event()

@@ -18,7 +18,7 @@ START = 1_790_000_000.0
 
 @dataclass
 class Inbox:
-    """A receiver that keeps what it was told, while it is up."""
+    """A receiver that keeps its messages while it is up."""
 
     name: str = "ops"
     refresh: float | None = None
@@ -260,7 +260,7 @@ def test_a_digest_is_told_once_to_everybody() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_random_life_repeats_nothing_and_loses_no_end(seed: int) -> None:
-    """Conditions come and go, receivers fail, the daemon restarts: every receiver gets a sound story in the end."""
+    """Conditions change, receivers fail, the daemon restarts: every receiver gets a consistent sequence."""
     chance = random.Random(seed)  # noqa: S311 - a life that its seed repeats
     inboxes = [Inbox("a"), Inbox("b"), Inbox("c", events=("disk",))]
     world = World(*inboxes)

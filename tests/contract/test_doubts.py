@@ -46,7 +46,7 @@ def judged(
     accounted: KnownUploads = NOTHING,
     unsettled: KnownUploads = NOTHING,
 ) -> list[tuple[Found, str]]:
-    """What becomes of each doubt; without `members` the list has to do."""
+    """Return the finding of each doubt; without `members` from the list alone."""
     case = Reconciliation(doubts, accounted, unsettled, rows, NOON + 60)
     found = case.by_list()
     if members is not None:

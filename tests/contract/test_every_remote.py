@@ -85,7 +85,7 @@ async def test_no_connection_is_surely_not_stored(open_env: Make) -> None:
 
 @pytest.mark.parametrize("through", ["", "a proxy"])
 async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(open_env: Make, through: str) -> None:
-    """On this stands that a try which was stopped until then left no doubt: nothing can have been sent."""
+    """An attempt that was stopped before the connection leaves no doubt: nothing can have been sent."""
 
     class Shy(Bytes):
         wanted = False
@@ -116,7 +116,7 @@ async def test_a_lost_answer_may_have_been_stored(open_env: Make) -> None:
     "kind", ["reset_before", "reset_inside", "reset_after", "lost_answer", "early_413", "html_502"]
 )
 async def test_whatever_was_not_body_complete_is_not_there(open_env: Make, kind: str) -> None:
-    """The promise on which "certainly not stored" stands."""
+    """Certainty about an absent document depends on this."""
     env = open_env()
     env.inject(kind)
     for size in (10, 100_000, 2_000_000):

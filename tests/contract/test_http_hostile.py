@@ -169,7 +169,7 @@ async def test_a_success_before_the_whole_body_is_a_doubt(codat: Make, wootiv: M
 
 
 async def test_a_body_that_ends_with_the_connection_needs_the_end_of_tls(certificates: Certificates) -> None:
-    """Without close_notify somebody may have cut it; with it, or without TLS, the end is the server's."""
+    """Without close_notify an attacker may have cut the body; with it, or without TLS, the server ended it."""
     for ends_properly in (True, False):
         ended = await _ask_over_tls(certificates, ends_properly=ends_properly, head=b"")
         assert ended == (None if ends_properly else "cut")

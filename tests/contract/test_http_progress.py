@@ -23,7 +23,7 @@ SIZE = 12_000_000
 
 @contextmanager
 def slow_reader(rate: int, *, stops_after: int = SIZE) -> Iterator[str]:
-    """A server that reads `rate` bytes a second from a small buffer, answers at the end, or stands still before."""
+    """Run a server that reads `rate` bytes a second from a small buffer, and then responds or stalls."""
     end = threading.Event()
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)

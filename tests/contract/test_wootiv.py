@@ -23,7 +23,7 @@ Make = Callable[..., Any]
 
 
 class OtherMd5(Bytes):
-    """As if the bytes had been damaged on their way, and their digest known before they went."""
+    """A source whose digest differs from its bytes and is known before the upload."""
 
     @property
     def md5(self) -> str:
@@ -31,7 +31,7 @@ class OtherMd5(Bytes):
 
 
 class LateMd5(Bytes):
-    """The same for what is large: its digest is known when it has gone."""
+    """The same for large files, whose digest is known after the upload."""
 
     gone = False
 

@@ -86,7 +86,7 @@ def fault_rules(documents: int, lag: float) -> list[Fault]:
 
 
 def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
-    """A clear no to a document holds it, rightly; a receipt for what is thrown away deceives everybody."""
+    """Exclude a refusal, which holds a document, and a receipt for a document that is not stored."""
     if route == "wootiv.sign" and params.get("status") == 422:
         return False
     return route not in DOCUMENTS or kind not in {"early_413", "swallow"}
@@ -141,7 +141,7 @@ class Half:
         return found
 
     def ask(self, statement: str) -> list[Any]:
-        """What its database says."""
+        """Query its database."""
         path = self.app_env.state / "docferry.db"
         if not path.exists():
             return []
@@ -168,7 +168,7 @@ class Half:
 
 @dataclass
 class Outcome:
-    """What a storm came to."""
+    """The result of a storm."""
 
     documents: int
     requests: Counter[str]
@@ -321,7 +321,7 @@ def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -
 
 
 def main() -> int:
-    """One storm, told as it goes."""
+    """Run one storm, and print its progress."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--documents", type=int, default=10_000)
     asked.add_argument("--seed", type=int, default=1)

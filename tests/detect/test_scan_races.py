@@ -40,7 +40,7 @@ async def walked(app: Application) -> AsyncIterator[None]:
 
 
 async def planned(app: Application, folder: Path, path: bytes) -> None:
-    """What a hint does, without the questions that would wait behind the scan's."""
+    """Plan a file as a hint does, without the database reads that would wait for the scan."""
     upload = app.uploads["bank"]
     read = hash_file(Root(folder), path)
     with OpenRoot(Root(folder)) as opened:

@@ -158,7 +158,7 @@ def test_a_list_of_120000_rows_is_read(app_env: AppEnv) -> None:
 
 
 def test_downloads_leave_room_for_the_queue(app_env: AppEnv) -> None:
-    """What does not fit into spool_max does not come down, and is named."""
+    """A document that exceeds spool_max is not downloaded, and is reported."""
     listed(app_env, "large.pdf", bytes(3_000_000))
     app_env.settings["spool_max"] = '"1MB"'
     folder = inbox(app_env)

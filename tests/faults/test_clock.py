@@ -14,7 +14,7 @@ from docferry.simulator import Fault
 
 @pytest.mark.parametrize("jump", [86_400, -86_400, -1_700_000_000], ids=["day_ahead", "day_back", "1970"])
 def test_d17_the_clock_jumps(app_env: AppEnv, process_pool: ProcessPool, jump: int) -> None:
-    """What is due in some seconds stays due in some seconds: no early retry, nothing stuck."""
+    """A transfer that is due in some seconds stays so: no early retry, no delay without end."""
     folder, said = app_env.upload("bank"), app_env.root / "clock"
     said.write_text("0")
     app_env.simulator.set_faults([Fault("too_many", "codat.upload", first=1, params={"seconds": 8})])
@@ -32,7 +32,7 @@ def test_d17_the_clock_jumps(app_env: AppEnv, process_pool: ProcessPool, jump: i
 
 @pytest.mark.parametrize("jump", [86_400, -86_400, -1_700_000_000], ids=["day_ahead", "day_back", "1970"])
 def test_d17_the_clock_was_turned_while_docferry_was_off(app_env: AppEnv, process_pool: ProcessPool, jump: int) -> None:
-    """Nothing stays stuck behind a time that lies in a future that no longer comes."""
+    """No transfer waits for a time that the corrected clock reaches much later."""
     folder, said = app_env.upload("bank"), app_env.root / "clock"
     (folder / "a.pdf").write_bytes(b"a")
     said.write_text("0")

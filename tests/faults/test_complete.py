@@ -49,7 +49,7 @@ def _body(number: int) -> bytes:
 
 
 def _pause(seconds: float) -> None:
-    """What is slow here is the writer: this is the fault itself, not a wait for the daemon."""
+    """Pause the writer. The pause is the fault itself, not a wait for the daemon."""
     time.sleep(seconds)
 
 
@@ -57,7 +57,7 @@ def _pause(seconds: float) -> None:
 
 
 def _leases(folder: Path) -> None:
-    """The lease is what tells that a silent writer is still there."""
+    """Skip without kernel leases, which reveal silent writers."""
     import fcntl
 
     probe = folder / ".probe"
@@ -118,7 +118,7 @@ def _all_at_once(folder: Path, *models: Model) -> None:
 
 
 def test_c1_writer_stalls(fault_env: FaultEnv) -> None:
-    """Never half a document, and no alarm: not even an empty file is held while somebody is about to write it."""
+    """No incomplete document is sent, and no empty file is held while it is written."""
     folder = fault_env.upload("bank")
     _leases(folder)
     with fault_env.daemon() as daemon:
@@ -249,7 +249,7 @@ READ(pread64)
 
 @pytest.mark.parametrize("number", ["EIO", "ESTALE"])
 def test_c8_disk_error_on_the_source(fault_env: FaultEnv, preloaded: Callable[[str], str], number: str) -> None:
-    """Tried again for a while, then held as unreadable with a cure; others go on; a retry sends it."""
+    """The file is retried, then held as unreadable with a fix; other files continue; a retry sends it."""
     folder = fault_env.upload("bank")
     ill = fault_env.root / "ill"
     ill.touch()
@@ -281,7 +281,7 @@ def test_c8_a_passing_disk_error_holds_nothing(fault_env: FaultEnv, preloaded: C
 
 
 def test_c9_empty_too_large_or_wrong_type(fault_env: FaultEnv) -> None:
-    """Held with its reason and without a request; made right, it goes."""
+    """The file is held with its reason, without a request. Once corrected, it is sent."""
     folder = fault_env.upload("bank")
     (folder / "empty.pdf").touch()
     (folder / "large.pdf").write_bytes(bytes(10 * 1024 * 1024 + 1))

@@ -29,7 +29,7 @@ from faults.conftest import FULL
 
 @pytest.mark.anyio
 async def test_d9_a_foreign_write_lock_does_not_hold_up_the_loop(tmp_path: Path) -> None:
-    """The writer waits for a lock in a thread; everything else goes on, and the write is made afterwards."""
+    """The writer waits for the lock in a thread; the event loop continues, and the write follows."""
     path = tmp_path / "docferry.db"
     async with open_database(path) as database, anyio.create_task_group() as group:
         with closing(sqlite3.connect(path, isolation_level=None)) as stranger:
@@ -71,7 +71,7 @@ def test_d9_the_daemon_outlives_a_foreign_lock(app_env: AppEnv, process_pool: Pr
 
 @pytest.mark.anyio
 async def test_d10_a_reader_that_never_ends(tmp_path: Path) -> None:
-    """The log grows, since what somebody reads is kept: there is an alarm, and it ends with the reader."""
+    """The log grows while the reader runs: an alarm reports it, and ends with the reader."""
     path = tmp_path / "docferry.db"
     async with open_database(path) as database:
         with closing(sqlite3.connect(path, isolation_level=None)) as reader:
@@ -90,7 +90,7 @@ async def test_d10_a_reader_that_never_ends(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
-    """Whoever is cancelled around a commit still learns what happened: what was told as written is there, once."""
+    """A cancelled task still learns the result of its commit: reported rows exist, once."""
     told: list[int] = []
     async with open_database(tmp_path / "docferry.db") as database:
         jitter = random.Random(11)  # noqa: S311 - the same moments for the same seed
@@ -109,7 +109,7 @@ async def test_d11_cancelled_in_a_commit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_d12_the_database_goes_away(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
-    """The daemon stops within 5 s with 2 and says what happened and what to do."""
+    """The daemon stops within 5 s with exit code 2, and names the fix."""
     folder = app_env.upload("bank")
     database = app_env.state / "docferry.db"
     (folder / "a.pdf").write_bytes(b"a")
@@ -133,7 +133,7 @@ def test_d12_the_database_goes_away(app_env: AppEnv, process_pool: ProcessPool, 
 def test_d13_the_database_is_corrupt(
     app_env: AppEnv, process_pool: ProcessPool, words: tuple[str, ...], seed: int
 ) -> None:
-    """Nothing is sent, and the way to recover is told."""
+    """Nothing is sent, and the message names the recovery."""
     folder = app_env.upload("bank")
     for number in range(30):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
@@ -154,7 +154,7 @@ def test_d13_the_database_is_corrupt(
 
 
 def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """`sync --adopt` rebuilds it from the folders and the remote: 0 sent again, what is new is sent."""
+    """`sync --adopt` rebuilds the queue from folders and remote: 0 sent again, new files are sent."""
     folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv", object_name='"{name}"')
     for number in range(20):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
@@ -177,7 +177,7 @@ def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) ->
 def test_d16_a_folder_of_other_things_that_others_can_read(
     app_env: AppEnv, process_pool: ProcessPool, mode: int
 ) -> None:
-    """Refused, with the cure; nothing is sent. Taking its permissions away would disturb whoever uses it."""
+    """The folder is refused with the fix. Changing its mode would disturb its users."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     app_env.state.mkdir()
     (app_env.state / "letter.txt").touch()

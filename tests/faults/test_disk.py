@@ -25,8 +25,9 @@ from faults.conftest import FULL
 
 
 def test_d3_power_cut(tmp_path: Path) -> None:
-    """Every write and sync is recorded; cut at any moment, with any of what was not synced yet there, gone or torn, the
-    database is sound and has all that was told to be written.
+    """After a cut at any moment the database is sound and has all acknowledged rows.
+
+    Every write and sync is recorded. Writes without a sync are replayed, dropped or torn.
     """
     database, log = tmp_path / "docferry.db", tmp_path / "log"
     schema.prepare(database)
@@ -54,7 +55,7 @@ def test_d3_power_cut(tmp_path: Path) -> None:
 
 
 def test_d4_the_disk_under_the_database_is_full(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """Pause, say so in `status`, resume alone when there is room; nothing is sent that was not written down."""
+    """The daemon pauses, reports it, and resumes when there is space; nothing is sent without a committed state."""
     with _small_disk(app_env.state, "3m"):
         folder = app_env.upload("bank")
         with process_pool.daemon(app_env) as daemon:
@@ -70,7 +71,7 @@ def test_d4_the_disk_under_the_database_is_full(app_env: AppEnv, process_pool: P
 
 
 def test_d4_a_pass_on_a_full_disk_ends_with_75(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A person waits for `sync`: it gives up in the end, sends nothing, and says what to do."""
+    """`sync` gives up after a minute, sends nothing, and names the fix."""
     with _small_disk(app_env.state, "3m"):
         folder = app_env.upload("bank")
         process_pool.sync(app_env)
@@ -127,7 +128,7 @@ def test_d5_the_disk_gives_errors(app_env: AppEnv, process_pool: ProcessPool) ->
 
 
 def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """Nothing is lost while somebody else checkpoints all the time; `check` names a version with the defect."""
+    """Nothing is lost while another program checkpoints; `check` names a defective version."""
     folder = app_env.upload("bank")
     made: Counter[tuple[str, str]] = Counter()
     with process_pool.daemon(app_env), _checkpointer(app_env.state / "docferry.db") as rounds:
@@ -174,7 +175,7 @@ Record = tuple[str, str, int, bytes]
 
 
 def _records(log: bytes) -> Iterator[Record]:
-    """What was done, to which file, where, with which bytes."""
+    """Return the recorded operations: kind, file, offset, bytes."""
     at = 0
     while at < len(log):
         end = log.index(b"\n", at)
@@ -184,7 +185,7 @@ def _records(log: bytes) -> Iterator[Record]:
 
 
 def _play(records: list[Record], before: bytes, place: Path, jitter: random.Random) -> None:
-    """The files as they are after a power cut: what was synced, and some of the rest, some of it torn."""
+    """Build the files after a power cut: all synced writes, and some of the rest, some of it torn."""
     files = {"docferry.db": bytearray(before)}
     loose: dict[str, list[Record]] = {}
     for record in records:
@@ -212,7 +213,7 @@ def _apply(content: bytearray, record: Record) -> None:
 
 
 def _compiled(folder: Path, name: str) -> Path:
-    """A library that stands between a program and its disk; skipped without a compiler."""
+    """Return a compiled library that intercepts disk calls; skip without a compiler."""
     library = folder / f"{name}.so"
     if shutil.which("cc") is None:
         pytest.skip("a disk with errors needs a C compiler (cc)")

@@ -86,7 +86,7 @@ def _routes(app_env: AppEnv) -> list[str]:
 
 @pytest.mark.parametrize("how", ["refused", "tls"])
 def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
-    """A closed port, a certificate of nobody: tried again, never in doubt, sent once at last."""
+    """A closed port, an untrusted certificate: retried, never doubtful, sent once in the end."""
     made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf")
     with _strangers_tls() as strange, SimulatorThread(Simulator(SimulatorOptions())) as closed:
         closed.stop()
@@ -108,7 +108,7 @@ def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how
 def test_n2_answer_lost_after_it_was_stored(
     either: AppEnv, process_pool: ProcessPool, how: str, idempotency: bool
 ) -> None:
-    """One copy, and no second request: the list says that it is there."""
+    """One copy and no second request: the list proves that it is there."""
     either.simulator.options.idempotency = idempotency
     made = _lay(either.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
     either.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"how": how})])
@@ -211,7 +211,7 @@ def test_n8_retry_after_is_obeyed_over_a_restart(app_env: AppEnv, process_pool: 
 
 
 def _gates(app_env: AppEnv) -> list[tuple[str, float]]:
-    """What is closed, and until when."""
+    """Return the closed gates, with their times."""
     with closing(sqlite3.connect(app_env.state / "docferry.db")) as read:
         return read.execute("SELECT key, until FROM gate").fetchall()
 
@@ -257,7 +257,7 @@ def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) 
 
 
 def test_n9_a_retry_asks_the_daemon_s_remote_anew(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """What it said of its quota before counts no more; while there is none left, other remotes are served."""
+    """A retry discards the known quota; while none is left, other remotes are served."""
     folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
     made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
     app_env.settings["workers"] = "2"
@@ -301,7 +301,7 @@ def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(app_env: AppEnv,
 
 
 def test_n10_the_key_is_revoked(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A gate, said once; nothing is held; one document at a time probes until the key works again."""
+    """One gate, reported once; nothing is held; one document at a time probes until the key works."""
     folder = app_env.upload("bank")
     key = app_env.root / "key"
     key.touch(0o600)
@@ -378,7 +378,7 @@ def test_n13_one_name_twice_rightly(app_env: AppEnv, process_pool: ProcessPool) 
 
 @pytest.mark.parametrize("arrived", [True, False])
 def test_n14_a_strangers_upload_of_that_name(app_env: AppEnv, process_pool: ProcessPool, arrived: bool) -> None:
-    """While ours is in doubt somebody else uploads that name: not taken for ours, and ours not doubled."""
+    """Another program uploads the same name during a doubt: it is not mistaken for ours, and ours is not doubled."""
     app_env.codat["list_lag"] = '"1s"'
     app_env.simulator.options.idempotency = False
     made = _lay(app_env.upload("bank"), "a.pdf")
@@ -414,7 +414,7 @@ def test_n15_the_server_changes_the_name(app_env: AppEnv, process_pool: ProcessP
     ids=["500", "html", "cut", "endless", "stale"],
 )
 def test_n16_a_list_that_cannot_be_believed(app_env: AppEnv, process_pool: ProcessPool, fault: Fault | None) -> None:
-    """No decision from it: what arrived is not sent again, what did not is."""
+    """The list decides nothing: stored documents are not sent again, missing ones are."""
     app_env.simulator.options.idempotency = False
     folder = app_env.upload("bank")
     made = _lay(folder, "before.pdf")
@@ -480,7 +480,7 @@ def test_n18_the_remotes_clock_is_wrong(app_env: AppEnv, process_pool: ProcessPo
 
 @pytest.mark.parametrize("status", [302, 307])
 def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPool, status: int) -> None:
-    """Not followed: no byte and no key goes there; nothing is held."""
+    """It is not followed: the host gets no byte and no key; nothing is held."""
     made = _lay(app_env.upload("bank"), "a.pdf")
     with SimulatorThread(Simulator(SimulatorOptions())) as elsewhere:
         params = {"location": f"{elsewhere.url}/companies", "status": status}
@@ -494,7 +494,7 @@ def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPo
 
 
 def test_n21_a_hostile_proxy_environment(either: AppEnv, process_pool: ProcessPool) -> None:
-    """What the environment says of proxies, certificates and .netrc is not believed."""
+    """Proxies, certificates and .netrc of the environment are ignored."""
     made = _lay(either.upload("bank"), "a.pdf", "b.pdf")
     (either.root / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
     with SimulatorThread(Simulator(SimulatorOptions())) as trap:
@@ -554,7 +554,7 @@ def test_n22_responses_that_never_end(app_env: AppEnv, process_pool: ProcessPool
 
 @contextmanager
 def _endless_server(start: bytes, block: bytes) -> Iterator[str]:
-    """A server that reads what comes, and answers each connection without end."""
+    """Run a server that reads everything, and responds to each connection without end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer(client: socket.socket) -> None:
@@ -577,7 +577,7 @@ def _endless_server(start: bytes, block: bytes) -> Iterator[str]:
 
 @contextmanager
 def _strangers_tls() -> Iterator[SimulatorThread]:
-    """A server whose certificate nobody knows."""
+    """Run a server with an untrusted certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     with SimulatorThread(Simulator(SimulatorOptions()), ssl_context=context) as simulator_thread:

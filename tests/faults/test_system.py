@@ -33,7 +33,7 @@ def _in_flight(fault_env: FaultEnv, requests: int) -> None:
 
 
 def test_s1_sigterm_with_8_in_flight(fault_env: FaultEnv) -> None:
-    """Out within `stop_grace` and 5 s, cleanly, however the remote hangs; then goes on exactly."""
+    """The daemon exits within `stop_grace` and 5 s, however the remote hangs; the next run continues exactly."""
     folder = fault_env.upload("bank")
     fault_env.settings["stop_grace"] = '"1s"'
     fault_env.codat["timeout"] = '"60s"'
@@ -74,7 +74,7 @@ def _hear_out(manager: socket.socket) -> None:
 
 
 def test_s2_event_loop_hangs(fault_env: FaultEnv) -> None:
-    """A loop that stands still feeds no watchdog; killed for it, as systemd does, nothing is lost or doubled."""
+    """A blocked loop does not feed the watchdog; killed by it, nothing is lost or doubled."""
     folder = fault_env.upload("bank")
     fault_env.wrapper = HANGING
     address = fault_env.root / "notify"
@@ -121,7 +121,7 @@ def _refused(daemon: Daemon, said: str) -> None:
 
 
 def test_s4_sighup_with_a_broken_file(fault_env: FaultEnv) -> None:
-    """The old configuration stays, every problem is said, and work goes on, also what is in flight."""
+    """The old configuration stays, every problem is reported, and requests in flight continue."""
     folder = fault_env.upload("bank")
     config = fault_env.root / fault_env.config_name
     with fault_env.daemon() as daemon:
@@ -221,7 +221,7 @@ def test_s6_names_with_control_characters(fault_env: FaultEnv) -> None:
 
 @pytest.mark.parametrize("sink", ["closed", "full"])
 def test_s7_log_goes_nowhere(fault_env: FaultEnv, sink: str) -> None:
-    """Nobody reads the log any more, or its disk is full: it keeps working, and ends with 0."""
+    """The reader of the log is gone, or its disk is full: the daemon continues, and exits with 0."""
     folder = fault_env.upload("bank")
     fault_env.write_config()
     if sink == "full":

@@ -25,7 +25,7 @@ SETTLE = 0.2  # seconds, as in the environment
 
 
 def _status(fault_env: FaultEnv, mapping: str) -> dict[str, Any]:
-    """What `status` would say of a mapping, as the daemon last wrote it."""
+    """Return the status of a mapping as the daemon last wrote it."""
     try:
         found: dict[str, Any] = json.loads((fault_env.state / "status.json").read_text())["mappings"][mapping]
     except (OSError, ValueError, KeyError):
@@ -115,7 +115,7 @@ def _plant(drops: Drops, tree: Path, number: int) -> None:
 
 
 def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
-    """The subtree that came by one rename is walked at once; and what comes into it later is seen."""
+    """A tree that was renamed into the folder is scanned at once, and later files in it are seen."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
@@ -140,7 +140,7 @@ def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
 
 
 def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """No watch left: the scan covers, and `status` says so with the sysctl."""
+    """No watch is left: scans find the files, and `status` names the sysctl."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1s"'
     fault_env.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
@@ -206,7 +206,7 @@ def test_w6_root_removed_made_again_renamed(fault_env: FaultEnv) -> None:
 
 
 def test_w6_how_soon(fault_env: FaultEnv) -> None:
-    """What lies in a root that was made again, or put in the place of another, is found as soon as it is noticed."""
+    """Files in a recreated or replaced root are found as soon as the change is noticed."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
@@ -247,7 +247,7 @@ def test_w7_mounts_come_and_go(fault_env: FaultEnv, namespace: Callable[[str], l
 
 
 def test_w7_how_soon(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """What lies on a new mount, or under one that went, is found as soon as it is noticed."""
+    """Files on a new mount, or under a removed one, are found as soon as the change is noticed."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     fault_env.prefix = namespace("true")
@@ -283,7 +283,7 @@ def test_w8_root_missing_at_start(fault_env: FaultEnv) -> None:
 
 
 def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[str]) -> None:
-    """Reported, the rest goes on, and it is picked up later."""
+    """The folder is reported, other folders continue, and its files are found later."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1s"'
     fault_env.prefix = bounded
@@ -310,7 +310,7 @@ def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[s
 
 
 def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
-    """The watcher is back at once, and the file goes under a replaced name; one only read does no harm either."""
+    """The watcher restarts at once, and the file is sent under a replaced name."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     odd = os.fsencode(folder) + b"/\xff.pdf"
@@ -371,7 +371,7 @@ def test_w11_links_are_never_followed(fault_env: FaultEnv) -> None:
 
 
 def test_w12_file_swapped_for_a_link(fault_env: FaultEnv) -> None:
-    """A swapper races the scan and the sender: what lies behind the link never leaves."""
+    """A program swaps file and link during scan and upload: the link's target is never sent."""
     folder = fault_env.upload("bank")
     fault_env.settings |= {"rescan": '"200ms"', "settle": '"1ms"'}
     secret = fault_env.root / "secret.pdf"
@@ -404,7 +404,7 @@ def test_w12_file_swapped_for_a_link(fault_env: FaultEnv) -> None:
 
 
 def test_w13_pipes_and_sockets_named_like_documents(fault_env: FaultEnv) -> None:
-    """Ignored, and nobody waits for a writer who never comes."""
+    """They are ignored, and nothing waits for their writer."""
     folder = fault_env.upload("bank")
     os.mkfifo(folder / "before.pdf")
     with fault_env.daemon() as daemon:
@@ -450,7 +450,7 @@ def test_w14_watcher_dies_then_hangs(fault_env: FaultEnv) -> None:
 
 
 def test_w15_share_without_events(fault_env: FaultEnv) -> None:
-    """Where the kernel reports nothing, what is new, changed or gone is found within `rescan`."""
+    """Without events, new, changed and removed files are found within `rescan`."""
     folder = fault_env.upload("bank", poll="true")
     fault_env.settings["rescan"] = '"500ms"'
     with fault_env.daemon():

@@ -43,7 +43,7 @@ def _serving(monkeypatch: pytest.MonkeyPatch, give: Callable[[], bytes]) -> None
 
 
 def test_z1_cut_html_crc(fault_env: FaultEnv, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is visible, the daemon lives, `status` says so, and the next round brings it."""
+    """Nothing is visible, the daemon continues, `status` reports it, and the next download succeeds."""
     whole = zips.plain({"Bank/good.pdf": b"good" * 500})
     bad = [whole[: len(whole) // 2], b"<html>no</html>", whole[:45] + b"\xff" + whole[46:], b""]
     served: list[bytes] = []
@@ -86,7 +86,7 @@ def test_z2_slip_link_nul_drive(tmp_path: Path, raw: bytes) -> None:
 
 
 def _unpack(tmp_path: Path, *runs: tuple[int, int] | None) -> dict[str, int]:
-    """Archives unpacked in programs of their own, two at a time: what became of them, and the most memory one had."""
+    """Extract archives in separate programs, two at a time; return outcomes and the largest memory."""
     inside, outside = tmp_path / "inside", tmp_path / "escape.pdf"
     inside.mkdir()
     outside.write_bytes(b"mine")
@@ -136,7 +136,7 @@ def test_z2_mutations(tmp_path: Path) -> None:
 
 
 def test_z2_through_the_daemon(fault_env: FaultEnv, inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slip is refused and said, uploads go on, nothing lies outside."""
+    """A path traversal is refused and reported, uploads continue, and no file is outside."""
     _serving(monkeypatch, lambda: zips.odd("../../escape.pdf"))
     folder = fault_env.upload("bank")
     with fault_env.daemon() as daemon:
@@ -218,7 +218,7 @@ def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
 
 
 def test_z5_disk_full(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """An inbox on a full disk: nothing half is visible, it is said, and it goes on when there is room."""
+    """On a full disk no incomplete file is visible, it is reported, and it resumes when there is space."""
     content = os.urandom(3 * 1024 * 1024)
     fault_env.simulator.put_company_file(COMPANY, "large.pdf", content, "Banking", "2026-03-04T10:00:00Z", "Bank")
     inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')

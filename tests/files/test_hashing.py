@@ -84,7 +84,7 @@ class TestOpening:
 
     @pytest.mark.parametrize("swapped", ["file", "folder"])
     def test_a_racing_swapper_never_gets_a_secret_out(self, root: Path, swapped: str) -> None:
-        """W12: now a plain file stands there, now a link to a secret, as fast as renames go."""
+        """W12: a file and a link to a secret replace each other as fast as renames allow."""
         for name, content in (("good", b"good"), ("bad", b"secret")):
             (root / name).mkdir()
             (root / name / "x.pdf").write_bytes(content)
@@ -211,7 +211,7 @@ class TestDigest:
         assert descriptors() == before
 
     def test_one_visit_to_several_folders(self, root: Path) -> None:
-        """A folder's descriptor is shared by what lies in it, and by nothing else."""
+        """A folder's descriptor is shared by its files only."""
         places = ["top.pdf", "a/1.pdf", "a/2.pdf", "a/b/3.pdf", "none/4.pdf", "c/5.pdf", "top2.pdf", "a/6.pdf"]
         there = [place for place in places if not place.startswith("none")]
         for place in there:
@@ -253,7 +253,7 @@ class TestDigest:
         os.close(writers[0])
 
     def test_a_writer_of_a_small_file_waits_while_it_is_read(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever would be let in could write between two stamps of one tick of the kernel's clock."""
+        """Otherwise it could write between two stamps of one tick of the kernel's clock."""
         fill(root / "a.pdf", 10)
         read = os.pread
 

@@ -261,7 +261,7 @@ def test_killed_at_any_call_it_is_old_or_whole_and_leaves_no_litter(root: Path, 
 
 
 def _dies(file: Path, root: Path, fatal: int) -> bool:
-    """Whether a child that lands the file was killed; its own hand, before its `fatal`th call."""
+    """Return whether a child was killed while it published the file, before its `fatal`th call."""
     child = os.fork()
     if child == 0:
         left = fatal

@@ -25,7 +25,7 @@ def content(root: Root, path: bytes = b"a.pdf") -> bytes:
 
 @pytest.fixture
 def customers(root: Path) -> Path:
-    """Two customers: `hers`, whose owner may write in the folder above it, and `other`."""
+    """Two customers: `hers`, whose owner can write in the parent folder, and `other`."""
     for name in ("above/hers", "other"):
         (root / name).mkdir(parents=True)
         (root / name / "a.pdf").write_bytes(name.encode())

@@ -212,7 +212,7 @@ def test_what_is_opened_for_writing_in_between_stays(
 
 
 def _is_leased_away(path: Path) -> bool:
-    """Whether somebody waits for the file's lease to be given back."""
+    """Return whether a program waits for the release of the file's lease."""
     inode = f":{path.stat().st_ino} "
     return any("BREAKING" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
 

@@ -133,7 +133,7 @@ class TestSource:
             assert await anext(first) == content[BLOCK : 2 * BLOCK]
 
     async def test_who_is_cancelled_first_in_line_takes_nobody_along(self, root: Path) -> None:
-        """Of those that wait for the thread the first takes all there, or, cancelled in that moment, none."""
+        """The first waiting task takes all sources for the thread, or none if it is cancelled in that moment."""
         contents = {name: fill(root / name, 10) for name in ("busy.pdf", "first.pdf", "second.pdf")}
         opener, scope, got = Opener(Root(root)), anyio.CancelScope(), []
 

@@ -74,7 +74,7 @@ def test_a_member_that_must_not_be_extracted_is_refused_alone(tmp_path: Path, wh
 
 
 def test_names_mean_what_their_writer_meant(tmp_path: Path) -> None:
-    """UTF-8 without its flag, Info-ZIP's Unicode path, CP437, and segments that say nothing."""
+    """UTF-8 without its flag, Info-ZIP's Unicode path, CP437, and empty segments."""
     path = "Bänk/ü.pdf"
     field = b"\x01" + struct.pack("<L", zlib.crc32(b"B?nk/?.pdf")) + path.encode()
     extra = struct.pack("<HH", 0x7075, len(field)) + field
@@ -134,7 +134,7 @@ def test_a_message_shows_names_escaped(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OSError goes on as one: then it is tried again, and nobody looks for a broken archive."""
+    """An OSError stays one: the download is retried, and the archive is not reported as broken."""
 
     def full(path: Path, flags: int, *rest: int, **named: int) -> int:
         if flags & os.O_CREAT:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Ear:
-    """Hears what one root's watch says."""
+    """Records the events of one root's watch."""
 
     def __init__(self) -> None:
         self.events: list[WatchEvent] = []
@@ -58,7 +58,7 @@ class Ear:
         await self.until(lambda ear: ear.hinted >= set(paths))
 
     async def kinds(self, *kinds: type[WatchEvent], seconds: float = 8) -> None:
-        """Wait for these to have been said, in this order, whatever else was."""
+        """Wait for these events in this order, among any others."""
 
         def told(ear: Ear) -> bool:
             rest = iter(ear.events)
@@ -79,7 +79,7 @@ async def watching(*roots: Path, watcher: Watcher | None = None) -> AsyncIterato
 
 
 async def write_until_hinted(ear: Ear, path: Path, seconds: float = 8) -> None:
-    """What is written is reported, if not yet then soon: a scan covers the time between."""
+    """Write files until one is reported; a scan covers the time before."""
     with anyio.fail_after(seconds):
         while os.fsencode(path.name) not in {name.rpartition(b"/")[2] for name in ear.hinted}:
             touch(path)
@@ -172,7 +172,7 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
 
 
 async def test_a_root_that_is_removed_and_made_again(root: Path) -> None:
-    """W6: inodes are used again at once, so that the number alone does not tell."""
+    """W6: inode numbers are reused at once, so the number alone proves nothing."""
     watched = root / "in"
     watched.mkdir()
     async with watching(watched) as [ear]:
@@ -199,7 +199,7 @@ async def test_a_root_that_is_renamed_and_another_put_in_its_place(root: Path) -
 
 
 async def test_a_folder_above_the_root_that_is_exchanged(root: Path) -> None:
-    """Nothing happens to what is watched, so only device and inode tell."""
+    """The watched inodes do not change, so only device and inode of the path reveal it."""
     watched = root / "above" / "in"
     watched.mkdir(parents=True)
     async with watching(watched) as [ear]:
@@ -226,7 +226,7 @@ async def test_a_root_that_appears_later_and_others_meanwhile(root: Path) -> Non
 
 
 async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unprivileged: Unprivileged) -> None:
-    """W9: a folder with such a part cannot be watched, and says so; what shares its thread is."""
+    """W9: such a folder is not watched, and is reported; other roots of the thread are watched."""
     roots = [root / str(number) for number in range(5)]
     for one in roots:
         one.mkdir()
@@ -375,7 +375,7 @@ async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
 
 
 async def test_links_lead_nowhere(root: Path) -> None:
-    """W11: watchfiles follows links to folders; what it says of them is inside the root, where nothing is found."""
+    """W11: watchfiles follows links to folders; its paths are inside the root, where no file is found."""
     (root / "in").mkdir()
     (root / "out").mkdir()
     (root / "in" / "before").symlink_to(root / "out")
@@ -498,7 +498,7 @@ def test_too_many_folders_to_watch(root: Path) -> None:
 
 
 def test_the_watch_limit_reached_at_run_time(root: Path) -> None:
-    """W4: a new folder goes unwatched without a word from anyone, so it is found out; and when it is over, too."""
+    """W4: the kernel does not report a folder without a watch, so docferry detects it, and its end."""
     scenario = """
     await until(Armed)
     for number in range(60):

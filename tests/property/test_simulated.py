@@ -16,5 +16,5 @@ def test_whatever_the_dice_say_each_document_arrives_once() -> None:
 
 
 def test_a_seed_is_a_run() -> None:
-    """Whoever finds something can show it: the same seed is the same run, whatever was walked before it."""
+    """A finding can be repeated: the same seed gives the same run, whatever ran before."""
     assert walk(FIRST + 3, FIRST + 6) == walk(FIRST + 3, FIRST + 6)

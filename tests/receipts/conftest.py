@@ -79,14 +79,14 @@ class Store:
         return list((await self.audit(*anchored)).problems)
 
     def sql(self, statement: str, *values: Any) -> list[Any]:
-        """What somebody with a SQLite shell does."""
+        """Change the database as a user of the SQLite shell does."""
         with closing(sqlite3.connect(self.path)) as connection:
             rows = connection.execute(statement, values).fetchall()
             connection.commit()
         return rows
 
     def rewrite(self) -> None:
-        """Make leaves and frontier right again, as somebody would who knows how."""
+        """Recompute leaves and frontier, as an expert attacker does."""
         frontier = Frontier()
         rows = self.sql("SELECT idx, body, leaf FROM receipt ORDER BY idx")
         for index, body, leaf in rows:

@@ -114,7 +114,7 @@ class TestOldCopies:
         return tmp_path / "heads.txt"
 
     async def start(self, store: Store, anchor: Path, *, at_stop: bool = True) -> str | None:
-        """One life of docferry: what it has to say about the copy."""
+        """Start docferry once, and return its message about the copy."""
         async with open_database(store.path) as database:
             keeper = ReceiptKeeper(keeper_settings(anchor.parent, f"file:{anchor}"), database, store.clock)
             await keeper.check_copy()

@@ -42,7 +42,7 @@ async def test_a_truncated_tail(sent: Store) -> None:
 
 
 async def test_a_truncated_tail_with_everything_made_to_fit(sent: Store) -> None:
-    """The transfers as well, and the log's own row: what is left is a head that was stored elsewhere."""
+    """Transfers and the log's row are adapted, too: only a head stored elsewhere reveals it."""
     head = await sent.head()
     sent.sql("DELETE FROM receipt WHERE idx >= 11")
     sent.sql("UPDATE transfer SET state = 'waiting' WHERE id > 11")
@@ -98,7 +98,7 @@ async def test_a_changed_leaf(sent: Store) -> None:
 
 
 async def test_a_changed_row_with_its_leaf(sent: Store) -> None:
-    """The next head tells between which heads."""
+    """The next head locates the change between two heads."""
     head = (await sent.head()).head
     sent.sql("UPDATE receipt SET body = replace(body, '\"status\":200', '\"status\":201') WHERE idx = 8")
     body = sent.sql("SELECT body FROM receipt WHERE idx = 8")[0][0]
@@ -109,7 +109,7 @@ async def test_a_changed_row_with_its_leaf(sent: Store) -> None:
 
 
 async def test_a_changed_row_with_the_whole_tree(sent: Store) -> None:
-    """Only a head elsewhere tells, when those in the database are changed too."""
+    """Only a head stored elsewhere reveals it, if the heads in the database are changed, too."""
     head = await sent.head()
     sent.sql("UPDATE receipt SET body = replace(body, '\"status\":200', '\"status\":201') WHERE idx = 8")
     sent.rewrite()

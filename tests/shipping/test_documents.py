@@ -35,7 +35,7 @@ def _blocks(text: str, *languages: str) -> Iterator[str]:
 
 
 def _commands(text: str) -> Iterator[str]:
-    """What follows `docferry` in code blocks and in inline code, without comments, pipes and redirections."""
+    """Yield the commands of `docferry` in code blocks and inline code, without comments, pipes and redirections."""
     lines = [line for block in _blocks(text, "sh", "console") for line in block.splitlines()]
     lines += re.findall(r"`([^`\n]+)`", _BLOCK.sub("", text))
     for line in lines:
@@ -108,7 +108,7 @@ def test_no_key_is_explained_that_does_not_exist(documents: dict[str, str]) -> N
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    """Every key with the heading it stands under."""
+    """Yield every key with its heading."""
     for name, field in model.model_fields.items():
         key = field.alias or name
         kinds: list[Any] = [field.annotation, *get_args(field.annotation)]

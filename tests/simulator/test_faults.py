@@ -42,7 +42,7 @@ def faulty(start: Start, kind: str, match: str = "codat.upload", **params: objec
 
 
 def then_all_is_well(running: SimulatorThread, *, stored: int) -> None:
-    """What the fault left behind, and that the next request is served."""
+    """Check the effects of the fault, and that the next request is served."""
     assert len(running.simulator.stored) == stored
     assert upload(running.url, key="next").status == 200
     assert len(running.simulator.stored) == stored + 1
@@ -293,7 +293,7 @@ def test_an_early_answer_over_tls_is_cut_off_too(start: Start) -> None:
 
 @pytest.mark.parametrize(("kind", "status"), [("early_413", b"413"), ("early_401", b"401")])
 def test_an_early_answer_is_heard_over_tls(start: Start, kind: str, status: bytes) -> None:
-    """It follows the session tickets, which nobody has acknowledged yet; the reset behind it must not overtake it."""
+    """The response follows unacknowledged session tickets; the reset must not overtake it."""
     server, client = over_tls()
     running = start(faults=[Fault(kind, "codat.upload")], ssl_context=server)
     for _ in range(20):

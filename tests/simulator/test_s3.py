@@ -25,7 +25,7 @@ BUCKET = "wootiv-documents"
 
 
 def signer(running: SimulatorThread) -> Any:
-    """Somebody else's S3 client for the simulator's S3."""
+    """An S3 client of another implementation."""
     known = running.simulator.credentials
     return botocore.session.Session().create_client(
         "s3",

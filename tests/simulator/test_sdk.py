@@ -26,7 +26,7 @@ Client = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def sdk() -> SimpleNamespace:
-    """The SDK's names. It takes a second or more to import, so only who asks for it pays."""
+    """The names of the SDK. Its import takes a second or more, so only its tests import it."""
     from codat_lending import CodatLending
     from codat_lending.models import errors, shared
     from codat_lending.utils.retries import BackoffStrategy, RetryConfig
@@ -38,7 +38,7 @@ def sdk() -> SimpleNamespace:
 
 @pytest.fixture
 def client(sdk: SimpleNamespace) -> Client:
-    """`client(simulator)` is the SDK with the right key; it tries once, unless told otherwise."""
+    """`client(simulator)` returns the SDK with the right key, with one attempt by default."""
 
     def make(simulator: Simulator, key: str | None = None, retries: Any = None, line: Any = None) -> Any:
         written = base64.b64encode((key or simulator.options.codat_key).encode()).decode()

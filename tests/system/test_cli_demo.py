@@ -159,7 +159,7 @@ def test_a_port_that_is_taken_is_told_and_ends_with_2(app_env: AppEnv, say: Say)
 
 
 def findings(say: Say, *words: str) -> tuple[int, dict[str, list[tuple[str, str, str]]]]:
-    """`check --json`: the exit code, and by subject what was found: level, detail, cure."""
+    """Return the exit code and the findings of `check --json` by subject: level, detail, cure."""
     code, out, err = say("check", "--json", *words)
     assert err == ""
     told = json.loads(out)

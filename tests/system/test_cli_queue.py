@@ -358,7 +358,7 @@ def test_naming_a_mapping_whose_folder_is_empty_accepts_that(app_env: AppEnv, sa
 
 
 def test_run_ends_with_0_on_sigterm(app_env: AppEnv, say: Say) -> None:
-    """In this process, so the signal is ours too: it is sent once the daemon has said that it runs."""
+    """The command runs in this process, so the signal is sent after its ready message."""
     folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
 
@@ -374,7 +374,7 @@ def test_run_ends_with_0_on_sigterm(app_env: AppEnv, say: Say) -> None:
 
 
 def on_a_terminal(app_env: AppEnv, *words: str, **environment: str) -> tuple[int, str]:
-    """A command with a terminal of 120 columns for its output: exit code, and what came."""
+    """Run a command with a terminal of 120 columns; return exit code and output."""
     app_env.write_config()
     near, far = pty.openpty()
     with subprocess.Popen(

@@ -22,7 +22,7 @@ Say = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Say:
-    """`say("list", "--json")` runs a command in an empty folder: exit code, stdout, stderr."""
+    """`say("list", "--json")` runs a command in an empty folder; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("DOCFERRY_")]:
         monkeypatch.delenv(name)

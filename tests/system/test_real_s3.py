@@ -161,7 +161,7 @@ def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
 def test_bytes_damaged_on_their_way_are_sent_again(
     app_env: AppEnv, rclone_server: RcloneServer, scans: Path, opened: ExitStack, size: int
 ) -> None:
-    """They go with their Content-MD5, and the store refuses them."""
+    """The store refuses them because of their Content-MD5."""
     line, front = damaged_path(app_env, opened, rclone_server)
     line.damaged = 1
     (scans / "a.pdf").write_bytes(b"right" * (size // 5))

@@ -78,7 +78,7 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
 
 
 async def lose(env: UploadEnv, names: Sequence[str]) -> None:
-    """These documents get lost on their way, unstored, and are in doubt."""
+    """Lose these documents before they are stored, so that they are doubtful."""
     env.app_env.codat["list_lag"] = '"1s"'
     env.write_documents(env.app_env.upload("bank"), *names)
     env.inject(Fault("reset_after", "codat.upload", first=len(names)))
@@ -125,7 +125,7 @@ async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
 
 
 def write_identical(env: UploadEnv) -> None:
-    """The same name and bytes for two connections of one company, whose list and ZIP are the company's."""
+    """Write one name and content for two connections of one company, which share list and ZIP."""
     env.simulator.options.idempotency = False
     env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
     for connection in (CONNECTION, SECOND):
@@ -148,7 +148,7 @@ async def test_identical_files_of_two_connections_are_decided_if_none_or_both_ar
 
 
 async def hold_identical(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them arrived, and nobody can say which."""
+    """Let one copy arrive, whose connection is unknown."""
     monkeypatch.setattr(resolver, "UNSURE_AT_LEAST_S", 1.0)
     monkeypatch.setattr(resolver, "UNSURE_LAGS", 1)
     write_identical(env)
@@ -169,7 +169,7 @@ async def test_one_copy_of_identical_files_of_two_connections_is_undecidable(
 
 
 async def test_a_person_who_found_it_takes_the_file_away(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no command that calls it sent: what its sentence says helps, and nothing is forgotten by it."""
+    """No command marks it as sent: the fix in its message works, and docferry remembers it."""
     await hold_identical(env, monkeypatch)
     place = env.app_env.root / "customers" / COMPANY / SECOND / "a.pdf"
     async with env.app() as app:
@@ -186,7 +186,7 @@ async def test_a_person_who_found_it_takes_the_file_away(env: UploadEnv, monkeyp
 
 
 class Verdicts:
-    """What the runner is told of first batches."""
+    """Records the decisions about first batches."""
 
     def __init__(self, app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[bool | None] = []

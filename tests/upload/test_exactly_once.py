@@ -168,7 +168,7 @@ async def test_a_list_that_cannot_be_read_decides_nothing(env: UploadEnv, kind: 
 
 
 async def test_a_list_that_misses_what_is_surely_there_is_not_believed(env: UploadEnv) -> None:
-    """What docferry itself brought is not on it: the dated ZIP has the last word."""
+    """The list lacks docferry's own uploads: the dated ZIP decides."""
     folder = env.app_env.upload("bank")
     env.write_documents(folder, "before.pdf")
     await env.run_daemon()
@@ -217,7 +217,7 @@ def _bytes_for(connection: str, name: str) -> bytes:
 
 @pytest.mark.parametrize("when", [State.LEASED, State.SENDING])
 async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, when: State) -> None:
-    """What shares a request with it goes on: while we live, nobody else takes that back."""
+    """Other transfers of the request continue: while the process lives, no other one reclaims them."""
     env.app_env.codat["batch"] = "3"
     env.write_documents(env.app_env.upload("bank"), *names_of(3))
     env.inject(Fault("status", "codat.upload", params={"status": 503, "headers": {"Retry-After": "0"}}, first=1))

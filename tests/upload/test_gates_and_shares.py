@@ -36,7 +36,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 async def test_a_refusal_closes_its_gate_and_holds_no_document(
     env: UploadEnv, params: dict[str, Any], key: str, reason: str
 ) -> None:
-    """At most what was in flight is refused; then one at a time probes, and when it works all go."""
+    """At most the requests in flight are refused; then one at a time probes, until all are sent."""
     env.app_env.settings["workers"] = "4"
     env.write_documents(env.app_env.upload("bank"), *names_of(30))
     env.inject(Fault("status", "codat.upload", params=params))
@@ -85,7 +85,7 @@ async def test_a_signer_that_is_wrong_is_asked_less_and_less(env: UploadEnv) -> 
 
 
 async def test_what_starts_while_others_are_handed_back_is_left_alone(env: UploadEnv) -> None:
-    """The disk is slow; a document of the other remote goes on its way, and then that remote's gate closes too."""
+    """While the disk is slow, a document of the other remote starts, and then that remote's gate closes, too."""
     env.write_documents(env.app_env.upload("bank"), "a.pdf")
     env.write_documents(env.app_env.upload("scans", "wootiv"), "b.pdf")
     async with env.app() as app:
@@ -112,7 +112,7 @@ async def test_what_starts_while_others_are_handed_back_is_left_alone(env: Uploa
 
 
 async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(env: UploadEnv) -> None:
-    """N8: an upload that began before the pause was asked for says nothing about it."""
+    """N8: an upload that began before the requested pause does not end it."""
     env.app_env.settings["workers"] = "3"
     env.write_documents(env.app_env.upload("bank"), *names_of(12))
     env.inject(
@@ -213,7 +213,7 @@ async def test_the_first_batch_is_proved_by_the_list(env: UploadEnv, only_first:
 
 
 async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> None:
-    """Codat's own limit is what refuses here: the rules are lifted so that a wrong document gets that far."""
+    """Codat's own limit refuses here: docferry's rules are lifted so that a wrong document is sent."""
     env.app_env.codat["batch"] = "4"
     folder = env.app_env.upload("bank")
     env.write_documents(folder, *names_of(8))
@@ -327,7 +327,7 @@ async def test_a_renamed_mapping_takes_its_documents_along(env: UploadEnv) -> No
 
 
 async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
-    """What was on the wire is in doubt, what was not waits, and nothing is in anybody's hands."""
+    """Documents in requests are doubtful, others wait, and no lease remains."""
     env.app_env.codat["timeout"] = '"20s"'
     env.app_env.settings["workers"] = "3"
     env.write_documents(env.app_env.upload("bank"), *names_of(20))
@@ -346,7 +346,7 @@ async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
 
 @pytest.mark.parametrize("size", [10, 2_000_000], ids=["whole", "in_blocks"])
 async def test_a_stop_does_not_take_a_receipt_along(env: UploadEnv, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """It comes in the moment in which the remote's answer is here: what was taken is written down as sent."""
+    """The stop comes together with the response: the accepted document is recorded as sent."""
     env.write_documents(env.app_env.upload("bank"), "a.pdf", content=lambda _: bytes(size))
     send = Codat.send
     async with env.app() as app:

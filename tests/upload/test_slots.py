@@ -80,7 +80,7 @@ async def brought(slots: Slots, number: int, company: str = "acme") -> None:
 
 
 class Queue:
-    """Loads that wait for their turn, each in a task of its own, and what became of them."""
+    """Batches that wait for a slot, each in a task of its own, and their results."""
 
     def __init__(self, slots: Slots, group: TaskGroup) -> None:
         self._slots, self._group = slots, group

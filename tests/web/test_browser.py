@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, app_env: AppEnv) -> Iterator[Callable[..., Page]]:
-    """Log in through a one-time link; what the browser complains of, and requests elsewhere, fail the test."""
+    """Log in through a one-time link; errors of the browser and requests to other hosts fail the test."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 

@@ -90,7 +90,7 @@ class Whole:
 
 
 def in_lines(text: bytes) -> list[set[str]]:
-    """The lines, whatever the order of their labels."""
+    """Return the lines, with sorted labels."""
     return [set(line.replace("{", ",").replace("}", ",").split(",")) for line in text.decode().splitlines()]
 
 

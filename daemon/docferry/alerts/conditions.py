@@ -71,7 +71,7 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """`held/acme-bank/too_large`"""
+        """The event and the values of the labels, such as `held/acme-bank/too_large`."""
         return "/".join([self.event, *(value for _, value in self.labels)])
 
 

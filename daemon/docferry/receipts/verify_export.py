@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 
 def leaf_hash(data: bytes) -> bytes:
+    """Return the hash of a leaf (RFC 6962)."""
     return hashlib.sha256(b"\x00" + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return the hash of an inner node (RFC 6962)."""
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
@@ -165,6 +167,7 @@ def read_heads(text: str) -> list[Head]:
 
 
 def is_signed(head: Head, public_key: bytes) -> bool:
+    """Return whether a head has a valid signature of this key."""
     origin, _, _, body, signatures = head
     key_id = hashlib.sha256(origin.encode() + b"\n\x01" + public_key).digest()[:4]
     return any(
@@ -193,6 +196,7 @@ def verify(read: Read, public_key: bytes, anchors: Sequence[tuple[str, str]]) ->
 
 
 def verify_receipts(read: Read, head: Head) -> Iterator[str]:
+    """Yield the problems of receipts and their proofs."""
     _, size, root, _, _ = head
     bodies = read("receipts.jsonl").split(b"\n")[:-1]
     proofs = read("proofs.jsonl").split(b"\n")[:-1]
@@ -210,6 +214,7 @@ def verify_receipts(read: Read, head: Head) -> Iterator[str]:
 
 
 def verify_csv(read: Read) -> Iterator[str]:
+    """Yield the differences between the CSV file and the receipts."""
     rows = list(csv.DictReader(io.StringIO(read("receipts.csv").decode("utf-8-sig"), newline="")))
     bodies = [json.loads(line) for line in read("receipts.jsonl").split(b"\n")[:-1]]
     if len(rows) != len(bodies):
@@ -223,6 +228,7 @@ def verify_csv(read: Read) -> Iterator[str]:
 
 
 def verify_heads(read: Read, head: Head, public_key: bytes) -> Iterator[str]:
+    """Yield the problems of signed heads and of their consistency proofs."""
     _, size, root, _, _ = head
     proofs = [json.loads(line) for line in read("consistency.jsonl").split(b"\n")[:-1]]
     by_size = {proof["size"]: [base64.b64decode(each) for each in proof["proof"]] for proof in proofs}
@@ -234,6 +240,7 @@ def verify_heads(read: Read, head: Head, public_key: bytes) -> Iterator[str]:
 
 
 def verify_anchor(name: str, text: str, read: Read, head: Head) -> Iterator[str]:
+    """Yield the problems of a file of heads that was kept elsewhere."""
     known = {(each[0], each[1]): each[2] for each in [*read_heads(read("heads.txt").decode()), head]}
     found = read_heads(text)
     if not found:
@@ -258,6 +265,7 @@ def open_export(path: str | None) -> Read:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Verify an export, print its problems, and return the exit code."""
     parser = argparse.ArgumentParser(description="Verify an export of docferry's receipts.")
     parser.add_argument("--key", help="the log's Ed25519 public key, base64")
     parser.add_argument("--anchor", action="append", default=[], help="a file of heads that you kept")

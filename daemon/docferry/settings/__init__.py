@@ -86,7 +86,6 @@ def _with_own_names(settings: Settings) -> Settings:
     Hosts may use one configuration although each has folders of its own: a host claims the transfers of its own
     mappings and of shared ones, which are those that it can read.
     """
-
     host = settings.host_name
     uploads = tuple(upload if upload.shared else upload.of_host(host) for upload in settings.uploads)
     downloads = tuple(download.of_host(host) for download in settings.downloads)
@@ -254,6 +253,7 @@ class Settings(BaseSettings):
     _warnings: tuple[str, ...] = PrivateAttr(())
 
     def model_post_init(self, _context: Any, /) -> None:
+        """Pass the common `settle` to the mappings."""
         for upload in self.uploads:
             upload._common_settle = self.settle
 

@@ -42,6 +42,7 @@ class HostCheck:
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or respond with 421."""
         if scope["type"] != "http" or host_name(Headers(scope=scope).get("host", "")) in self._allowed:
             await self._app(scope, receive, send)
             return
@@ -56,6 +57,7 @@ class OriginCheck:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or respond with 403."""
         if scope["type"] != "http" or scope["method"] in _SAFE or is_same_origin(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
@@ -70,6 +72,8 @@ class SecureHeaders:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and add the headers to its response."""
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)

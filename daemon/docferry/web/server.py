@@ -34,8 +34,10 @@ logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 async def serve_for_ever(name: str, listen: str, app: ASGIApp, listening: dict[str, str]) -> None:
-    """Serve until cancelled. An address that cannot be used is an error in the log and is tried again, for documents
-    matter more than who watches them."""
+    """Serve until cancelled.
+
+    An unusable address is logged as an error and tried again, because uploads must continue without the page.
+    """
     told = ""
     while True:
         try:
