@@ -15,9 +15,10 @@ import pytest
 
 from contract.conftest import RemoteEnv
 from contract.upload_items import CODAT, COMPANY, CONNECTION, Bytes, item, transfer
+from docferry import policy
 from docferry.clock import TurnableClock
 from docferry.errors import RemoteError
-from docferry.model import Found, KnownUploads, Target, Transfer, UploadItem
+from docferry.model import Found, KnownUploads, State, Target, Transfer, UploadItem
 from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import NOTHING
 from docferry.simulator import Fault, SimulatorOptions
@@ -91,6 +92,36 @@ async def test_a_refusal_closes_what_it_is_about(codat: Make, status: int, scope
     assert (error.status, error.scope, error.kind) == (status, scope, "answer")
     assert error.correlation_id
     assert error.correlation_id in str(error)
+
+
+#: Every status that Codat documents: is the document doubtful after it, may it be the document's fault, what to do.
+DOCUMENTED = [
+    (400, False, True, "Codat refused the request"),
+    (401, False, False, "set a valid one"),
+    (402, False, False, "settle it with Codat"),
+    (403, False, False, "no access to company"),
+    (404, False, False, "does not know connection"),
+    (405, False, False, "Codat refused the request"),
+    (409, True, False, "Codat refused the request"),
+    (429, False, False, "asks for a pause"),
+    (500, True, False, "a problem of its own"),
+    (503, True, False, "a problem of its own"),
+]
+
+
+@pytest.mark.parametrize(("status", "doubtful", "about_document", "advice"), DOCUMENTED)
+async def test_every_documented_error_has_its_correlation_id(
+    codat: Make, status: int, doubtful: bool, about_document: bool, advice: str
+) -> None:
+    env = codat()
+    env.inject("status", status=status)
+    error = await refused(env)
+    assert (error.status, error.kind, error.about_document) == (status, "answer", about_document)
+    assert advice in str(error)
+    assert error.correlation_id
+    assert f"[correlation id {error.correlation_id}]" in str(error)
+    outcome = policy.after_failure(error, policy.FailedAttempt(CODAT.lane, 1, 0.0, 0.0), policy.Backoff())
+    assert (outcome.state is State.DOUBTFUL) == doubtful
 
 
 async def test_an_unknown_company_and_an_unknown_connection_are_told_apart(codat: Make) -> None:

@@ -43,7 +43,7 @@ def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     ("words", "cure"),
     [
         (["stauts"], 'there is no command "stauts"; did you mean status?'),
-        (["frobnicate"], "choose from run, sync, status"),
+        (["xyzzy"], "choose from run, sync, status"),
         (["sync", "--dryrun"], "there is no option --dryrun; did you mean --dry-run?"),
         (["sync", "--mappings=x"], "did you mean --mapping?"),
         (["--confg", "x", "sync"], "there is no option --confg; did you mean --config?"),

@@ -95,6 +95,12 @@ def _put() -> Command:
     return command
 
 
+def _remote() -> Command:
+    from docferry.cli.remote import command
+
+    return command
+
+
 def _check() -> Command:
     from docferry.cli.check import command
 
@@ -173,6 +179,7 @@ _COMMANDS: Final[dict[str, Callable[[], Command]]] = {
     "show": _show,
     "retry": _retry,
     "put": _put,
+    "remote": _remote,
     "check": _check,
     "verify": _verify,
     "receipts": _receipts,

@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from docferry import __version__
 from docferry.cli.receipts_parser import add_receipts, add_verify
+
+if TYPE_CHECKING:
+    from datetime import date
 
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
@@ -47,6 +50,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         # Before the command, where its value would be taken for the command.
         raise Misused(_unknown(argv[0], parser, None))
     asked, rest = parser.parse_known_args(list(argv))
+    if rest and asked.command == "remote" and not rest[0].startswith("-") and getattr(asked, "name", "") is None:
+        asked.name = rest.pop(0)  # argparse takes an optional word only beside the word before it
     if rest:
         raise Misused(_unknown(rest[0], parser, asked.command))
     if asked.command is None:
@@ -75,6 +80,7 @@ def build_parser() -> Parser:
         _show,
         _retry,
         _put,
+        _remote,
         _check,
         _health,
         _metrics,
@@ -227,6 +233,30 @@ def _put(parser: Parser) -> None:
     put.add_argument("--json", action="store_true", help="one object a line, with the id")
 
 
+def _remote(parser: Parser) -> None:
+    remote = parser.command(
+        "remote",
+        "the files that a remote has for a mapping; fetch one; its health",
+        "ls acme-bank",
+        "get acme-bank --date 2026-08-01 --to /tmp/august",
+        "get scans reports/latest.pdf",
+        "health",
+        more="Nothing is changed at the remote. `ls` ends with 1 where a file that docferry sent is missing.",
+    )
+    whats = remote.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    listing = whats.add_parser("ls", help="its files, and whether docferry sent them; at Wootiv buckets, too")
+    listing.add_argument("--json", action="store_true", help="one object a line")
+    get = whats.add_parser("get", help="fetch one file, those of a day, or all")
+    get.add_argument("--date", type=_day, metavar="DATE", help="the day of the upload at Codat, such as 2026-08-01")
+    get.add_argument("--to", type=Path, default=Path(), metavar="FOLDER", help="default: the working folder")
+    for each in (listing, get):
+        each.add_argument("mapping", metavar="MAPPING", help="the name of a mapping")
+        each.add_argument("--company", metavar="ID", help="one of the mapping's companies at Codat")
+    get.add_argument("name", nargs="?", metavar="NAME", help="the name of the file, as `remote ls` shows it")
+    health = whats.add_parser("health", help="keys, companies, connections and buckets, and the quota that is left")
+    health.add_argument("mapping", nargs="?", metavar="MAPPING", help="only the remote of this mapping")
+
+
 def _check(parser: Parser) -> None:
     check = parser.command(
         "check",
@@ -375,6 +405,15 @@ def _moment(written: str) -> float:
         raise argparse.ArgumentTypeError(
             f'"{written}" is no time; write it like "8h", "30m" or "2026-12-24T18:00"'
         ) from None
+
+
+def _day(written: str) -> date:
+    from datetime import date
+
+    try:
+        return date.fromisoformat(written)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{written}" is not a date; write it like 2026-08-01') from None
 
 
 def _count(written: str) -> int:
