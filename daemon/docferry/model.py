@@ -118,6 +118,14 @@ class Digests:
 
 
 @dataclass(frozen=True, slots=True)
+class ContentFault:
+    """An evident fault of a file's content, with the sentence that explains it."""
+
+    reason: Reason  # INCOMPLETE or CONTENT
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class SeenFile:
     """A file as a scan saw it. `folder` and `name` are the bytes of the kernel.
 

@@ -17,7 +17,7 @@ from docferry.clock import SystemClock
 from docferry.detect.debounce import Debouncer
 from docferry.detect.left_out import LeftOut, unwanted
 from docferry.detect.planner import plan, validate
-from docferry.detect.screening import Screening
+from docferry.detect.screening import Screening, inspector
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.hashing import hash_file
@@ -128,8 +128,8 @@ class _DryRun:
         if isinstance(verdict, Planned) and verdict.reason is not Reason.EMPTY:
             return [self._row(seen_file, "held", reason=verdict.detail)]
         try:
-            ends = self._upload.check_content != "off"
-            found = await anyio.to_thread.run_sync(partial(hash_file, Root.of(self._upload), seen_file.path, ends=ends))
+            read = partial(hash_file, Root.of(self._upload), seen_file.path, inspect=inspector(self._upload))
+            found = await anyio.to_thread.run_sync(read)
         except SourceVanished:
             return []
         except SourceUnreadable as error:
@@ -142,7 +142,7 @@ class _DryRun:
             return [self._row(seen_file, "held", reason=verdict.detail)]
         as_read = SeenFile(seen_file.folder, seen_file.name, found.stamp)
         planned = plan(self._upload, as_read, verdict, found.digests, time.time())
-        screened = Screening(SystemClock()).screen(self._upload, planned, found.ends)
+        screened = Screening(SystemClock()).screen(self._upload, planned, found.fault)
         if screened is None:
             return [self._row(seen_file, "still being written", reason="it is cut short")]
         return [await self._planned(screened)]

@@ -6,13 +6,15 @@ A verdict is given only where it is evident: a doubtful file counts as complete 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
 
-from docferry.model import Reason, escaped
+from docferry.files.hashing import TAIL
+from docferry.model import ContentFault, Reason, escaped
 
 Mode = Literal["complete", "type", "off"]
 
+#: First bytes that tell what a file is.
+_HEAD: Final = 4096
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Office up to 2003, and encrypted documents of later versions
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -70,27 +72,19 @@ _KINDS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """An evident fault of a file, with the sentence that explains it."""
-
-    reason: Reason  # INCOMPLETE or CONTENT
-    detail: str
-
-
-def examine(mode: Mode, name: bytes, size: int, ends: tuple[bytes, bytes]) -> Finding | None:
+def examine(mode: Mode, path: bytes, size: int, head: bytes, tail: bytes) -> ContentFault | None:
     """Return the evident fault of a file, None when there is none.
 
-    `ends` are the first and last bytes of the file, as `files.hashing` gives them.
+    `head` and `tail` are its first and last bytes, as `files.hashing` gives them.
     """
     if mode == "off" or not size:
         return None
-    head, tail = ends
+    name = path.rpartition(b"/")[2]
     missing = _missing_end(head, tail, size)
     if missing is not None:
-        return Finding(Reason.INCOMPLETE, f"{escaped(name)} is cut short: {missing}")
-    if mode == "type" and (found := _contradiction(name, head)) is not None:
-        return Finding(Reason.CONTENT, f"{escaped(name)} is not what its extension says: {found}")
+        return ContentFault(Reason.INCOMPLETE, f"{escaped(name)} is cut short: {missing}")
+    if mode == "type" and (found := _contradiction(name, head[:_HEAD])) is not None:
+        return ContentFault(Reason.CONTENT, f"{escaped(name)} is not what its extension says: {found}")
     return None
 
 
@@ -101,7 +95,7 @@ def _missing_end(head: bytes, tail: bytes, size: int) -> str | None:
     if head.startswith(_ZIP[0]):
         return None if _zip_ends(tail, size) else "it is a ZIP archive or Office document without its directory"
     if head.startswith(_PNG):
-        return None if b"IEND" in tail else "it is a PNG image without its last chunk, IEND"
+        return None if tail.rfind(b"IEND") >= 0 else "it is a PNG image without its last chunk, IEND"
     if head.startswith(_JPEG):
         return "it is a JPEG image that ends within its pixels" if _jpeg_is_cut(tail) else None
     return None
@@ -113,7 +107,9 @@ def _pdf_ends(tail: bytes) -> bool:
     Other bytes may follow, such as those of a careless web server. An object after the last `%%EOF` belongs to an
     update whose own end is missing.
     """
-    content = tail.rstrip(_PADDING)
+    if tail.rfind(b"%%EOF", max(0, len(tail) - _EOF_WINDOW)) >= 0:
+        return True
+    content = tail[-TAIL:].rstrip(_PADDING)
     at = content.rfind(b"%%EOF")
     return at >= 0 and (len(content) - at <= _EOF_WINDOW or b" obj" not in content[at:])
 

@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.clock import Clock
-from docferry.detect.screening import Screening
+from docferry.detect.screening import Screening, inspector
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files.hashing import HashedFile, hash_files
 from docferry.files.safe_open import Root
@@ -160,7 +160,7 @@ class Planner:
                 self._failed_reads.pop((upload.name, seen_file.path), None)
                 as_read = seen_file if hashed.stamp == seen_file.stamp else replace(seen_file, stamp=hashed.stamp)
                 made = plan(upload, as_read, target, hashed.digests, self._clock.now())
-                screened = self._screening.screen(upload, made, hashed.ends)
+                screened = self._screening.screen(upload, made, hashed.fault)
                 if screened is None:
                     incomplete.append(as_read)
                 else:
@@ -169,8 +169,8 @@ class Planner:
 
     async def _hash(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[HashedFile | SourceError]:
         paths = [seen_file.path for seen_file in seen_files]
-        needs_md5, ends = self._rules[upload.to].needs_md5, upload.check_content != "off"
-        work = partial(hash_files, Root.of(upload), paths, md5=needs_md5, ends=ends)
+        needs_md5 = self._rules[upload.to].needs_md5
+        work = partial(hash_files, Root.of(upload), paths, md5=needs_md5, inspect=inspector(upload))
         if seen_files[0].stamp.size <= BYTES_AT_ONCE:
             return await anyio.to_thread.run_sync(work, limiter=self._hashing)
         async with self._hashing_large:

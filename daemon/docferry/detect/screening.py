@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from docferry.clock import Clock
 from docferry.detect import content
-from docferry.model import Reason, SeenFile, Stamp, State
+from docferry.files.hashing import Inspect
+from docferry.model import ContentFault, Reason, SeenFile, Stamp, State
 from docferry.settings import Upload
 from docferry.store.enqueue import APPROVAL, Planned
 
@@ -42,16 +44,13 @@ class Screening:
         del self._cut[key]
         return False
 
-    def screen(self, upload: Upload, planned: Planned, ends: tuple[bytes, bytes] | None) -> Planned | None:
+    def screen(self, upload: Upload, planned: Planned, fault: ContentFault | None) -> Planned | None:
         """Return the plan of a file that was read, held where a check objects; None when its end is awaited."""
-        seen_file = planned.seen_file
-        if ends is not None:
-            finding = content.examine(upload.check_content, seen_file.name, seen_file.stamp.size, ends)
-            if finding is not None:
-                if finding.reason is Reason.INCOMPLETE and self._may_be_completed(seen_file.stamp):
-                    self._remember(upload, seen_file)
-                    return None
-                return _held(planned, finding.reason, f"{finding.detail}; {_ADVICE[finding.reason]}")
+        if fault is not None:
+            if fault.reason is Reason.INCOMPLETE and self._may_be_completed(planned.seen_file.stamp):
+                self._remember(upload, planned.seen_file)
+                return None
+            return _held(planned, fault.reason, f"{fault.detail}; {_ADVICE[fault.reason]}")
         return _held(planned, Reason.APPROVAL, APPROVAL) if upload.hold_for_approval else planned
 
     def _may_be_completed(self, stamp: Stamp) -> bool:
@@ -62,6 +61,11 @@ class Screening:
         if len(self._cut) >= _MOST_CUT:
             del self._cut[next(iter(self._cut))]
         self._cut[upload.name, seen_file.path] = seen_file.stamp
+
+
+def inspector(upload: Upload) -> Inspect | None:
+    """Return the check of a mapping's content for the one reading of its files."""
+    return None if upload.check_content == "off" else partial(content.examine, upload.check_content)
 
 
 def _held(planned: Planned, reason: Reason, detail: str) -> Planned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from xxhash import xxh3_128
 from docferry.errors import SourceChanged, SourceError
 from docferry.files import write_lease
 from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
-from docferry.model import Digests, Stamp, escaped
+from docferry.model import ContentFault, Digests, Stamp, escaped
 
-#: Bytes at the start and at the end of a file that tell its kind and whether it is complete. A ZIP archive's last
-#: record has 22 bytes and a comment of at most 65,535.
-HEAD: Final = 4096
+#: Bytes at the end of a file that tell whether it is complete: a ZIP archive's last record, with the longest comment.
 TAIL: Final = 22 + 65_535
+
+#: Returns the evident fault of a file, given its path, size, first bytes and last bytes (TAIL or more, if it has them).
+Inspect = Callable[[bytes, int, bytes, bytes], ContentFault | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +29,17 @@ class HashedFile:
     """The result of reading a file once.
 
     `no_writer` is False when a program has the file open for writing (`digests` is None then), and None when the
-    kernel does not tell. `ends` are the first HEAD and the last TAIL bytes, if they were asked for.
+    kernel does not tell. `fault` is what `inspect` found.
     """
 
     stamp: Stamp
     no_writer: bool | None
     digests: Digests | None
-    ends: tuple[bytes, bytes] | None = None
+    fault: ContentFault | None = None
 
 
 class Ends:
-    """The first and last bytes of a file, gathered while it is read."""
+    """The first and last bytes of a file, gathered while it is read. A small file is its own ends, without a copy."""
 
     def __init__(self) -> None:
         self.head = self.tail = b""
@@ -46,28 +47,28 @@ class Ends:
     def add(self, block: bytes, offset: int, size: int) -> None:
         """Take what belongs to the ends of a file of `size` bytes."""
         if offset == 0:
-            self.head = block[:HEAD]
+            self.head = block
         if offset + 2 * BLOCK >= size:  # the last block may be shorter than TAIL
-            self.tail = block[-TAIL:] if len(block) >= TAIL else (self.tail + block)[-TAIL:]
+            self.tail = block if len(block) >= TAIL else self.tail[-TAIL:] + block
 
 
 def hash_files(
-    root: Root, paths: Iterable[bytes], *, md5: bool = False, ends: bool = False
+    root: Root, paths: Iterable[bytes], *, md5: bool = False, inspect: Inspect | None = None
 ) -> list[HashedFile | SourceError]:
     """Read files once each, in the calling thread; the error of a file stands in its place. Raises FolderError."""
     found: list[HashedFile | SourceError] = []
     with OpenRoot(root) as opened:
         for path in paths:
             try:
-                found.append(_hash(opened, path, md5, Ends() if ends else None))
+                found.append(_hash(opened, path, md5, inspect))
             except SourceError as error:
                 found.append(error)
     return found
 
 
-def hash_file(root: Root, path: bytes, *, md5: bool = False, ends: bool = False) -> HashedFile:
+def hash_file(root: Root, path: bytes, *, md5: bool = False, inspect: Inspect | None = None) -> HashedFile:
     """Read one file. Raises SourceError, and FolderError when the root is missing."""
-    (found,) = hash_files(root, [path], md5=md5, ends=ends)
+    (found,) = hash_files(root, [path], md5=md5, inspect=inspect)
     if isinstance(found, SourceError):
         raise found
     return found
@@ -94,17 +95,17 @@ def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = Non
     return Digests(sha256.hexdigest(), fingerprint.hexdigest(), other.hexdigest() if md5 else None)
 
 
-def _hash(opened: OpenRoot, path: bytes, md5: bool, ends: Ends | None) -> HashedFile:
+def _hash(opened: OpenRoot, path: bytes, md5: bool, inspect: Inspect | None) -> HashedFile:
     descriptor = opened.open_file(path)
     try:
-        return _hash_without_writer(descriptor, path, md5, ends)
+        return _hash_without_writer(descriptor, path, md5, inspect)
     except OSError as error:
         raise source_error(path, error) from error
     finally:
         os.close(descriptor)
 
 
-def _hash_without_writer(descriptor: int, path: bytes, md5: bool, ends: Ends | None) -> HashedFile:
+def _hash_without_writer(descriptor: int, path: bytes, md5: bool, inspect: Inspect | None) -> HashedFile:
     free = write_lease.take(descriptor)
     stamp = stamp_of(descriptor, path)
     if free is False:
@@ -112,6 +113,7 @@ def _hash_without_writer(descriptor: int, path: bytes, md5: bool, ends: Ends | N
     keeps_lease = bool(free) and stamp.size <= BLOCK
     if free and not keeps_lease:
         write_lease.release(descriptor)  # a writer must not wait for as long as a large file takes
+    ends = None if inspect is None else Ends()
     found = digests_of(descriptor, stamp.size, md5=md5, ends=ends)
     if not keeps_lease and Stamp.of(os.fstat(descriptor)) != stamp:
         raise SourceChanged(f"{escaped(path)} changed while it was being read")
@@ -120,4 +122,5 @@ def _hash_without_writer(descriptor: int, path: bytes, md5: bool, ends: Ends | N
         write_lease.is_held(descriptor) if keeps_lease else write_lease.no_writer(descriptor) is not False
     ):
         return HashedFile(stamp, False, None)
-    return HashedFile(stamp, free, found, (ends.head, ends.tail) if ends is not None else None)
+    fault = None if inspect is None or ends is None else inspect(path, stamp.size, ends.head, ends.tail)
+    return HashedFile(stamp, free, found, fault)
