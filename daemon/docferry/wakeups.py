@@ -39,6 +39,7 @@ class Wakeups:
         self._paths: dict[str, set[bytes]] = {}
         self._scanned: set[str] = set()
         self._sent: dict[int, str] = {}
+        self.needs_sent = False  # else each document would wake a task that has nothing to do
 
     def queue_changed(self) -> None:
         """Tell the scheduler that a transfer may be due."""
@@ -75,6 +76,8 @@ class Wakeups:
 
     def documents_sent(self, transfers: Iterable[Transfer]) -> None:
         """Tell the after-upload actions that these transfers were sent."""
+        if not self.needs_sent:
+            return
         self._sent.update((transfer.id, transfer.sha256) for transfer in transfers)
         self.after_upload.set()
 

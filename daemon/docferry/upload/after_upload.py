@@ -35,6 +35,7 @@ class AfterUpload:
         self._uploads = {name: upload for name, upload in uploads.items() if upload.after_upload != "keep"}
         self._documents = documents
         self._wakeups = wakeups
+        wakeups.needs_sent = bool(self._uploads)
         self._sent: dict[str, list[SentFile]] = {}
         self._failed: dict[str, dict[int, str]] = {}  # by mapping: document and reason of the files that stay
         self._logged: set[tuple[str, str]] = set()  # mapping and reason
@@ -68,7 +69,7 @@ class AfterUpload:
     async def _take_sent(self) -> None:
         """Queue the files of transfers that were just sent."""
         digests = self._wakeups.take_sent()
-        if not digests or not self._uploads:
+        if not digests:
             return
         for transfer_id, places in (await self._documents.places(list(digests))).items():
             for place in places:

@@ -70,6 +70,8 @@ class GateManager:
 
     def blocks(self, lane: str, *, is_lookup: bool) -> bool:
         """Whether a gate that is closed now forbids a lookup, or a send."""
+        if not self.closed:
+            return False
         now = self._clock.now()
         return any(gate.until > now for gate in blocking_gates(lane, self.closed, is_lookup=is_lookup))
 
@@ -85,7 +87,7 @@ class GateManager:
 
     def is_failing(self, lane: str) -> bool:
         """Whether sends of a lane failed so often in a row that it gets one batch at a time."""
-        return self._failures[Activity.SEND][lane] >= FAILING_AFTER
+        return self._failures[Activity.SEND].get(lane, 0) >= FAILING_AFTER
 
     def failing_lanes(self) -> set[str]:
         """Return the lanes that get one batch at a time."""
@@ -103,6 +105,8 @@ class GateManager:
         self._failures[activity].pop(lane, None)
         self._unreachable[activity].pop(remote, None)
         self._strangers[activity].pop(remote, None)
+        if not self.closed:
+            return
         now = self._clock.now()
         due = {
             gate.key: self._stored_until.get(gate.key, gate.until)

@@ -74,8 +74,11 @@ class Slots:
     @property
     def has_free_worker(self) -> bool:
         """Whether a worker is idle and no opening batch is about to need it."""
+        free = self.workers - len(self.running)
+        if free <= 0 or len(self._opening) < free:  # asked for several times a batch, and mostly so
+            return free > 0
         before = self._clock.steady() - OPEN_STALL_S
-        return len(self.running) + sum(since > before for since in self._opening.values()) < self.workers
+        return sum(since > before for since in self._opening.values()) < free
 
     @property
     def prefetched(self) -> list[Batch]:

@@ -60,7 +60,7 @@ class HttpClient:
             "write": options.timeout,
             "pool": options.timeout,
         }
-        self._headers = _raw_headers(_ALWAYS | dict(options.headers))
+        self._headers = [(name.lower(), (name, value)) for name, value in _raw_headers(_ALWAYS | dict(options.headers))]
         self._transport: httpx.AsyncBaseTransport | None = None
         self._date = ""
         self._expect_continue: bool | None = False  # None: the remote answers 417
@@ -129,7 +129,7 @@ class HttpClient:
             raise RemoteError(f"the address of {self._name} {error}", kind="not_ours") from None
         names = {name.lower() for name, _ in own}
         fields = [(b"Host", origin.authority.encode("ascii"))]
-        fields += [field for field in self._headers if field[0].lower() not in names]
+        fields += [field for name, field in self._headers if name not in names]
         fields += own
         if body is not None or method in ("POST", "PUT"):
             length = body.length if isinstance(body, TrackedBody) else len(body or b"")
