@@ -30,7 +30,7 @@ from docferry.files import outbox
 from docferry.files.safe_open import BLOCK
 from docferry.model import State, escaped
 from docferry.settings import Settings, load, missing_keys
-from docferry.settings.outbox import SUFFIX, Outbox, inner
+from docferry.settings.outbox import Outbox, inner
 
 __all__ = ["Document", "Queue"]
 
@@ -155,10 +155,11 @@ class Queue:
         return {name: upload for name, upload in self._app.uploads.items() if isinstance(upload, Outbox)}
 
     def _outbox(self, mapping: str) -> Outbox:
-        found = self._app.uploads.get(f"{mapping}{SUFFIX}")
-        if isinstance(found, Outbox):
-            return found
-        known = ", ".join(box.origin.name for box in self._outboxes().values()) or "none"
+        boxes = self._outboxes().values()
+        for box in boxes:
+            if mapping in (box.origin.configured_name, box.origin.name):
+                return box
+        known = ", ".join(box.origin.configured_name for box in boxes) or "none"
         raise ConfigError([f'there is no upload mapping "{escaped(mapping)}"; there are: {known}'])
 
 

@@ -19,7 +19,7 @@ from docferry.model import Reason, State
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"^(?:sudo -u docferry |\S+/)?docferry (.+)")
 #: Commands that are spoken of by their name alone, and need a word more to be typed.
-_NAMED = ("show", "config")
+_NAMED = ("show", "config", "put", "remote ls")
 
 
 @pytest.fixture(scope="module")

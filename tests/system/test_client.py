@@ -163,7 +163,7 @@ def test_the_command_puts_files_and_standard_input(app_env: AppEnv) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("other", "a.pdf"), "no mapping"),
+        (("other", "/dev/null"), "no upload mapping"),
         (("acme", "-"), "--name"),
         (("acme", "a.pdf", "b.pdf", "--name", "c.pdf"), "one file"),
         (("acme", "/nowhere/a.pdf"), "cannot be read"),

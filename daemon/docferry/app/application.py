@@ -120,7 +120,7 @@ async def open_application(
     """
     uploads, wanted_downloads = select_mappings(settings, mappings)
     await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
-    boxes = outboxes(uploads.values(), settings.state_dir)
+    boxes = outboxes(uploads.values(), settings.state_dir, settings.host_name)
     await anyio.to_thread.run_sync(_make_folders, [box.root for box in boxes.values()])
     uploads |= boxes
     clock = SystemClock()

@@ -44,7 +44,7 @@ def needs_person(gate: Gate) -> bool:
 
 def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]) -> list[Figures]:
     configured = {upload.name: upload for upload in settings.uploads}
-    boxes = outboxes(settings.uploads, settings.state_dir)
+    boxes = outboxes(settings.uploads, settings.state_dir, settings.host_name)
     oldest: dict[str, float] = {}
     for due in queue.due:
         oldest[due.mapping] = min(due.since, oldest.get(due.mapping, due.since))

@@ -18,7 +18,8 @@ from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
-from docferry.settings import Settings, outbox
+from docferry.settings import Settings
+from docferry.settings.outbox import outboxes
 
 #: The documents that each remote accepts, known without a request.
 RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
@@ -69,8 +70,9 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
 
 def direct_mappings(settings: Settings) -> frozenset[str]:
     """Return the names of the mappings whose documents go through Wootiv itself."""
-    names = [upload.name for upload in settings.uploads if upload.to == "wootiv" and upload.via == "direct"]
-    return frozenset(names + [f"{name}{outbox.SUFFIX}" for name in names])
+    boxes = outboxes(settings.uploads, settings.state_dir, settings.host_name)
+    uploads = [*settings.uploads, *boxes.values()]
+    return frozenset(upload.name for upload in uploads if upload.to == "wootiv" and upload.via == "direct")
 
 
 def http_options(to: settings_of.Codat | settings_of.Wootiv) -> HttpOptions:

@@ -40,7 +40,7 @@ def reason(code: str | None) -> str | None:
 
 def roots(wanted: Settings) -> dict[str, bytes]:
     """Return the root folder of each upload mapping and of its outbox, as bytes."""
-    uploads = [*wanted.uploads, *outboxes(wanted.uploads, wanted.state_dir).values()]
+    uploads = [*wanted.uploads, *outboxes(wanted.uploads, wanted.state_dir, wanted.host_name).values()]
     return {upload.name: os.fsencode(upload.root) for upload in uploads}
 
 

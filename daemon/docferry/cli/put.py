@@ -26,7 +26,6 @@ def command(asked: Namespace) -> int:
     """Run `docferry put`."""
     settings = args.load(asked.config)
     logs.configure("warning", settings.log_format)
-    args.mappings(settings, [asked.mapping])
     if asked.name is not None and len(asked.files) > 1:
         raise ConfigError(["--name is for one file; leave it out, and each file has its own name"])
     if asked.name is None and "-" in asked.files:

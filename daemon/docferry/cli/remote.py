@@ -25,7 +25,7 @@ from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import Remote, failed
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.settings import Download, Settings, Upload, missing_keys
-from docferry.settings.outbox import SUFFIX
+from docferry.settings.outbox import outboxes
 
 WRONG, AWAY = 2, 75
 _STYLES = {Whose.OURS: GOOD, Whose.MISSING: BAD, Whose.OTHER: FAINT}
@@ -59,7 +59,9 @@ async def _ls(settings: Settings, asked: Namespace) -> int:
                 found = await remote_files.of_company(remote, company, database, SystemClock())
                 files += [(company, each) for each in found]
         elif isinstance(remote, Wootiv):
-            names = [mapping.name, f"{mapping.name}{SUFFIX}"]
+            names = [mapping.name]
+            if isinstance(mapping, Upload):
+                names += outboxes([mapping], settings.state_dir, settings.host_name)
             files = [(None, each) for each in await remote_files.of_wootiv(remote, names, database)]
             buckets = await remote.buckets()
     if asked.json:
@@ -156,9 +158,12 @@ async def _remotes(settings: Settings) -> AsyncIterator[dict[str, Remote]]:
 
 
 def _mapping(settings: Settings, name: str) -> Upload | Download:
-    args.mappings(settings, [name])
     mappings: list[Upload | Download] = [*settings.uploads, *settings.downloads]
-    return next(each for each in mappings if each.name == name)
+    for each in mappings:
+        if name in (each.configured_name, each.name):
+            return each
+    args.mappings(settings, [name])  # tells the nearest one
+    raise AssertionError("unreachable: an unknown mapping is an error")
 
 
 def _name_of(mapping: Upload | Download) -> RemoteName:

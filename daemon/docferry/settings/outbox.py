@@ -27,15 +27,16 @@ class Outbox(Upload):
     _origin: Upload = PrivateAttr()
 
     @classmethod
-    def of(cls, upload: Upload, state_dir: Path) -> Self:
-        """Return the outbox of a mapping."""
+    def of(cls, upload: Upload, state_dir: Path, host: str) -> Self:
+        """Return the outbox of a mapping. It belongs to one host, also where all hosts share the mapping."""
         written = quote(upload.name, safe="")[:80]
         folder = state_dir / "outbox" / f"{written}-{hashlib.sha256(upload.name.encode()).hexdigest()[:8]}"
         values = {field: getattr(upload, field) for field in Upload.model_fields}
         made = cls.model_construct(
             **values
             | {
-                "name": f"{upload.name}{SUFFIX}",
+                "name": f"{upload.name}@{host}{SUFFIX}" if upload.shared else f"{upload.name}{SUFFIX}",
+                "shared": False,
                 "folder": str(folder),
                 "own_settle": 0.0,  # a document appears there whole
                 "after_upload": "delete",
@@ -96,9 +97,9 @@ class Outbox(Upload):
         return one == other
 
 
-def outboxes(uploads: Iterable[Upload], state_dir: Path) -> dict[str, Outbox]:
-    """Return the outbox of each mapping, by the name of the outbox."""
-    made = (Outbox.of(upload, state_dir) for upload in uploads)
+def outboxes(uploads: Iterable[Upload], state_dir: Path, host: str) -> dict[str, Outbox]:
+    """Return this host's outbox of each mapping, by the name of the outbox."""
+    made = (Outbox.of(upload, state_dir, host) for upload in uploads)
     return {outbox.name: outbox for outbox in made}
 
 
