@@ -57,7 +57,7 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
             time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
         deadline = time.monotonic() + _PATIENCE
         while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
-            time.sleep(0.2)  # often enough: the arrivals carry their own times
+            time.sleep(0.2)  # arrivals have their own times
         arrived = {name: at for at, name in sink.figures()["arrivals"]}
     missing = written.keys() - arrived.keys()
     if missing:

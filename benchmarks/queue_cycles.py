@@ -66,7 +66,7 @@ async def _cycles(folder: Path, documents: int) -> float:
         store, desk = Documents(database, clock), _Desk(Transfers(database, clock, "benchmark"))
         sent = Outcome(State.SENT, receipt=Receipt(200))
 
-        async def carry() -> None:
+        async def run_cycles() -> None:
             while (transfer := await desk.next()) is not None:
                 await desk.transfers.mark_sending([transfer])
                 await desk.transfers.settle(transfer, sent, was=State.SENDING)
@@ -77,7 +77,7 @@ async def _cycles(folder: Path, documents: int) -> float:
             await store.apply("bench", plan)
         async with anyio.create_task_group() as group:
             for _ in range(TASKS):
-                group.start_soon(carry)
+                group.start_soon(run_cycles)
         return documents / (time.perf_counter() - began)
 
 

@@ -1,3 +1,3 @@
-"""docferry carries each document to where it belongs, exactly once, and can prove it."""
+"""Upload documents from folders to Codat and Wootiv, each exactly once, with proof."""
 
 __version__ = "0.1.0"

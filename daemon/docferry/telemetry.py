@@ -82,7 +82,7 @@ class CountedSource(Source):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A request that carries documents now, and since when; wall seconds."""
+    """A request with documents that is in flight, and its start in wall seconds."""
 
     remote: str
     items: Sequence[UploadItem]
@@ -144,7 +144,7 @@ class Telemetry:
         """An attempt ended; `outcome` is the state that the transfer got."""
 
     def request_ended(self, remote: str, seconds: float) -> None:
-        """A request that carried documents got its receipt after so long."""
+        """A request with documents got its receipt after so many seconds."""
 
     def downloaded(self, mapping: str) -> None:
         """A file came down and is in its folder."""
