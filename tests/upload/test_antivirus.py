@@ -130,6 +130,12 @@ async def test_clamd_that_is_away_delays_a_pass_and_nothing_else(env: UploadEnv,
     env.write_documents(folder, "a.pdf")
     report = env.app_env.sync("--timeout", "20s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
+    assert "clamd" in env.app_env.run("status").stdout
+    back = FakeClamd(reply=b"stream: OK\0")
+    env.app_env.sections[1] = f"[antivirus]\n{back.setting}"
+    assert env.app_env.sync()["uploaded"] == 1, "a pass does not wait until the gate is due"
+    back.close()
+    env.app_env.sections[1] = f"[antivirus]\n{fake.setting}"
     done = env.app_env.run("check")
     assert (done.returncode, "start clamav-daemon" in " ".join(done.stdout.split())) == (75, True)
 

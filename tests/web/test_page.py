@@ -354,3 +354,26 @@ def test_a_session_outlives_a_reload(app_env: AppEnv) -> None:
                 return None  # it is just beginning to listen
 
         assert until(status, 30, "an answer") == 200
+
+
+def test_a_release_names_the_session(app_env: AppEnv) -> None:
+    """Only the document's own button, or the filter for the reason, releases what waits for approval."""
+    folder = app_env.upload("payroll", hold_for_approval="true")
+    for name in ("a.pdf", "b.pdf"):
+        (folder / name).write_bytes(name.encode())
+    with_page(app_env)
+    with app_env.daemon():
+        address = listening(app_env, "web")
+        cookie = log_in(app_env)
+        until(lambda: len(held(app_env)) == 2, what="both being held")
+        for form in ({}, {"mapping": "payroll"}, {"state": "held"}, {"q": "a.pdf"}):
+            assert post(address, "/actions/retry", cookie, **form).status == 303
+        assert len(held(app_env)) == 2, "it was released without being asked for"
+        number = next(row["id"] for row in held(app_env) if row["path"].endswith("a.pdf"))
+        assert post(address, "/actions/retry", cookie, id=str(number)).status == 303
+        until(lambda: [each.name for each in app_env.simulator.stored] == ["a.pdf"], what="a.pdf being sent")
+        assert post(address, "/actions/retry", cookie, reason="approval").status == 303
+        until(lambda: len(app_env.simulator.stored) == 2, what="b.pdf being sent")
+        shown = app_env.run("receipts", "show", str(number)).stdout
+    assert "page session " in shown
+    assert cookie.partition("=")[2] not in shown

@@ -17,8 +17,10 @@ from docferry.store.queue_view import QueueSnapshot
 
 Figures = dict[str, Any]
 
-#: Gates that time alone does not open.
-PERSON_REASONS: Final = frozenset({Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED})
+#: Gates that time alone does not open, as a rule.
+PERSON_REASONS: Final = frozenset(
+    {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.ANTIVIRUS}
+)
 
 
 def figures(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any] | None) -> Figures:

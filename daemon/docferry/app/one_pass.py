@@ -21,7 +21,15 @@ from docferry.settings import Download, Settings, Upload, missing_keys
 WAIT_FOR_RETRY_S = 5.0
 #: A pass probes gates with these reasons at once, where the daemon would wait.
 PERSON_REASONS = frozenset(
-    {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.UNREACHABLE}
+    {
+        Reason.KEY,
+        Reason.ACCOUNT,
+        Reason.COMPANY,
+        Reason.CONNECTION,
+        Reason.REDIRECTED,
+        Reason.UNREACHABLE,
+        Reason.ANTIVIRUS,
+    }
 )
 #: `sync` ends after this time (and twice the list lag) without a document sent, seconds.
 STALL_TIMEOUT_S = 10.0
