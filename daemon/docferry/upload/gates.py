@@ -45,7 +45,9 @@ class GateManager:
         self._unreachable: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._strangers: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._closed_by_lookup: set[str] = set()
-        self._probe_at: dict[str, float] = {}  # wall seconds of the next hourly probe, by gate
+        self._probe_at: dict[
+            str, float
+        ] = {}  # steady seconds of the next hourly probe, by gate: the wall clock may jump
         self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
         self._changes = 0  # how often a gate was closed here, or its closing was committed
         self._closing: list[Gate] = []  # closed, and not committed yet
@@ -146,7 +148,7 @@ class GateManager:
             self._closed_by_lookup.discard(gate.key)
         elif known is None:
             self._closed_by_lookup.add(gate.key)
-        self._probe_at[gate.key] = self._clock.now() + PROBE_INTERVAL_S
+        self._probe_at[gate.key] = self._clock.steady() + PROBE_INTERVAL_S
         self.closed = {**self.closed, gate.key: self._with_probe(gate)}
         self._changes += 1
         self._closing.append(gate)
@@ -208,5 +210,6 @@ class GateManager:
     def _with_probe(self, gate: Gate) -> Gate:
         """Return the gate as this process obeys it: one document probes it at least every hour."""
         self._stored_until[gate.key] = gate.until
-        probe_at = self._probe_at.setdefault(gate.key, self._clock.now() + PROBE_INTERVAL_S)
+        steady = self._clock.steady()
+        probe_at = self._clock.now() + self._probe_at.setdefault(gate.key, steady + PROBE_INTERVAL_S) - steady
         return gate if gate.until <= probe_at else replace(gate, until=probe_at)
