@@ -175,6 +175,16 @@ def test_wrong_words_are_told(app_env: AppEnv, words: tuple[str, ...], said: str
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
+def test_check_names_documents_of_a_mapping_that_was_removed(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    (app_env.root / "a.pdf").write_bytes(b"a")
+    assert app_env.run("put", "acme", str(app_env.root / "a.pdf")).returncode == 0
+    assert "not configured" not in app_env.run("check", "--offline").stdout
+    app_env.sections.clear()
+    app_env.upload("other")
+    assert "1 document in" in app_env.run("check", "--offline").stdout
+
+
 def test_the_example_of_the_documentation_runs(app_env: AppEnv) -> None:
     app_env.upload("acme")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)

@@ -20,6 +20,7 @@ from docferry.files.write_lease import no_writer
 from docferry.model import Target, escaped, joined
 from docferry.receipts.heads import open_signer
 from docferry.settings import Download, Settings, Upload, missing_keys
+from docferry.settings.outbox import outboxes
 from docferry.settings.patterns import EVERYTHING
 from docferry.store import state_dir
 from docferry.store.second_queue import second_queues
@@ -70,11 +71,22 @@ def local(settings: Settings) -> Iterator[Finding]:
         watched += 0 if upload.poll else walked.folders
     for download in settings.downloads:
         yield from _download(download, settings.state_dir)
+    yield from _outboxes(settings)
     yield from object_names(settings.uploads)
     yield from _alerts(settings)
     yield from _receipts(settings)
     if settings.uploads:
         yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
+
+
+def _outboxes(settings: Settings) -> Iterator[Finding]:
+    """Name the outboxes that have documents and belong to no mapping: nothing sends these."""
+    served = {box.root for box in outboxes(settings.uploads, settings.state_dir, settings.host_name).values()}
+    with suppress(OSError):
+        for folder in sorted((settings.state_dir / "outbox").iterdir()):
+            if folder not in served and (left := sum(path.is_file() for path in folder.rglob("*"))):
+                said = f"{count(left, 'document')} in {escaped(str(folder))} belong to a mapping that is not configured"
+                yield Finding("warn", "outbox", said, "configure the mapping again, or move the documents away")
 
 
 def object_names(uploads: Iterable[Upload]) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from docferry.detect.work_queue import Batch, WorkQueue
 from docferry.errors import FolderError
 from docferry.files.safe_open import Root
 from docferry.settings import Upload
+from docferry.settings.outbox import Outbox
 from docferry.wakeups import Wakeups
 
 if TYPE_CHECKING:
@@ -140,7 +141,11 @@ class ScanScheduler:
                     await self._wakeups.detection.wait()
 
     def _start(self, group: TaskGroup, upload: Upload) -> None:
-        group.start_soon(self._watch, upload, name=f"watch {upload.name}")
+        if isinstance(upload, Outbox):
+            # The process that puts a document plans it; the schedule is for what a crash left.
+            self._reconciler.state(upload.name).watch = "scanned on a schedule"
+        else:
+            group.start_soon(self._watch, upload, name=f"watch {upload.name}")
         group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:

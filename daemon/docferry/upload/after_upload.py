@@ -71,7 +71,9 @@ class AfterUpload:
         digests = self._wakeups.take_sent()
         if not digests:
             return
-        for transfer_id, places in (await self._documents.places(list(digests))).items():
+        with anyio.CancelScope(shield=True):  # a stop in between would forget them until the next scan
+            found = await self._documents.places(list(digests))
+        for transfer_id, places in found.items():
             for place in places:
                 if place.mapping in self._uploads:
                     file = SentFile(place.document_id, place.path, place.stamp, digests[transfer_id])
