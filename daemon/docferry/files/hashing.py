@@ -63,6 +63,8 @@ def hash_files(
                 found.append(_hash(opened, path, md5, inspect))
             except SourceError as error:
                 found.append(error)
+            except Exception as error:  # noqa: BLE001 - whatever a file brings about, it stays with this file
+                found.append(source_error(path, error))
     return found
 
 

@@ -116,7 +116,7 @@ class OpenRoot:
         """
         try:
             return self.open(path, FILE)
-        except OSError as error:
+        except Exception as error:
             raise source_error(path, error) from error
 
     def stat(self, path: bytes) -> os.stat_result:
@@ -187,43 +187,50 @@ def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
     return content
 
 
-def source_error(path: bytes, error: OSError) -> SourceError:
+def source_error(path: bytes, error: Exception) -> SourceError:
     """Return the error of a document that could not be opened or read, with its cure."""
     shown = escaped(path)
-    if error.errno == errno.ENOENT:
+    if errno_of(error) == errno.ENOENT:
         return SourceVanished(f"{shown} no longer exists")
-    if error.errno in MISSING:
+    if errno_of(error) in MISSING:
         return SourceVanished(f"{shown} no longer exists, or only behind a link, and links are not followed")
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if errno_of(error) in (errno.EACCES, errno.EPERM):
         return SourceUnreadable(f"{shown} cannot be read (permission denied): let the user that runs docferry read it")
     return SourceUnreadable(f"{shown} cannot be read ({reason(error)}): check the disk or the network share")
 
 
-def folder_error(root: Root, error: OSError) -> FolderError:
+def folder_error(root: Root, error: Exception) -> FolderError:
     """Return the error of a mapping's folder that cannot be opened, with its cure."""
     shown = root.shown
-    if error.errno == errno.ENOENT:
+    if errno_of(error) == errno.ENOENT:
         return FolderError(f"{shown} does not exist: create it, mount its file system, or correct `folder`")
-    if error.errno == errno.ENOTDIR:
+    if errno_of(error) == errno.ENOTDIR:
         return FolderError(f"{shown} is not a folder: correct `folder` of this mapping")
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if errno_of(error) in (errno.EACCES, errno.EPERM):
         return FolderError(f"{shown} cannot be read (permission denied): {_PERMISSION}")
     return FolderError(f"{shown} cannot be read ({reason(error)}): {_MEDIUM}")
 
 
-def subfolder_problem(folder: bytes, error: OSError) -> str:
+def subfolder_problem(folder: bytes, error: Exception) -> str:
     """Return one sentence about a folder inside a mapping that cannot be read, with its cure."""
     shown = escaped(folder)
-    if error.errno in MISSING:
+    if errno_of(error) in MISSING:
         return f"{shown} disappeared while it was being read: the next scan reads it again"
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if errno_of(error) in (errno.EACCES, errno.EPERM):
         return f"{shown} cannot be read (permission denied): {_PERMISSION}"
     return f"{shown} cannot be read ({reason(error)}): {_MEDIUM}"
 
 
-def reason(error: OSError) -> str:
+def reason(error: Exception) -> str:
     """Return the kernel's description of an error, in lower case for the inside of a sentence."""
-    return (error.strerror or str(error)).lower()
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    return escaped(f"{type(error).__name__}: {error}")
+
+
+def errno_of(error: Exception) -> int | None:
+    """Return the number of an error of the system, None of any other error that a file brought about."""
+    return error.errno if isinstance(error, OSError) else None
 
 
 # -- the root ----------------------------------------------------------------------------------------------------------

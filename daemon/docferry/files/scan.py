@@ -16,6 +16,7 @@ from docferry.files.safe_open import (
     MISSING,
     OpenRoot,
     Root,
+    errno_of,
     folder_error,
     reason,
     subfolder_problem,
@@ -105,8 +106,8 @@ def stat_file(opened: OpenRoot, path: bytes) -> SeenFile | None:
     """
     try:
         found = opened.stat(path)
-    except OSError as error:
-        if error.errno in MISSING:
+    except Exception as error:
+        if errno_of(error) in MISSING:
             return None
         raise SourceUnreadable(f"{escaped(path)} cannot be examined: {reason(error)}") from error
     return SeenFile(*parted(path), Stamp.of(found)) if stat.S_ISREG(found.st_mode) else None
@@ -153,7 +154,7 @@ def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[by
     try:
         with opened.opened(folder, FOLDER) as descriptor:
             subfolders = _read(descriptor, listing)
-    except OSError as error:
+    except Exception as error:  # whatever a folder brings about, it stays with this folder
         if not folder:
             raise folder_error(root, error) from error
         listing.problem = subfolder_problem(folder, error)

@@ -23,7 +23,7 @@ from docferry.errors import FolderError, SourceError
 from docferry.files import write_lease
 from docferry.files.hashing import digests_of
 from docferry.files.placement import Content, free_name, link_copy, numbered, opened_folder, rename
-from docferry.files.safe_open import FILE, FOLDER, MISSING, PARENT, OpenRoot, Root, reason
+from docferry.files.safe_open import FILE, FOLDER, MISSING, PARENT, OpenRoot, Root, errno_of, reason
 from docferry.model import Stamp, escaped, joined, parted
 
 #: Names of the folders that files are set aside in. A scan enters no hidden folder.
@@ -106,8 +106,8 @@ def _remove_from(opened: OpenRoot, folder: bytes, files: Sequence[SentFile], arc
             return done + [_remove_one(parent, aside, file, into) for file in left]
     except FolderError as error:
         return [Removal(file, Fate.FAILED, str(error)) for file in files]
-    except OSError as error:
-        if error.errno in MISSING:
+    except Exception as error:  # noqa: BLE001 - whatever a folder brings about, it stays with its documents
+        if errno_of(error) in MISSING:
             return [Removal(file, Fate.DONE) for file in files]
         return [Removal(file, Fate.FAILED, _cure(error)) for file in files]
 
@@ -156,7 +156,7 @@ def _remove_one(parent: int, aside: int, file: SentFile, into: int | None) -> Re
         return Removal(file, Fate.FAILED, _cure(error))
     try:
         return _set_aside(parent, aside, file, descriptor, into)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - whatever a file brings about, it stays with this file
         return Removal(file, Fate.FAILED, _cure(error))
     finally:
         os.close(descriptor)
@@ -242,7 +242,7 @@ def _put_back(parent: int, aside: int, name: bytes) -> bytes:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), escaped(name))
 
 
-def _cure(error: OSError) -> str:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+def _cure(error: Exception) -> str:
+    if errno_of(error) in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{reason(error)}: let docferry's user write in the folder, and in a unit by ReadWritePaths="
     return reason(error)

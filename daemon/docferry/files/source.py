@@ -149,20 +149,27 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         descriptor = opened.open_file(self._path)
         kept = False
         try:
-            if stamp_of(descriptor, self._path) != self._stamp:
-                raise self._changed()
-            if self._digests.fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
-                self._read_through(descriptor)
-            if self._stamp.size <= BLOCK:
-                self._whole = read_exactly(descriptor, self._stamp.size, 0)
-                self._prove(xxh3_128(self._whole).hexdigest())
-            else:
-                self._descriptor, kept = descriptor, True
-        except OSError as error:
+            kept = self._take(descriptor)
+        except SourceError:
+            raise
+        except Exception as error:
             raise source_error(self._path, error) from error
         finally:
             if not kept:
                 os.close(descriptor)
+
+    def _take(self, descriptor: int) -> bool:
+        """Read a small file whole; return whether a large one needs the descriptor from now on."""
+        if stamp_of(descriptor, self._path) != self._stamp:
+            raise self._changed()
+        if self._digests.fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
+            self._read_through(descriptor)
+        if self._stamp.size <= BLOCK:
+            self._whole = read_exactly(descriptor, self._stamp.size, 0)
+            self._prove(xxh3_128(self._whole).hexdigest())
+            return False
+        self._descriptor = descriptor
+        return True
 
     def _read_through(self, descriptor: int) -> None:
         """Take the digests that the docferry which planned the document did not take; its SHA-256 proves them."""
@@ -188,9 +195,8 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                 await self._read_blocks(send)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
                 return
-            except (SourceError, OSError) as error:
-                found = source_error(self._path, error) if isinstance(error, OSError) else error
-                await _tell(send, found)
+            except Exception as error:  # noqa: BLE001 - it is raised where the file is read
+                await _tell(send, error if isinstance(error, SourceError) else source_error(self._path, error))
 
     async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
         """Read a block while the one before is sent; prove the whole before the last block is given out."""

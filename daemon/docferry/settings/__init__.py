@@ -43,6 +43,7 @@ from docferry.settings.mappings import (
     SomeSeconds,
     Upload,
 )
+from docferry.settings.own_files import output_files
 from docferry.settings.receipts import Receipts, Verify
 
 __all__ = [
@@ -302,8 +303,9 @@ class Settings(BaseSettings):
         return found
 
     def protect_own_files(self) -> None:
-        """Keep every mapping from reading the state folder, the configuration file and every key file."""
-        own = [self.state_dir, *(path for _, path in _files_of(self)), *([self._path] if self._path else [])]
+        """Keep every mapping from reading the state folder, the configuration file, every key file, and our output."""
+        own = [self.state_dir, *(path for _, path in _files_of(self)), *self.receipts.files, *output_files()]
+        own += [path for path in (self._path, self.metrics.textfile) if path is not None]
         for upload in self.uploads:
             upload.protect(own)
 
