@@ -10,7 +10,7 @@ from app_env import AppEnv, until
 
 POISON = str(Path(__file__).with_name("poison"))
 ERRORS = [
-    *("OSError:5", "OSError:116", "OSError:24", "OSError:36", "PermissionError:13", "BlockingIOError:11"),
+    *("OSError:5", "OSError:116", "OSError:24", "PermissionError:13", "BlockingIOError:11"),
     *("ValueError", "OverflowError", "RecursionError", "UnicodeDecodeError", "UnicodeEncodeError", "RuntimeError"),
     *("EOFError", "KeyError", "StopIteration"),
 ]

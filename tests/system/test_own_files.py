@@ -28,6 +28,14 @@ def last_scan(app_env: AppEnv) -> str | None:
     return str(found)
 
 
+def wait_for_documents(app_env: AppEnv, number: int) -> None:
+    until(lambda: len(app_env.stored()) >= number, what="the document")
+
+
+def wait_for_scan(app_env: AppEnv, before: str | None) -> None:
+    until(lambda: last_scan(app_env) != before, what="one more scan")
+
+
 def test_sync_sends_the_documents_beside_them_and_ends_with_0(app_env: AppEnv) -> None:
     for to in ("codat", "wootiv"):
         app_env.sections.clear()
@@ -47,10 +55,9 @@ def test_the_daemon_neither_sends_nor_plans_its_own_log(app_env: AppEnv) -> None
     with app_env.daemon() as daemon:
         for number in range(3):  # each document is logged, and each line would be a new version of the log
             (app_env.root / f"{number}.pdf").write_bytes(b"%d" % number)
-            until(lambda sent=number: len(app_env.stored()) > sent, what="the document")
+            wait_for_documents(app_env, number + 1)
         for _ in range(2):
-            scanned = last_scan(app_env)
-            until(lambda before=scanned: last_scan(app_env) != before, what="one more scan")
+            wait_for_scan(app_env, last_scan(app_env))
         assert daemon.running.poll() is None
     assert sorted(name for name, _ in app_env.stored()) == ["0.pdf", "1.pdf", "2.pdf"]
     assert len(app_env.rows()) == 3

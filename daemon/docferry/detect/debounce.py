@@ -107,6 +107,13 @@ class Debouncer:
         wait = min(max(settle, _SHORTEST_POSTPONEMENT_S, waited / 10), max(settle, _LONGEST_POSTPONEMENT_S))
         self._keep(mapping, seen_file, settle, self._clock.steady() + wait, by_watching)
 
+    def keep(self, mapping: str, path: bytes) -> None:
+        """Return a due file later again, because the disk gave no answer about it."""
+        watched = self._files.get((mapping, path))
+        if watched is not None and not watched.in_heap:
+            watched.due = self._clock.steady() + max(watched.settle, _SHORTEST_POSTPONEMENT_S)
+            self._push(watched)
+
     def forget(self, mapping: str, path: bytes) -> None:
         """Drop a file that is gone, or is no longer a document."""
         watched = self._files.get((mapping, path))

@@ -71,6 +71,7 @@ class Examined:
     seen: list[SeenFile] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)  # to be walked
     absent: list[bytes] = field(default_factory=list)
+    unreadable: list[bytes] = field(default_factory=list)  # the disk gives no answer about them
 
 
 class Reconciler:
@@ -231,7 +232,9 @@ class Reconciler:
         known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
         await self._documents.mark_gone(upload.name, [path for path in examined.absent if path in known])
         changed = [s for s in examined.seen if known.get(s.path) != s.stamp]
-        kept = {s.path for s in changed}
+        for path in examined.unreadable:
+            self.debouncer.keep(upload.name, path)
+        kept = {*(s.path for s in changed), *examined.unreadable}
         for path in paths:
             if path not in kept:
                 self.debouncer.forget(upload.name, path)
@@ -290,7 +293,8 @@ def _examine(upload: Upload, paths: Sequence[bytes]) -> Examined:
             try:
                 seen_file = scan.stat_file(opened, path)
             except SourceUnreadable:
-                continue  # neither present nor gone: the next scan tells
+                found.unreadable.append(path)  # neither present nor gone: it is examined again
+                continue
             is_walked = not walked.isdisjoint(parents)
             if seen_file is not None:
                 found.seen += [] if is_walked else [seen_file]
