@@ -122,9 +122,9 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def test_every_state_and_reason_is_explained(documents: dict[str, str]) -> None:
-    readme = documents["README.md"]
+    page = documents["docs/states.md"]
     for word in (*State, *Reason):
-        assert f"\n| `{word.value}` |" in readme, word
+        assert f"\n| `{word.value}` |" in page, word
 
 
 def test_every_link_leads_somewhere(root: Path, documents: dict[str, str]) -> None:
