@@ -1,0 +1,68 @@
+"""A configuration that a customer plants where somebody runs docferry steals no key."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
+
+CUSTOMER, SERVICE = 65533, 65534
+AS_NOBODY = Path(__file__).with_name("as_nobody.py")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs programs as another user")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a folder that other users reach, which pytest's own folders are not."""
+    folder = Path(tempfile.mkdtemp(prefix="docferry-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("words", [("check",), ("sync",), ("run",), ("status",), ("config", "show")])
+@pytest.mark.parametrize(("owner", "mode"), [(CUSTOMER, 0o755), (CUSTOMER, 0o777), (SERVICE, 0o777), (0, 0o1777)])
+def test_a_planted_file_in_the_working_folder_is_passed_over(
+    place: Path, words: tuple[str, ...], owner: int, mode: int
+) -> None:
+    """Her folder, a folder of the service that she may write, and one like /tmp."""
+    key = place / "codat.key"
+    key.write_text("the-service-key")
+    key.chmod(0o600)
+    os.chown(key, SERVICE, SERVICE)
+    folder = place / "customer"
+    folder.mkdir()
+    with SimulatorThread(Simulator(SimulatorOptions())) as hers:
+        planted = folder / "docferry.toml"
+        planted.write_text(
+            f'state_dir = "{place}/state"\n[codat]\nbase_url = "{hers.url}"\napi_key_file = "{key}"\n'
+            f'[[upload]]\nname = "a"\nfolder = "{folder}"\nto = "codat"\n'
+            'company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"\n'
+            'connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"\n'
+        )
+        os.chown(planted, CUSTOMER, CUSTOMER)
+        (folder / "a.pdf").write_bytes(b"a")
+        folder.chmod(mode)
+        os.chown(folder, owner, owner)
+        done = subprocess.run(
+            [sys.executable, str(AS_NOBODY), str(SERVICE), *words],
+            env={"PATH": os.environ["PATH"], "HOME": str(place / "home")},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=60.0,
+            check=False,
+        )
+        assert hers.simulator.requests.total() == 0
+    assert done.returncode == 2
+    assert "passed over" in done.stderr
+    assert f"{folder}" in done.stderr
+    assert not (place / "state").exists()
