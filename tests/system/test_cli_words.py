@@ -197,3 +197,13 @@ def test_errors_that_cannot_be_written_leave_the_exit_code(app_env: AppEnv, redi
     assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode in (0, 74)  # noqa: S602 - as above
     assert len(app_env.simulator.stored) == 1
     assert app_env.state.joinpath("docferry.db").read_bytes()[:15] == b"SQLite format 3"
+
+
+@pytest.mark.parametrize("words", ["metrics", "verify", "status", "list", "check --offline", "receipts verify"])
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">/dev/full", ">&- 2>&- <&-"])
+def test_no_command_fails_where_an_output_is_closed_or_full(app_env: AppEnv, words: str, redirection: str) -> None:
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    app_env.sync()
+    line = f"{shlex.join(app_env.command(*words.split()))} {redirection}"
+    done = subprocess.run(line, shell=True, env=app_env.environment, capture_output=True, check=False)  # noqa: S602 - the shell redirects
+    assert done.returncode == (0 if redirection == "2>&-" else 74)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import http.client
 import socket
-import sys
 from argparse import Namespace
 from pathlib import Path
 
 import anyio
 
 from docferry.app.status_file import read_status
-from docferry.cli import args
+from docferry.cli import args, streams
 from docferry.cli.output import complain
 from docferry.cli.queue import open_queue
 from docferry.errors import DocferryError
@@ -28,8 +27,7 @@ _TIMEOUT_S = 30.0
 def command(asked: Namespace) -> int:
     """Write the metrics to stdout."""
     settings = args.load(asked.config)
-    sys.stdout.buffer.write(_from_daemon(settings) or anyio.run(_from_queue, settings))
-    sys.stdout.flush()
+    streams.write_bytes(_from_daemon(settings) or anyio.run(_from_queue, settings))
     return 0
 
 
@@ -44,7 +42,7 @@ def _from_daemon(settings: Settings) -> bytes | None:
         connection.request("GET", "/metrics", headers={"accept": "text/plain"})
         response = connection.getresponse()
         return response.read() if response.status == http.client.OK else None
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None  # it is just stopping: the queue is there all the same
     finally:
         connection.close()

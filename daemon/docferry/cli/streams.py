@@ -49,6 +49,18 @@ def write(stream: TextIO | None, text: str) -> None:
         lost.note(error, stream)
 
 
+def write_bytes(content: bytes) -> None:
+    """Write bytes to standard output as they are; an error is noted in `lost`."""
+    if sys.stdout is None:
+        lost.note(None, None)
+        return
+    try:
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+    except (OSError, ValueError) as error:
+        lost.note(error, sys.stdout)
+
+
 def flush() -> None:
     """Write what Python holds back for standard output."""
     if sys.stdout is None:

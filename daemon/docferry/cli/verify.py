@@ -12,7 +12,7 @@ import anyio
 
 from docferry import logs
 from docferry.app.verify import open_verifier
-from docferry.cli import args
+from docferry.cli import args, streams
 from docferry.cli.documents import full_path
 from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, complain, count, line
 from docferry.cli.queue import open_queue
@@ -65,17 +65,16 @@ class _Progress:
 
     def __init__(self) -> None:
         self._done = 0
-        self._shows = sys.stderr.isatty()
+        self._shows = sys.stderr is not None and sys.stderr.isatty()
 
     def add(self, documents: int) -> None:
         self._done += documents
         if self._shows:
-            sys.stderr.write(f"\r{self._done:,} documents verified")
-            sys.stderr.flush()
+            streams.write(sys.stderr, f"\r{self._done:,} documents verified")
 
     def end(self) -> None:
         if self._shows and self._done:
-            sys.stderr.write("\r\x1b[K")
+            streams.write(sys.stderr, "\r\x1b[K")
 
 
 def _tell(settings: Settings, report: RoundReport, found: list[Found], *, as_json: bool) -> None:
