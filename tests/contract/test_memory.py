@@ -12,11 +12,11 @@ import pytest
 #: The whole daemon stays below 250 MB; what one response takes, interpreter and libraries included.
 MOST_MB = 200
 _MEASURED = """
-import anyio, resource, sys
+import anyio, sys
 from pathlib import Path
 from docferry.errors import RemoteError
 {body}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 """
 _ZIP = """
 from docferry.remotes.codat import zip_digests
@@ -78,12 +78,12 @@ def test_a_large_directory_of_a_zip(tmp_path: Path, entries: int) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"[" + b"{}," * (16 * 1024**2 // 3) + b"{}]", "more than 1,000,000 rows"),
+        (b"[" + b"{}," * (16 * 1024**2 // 3) + b"{}]", "more than 300,000 rows"),
         (b"[" * (16 * 1024**2), "has a row that is not an object"),
         (b'[{"a":' + b"[" * (16 * 1024**2), "ends early"),
         (b'[{"a":' * 5000, "ends early"),
         (b'[{"fileName":"' + b"x" * (16 * 1024**2), "ends early"),
-        (b"[" + b'{"fileName":"a.pdf","uploaded":"20261121T100000Z"},' * 300_000 + b"{}]", "300001 rows"),
+        (b"[" + b'{"fileName":"a.pdf","uploaded":"20261121T100000Z"},' * 120_000 + b"{}]", "120001 rows"),
         (b'[{"uploaded":' + b"9" * 5_000 + b"}]", "is not valid JSON"),
         (b'[{"uploaded":' + b"9" * 1_000_000 + b"}]", "is not valid JSON"),
         (b'[{"uploaded":1e999}]', "is not valid JSON"),

@@ -202,7 +202,7 @@ def test_s6_names_with_control_characters(fault_env: FaultEnv) -> None:
         (folder / name.replace(".pdf", "")).mkdir()
     with fault_env.daemon() as daemon:
         until(lambda: len(fault_env.stored()) == len(NASTY), 30)
-        until(lambda: daemon.text().count(" held ") == len(NASTY), 30)
+        until(lambda: len(fault_env.rows("--state", "held")) == len(NASTY), 30)
         with (folder / NASTY[0].replace("red", "open")).open("wb") as writer:
             writer.write(PDF)
             writer.flush()

@@ -147,6 +147,7 @@ class TestOldCopies:
         ]
         async with store.open() as queue:
             await queue.transfers.retry(everything=True)
+            await queue.transfers.retry(reason="approval")  # only a release by name sends it
         assert store.sql("SELECT DISTINCT state FROM transfer") == [("doubtful",)]
 
     async def test_a_forked_copy_is_recognised(self, store: Store, anchor: Path) -> None:

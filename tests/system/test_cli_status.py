@@ -7,7 +7,7 @@ from typing import Any
 from docferry.cli import status_view
 from docferry.cli.output import Table, count, line, size, span
 from docferry.clock import iso
-from docferry.model import State
+from docferry.model import Reason, State
 
 NOW = 1_790_000_000.0
 
@@ -101,9 +101,9 @@ def test_a_stopped_mapping_a_failed_download_and_a_full_disk_are_shown() -> None
 
 
 def test_every_reason_for_holding_has_a_cure() -> None:
-    held = ("too_large", "extension", "empty", "unreadable", "unroutable", "refused", "gave_up", "undecidable")
-    reasons = (*held, "name_taken")
-    assert set(status_view.CURES) == set(reasons)
+    gates = {"key", "account", "company", "connection", "quota", "rate", "unreachable", "failing", "redirected"}
+    gates |= {"stranger", "storage", "antivirus"}
+    assert set(status_view.CURES) == {reason.value for reason in Reason} - gates
 
 
 def test_words_for_figures() -> None:
