@@ -292,6 +292,28 @@ def test_what_is_unwise_is_a_warning(tmp_path: Path) -> None:
     assert any("there is nothing to do" in warning for warning in loaded(tmp_path, "").warnings)
 
 
+def test_senders_are_auto_or_a_number(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "").senders == "auto"
+    assert loaded(tmp_path, "senders = 4").senders == 4
+    for wrong in ("33", "-1", "true", '"many"'):
+        assert "senders" in refused(tmp_path, f"senders = {wrong}")[0]
+
+
+@pytest.mark.parametrize(
+    ("file_name", "warned"),
+    [
+        ("{stem}~{token}", True),
+        ("{token}", True),
+        ("{stem}~{token}{suffix}", False),
+        ("{name}", False),
+        ("{stem}.pdf", False),
+    ],
+)
+def test_a_name_without_a_suffix_is_a_warning(tmp_path: Path, file_name: str, warned: bool) -> None:
+    text = upload(f'{IDS}\nfile_name = "{file_name}"', to="codat")
+    assert any("drops the suffix" in warning for warning in loaded(tmp_path, text).warnings) == warned
+
+
 def test_settings_cannot_be_changed(tmp_path: Path) -> None:
     found = loaded(tmp_path, "")
     with pytest.raises(ValueError, match="frozen"):

@@ -19,6 +19,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -123,6 +124,14 @@ def _proxy(written: str) -> str:
     return endpoints.validate_proxy(written.strip())
 
 
+def _senders(written: object) -> object:
+    if written == "auto" or (isinstance(written, int) and not isinstance(written, bool) and 0 <= written <= 32):
+        return written
+    if isinstance(written, str) and written.strip().isascii() and written.strip().isdecimal() and int(written) <= 32:
+        return int(written)
+    raise ValueError('must be "auto", or a number from 0 to 32')
+
+
 def _lowered(written: object) -> object:
     return written.strip().lower() if isinstance(written, str) else written
 
@@ -143,6 +152,13 @@ def validate_database_url(written: SecretStr) -> SecretStr:
 
 DatabaseUrl = Annotated[SecretStr, AfterValidator(validate_database_url)]
 Host = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+Senders = Annotated[
+    Literal["auto"] | int,
+    BeforeValidator(_senders),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 0, "maximum": 32}]}),
+]
 
 
 class Retry(BaseModel):
@@ -228,6 +244,7 @@ class Settings(BaseSettings):
         description="a PostgreSQL queue for several hosts; default: SQLite in state_dir",
     )
     host: Host | None = Field(default=None, description="this machine's name in a shared queue; default: its host name")
+    senders: Senders = Field(default="auto", description="sender processes; all work is done in this process today")
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")

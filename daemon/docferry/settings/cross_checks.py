@@ -160,17 +160,24 @@ def _warnings(settings: Settings) -> Iterator[str]:
         if remote in settings.remotes and section.base_url and not _is_private(section.base_url):
             yield f"{remote}.base_url is http: the key and the documents go over the network in the clear; use https"
     yield from _of_wootiv_server(settings)
+    yield from _of_names(settings.uploads)
     for at, upload in enumerate(settings.uploads):
-        if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
-            yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
-        if upload.to == "codat" and ("/" in upload.file_name or "{path}" in upload.file_name):
-            yield f"upload[{at}].file_name: Codat may keep only what follows the last slash; use {{name}}"
         for unused in ("object_name", "via") if upload.to == "codat" else ("file_name",):
             if unused in upload.model_fields_set:
                 yield f"upload[{at}].{unused} is not used for {upload.to}; remove it"
         if upload.archive_folder and upload.after_upload != "archive":
             yield f'upload[{at}].archive_folder is not used while after_upload is "{upload.after_upload}"'
     yield from _taken_away(settings.uploads)
+
+
+def _of_names(uploads: Sequence[Upload]) -> Iterator[str]:
+    for at, upload in enumerate(uploads):
+        if upload.to == "wootiv" and not any(word in upload.object_name for word in ("{path}", "{token}", "{sha256}")):
+            yield f"upload[{at}].object_name: documents of one name in two folders replace each other; use {{path}}"
+        if upload.to == "codat" and ("/" in upload.file_name or "{path}" in upload.file_name):
+            yield f"upload[{at}].file_name: Codat may keep only what follows the last slash; use {{name}}"
+        if upload.to == "codat" and not _keeps_suffix(upload.file_name):
+            yield f"upload[{at}].file_name: drops the suffix by which Codat knows the type; add {{suffix}}"
 
 
 def _of_wootiv_server(settings: Settings) -> Iterator[str]:
@@ -180,6 +187,12 @@ def _of_wootiv_server(settings: Settings) -> Iterator[str]:
             f'wootiv.environment: "{settings.wootiv.environment}" is {server} in Wootiv\'s SDK, an address of this '
             "machine; set base_url to the server of your account"
         )
+
+
+def _keeps_suffix(template: str) -> bool:
+    """Return whether names made by a template end with a suffix: that of the file, or one in the template."""
+    last = template.rpartition("/")[2]
+    return any(word in last for word in ("{suffix}", "{name}", "{path}")) or "." in last.rpartition("}")[2]
 
 
 def _taken_away(uploads: Sequence[Upload]) -> Iterator[str]:
