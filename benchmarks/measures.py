@@ -16,6 +16,7 @@ from benchmarks.docferry_run import KEYS, PROGRAM, DocferryRun
 from benchmarks.peers import Peer
 from benchmarks.programs import Failed, Run, Sink, run, sink
 from benchmarks.report import Table
+from benchmarks.tls import missing, tls_sink
 from benchmarks.trees import Tree, build
 
 
@@ -53,9 +54,13 @@ class Bench:
     peers: Mapping[str, Peer]
     table: Table
 
-    def docferry(self, tree: Tree, server: Sink, *, to: str = "codat", batch: int = 1) -> Send:
+    def docferry(
+        self, tree: Tree, server: Sink, *, to: str = "codat", batch: int = 1, cores: int | None = None
+    ) -> Send:
         """A whole first `sync` of a tree."""
-        docferry = DocferryRun(self.place / "docferry", tree.root, server.url, to=to, batch=batch)
+        docferry = DocferryRun(
+            self.place / "docferry", tree.root, server.url, to=to, batch=batch, ca_file=server.ca_file, cores=cores
+        )
 
         def send() -> Run:
             server.reset()
@@ -104,29 +109,39 @@ def ceiling(bench: Bench) -> None:
             bench.table.note(f"sink, raw requests of {body:,} bytes", float(done.said), "requests/s")
 
 
-def small_files(bench: Bench) -> None:
+def small_files(bench: Bench, *, tls: bool = False) -> None:
+    """W1. Over TLS also on one core, as the second one hashes, encrypts and waits for the disk."""
     tree = build(bench.place, f"w1-{bench.scale.small}", bench.scale.small, 40_000, 100)
-    with sink() as server:
+    with tls_sink() if tls else sink() as server:
         sends = {
             "codat": bench.docferry(tree, server),
+            **({"codat-1": bench.docferry(tree, server, cores=1)} if tls else {}),
             "batch": bench.docferry(tree, server, batch=20),
             "wootiv": bench.docferry(tree, server, to="wootiv"),
             **{name: bench.peer(name, tree, server) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
     table = bench.table
-    names = {"codat": "docferry → Codat", "batch": "docferry → Codat, batch = 20", "wootiv": "docferry → Wootiv"}
+    names = {
+        "codat": "docferry → Codat",
+        "codat-1": "docferry → Codat, on one core",
+        "batch": "docferry → Codat, batch = 20",
+        "wootiv": "docferry → Wootiv",
+    }
+    workload = "W1 TLS" if tls else "W1"
     for key, done in runs.items():
-        table.contender("W1", names.get(key) or bench.peers[key].name, done, tree.files, tree.total)
-    table.goal("W1 Codat, one file a request ÷ SDK", speed(runs, "codat", "sdk"), 1.5, 2.5)
-    table.goal("W1 Codat, batch = 20 ÷ rclone", speed(runs, "batch", "rclone"), 1.0, 1.5)
-    table.goal("W1 Wootiv ÷ rclone", speed(runs, "wootiv", "rclone"), 0.35, 1.0)
-    table.goal("W1 peak memory, MB", max(runs[key].peak for key in names), 100, 70, most=True)
+        table.contender(workload, names.get(key) or bench.peers[key].name, done, tree.files, tree.total)
+    sdk, wootiv = (2.0, 0.5) if tls else (1.5, 0.35)
+    table.goal(f"{workload} Codat, one file a request ÷ SDK", speed(runs, "codat", "sdk"), sdk, 2.5)
+    table.goal(f"{workload} Codat, batch = 20 ÷ rclone", speed(runs, "batch", "rclone"), 1.0, 1.5)
+    table.goal(f"{workload} Wootiv ÷ rclone", speed(runs, "wootiv", "rclone"), wootiv, 1.0)
+    peak = max(done.peak for key, done in runs.items() if key in names)
+    table.goal(f"{workload} peak memory, MB", peak, 100, 70, most=True)
 
 
-def middle_files(bench: Bench) -> None:
+def middle_files(bench: Bench, *, tls: bool = False) -> None:
     tree = build(bench.place, f"w2-{bench.scale.middle}", bench.scale.middle, 5_000_000, 10)
-    with sink() as server:
+    with tls_sink() if tls else sink() as server:
         sends = {
             "codat": bench.docferry(tree, server),
             "wootiv": bench.docferry(tree, server, to="wootiv"),
@@ -134,11 +149,24 @@ def middle_files(bench: Bench) -> None:
         }
         runs = bench.in_turn(sends)
     names = {"codat": "docferry → Codat", "wootiv": "docferry → Wootiv"}
+    workload, least = ("W2 TLS", 1.2) if tls else ("W2", 1.0)
     for key, done in runs.items():
-        bench.table.contender("W2", names.get(key) or bench.peers[key].name, done, tree.files, tree.total)
-    bench.table.goal("W2 Codat ÷ rclone", speed(runs, "codat", "rclone"), 1.0, 1.5)
-    bench.table.goal("W2 Wootiv ÷ rclone", speed(runs, "wootiv", "rclone"), 1.0, 1.5)
-    bench.table.goal("W2 peak memory, MB", max(runs[key].peak for key in names), 100, 70, most=True)
+        bench.table.contender(workload, names.get(key) or bench.peers[key].name, done, tree.files, tree.total)
+    bench.table.goal(f"{workload} Codat ÷ rclone", speed(runs, "codat", "rclone"), least, 1.5)
+    bench.table.goal(f"{workload} Wootiv ÷ rclone", speed(runs, "wootiv", "rclone"), 1.0, 1.5)
+    bench.table.goal(f"{workload} peak memory, MB", max(runs[key].peak for key in names), 100, 70, most=True)
+
+
+def over_tls(measure: Callable[..., None]) -> Callable[[Bench], None]:
+    """Return a measurement that is made over TLS, or left out with the reason."""
+
+    def measured(bench: Bench) -> None:
+        if (reason := missing()) is None:
+            measure(bench, tls=True)
+        else:
+            print(reason, file=sys.stderr)
+
+    return measured
 
 
 def large_file(bench: Bench) -> None:
@@ -306,6 +334,8 @@ def speed(runs: Mapping[str, Run], ours: str, theirs: str) -> float | None:
 
 ALL: Mapping[str, Callable[[Bench], None]] = {
     "ceiling": ceiling,
+    "w1-tls": over_tls(small_files),
+    "w2-tls": over_tls(middle_files),
     "w1": small_files,
     "w2": middle_files,
     "w3": large_file,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-#: So often a program's size is looked at; the kernel keeps the peak itself, so only its last moments can be missed.
-_GLANCE = 0.02
+#: So often the size of a program and its children is read, seconds: a shorter peak is missed.
+_GLANCE = 0.05
 
 
 class Failed(Exception):
@@ -65,13 +65,13 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, may_fai
 
 
 class _Watch:
-    """Reads VmHWM of a program and of its children while it lives: getrusage would count our own size in."""
+    """Reads the PSS of a program and of all its children while it lives; keeps the largest sum."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._peak = 0.0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._look, daemon=True)  # a stop must not wait for it
         self._thread.start()
 
     def stop(self) -> float:
@@ -81,21 +81,24 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._over.wait(_GLANCE):
-            self._peak = max([self._peak, *(high_water(pid) for pid in [self._pid, *_children(self._pid)])])
+            self._peak = max(self._peak, sum(map(proportional_size, _tree(self._pid))))
 
 
-def high_water(pid: int) -> float:
-    """The largest size a program had so far, MB; 0 when it is gone."""
+def proportional_size(pid: int) -> float:
+    """Return the PSS of a process, MB: shared pages count in part; 0 when it is gone."""
     with suppress(OSError, ValueError, IndexError):
-        text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-        return int(text.split("VmHWM:", 1)[1].split(None, 1)[0]) / 1024
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii", errors="replace")
+        return int(text.split("\nPss:", 1)[1].split(None, 1)[0]) / 1024
     return 0.0
 
 
-def _children(pid: int) -> list[int]:
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and all processes below it."""
+    yield pid
     with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-    return []
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in children.read_text(encoding="ascii").split():
+                yield from _tree(int(child))
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -112,10 +115,12 @@ class Sink:
 
     port: int
     pid: int
+    front: str | None = None  # the address of a TLS server before it
+    ca_file: Path | None = None  # the certificate of that server
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return self.front or f"http://127.0.0.1:{self.port}"
 
     def figures(self) -> dict[str, Any]:
         return self._ask("GET")

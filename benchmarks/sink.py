@@ -32,7 +32,7 @@ class ServerState:
     delay: float
     md5: bool
     log: bool
-    port: int = 0
+    base: str = ""  # where signed URLs lead: to this process, or to what stands in front of it
     requests: int = 0  # with one or more documents
     received: int = 0  # bytes of their bodies
     first: float = 0.0  # monotonic seconds: when the first such request began
@@ -165,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         if target.endswith(b"/files"):
             return _json_response(b"" if method == b"POST" else json.dumps(state.uploaded).encode())
         if target.endswith(b"/get-signed-put-url"):
-            return _json_response(_signed_url(state.port))
+            return _json_response(_signed_url(state.base))
         return _json_response(_s3(method, target).encode(), "application/xml")
 
 
@@ -173,12 +173,12 @@ def _json_response(body: bytes, kind: str = "application/json") -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s" % (kind.encode(), len(body), body)
 
 
-def _signed_url(port: int) -> bytes:
+def _signed_url(base: str) -> bytes:
     query = (
         "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIDEXAMPLE%2F20261121%2Feu-west-2%2Fs3%2Faws4_request"
         f"&X-Amz-Date=20261121T000000Z&X-Amz-Expires=900&X-Amz-SignedHeaders=host&X-Amz-Signature={'ab' * 32}"
     )
-    return json.dumps({"url": f"http://127.0.0.1:{port}/s3/bench/document?{query}", "fields": {}}).encode()
+    return json.dumps({"url": f"{base}/s3/bench/document?{query}", "fields": {}}).encode()
 
 
 def _s3(method: bytes, target: bytes) -> str:
@@ -201,8 +201,9 @@ def _part(name: str, says: str) -> str:
 
 async def _serve(state: ServerState) -> None:
     server = await asyncio.get_running_loop().create_server(lambda: Connection(state), "127.0.0.1", 0, backlog=512)
-    state.port = server.sockets[0].getsockname()[1]
-    print(state.port, flush=True)
+    port = server.sockets[0].getsockname()[1]
+    state.base = state.base or f"http://127.0.0.1:{port}"
+    print(port, flush=True)
     await server.serve_forever()
 
 
@@ -211,8 +212,9 @@ def main() -> None:
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--md5", action="store_true", help="ETags that are the MD5 of the bytes, as S3 gives them")
     parser.add_argument("--log", action="store_true", help="remember when each document's request began")
+    parser.add_argument("--base", default="", help="where signed URLs lead, when something stands in front")
     asked = parser.parse_args()
-    asyncio.run(_serve(ServerState(asked.delay, asked.md5, asked.log)))
+    asyncio.run(_serve(ServerState(asked.delay, asked.md5, asked.log, asked.base)))
 
 
 if __name__ == "__main__":
