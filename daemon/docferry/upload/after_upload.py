@@ -37,6 +37,7 @@ class AfterUpload:
         self._wakeups = wakeups
         wakeups.needs_sent = bool(self._uploads)
         self._sent: dict[str, list[SentFile]] = {}
+        self._scanned: set[str] = set()  # mappings to catch up with
         self._failed: dict[str, dict[int, str]] = {}  # by mapping: document and reason of the files that stay
         self._logged: set[tuple[str, str]] = set()  # mapping and reason
         self._serving = anyio.Lock()
@@ -58,8 +59,11 @@ class AfterUpload:
                     del files[:BATCH]
                     if not files:
                         del self._sent[mapping]
-            for mapping in self._wakeups.take_scanned() & self._uploads.keys():
+            self._scanned |= self._wakeups.take_scanned() & self._uploads.keys()
+            while self._scanned:
+                mapping = next(iter(self._scanned))
                 await self._catch_up(self._uploads[mapping])
+                self._scanned.discard(mapping)  # a call that was cancelled leaves it to the next one
 
     def problem(self, mapping: str) -> str | None:
         """Return one sentence with the number of sent files that cannot be removed, None when there are none."""
