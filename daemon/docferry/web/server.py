@@ -26,6 +26,8 @@ log = logs.get("web")
 MOST_CONNECTIONS: Final = 64
 #: A connection has to bring a request within this, seconds.
 REQUEST_S: Final = 10.0
+#: Responses under way at a stop get this long, seconds.
+STOP_GRACE_S: Final = 0.5
 #: An address that is taken, or a folder that is missing, is tried again after this, seconds.
 RETRY_S: Final = 10.0
 _SOCKET_MODE: Final = 0o660
@@ -142,6 +144,9 @@ async def _serve(app: ASGIApp, server_socket: socket.socket) -> None:
             each.close()
         for connection in list(server.server_state.connections):
             connection.shutdown()
+        if server.server_state.tasks:  # a cancelled response would be a 500 in the browser
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(list(server.server_state.tasks), timeout=STOP_GRACE_S)
         for task in list(server.server_state.tasks):
             task.cancel()
 
