@@ -54,7 +54,7 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
             _write(docferry.folder / f"d{probe % 10}" / name)
             written[name] = time.monotonic()
             # One probe at each interval, however long the last one took.
-            time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))
+            time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))  # the pace of the probes
         deadline = time.monotonic() + _PATIENCE
         while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
             time.sleep(0.2)  # arrivals have their own times

@@ -59,11 +59,6 @@ class Wakeups:
         taken, self._paths = self._paths, {}
         return taken
 
-    @property
-    def has_paths(self) -> bool:
-        """Whether paths wait to be checked."""
-        return bool(self._paths)
-
     def scanned(self, mapping: str) -> None:
         """Tell the after-upload actions that a scan has ended: what they could not do before is tried again."""
         self._scanned.add(mapping)

@@ -77,7 +77,6 @@ _ROWS = {
 _COUNTS = text("""
 SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id GROUP BY 1, 2
 """)
-_DOWNLOADS = text("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")
 # CROSS JOIN makes SQLite begin with the few held transfers.
 _HELD_REASONS = text("""
 SELECT d.mapping, t.reason, count(*) FROM transfer t CROSS JOIN document d
@@ -121,10 +120,6 @@ class Reports:
     async def open_counts(self, mappings: Collection[str]) -> dict[str, int]:
         """Return the number of transfers of these mappings by state, without final states."""
         return dict(await self._database.fetch_all(_OPEN_COUNTS, {"mappings": list(mappings)}))
-
-    async def downloads(self) -> dict[str, int]:
-        """Return the number of downloaded files by mapping."""
-        return dict(await self._database.fetch_all(_DOWNLOADS))
 
     async def held_reasons(self) -> list[tuple[str, str, int]]:
         """Return mapping, reason and number of held documents."""

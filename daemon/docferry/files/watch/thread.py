@@ -160,7 +160,7 @@ class Session:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        time.sleep(GATHER_S)
+        time.sleep(GATHER_S)  # roots that are added together are armed together
         while not self._is_stopped:
             self.beat = self._clock.steady()
             try:
