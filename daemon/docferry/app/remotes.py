@@ -56,11 +56,13 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
         key = SettingsKey(settings, "codat")
         remotes["codat"] = Codat(open_client("Codat", codat), options, key=key, clock=clock, spool=spool(settings))
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
+        urls = SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts)
+        # A storage refuses headers that were not signed.
+        storage = replace(http_options(wootiv), headers={}, public_only=urls.public_only)
         remotes["wootiv"] = Wootiv(
             open_client("Wootiv", wootiv),
-            # A storage refuses headers that were not signed.
-            HttpClient("Wootiv's storage", clock, replace(http_options(wootiv), headers={})),
-            SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts),
+            HttpClient("Wootiv's storage", clock, storage),
+            urls,
             WootivOptions(wootiv.base_url, direct_mappings(settings)),
             key=SettingsKey(settings, "wootiv"),
             clock=clock,

@@ -5,6 +5,7 @@ from docferry.remotes.http.diagnose import Step, diagnose
 from docferry.remotes.http.file_sink import file_sink
 from docferry.remotes.http.multipart import Form, PlainBody, content_type
 from docferry.remotes.http.options import HttpOptions
+from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import Body
 from docferry.remotes.http.response import (
     MAX_CONTENT_BYTES,
@@ -32,6 +33,7 @@ __all__ = [
     "HttpOptions",
     "OpenSink",
     "PlainBody",
+    "PublicOnly",
     "Response",
     "Sink",
     "Step",

@@ -16,6 +16,7 @@ from docferry.endpoints import Origin, load_trust, parse_url
 from docferry.errors import RemoteError
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.proxy import ProxyTransport
+from docferry.remotes.http.public_addresses import PrivateAddressError
 from docferry.remotes.http.request_body import Body, TrackedBody
 from docferry.remotes.http.response import (
     MEMORY,
@@ -146,9 +147,11 @@ class HttpClient:
         options = self._options
         trust = partial(load_trust, options.ca_file, options.cert_file, options.key_file)
         if options.proxy is None:
-            return DirectTransport(trust, local_address=options.local_address)
+            return DirectTransport(trust, local_address=options.local_address, public_only=options.public_only)
         try:
-            return ProxyTransport(options.proxy, trust, local_address=options.local_address)
+            return ProxyTransport(
+                options.proxy, trust, local_address=options.local_address, public_only=options.public_only
+            )
         except ValueError as error:
             raise httpx.ConnectError(f"the address of the proxy {error}") from None
 
@@ -174,6 +177,8 @@ class HttpClient:
         # Only the host is named: paths say little, and a signed URL's query is a secret.
         where = f"{self._name} at {request.url.host}"
         why = self._describe(error, request)
+        if isinstance(error, PrivateAddressError):
+            return RemoteError(f"no document is sent to {where}: {why}", kind="not_ours")
         if isinstance(error, _UNSENT):
             return RemoteError(f"{where} cannot be reached: {why}", kind="unreachable")
         maybe = tracked is not None and tracked.maybe_complete

@@ -43,12 +43,11 @@ class Connector:
     local_address: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
-    async def connect(self) -> socket.socket:
-        """Return a non-blocking socket that is connected to the first address that answers; OSError if none does."""
-        return await self.connect_to(await resolve(self.host, self.port))
-
     async def connect_to(self, addresses: list[AddressInfo]) -> socket.socket:
-        """Race the addresses, each 0.25 s after the one before, or at once when that has failed."""
+        """Return a non-blocking socket that is connected to the first address that answers; OSError if none does.
+
+        Race the addresses, each 0.25 s after the one before, or at once when that has failed.
+        """
         addresses = _interleaved(addresses)
         if len(addresses) == 1:
             return await self._connect(addresses[0])

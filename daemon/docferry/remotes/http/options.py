@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from docferry.remotes.http.public_addresses import PublicOnly
+
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
@@ -17,6 +19,7 @@ class HttpOptions:
     headers             sent with every request; a request's own header of the same name goes before
     local_address       source address of the connections
     cert_file, key_file client certificate, as PEM
+    public_only         which hosts alone may have private addresses; None: any host
     """
 
     timeout: float = 60.0
@@ -27,3 +30,4 @@ class HttpOptions:
     local_address: str | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    public_only: PublicOnly | None = None

@@ -12,6 +12,7 @@ import httpx
 from anyio.lowlevel import checkpoint
 
 from docferry.endpoints import parse_proxy
+from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.tls import explain_tls, find_tls_error
 
 #: What the kernel holds unsent is out of sight here: little of it, and a slow line is not taken for a dead one.
@@ -39,19 +40,27 @@ class ProxyTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(
-        self, proxy: str, load_trust: Callable[[], ssl.SSLContext], *, local_address: str | None = None
+        self,
+        proxy: str,
+        load_trust: Callable[[], ssl.SSLContext],
+        *,
+        local_address: str | None = None,
+        public_only: PublicOnly | None = None,
     ) -> None:
         self._proxy = parse_proxy(proxy)
         self._load_trust = load_trust
         self._context: ssl.SSLContext | None = None
         self._local_address = local_address
+        self._public_only = public_only
         self._idle: list[httpx.AsyncHTTPTransport] = []
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return its response, whose stream the caller closes."""
-        transport = self._idle.pop() if self._idle else self._open()
         timeout = request.extensions.get("timeout", {})
+        if self._public_only is not None:
+            await self._public_only.require_for_proxy(request.url.host, request.url.port or 443)
+        transport = self._idle.pop() if self._idle else self._open()
         try:
             response = await _send(transport, request)
         except BaseException as error:

@@ -12,8 +12,9 @@ import anyio
 import httpx
 
 from docferry.endpoints import Origin, parse_url
-from docferry.remotes.http.connect import Connector
+from docferry.remotes.http.connect import Connector, resolve
 from docferry.remotes.http.connection import Connection
+from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.tls import explain_tls, handshake
 
@@ -32,10 +33,17 @@ class DirectTransport(httpx.AsyncBaseTransport):
     time without progress. All errors are httpx's.
     """
 
-    def __init__(self, load_trust: Callable[[], ssl.SSLContext], *, local_address: str | None = None) -> None:
+    def __init__(
+        self,
+        load_trust: Callable[[], ssl.SSLContext],
+        *,
+        local_address: str | None = None,
+        public_only: PublicOnly | None = None,
+    ) -> None:
         self._load_trust = load_trust  # called at the first https origin: loading certificates takes 20 ms
         self._context: ssl.SSLContext | None = None
         self._local_address = local_address
+        self._public_only = public_only
         self._idle: dict[Origin, list[Connection]] = {}
         self._closed = False
 
@@ -92,7 +100,10 @@ class DirectTransport(httpx.AsyncBaseTransport):
         connected = False
         try:
             with anyio.fail_after(timeout):
-                opened = await connector.connect()
+                addresses = await resolve(origin.host, origin.port)
+                if self._public_only is not None:
+                    await self._public_only.require(origin.host, addresses)
+                opened = await connector.connect_to(addresses)
                 connected = True
                 if origin.is_tls:
                     opened = await handshake(opened, self._trust(), origin.host)

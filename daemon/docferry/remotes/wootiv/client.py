@@ -144,7 +144,7 @@ class Wootiv:
     ) -> Fetched:
         """Download an object into `to`, up to `limit` bytes, unless it still has this ETag; resume an earlier part."""
         signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
-        url = await self._urls.check(signed.get("signedUrl"))
+        url = self._urls.check(signed.get("signedUrl"))
         return await download.fetch(self._s3, url, to, download.Wanted(etag, limit), self._clock.now())
 
     async def stat(self, object_name: str) -> ObjectStat | None:
@@ -158,7 +158,7 @@ class Wootiv:
         return await self._stat_url(signed.get("signedUrl"))
 
     async def _stat_url(self, signed_url: object) -> ObjectStat | None:
-        url = await self._urls.check(signed_url)
+        url = self._urls.check(signed_url)
         # A URL is signed for GET alone. Where a server sends everything, the body is not read to its end.
         response = await self._s3.call("GET", url, headers={"Range": "bytes=0-0"}, to=Destination(limit=4096, raw=True))
         if s3.is_absent(response):
@@ -204,7 +204,7 @@ class Wootiv:
         said = await self._ask("POST", "/aws/get-signed-put-url", {"filename": name})
         fields = said.get("fields")
         pairs = [(str(k), str(v)) for k, v in fields.items()] if isinstance(fields, dict) else []
-        signed = SignedUpload(await self._urls.check(said.get("url")), pairs)
+        signed = SignedUpload(self._urls.check(said.get("url")), pairs)
         if not signed.is_put and not signed.is_post:
             raise unusable("Wootiv signed neither a PUT nor a POST")
         return signed
@@ -261,7 +261,7 @@ class Wootiv:
             yield take
 
         signed = await self._ask("GET", f"/aws/buckets/{quote(transfer.remote_name.strip('/'))}")
-        url = await self._urls.check(signed.get("signedUrl"))
+        url = self._urls.check(signed.get("signedUrl"))
         response = await self._s3.call("GET", url, to=Destination(hashing, RULES.max_size, raw=True))
         if response.status != 200:
             raise s3.refusal(response, self._clock.now())

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import anyio
-
 from docferry.errors import RemoteError
-from docferry.remotes.http import content_type
+from docferry.remotes.http import PublicOnly, content_type
 
 #: The signed headers that a request may have; others could change what the request is or whom it speaks for.
 _ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-control", "expires")
-#: The addresses of a host are looked up again so often, seconds.
-_LOOKUP_LIFETIME_S: Final = 60.0
 #: A request sets these itself.
 _OWN_HEADERS: Final = frozenset({"content-length"})
 _DIGEST: Final = "content-md5"
@@ -28,7 +23,7 @@ class SignedUrlPolicy:
     """Decide which hosts a signed URL may name.
 
     Allowed are the host of `base_url`, the patterns of `storage_hosts`, and any public host. The scheme is `https`,
-    or the plain `http` of a plain `base_url`.
+    or the plain `http` of a plain `base_url`. The client of the storage checks the addresses: `public_only`.
     """
 
     def __init__(self, base_url: str, storage_hosts: Sequence[str] = ()) -> None:
@@ -36,34 +31,21 @@ class SignedUrlPolicy:
         self._is_plain = base.scheme == "http"
         self._base_host = (base.hostname or "").lower()
         self._hosts = tuple(pattern.lower() for pattern in storage_hosts)
-        self._allowed_until: dict[str, float] = {}  # hosts that were looked up, seconds of the event loop
 
-    async def check(self, url: object) -> str:
+    @property
+    def public_only(self) -> PublicOnly:
+        """The hosts that may have private addresses."""
+        return PublicOnly(self._base_host, self._hosts)
+
+    def check(self, url: object) -> str:
         """Return a URL that documents may be sent to; RemoteError for any other."""
         parts = _split(url)
         host = (parts.hostname or "").lower()
         if parts.scheme == "http" and not self._is_plain:
             raise unusable("Wootiv signed a URL without TLS")
-        if any(fnmatchcase(host, pattern) for pattern in self._hosts):
-            return str(url)
-        if host != self._base_host:
-            if self._hosts:
-                raise unusable(f"Wootiv signed a URL for {host[:80]}, which storage_hosts in [wootiv] does not name")
-            await self._check_public(host, parts.port or 443)
+        if self._hosts and host != self._base_host and not any(fnmatchcase(host, each) for each in self._hosts):
+            raise unusable(f"Wootiv signed a URL for {host[:80]}, which storage_hosts in [wootiv] does not name")
         return str(url)
-
-    async def _check_public(self, host: str, port: int) -> None:
-        """Refuse a host with an address of this machine or of a private network, unless `base_url` has one too."""
-        now = anyio.current_time()
-        if self._allowed_until.get(host, 0.0) > now:
-            return
-        if not await _has_private(host, port) or await _has_private(self._base_host, port):
-            self._allowed_until = {host: now + _LOOKUP_LIFETIME_S}
-            return
-        raise unusable(
-            f"Wootiv signed a URL for {host[:80]}, an address of this machine or of a private network; "
-            "if that is right, name the host in storage_hosts of [wootiv]"
-        )
 
 
 @dataclass(slots=True)
@@ -119,25 +101,3 @@ def _split(url: object) -> SplitResult:
     except ValueError:
         pass
     raise unusable("Wootiv's response has no usable URL")
-
-
-async def _has_private(host: str, port: int) -> bool:
-    """Whether any address of a host is not public; a name that does not resolve has none."""
-    try:
-        return _any_private([str(ipaddress.ip_address(host))])
-    except ValueError:
-        pass
-    try:
-        found = await anyio.getaddrinfo(host, port)
-    except (OSError, UnicodeError, ValueError):
-        return False  # the request will say so
-    return _any_private([each[4][0] for each in found])
-
-
-def _any_private(addresses: Iterable[object]) -> bool:
-    for text in addresses:
-        address = ipaddress.ip_address(str(text).partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if not mapped.is_global or mapped.is_multicast:
-            return True
-    return False
