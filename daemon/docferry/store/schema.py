@@ -20,8 +20,8 @@ from docferry.store.sqlite import BUSY_TIMEOUT_S, broken, explain
 from docferry.store.state_dir import create_file, usable
 
 #: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
-HEAD: Final = "0007"
-KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", HEAD})
+HEAD: Final = "0008"
+KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", HEAD})
 #: A larger database is not read from end to end at a start, bytes.
 MAX_CHECKED_BYTES: Final = 64 * 1024 * 1024
 #: A larger database is checked without comparing its indexes with its rows, bytes.
@@ -92,7 +92,7 @@ def _create_tables(connection: Connection) -> None:
     metadata.create_all(connection, checkfirst=False)
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
     log = {"origin": new_origin(), "frontier": b""}
-    connection.execute(text("INSERT INTO receipt_log VALUES (:origin, 0, :frontier, 0, 0, 0, 0, 0)"), log)
+    connection.execute(text("INSERT INTO receipt_log VALUES (:origin, 0, :frontier, 0, 0, 0, 0, 0, 0, NULL)"), log)
 
 
 def new_origin() -> str:

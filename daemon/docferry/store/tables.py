@@ -198,7 +198,8 @@ alert_silence = Table(
 receipt = Table(
     "receipt",
     metadata,
-    Column("idx", Integer64, primary_key=True, autoincrement=False),  # from 0 on, without gaps
+    # The index in its log, from 0 on without gaps, plus the log's number times 2^40.
+    Column("idx", Integer64, primary_key=True, autoincrement=False),
     Column("transfer_id", Integer64),  # NULL: a download
     Column("kind", BytewiseText, nullable=False),
     Column("body", BytewiseText),  # canonical JSON; NULL: erased
@@ -206,7 +207,8 @@ receipt = Table(
     Index("receipt_transfer", "transfer_id"),
 )
 
-#: One row: the log's name, its size and the right edge of its tree.
+#: A log of receipts: its name, its size and the right edge of its tree. SQLite has one; on PostgreSQL each host has its
+#: own, so that hosts do not wait for each other's appends.
 receipt_log = Table(
     "receipt_log",
     metadata,
@@ -219,6 +221,8 @@ receipt_log = Table(
     Column("downloads_done", Integer64, nullable=False),
     Column("downloads_old", Integer64, nullable=False),
     Column("erased", Integer64, nullable=False),  # bodies of receipts below this index are erased
+    Column("number", Integer64, nullable=False, server_default=text("0")),  # see `receipt.idx`
+    Column("host", BytewiseText),  # that appends to it; NULL: SQLite, or a log from before hosts had their own
 )
 
 #: A head of the log, as it was anchored.
@@ -230,6 +234,7 @@ receipt_head = Table(
     Column("size", Integer64, nullable=False),
     Column("note", BytewiseText, nullable=False),
     Column("timestamp", LargeBinary),  # an RFC 3161 time stamp of the note
+    Column("log", Integer64, nullable=False, server_default=text("0")),  # number of its log
     Index("receipt_head_size", "size"),
 )
 
@@ -253,4 +258,27 @@ process = Table(
     Column("version", BytewiseText, nullable=False),
     Column("started", Float, nullable=False),
     Column("heartbeat", Float, nullable=False),
+    Column("clock_offset", Float),  # seconds that the host's clock is ahead of the server's
+    Column("unreadable", BytewiseText),  # shared mappings that the host cannot read, JSON
+)
+
+#: The process that may claim transfers of a company, on PostgreSQL. It counts only while transfers of the company are
+#: in flight under that owner; `claims` changes with every claim, so that two processes never take a company at once.
+company_lease = Table(
+    "company_lease",
+    metadata,
+    Column("company", BytewiseText, primary_key=True),  # remote/company
+    Column("owner", BytewiseText, nullable=False),
+    Column("since", Float, nullable=False),  # the server's clock, as all times of leases
+    Column("claims", Integer64, nullable=False),
+    Column("asked", Float),  # when another process last asked for it
+)
+
+#: The process that scans a shared mapping, on PostgreSQL. It counts while its heartbeat does.
+scan_lease = Table(
+    "scan_lease",
+    metadata,
+    Column("mapping", BytewiseText, primary_key=True),
+    Column("owner", BytewiseText, nullable=False),
+    Column("since", Float, nullable=False),
 )
