@@ -105,7 +105,10 @@ class _Sink(logging.Handler):
 
 
 class _Text(logging.Formatter):
-    """Format a record as a line; the journal gets a priority instead of a time."""
+    """Format a record as `time level action  message  key=value …`; the journal gets a priority instead of a time.
+
+    Values and messages with a sign of this grammar are in quotes, so that a file name cannot look like a field.
+    """
 
     def __init__(self, *, journal: bool, colour: bool) -> None:
         super().__init__()
@@ -117,8 +120,11 @@ class _Text(logging.Formatter):
         shown = f"{_SHORT.get(level, level):<5}"
         if self._colour:
             shown = f"\x1b[{_COLOURS.get(level, '0')}m{shown}\x1b[0m"
-        pairs = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items() if value is not None)
-        rest = redacted("  ".join(part for part in (action, message, pairs) if part))
+        given = {key: value for key, value in fields.items() if value is not None}
+        texts = _all_redacted([_backslashed(each) for each in (action, message, *given, *given.values())])
+        keys, values = texts[2 : 2 + len(given)], texts[2 + len(given) :]
+        pairs = " ".join(f"{key}={_value(value)}" for key, value in zip(keys, values, strict=True))
+        rest = "  ".join(part for part in (texts[0], _prose(texts[1]), pairs) if part)
         lines = [f"{shown} {rest}", *(f"    {line}" for line in _traceback(record))]
         if self._journal:
             return "\n".join(f"<{_PRIORITIES.get(level, 6)}>{line}" for line in lines)
@@ -134,8 +140,9 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level, action, message, fields = _parts(record)
-        told: dict[str, Any] = {"time": iso(record.created), "level": level, "action": action, "message": message}
-        told |= {f"{key}_" if key in _FIXED else key: value for key, value in fields.items()}
+        told: dict[str, Any] = {"time": iso(record.created), "level": level}
+        told |= {"action": escaped(action), "message": escaped(message)}
+        told |= {escaped(f"{key}_" if key in _FIXED else key): _shown(value) for key, value in fields.items()}
         if lines := _traceback(record):
             told["traceback"] = "\n".join(lines)
         line = json.dumps({redacted(key): _redacted_value(value) for key, value in told.items()}, ensure_ascii=False)
@@ -145,9 +152,8 @@ class _Json(logging.Formatter):
 def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
     """Return level, action, message and fields; the action of a library's record is its logger's name."""
     given = getattr(record, "fields", None)
-    fields = {escaped(key): _shown(value) for key, value in given.items()} if isinstance(given, dict) else {}
     action = getattr(record, "action", None) or record.name.partition(".")[0]
-    return record.levelname.lower(), escaped(str(action)), escaped(_message(record)), fields
+    return record.levelname.lower(), str(action), _message(record), given if isinstance(given, dict) else {}
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -163,10 +169,34 @@ def _shown(value: object) -> object:
     return escaped(value if isinstance(value, bytes | str) else str(value))
 
 
-def _quoted(value: object) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    plain = text and " " not in text and '"' not in text and "=" not in text
-    return text if plain else '"' + text.replace('"', '\\"') + '"'
+def _backslashed(value: object) -> str:
+    """Return a value with control characters escaped, and each backslash of its own doubled."""
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "surrogateescape")
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    return escaped(text.replace("\\", "\\\\"))
+
+
+def _value(text: str) -> str:
+    plain = text and " " not in text and '"' not in text and "=" not in text and "\\" not in text
+    return text if plain else _quoted(text)
+
+
+def _prose(text: str) -> str:
+    """Return a message: in quotes where it has an equals sign, or quotes and spaces that prose does not have."""
+    plain = "=" not in text and "  " not in text and text[:1] not in ('"', " ") and text[-1:] != " "
+    return text.replace("\\\\", "\\") if plain else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _all_redacted(texts: list[str]) -> list[str]:
+    """Redact texts without line breaks; together, as each call costs more than a text."""
+    found = redacted("\n".join(texts)).split("\n")
+    return found if len(found) == len(texts) else [redacted(text) for text in texts]
 
 
 def _redacted_value(value: object) -> object:

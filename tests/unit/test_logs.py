@@ -17,8 +17,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from docferry import logs
+from docferry.model import escaped
 
 CANARY = 'canary/7f3a+9c"2e\\key'
 log = logs.get("docferry.test")
@@ -73,6 +76,56 @@ def test_nothing_in_a_value_can_forge_a_line_or_steer_a_terminal() -> None:
     text = stream.getvalue()
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
     assert not re.search(r"(?m)^2026-11-21T00:00:00", text)
+
+
+#: A text line: level, action, message (in quotes where it could be taken for fields), fields.
+LINE = re.compile(
+    r"[^ ]+Z (?P<level>debug|info |warn |error) (?P<action>\w+)"
+    r'(?:  (?P<message>"(?:[^"\\]|\\.)*"|(?!")(?:(?!  )[^=])*?))?'
+    r'(?:  (?P<pairs>\w+=(?:"(?:[^"\\]|\\.)*"|[^ "=\\]+)(?: \w+=(?:"(?:[^"\\]|\\.)*"|[^ "=\\]+))*))?'
+)
+PAIR = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|[^ "=\\]+)')
+ODD = st.lists(
+    st.sampled_from([*'ab ="\\\n\r\t\x1b\x9b\u202e\u2028\xa0\udcff\x00[]m', "level=error", "  x=", '\\"', 'error"'])
+).map("".join)
+
+
+def unquoted(text: str) -> str:
+    """Return the value that a text line shows, with control characters as escapes."""
+    return re.sub(r'\\([\\"])', r"\1", text[1:-1]) if text.startswith('"') else text
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(message=ODD, path=ODD, reason=ODD)
+def test_a_line_can_be_parsed_whatever_a_name_or_a_remote_says(message: str, path: str, reason: str) -> None:
+    stream = sink()
+    log.info("seen", message, path=os.fsencode(path), reason=reason)
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert text.removesuffix("\n").isprintable()
+    found = LINE.fullmatch(text.removesuffix("\n"))
+    assert found is not None, text
+    assert (found["level"], found["action"]) == ("info ", "seen")
+    fields = dict(PAIR.findall(found["pairs"]))
+    assert list(fields) == ["path", "reason"]
+    assert unquoted(fields["path"]) == escaped(path)
+    assert unquoted(fields["reason"]) == escaped(reason)
+    shown = found["message"] or ""
+    assert (unquoted(shown) if shown.startswith('"') else shown) == escaped(message)
+
+
+def test_a_redaction_leaves_quotes_whole() -> None:
+    """A query is hidden up to a quote: the backslash before it must not go with it."""
+    stream = sink()
+    log.warning(
+        "refused", 'at https://h/a?b\\" x', detail='https://h/a?b" level=error  forged="x', reason="basic+ABCDEF="
+    )
+    line = stream.getvalue().removesuffix("\n")
+    found = LINE.fullmatch(line)
+    assert found is not None, line
+    assert [key for key, _ in PAIR.findall(found["pairs"])] == ["detail", "reason"]
+    assert "?b" not in line
+    assert "ABCDEF" not in line
 
 
 def test_formats_in_messages_and_arguments_that_do_not_fit_do_no_harm() -> None:
