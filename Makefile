@@ -5,6 +5,9 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
+# Tests start docferry hundreds of times: without bytecode on disk each start would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Arguments for one run: make test ARGS="tests/simulator -x"
 ARGS ?=
 # COV=1 measures line coverage too, and fails below 90 %.

@@ -91,6 +91,15 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(app_env: AppEnv, say
     assert app_env.simulator.requests.total() == 0
 
 
+def test_a_dry_run_after_a_retry_names_the_rule_that_still_holds(app_env: AppEnv, say: Say) -> None:
+    (app_env.upload("bank") / "empty.pdf").write_bytes(b"")
+    assert say("sync")[0] == 1
+    assert say("retry", "--all")[0] == 0
+    row = objects(say("sync", "--dry-run", "--json")[1])[0]
+    assert row["would"] == "held"
+    assert "the file is empty" in row["reason"]
+
+
 def test_on_a_terminal_there_is_a_bar_and_a_summary(app_env: AppEnv) -> None:
     folder = app_env.upload("bank")
     for number in range(30):

@@ -171,7 +171,9 @@ def test_a_reader_that_goes_away_is_no_mistake() -> None:
 
 
 @pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
-@pytest.mark.parametrize("words", ["sync --json", "sync", "status", "list --json", "check --offline", "config schema"])
+@pytest.mark.parametrize(
+    "words", ["sync --json", "sync", "status", "list --json", "check --offline", "config schema", "--help", "--version"]
+)
 def test_output_that_cannot_be_written_is_74_and_everything_is_sent(
     app_env: AppEnv, words: str, redirection: str
 ) -> None:

@@ -22,7 +22,7 @@ from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.hashing import hash_file
 from docferry.files.safe_open import Root
-from docferry.model import Reason, SeenFile
+from docferry.model import Reason, SeenFile, State
 from docferry.settings import Settings, Upload
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
@@ -118,6 +118,9 @@ class _DryRun:
 
     def _queued(self, seen_file: SeenFile, row: Row) -> DryRunRow:
         reason = ": ".join(part for part in (row.reason, row.detail) if part) or None
+        verdict = validate(self._upload, seen_file, RULES)
+        if row.state == State.WAITING and isinstance(verdict, Planned):  # a person's retry changes no rule
+            return self._row(seen_file, "held", name=row.remote_name, reason=verdict.detail)
         return self._row(seen_file, _ACTIONS[row.state], name=row.remote_name, reason=reason)
 
     async def _new(self, seen_file: SeenFile) -> list[DryRunRow]:

@@ -7,13 +7,16 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn, cast
 
 from docferry import __version__
+from docferry.cli import streams
 from docferry.cli.receipts_parser import add_receipts, add_verify
 
 if TYPE_CHECKING:
     from datetime import date
+
+    from _typeshed import SupportsWrite
 
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 _CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
@@ -113,6 +116,10 @@ class Parser(argparse.ArgumentParser):
         cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
         kind = "command" if what in {"COMMAND", "WHAT"} else what
         raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Write help and version as all other output: argparse would keep silent about what could not be written."""
+        streams.write(cast("IO[str] | None", file), message)
 
     def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
         """Add a command; each example is a complete line."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import IO
 
 
 class Lost:
@@ -18,7 +18,7 @@ class Lost:
         self.reader_left = False
         self.unwritten = False
 
-    def note(self, error: Exception | None, stream: TextIO | None) -> None:
+    def note(self, error: Exception | None, stream: IO[str] | None) -> None:
         """Note an error of a stream, and point the stream at /dev/null, so that exiting reports nothing more."""
         if isinstance(error, BrokenPipeError):
             self.reader_left = True
@@ -34,7 +34,7 @@ class Lost:
 lost = Lost()
 
 
-def write(stream: TextIO | None, text: str) -> None:
+def write(stream: IO[str] | None, text: str) -> None:
     """Write text at once; characters that the stream cannot encode are escaped, an error is noted in `lost`."""
     if stream is None:
         lost.note(None, None)
