@@ -21,8 +21,9 @@ from files.reading import descriptors, digests_of, fill
 pytestmark = pytest.mark.anyio
 
 
-def planned(root: Path, name: str = "a.pdf", *, md5: bool = False) -> FileSource:
-    return Opener(Root(root)).source(name.encode(), *digests_of(root, name, md5=md5), md5)
+def planned(root: Path, name: str = "a.pdf", *, md5: bool = False, read_small: bool = True) -> FileSource:
+    opener = Opener(Root(root), lambda: read_small)
+    return opener.source(name.encode(), *digests_of(root, name, md5=md5), md5)
 
 
 async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:
@@ -34,10 +35,13 @@ async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:
 class TestSource:
     @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5])
     @pytest.mark.parametrize("md5", [False, True])
-    async def test_all_bytes_in_order_as_often_as_asked(self, root: Path, size: int, md5: bool) -> None:
+    @pytest.mark.parametrize("read_small", [False, True])
+    async def test_all_bytes_in_order_as_often_as_asked(
+        self, root: Path, size: int, md5: bool, read_small: bool
+    ) -> None:
         content = fill(root / "a.pdf", size)
         before = descriptors()
-        async with planned(root, md5=md5) as source:
+        async with planned(root, md5=md5, read_small=read_small) as source:
             assert source.size == size
             for _ in range(2):
                 assert b"".join([block async for block in source.blocks()]) == content
@@ -101,6 +105,20 @@ class TestSource:
         with pytest.raises(SourceChanged):
             await drain(planned(root), meddle)
         assert 0 < len(b"".join(given)) < 4 * BLOCK
+
+    @pytest.mark.parametrize("change", ["rewrite", "touch", "shrink"])
+    async def test_a_small_file_that_is_read_late_is_proved_then(self, root: Path, change: str) -> None:
+        path = root / "a.pdf"
+        fill(path, 1_000)
+        async with planned(root, read_small=False) as source:
+            with path.open("r+b") as file:
+                if change == "shrink":
+                    file.truncate(10)
+                elif change == "rewrite":
+                    file.write(b"other")
+            os.utime(path, ns=(0, 0))
+            with pytest.raises(SourceChanged):
+                await anext(source.blocks())
 
     async def test_errors_of_the_sender_come_out_as_they_are(self, root: Path) -> None:
         fill(root / "a.pdf", 4 * BLOCK)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.model import Stamp, escaped, parted
-from docferry.settings import Upload
+
+if TYPE_CHECKING:  # a sender process reads no configuration, and need not load it
+    from docferry.settings import Upload
 
 #: Bytes of one read. Larger ones are a little faster, and eight workers hold three each; smaller files are one block.
 BLOCK: Final = 1 << 19

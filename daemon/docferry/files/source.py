@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from types import TracebackType
 from typing import Self
 
@@ -24,17 +24,20 @@ class Opener:
     """Opens the sources of one root in a thread.
 
     Sources that are asked for while the thread is busy are opened together next. A root that hangs delays only itself.
+    `reads_small` is asked when a small file is opened.
     """
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, reads_small: Callable[[], bool] = lambda: True) -> None:
         self._root = root
+        self.reads_small = reads_small
         self._waiting: list[FileSource] = []
         self._one_call = anyio.Lock(fast_acquire=True)
 
     def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> FileSource:
         """Return the file as a source for one attempt: `async with opener.source(…) as source`.
 
-        Entering raises SourceError unless the file has this stamp; a small file is then already read and proved.
+        Entering raises SourceError unless the file has this stamp. A small file is then already read and proved,
+        unless other processes send; then it stays open until its bytes are wanted, there or here.
         """
         return FileSource(self, path, stamp, digests, md5)
 
@@ -76,19 +79,127 @@ async def open_together(sources: Iterable[FileSource]) -> None:
         await opener.open(*group)
 
 
-class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
-    """The bytes of one document for one attempt.
+class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
+    """An open file whose bytes are proved while they are read: XXH3 of all, and the stamp, before the last block.
 
-    A small file is read and proved in one call of a thread. Of a large file two blocks are in memory: while one is
-    being sent, the next is read. `blocks` may be called again.
+    Of a large file two blocks are in memory: while one is being sent, the next is read. `blocks` may be called again.
     """
+
+    def __init__(self, descriptor: int, path: bytes, stamp: Stamp, fingerprint: str) -> None:
+        self.descriptor, self.path, self.stamp, self.fingerprint = descriptor, path, stamp, fingerprint
+        self._readers: TaskGroup | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the document."""
+        return self.stamp.size
+
+    @property
+    def md5(self) -> str | None:
+        """None: nobody asks an open file."""
+        return None
+
+    async def __aenter__(self) -> Self:
+        if self.size > BLOCK:
+            self._readers = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        readers, self._readers = self._readers, None
+        try:
+            if readers is None:
+                return None
+            readers.cancel_scope.cancel()
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                return await readers.__aexit__(kind, error, trace)
+            await readers.__aexit__(None, None, None)  # given the error, it would raise an ExceptionGroup
+            return None
+        finally:
+            self.close()
+
+    async def blocks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
+        if self.size <= BLOCK:
+            whole = await to_thread.run_sync(self._read_small)
+            if whole:
+                yield whole
+            return
+        if self._readers is None:
+            raise RuntimeError("a source gives out blocks only inside its `async with`")
+        send, receive = anyio.create_memory_object_stream[bytes | Exception](0)
+        self._readers.start_soon(self._read_ahead, send)
+        with receive:
+            async for block in receive:
+                if isinstance(block, Exception):
+                    raise block
+                yield block
+
+    def read_whole(self) -> bytes:
+        """Return the bytes of a small file. The caller has just compared the stamp. Raises SourceChanged."""
+        whole = read_exactly(self.descriptor, self.size, 0)
+        self._prove(xxh3_128(whole).hexdigest())
+        return whole
+
+    def close(self) -> None:
+        """Close the file; harmless when it is closed."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _read_small(self) -> bytes:
+        try:
+            whole = self.read_whole()
+            self._prove_stamp()
+        except SourceError:
+            raise
+        except Exception as error:
+            raise source_error(self.path, error) from error
+        return whole
+
+    async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
+        """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""
+        with send:
+            try:
+                await self._read_blocks(send)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
+                return
+            except Exception as error:  # noqa: BLE001 - it is raised where the file is read
+                await _tell(send, error if isinstance(error, SourceError) else source_error(self.path, error))
+
+    async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
+        """Read a block while the one before is sent; prove the whole before the last block is given out."""
+        fingerprint = xxh3_128()
+
+        def read(offset: int) -> bytes:
+            block = read_exactly(self.descriptor, min(BLOCK, self.size - offset), offset)
+            fingerprint.update(block)
+            if offset + len(block) == self.size:
+                self._prove(fingerprint.hexdigest())
+                self._prove_stamp()
+            return block
+
+        for offset in range(0, self.size, BLOCK):
+            await send.send(await to_thread.run_sync(read, offset))
+
+    def _prove(self, fingerprint: str) -> None:
+        if fingerprint != self.fingerprint:
+            raise _mismatch(self.path)
+
+    def _prove_stamp(self) -> None:
+        if stamp_of(self.descriptor, self.path) != self.stamp:
+            raise _changed(self.path)
+
+
+class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
+    """The bytes of one document for one attempt: of a small file in memory, else an open file."""
 
     def __init__(self, opener: Opener, path: bytes, stamp: Stamp, digests: Digests, md5: bool) -> None:
         self.opener, self._path = opener, path
         self._stamp, self._digests, self._wants_md5 = stamp, digests, md5
-        self._descriptor = -1
         self._whole: bytes | None = None
-        self._readers: TaskGroup | None = None
+        self._file: OpenedFile | None = None
         self.is_open = False
         self.is_wanted = False  # bytes were asked for: before that none can have been sent
         self.trouble: Exception | None = None  # why it could not be opened
@@ -103,29 +214,24 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         """Hex MD5 of the bytes, None unless it was asked for."""
         return self._digests.md5
 
+    @property
+    def opened(self) -> bytes | OpenedFile | None:
+        """The bytes of a small file, or the open file, for a process that sends them; None when it is closed."""
+        return self._file if self._whole is None else self._whole
+
     async def __aenter__(self) -> Self:
         if not self.is_open:
             await self.opener.open(self)
         if self.trouble is not None:
             raise self.trouble
-        if self._whole is None:
-            self._readers = await anyio.create_task_group().__aenter__()
+        if self._file is not None:
+            await self._file.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        readers, self._readers = self._readers, None
-        if readers is None:
-            return None
-        try:
-            readers.cancel_scope.cancel()
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                return await readers.__aexit__(kind, error, trace)
-            await readers.__aexit__(None, None, None)  # given the error, it would raise an ExceptionGroup
-            return None
-        finally:
-            self.close()
+        return None if self._file is None else await self._file.__aexit__(kind, error, trace)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
@@ -134,49 +240,45 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             if self._whole:
                 yield self._whole
             return
-        if self._readers is None:
+        if self._file is None:
             raise RuntimeError("a source gives out blocks only inside its `async with`")
-        send, receive = anyio.create_memory_object_stream[bytes | Exception](0)
-        self._readers.start_soon(self._read_ahead, send)
-        with receive:
-            async for block in receive:
-                if isinstance(block, Exception):
-                    raise block
+        async with aclosing(self._file.blocks()) as blocks:
+            async for block in blocks:
                 yield block
 
     def open(self, opened: OpenRoot) -> None:
         """Open the file in the calling thread; read and prove it if it is small. Raises SourceError."""
         descriptor = opened.open_file(self._path)
-        kept = False
         try:
-            kept = self._take(descriptor)
+            self._take(descriptor)
         except SourceError:
             raise
         except Exception as error:
             raise source_error(self._path, error) from error
         finally:
-            if not kept:
+            if self._file is None:
                 os.close(descriptor)
 
-    def _take(self, descriptor: int) -> bool:
-        """Read a small file whole; return whether a large one needs the descriptor from now on."""
+    def _take(self, descriptor: int) -> None:
+        """Read a small file whole, or keep the descriptor."""
         if stamp_of(descriptor, self._path) != self._stamp:
-            raise self._changed()
-        if self._digests.fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
-            self._read_through(descriptor)
-        if self._stamp.size <= BLOCK:
-            self._whole = read_exactly(descriptor, self._stamp.size, 0)
-            self._prove(xxh3_128(self._whole).hexdigest())
-            return False
-        self._descriptor = descriptor
-        return True
+            raise _changed(self._path)
+        fingerprint = self._digests.fingerprint
+        if fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
+            fingerprint = self._read_through(descriptor)
+        file = OpenedFile(descriptor, self._path, self._stamp, fingerprint)
+        if self._stamp.size <= BLOCK and self.opener.reads_small():
+            self._whole = file.read_whole()
+        else:
+            self._file = file
 
-    def _read_through(self, descriptor: int) -> None:
+    def _read_through(self, descriptor: int) -> str:
         """Take the digests that the docferry which planned the document did not take; its SHA-256 proves them."""
         found = digests_of(descriptor, self._stamp.size, md5=self._wants_md5)
-        if found.sha256 != self._digests.sha256:
-            raise self._mismatch()
+        if found.sha256 != self._digests.sha256 or found.fingerprint is None:
+            raise _mismatch(self._path)
         self._digests = found
+        return found.fingerprint
 
     def discard(self) -> None:
         """Free the memory of a small file's bytes."""
@@ -184,45 +286,16 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
 
     def close(self) -> None:
         """Close the file; harmless when it is closed."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file is not None:
+            self._file.close()
 
-    async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""
-        with send:
-            try:
-                await self._read_blocks(send)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
-                return
-            except Exception as error:  # noqa: BLE001 - it is raised where the file is read
-                await _tell(send, error if isinstance(error, SourceError) else source_error(self._path, error))
 
-    async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Read a block while the one before is sent; prove the whole before the last block is given out."""
-        fingerprint = xxh3_128()
+def _changed(path: bytes) -> SourceChanged:
+    return SourceChanged(f"{escaped(path)} changed since it was planned: the new version is queued next")
 
-        def read(offset: int) -> bytes:
-            block = read_exactly(self._descriptor, min(BLOCK, self._stamp.size - offset), offset)
-            fingerprint.update(block)
-            if offset + len(block) == self._stamp.size:
-                self._prove(fingerprint.hexdigest())
-                if stamp_of(self._descriptor, self._path) != self._stamp:
-                    raise self._changed()
-            return block
 
-        for offset in range(0, self._stamp.size, BLOCK):
-            await send.send(await to_thread.run_sync(read, offset))
-
-    def _prove(self, fingerprint: str) -> None:
-        if fingerprint != self._digests.fingerprint:
-            raise self._mismatch()
-
-    def _changed(self) -> SourceChanged:
-        return SourceChanged(f"{escaped(self._path)} changed since it was planned: the new version is queued next")
-
-    def _mismatch(self) -> SourceChanged:
-        return SourceChanged(f"{escaped(self._path)} has other bytes than planned: the new version is queued next")
+def _mismatch(path: bytes) -> SourceChanged:
+    return SourceChanged(f"{escaped(path)} has other bytes than planned: the new version is queued next")
 
 
 def _open_one(source: FileSource, opened: OpenRoot) -> None:

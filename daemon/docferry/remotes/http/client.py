@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -12,10 +12,9 @@ import httpx
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from docferry.clock import Clock
-from docferry.endpoints import Origin, load_trust, parse_url
+from docferry.endpoints import Origin, parse_url
 from docferry.errors import RemoteError
 from docferry.remotes.http.options import HttpOptions
-from docferry.remotes.http.proxy import ProxyTransport
 from docferry.remotes.http.public_addresses import PrivateAddressError
 from docferry.remotes.http.request_body import Body, TrackedBody
 from docferry.remotes.http.response import (
@@ -28,7 +27,7 @@ from docferry.remotes.http.response import (
     read_content,
     safe_text,
 )
-from docferry.remotes.http.transport import DirectTransport
+from docferry.remotes.http.transports import open_transport
 
 #: Larger bodies ask first (`Expect: 100-continue`) after one was refused, or broke off unexplained.
 _LARGE_BYTES: Final = 128 * 1024
@@ -49,11 +48,19 @@ class HttpClient:
 
     Nothing is retried, no redirect is followed, no cookie is kept, the environment's proxies and `.netrc` are not used.
     Every error of a request is a RemoteError, except what the document's source or the sink raise.
+    `open_transport` opens the connections at the first request.
     """
 
-    def __init__(self, name: str, clock: Clock, options: HttpOptions | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        options: HttpOptions | None = None,
+        open_transport: Callable[[HttpOptions], httpx.AsyncBaseTransport] = open_transport,
+    ) -> None:
         self._name = name
         self._clock = clock
+        self._open_transport = open_transport
         self._options = options = options or HttpOptions()
         self._timeout = {
             "connect": min(options.connect_timeout, options.timeout),
@@ -87,7 +94,7 @@ class HttpClient:
         request = self._request(method, url, headers, body if isinstance(body, bytes) else tracked)
         self.requests += 1
         try:
-            self._transport = self._transport or self._open_transport()
+            self._transport = self._transport or self._open_transport(self._options)
             answered = await self._transport.handle_async_request(request)
             response_headers = header_dict(answered.headers.raw)
         except Exception as error:
@@ -142,18 +149,6 @@ class HttpClient:
             extensions["expect_continue"] = True
         stream = body if isinstance(body, TrackedBody) else httpx.ByteStream(body or b"")
         return httpx.Request(method, parsed, headers=fields, stream=stream, extensions=extensions)
-
-    def _open_transport(self) -> httpx.AsyncBaseTransport:
-        options = self._options
-        trust = partial(load_trust, options.ca_file, options.cert_file, options.key_file)
-        if options.proxy is None:
-            return DirectTransport(trust, local_address=options.local_address, public_only=options.public_only)
-        try:
-            return ProxyTransport(
-                options.proxy, trust, local_address=options.local_address, public_only=options.public_only
-            )
-        except ValueError as error:
-            raise httpx.ConnectError(f"the address of the proxy {error}") from None
 
     def _note(self, headers: Mapping[str, str]) -> None:
         """Keep the time of the last response, and how far the remote's clock is ahead of ours."""

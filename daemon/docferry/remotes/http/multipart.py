@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from docferry.model import UploadItem
+from docferry.model import Source, UploadItem
 from docferry.remotes.http.request_body import ClosingBlocks
 
 #: Small blocks are gathered up to this size, so that few calls carry them.
@@ -48,9 +48,14 @@ class PlainBody:
         """Bytes of the document."""
         return self.item.source.size
 
+    @property
+    def parts(self) -> Sequence[bytes | Source]:
+        """The document."""
+        return [self.item.source]
+
     def blocks(self) -> AsyncIterator[bytes]:
         """Yield the document's blocks."""
-        return self.item.source.blocks()
+        return join_parts(self.parts)
 
 
 class Form:
@@ -78,27 +83,44 @@ class Form:
         documents = sum(item.source.size for item in items) + sum(len(head) + 2 for head in self._heads)
         self.length = len(self._fields) + documents + len(self._end)
 
-    async def blocks(self) -> AsyncIterator[bytes]:
-        """Yield everything up to the terminator, then the terminator, once every source has proved its bytes.
-
-        What fits one block is one: the kernel takes it as a whole, and no response could come in between.
-        """
-        pending, size, is_first = [self._fields], len(self._fields), True
+    @property
+    def parts(self) -> Sequence[bytes | Source]:
+        """The form in order: bytes as they are, and the documents. The last part is the terminator."""
+        parts: list[bytes | Source] = []
+        before = self._fields
         for head, item in zip(self._heads, self._items, strict=True):
-            pending.append(head)
-            async with ClosingBlocks(item.source.blocks()) as blocks:
-                async for block in blocks:
-                    pending.append(block)
-                    size += len(block)
-                    if size >= _BLOCK_BYTES:
-                        yield b"".join(pending)
-                        pending, size, is_first = [], 0, False
-            pending.append(b"\r\n")
-        if is_first:
-            yield b"".join([*pending, self._end])
-            return
+            parts += [before + head, item.source]
+            before = b"\r\n"
+        return [*parts, before, self._end]
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """Yield everything up to the terminator, then the terminator, once every source has proved its bytes."""
+        return join_parts(self.parts)
+
+
+async def join_parts(parts: Sequence[bytes | Source]) -> AsyncIterator[bytes]:
+    """Yield the blocks of a body. A terminator, bytes as the last part, is a block of its own.
+
+    What fits one block is one: the kernel takes it as a whole, and no response could come in between.
+    """
+    pending, size, is_first = list[bytes](), 0, True
+    for number, part in enumerate(parts):
+        if isinstance(part, bytes):
+            if number == len(parts) - 1 and not is_first:
+                yield b"".join(pending)
+                pending = []
+            pending.append(part)
+            size += len(part)
+            continue
+        async with ClosingBlocks(part.blocks()) as blocks:
+            async for block in blocks:
+                pending.append(block)
+                size += len(block)
+                if size >= _BLOCK_BYTES:
+                    yield b"".join(pending)
+                    pending, size, is_first = [], 0, False
+    if pending:
         yield b"".join(pending)
-        yield self._end
 
 
 def _boundary(items: Sequence[UploadItem]) -> str:

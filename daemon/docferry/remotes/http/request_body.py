@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 from typing import Final, Protocol
 
 import httpx
 
 from docferry.errors import SourceChanged
+from docferry.model import Source
 
 #: httpx limits the time to write one block, so that a small block lets a slow line move.
 _PIECE_BYTES: Final = 16 * 1024
@@ -41,6 +42,11 @@ class TrackedBody(httpx.AsyncByteStream):
         self.error: BaseException | None = None
 
     @property
+    def parts(self) -> Sequence[bytes | Source] | None:
+        """The parts of the body, for a process that sends it instead; None when it has none."""
+        return getattr(self._body, "parts", None)
+
+    @property
     def complete(self) -> bool:
         """Whether every byte was handed to the kernel."""
         return self._unsent == 0
@@ -50,6 +56,11 @@ class TrackedBody(httpx.AsyncByteStream):
         self._unsent -= len(block)
         if not self._unsent:
             self.maybe_complete = True
+
+    def sent_elsewhere(self, *, complete: bool, maybe_complete: bool) -> None:
+        """Record how far another process got with the parts."""
+        self._unsent = 0 if complete else self.length
+        self.maybe_complete = maybe_complete
 
     async def next_block(self) -> bytes | None:
         """Return the next block, None after the last. The transport reports what it hands over."""
