@@ -13,7 +13,7 @@ import pytest
 import zip_corpus
 import zips
 from app_env import COMPANY, AppEnv
-from docferry.simulator import company_files
+from docferry.simulator import Fault, company_files
 
 DAY = "2026-03-04T10:00:00Z"
 OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
@@ -191,3 +191,17 @@ def test_an_object_whose_etag_only_looks_like_an_md5_comes_down_once(
     report = app_env.sync()
     assert report["downloaded"] == 0
     assert app_env.simulator.requests["s3.get"] <= asked + 1
+
+
+def test_an_own_upload_that_is_doubtful_is_no_missing_document(app_env: AppEnv) -> None:
+    """The list names it before the queue knows that it was stored; a customer's file of that name still comes."""
+    app_env.codat["list_lag"] = '"1h"'
+    bank, folder = app_env.upload("bank"), inbox(app_env)
+    (bank / "a.pdf").write_bytes(b"ours")
+    app_env.simulator.set_faults([Fault("lost_answer", "codat.upload")])
+    app_env.sync("--timeout", "1s", code=75)
+    assert [each["state"] for each in app_env.rows()] == ["doubtful"]
+    app_env.simulator.put_company_file(COMPANY, "a.pdf", b"theirs")
+    done = app_env.run("sync", "--json", "--no-upload")
+    assert "archive" not in done.stderr
+    assert [path.read_bytes() for path in folder.rglob("*.pdf")] == [b"theirs"]

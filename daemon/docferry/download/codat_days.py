@@ -47,9 +47,17 @@ class _DayRound:
     """The listed files of one day, and what came of them."""
 
     day: str
-    wanted: Counter[str]  # listed names of other uploaders
+    wanted: Counter[str]  # listed names of other uploaders, and of own uploads that are still doubtful
+    explained: Counter[str]  # listed names of own uploads
     came: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
+
+    def account_own(self, name: str) -> None:
+        """Count an own upload in the archive: one that the queue calls doubtful is among the wanted names."""
+        if self.explained[name] > 0:
+            self.explained[name] -= 1
+        elif self.wanted[name] > 0:
+            self.came[name] += 1
 
     def missing(self) -> Counter[str]:
         """Return the listed names that did not come; nothing where as many files came under other names."""
@@ -81,13 +89,14 @@ class CodatDays:
         for day, entries in sorted(days.items()):
             if download.since is not None and date.fromisoformat(day) < download.since:
                 continue
-            others = entries if download.include_own else await self._not_ours(company, day, entries)
+            ours, others = ([], entries) if download.include_own else await self._split(company, day, entries)
             fingerprint = _fingerprint(others)
             if not others or done.get(f"day/{prefix}{day}") == fingerprint:
                 continue
             gap = gaps.get(day)
             if self._gaps.is_due(gap, fingerprint):
-                gap = await self._fetch(download, company, _DayRound(day, _names(others)), gap, fingerprint)
+                today = _DayRound(day, _names(others), _names(ours))
+                gap = await self._fetch(download, company, today, gap, fingerprint)
             if gap is not None:
                 problems.append(f"{day}: {gap.summary()}")
         return problems
@@ -144,6 +153,8 @@ class CodatDays:
                 if (origin, member.sha256) not in published:
                     own = DownloadedFile(download.name, origin, member.sha256, None, published=True, size=member.size)
                     await self._publisher.downloads.record([own])
+                if own_day:
+                    day.account_own(name)
                 continue
             if not own_day and not missing[name]:
                 continue
@@ -166,20 +177,21 @@ class CodatDays:
             return set()
         return await self._publisher.downloads.own_digests(company, {member.sha256 for member in members})
 
-    async def _not_ours(self, company: str, day: str, entries: Sequence[Listed]) -> list[Listed]:
-        """Return the entries of a day that docferry's own uploads of that day do not explain by name."""
+    async def _split(self, company: str, day: str, entries: Sequence[Listed]) -> tuple[list[Listed], list[Listed]]:
+        """Return the entries of a day that docferry's own uploads of that day explain by name, and the others."""
         begin = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
         known = await self._transfers.accounted(
             Target("codat", company), names_since=begin, digests_since=begin, until=begin + 86_400
         )
-        ours = Counter(known.names)
-        left = []
+        names = Counter(known.names)
+        ours: list[Listed] = []
+        others: list[Listed] = []
         for listed in entries:
-            if ours[listed.file_name or ""] > 0:
-                ours[listed.file_name or ""] -= 1
-            else:
-                left.append(listed)
-        return left
+            name = listed.file_name or ""
+            is_ours = names[name] > 0
+            names[name] -= is_ours
+            (ours if is_ours else others).append(listed)
+        return ours, others
 
 
 def _by_day(listing: Iterable[Listed]) -> tuple[Mapping[str, list[Listed]], list[str]]:
