@@ -9,6 +9,9 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import pytest
+
+import older_queue
 from app_env import COMPANY, CONNECTION, AppEnv, digest
 from docferry.model import Stamp
 from docferry.store import schema
@@ -70,3 +73,24 @@ def test_a_queue_of_the_first_schema_arrives_once(app_env: AppEnv) -> None:
     assert app_env.stored() == contents
     again = app_env.sync()
     assert (again["uploaded"], again["unchanged"], again["requests"]) == (0, 8, 0)
+
+
+@pytest.mark.parametrize("dump", sorted((Path(__file__).parent / "data").glob("*.sql")), ids=lambda path: path.stem)
+def test_a_queue_that_an_older_version_left_is_finished_once(app_env: AppEnv, dump: Path) -> None:
+    """Documents of every state; one was being sent when the older version was killed. Nothing is downloaded again."""
+    older_queue.restore(dump, app_env)
+    expected = app_env.stored() + Counter(
+        (f"{name}.pdf", digest(older_queue.content(folder, name)))
+        for folder, names in older_queue.MISSING.items()
+        for name in names
+    )
+    report = app_env.sync(code=1)
+    assert (report["uploaded"], report["held"], report["due"], report["downloaded"]) == (6, 2, 0, 0)
+    assert app_env.stored() == expected
+    rows = {Path(row["path"]).stem: (row["state"], row["reason"]) for row in app_env.rows() if row["state"] != "sent"}
+    assert rows == {"empty": ("held", "empty"), "refused": ("held", "refused"), "replaced": ("gone", "empty")}
+    again = app_env.sync(code=1)
+    assert (again["uploaded"], again["downloaded"]) == (0, 0)
+    assert app_env.stored() == expected
+    assert app_env.run("retry", "--reason", "refused").returncode == 0
+    assert app_env.sync(code=1)["uploaded"] == 1
