@@ -91,6 +91,46 @@ def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
     assert found == [("a", "gone:1", None, None), ("b", "gone:2", None, None), ("c", "o", None, None)]
 
 
+def test_transfers_to_wootiv_get_the_key_of_their_object(tmp_path: Path) -> None:
+    """Of two versions the one that the file has stands for the object. Keys that stand for none stay."""
+    path = tmp_path / "docferry.db"
+    schema.migrate(path, "0008")
+    transfers = [
+        (1, "wootiv", "A\u0308.pdf", "sha1"),
+        (2, "wootiv", "a\u0308.pdf", "sha2"),
+        (3, "wootiv", "b.pdf", "name:b.pdf"),
+        (4, "wootiv", "b.pdf", "sha4"),
+        (5, "wootiv", "c.pdf", "gone:5"),
+        (6, "wootiv", "d.pdf", "sha6"),
+        (7, "wootiv", "d.pdf", "object:d.pdf"),
+        (8, "codat", "e.pdf", "sha8"),
+    ]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executemany(
+            "INSERT INTO transfer (id, uid, mapping, lane, remote, remote_name, dedupe_key, size, state, lease, tries,"
+            " key_version, created, due_since, next_attempt, updated)"
+            " VALUES (?, 'u', 'm', 'l', ?, ?, ?, 1, 'sent', 0, 0, 0, 1, 1, 1, 1)",
+            transfers,
+        )
+        connection.execute(
+            "INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, transfer_id, present, first_seen,"
+            " updated) VALUES ('m', x'', x'61', 1, 1, 1, 1, true, 1, 1)"
+        )
+        connection.commit()
+        schema.prepare(path)
+        found = connection.execute("SELECT dedupe_key FROM transfer ORDER BY id").fetchall()
+    assert [key for (key,) in found] == [
+        "object:\u00e4.pdf",
+        "superseded:2",
+        "superseded:3",
+        "object:b.pdf",
+        "gone:5",
+        "superseded:6",
+        "object:d.pdf",
+        "sha8",
+    ]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
