@@ -128,9 +128,8 @@ def _restore_stamps(connection: sqlite3.Connection, root: Path) -> None:
         "SELECT id, mapping, folder, name FROM document WHERE present"
     ).fetchall():
         found = (root / mapping / (folder + b"/" + name).decode().lstrip("/")).stat()
-        connection.execute(
-            "UPDATE document SET mtime_ns = ?, ctime_ns = ? WHERE id = ?", (found.st_mtime_ns, found.st_ctime_ns, number)
-        )
+        times = (found.st_mtime_ns, found.st_ctime_ns, number)
+        connection.execute("UPDATE document SET mtime_ns = ?, ctime_ns = ? WHERE id = ?", times)
 
 
 if __name__ == "__main__":
