@@ -92,6 +92,23 @@ def test_every_fact_of_the_daemon_makes_its_condition(app_env: AppEnv, hook: Hoo
         assert keys() - expected <= {"projected_late/codat"}
 
 
+def test_what_a_verification_found_missing_is_told_until_it_is_sent_again(app_env: AppEnv, hook: Hook) -> None:
+    (app_env.upload("scans", "wootiv") / "a.pdf").write_bytes(b"a")
+    app_env.sync()
+    app_env.simulator.remove_object("a.pdf")
+    assert app_env.run("verify").returncode == 1
+    app_env.sections += [
+        '[alerts]\nafter = "1s"\n',
+        f'[[alerts.to]]\nname = "hook"\nkind = "webhook"\nurl = "{hook.url}/hook"\n',
+    ]
+    with app_env.daemon():
+        until(lambda: alerts_of(hook), 60.0, "the alert")
+        assert alerts_of(hook) == [("firing", "missing", "scans")]
+        assert app_env.run("retry", "--missing").returncode == 0
+        until(lambda: len(alerts_of(hook)) > 1, 60.0, "its end")
+        assert alerts_of(hook)[1:] == [("resolved", "missing", "scans")]
+
+
 def test_sync_pings_its_start_and_its_exit_code(app_env: AppEnv, hook: Hook) -> None:
     folder = app_env.upload("scans")
     app_env.sections.append(f'[heartbeat]\nurl = "{hook.url}/ping"\n')

@@ -147,6 +147,10 @@ def test_whatever_is_wanted_lies_in_folders_that_are_entered() -> None:
         ("{path}", b"a/\xff\xfeb\x1b\n.pdf", "a/__b__.pdf"),
         ("{path}", "ä/€.pdf".encode(), "ä/€.pdf"),
         ("{path}", b"{name}/{sha256}.pdf", "{name}/{sha256}.pdf"),
+        ("{stem}~{token}{suffix}", b"a" * 251 + b".pdf", "a" * 242 + "~7f3a9c2e.pdf"),
+        ("{stem}~{token}{suffix}", "ä".encode() * 125 + b".pdf", "ä" * 121 + "~7f3a9c2e.pdf"),
+        ("in/{token}-{name}", b"a" * 251 + b".pdf", "in/7f3a9c2e-" + "a" * 242 + ".pdf"),
+        ("{path}", b"a" * 255, "a" * 255),
     ],
 )
 def test_remote_names(template: str, path: bytes, name: str) -> None:
@@ -165,6 +169,7 @@ def test_wanted_is_fast_enough_for_a_million_files() -> None:
 
 
 def _seconds(mapping: Upload, names: list[bytes]) -> float:
-    started = time.perf_counter()
+    """Return the processor seconds: other programs do not count."""
+    started = time.process_time()
     assert all(mapping.wanted(name) for name in names)
-    return time.perf_counter() - started
+    return time.process_time() - started

@@ -27,6 +27,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "queue": "Make room or end the program that locks the database; nothing is lost.",
     "clock": "Set the clock of this machine, and keep it right with NTP.",
     "unanchored": "See `docferry receipts verify` and the anchors of [receipts].",
+    "missing": "See `docferry verify --mapping {}`; `docferry retry --missing` sends again what is not there.",
     "old_copy": "Put the newest copy of the state folder back, or follow docs/recovery.md.",
     "projected_late": "See `docferry status` for rate limit and quota.",
 }
@@ -45,6 +46,7 @@ class Facts:
     missing_keys: Mapping[str, str] | None = None  # remotes without a key, and why
     folders: Mapping[str, str] | None = None  # mappings whose folder has a problem
     still_written: Mapping[str, int] | None = None  # files that did not come to rest for too long
+    missing: Mapping[str, int] | None = None  # sent documents that the remote has no more, or not as sent
     disk_free: int | None = None
     queue_problem: str | None = None
     clock_offsets: Mapping[str, float] | None = None  # seconds that a remote's clock is ahead
@@ -91,6 +93,7 @@ def observe(facts: Facts, limits: Limits, now: float) -> Observation:
         *_overdue(facts, limits),
         *_by_mapping("folder", facts.folders),
         *_still_written(facts, limits),
+        *_absent(facts),
         *_disk(facts, limits),
         *_clocks(facts),
         *_projected(facts, limits, now),
@@ -109,6 +112,7 @@ def _unknown(facts: Facts) -> frozenset[str]:
         "key": facts.gates if facts.gates is None else facts.missing_keys,
         "folder": facts.folders,
         "still_written": facts.still_written,
+        "missing": facts.missing,
         "disk": facts.disk_free,
         "clock": facts.clock_offsets,
         "projected_late": facts.projected_finish,
@@ -159,6 +163,12 @@ def _still_written(facts: Facts, limits: Limits) -> Iterator[Condition]:
         files = "1 file" if number == 1 else f"{number:,} files"
         sentence = f"{files} of {mapping} did not come to rest for {_span(limits.oldest_due)}"
         yield _condition("still_written", sentence, mapping=mapping)
+
+
+def _absent(facts: Facts) -> Iterator[Condition]:
+    for mapping, number in sorted((facts.missing or {}).items()):
+        sentence = f"the remote does not have {_documents(number)} of {mapping} as it was sent"
+        yield _condition("missing", sentence, mapping=mapping)
 
 
 def _by_mapping(event: str, problems: Mapping[str, str] | None) -> Iterator[Condition]:

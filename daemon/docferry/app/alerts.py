@@ -21,6 +21,7 @@ from docferry.app.running import RunningDaemon
 from docferry.settings import Settings, missing_keys
 from docferry.store.alerts import Alerts
 from docferry.store.queue_view import QueueSnapshot
+from docferry.store.verification import Verifications
 
 _DAY_S = 86_400.0
 
@@ -45,6 +46,7 @@ async def _facts(daemon: RunningDaemon) -> Facts:
     app = daemon.app
     try:
         queue = await daemon.queue.snapshot()
+        missing = await Verifications(app.database, app.clock).absent()
     except Exception as error:  # noqa: BLE001 - a database that cannot be read is a condition of its own
         return replace(await _outside_the_queue(daemon), queue_problem=f"the database cannot be read: {error}")
     limit = app.clock.now() - app.settings.alerts.oldest_due
@@ -57,6 +59,7 @@ async def _facts(daemon: RunningDaemon) -> Facts:
         await _outside_the_queue(daemon),
         held=queue.held,
         overdue=overdue,
+        missing=missing,
         gates=list(queue.gates.values()),
         projected_finish=_projected(daemon, queue),
     )

@@ -28,6 +28,7 @@ EVENTS: Final = (
     "key",
     "clock",
     "unanchored",
+    "missing",
     "old_copy",
     "projected_late",
     "digest",

@@ -327,9 +327,14 @@ class Upload(_Entry):
         """Return the name of a document at the remote. `{path}` is the path below the placeholders."""
         inner = b"/".join(path.split(b"/")[len(self.levels) :]) or path.rpartition(b"/")[2]
         template = self.file_name if self.to == "codat" else self.object_name
-        return templates.rendered(
-            template, templates.name_words(inner, token=token, sha256=sha256, now=now) | {"mapping": self.name}
-        )
+
+        def named(path: bytes) -> str:
+            words = templates.name_words(path, token=token, sha256=sha256, now=now)
+            return templates.rendered(template, words | {"mapping": self.name})
+
+        name = named(inner)
+        excess = len(name.rpartition("/")[2].encode()) - templates.NAME_BYTES
+        return named(templates.shortened(inner, excess)) if excess > 0 else name
 
     def _is_protected(self, path: bytes) -> bool:
         return any(path == own or path.startswith(own + b"/") for own in self._protected)

@@ -11,6 +11,8 @@ from typing import Final
 IDS: Final = ("company_id", "connection_id")
 NAME_WORDS: Final = ("name", "stem", "suffix", "token", "path", "sha256", "date", "mapping")
 LAYOUT_WORDS: Final = ("date", "source", "name")
+#: Longest last segment of a name at a remote: file systems take no longer one, so it could not be downloaded.
+NAME_BYTES: Final = 255
 _WORD: Final = re.compile(r"\{([^{}]*)\}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -63,6 +65,15 @@ def name_words(path: bytes, *, token: str, sha256: str, now: float) -> dict[str,
         "sha256": sha256,
         "date": date,
     }
+
+
+def shortened(path: bytes, excess: int) -> bytes:
+    """Return the path with the stem of its name cut by `excess` bytes, at a character's border."""
+    folder, slash, name = path.rpartition(b"/")
+    dot = name.rfind(b".")
+    stem, suffix = (name[:dot], name[dot:]) if dot > 0 else (name, b"")
+    kept = stem[: max(1, len(stem) - excess)].decode("utf-8", "ignore").encode()
+    return folder + slash + (kept or b"_") + suffix
 
 
 def uuid(written: str) -> str | None:

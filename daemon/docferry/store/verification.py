@@ -143,6 +143,10 @@ class Verifications:
         rows = await self._database.fetch_all(_FOUND)
         return [Found(row[0], row[1], None if row[3] is None else joined(row[2], row[3]), *row[4:]) for row in rows]
 
+    async def absent(self) -> dict[str, int]:
+        """Return how many sent documents of each mapping the newest round found missing or changed."""
+        return dict(await self._database.fetch_all(_COUNTS))
+
     async def resend_missing(self) -> tuple[int, list[Found]]:
         """Let what was proved missing be sent again: their number, and those whose file is not there any more.
 
@@ -207,6 +211,10 @@ FROM verification v JOIN transfer t ON t.id = v.transfer_id
 LEFT JOIN document d ON d.id = (
   SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id DESC LIMIT 1)
 ORDER BY t.id
+""")
+_COUNTS = text("""
+SELECT t.mapping, count(*) FROM verification v JOIN transfer t ON t.id = v.transfer_id
+WHERE v.verdict IN ('missing', 'changed') GROUP BY t.mapping
 """)
 _RESEND = text("""
 UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id, reason = NULL, detail = :why, updated = :now
