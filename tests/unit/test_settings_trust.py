@@ -71,7 +71,7 @@ def test_a_planted_file_in_the_working_folder_is_passed_over(tmp_path: Path, mon
     own.write_text(CONFIG)
     settings = load(None, {"XDG_CONFIG_HOME": str(tmp_path / "xdg")})
     assert settings.path == own
-    assert any("was passed over" in warning for warning in settings.warnings)
+    assert any("was passed over" in warning for warning in settings.passed_over)
 
 
 def test_a_key_file_that_others_can_read_or_write_is_refused(config: Path) -> None:

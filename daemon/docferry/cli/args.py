@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from docferry import settings
+from docferry.cli.output import complain
 from docferry.errors import ConfigError
 from docferry.model import Reason, escaped
 from docferry.settings import Settings
@@ -15,8 +16,10 @@ from docferry.settings.outbox import outboxes
 
 
 def load(path: Path | None) -> Settings:
-    """Return the settings of the named or the usual configuration file."""
-    return settings.load(path)
+    """Return the settings of the named or the usual configuration file; name on stderr each one that is not read."""
+    found = settings.load(path)
+    complain(*(f"warning: {sentence}" for sentence in found.passed_over))
+    return found
 
 
 def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -> list[str]:

@@ -13,13 +13,13 @@ import anyio.to_thread
 from docferry import logs
 from docferry.app.antivirus import open_clamd
 from docferry.app.remotes import http_options, open_remotes
-from docferry.cli import args, local_checks
+from docferry.cli import local_checks
 from docferry.cli.local_checks import Finding, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
 from docferry.remotes.http import diagnose
 from docferry.remotes.protocol import Checked, Remote
-from docferry.settings import Settings
+from docferry.settings import Settings, load
 
 #: Clock offset of a remote that is worth a warning, and one at which signatures fail, seconds.
 CLOCK_WARN, CLOCK_FAIL = 60.0, 300.0
@@ -34,7 +34,7 @@ _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
 
 def command(asked: Namespace) -> int:
     """Check everything, print the findings and return the exit code."""
-    settings = args.load(asked.config)
+    settings = load(asked.config)  # the findings name a configuration that was passed over
     logs.configure("error", settings.log_format)  # the findings contain what a log would
     findings = anyio.run(_gathered, settings, asked.offline)
     if asked.json:

@@ -60,7 +60,7 @@ class WalkResult:
 def local(settings: Settings) -> Iterator[Finding]:
     """Yield the findings of every check that needs no network."""
     yield Finding("ok", "configuration", escaped(str(settings.path)))
-    yield from (Finding("warn", "configuration", sentence) for sentence in settings.warnings)
+    yield from (Finding("warn", "configuration", sentence) for sentence in (*settings.passed_over, *settings.warnings))
     yield from _keys(settings)
     yield from _state(settings)
     yield from _sqlite()

@@ -202,7 +202,7 @@ def _print_config(asked: Namespace) -> int:
         case "init":
             text = config.init_text()
         case "show":
-            from docferry.settings import load
+            from docferry.cli.args import load
 
             text = config.show(load(asked.config))
         case "names":

@@ -11,10 +11,14 @@ from docferry.app.daemon import run_daemon
 from docferry.cli.monitoring import ConfiguredMonitoring
 from docferry.clock import SystemClock
 
+log = logs.get("run")
+
 
 def command(asked: Namespace) -> int:
     """Run until SIGTERM or SIGINT; SIGHUP reads the same configuration file again."""
     wanted = settings.load(asked.config)
     logs.configure(wanted.log_level, wanted.log_format)
+    for sentence in wanted.passed_over:
+        log.warning("configuration_passed_over", sentence)
     anyio.run(run_daemon, wanted, asked.config, ConfiguredMonitoring(SystemClock()))
     return 0

@@ -77,7 +77,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     if settings.database_url is not None:
         settings = _with_own_names(settings)
     settings._path = written.path
-    settings._warnings = (*written.warnings, *cross_checks.warnings(settings))
+    settings._passed_over = tuple(written.warnings)
+    settings._warnings = cross_checks.warnings(settings)
     settings.protect_own_files()
     return settings
 
@@ -269,6 +270,7 @@ class Settings(BaseSettings):
 
     _path: Path | None = PrivateAttr(None)
     _warnings: tuple[str, ...] = PrivateAttr(())
+    _passed_over: tuple[str, ...] = PrivateAttr(())
 
     def model_post_init(self, _context: Any, /) -> None:
         """Pass the common `settle` to the mappings."""
@@ -301,6 +303,11 @@ class Settings(BaseSettings):
     def warnings(self) -> tuple[str, ...]:
         """A sentence for each combination that is allowed and risky."""
         return self._warnings
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """A sentence for each configuration file that was found first and not read, because others may change it."""
+        return self._passed_over
 
     @property
     def remotes(self) -> frozenset[RemoteName]:
