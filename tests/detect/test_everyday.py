@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -288,3 +290,19 @@ def test_a_folder_with_an_umlaut_in_any_locale(app_env: AppEnv, locale: dict[str
         assert done.returncode == 0, (words, done.stdout, done.stderr[-2000:])
         assert "does not exist" not in done.stdout + done.stderr
     assert len(app_env.stored()) == 2
+
+
+def test_a_held_file_that_is_touched_again_and_again_adds_no_rows(app_env: AppEnv) -> None:
+    """Each of these adds a row per touch otherwise: a customer could fill the queue's disk with one empty file."""
+    folder = app_env.upload("bank", max_size='"10B"')
+    app_env.settings |= {"settle": '"10ms"'}
+    names = ("empty.pdf", "large.pdf", "wrong.xyz", "sent.pdf")
+    for number in range(4):
+        for name in names:
+            (folder / name).write_bytes({"empty.pdf": b"", "large.pdf": b"x" * (20 + number)}.get(name, b"x"))
+        app_env.sync(code=1)
+    with sqlite3.connect(app_env.state / "docferry.db") as database:
+        assert database.execute("SELECT count(*) FROM transfer").fetchone() == (len(names),)
+        assert database.execute("SELECT count(*) FROM document").fetchone() == (len(names),)
+    held = {Path(row["path"]).name: (row["reason"], row["size"]) for row in app_env.rows("--state", "held")}
+    assert held == {"empty.pdf": ("empty", 0), "large.pdf": ("too_large", 23), "wrong.xyz": ("extension", 1)}

@@ -141,8 +141,24 @@ async def test_a_rule_holds_a_document_once(env: StoreEnv) -> None:
     assert (await env.documents.apply("m", [too_large("1")])).held == 1
     assert (await env.documents.apply("m", [too_large("2")])).held == 0  # another process plans it a moment later
     assert await transfers(env) == [("a.pdf", "held")]
-    assert (await env.documents.apply("m", [too_large("3", mtime=2)])).held == 1
+
+
+async def test_a_held_file_that_is_changed_in_a_loop_adds_no_rows(env: StoreEnv) -> None:
+    def held(uid: int, reason: str = "too_large", **more: Any) -> Any:
+        plan = planned("a.pdf", state=State.HELD, reason=reason, detail=f"cut {uid} bytes", mtime=uid, **more)
+        seen_file = replace(plan.seen_file, stamp=Stamp(1000 + uid, uid, uid))
+        return replace(plan, sha256=None, dedupe_key=f"held:{uid}", uid=str(uid), seen_file=seen_file)
+
+    for number in range(50):
+        await env.documents.apply("m", [held(number)])
+    rows = await env.rows("SELECT size, reason, detail, state FROM transfer")
+    assert rows == [(1049, "too_large", "cut 49 bytes", "held")]
+    assert await env.rows("SELECT size, mtime_ns, present FROM document") == [(1049, 49, True)]
+    assert await env.column("SELECT count(*) FROM receipt") == [0]
+    assert (await env.documents.apply("m", [held(51, "extension")])).held == 1, "another reason is another document"
     assert await transfers(env) == [("a.pdf", "gone"), ("a.pdf", "held")]
+    assert (await env.documents.apply("m", [planned("a.pdf", mtime=52)])).queued == 1
+    assert await transfers(env) == [("a.pdf", "gone"), ("a.pdf", "gone"), ("a.pdf", "waiting")]
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1])

@@ -60,8 +60,13 @@ def apply(
     transaction: Transaction, mapping: str, planned: Sequence[Planned], now: float, receipts: ReceiptWriter
 ) -> Applied:
     """Commit plans; see `Documents.apply`."""
-    _fill(transaction, [_row(number, mapping, plan) for number, plan in enumerate(planned)])
+    rows = [_row(number, mapping, plan) for number, plan in enumerate(planned)]
+    _fill(transaction, rows)
     transaction.execute(_DROP_REPEATED)
+    if any(row["sha256"] is None for row in rows):
+        transaction.execute(_REFRESH_HELD_STAMPS, {"now": now})
+        transaction.execute(_REFRESH_HELD_DETAILS, {"now": now})
+        transaction.execute(_DROP_STILL_HELD)
     transaction.execute(_REFRESH_STAMPS, {"now": now})
     is_exclusive = any(plan.exclusion != "content" for plan in planned)
     deferred = _defer(transaction, planned, now) if is_exclusive else ()
@@ -204,11 +209,27 @@ _CLEAR_PLAN = text("DELETE FROM plan")
 _FILL_PLAN = text(
     f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _PLAN_COLUMNS)})"
 )
-# The later plan of a path counts. A document that another process held just now is not held again.
-_DROP_REPEATED = text("""
-DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)
-  OR sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present AND d.mapping = plan.mapping
-    AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 IS NULL
+# The later plan of a path counts.
+_DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
+# A rule holds another version of the file for the same reason: the same document, or a file that is changed in a loop
+# would add rows without end.
+_REFRESH_HELD_STAMPS = text("""
+UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
+FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
+  AND document.name = p.name AND document.sha256 IS NULL AND p.sha256 IS NULL AND t.id = document.transfer_id
+  AND t.state = 'held' AND (t.lane, t.reason, t.remote_name) = (p.lane, p.reason, p.remote_name)
+""")
+_REFRESH_HELD_DETAILS = text("""
+UPDATE transfer SET size = p.size, detail = p.detail, updated = :now
+FROM plan p, document d WHERE d.transfer_id = transfer.id AND d.present AND d.mapping = p.mapping
+  AND d.folder = p.folder AND d.name = p.name AND d.sha256 IS NULL AND p.sha256 IS NULL
+  AND transfer.state = 'held' AND transfer.reason = p.reason
+  AND (transfer.size, transfer.detail) IS DISTINCT FROM (p.size, p.detail)
+""")
+# Also what another process held just now.
+_DROP_STILL_HELD = text("""
+DELETE FROM plan WHERE sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present
+    AND d.mapping = plan.mapping AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 IS NULL
     AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
 # The same bytes for the same target as before, with another stamp: somebody touched the file.
