@@ -105,6 +105,38 @@ async def test_nobody_is_there_and_the_proxies_of_the_environment_are_ignored(
     assert hook.taken == []
 
 
+@pytest.mark.parametrize("kind", ["webhook", "alertmanager", "ntfy"])
+async def test_alerts_go_through_the_proxy(hook: Hook, kind: str) -> None:
+    """A proxy for plain HTTP gets the whole address; it knows the name, which this machine does not."""
+    proxy = hook.url.replace("http://", "http://user:canary-proxy-p@ss/w#rd@")
+    await receiver(kind, url="http://alerts.invalid/topic", proxy=proxy).send(message(item()))
+    (taken,) = hook.taken
+    assert taken.path.startswith("http://alerts.invalid/topic")
+    credentials = base64.b64encode(b"user:canary-proxy-p@ss/w#rd").decode()
+    assert taken.headers["proxy-authorization"] == f"Basic {credentials}"
+    assert "canary" not in logs.redacted("user:canary-proxy-p@ss/w#rd")
+    assert credentials not in logs.redacted(credentials)
+
+
+async def test_heartbeats_go_through_the_proxy(hook: Hook) -> None:
+    settings = settings_of.Heartbeat.model_validate({"url": "http://ping.invalid/x", "proxy": hook.url})
+    assert await Heartbeat(settings).ping("/fail", "text")
+    assert hook.taken[0].path == "http://ping.invalid/x/fail"
+
+
+async def test_a_proxy_that_refuses_is_named(hook: Hook) -> None:
+    hook.status = 407
+    with pytest.raises(DeliveryError, match="407"):
+        await receiver("webhook", url="http://alerts.invalid/", proxy=hook.url).send(message(item()))
+    with pytest.raises(DeliveryError, match="through the proxy"):
+        await receiver("webhook", url="https://alerts.invalid/", proxy="http://127.0.0.1:1").send(message(item()))
+
+
+def test_mail_and_programs_have_no_proxy() -> None:
+    with pytest.raises(ValueError, match="kind command has no proxy"):
+        receiver("command", command=["true"], proxy="http://127.0.0.1:1")
+
+
 async def test_a_secret_address_is_in_no_log() -> None:
     with pytest.raises(DeliveryError) as caught:
         await receiver("webhook", url="http://127.0.0.1:1/services/T00/canary-path?canary=query").send(message(item()))

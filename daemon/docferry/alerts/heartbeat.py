@@ -50,7 +50,7 @@ class Heartbeat:
 
         try:
             address = with_suffix(hide(self._settings.address()), suffix)
-            await post(address, text.encode(), {"Content-Type": "text/plain; charset=utf-8"}, self._settings.ca_file)
+            await post(address, text.encode(), {"Content-Type": "text/plain; charset=utf-8"}, self._settings)
         except DeliveryError as error:
             if not self._failing:  # once, until it works again
                 log.warning("heartbeat_failed", str(error))

@@ -38,6 +38,7 @@ from docferry.settings.mappings import (
     Download,
     Octets,
     PlainPath,
+    Proxy,
     Route,
     Seconds,
     Share,
@@ -121,10 +122,6 @@ def _url(written: str) -> str:
     return endpoints.validate_url(written.strip().rstrip("/"))
 
 
-def _proxy(written: str) -> str:
-    return endpoints.validate_proxy(written.strip())
-
-
 def _senders(written: object) -> object:
     if written == "auto" or (isinstance(written, int) and not isinstance(written, bool) and 0 <= written <= 32):
         return written
@@ -138,7 +135,6 @@ def _lowered(written: object) -> object:
 
 
 Url = Annotated[str, AfterValidator(_url)]
-Proxy = Annotated[str, AfterValidator(_proxy)]
 Headers = Annotated[dict[str, str], AfterValidator(endpoints.validate_headers)]
 LocalAddress = Annotated[str, AfterValidator(endpoints.validate_local_address)]
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from docferry.settings import keys
 from docferry.settings.keys import Key
-from docferry.settings.mappings import CaFile, Octets, PlainPath, Seconds, SomeSeconds
+from docferry.settings.mappings import CaFile, Octets, PlainPath, Proxy, Seconds, SomeSeconds
 
 #: Everything that docferry can report. Receivers choose among these names by patterns.
 EVENTS: Final = (
@@ -46,9 +46,9 @@ _NEEDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
 }
 _MAY_HAVE: Final[Mapping[str, frozenset[str]]] = {
     "email": frozenset({"smtp", "from", "to", "password_file", "ca_file"}),
-    "webhook": frozenset({"url", "url_file", "secret_file", "ca_file"}),
-    "alertmanager": frozenset({"url", "url_file", "ca_file"}),
-    "ntfy": frozenset({"url", "url_file", "token_file", "ca_file"}),
+    "webhook": frozenset({"url", "url_file", "secret_file", "ca_file", "proxy"}),
+    "alertmanager": frozenset({"url", "url_file", "ca_file", "proxy"}),
+    "ntfy": frozenset({"url", "url_file", "token_file", "ca_file", "proxy"}),
     "command": frozenset({"command"}),
 }
 #: The secret that a kind of receiver has, as the last part of its variable's name.
@@ -148,6 +148,7 @@ class Receiver(BaseModel):
     token_file: PlainPath | None = Field(default=None, description="ntfy: a file that holds the access token")
     command: tuple[str, ...] = Field(default=(), description="command: the program and its arguments")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
+    proxy: Proxy | None = Field(default=None, repr=False, description="webhook, alertmanager, ntfy: as for Codat")
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Receiver:
@@ -220,6 +221,7 @@ class Heartbeat(BaseModel):
     url_file: PlainPath | None = Field(default=None, description="a file that holds the address alone")
     every: SomeSeconds = Field(default=300.0, description="how often it is pinged")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
+    proxy: Proxy | None = Field(default=None, repr=False, description="as for Codat")
 
     @model_validator(mode="after")
     def _has_one_address(self) -> Heartbeat:

@@ -128,6 +128,7 @@ Share = Annotated[
 Count = Annotated[int, BeforeValidator(_no_bool)]
 PlainPath = Annotated[Path, AfterValidator(_path)]  # `sources` made it absolute, unless it is empty
 CaFile = Annotated[PlainPath, AfterValidator(_ca_file)]
+Proxy = Annotated[str, AfterValidator(lambda written: endpoints.validate_proxy(written.strip()))]
 Name = Annotated[str, AfterValidator(_plain_text)]
 Uuid = Annotated[str, AfterValidator(_uuid)]
 Companies = Annotated[

@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from email.header import Header
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,6 +23,7 @@ from docferry.alerts.messages import Message, alert_json
 from docferry.alerts.receivers.base import DeliveryError
 from docferry.alerts.tracker import Kind
 from docferry.clock import Clock, iso
+from docferry.endpoints import parse_proxy
 from docferry.settings.alerts import Receiver
 from docferry.settings.keys import Key
 
@@ -38,14 +39,28 @@ FORGOTTEN_S: Final = 300.0
 NTFY_LIMIT: Final = 3_900
 
 
-async def post(address: Key, body: bytes, headers: Mapping[str, str], ca_file: Path | None) -> None:
-    """Send one request without proxies of the environment or redirects; DeliveryError unless the answer is 2xx."""
+class Route(Protocol):
+    """How a request goes to its address."""
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The certificates to trust."""
+
+    @property
+    def proxy(self) -> str | None:
+        """The proxy to go through; those of the environment are not used."""
+
+
+async def post(address: Key, body: bytes, headers: Mapping[str, str], route: Route) -> None:
+    """Send one request, and follow no redirect; DeliveryError unless the answer is 2xx."""
     url = _url(address)
     try:
         with anyio.fail_after(TIMEOUT_S):
-            context = await anyio.to_thread.run_sync(_context, ca_file) if url.startswith("https") else None
+            is_tls = url.startswith("https") or (route.proxy or "").startswith("https")
+            context = await anyio.to_thread.run_sync(_context, route.ca_file) if is_tls else None
+            proxy = None if route.proxy is None else _proxy(route.proxy)
             async with (
-                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=context or False) as client,
+                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=context or False, proxy=proxy) as client,
                 client.stream("POST", url, content=body, headers={"User-Agent": _AGENT, **headers}) as answer,
             ):
                 if answer.is_success:
@@ -53,8 +68,11 @@ async def post(address: Key, body: bytes, headers: Mapping[str, str], ca_file: P
                 said = await _beginning(answer)
     except TimeoutError:
         raise DeliveryError(f"{_host(url)} did not answer within {TIMEOUT_S:.0f} s") from None
+    except ImportError:
+        raise DeliveryError("a SOCKS proxy needs a package more: pip install 'docferry[socks]'") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-        raise DeliveryError(f"{_host(url)}: {error or type(error).__name__}") from error
+        by = " through the proxy" if route.proxy else ""
+        raise DeliveryError(f"{_host(url)}{by}: {error or type(error).__name__}") from error
     if answer.is_redirect:
         raise DeliveryError(f"{_host(url)} redirects to another address ({answer.status_code}); set url to that one")
     raise DeliveryError(f"{_host(url)} answered {answer.status_code} {said}".rstrip())
@@ -75,7 +93,7 @@ class Webhook:
         """Deliver a message, or raise DeliveryError."""
         body = await anyio.to_thread.run_sync(webhook_body, message)
         headers = {"Content-Type": "application/json", **self._signature(message.id, body)}
-        await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
+        await post(hide(self._settings.address()), body, headers, self._settings)
 
     def _signature(self, identity: str, body: bytes) -> dict[str, str]:
         sent = str(int(self._clock.now()))
@@ -107,7 +125,7 @@ class Alertmanager:
         address = self._settings.address()
         if address.value is not None:
             address = Key(value=f"{address.value.rstrip('/')}/api/v2/alerts", origin=address.origin)
-        await post(address, body, {"Content-Type": "application/json"}, self._settings.ca_file)
+        await post(address, body, {"Content-Type": "application/json"}, self._settings)
 
 
 class Ntfy:
@@ -140,7 +158,7 @@ class Ntfy:
         body = message.text.encode()
         if len(body) > NTFY_LIMIT:
             body = body[:NTFY_LIMIT].decode("utf-8", "ignore").encode() + "…".encode()
-        await post(hide(self._settings.address()), body, headers, self._settings.ca_file)
+        await post(hide(self._settings.address()), body, headers, self._settings)
 
 
 def webhook_body(message: Message) -> bytes:
@@ -187,6 +205,14 @@ def hide(address: Key) -> Key:
             if len(secret) >= 12:  # shorter ones, as /alerts, are no secrets
                 logs.hide(secret)
     return address
+
+
+def _proxy(address: str) -> httpx.Proxy:
+    proxy = parse_proxy(address)
+    if proxy.password:
+        logs.hide(proxy.password)
+        logs.hide(f"{proxy.user}:{proxy.password}")
+    return httpx.Proxy(proxy.url, auth=None if proxy.user is None else (proxy.user, proxy.password))
 
 
 def _host(url: str) -> str:
