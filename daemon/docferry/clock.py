@@ -49,6 +49,30 @@ class SystemClock:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+class SharedClock(SystemClock):
+    """The clock of a queue that several hosts share: the wall time of its server.
+
+    A jump of this machine's wall clock changes nothing, because the time passes with the steady clock.
+    """
+
+    #: A smaller difference may come from the delay of an answer, seconds.
+    TOLERANCE_S: Final = 0.5
+
+    def __init__(self) -> None:
+        self._offset = time.time() - self.steady()
+
+    def now(self) -> float:
+        """Return the wall time of the server."""
+        return self._offset + self.steady()
+
+    def follow(self, server_time: float, asked: float) -> None:
+        """Follow the server, whose time lies between `asked`, in steady seconds, and now."""
+        answered = self.steady()
+        offset, error = server_time - (asked + answered) / 2, (answered - asked) / 2
+        if abs(offset - self._offset) > error + self.TOLERANCE_S:
+            self._offset = offset
+
+
 @dataclass(slots=True)
 class TurnableClock:
     """A clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""

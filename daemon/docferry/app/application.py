@@ -15,7 +15,7 @@ from docferry import policy
 from docferry.app.antivirus import forget_gates, open_antivirus
 from docferry.app.receipts import ReceiptKeeper
 from docferry.app.remotes import RULES, direct_mappings, open_remotes, spool
-from docferry.clock import Clock, SystemClock
+from docferry.clock import Clock, SharedClock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
 from docferry.download.codat_days import CodatDays, CodatSource
@@ -123,7 +123,7 @@ async def open_application(
     boxes = outboxes(uploads.values(), settings.state_dir, settings.host_name)
     await anyio.to_thread.run_sync(_make_folders, [box.root for box in boxes.values()])
     uploads |= boxes
-    clock = SystemClock()
+    clock = SystemClock() if settings.database_url is None else SharedClock()
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(locks.lease_owner(settings.state_dir))
         location, host = database_location(settings), settings.host_name
@@ -190,7 +190,8 @@ def _build(
 ) -> Application:
     queue, clock = context.queue, context.clock
     adopt = receipts.adopt_before
-    reconciler = Reconciler(queue.documents, tables.downloads, RULES, clock, context.wakeups, adopt=adopt)
+    local = SystemClock()  # times of files are compared with the clock of this machine
+    reconciler = Reconciler(queue.documents, tables.downloads, RULES, local, context.wakeups, adopt=adopt)
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
@@ -209,7 +210,7 @@ def _build(
         reports=Reports(queue.database),
         remotes=context.remotes,
         reconciler=reconciler,
-        scan_scheduler=ScanScheduler(reconciler, context.uploads, clock, context.wakeups, settings.rescan),
+        scan_scheduler=ScanScheduler(reconciler, context.uploads, local, context.wakeups, settings.rescan),
         batch_trials=batch_trials,
         gate_manager=gate_manager,
         uploader=uploader,

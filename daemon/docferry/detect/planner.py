@@ -27,13 +27,10 @@ from docferry.settings import Upload
 from docferry.store.documents import Documents
 from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.enqueue import OBJECT_KEY, Exclusion, Planned
-from docferry.store.old_copy import REASON as OLD_COPY
+from docferry.store.old_copy import adopted
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
-
-#: The time since which an adopted document may have been sent: any, wall seconds.
-ANY_TIME = 1.0
 
 #: Files that one call of a thread hashes, by number and bytes: few, so that callers take turns and a stop is prompt.
 HASHED_AT_ONCE: Final = 64
@@ -164,7 +161,7 @@ class Planner:
                 if screened is None:
                     incomplete.append(as_read)
                 else:
-                    planned.append(self._adopted(screened))
+                    planned.append(adopted(screened, self._adopt))
         return planned
 
     async def _hash(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[HashedFile | SourceError]:
@@ -201,17 +198,6 @@ class Planner:
             del self._failed_reads[key]
             return False
         return True
-
-    def _adopted(self, planned: Planned) -> Planned:
-        """After the database was lost, make a plan doubtful: the document may have been sent at any time.
-
-        The time of a file proves nothing: a restored or copied file has today's.
-        """
-        if planned.seen_file.stamp.ctime_ns / 1e9 >= self._adopt:
-            return planned
-        if planned.state is State.HELD and planned.reason != Reason.APPROVAL:
-            return replace(planned, sent_since=ANY_TIME)  # doubtful once a person retries it
-        return replace(planned, state=State.DOUBTFUL, reason=OLD_COPY, detail=None, sent_since=ANY_TIME)
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
         """Take the target from plans whose bytes came from a download: they are not sent back.

@@ -19,6 +19,8 @@ from docferry.errors import DocferryError
 from docferry.model import clamped
 
 T = TypeVar("T")
+#: Called with a transaction and the cursor that ran its BEGIN.
+Began = Callable[["Transaction", Any], None]
 Parameters = Mapping[str, Any]
 Work = Callable[["Transaction"], T]
 
@@ -42,6 +44,11 @@ def storable(value: object) -> object:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
     return clamped(value) if isinstance(value, int) else value
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; libpq's errors have several."""
+    return str(error).strip().partition("\n")[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,9 +160,10 @@ class Transaction:
 class ThreadConnection:
     """A connection that lives in its own thread. Each unit of work is one transaction and one visit to that thread."""
 
-    def __init__(self, engine: Engine, begin: str) -> None:
+    def __init__(self, engine: Engine, begin: str, began: Began | None = None) -> None:
         self._engine = engine
         self._begin = begin
+        self._began = began
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="docferry-database")
         self._connection: PoolProxiedConnection | None = None
         self._transaction: Transaction | None = None
@@ -185,18 +193,39 @@ class ThreadConnection:
         return self._transaction
 
     def _run(self, work: Work[T]) -> T:
+        is_old = self._transaction is not None
         transaction = self._transaction or self._connect()
         try:
-            return self._run_in(transaction, work)
+            try:
+                cursor = self._start(transaction)
+            except Exception as error:
+                if not (is_old and self._is_lost(error)):
+                    raise
+                self._disconnect()  # it was cut while it was idle
+                transaction = self._connect()
+                cursor = self._start(transaction)
+            return self._run_in(transaction, cursor, work)
         except Exception as error:
-            if self._is_lost(error):
-                self._disconnect()  # the next unit of work connects again
+            if self._is_lost(error) or self._serves_no_writes(error):
+                self._disconnect()  # the next unit of work connects again, perhaps to another server
             raise
 
-    def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
+    def _start(self, transaction: Transaction) -> Any:
+        """Begin a transaction and return the cursor that did."""
+        cursor = transaction.driver.cursor()
+        try:
+            cursor.execute(self._begin)
+        except Exception:
+            with contextlib.suppress(self._errors):  # the first error tells more
+                transaction.driver.rollback()
+            raise
+        return cursor
+
+    def _run_in(self, transaction: Transaction, cursor: Any, work: Work[T]) -> T:
         driver = transaction.driver
         try:
-            driver.cursor().execute(self._begin)
+            if self._began is not None:
+                self._began(transaction, cursor)
             value = work(transaction)
         except Exception:
             with contextlib.suppress(self._errors):  # the first error tells more
@@ -215,6 +244,11 @@ class ThreadConnection:
         dialect: Any = self._engine.dialect
         cause = error.__cause__ if isinstance(error, CommitUnknown) else error
         return isinstance(cause, self._errors) and bool(dialect.is_disconnect(cause, self._connection, None))
+
+    @staticmethod
+    def _serves_no_writes(error: Exception) -> bool:
+        """Return whether a PostgreSQL server is a standby, or was made read-only."""
+        return getattr(error, "sqlstate", None) in ("25006", "55000")
 
     def _disconnect(self) -> None:
         connection, self._connection, self._transaction = self._connection, None, None

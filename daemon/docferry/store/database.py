@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +24,18 @@ from docferry.store.connection import (
     ThreadConnection,
     Transaction,
     Work,
+    first_line,
 )
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.sqlite import SqliteFile
 
 T = TypeVar("T")
 
-#: Pause of the writer before it repeats a commit that met a full disk or a lock, seconds.
+#: Pauses before work is repeated that met a full disk, a lock or a server that is away: the first and the longest,
+#: seconds. Each is longer than the one before by `RETRY_FACTOR`.
 RETRY_PAUSE_S = 1.0
+LONGEST_RETRY_PAUSE_S = 5.0
+RETRY_FACTOR = 1.5
 #: Largest number of units of work in one commit. It bounds the length of a commit.
 MAX_GATHERED = 256
 #: Passes of the event loop between two commits.
@@ -50,6 +55,11 @@ class _Request:
 
 class Backend(Protocol):
     """The differences between the databases: `sqlite.SqliteFile` and `postgresql.PostgresServer`."""
+
+    #: How often the server was replaced by another one.
+    replacements: int
+    #: Files that are older may have been sent by a lost queue. Wall seconds; 0.0: there is none.
+    adopt_before: float
 
     def connection(self, *, writer: bool) -> ThreadConnection:
         """Return a connection that is not open yet."""
@@ -84,9 +94,6 @@ class Database:
     synchronous FULL. If one unit fails, the writer undoes the commit and runs each unit alone.
     """
 
-    #: Number of commits with an unknown result. The owner of leases changes with it, see `Transfers.owner`.
-    unknown_commits = 0
-
     def __init__(self, backend: Backend, patience_s: float = float("inf"), host: str | None = None) -> None:
         self.receipts = ReceiptWriter(host)
         self.trouble: str | None = None  # why the writer is pausing
@@ -94,6 +101,7 @@ class Database:
         self._patience_s = patience_s
         self._troubled_since: float | None = None  # seconds on the event loop's clock
         self._commits = 0
+        self._lost_commits = 0  # with an unknown result
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._writer = backend.connection(writer=True)
@@ -104,7 +112,7 @@ class Database:
 
     async def read(self, work: Work[T]) -> T:
         """Run `work` on a snapshot. Waits for a server that is away, as `write` does."""
-        began = anyio.current_time()
+        began, pauses = anyio.current_time(), retry_pauses()
         while True:
             try:
                 async with self._readers:
@@ -116,7 +124,7 @@ class Database:
             except Exception as error:
                 if self._backend.is_transient(error):
                     if not self._closing and anyio.current_time() - began < self._patience_s:
-                        await anyio.sleep(RETRY_PAUSE_S)
+                        await anyio.sleep(next(pauses))
                         continue
                     raise self._backend.busy(error) from error
                 explained = self._backend.explain(error)
@@ -169,7 +177,11 @@ class Database:
         """
         with anyio.CancelScope(shield=True):
             try:
-                await self._writer.open()
+                try:
+                    await self._writer.open()
+                except Exception as error:
+                    if not self._backend.is_transient(error):
+                        raise  # otherwise the first commit connects
                 task_status.started()
                 await self._serve()
             finally:
@@ -188,6 +200,20 @@ class Database:
             else:
                 self._wake = anyio.Event()
                 await self._wake.wait()
+
+    @property
+    def unknown_commits(self) -> int:
+        """Number of times at which this process lost track of its leases.
+
+        A commit had an unknown result, or the server was replaced. The owner of leases changes with it, see
+        `Transfers.owner`.
+        """
+        return self._lost_commits + self._backend.replacements
+
+    @property
+    def adopt_before(self) -> float:
+        """The time until which a file may have been sent by a lost queue, wall seconds; 0.0: there is none."""
+        return self._backend.adopt_before
 
     @property
     def stamp(self) -> tuple[int, int, int] | None:
@@ -222,6 +248,12 @@ class Database:
         for connection in (self._writer, *self._idle):
             await connection.close()
 
+    async def _close_idle_readers(self) -> None:
+        """Close the readers that do nothing: they may lead to a server that is the primary no longer."""
+        idle, self._idle = self._idle, []
+        for reader in idle:
+            await reader.close()
+
     async def _reader(self) -> ThreadConnection:
         if self._idle:
             return self._idle.pop()
@@ -234,18 +266,20 @@ class Database:
         for request in gathered:
             if request.started is not None:
                 request.started()
+        pauses = retry_pauses()
         while (error := await self._try_commit(gathered)) is not None:
             if isinstance(error, CommitUnknown):
                 # Repeat it: a transition that was made is not made twice, and its lease is found lost.
-                self.unknown_commits += 1
+                self._lost_commits += 1
             elif self._closing or not self._backend.is_transient(error):
                 await self._fail(gathered, error)
                 return
-            self.trouble = f"the database cannot be written: {error}"
+            self.trouble = f"the database cannot be written: {first_line(error)}"
+            await self._close_idle_readers()
             if self._is_out_of_patience():
                 self._give_up(gathered, self._backend.busy(error))
                 return
-            await anyio.sleep(RETRY_PAUSE_S)
+            await anyio.sleep(next(pauses))
         self.trouble = self._troubled_since = None
         self._commits += 1
         for request in gathered:
@@ -280,6 +314,14 @@ class Database:
             return
         for request in gathered:
             await self._commit([request])
+
+
+def retry_pauses() -> Iterator[float]:
+    """Yield the growing pauses between tries, seconds. A tenth is random, so that hosts do not return together."""
+    pause = RETRY_PAUSE_S
+    while True:
+        yield pause * random.uniform(0.9, 1.0)  # noqa: S311 - jitter, not cryptography
+        pause = min(pause * RETRY_FACTOR, LONGEST_RETRY_PAUSE_S)
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.enqueue import Applied, Planned
+from docferry.store.old_copy import adopted
 
 #: name, size, mtime_ns and ctime_ns of a file, as `files.scan` gives them.
 FileEntry = tuple[bytes, int, int, int]
@@ -99,11 +100,14 @@ class Documents:
         """
         if not planned:
             return Applied(0, 0, 0)
-        now = self._clock.now()
-        receipts = self._database.receipts
-        return await self._database.write(
-            lambda transaction: enqueue.apply(transaction, mapping, planned, now, receipts)
-        )
+        now, database = self._clock.now(), self._database
+
+        def work(transaction: Transaction) -> Applied:
+            before = database.adopt_before
+            plans = [adopted(plan, before) for plan in planned] if before else planned
+            return enqueue.apply(transaction, mapping, plans, now, database.receipts)
+
+        return await database.write(work)
 
     async def mark_gone(self, mapping: str, paths: Iterable[bytes]) -> int:
         """Record that these paths are absent, and return the number of documents.

@@ -34,7 +34,7 @@ def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
         with source_engine.connect() as source, server.engine.connect() as target:
             source.exec_driver_sql("BEGIN IMMEDIATE")  # no other command changes the queue meanwhile
             target.exec_driver_sql("BEGIN")
-            _assert_empty(target, postgresql.describe(server.engine))
+            _assert_empty(target, server.name)
             total = sum(_copy(source, target, table, host, shared) for table in _tables())
             target.exec_driver_sql("COMMIT")
             # Renamed while it is locked: from here on nobody can send from the old queue.
@@ -54,6 +54,7 @@ def _tables() -> list[Table]:
 
 def _assert_empty(target: Connection, name: str) -> None:
     target.execute(text("DELETE FROM receipt_log WHERE size = 0"))  # a fresh log; the moved one replaces it
+    target.execute(text("DELETE FROM cursor WHERE key LIKE 'server/%'"))  # any earlier command recorded the server
     for table in _tables():
         if target.execute(select(func.count()).select_from(table)).scalar_one():
             raise StateError(f"{name} has a queue already (table {table.name} has rows); move to an empty database")

@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy import text
 
 from docferry.clock import Clock
+from docferry.model import Reason, State
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
+from docferry.store.enqueue import Planned
 
 #: The reason of a doubt about what the lost queue may have sent.
 REASON: Final = "old_copy"
-_KEY: Final = "receipts/old_copy"
+#: The time since which an adopted document may have been sent: any, wall seconds.
+ANY_TIME: Final = 1.0
+#: The cursor with the time until which a file may have been sent by a lost queue, JSON.
+KEY: Final = "receipts/old_copy"
 _DETAIL: Final = "the database is an older copy: the remote is asked whether this was sent since"
+
+
+def adopted(plan: Planned, before: float) -> Planned:
+    """After the database was lost, make a plan doubtful if its file is older than `before`, wall seconds.
+
+    The document may have been sent at any time: a restored or copied file has today's time.
+    """
+    if plan.seen_file.stamp.ctime_ns / 1e9 >= before:
+        return plan
+    if plan.state is State.HELD and plan.reason != Reason.APPROVAL:
+        return replace(plan, sent_since=ANY_TIME)  # doubtful once a person retries it
+    return replace(plan, state=State.DOUBTFUL, reason=REASON, detail=None, sent_since=ANY_TIME)
 
 
 class OldCopy:
@@ -36,15 +54,15 @@ class OldCopy:
         parameters = {"now": now, "reason": REASON, "detail": _DETAIL}
 
         def work(transaction: Transaction) -> int:
-            transaction.execute(_DOUBT_HELD, {"now": now})
+            transaction.execute(DOUBT_HELD, {"now": now})
             return transaction.execute(_DOUBT, parameters)
 
-        await self._cursors.set(_KEY, json.dumps(now))
+        await self._cursors.set(KEY, json.dumps(now))
         return await self._database.write(work)
 
     async def since(self) -> float:
         """Return the time until which a file may have been sent by a lost queue, wall seconds; 0.0: there is none."""
-        mark = await self._cursors.get(_KEY)
+        mark = await self._cursors.get(KEY)
         return 0.0 if mark is None else float(json.loads(mark))
 
     async def any_left(self) -> bool:
@@ -57,7 +75,8 @@ UPDATE transfer SET state = 'doubtful', reason = :reason, detail = :detail, leas
   first_sent = coalesce(first_sent, created), last_sent = :now, next_attempt = :now, updated = :now
 WHERE state IN ('waiting', 'leased')
 """)
-_DOUBT_HELD = text("""
+#: What is held is doubtful once a person retries it.
+DOUBT_HELD = text("""
 UPDATE transfer SET first_sent = coalesce(first_sent, created), last_sent = :now
 WHERE state = 'held' AND sha256 IS NOT NULL
 """)

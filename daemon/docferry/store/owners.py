@@ -16,7 +16,7 @@ import anyio
 from sqlalchemy import text
 
 from docferry import __version__
-from docferry.clock import Clock
+from docferry.clock import Clock, SharedClock
 from docferry.store import locks
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
@@ -33,6 +33,7 @@ _BEAT = text(f"""
 INSERT INTO process (owner, host, pid, version, started, heartbeat)
 VALUES (:owner, :host, :pid, :version, {_NOW}, {_NOW})
 ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat
+RETURNING heartbeat
 """)
 _LEAVE = text("DELETE FROM process WHERE owner = :owner")
 _ALIVE = text(f"SELECT owner FROM process WHERE heartbeat > {_NOW} - {DEAD_AFTER_S}")
@@ -120,8 +121,10 @@ class HeartbeatOwners:
         """Stamp the row of this process. It counts from the time before the statement was sent."""
         began = self._clock.steady()
         row = {"owner": self._owner, "host": self._host, "pid": os.getpid(), "version": __version__}
-        await self._database.execute(_BEAT, row)
+        (server_time,) = await self._database.write(lambda transaction: transaction.fetch_one(_BEAT, row))
         self._confirmed_at = began
+        if isinstance(self._clock, SharedClock):
+            self._clock.follow(server_time, began)
 
     async def run(self) -> None:
         """Stamp the row until cancelled."""
@@ -135,7 +138,8 @@ class HeartbeatOwners:
 
     async def dead(self, owners: Collection[str]) -> set[str]:
         """Return those of `owners` without a recent heartbeat. Earlier names of this process are dead too."""
-        alive = {owner for (owner,) in await self._database.fetch_all(_ALIVE)}
+        # Read by the writer: a reader's connection may lead to a standby or an earlier primary.
+        alive = {owner for (owner,) in await self._database.write(lambda transaction: transaction.fetch_all(_ALIVE))}
         current = f"{self._owner}#{self._database.unknown_commits}" if self._database.unknown_commits else self._owner
         return {
             owner

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import psycopg
-from sqlalchemy import Engine, NullPool, create_engine, make_url
+from psycopg import conninfo
+from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
+from docferry import logs
 from docferry.errors import DatabaseBusy, StateError
-from docferry.store import schema
-from docferry.store.connection import ThreadConnection
+from docferry.store import failover, schema
+from docferry.store.connection import ThreadConnection, Transaction, first_line
+
+log = logs.get("database")
 
 #: How long a connection attempt may take, seconds.
 CONNECT_TIMEOUT_S = 10
@@ -26,11 +33,23 @@ _BEGIN_WRITE = f"BEGIN; {_LIMITS}; SELECT pg_advisory_xact_lock({WRITER_LOCK})"
 _BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 #: Codes of errors that a later attempt may not see again: no connection (08), no resources (53), an operator or a
-#: restart (57), a conflict with another transaction (40, 55P03), a standby before its promotion (25006), a transaction
-#: that was idle for too long (25P03), an I/O error (58).
-_TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "25P03", "58")
+#: restart (57), a conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a
+#: transaction that was idle for too long (25P03), an I/O error (58).
+_TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "55000", "25P03", "58")
 #: Codes of errors that need a person: a wrong password, database or permission.
 _REFUSED = ("28", "3D", "42501")
+#: Further codes of what a person may repair while docferry waits: a restore that is under way (42P01, 3F), damage (XX).
+_REPAIRABLE = (*_REFUSED, "42P01", "3F", "XX")
+
+#: Parameters of libpq; database_url may set others. A connection whose server vanished is noticed within 11 s.
+_DEFAULTS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "application_name": "docferry",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 
 def prepare(url: str) -> PostgresServer:
@@ -39,8 +58,9 @@ def prepare(url: str) -> PostgresServer:
     try:
         with server.engine.connect() as connection:
             connection.exec_driver_sql(_BEGIN_WRITE)  # of processes that start together, one does it
-            schema.prepare_connection(connection, describe(server.engine))
+            schema.prepare_connection(connection, server.name)
             connection.exec_driver_sql("COMMIT")
+            server.choose_identity(connection)
     except DBAPIError as error:
         cause = error.orig if isinstance(error.orig, Exception) else error
         if is_transient(cause):
@@ -48,22 +68,63 @@ def prepare(url: str) -> PostgresServer:
         explained = server.explain(cause)
         if isinstance(explained, StateError):
             raise explained from error
-        raise StateError(f"{describe(server.engine)} could not be created or upgraded: {cause}") from error
+        raise StateError(f"{server.name} could not be created or upgraded: {cause}") from error
     return server
 
 
 class PostgresServer:
-    """One PostgreSQL database, found by its URL."""
+    """One PostgreSQL database, found by its URL. The URL may name several servers, of which one is the primary."""
 
     def __init__(self, url: str) -> None:
+        self.name = describe(url)
         self.engine = engine(url)
+        self.replacements = 0
+        self.adopt_before = 0.0
+        self._identity_key, self._identity_query = "", ""
+        self._identity: str | None = None  # of the server, as this process last saw it
 
     def connection(self, *, writer: bool) -> ThreadConnection:
         """Return a connection that is not open yet."""
-        return ThreadConnection(self.engine, _BEGIN_WRITE if writer else _BEGIN_READ)
+        if writer:
+            return ThreadConnection(self.engine, f"{_BEGIN_WRITE}; {self._identity_query}", self._check_identity)
+        return ThreadConnection(self.engine, _BEGIN_READ)
+
+    def choose_identity(self, connection: Connection) -> None:
+        """Find an expression for the server's identity that the role may run."""
+        for key, expression in failover.IDENTITIES:
+            query = failover.identity_query(key, expression)
+            try:
+                connection.exec_driver_sql(query)
+            except DBAPIError as error:
+                if is_transient(error.orig):
+                    raise
+                refused = error
+            else:
+                self._identity_key, self._identity_query = key, query
+                return
+        raise refused
+
+    def _check_identity(self, transaction: Transaction, cursor: Any) -> None:
+        """Compare the server with the one of the queue, in each transaction that writes.
+
+        pgbouncer may lead to another server without a new connection.
+        """
+        while cursor.nextset():
+            pass  # the query of the identity is the last statement of BEGIN
+        identity, stored, adopt_before = cursor.fetchone()
+        if identity != self._identity:
+            self.replacements += self._identity is not None
+            self._identity = identity
+        if identity != stored:
+            doubtful = failover.record(transaction, self._identity_key, identity)
+            if doubtful is not None:
+                message = "the database server was replaced or restored; what it may have sent is looked up first"
+                log.warning("database_replaced", message, doubtful=doubtful)
+            (adopt_before,) = transaction.fetch_one(failover.ADOPT_BEFORE)
+        self.adopt_before = float(adopt_before or 0.0)
 
     def assert_unchanged(self) -> None:
-        """Do nothing: a server that was replaced is noticed by its connections."""
+        """Do nothing: a server that was replaced is noticed by `_check_identity`."""
 
     def stamp(self) -> None:
         """Return None: the commits of other hosts leave no mark here."""
@@ -72,41 +133,49 @@ class PostgresServer:
         """Return None: the server's operator watches its size."""
 
     def is_transient(self, error: BaseException) -> bool:
-        """Return whether waiting may cure `error`."""
-        return is_transient(error)
+        """Return whether waiting may cure an error of a database that could be used once.
+
+        A password or permission that was changed counts, since a person may change it back.
+        """
+        if not isinstance(error, psycopg.Error):
+            return False
+        return is_transient(error) or _is_refused(error) or (error.sqlstate or "").startswith(_REPAIRABLE)
 
     def explain(self, error: Exception) -> Exception:
         """Return a StateError with the remedy for a refused login, and any other error unchanged."""
-        return explain(self.engine, error)
+        if isinstance(error, psycopg.Error) and _is_refused(error):
+            return StateError(f"{self.name} refuses docferry ({first_line(error)}); correct database_url or its user")
+        return error
 
     def busy(self, error: BaseException) -> DatabaseBusy:
         """Return the error for a caller that waited long enough."""
-        return DatabaseBusy(unreachable(self.engine, error))
+        return DatabaseBusy(
+            f"{self.name} cannot be used now ({first_line(error)}); nothing is lost. Start the server or restore "
+            "the network, then run the command again"
+        )
 
 
 def engine(url: str) -> Engine:
-    """Return an engine for a `postgresql://` URL. It keeps no connections.
+    """Return an engine for a URL as libpq reads it. It keeps no connections.
 
     Prepared statements and session settings are not used, so that pgbouncer may share connections by transaction.
+    Of several servers in the URL the one that accepts writes is used. Raises StateError if the URL is malformed.
     """
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise StateError(f"database_url is malformed ({first_line(error)}); see docs/scale.md for examples") from error
+    several = {"target_session_attrs": "read-write"} if "," in str(given.get("host", "")) else {}
+    parameters: dict[str, Any] = {**_DEFAULTS, **several, **given}
     return create_engine(
-        make_url(url).set(drivername="postgresql+psycopg"),
-        connect_args={
-            "autocommit": True,
-            "prepare_threshold": None,
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "application_name": "docferry",
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
-        },
+        "postgresql+psycopg://",
+        creator=lambda: psycopg.connect(**parameters, autocommit=True, prepare_threshold=None),
         use_native_hstore=False,
         poolclass=NullPool,
     )
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Return whether waiting may cure an error of PostgreSQL. A lost connection has no code."""
     if not isinstance(error, psycopg.Error):
         return False
@@ -116,26 +185,10 @@ def is_transient(error: BaseException) -> bool:
     return code.startswith(_TRANSIENT)
 
 
-def explain(engine: Engine, error: Exception) -> Exception:
-    """Return a StateError with the remedy for a refused login, and any other error unchanged."""
-    if isinstance(error, psycopg.Error) and _is_refused(error):
-        return StateError(
-            f"{describe(engine)} refuses docferry ({_first_line(error)}); correct database_url or its user"
-        )
-    return error
-
-
-def unreachable(engine: Engine, error: BaseException) -> str:
-    """Return the message for a server that cannot be used now."""
-    return (
-        f"{describe(engine)} cannot be used now ({_first_line(error)}); nothing is lost. Start the server or restore "
-        "the network, then run the command again"
-    )
-
-
-def describe(engine: Engine) -> str:
-    """Return the database's URL without its password."""
-    return engine.url.set(drivername="postgresql").render_as_string(hide_password=True)
+def describe(url: str) -> str:
+    """Return the database's URL without its passwords."""
+    shown = re.sub(r"(//[^:/@]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"(?<=[?&])(\w*password)=[^&]*", r"\1=***", shown)
 
 
 def _is_refused(error: psycopg.Error) -> bool:
@@ -145,7 +198,3 @@ def _is_refused(error: psycopg.Error) -> bool:
             sign in str(error) for sign in ("password authentication failed", "does not exist", "no pg_hba.conf")
         )
     return code.startswith(_REFUSED)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

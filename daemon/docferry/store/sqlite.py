@@ -31,6 +31,9 @@ _READ_ONLY = "readonly database"
 class SqliteFile:
     """One SQLite database file."""
 
+    replacements = 0  # a replaced file ends the process instead
+    adopt_before = 0.0
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._identity = _identity(path)

@@ -157,13 +157,24 @@ class Scheduler:
             self.ended.set()
 
     async def _cancel_unconfirmed(self) -> None:
-        """Cancel what is in flight while no heartbeat is confirmed, since other hosts take it over soon."""
+        """Cancel what is in flight while no heartbeat is confirmed, or after its leases were given up.
+
+        Other hosts take it over soon, and look it up after `list_lag`.
+        """
+        transfers, owner = self._context.queue.transfers, self._context.queue.transfers.owner
         while not (self._stopping and self._slots.is_idle):
             await anyio.sleep(CONFIRMATION_POLL_S)
             if not self._context.queue.owners.is_confirmed and self._scopes:
                 log.error("heartbeat_unconfirmed", "the database did not answer; uploads are cut until it does")
-                for scope in list(self._scopes):
-                    scope.cancel()
+                self._cut()
+            elif transfers.owner != owner:
+                log.warning("leases_given_up", "the database lost track of a commit; uploads are cut and looked up")
+                owner = transfers.owner
+                self._cut()
+
+    def _cut(self) -> None:
+        for scope in list(self._scopes):
+            scope.cancel()
 
     async def _fill(self, group: TaskGroup) -> None:
         """Claim and start what the slots can take."""

@@ -1,0 +1,91 @@
+"""Notice that a PostgreSQL server was replaced, and doubt whatever the earlier one may have sent.
+
+A promoted standby may lack the newest commits, and a restored backup lacks all later ones. What was sent in lost
+commits is waiting again, or is not known at all. Therefore everything that is due is looked up at its remote first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from docferry.store import cursors, old_copy
+from docferry.store.connection import Transaction
+
+#: Clocks of hosts may be ahead of the server's clock by so much, seconds.
+CLOCK_TOLERANCE_S: Final = 300.0
+#: Hosts cut what they are sending within this time after the change, seconds: see `owners.UNCONFIRMED_AFTER_S`.
+CUT_AFTER_S: Final = 15.0
+_DETAIL: Final = "the database server was replaced or restored: the remote is asked whether this was sent before"
+
+#: Cursor keys and SQL expressions of the server's identity; the first expression that the role may run is used.
+#: The name of the current WAL file begins with the timeline, which changes with a promotion and with a restored backup.
+#: The control file would show it only after the next checkpoint. The start time stands in where these are not allowed:
+#: each restart then counts as a change.
+IDENTITIES: Final = (
+    (
+        "server/identity",
+        "(SELECT system_identifier FROM pg_control_system())::text "
+        "|| '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+    ),
+    ("server/started", "CAST(extract(epoch FROM pg_postmaster_start_time()) AS text)"),
+)
+#: A database or table that was dropped and restored has another number.
+_TABLE: Final = "'transfer'::regclass::oid"
+
+
+def identity_query(key: str, expression: str) -> str:
+    """Return the query of three columns: the identity now, the one of the queue, and the time of `adopt_before`."""
+    return (
+        f"SELECT {expression} || '/' || {_TABLE}, "  # noqa: S608 - our own expressions
+        f"(SELECT value FROM cursor WHERE key = '{key}'), "
+        f"(SELECT value FROM cursor WHERE key = '{old_copy.KEY}')"
+    )
+
+
+def record(transaction: Transaction, key: str, identity: str) -> int | None:
+    """Store the identity of the server; after a change make everything doubtful that may have been sent.
+
+    Returns the number of doubtful transfers, or None if another process did this or the queue had no identity yet.
+    """
+    now = transaction.fetch_one(_NOW)[0]
+    stored = transaction.fetch_one(_LOCKED, {"key": key})
+    if stored is not None and stored[0] == identity:
+        return None
+    transaction.execute(cursors.SET, {"key": key, "value": identity, "now": now})
+    return None if stored is None else _doubt(transaction, now)
+
+
+def _doubt(transaction: Transaction, now: float) -> int:
+    parameters: dict[str, Any] = {
+        "now": now,
+        "cut": now + CUT_AFTER_S,
+        "reason": old_copy.REASON,
+        "detail": _DETAIL,
+    }
+    doubtful = transaction.execute(_DOUBT, parameters)
+    transaction.execute(old_copy.DOUBT_HELD, {"now": now})
+    transaction.execute(_OPEN_GATES)
+    transaction.execute(_KEEP_ALIVE, {"now": now})
+    mark = {"key": old_copy.KEY, "value": repr(now + CLOCK_TOLERANCE_S), "now": now}
+    transaction.execute(cursors.SET, mark)
+    return doubtful
+
+
+#: The time until which a file may have been sent by a lost queue.
+ADOPT_BEFORE = text(f"SELECT (SELECT value FROM cursor WHERE key = '{old_copy.KEY}')")  # noqa: S608 - a constant
+_NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)")
+_LOCKED = text("SELECT value FROM cursor WHERE key = :key FOR UPDATE")
+# Leases count no longer, since the commits that gave or ended them may be lost. A doubt from before may have been sent
+# again meanwhile, so its `list_lag` counts anew too.
+_DOUBT = text("""
+UPDATE transfer SET state = 'doubtful', lease_owner = NULL, lease = lease + 1,
+  reason = CASE WHEN state IN ('waiting', 'leased', 'sending') THEN :reason ELSE reason END, detail = :detail,
+  first_sent = coalesce(first_sent, created), last_sent = :cut, next_attempt = :now, updated = :now
+WHERE state IN ('waiting', 'leased', 'sending', 'asking', 'doubtful')
+""")
+# A remote that still refuses closes its gate again.
+_OPEN_GATES = text("DELETE FROM gate")
+# Heartbeats of the earlier server's clock say nothing here; each process gets the time to send one.
+_KEEP_ALIVE = text("UPDATE process SET heartbeat = :now")
