@@ -154,3 +154,22 @@ def test_a_failure_of_the_simulator_itself_is_a_500() -> None:
         assert upload(running.url).status == 500
         assert upload(running.url).json["statusCode"] == 500
     assert simulator.stored == []
+
+
+def test_other_users_of_the_machine_cannot_read_uploads() -> None:
+    """`simulate` and `demo` listen on loopback, which every local user reaches: keys are random, the record closed."""
+    options = SimulatorOptions(codat_key="chosen").with_random_keys()
+    assert options.codat_key == "chosen", "a key of the fault file is kept"
+    public = SimulatorOptions()
+    with SimulatorThread.start(Simulator(options)) as running:
+        running.simulator.put_object("k", b"content")
+        for headers in ({}, {"Authorization": f"Bearer {public.codat_key}"}):
+            for method, path in (("GET", "stored"), ("GET", "objects"), ("GET", "switches"), ("POST", "reset")):
+                assert ask(running.url, method, f"/_sim/{path}", headers, b"").status == 401
+        for signer, status in ((Simulator(), 403), (running.simulator, 200)):
+            signed = signer.s3.sign("GET", running.url, "wootiv-documents", "k").removeprefix(running.url)
+            assert ask(running.url, "GET", signed, {}, b"").status == status, "the public secret signs nothing here"
+        mine = {"Authorization": "Bearer chosen"}
+        assert ask(running.url, "POST", "/_sim/reset", mine, b"").status == 200
+        assert ask(running.url, "GET", "/_sim/stored", {}, b"").status == 401, "a reset opens nothing"
+    assert options.wootiv_key != public.wootiv_key

@@ -116,7 +116,7 @@ def test_simulate_gives_all_that_is_needed_and_docferry_works_with_it(tmp_path: 
         config = re.search(r"# docferry.toml\n(.*?)\n\n3\.", shown, re.DOTALL)
         assert config
         (tmp_path / "docferry.toml").write_text(config[1])
-        keys = dict(line.removeprefix("export ").split("=") for line in shown.splitlines() if "export" in line)
+        keys = dict(line.removeprefix("export ").split("=", 1) for line in shown.splitlines() if "export" in line)
         for folder, name in (("codat", "a.pdf"), ("wootiv", "b.txt")):
             (tmp_path / "outbox" / folder).mkdir(parents=True)
             (tmp_path / "outbox" / folder / name).write_bytes(papers.statement(1))
@@ -130,7 +130,11 @@ def test_simulate_gives_all_that_is_needed_and_docferry_works_with_it(tmp_path: 
         assert json.loads(pass_.stdout)["uploaded"] == 2, pass_.stderr
         url = re.search(r"http://\S+", shown)
         assert url
-        with urllib.request.urlopen(f"{url[0]}/_sim/stored") as answer:  # noqa: S310 - loopback
+        record = urllib.request.Request(f"{url[0]}/_sim/stored")  # noqa: S310 - loopback
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(record)  # noqa: S310 - loopback
+        record.add_header("Authorization", f"Bearer {keys['CODAT_API_KEY']}")
+        with urllib.request.urlopen(record) as answer:  # noqa: S310 - loopback
             assert len(json.load(answer)) == 2
         running.send_signal(signal.SIGTERM)
         rest = running.stdout.read()

@@ -49,7 +49,7 @@ def command(asked: Namespace) -> int:
     faults = load_faults(asked.faults) if asked.faults else []
     options = load_switches(asked.faults) if asked.faults else SimulatorOptions()
     screen = Screen()
-    simulated = anyio.run(_simulate, screen, asked.port, faults, options)
+    simulated = anyio.run(_simulate, screen, asked.port, faults, options.with_random_keys())
     if simulated is not None:
         _sum_up(screen, simulated)
     return 0
@@ -92,6 +92,9 @@ def _greet(screen: Screen, simulator: Simulator) -> None:
         *(line(text) for text in _CONFIG.format(url=simulator.url).splitlines()),
         line(),
         line(Cell("3. mkdir -p outbox/codat outbox/wootiv, put a PDF there, and: docferry sync", FAINT)),
+        line(),
+        line(Cell("what is stored, with its content:", FAINT)),
+        line(f'curl -H "Authorization: Bearer $CODAT_API_KEY" {simulator.url}/_sim/stored'),
         line(),
         line(Cell("requests as they come; Ctrl-C ends it", FAINT)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,13 @@ class Control:
 
     async def serve(self, request: Request, handler: Handler) -> Response:
         """Return the response of a request; bad input becomes a 400 with its problems."""
+        options = self._simulator.options
+        if not options.record_is_open:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {options.codat_key}".encode()):
+                return self.error(
+                    401, "send `Authorization: Bearer KEY`, with the key for Codat that the simulator shows"
+                )
         try:
             return await handler(request)
         except ConfigError as error:

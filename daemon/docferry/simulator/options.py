@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal
 
 from docferry.errors import ConfigError
 
@@ -17,6 +18,8 @@ class SimulatorOptions:
 
     codat_key: str = "codat-demo-key"
     wootiv_key: str = "wootiv-demo-key"
+    storage_secret: str = "docferry-simulated-secret-key"  # noqa: S105 - public on purpose; signs the URLs of S3
+    record_is_open: bool = True  # whether /_sim needs no key; closed, it takes Codat's
     idempotency: bool = True  # whether Codat honours Idempotency-Key
     list_lag: float = 0.0  # delay between storing and listing at Codat
     store_lag: float = 0.0  # delay between the response and storing
@@ -53,11 +56,24 @@ class SimulatorOptions:
         for name, value in taken.items():
             setattr(self, name, value)
 
+    def with_random_keys(self) -> SimulatorOptions:
+        """Return the options with a random key in place of each public one, so that other local users are refused."""
+        public, found = SimulatorOptions(), replace(self, record_is_open=False)
+        for name in _KEYS:
+            if getattr(self, name) == getattr(public, name):
+                setattr(found, name, secrets.token_urlsafe(24))
+        return found
+
     def reset(self) -> None:
-        """Restore the defaults."""
+        """Restore the defaults, but for keys that are not public."""
         fresh = SimulatorOptions()
+        kept = () if self.record_is_open else (*_KEYS, "record_is_open")
         for each in fields(self):
-            setattr(self, each.name, getattr(fresh, each.name))
+            if each.name not in kept:
+                setattr(self, each.name, getattr(fresh, each.name))
+
+
+_KEYS: Final = ("codat_key", "wootiv_key", "storage_secret")
 
 
 def _convert(hint: Any, value: Any) -> object:

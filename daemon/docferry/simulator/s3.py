@@ -45,7 +45,7 @@ class S3:
         self._random = jitter
         self._keep = min(keep, MAX_KEPT_SIZE)
         self._digest = digest
-        self.credentials = Credentials()
+        self.credentials = Credentials(secret_key=options.storage_secret)
 
     def route(self, method: str, segments: list[str]) -> tuple[str, Handler] | None:
         """Return the route's name and its handler, or None for a path of another service."""
