@@ -105,7 +105,7 @@ class Database:
         self._queue: deque[_Request] = deque()
         self._wake = anyio.Event()
         self._writer = backend.connection(writer=True)
-        self._readers = anyio.Semaphore(READERS)
+        self._readers = anyio.Semaphore(READERS, fast_acquire=True)
         self._idle: list[ThreadConnection] = []
         self._closing = False
         self._ended = False

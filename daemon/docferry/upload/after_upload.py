@@ -23,6 +23,8 @@ log = logs.get("after_upload")
 
 #: Files of one turn of a mapping.
 BATCH: Final = 256
+#: What is sent within this time is looked up together, seconds: every document wakes this task.
+GATHER_S: Final = 0.2
 
 
 class AfterUpload:
@@ -48,6 +50,7 @@ class AfterUpload:
             self._wakeups.after_upload.clear()
             await self.serve()
             await self._wakeups.after_upload.wait()
+            await anyio.sleep(GATHER_S)
 
     async def serve(self) -> None:
         """Remove the files that were sent since the last call, and what is left in mappings that were scanned since."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import filterfalse, islice
 
 import anyio
+from anyio import TaskHandle
 from anyio.abc import TaskGroup, TaskStatus
 
 from docferry import logs
@@ -70,7 +71,7 @@ class Scheduler:
         self._serves_several = _serves_several(context)
         slot_limits = SlotLimits(limits.workers, batch_trials.size, limits.per_company, self._serves_several)
         self._slots = Slots(context.clock, slot_limits, gate_manager)
-        self._scopes: set[anyio.CancelScope] = set()  # of the batches in flight
+        self._tasks: dict[Batch, TaskHandle[None]] = {}  # of the batches in flight
         self._stopping = False
         self._claiming = False  # something may be claimed that `_slots` does not have yet
         self._has_claimed = False  # whether the last read of the queue led to a claim
@@ -164,7 +165,7 @@ class Scheduler:
         transfers, owner = self._context.queue.transfers, self._context.queue.transfers.owner
         while not (self._stopping and self._slots.is_idle):
             await anyio.sleep(CONFIRMATION_POLL_S)
-            if not self._context.queue.owners.is_confirmed and self._scopes:
+            if not self._context.queue.owners.is_confirmed and self._tasks:
                 log.error("heartbeat_unconfirmed", "the database did not answer; uploads are cut until it does")
                 self._cut()
             elif transfers.owner != owner:
@@ -173,8 +174,8 @@ class Scheduler:
                 self._cut()
 
     def _cut(self) -> None:
-        for scope in list(self._scopes):
-            scope.cancel()
+        for task in list(self._tasks.values()):
+            task.cancel()
 
     async def _fill(self, group: TaskGroup) -> None:
         """Claim and start what the slots can take."""
@@ -259,7 +260,7 @@ class Scheduler:
                 continue
             if self._has_quota(batch) and self._slots.may_start(batch) and not self._is_blocked(batch):
                 self._slots.start(batch)
-                group.start_soon(self._process, group, batch, name=batch.lane)
+                self._tasks[batch] = group.start_soon(self._process, group, batch, name=batch.lane)
             else:
                 blocked.add(key)
 
@@ -274,12 +275,10 @@ class Scheduler:
 
     async def _process(self, group: TaskGroup, batch: Batch) -> None:
         try:
-            with anyio.CancelScope() as scope:
-                self._scopes.add(scope)
-                await self._uploader.process(batch, _SlotPermit(self, group, batch))
+            await self._uploader.process(batch, _SlotPermit(self, group, batch))
             await self._quota.guard(batch.remote)
         finally:
-            self._scopes.discard(scope)
+            del self._tasks[batch]
             self._slots.end(batch)
             if self._needs_no_claim:
                 self._slots.grant_free_slots()
