@@ -52,6 +52,9 @@ pytestmark = pytest.mark.anyio
         (b"HTTP/1.1 200 O\0K\r\nContent-Length: 2, 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 204 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n", b""),
+        (b"HTTP/1.1 304 OK\r\nTransfer-Encoding: gzip\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nX: bell\x07\r\nY: del\x7f\r\nContent-Length: 2\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4  \r\nfour\r\n0\r\n\r\n", b"four"),
     ],
 )
 @pytest.mark.parametrize("step", [1, 7, 10_000])
@@ -68,6 +71,7 @@ async def test_an_answer_is_read_however_it_is_cut(answer: bytes, body: bytes | 
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1e3\r\n\r\nok",

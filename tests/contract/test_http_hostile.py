@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import anyio.streams.tls
-import h11
+import httptools
 import httpx
 import pytest
 from anyio.abc import SocketStream
@@ -251,7 +251,7 @@ async def test_any_exception_stays_with_its_request(
     if where == "resolve":
         monkeypatch.setattr(socket, "getaddrinfo", fail)
     else:
-        monkeypatch.setattr(h11.Connection, "next_event", fail)
+        monkeypatch.setattr(httptools, "HttpResponseParser", fail)
     with pytest.raises(RemoteError) as failure:
         await asked(saying(OK), "PUT", body=PlainBody(item("a.pdf")))
     assert failure.value.body_complete is (where == "parse"), "sent is sent, whatever the response does to us"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for documents: httpx's requests and responses, h11's parser, and an exact account of what was sent."""
+"""HTTP/1.1 for documents: httpx's requests and responses, httptools' parser, and an exact account of what was sent."""
 
 from docferry.remotes.http.client import HttpClient
 from docferry.remotes.http.diagnose import Step, diagnose

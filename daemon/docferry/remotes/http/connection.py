@@ -34,8 +34,6 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
 _SMALL_BYTES: Final = 64 * 1024
-#: So many parts of a body are read before other tasks get their turn.
-_PARTS_PER_YIELD: Final = 256
 
 
 class Connection:
@@ -87,18 +85,9 @@ class Connection:
     async def read_body(self, timeout: float | None) -> bytes | None:
         """Return the next bytes of the response body, None at its end. `timeout`: seconds without such bytes."""
         deadline = None if timeout is None else anyio.current_time() + timeout
-        parts: list[bytes] = []
-        while not self._parser.ended:
-            part = self._parser.read()
-            if part is not None:
-                parts.append(part)
-                if len(parts) % _PARTS_PER_YIELD == 0:
-                    await checkpoint()
-            elif parts:
-                break
-            elif not self._parser.ended:
-                await self._receive_body(deadline)
-        return b"".join(parts) or None
+        while not (block := self._parser.read()) and not self._parser.ended:
+            await self._receive_body(deadline)
+        return block or None
 
     @property
     def can_keep_alive(self) -> bool:

@@ -1,7 +1,7 @@
-"""Parse HTTP/1.1 responses with h11, behind a layer that repairs header lines which curl and browsers accept.
+"""Parse HTTP/1.1 responses with httptools, behind a layer that repairs header lines which curl and browsers accept.
 
-h11 reads whatever it accepts; a head that it rejects is repaired once and read again. What is irrelevant is dropped.
-What could change where the body ends is an error that names the header.
+httptools (llhttp, the parser of Node.js) reads whatever it accepts; a head that it rejects is repaired once and read
+again. What is irrelevant is dropped. What could change where the body ends is an error that names the header.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-import h11
+import httptools
 import httpx
 
-#: A response head, and the trailers of a chunked body, are no longer than this.
+#: A response head is no longer than this.
 MAX_HEAD_BYTES: Final = 64 * 1024
 #: More interim responses (1xx) before the final one are an attack.
 MAX_INTERIM_RESPONSES: Final = 16
-#: Framing of a chunked body may take this much, and twice as many bytes as the payload.
+#: Framing of a chunked body, trailers included, may take this much, and twice as many bytes as the payload.
 _FREE_OVERHEAD_BYTES: Final = 64 * 1024
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _STATUS: Final = re.compile(rb"(HTTP/1\.[01] [1-9][0-9]{2})(?![0-9])")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_VALUE: Final = re.compile(rb"[^\x00\r\n]*")
+_VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 _FRAMING: Final = re.compile(rb"(content.?length|transfer.?encoding)", re.IGNORECASE)
+#: The same length several times.
+_LENGTHS: Final = re.compile(rb"([0-9]+)(?:[ \t]*,[ \t]*\1)+")
 _BODILESS: Final = frozenset({204, 304})
-_INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1")
 
 
 class Head(NamedTuple):
@@ -45,141 +46,192 @@ class ResponseParser:
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._head = bytearray()  # bytes of an incomplete head
+        self._message = _Message()
+        self._parser: httptools.HttpResponseParser | None = None  # of the body
+        self._incomplete = bytearray()  # bytes of an incomplete head
         self._searched = 0
-        self._interim_responses = 0
         self._received = self._payload = 0
-        self._final: Head | None = None
-        self.ended = False  # the whole message was read
-
-    @property
-    def interim_responses(self) -> int:
-        """The number of 1xx responses so far."""
-        return self._interim_responses
-
-    @property
-    def head(self) -> Head | None:
-        """The final head, once it is complete."""
-        return self._final
+        self._error: str | None = None  # what is wrong with the body
+        self.interim_responses = 0  # 1xx so far
+        self.head: Head | None = None  # the final head, once it is complete
+        self.ended = False  # the whole message has come; `read` may still have bytes of it
 
     @property
     def has_known_end(self) -> bool:
         """Whether length or chunks tell where the body ends; otherwise it ends with the connection."""
-        return self._final is not None and not self._final.until_close
+        return self.head is not None and not self.head.until_close
 
     @property
     def can_keep_alive(self) -> bool:
         """Whether the connection can carry another request; all of the response must have been read."""
-        return self.ended and self._final is not None and self._final.keep_alive and not self._h11.trailing_data[0]
+        return self.ended and self.head is not None and self.head.keep_alive and not self._message.is_followed
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the server; b"" is the end of the connection."""
-        if self._final is not None:
-            self._received += len(data)
-            try:
-                self._h11.receive_data(data)
-            except RuntimeError:
-                raise httpx.RemoteProtocolError("the server sent more after the end") from None
-            return
-        if not data:
+        if self.head is not None:
+            self._feed_body(self.head, data)
+        elif data:
+            self._incomplete += data
+            self._parse_heads()
+        else:
             raise httpx.RemoteProtocolError(
                 "the server closed the connection inside a response head"
-                if self._head
+                if self._incomplete
                 else "the server closed the connection without a response"
             )
-        self._head += data
-        self._parse_heads()
 
-    def read(self) -> bytes | None:
-        """Return the next bytes of the body; None when more must be fed, or `ended` is true."""
+    def read(self) -> bytes:
+        """Return the bytes of the body that came since the last call; raise once they are followed by an error."""
+        blocks = self._message.blocks
+        if not blocks and self._error is not None:
+            raise httpx.RemoteProtocolError(self._error)
+        content = b"".join(blocks)
+        blocks.clear()
+        return content
+
+    def _feed_body(self, head: Head, data: bytes) -> None:
+        """Take bytes of the body. Errors wait for `read`: the head is complete, and its status counts."""
+        message = self._message
+        if not data:
+            if not (self.ended or head.until_close):
+                self._error = "the server closed the connection inside a response body"
+            self.ended = self.ended or head.until_close
+            return
+        if self.ended or self._parser is None:
+            message.is_followed = True
+            return
+        before = len(message.blocks)
         try:
-            event = self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            raise httpx.RemoteProtocolError(f"the response body is malformed: {_short(error)}") from None
-        if isinstance(event, h11.Data):
-            self._payload += len(event.data)
-            return bytes(event.data)
-        if isinstance(event, h11.EndOfMessage):
-            self.ended = True
-        elif self._received - self._payload > _FREE_OVERHEAD_BYTES + 2 * self._payload:
-            raise httpx.RemoteProtocolError("the response body has more framing than content")
-        return None
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if message.is_complete:
+                message.is_followed = True
+            else:
+                self._error = f"the response body is malformed: {_short(error)}"
+        self.ended = message.is_complete
+        self._received += len(data)
+        self._payload += sum(map(len, message.blocks[before:]))
+        if self._received - self._payload > _FREE_OVERHEAD_BYTES + 2 * self._payload:
+            self._error = "the response body has more framing than content"
 
     def _parse_heads(self) -> None:
-        while self._final is None and self._head:
-            if self._head[:7] not in (b"HTTP/1.", b"HTTP/1."[: len(self._head)]):
-                raise httpx.RemoteProtocolError(_not_http(self._head))
-            found = _HEAD_END.search(self._head, max(0, self._searched - 2))
-            if (found.end() if found else len(self._head)) > MAX_HEAD_BYTES:
+        while self.head is None and self._incomplete:
+            if self._incomplete[:7] not in (b"HTTP/1.", b"HTTP/1."[: len(self._incomplete)]):
+                raise httpx.RemoteProtocolError(_not_http(self._incomplete))
+            found = _HEAD_END.search(self._incomplete, max(0, self._searched - 2))
+            if (found.end() if found else len(self._incomplete)) > MAX_HEAD_BYTES:
                 raise httpx.RemoteProtocolError(f"the response head is longer than {MAX_HEAD_BYTES // 1024} KiB")
             if found is None:
-                self._searched = len(self._head)
+                self._searched = len(self._incomplete)
                 return
-            raw = bytes(self._head[: found.end()])
-            del self._head[: found.end()]
+            raw = bytes(self._incomplete[: found.end()])
+            del self._incomplete[: found.end()]
             self._searched = 0
-            self._take(self._event(raw))
+            self._take(raw)
 
-    def _take(self, event: h11.Response | h11.InformationalResponse) -> None:
-        if isinstance(event, h11.InformationalResponse):
-            self._interim_responses += 1
-            if self._interim_responses > MAX_INTERIM_RESPONSES:
+    def _take(self, raw: bytes) -> None:
+        """Read one complete head, repaired if it is rejected as it is."""
+        parser, message = _read_head(raw)
+        if parser is None:
+            parser, message = _read_head(_repaired(raw, self._method))
+            if parser is None:
+                raise httpx.RemoteProtocolError(f"the response head is malformed: {message.error}")
+        status = parser.get_status_code()
+        if status == 101:
+            raise httpx.RemoteProtocolError("the server switched to another protocol, which nobody asked for")
+        if status < 200:
+            self.interim_responses += 1
+            if self.interim_responses > MAX_INTERIM_RESPONSES:
                 raise httpx.RemoteProtocolError("the server sent interim responses (1xx) without end")
             return
-        headers = list(event.headers)
-        fields = dict(headers)
-        bodiless = self._method == "HEAD" or event.status_code in _BODILESS
-        length, chunked = fields.get(b"content-length"), b"transfer-encoding" in fields
-        if not bodiless and chunked and length is not None:
-            raise httpx.RemoteProtocolError("the response has both Transfer-Encoding and Content-Length")
-        until_close = not bodiless and not chunked and length is None
-        keep_alive = event.http_version == b"1.1" and not until_close and not _closes(headers)
-        self._final = Head(event.status_code, headers, until_close, keep_alive)
-        self.ended = bodiless or length == b"0"
-        rest, self._head = bytes(self._head), bytearray()
-        if rest:
-            self.feed(rest)
-
-    def _event(self, raw: bytes) -> h11.Response | h11.InformationalResponse:
-        """Read one complete head, repaired if h11 rejects it as it is."""
-        try:
-            return self._read_head(raw)
-        except h11.RemoteProtocolError:
-            self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        try:
-            return self._read_head(_repaired(raw))
-        except h11.RemoteProtocolError as error:
-            raise httpx.RemoteProtocolError(f"the response head is malformed: {_short(error)}") from None
-
-    def _read_head(self, raw: bytes) -> h11.Response | h11.InformationalResponse:
-        # h11 reads a final response without a request too, as a server may answer early; it costs 8 µs less. Interim
-        # responses, and what follows a HEAD, need one. Only its method matters: the request itself is written by us.
-        if self._h11.our_state is h11.IDLE and (self._method == "HEAD" or _INTERIM.match(raw)):
-            self._h11.send(h11.Request(method=self._method, target="/", headers=[("Host", "h")]))
-        self._h11.receive_data(raw)
-        event = self._h11.next_event()
-        if not isinstance(event, h11.Response | h11.InformationalResponse):
-            raise httpx.RemoteProtocolError("the response head is malformed")
-        return event
+        fields = dict(message.headers)
+        bodiless = _is_bodiless(self._method, status)
+        until_close = not bodiless and b"content-length" not in fields and b"transfer-encoding" not in fields
+        keep_alive = raw.startswith(b"HTTP/1.1") and not until_close and not _closes(message.headers)
+        self.head = Head(status, message.headers, until_close, keep_alive)
+        self.ended = bodiless or message.is_complete
+        self._parser, self._message = parser, message
+        if self._incomplete:
+            rest, self._incomplete = bytes(self._incomplete), bytearray()
+            self._feed_body(self.head, rest)
 
 
-def _repaired(raw: bytes) -> bytes:
-    """Return the head with only the lines that h11 reads; raise when a dropped line could frame the body."""
+class _Message:
+    """What httptools reports of one message."""
+
+    __slots__ = ("blocks", "error", "has_head", "headers", "is_complete", "is_followed")
+
+    def __init__(self) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.blocks: list[bytes] = []  # of the body, not read yet
+        self.has_head = self.is_complete = False
+        self.is_followed = False  # more came after its end
+        self.error = ""
+
+    def on_message_begin(self) -> None:
+        self.is_followed = self.is_complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.has_head:  # else it is a trailer, or of another message
+            self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.has_head = True
+
+    def on_body(self, data: bytes) -> None:
+        if not self.is_followed:
+            self.blocks.append(data)
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
+
+
+def _read_head(raw: bytes) -> tuple[httptools.HttpResponseParser | None, _Message]:
+    """Return a parser that has read the head, None when it rejects it."""
+    message = _Message()
+    parser = httptools.HttpResponseParser(message)
+    parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)  # some servers pad sizes; harmless
+    try:
+        parser.feed_data(raw)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        message.error = _short(error)  # after a complete head, for 101
+    encodings = [value.lower() for name, value in message.headers if name == b"transfer-encoding"]
+    if encodings not in ([], [b"chunked"]):
+        message.error = "it has an unsupported Transfer-Encoding"
+    elif message.has_head and parser.get_status_code() >= 100:
+        return parser, message
+    return None, message
+
+
+def _repaired(raw: bytes, method: str) -> bytes:
+    """Return the head with only the lines that httptools reads; raise when a dropped line could frame the body."""
     first, *lines = raw.rstrip(b"\r\n").split(b"\n")
     status = _STATUS.match(first)
     if status is None:
         raise httpx.RemoteProtocolError(_not_http(first))
+    bodiless = _is_bodiless(method, int(status[1][-3:]))
     kept: list[bytes] = [status[1]]
+    lengths, is_encoded = set[bytes](), False
     for line in _unfolded(lines):
         name, colon, value = line.partition(b":")
         name, value = name.rstrip(b" \t"), value.strip(b" \t")
+        key = name.lower()
         if not colon or not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             framing = _FRAMING.search(line)
             if framing is not None:
                 raise httpx.RemoteProtocolError(f"the response has a malformed {framing[1].decode()} header")
-        elif (name.lower(), value.lower()) != (b"transfer-encoding", b"identity"):
+        elif key == b"content-length":
+            lengths.add(_LENGTHS.sub(rb"\1", value))
+        elif key != b"transfer-encoding":
             kept.append(name + b": " + value)
+        elif not bodiless and value.lower() != b"identity":
+            kept.append(name + b": " + value)
+            is_encoded = True
+    if is_encoded and lengths:
+        raise httpx.RemoteProtocolError("the response has both Transfer-Encoding and Content-Length")
+    if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)):
+        raise httpx.RemoteProtocolError("the response has a malformed Content-Length header")
+    kept += [b"Content-Length: " + length for length in lengths]
     return b"\r\n".join(kept) + b"\r\n\r\n"
 
 
@@ -193,6 +245,10 @@ def _unfolded(lines: list[bytes]) -> list[bytes]:
         else:
             joined.append(bytearray(line))
     return [bytes(line) for line in joined]
+
+
+def _is_bodiless(method: str, status: int) -> bool:
+    return method == "HEAD" or status in _BODILESS or status < 200
 
 
 def _closes(headers: list[tuple[bytes, bytes]]) -> bool:
