@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ COMPANY = "8a210b68-6988-11ed-a1eb-0242ac120002"
 CONNECTION = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "it") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "it") -> Any:
     """Poll a condition until it is true and return its value. Raises AssertionError at the deadline."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -91,7 +92,8 @@ class AppEnv:
         text += "\n[wootiv]\n" + "\n".join(f"{k} = {v}" for k, v in wootiv.items())
         text += "\n\n" + "\n\n".join(self.sections) + "\n"
         path = self.root / self.config_name
-        path.write_text(text)
+        if not path.exists() or path.read_text() != text:  # a command that is starting may be reading it
+            path.write_text(text)
         return path
 
     @property
@@ -162,11 +164,12 @@ class Daemon:
             )
 
     def text(self) -> str:
+        """Return what it has logged so far."""
         with self.log.open("rb") as source:
             source.seek(self.started)
             return source.read().decode("utf-8", "replace")
 
-    def wait_ready(self, seconds: float = 30.0) -> None:
+    def wait_ready(self, seconds: float = 60.0) -> None:
         def ready() -> bool:
             assert self.running.poll() is None, self.text()[-3000:]
             return " ready " in self.text()
@@ -177,10 +180,24 @@ class Daemon:
         self.running.kill()
         self.running.wait()
 
-    def end(self, seconds: float = 45.0) -> int:
+    def end(self, seconds: float = 60.0) -> int:
+        """Stop it with SIGTERM and return its exit code. Kill it at the deadline, and raise TimeoutExpired."""
         if self.running.poll() is None:
             self.running.send_signal(signal.SIGTERM)
-        return self.running.wait(seconds)
+        try:
+            return self.running.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Yield a port of loopback that a server may listen on; the kernel gives it to nobody else."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 def digest(content: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,11 +134,3 @@ class Hook:
             self.server.shutdown()
             self.server.server_close()
             thread.join()
-
-    def wait_for(self, number: int, seconds: float = 20.0) -> list[Taken]:
-        """Wait until so many requests came."""
-        deadline = time.monotonic() + seconds
-        while len(self.taken) < number:
-            assert time.monotonic() < deadline, f"{len(self.taken)} of {number} requests came"
-            time.sleep(0.01)  # between two looks at a condition
-        return self.taken

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from alerts.servers import Hook
 from alerts.test_messages import item
-from app_env import until
+from app_env import reserved_port, until
 from debian_tools import tool
 from docferry.alerts.messages import Message
 from docferry.alerts.receivers import DeliveryError, Receiver, open_receiver
@@ -53,13 +53,17 @@ class Alertmanager:
 
 
 @pytest.fixture
-def alertmanager(tmp_path: Path, hook: Hook) -> Iterator[Alertmanager]:
+def opened() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path, hook: Hook, opened: ExitStack) -> Iterator[Alertmanager]:
     program = started_with_its_share(tool("prometheus-alertmanager", "prometheus-alertmanager"))
     config = tmp_path / "alertmanager.yml"
     config.write_text(CONFIG.format(url=hook.url))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = opened.enter_context(reserved_port())
     words = [f"--config.file={config}", f"--storage.path={tmp_path / 'data'}", "--cluster.listen-address="]
     with (tmp_path / "log").open("wb") as log:
         running = subprocess.Popen(
@@ -67,7 +71,7 @@ def alertmanager(tmp_path: Path, hook: Hook) -> Iterator[Alertmanager]:
         )
     try:
         found = Alertmanager(f"http://127.0.0.1:{port}", hook)
-        until(lambda: is_ready(found.url, running), 30.0, "Alertmanager being ready")
+        until(lambda: is_ready(found.url, running), what="Alertmanager being ready")
         yield found
     finally:
         running.terminate()
@@ -115,7 +119,7 @@ async def test_it_shows_what_lasts_and_learns_of_its_end(alertmanager: Alertmana
     queue = item(key="queue", summary="disk full", since=now - 600)
     to = receiver(alertmanager.url)
     await to.send(Message("am", "sftp-1", [held, folder, queue]))
-    until(lambda: len(alertmanager.told()) == 3, 20.0, "three alerts passed on")
+    until(lambda: len(alertmanager.told()) == 3, what="three alerts passed on")
     shown = {alert["labels"]["alertname"]: alert for alert in alertmanager.alerts()}
     assert set(shown) == {"held", "folder", "queue"}
     assert shown["held"]["labels"]["mapping"] == "scans"
@@ -130,7 +134,7 @@ async def test_it_shows_what_lasts_and_learns_of_its_end(alertmanager: Alertmana
 
     ended = item(Kind.RESOLVED, summary="4 documents are held", since=now - 600, ended=time.time() - 1)
     await to.send(Message("am", "sftp-1", [ended]))
-    until(lambda: ("resolved", "scans") in alertmanager.told(), 20.0, "the end passed on")
+    until(lambda: ("resolved", "scans") in alertmanager.told(), what="the end passed on")
     assert {alert["labels"]["alertname"] for alert in alertmanager.alerts()} == {"folder", "queue"}
     assert sorted(set(alertmanager.told())) == [
         ("firing", ""),

@@ -77,29 +77,29 @@ def ended(pid: int) -> bool:
 async def test_one_that_does_not_end_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(command, "TIMEOUT_S", 2.0)
     into = tmp_path / "pids"
     began = time.monotonic()
     with pytest.raises(DeliveryError, match="did not end within"):
         await shell(f"trap '' TERM; sleep 60 & echo $$ $! > {shlex.quote(str(into))}; wait; sleep 60")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 40  # its children would last for 60 s
     for pid in map(int, into.read_text().split()):
-        until(partial(ended, pid), 5.0, f"the end of {pid}")
+        until(partial(ended, pid), what=f"the end of {pid}")
 
 
 async def test_a_child_that_stays_holds_nothing_up(tmp_path: Path) -> None:
     into = tmp_path / "pid"
-    with anyio.fail_after(10):
+    with anyio.fail_after(40):
         await shell(f"sleep 60 & echo $! > {shlex.quote(str(into))}")
     os.kill(int(into.read_text()), 9)
 
 
 async def test_a_stop_kills_it(tmp_path: Path) -> None:
     into = tmp_path / "pid"
-    with anyio.move_on_after(5) as scope:
+    with anyio.move_on_after(40) as scope:
         async with anyio.create_task_group() as group:
             group.start_soon(shell, f"echo $$ > {shlex.quote(str(into))}; sleep 60")
             await anyio.to_thread.run_sync(until, lambda: into.exists() and into.read_text().strip())
             group.cancel_scope.cancel()
     assert not scope.cancelled_caught
-    until(partial(ended, int(into.read_text())), 5.0, "its end")
+    until(partial(ended, int(into.read_text())), what="its end")

@@ -82,10 +82,10 @@ class Office:
         return Totals(uploaded=1, due=2, held=3, gates=0)
 
     @asynccontextmanager
-    async def open(self, *inboxes: Inbox) -> AsyncIterator[Notifier]:
+    async def open(self, *inboxes: Inbox, collect: float = 1.0) -> AsyncIterator[Notifier]:
         """Run it until the end of the block, as one life of the daemon."""
         sources = Sources(self.read_facts, self.read_totals, lambda name: self.failures.update([name]))
-        notifier = Notifier(self.settings, Alerts(self.database), inboxes, sources, self.clock, collect=1.0)
+        notifier = Notifier(self.settings, Alerts(self.database), inboxes, sources, self.clock, collect=collect)
         async with anyio.create_task_group() as group:
             group.start_soon(notifier.run)
             yield notifier
@@ -93,7 +93,7 @@ class Office:
 
     async def until(self, condition: Callable[[], Any], step: float = 0.5) -> None:
         """Let time pass until a condition comes true."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not condition():
                 self.clock.turn(step)
                 await anyio.sleep(0.02)  # the tasks look at the clock by themselves
@@ -123,22 +123,23 @@ async def test_lives_one_after_the_other_tell_one_story(office: Office) -> None:
         return [alert.observed for alert in await Alerts(office.database).all()]
 
     async def reached(observed: Observed, step: float = 0.0) -> None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while await stored() != [observed]:
                 office.clock.turn(step)
                 await anyio.sleep(0.02)  # between two looks at the database
 
     office.facts = FULL
-    async with office.open(inbox):
+    forever = 1e9  # seconds that a message is collected: a life that sees the state, and sends nothing
+    async with office.open(inbox, collect=forever):
         await reached(Observed.PENDING)
-    async with office.open(inbox):
+    async with office.open(inbox, collect=forever):
         await reached(Observed.FIRING, 0.2)
     await life(lambda: inbox.messages)
     async with office.open(inbox):
         await office.pass_time()
     assert inbox.kinds == [Kind.FIRING]
     office.facts = WELL
-    async with office.open(inbox):
+    async with office.open(inbox, collect=forever):
         await reached(Observed.RESOLVED, 0.2)
     await life(lambda: len(inbox.messages) == 2)
     async with office.open(inbox):

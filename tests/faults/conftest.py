@@ -49,9 +49,14 @@ class FaultEnv(AppEnv):
         """Return the names of everything that the remotes have."""
         return {name for name, _ in self.stored()}
 
-    def wait_for_upload(self, name: str, seconds: float = 30.0) -> None:
+    def wait_for_upload(self, name: str) -> None:
         """Wait for a document of this name."""
-        until(lambda: name in self.names(), seconds, f"the arrival of {name}")
+        until(lambda: name in self.names(), what=f"the arrival of {name}")
+
+    def status(self) -> str:
+        """Return the text of the status file; empty before the daemon has written one."""
+        path = self.state / "status.json"
+        return path.read_text() if path.exists() else ""
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_d9_the_daemon_outlives_a_foreign_lock(app_env: AppEnv, process_pool: Pr
             assert not app_env.stored()
             assert not daemon.ended()
             stranger.execute("ROLLBACK")
-        until(app_env.stored, 60)
+        until(app_env.stored)
     assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
 
 
@@ -122,7 +122,7 @@ def test_d12_the_database_goes_away(app_env: AppEnv, process_pool: ProcessPool, 
         if how == "replaced":
             copy.rename(database)
         assert daemon.wait(30) == 2
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < (5 if FULL else 25)  # the load of all tests decides the time
         assert how in daemon.text()
         assert "--adopt" in daemon.text()
         assert "Traceback" not in daemon.text()

@@ -62,11 +62,11 @@ def test_d4_the_disk_under_the_database_is_full(app_env: AppEnv, process_pool: P
             filler = app_env.state / "filler"
             _claim(filler)
             (folder / "a.pdf").write_bytes(b"a")
-            until(lambda: "cannot be written" in app_env.run("status", "--json").stdout, 60, "status saying so")
+            until(lambda: "cannot be written" in app_env.run("status", "--json").stdout, what="status saying so")
             assert app_env.simulator.requests["codat.upload"] == 0
             assert not daemon.ended()
             filler.unlink()
-            until(app_env.stored, 60, "the document arriving once there is room")
+            until(app_env.stored, what="the document arriving once there is room")
         assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
 
 
@@ -93,7 +93,7 @@ def test_d4_a_stop_on_a_full_disk_is_a_stop(app_env: AppEnv, process_pool: Proce
         daemon = process_pool.spawn(app_env, "run").ready()
         _claim(app_env.state / "filler")
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "cannot be written" in daemon.text(), 60, "the log saying so")
+        until(lambda: "cannot be written" in daemon.text(), what="the log saying so")
         daemon.signal(signal.SIGTERM)
         assert daemon.wait(40) == 0
         (app_env.state / "filler").unlink()
@@ -135,7 +135,7 @@ def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_poo
         for number in range(300 if FULL else 60):
             (folder / f"{number}.pdf").write_bytes(b"%d" % number)
             made[f"{number}.pdf", digest(b"%d" % number)] += 1
-        until(lambda: app_env.stored() == made, 60, "all arriving")
+        until(lambda: app_env.stored() == made, what="all arriving")
     assert rounds[0] > 10
     process_pool.drained(app_env)
     verify_remote(app_env, made)

@@ -75,8 +75,8 @@ def test_each_document_is_sent_once(app_env: AppEnv, fault: str) -> None:
         url = server.new_database()
         lay(folder, half)
         with daemons(app_env, url, "h1", "h2", "h3") as running:
-            until(lambda: len(app_env.stored()) > DOCUMENTS // 8, 60, "the first uploads")
-            victim = until(lambda: value(url, SENDING), 30, "a document in flight")
+            until(lambda: len(app_env.stored()) > DOCUMENTS // 8, what="the first uploads")
+            victim = until(lambda: value(url, SENDING), what="a document in flight")
             if fault == "killed":
                 running[victim].kill()
             elif fault == "stopped":
@@ -88,7 +88,7 @@ def test_each_document_is_sent_once(app_env: AppEnv, fault: str) -> None:
             until(lambda: states(url)["sent"] == DOCUMENTS, 60 + TAKEOVER_S, "the last receipt")
             if fault == "stopped":
                 os.kill(running[victim].pid, signal.SIGCONT)
-                until(lambda: value(url, ALIVE.format(victim)), 30, "its heartbeat")  # by then it has cut what it had
+                until(lambda: value(url, ALIVE.format(victim)), what="its heartbeat")  # by then it has cut what it had
             assert [host for host, process in running.items() if process.poll() is not None] == (
                 [victim] if fault == "killed" else []
             )

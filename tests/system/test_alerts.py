@@ -43,23 +43,23 @@ def test_a_daemon_that_is_killed_repeats_nothing_and_loses_no_end(app_env: AppEn
         f'[heartbeat]\nurl = "{hook.url}/ping"\nevery = "1s"\n',
     ]
     with app_env.daemon() as daemon:
-        until(lambda: "/ping" in pings(hook), 20.0, "a ping")
+        until(lambda: "/ping" in pings(hook), what="a ping")
         (folder / "empty.pdf").touch()
         (folder / "good.pdf").write_bytes(b"%PDF-1.4 good %%EOF")
-        until(lambda: "/ping/fail" in pings(hook), 40.0, "a ping of failure")
+        until(lambda: "/ping/fail" in pings(hook), what="a ping of failure")
         daemon.kill()  # it lasts, and nobody was told
     firing = ("firing", "held", "scans")
     with app_env.daemon() as daemon:
-        until(lambda: alerts_of(hook), 60.0, "the alert")
+        until(lambda: alerts_of(hook), what="the alert")
         assert alerts_of(hook) == [firing]
-        until(lambda: told(app_env, "hook"), 20.0, "the delivery written down")
+        until(lambda: told(app_env, "hook"), what="the delivery written down")
         daemon.kill()
     (folder / "empty.pdf").unlink()
     with app_env.daemon():
-        until(lambda: len(alerts_of(hook)) > 1, 60.0, "the end")
+        until(lambda: len(alerts_of(hook)) > 1, what="the end")
         assert alerts_of(hook) == [firing, ("resolved", "held", "scans")]
         sent = len(pings(hook))
-        until(lambda: "/ping" in pings(hook)[sent:], 20.0, "a ping that all is well")
+        until(lambda: "/ping" in pings(hook)[sent:], what="a ping that all is well")
     assert len(app_env.stored()) == 1  # the receiver that is down delayed no document
 
 
@@ -88,7 +88,7 @@ def test_every_fact_of_the_daemon_makes_its_condition(app_env: AppEnv, hook: Hoo
             done = app_env.run("alerts", "list", "--json")
             return {row["key"] for row in map(json.loads, done.stdout.splitlines()) if row["state"] == "firing"}
 
-        until(lambda: expected <= keys(), 60.0, "every condition")
+        until(lambda: expected <= keys(), what="every condition")
         assert keys() - expected <= {"projected_late/codat"}
 
 

@@ -29,10 +29,14 @@ def test_a_file_or_folder_that_raises_anything_harms_nobody_else(app_env: AppEnv
     (second / "ok.pdf").write_bytes(b"ok")
     (first / "poison").mkdir()
     (first / "poison" / "a.pdf").write_bytes(b"a")
-    done = app_env.run("sync", "--timeout", "2", **poisoned(error, CALLS[place]))
-    assert done.returncode in (1, 75), done.stderr[-2000:]
-    assert "poison" in done.stderr + app_env.run("status", "--json").stdout
-    assert sorted(name for name, _ in app_env.stored()) == ["fine.pdf", "ok.pdf"]
+
+    def is_healthy() -> bool:
+        done = app_env.run("sync", "--timeout", "2", **poisoned(error, CALLS[place]))
+        assert done.returncode in (1, 75), done.stderr[-2000:]
+        assert "poison" in done.stderr + app_env.run("status", "--json").stdout
+        return sorted(name for name, _ in app_env.stored()) == ["fine.pdf", "ok.pdf"]
+
+    until(is_healthy, what="both healthy documents")  # a pass of two seconds is short on a busy machine
 
 
 @pytest.mark.parametrize("error", ["OSError:5", "ValueError", "RecursionError"])

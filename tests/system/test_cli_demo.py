@@ -67,7 +67,7 @@ def test_an_interrupted_demo_ends_at_once_and_leaves_nothing(tmp_path: Path) -> 
         assert running.stdout is not None
         until(lambda: " sent " in running.stdout.readline())  # type: ignore[union-attr]  # it is a pipe
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=20)
+        _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err == ""
     assert list(tmp_path.iterdir()) == []

@@ -127,12 +127,12 @@ def test_an_interrupted_pass_ends_in_order_and_nothing_is_lost(app_env: AppEnv) 
     for number in range(40):
         (folder / f"{number}.pdf").write_bytes(b"%d" % number)
         made[f"{number}.pdf"] = digest(b"%d" % number)
-    app_env.simulator.options.latency = 0.2
+    app_env.simulator.options.latency = 0.5
     app_env.write_config()
     pass_ = subprocess.Popen(app_env.command("sync"), env=app_env.environment, stderr=subprocess.PIPE, text=True)
     until(lambda: len(app_env.simulator.stored) >= 4)
     pass_.send_signal(signal.SIGINT)
-    _, err = pass_.communicate(timeout=30)
+    _, err = pass_.communicate(timeout=60)
     assert pass_.returncode in {75, 130}
     assert "Traceback" not in err
     app_env.simulator.options.latency = 0
@@ -327,7 +327,7 @@ def test_status_watch_prints_again_and_again_in_a_pipe_and_ends_with_0(app_env: 
     assert watching.stdout is not None
     assert {json.loads(watching.stdout.readline())["running"] for _ in range(2)} == {None}
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(10) == 0
+    assert watching.wait(60) == 0
 
 
 # -- retry -------------------------------------------------------------------------------------------------------------

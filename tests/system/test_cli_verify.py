@@ -196,7 +196,7 @@ def test_the_daemon_verifies_by_itself(codat: AppEnv) -> None:
     lose(codat, "b.pdf")
     codat.sections.append('[verify]\nevery = "1d"')
     with codat.daemon() as daemon:
-        until(lambda: " missing " in daemon.text() and " verified " in daemon.text(), 20, "the round")
+        until(lambda: " missing " in daemon.text() and " verified " in daemon.text(), what="the round")
 
 
 def test_nothing_was_sent_yet(app_env: AppEnv) -> None:

@@ -45,7 +45,7 @@ def test_files_dropped_while_it_runs_arrive_once_with_their_exact_bytes(app_env:
             content = jitter.randbytes(jitter.randrange(1, 50_000))
             (place / f"{number}.pdf").write_bytes(content)
             made[f"{number}.pdf"] = digest(content)
-        until(lambda: len(app_env.stored()) == 160, 30, "all 160 arriving")
+        until(lambda: len(app_env.stored()) == 160, what="all 160 arriving")
     assert app_env.stored() == dict.fromkeys(made.items(), 1)
 
 
@@ -68,7 +68,7 @@ def test_a_tree_made_at_once_is_found_whole(app_env: AppEnv) -> None:
             place = folder / f"t{number}" / "a" / "b" / "c"
             place.mkdir(parents=True)
             (place / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
-        until(lambda: len(_names(app_env)) == 50, 20)
+        until(lambda: len(_names(app_env)) == 50)
 
 
 def test_a_filled_tree_renamed_in_is_found(app_env: AppEnv) -> None:
@@ -79,7 +79,7 @@ def test_a_filled_tree_renamed_in_is_found(app_env: AppEnv) -> None:
     (beside / "in.pdf").write_bytes(PDF)
     with app_env.daemon():
         (app_env.root / "beside").rename(folder / "inside")
-        until(lambda: _names(app_env) == {"in.pdf"}, 10)
+        until(lambda: _names(app_env) == {"in.pdf"})
 
 
 @pytest.mark.alone
@@ -141,8 +141,8 @@ def test_a_daemon_killed_with_sigkill_is_followed_by_one_that_loses_and_doubles_
             until(partial(_has_more, app_env, len(app_env.simulator.stored) + 3))
             daemon.kill()
     with app_env.daemon():
-        until(lambda: len(app_env.stored()) == len(made), 30)
-    assert app_env.sync()["due"] == 0
+        until(lambda: len(app_env.stored()) == len(made))
+    until(lambda: app_env.sync(code=None)["due"] == 0, what="every doubt being resolved")
     assert app_env.stored() == dict.fromkeys(made.items(), 1)
     with sqlite3.connect(app_env.state / "docferry.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -157,7 +157,7 @@ def test_a_folder_removed_and_made_again_is_watched_again(app_env: AppEnv) -> No
         time.sleep(0.3)  # long enough for a watch to notice that its folder went away
         folder.mkdir()
         (folder / "b.pdf").write_bytes(PDF + b"b")
-        until(lambda: _names(app_env) == {"a.pdf", "b.pdf"}, 15)
+        until(lambda: _names(app_env) == {"a.pdf", "b.pdf"})
 
 
 def test_names_links_and_pipes_that_would_hurt_others(app_env: AppEnv) -> None:
@@ -172,7 +172,7 @@ def test_names_links_and_pipes_that_would_hurt_others(app_env: AppEnv) -> None:
         with Path(os.fsdecode(os.path.join(os.fsencode(folder), b"\xff.pdf"))).open("wb") as file:  # noqa: PTH118
             file.write(b"latin")
         (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: len(app_env.stored()) == 2, 15)
+        until(lambda: len(app_env.stored()) == 2)
     assert {sha for _, sha in app_env.stored()} == {digest(b"latin"), digest(b"plain")}
 
 
@@ -205,7 +205,7 @@ def test_a_company_that_hangs_does_not_stop_another(app_env: AppEnv) -> None:
         until(lambda: app_env.simulator.requests)
         for number in range(10):
             (quick / f"q{number}.pdf").write_bytes(PDF + b"q%d" % number)
-        until(lambda: len(_names(app_env)) == 10, 8)
+        until(lambda: len(_names(app_env)) == 10, 15)  # the hanging ones take longer
 
 
 def test_no_secret_is_in_the_log_the_output_or_the_database(app_env: AppEnv) -> None:
@@ -215,7 +215,7 @@ def test_no_secret_is_in_the_log_the_output_or_the_database(app_env: AppEnv) -> 
         for number in range(10):
             (folder / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
             (scans / f"{number}.pdf").write_bytes(PDF + b"%d" % number)
-        until(lambda: len(app_env.simulator.objects) == 10, 30)
+        until(lambda: len(app_env.simulator.objects) == 10)
     shown = daemon.log.read_bytes()
     shown += b"".join(path.read_bytes() for path in app_env.state.rglob("*") if path.is_file())
     for words in (["status", "--json"], ["list", "--json"], ["config", "show"]):
@@ -241,5 +241,5 @@ def test_sync_beside_the_daemon_is_safe(app_env: AppEnv, settle: str) -> None:
                 passes[-1].start()
         for each in passes:
             each.join()
-        until(lambda: len(app_env.stored()) == 60, 20)
+        until(lambda: len(app_env.stored()) == 60)
     assert app_env.stored() == dict.fromkeys(made.items(), 1)

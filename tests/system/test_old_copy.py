@@ -89,8 +89,8 @@ def test_a_lost_database_is_noticed_and_nothing_goes_again(anchored: AppEnv) -> 
     for each in anchored.state.glob("docferry.db*"):
         each.unlink()
     with anchored.daemon() as daemon:
-        assert "old_copy" in daemon.text()
-        until(lambda: kinds(anchored, b"b.pdf") == ["adopted"], 30, "b.pdf being adopted")
+        until(lambda: "old_copy" in daemon.text(), what="the old copy being noticed")
+        until(lambda: kinds(anchored, b"b.pdf") == ["adopted"], what="b.pdf being adopted")
         (folder / "c.pdf").write_bytes(b"c")
         until(lambda: anchored.stored()["c.pdf", digest(b"c")], what="c.pdf at Codat")
     assert set(anchored.stored().values()) == {1}

@@ -149,7 +149,7 @@ def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
     ):
         assert httpx.put(wrong, content=b"a", trust_env=False).status_code == 403
     front.sign = lambda verb, name: rclone_server.sign(verb, name, secret="another secret")
-    report = app_env.sync("--timeout", "1s", code=75)
+    report = app_env.sync("--timeout", "3s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
     assert rclone_server.objects() == {}
     front.sign = rclone_server.sign
@@ -179,7 +179,7 @@ def test_what_is_damaged_each_time_is_never_called_sent(
     line.damaged = 1_000_000
     (scans / "small.pdf").write_bytes(b"right" * 20_000)
     (scans / "large.pdf").write_bytes(b"right" * 400_000)
-    report = app_env.sync("--timeout", "1s", code=75)
+    report = app_env.sync("--timeout", "3s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 2)
     assert not rclone_server.objects(), "refused by their Content-MD5"
 

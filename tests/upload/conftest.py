@@ -67,7 +67,7 @@ class UploadEnv:
             return resting and not app.scheduler.is_busy and not any(counts.get(state) for state in OPEN)
 
         counts: dict[str, int] = {}
-        with anyio.fail_after(30):
+        with anyio.fail_after(90):
             async with anyio.create_task_group() as group:
                 await group.start(app.scheduler.run)
                 while not (done or settled)(counts := await self.states(app)):
@@ -79,7 +79,7 @@ class UploadEnv:
 
     async def run_until(self, app: Application, done: Callable[[], bool]) -> None:
         """Run the scheduler until `done`, then cancel the requests in flight."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(90):
             async with anyio.create_task_group() as group:
                 await group.start(app.scheduler.run)
                 while not done():
@@ -118,7 +118,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadEnv]:
     with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator:
         app_env = AppEnv(tmp_path, simulator)
         app_env.settings |= {"settle": '"10ms"', "log_level": '"error"'}
-        app_env.codat |= {"list_lag": '"150ms"', "timeout": '"1s"'}
+        app_env.codat |= {"list_lag": '"150ms"', "timeout": '"10s"'}
         yield UploadEnv(app_env)
 
 
@@ -127,8 +127,8 @@ def names_of(count: int, start: str = "d") -> Sequence[str]:
 
 
 async def until_queued(env: UploadEnv, app: Application, number: int) -> None:
-    """Wait until so many documents are queued, so that they share a batch."""
-    with anyio.fail_after(10):
+    """Wait until `number` documents are queued, so that they share a batch."""
+    with anyio.fail_after(60):
         while (await env.states(app)).get("waiting") != number:
             await app.scan_scheduler.serve_hints()
             await anyio.sleep(0.01)  # polling interval

@@ -80,7 +80,7 @@ async def test_what_was_queued_before_is_scanned_too(env: UploadEnv, tmp_path: P
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_PING_EVERY_S", 0.2), ("_PING_S", 0.2), ("_SCAN_S", 0.6), ("_CONNECT_S", 0.5)):
+    for name, seconds in (("_PING_EVERY_S", 0.2), ("_PING_S", 2.0), ("_SCAN_S", 4.0), ("_CONNECT_S", 4.0)):
         monkeypatch.setattr(client, name, seconds)
 
 
@@ -128,7 +128,7 @@ async def test_clamd_that_is_away_delays_a_pass_and_nothing_else(env: UploadEnv,
     fake.close()
     folder = scan_with(env, fake.setting)
     env.write_documents(folder, "a.pdf")
-    report = env.app_env.sync("--timeout", "20s", code=75)
+    report = env.app_env.sync("--timeout", "5s", code=75)
     assert (report["uploaded"], report["held"], report["due"]) == (0, 0, 1)
     assert "clamd" in env.app_env.run("status").stdout
     back = FakeClamd(reply=b"stream: OK\0")

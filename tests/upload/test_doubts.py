@@ -59,11 +59,11 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
     async with env.app() as app:
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while (await env.states(app))["sending"] != 1:
                     await app.scan_scheduler.serve_hints()
-                    await anyio.sleep(0.01)
-            await anyio.sleep(0.1)  # it is on its way to the wire
+                    await anyio.sleep(0.01)  # polling interval
+            await anyio.sleep(0.1)  # it is connecting: a stop at any other moment has the same result
             group.cancel_scope.cancel()
         assert only(await env.states(app)) == {"waiting": 1}
         (row,) = await app.reports.by_path("bank", b"a.pdf")
@@ -78,11 +78,14 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
 
 
 async def lose(env: UploadEnv, names: Sequence[str]) -> None:
-    """Lose these documents before they are stored, so that they are doubtful."""
-    env.app_env.codat["list_lag"] = '"1s"'
+    """Lose these documents before they are stored: all are doubtful, and due for a lookup at once."""
+    env.app_env.codat["list_lag"] = '"1h"'
     env.write_documents(env.app_env.upload("bank"), *names)
     env.inject(Fault("reset_after", "codat.upload", first=len(names)))
     await env.run_daemon(lambda counts: counts["doubtful"] == len(names))
+    env.app_env.codat["list_lag"] = '"100ms"'
+    async with env.app() as app:
+        await due(app, [0.0] * len(names))
 
 
 async def test_what_is_sent_again_keeps_to_the_number_of_workers(env: UploadEnv) -> None:
@@ -111,9 +114,7 @@ async def test_what_is_sent_again_stops_at_a_gate(env: UploadEnv) -> None:
 
 async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
     await lose(env, names_of(4))
-    env.app_env.codat |= {"list_lag": '"100ms"', "timeout": '"10s"'}
-    await anyio.sleep(1.1)  # until all of them are due: then they are asked about together
-    env.inject(Fault("slow_read", "codat.upload", params={"rate": 1000}))
+    env.inject(Fault("slow_read", "codat.upload", params={"rate": 250}))
     await env.run_daemon(lambda _: env.requests("codat.upload") == 5)
     assert env.requests("codat.upload") == 5
     env.inject()
@@ -223,6 +224,7 @@ async def test_a_first_batch_is_proved_in_pieces_too(
     env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
         verdicts = Verdicts(app, monkeypatch)
+        await until_queued(env, app, 3)
         await env.run_until(app, lambda: env.requests("codat.upload") == 1 and not app.scheduler.is_busy)
         await due(app, order)
         assert only(await env.run_uploads(app)) == {State.SENT: 3}
@@ -240,6 +242,7 @@ async def test_a_first_batch_that_proved_nothing_is_followed_by_another(
     env.inject(Fault(kind, "codat.upload", first=1))
     async with env.app() as app:
         verdicts = Verdicts(app, monkeypatch)
+        await until_queued(env, app, 3)
         await env.run_until(app, lambda: sum(env.at_codat().values()) == 3 and not app.scheduler.is_busy)
         assert verdicts.told == [None]
         before = env.requests("codat.upload")

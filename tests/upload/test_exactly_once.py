@@ -61,6 +61,8 @@ async def test_codat(env: UploadEnv, kind: str, params: dict[str, Any], idempote
     names = names_of(5)
     env.write_documents(folder, *names)
     env.inject(Fault(kind, "codat.upload", first=2, params=params))
+    if kind == "stall":
+        env.app_env.codat["timeout"] = '"1s"'
     counts = await env.run_daemon()
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 5}
     assert env.at_codat() == once(*names)
@@ -94,10 +96,10 @@ async def test_a_list_that_lags_is_waited_for(env: UploadEnv) -> None:
 
 
 async def test_what_is_stored_late_is_waited_for(env: UploadEnv) -> None:
-    env.app_env.codat["list_lag"] = '"400ms"'
+    env.app_env.codat["list_lag"] = '"1s"'
     env.simulator.options.idempotency = False
     env.write_documents(env.app_env.upload("bank"), *names_of(3))
-    env.inject(Fault("lost_answer", "codat.upload", params={"late": 0.7}))
+    env.inject(Fault("lost_answer", "codat.upload", params={"late": 1.2}))
     await env.run_daemon()
     assert env.at_codat() == once(*names_of(3))
 
@@ -132,6 +134,7 @@ async def test_files_of_one_name_are_separated_by_their_content(env: UploadEnv) 
 
 
 async def test_a_strangers_upload_of_that_name_is_not_taken_for_ours(env: UploadEnv) -> None:
+    env.app_env.codat["list_lag"] = '"2s"'
     env.write_documents(env.app_env.upload("bank"), "a.pdf")
     env.inject(Fault("reset_after", "codat.upload", first=1))
     async with env.app() as app:

@@ -116,7 +116,7 @@ async def test_what_worked_does_not_open_a_gate_that_closed_meanwhile(env: Uploa
     env.app_env.settings["workers"] = "3"
     env.write_documents(env.app_env.upload("bank"), *names_of(12))
     env.inject(
-        Fault("slow_read", "codat.upload", first=2, params={"rate": 1500}),
+        Fault("slow_read", "codat.upload", first=2, params={"rate": 500}),
         Fault("too_many", "codat.upload", nth=3, params={"seconds": 3600}),
     )
     async with env.app() as app:
@@ -162,7 +162,7 @@ async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: Up
             return app.uploader.counters.uploaded == 3
 
         await env.run_uploads(app, closed)
-        assert time.monotonic() - began < 15  # not a minute
+        assert time.monotonic() - began < 45  # not a minute
         counts = await env.states(app)
     assert env.requests("codat.upload") == 3
     assert (counts["sent"], counts["waiting"]) == ((2, 18) if by == "gate" else (3, 17))
@@ -181,7 +181,7 @@ async def test_a_company_that_hangs_does_not_stop_another(env: UploadEnv) -> Non
         await app.scan_scheduler.round()
         began = time.monotonic()
         await env.run_until(app, lambda: sum(env.at_codat(OTHER).values()) == 20)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 15  # the hanging ones take longer
 
 
 async def test_a_bad_document_does_not_hold_up_others(env: UploadEnv) -> None:
@@ -205,11 +205,11 @@ async def test_the_first_batch_is_proved_by_the_list(env: UploadEnv, only_first:
     assert env.at_codat() == once(*names)
     before = env.requests("codat.upload")
     env.write_documents(folder, *names_of(10, "later"))
-    await env.run_daemon()
+    async with env.app() as app:
+        await until_queued(env, app, 10)
+        await env.run_uploads(app)
     assert env.at_codat() == once(*names, *names_of(10, "later"))
-    used = env.requests("codat.upload") - before
-    # Files come to rest one by one: two requests when all did at once, some more on a busy machine.
-    assert used == 10 if only_first else used < 6
+    assert env.requests("codat.upload") - before == (10 if only_first else 2)
 
 
 async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> None:
@@ -220,7 +220,9 @@ async def test_a_refused_batch_holds_only_the_one_to_blame(env: UploadEnv) -> No
     await env.run_daemon()
     env.write_documents(folder, *names_of(4, "later"))
     env.inject(Fault("status", "codat.upload", first=2, params={"status": 400}))
-    counts = await env.run_daemon()
+    async with env.app() as app:
+        await until_queued(env, app, 4)
+        counts = await env.run_uploads(app)
     assert counts == {**dict.fromkeys(counts, 0), State.SENT: 11, State.HELD: 1}
     assert sum(env.at_codat().values()) == 11
 
@@ -258,10 +260,7 @@ async def test_a_file_that_goes_away_before_it_is_sent_is_gone(env: UploadEnv, t
     folder = env.app_env.upload("bank", to)
     env.write_documents(folder, "a.pdf", "b.pdf")
     async with env.app() as app:
-        with anyio.fail_after(10):
-            while (await env.states(app)).get("waiting") != 2:
-                await app.scan_scheduler.serve_hints()
-                await anyio.sleep(0.01)
+        await until_queued(env, app, 2)
         (folder / "a.pdf").unlink()
         counts = await env.run_uploads(app)
         assert [row.state for row in await app.reports.by_path("bank", b"a.pdf")] == ["gone"]
@@ -272,7 +271,7 @@ async def test_what_fails_for_too_long_is_given_up_and_can_be_retried(env: Uploa
     env.write_documents(env.app_env.upload("bank"), "a.pdf")
     env.inject(Fault("reset_before", "codat.upload"))
     async with env.app() as app:
-        app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=0.5)
+        app.gate_manager.retry = replace(app.gate_manager.retry, give_up_after=2.0)
         counts = await env.run_uploads(app)
         assert counts["held"] == 1
         (row,) = await app.reports.by_path("bank", b"a.pdf")
@@ -333,13 +332,8 @@ async def test_a_stop_hands_everything_back(env: UploadEnv) -> None:
     env.write_documents(env.app_env.upload("bank"), *names_of(20))
     env.inject(Fault("stall", "codat.upload", params={"seconds": 30}))
     async with env.app() as app:
-        async with anyio.create_task_group() as group:
-            await group.start(app.scheduler.run)
-            with anyio.fail_after(10):
-                while env.requests("codat.upload") < 3:
-                    await app.scan_scheduler.serve_hints()
-                    await anyio.sleep(0.01)
-            group.cancel_scope.cancel()
+        await until_queued(env, app, 20)
+        await env.run_until(app, lambda: env.requests("codat.upload") == 3)
         counts = await env.states(app)
     assert {state: count for state, count in counts.items() if count} == {"doubtful": 3, "waiting": 17}
 
@@ -385,9 +379,9 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
             await group.start(app.scheduler.run)
             await anyio.sleep(0.2)  # it has looked at a queue in which nothing waits
             await anyio.to_thread.run_sync(update, "waiting")
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while not env.at_codat():  # noqa: ASYNC110 - the simulator has no event for it
-                    await anyio.sleep(0.02)
+                    await anyio.sleep(0.02)  # polling interval
             app.scheduler.stop()
     assert env.at_codat() == once("a.pdf")
 
@@ -395,6 +389,7 @@ async def test_what_another_command_queues_is_found_whatever_file_times_say(
 async def test_what_is_claimed_while_a_stop_is_asked_for_is_not_begun(env: UploadEnv) -> None:
     env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:
+        await until_queued(env, app, 3)
         other = sqlite3.connect(env.app_env.state / "docferry.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         async with anyio.create_task_group() as group:

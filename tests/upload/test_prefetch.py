@@ -45,7 +45,7 @@ async def test_a_cut_puts_only_what_was_on_its_way_in_doubt(loaded: UploadEnv) -
 
 
 async def test_a_stop_sends_nothing_of_it(loaded: UploadEnv) -> None:
-    loaded.inject(Fault("slow_read", "codat.upload", nth=FAST, params={"rate": 1000}))
+    loaded.inject(Fault("slow_read", "codat.upload", nth=FAST, params={"rate": 250}))
     async with loaded.app() as app:
         counts = await loaded.run_uploads(app, lambda _: loaded.requests("codat.upload") == FAST)
         assert not app.scheduler.is_busy

@@ -59,5 +59,5 @@ def listening(app_env: AppEnv, service: str) -> str:
         except (OSError, ValueError):
             return None
 
-    address: str = until(found, 30, f"{service} listening")
+    address: str = until(found, what=f"{service} listening")
     return address

@@ -104,7 +104,7 @@ def main() -> int:
         env.simulator.set_faults([Fault("status", "codat.upload", nth=1, params={"status": 400})])
         env.sections.append('[web]\nlisten = "127.0.0.1:0"')
         with env.daemon():
-            until(lambda: env.rows("--reason", "refused"), 30, "the refused document")
+            until(lambda: env.rows("--reason", "refused"), what="the refused document")
             env.simulator.options.wootiv_key = "another"
             for number in range(200, 212):
                 (Path(folder) / "scans" / f"receipt-{number:04}.jpg").write_bytes(b"receipt %d" % number * 900)

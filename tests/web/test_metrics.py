@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,12 @@ def finished(address: str, documents: int) -> Samples:
         )
         return got if done >= documents else None
 
-    metrics: Samples = until(found, 60, "all documents")
+    metrics: Samples = until(found, what="all documents")
     return metrics
+
+
+def is_counted(address: str, name: str, mapping: str, number: int) -> bool:
+    return value(finished(address, 11), name, mapping=mapping) == number
 
 
 def test_figures_agree_with_status_and_the_remote(app_env: AppEnv) -> None:
@@ -104,7 +109,10 @@ def test_figures_agree_with_status_and_the_remote(app_env: AppEnv) -> None:
     with_metrics(app_env)
     with app_env.daemon():
         address = listening(app_env, "metrics")
-        until(lambda: value(finished(address, 11), "downloaded_documents_total", mapping="inbox") == 1.0)
+        # Counters change after the commit that they count.
+        counted = [("downloaded", "inbox", 1), ("uploaded", "bank", 5), ("uploaded", "scans", 5)]
+        for what, mapping, number in counted:
+            until(partial(is_counted, address, f"{what}_documents_total", mapping, number), what=f"{mapping}'s counter")
         told = status(app_env)
         found = finished(address, 11)
         rows = {row["mapping"]: row for row in told["uploads"]}  # type: ignore[attr-defined]
@@ -229,19 +237,25 @@ def test_health_follows_the_daemon(app_env: AppEnv) -> None:
     assert app_env.run("health").returncode == 1
 
 
+def process_state(pid: int) -> str:
+    """Return the letter of /proc: R runs, S sleeps, T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_a_daemon_that_hangs_is_not_alive(app_env: AppEnv) -> None:
     app_env.upload("bank")
     with app_env.daemon() as daemon:
         until(lambda: app_env.run("health").returncode == 0, what="being alive")
         daemon.running.send_signal(19)
         try:
+            until(lambda: process_state(daemon.running.pid) == "T", what="the daemon standing still")
             long_ago = (app_env.state / "status.json").stat().st_mtime - 120
             os.utime(app_env.state / "status.json", (long_ago, long_ago))
             assert app_env.run("health").returncode == 1
         finally:
             daemon.running.send_signal(18)
         # It goes on, and says so.
-        until(lambda: app_env.run("health").returncode == 0, 30, "being alive again")
+        until(lambda: app_env.run("health").returncode == 0, what="being alive again")
 
 
 def test_a_broken_reload_shows(app_env: AppEnv) -> None:

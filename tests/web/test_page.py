@@ -9,13 +9,15 @@ import signal
 import socket
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from app_env import COMPANY, AppEnv, until
+from app_env import COMPANY, AppEnv, Daemon, reserved_port, until
 from docferry.simulator import Fault
 from web.conftest import Reply, ask, listening
 
@@ -239,12 +241,12 @@ def test_an_emptied_folder_is_accepted(app_env: AppEnv) -> None:
         until(lambda: held(app_env), what="the held document")
     (folder / "no.exe").unlink()  # nobody watches: a scan must find it so
     with app_env.daemon():
-        until(lambda: "suddenly empty" in ask(address, "/").text, 30, "the empty folder")
+        until(lambda: "suddenly empty" in ask(address, "/").text, what="the empty folder")
         reply = post(address, "/actions/emptied", mapping="bank", back="/")
         assert reply.headers["location"] == "/?done=emptied&n=1"
         assert "1 document left it" in ask(address, "/?done=emptied&n=1").text
         until(lambda: not held(app_env), what="it being gone")
-        until(lambda: "suddenly empty" not in ask(address, "/").text, 30, "all being well")
+        until(lambda: "suddenly empty" not in ask(address, "/").text, what="all being well")
 
 
 def test_a_gate_is_opened(app_env: AppEnv) -> None:
@@ -254,7 +256,7 @@ def test_a_gate_is_opened(app_env: AppEnv) -> None:
         listening(app_env, "web")
         app_env.simulator.options.codat_key = "another"
         (folder / "a.pdf").write_bytes(b"%PDF-1.4 a %%EOF")
-        text = until(lambda: (page := ask(address, "/").text) and "Open the gate" in page and page, 30, "the gate")
+        text = until(lambda: (page := ask(address, "/").text) and "Open the gate" in page and page, what="the gate")
         key = re.search(r'name="key" value="([^"]+)"', text)
         assert key is not None
         reply = post(address, "/actions/gate", key=key[1], back="/")
@@ -269,7 +271,7 @@ def test_documents_are_found_by_name_and_digest_and_paged(app_env: AppEnv) -> No
     (folder / "March 100%_x.pdf").write_bytes(b"%PDF-1.4 march %%EOF")
     address = on_socket(app_env)
     with app_env.daemon():
-        until(lambda: len(app_env.rows("--state", "sent")) == 151, 60, "all documents")
+        until(lambda: len(app_env.rows("--state", "sent")) == 151, what="all documents")
         first = ask(address, "/documents").text
         assert first.count('class="file"') == 100
         following = re.search(r'rel="next" href="([^"]+)"', first)
@@ -293,7 +295,7 @@ def test_documents_are_found_by_name_and_digest_and_paged(app_env: AppEnv) -> No
 
 def test_uploads_in_flight_show_how_far_they_are(app_env: AppEnv) -> None:
     scans = app_env.upload("scans", "wootiv")
-    app_env.simulator.set_faults([Fault("slow_read", "s3.put", params={"rate": 1_500_000})])
+    app_env.simulator.set_faults([Fault("slow_read", "s3.put", params={"rate": 300_000})])
     app_env.settings["stop_grace"] = '"500ms"'
     (scans / "large.png").write_bytes(b"x" * 9_000_000)
     address = on_socket(app_env)
@@ -304,8 +306,8 @@ def test_uploads_in_flight_show_how_far_they_are(app_env: AppEnv) -> None:
             found = re.search(r'class="percent">(\d+) %<', ask(address, "/").text)
             return int(found[1]) if found else None
 
-        first = until(percent, 30, "progress")
-        later = until(lambda: (now := percent()) and now > first and now, 30, "more of it")
+        first = until(percent, what="progress")
+        later = until(lambda: (now := percent()) and now > first and now, what="more of it")
         assert 0 < first < later <= 100
         text = ask(address, "/").text
         assert "large.png" in text
@@ -331,21 +333,24 @@ def test_an_open_connection_delays_no_stop(app_env: AppEnv) -> None:
             assert kept.recv(100).startswith(b"HTTP/1.1 401")
             began = time.monotonic()
             assert daemon.end() == 0
-            assert time.monotonic() - began < 10  # it takes a fraction of a second, on a machine that has nothing else
+            assert time.monotonic() - began < 25  # less than `stop_grace`; on an idle machine a fraction of a second
             assert idle.recv(1) == b""
+
+
+@contextmanager
+def running_page(app_env: AppEnv, listen: str) -> Iterator[tuple[Daemon, str]]:
+    """Run a daemon with a status page; yields it and the page's address."""
+    with_page(app_env, listen)
+    with app_env.daemon() as daemon:
+        yield daemon, listening(app_env, "web")
 
 
 def test_a_session_outlives_a_reload(app_env: AppEnv) -> None:
     app_env.upload("bank")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    with_page(app_env, address)
-    with app_env.daemon() as daemon:
-        listening(app_env, "web")
+    with reserved_port() as port, running_page(app_env, f"127.0.0.1:{port}") as (daemon, address):
         cookie = log_in(app_env)
         daemon.running.send_signal(signal.SIGHUP)
-        until(lambda: daemon.text().count("listening") == 2, 30, "the page after the reload")
+        until(lambda: daemon.text().count("listening") == 2, what="the page after the reload")
 
         def status() -> int | None:
             try:
@@ -353,7 +358,7 @@ def test_a_session_outlives_a_reload(app_env: AppEnv) -> None:
             except OSError:
                 return None  # it is just beginning to listen
 
-        assert until(status, 30, "an answer") == 200
+        assert until(status, what="an answer") == 200
 
 
 def test_a_release_names_the_session(app_env: AppEnv) -> None:
@@ -373,7 +378,7 @@ def test_a_release_names_the_session(app_env: AppEnv) -> None:
         assert post(address, "/actions/retry", cookie, id=str(number)).status == 303
         until(lambda: [each.name for each in app_env.simulator.stored] == ["a.pdf"], what="a.pdf being sent")
         assert post(address, "/actions/retry", cookie, reason="approval").status == 303
-        until(lambda: len(app_env.simulator.stored) == 2, what="b.pdf being sent")
+        until(lambda: len(app_env.rows("--state", "sent")) == 2, what="the receipts of both")
         shown = app_env.run("receipts", "show", str(number)).stdout
     assert "page session " in shown
     assert cookie.partition("=")[2] not in shown
