@@ -432,7 +432,8 @@ def watch_function(*roots, **named):
     if turns[0] == 2:
         time.sleep(3600)
     yield from real(*roots, **named)
-ours.Watcher.__init__.__kwdefaults__.update(watch_function=watch_function, hung=2.0)
+watchfiles.watch = watch_function
+ours.Watcher.__init__.__kwdefaults__.update(hung=2.0)
 """
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from docferry.errors import FolderError
 from docferry.files.safe_open import OpenRoot, Root
-from docferry.files.scan import Listing, is_empty, stat_file, walk
+from docferry.files.scan import EVERY_FOLDER, WHOLE, FolderFilter, Listing, is_empty, stat_file, walk
 from docferry.model import SeenFile, Stamp
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
@@ -29,12 +30,24 @@ def is_folder(root: Path, path: bytes) -> bool:
         return opened.is_folder(path)
 
 
-def listings(root: Path, **options: object) -> dict[bytes, Listing]:
-    return {one.folder: one for chunk in walk(Root(root), **options) for one in chunk}  # type: ignore[arg-type]  # passed on
+@dataclass
+class Without:
+    """Enters all folders but these, and records the questions."""
+
+    folders: set[bytes] = field(default_factory=set)
+    asked: list[bytes] = field(default_factory=list)
+
+    def enters(self, folder: bytes) -> bool:
+        self.asked.append(folder)
+        return folder not in self.folders
 
 
-def paths(root: Path, **options: object) -> set[bytes]:
-    return {one.seen_file(seen).path for one in listings(root, **options).values() for seen in one.files}
+def listings(root: Path, folders: FolderFilter = EVERY_FOLDER, starts: Iterable[bytes] = WHOLE) -> dict[bytes, Listing]:
+    return {one.folder: one for chunk in walk(Root(root), folders, starts=starts) for one in chunk}
+
+
+def paths(root: Path, folders: FolderFilter = EVERY_FOLDER, starts: Iterable[bytes] = WHOLE) -> set[bytes]:
+    return {one.seen_file(seen).path for one in listings(root, folders, starts).values() for seen in one.files}
 
 
 def test_a_tree_is_found_whole(root: Path) -> None:
@@ -106,14 +119,9 @@ def test_folders_that_are_not_entered(root: Path) -> None:
     for name in (".git/objects", "a/.cache", "a/b"):
         (root / name).mkdir(parents=True)
         (root / name / "x.pdf").touch()
-    asked: list[bytes] = []
-
-    def enters(folder: bytes) -> bool:
-        asked.append(folder)
-        return not folder.rpartition(b"/")[2].startswith(b".")
-
-    assert paths(root, enters=enters) == {b"a/b/x.pdf"}
-    assert b".git/objects" not in asked
+    chosen = Without({b".git", b"a/.cache"})
+    assert paths(root, chosen) == {b"a/b/x.pdf"}
+    assert b".git/objects" not in chosen.asked
 
 
 def test_starting_further_down(root: Path) -> None:
@@ -121,8 +129,8 @@ def test_starting_further_down(root: Path) -> None:
     (root / "a/b/c/x.pdf").touch()
     (root / "a/y.pdf").touch()
     assert paths(root, starts=[b"a/b"]) == {b"a/b/c/x.pdf"}
-    assert paths(root, starts=[b"a/b"], enters=lambda folder: folder != b"a") == set()
-    assert paths(root, starts=[b"a/b"], enters=lambda folder: folder != b"a/b/c") == set()
+    assert paths(root, starts=[b"a/b"], folders=Without({b"a"})) == set()
+    assert paths(root, starts=[b"a/b"], folders=Without({b"a/b/c"})) == set()
 
 
 @pytest.mark.parametrize("start", [b"gone", b"file.pdf", b"link"])

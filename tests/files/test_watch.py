@@ -10,8 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager
-from functools import partial
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,15 @@ import watchfiles
 from docferry.clock import SystemClock
 from docferry.files import scan
 from docferry.files.safe_open import OpenRoot, Root
-from docferry.files.watch import thread as watch_thread
+from docferry.files.scan import EVERY_FOLDER
+from docferry.files.watch import session, tree
+from docferry.files.watch.events import WatchEvents
 from docferry.files.watch.failures import diagnosis
 from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.anyio
+real = watchfiles.watch
 
 
 class Ear:
@@ -37,9 +39,12 @@ class Ear:
         self.events: list[WatchEvent] = []
         self._news = anyio.Event()
 
-    def __call__(self, event: WatchEvent) -> None:
-        self.events.append(event)
-        self._news.set()
+    async def listen(self, watch: AbstractAsyncContextManager[WatchEvents]) -> None:
+        """Record all events of a watch, until cancelled."""
+        async with watch as events:
+            async for event in events:
+                self.events.append(event)
+                self._news.set()
 
     @property
     def hinted(self) -> set[bytes]:
@@ -48,7 +53,7 @@ class Ear:
     def clear(self) -> None:
         self.events.clear()
 
-    async def until(self, told: Callable[[Ear], object], seconds: float = 8) -> None:
+    async def until(self, told: Callable[[Ear], object], seconds: float = 60) -> None:
         with anyio.fail_after(seconds):
             while not told(self):
                 self._news = anyio.Event()
@@ -57,7 +62,7 @@ class Ear:
     async def hints(self, *paths: bytes) -> None:
         await self.until(lambda ear: ear.hinted >= set(paths))
 
-    async def kinds(self, *kinds: type[WatchEvent], seconds: float = 8) -> None:
+    async def kinds(self, *kinds: type[WatchEvent], seconds: float = 60) -> None:
         """Wait for these events in this order, among any others."""
 
         def told(ear: Ear) -> bool:
@@ -73,12 +78,12 @@ async def watching(*roots: Path, watcher: Watcher | None = None) -> AsyncIterato
     ears = [Ear() for _ in roots]
     async with anyio.create_task_group() as group:
         for root, ear in zip(roots, ears, strict=True):
-            group.start_soon(watcher.watch, Root(root), ear)
+            group.start_soon(ear.listen, watcher.watch(Root(root)))
         yield ears
         group.cancel_scope.cancel()
 
 
-async def write_until_hinted(ear: Ear, path: Path, seconds: float = 8) -> None:
+async def write_until_hinted(ear: Ear, path: Path, seconds: float = 60) -> None:
     """Write files until one is reported; a scan covers the time before."""
     with anyio.fail_after(seconds):
         while os.fsencode(path.name) not in {name.rpartition(b"/")[2] for name in ear.hinted}:
@@ -165,7 +170,7 @@ async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
         with anyio.fail_after(15):
             await scan_when_told()
         lost = [event for event in ear.events if isinstance(event, Lost)]
-        assert 1 <= len(lost) <= watch_thread.QUICK_DEATHS + 1
+        assert 1 <= len(lost) <= session.QUICK_DEATHS + 1
         await write_until_hinted(another, other / "a.pdf")
         await anyio.sleep(1.2)  # the thread's next sign of life
     assert isinstance(ear.events[-1], Degraded), "it is said to be watched, and is not"
@@ -244,18 +249,20 @@ async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One customer's thousand folders leave the others watched."""
-    monkeypatch.setattr(watch_thread, "RETRY_S", 0.5)
+    monkeypatch.setattr(tree, "RETRY_S", 0.5)
     most = 20
 
     def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         if len(places) > most:
             raise OSError(errno.ENOSPC, "OS file watch limit reached.")
-        yield from watchfiles.watch(*places, **options)
+        yield from real(*places, **options)
+
+    monkeypatch.setattr(watchfiles, "watch", watch_function)
 
     for number in range(50):
         (root / "large" / str(number)).mkdir(parents=True)
     (root / "small").mkdir()
-    async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
+    async with watching(root, watcher=Watcher(SystemClock())) as [ear]:
         await ear.kinds(Armed, Degraded)
         [told] = [event for event in ear.events if isinstance(event, Degraded)]
         assert told.folders == {b"large"}
@@ -267,7 +274,7 @@ async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again
         await write_until_hinted(ear, root / "large" / "7" / "b.pdf")
 
 
-async def test_links_are_not_followed_and_cost_no_watch(root: Path) -> None:
+async def test_links_are_not_followed_and_cost_no_watch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A link to a tree of many folders, there before the watch is armed."""
     for number in range(200):
         (root / "other" / str(number)).mkdir(parents=True)
@@ -279,9 +286,11 @@ async def test_links_are_not_followed_and_cost_no_watch(root: Path) -> None:
 
     def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         asked.extend(places)
-        yield from watchfiles.watch(*places, **options)
+        yield from real(*places, **options)
 
-    async with watching(mine, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
+    monkeypatch.setattr(watchfiles, "watch", watch_function)
+
+    async with watching(mine, watcher=Watcher(SystemClock())) as [ear]:
         await ear.kinds(Armed)
         (root / "other" / "7" / "theirs.pdf").touch()
         await write_until_hinted(ear, mine / "box" / "a.pdf")
@@ -333,19 +342,21 @@ async def test_a_folder_that_is_renamed_is_watched_under_its_new_name(root: Path
         await write_until_hinted(ear, root / "a" / "sub" / "y.pdf")
 
 
-async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
+async def test_a_watcher_that_raises_comes_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W14."""
     calls = 0
 
     def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
         nonlocal calls
         calls += 1
-        for changes in watchfiles.watch(*places, **options):
+        for changes in real(*places, **options):
             yield changes
             if calls == 1:
                 raise RuntimeError("out of the blue")
 
-    async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function)) as [ear]:
+    monkeypatch.setattr(watchfiles, "watch", watch_function)
+
+    async with watching(root, watcher=Watcher(SystemClock())) as [ear]:
         await ear.kinds(Armed)
         (root / "a.pdf").touch()
         await ear.kinds(Armed, Lost, Armed)
@@ -353,7 +364,7 @@ async def test_a_watcher_that_raises_comes_back(root: Path) -> None:
     assert "out of the blue" in next(event.reason for event in ear.events if isinstance(event, Lost))
 
 
-async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
+async def test_a_watcher_that_hangs_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W14."""
     let_go = threading.Event()
     calls = 0
@@ -363,10 +374,12 @@ async def test_a_watcher_that_hangs_is_replaced(root: Path) -> None:
         calls += 1
         if calls == 1:
             let_go.wait()
-        yield from watchfiles.watch(*places, **options)
+        yield from real(*places, **options)
+
+    monkeypatch.setattr(watchfiles, "watch", watch_function)
 
     try:
-        async with watching(root, watcher=Watcher(SystemClock(), watch_function=watch_function, hung=0.4)) as [ear]:
+        async with watching(root, watcher=Watcher(SystemClock(), hung=0.4)) as [ear]:
             await ear.kinds(Lost, Armed)
             await write_until_hinted(ear, root / "a.pdf")
             assert [type(event) for event in ear.events if not isinstance(event, Hint)] == [Lost, Armed]
@@ -426,20 +439,18 @@ async def test_many_mappings_few_threads(root: Path) -> None:
     assert watch_threads() == 0
 
 
-async def test_one_run_shares_its_watcher_and_polls_say_nothing(root: Path) -> None:
+async def test_one_run_shares_its_watcher(root: Path) -> None:
     ears = [Ear() for _ in range(4)]
     roots = [root / f"{number}" for number in range(4)]
     async with anyio.create_task_group() as group:
         for one, ear in zip(roots, ears, strict=True):
             one.mkdir()
-            group.start_soon(partial(watch, Root(one), ear, poll=one.name == "3", clock=SystemClock()))
-        for ear in ears[:3]:
+            group.start_soon(ear.listen, watch(Root(one), EVERY_FOLDER, SystemClock()))
+        for ear in ears:
             await ear.kinds(Armed)
         assert watch_threads() == 2
-        (roots[3] / "a.pdf").touch()
         await write_until_hinted(ears[0], roots[0] / "a.pdf")
         group.cancel_scope.cancel()
-    assert ears[3].events == []
 
 
 def test_every_ailment_has_its_cure() -> None:
@@ -458,16 +469,20 @@ from docferry.clock import SystemClock
 from docferry.files.safe_open import Root
 from docferry.files.watch.watcher import Armed, Degraded, Lost, Watcher
 root, events = Path(sys.argv[1]), []
-async def until(kind, seconds=8):
+async def until(kind, seconds=60):
     with anyio.fail_after(seconds):
         while not any(isinstance(event, kind) for event in events):
             await anyio.sleep(0.02)
     found = next(event for event in events if isinstance(event, kind))
     events.clear()
     return found
+async def listen():
+    async with Watcher(SystemClock()).watch(Root(root)) as found:
+        async for event in found:
+            events.append(event)
 async def main():
     async with anyio.create_task_group() as group:
-        group.start_soon(Watcher(SystemClock()).watch, Root(root), events.append)
+        group.start_soon(listen)
         await scenario()
         group.cancel_scope.cancel()
 """

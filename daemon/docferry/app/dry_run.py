@@ -78,7 +78,7 @@ class _DryRun:
         """Return a row for each document in the folder."""
         upload = self._upload
         listings = await anyio.to_thread.run_sync(
-            lambda: [listing for chunk in scan.walk(Root.of(upload), enters=upload.enters) for listing in chunk]
+            lambda: [listing for chunk in scan.walk(Root.of(upload), upload) for listing in chunk]
         )
         open_rows = await self._open_rows()
         rows: list[DryRunRow] = []

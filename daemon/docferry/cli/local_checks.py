@@ -244,7 +244,7 @@ def _sqlite() -> Iterator[Finding]:
 def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
     root = Root.of(upload)
     try:
-        for listings in scan.walk(root, enters=upload.enters):
+        for listings in scan.walk(root, upload):
             _count(upload, listings, walked)
     except FolderError as error:
         yield Finding("fail", upload.name, *_split(str(error)), away=True)

@@ -148,7 +148,7 @@ class Reconciler:
 
     async def _walk(self, upload: Upload, starts: Sequence[bytes]) -> WalkResult:
         root, walked = Root.of(upload), WalkResult()
-        steps = scan.walk(root, enters=upload.enters, starts=starts, chunk=COMPARED_AT_ONCE)
+        steps = scan.walk(root, upload, starts=starts, chunk=COMPARED_AT_ONCE)
         began = self._clock.steady()
         while chunk := await anyio.to_thread.run_sync(next, steps, None):
             if starts is scan.WHOLE and not (walked.folders or walked.broken):

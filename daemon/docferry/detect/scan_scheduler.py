@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup
@@ -18,9 +18,6 @@ from docferry.files.safe_open import Root
 from docferry.settings import Upload
 from docferry.settings.outbox import Outbox
 from docferry.wakeups import Wakeups
-
-if TYPE_CHECKING:
-    from docferry.files.watch.watcher import WatchEvent
 
 log = logs.get("scan_scheduler")
 
@@ -149,31 +146,26 @@ class ScanScheduler:
         group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
+        """Turn the events of a mapping's folder into hints and scans, until cancelled."""
         # Imported here, as a single pass watches nothing and must not wait for the import.
-        from docferry.files.watch.watcher import watch
-
-        if upload.poll:
-            self._reconciler.state(upload.name).watch = f"scanning every {self._pace:g} s, as `poll` asks"
-        await watch(Root.of(upload), self._on_event(upload), upload.enters, poll=upload.poll, clock=self._clock)
-
-    def _on_event(self, upload: Upload) -> Callable[[WatchEvent], None]:
-        from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost
+        from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, watch
 
         state = self._reconciler.state(upload.name)
-
-        def on_event(event: WatchEvent) -> None:
-            if isinstance(event, Hint):
-                self._wakeups.check_paths(upload.name, event.paths)
-                return
-            if isinstance(event, Degraded):
-                self._degraded(upload.name, state, event.folders, event.reason)
-            elif isinstance(event, Armed):
-                state.watch, state.unwatched = "watching", {}
-            elif isinstance(event, Lost):
-                log.info("watch_lost", event.reason, mapping=upload.name)
-            self.scan_soon(upload.name)
-
-        return on_event
+        if upload.poll:  # the kernel reports no changes of a share, and polling by watchfiles would be a second scan
+            state.watch = f"scanning every {self._pace:g} s, as `poll` asks"
+            return
+        async with watch(Root.of(upload), upload, self._clock) as events:
+            async for event in events:
+                if isinstance(event, Hint):
+                    self._wakeups.check_paths(upload.name, event.paths)
+                    continue
+                if isinstance(event, Degraded):
+                    self._degraded(upload.name, state, event.folders, event.reason)
+                elif isinstance(event, Armed):
+                    state.watch, state.unwatched = "watching", {}
+                elif isinstance(event, Lost):
+                    log.info("watch_lost", event.reason, mapping=upload.name)
+                self.scan_soon(upload.name)
 
     def _degraded(self, mapping: str, state: FolderState, folders: frozenset[bytes], reason: str) -> None:
         """Note that changes of these top-level folders (b"": of all) go unreported: they are scanned often instead."""

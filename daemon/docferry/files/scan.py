@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from docferry.errors import SourceUnreadable
 from docferry.files.safe_open import (
@@ -51,19 +51,30 @@ class Listing:
         return SeenFile(self.folder, name, Stamp(size, mtime_ns, ctime_ns))
 
 
+class FolderFilter(Protocol):
+    """Chooses the folders of a root that are read and watched, as a mapping does."""
+
+    def enters(self, folder: bytes) -> bool:
+        """Whether a folder is read, given relative to the root. The folders above it are asked for separately."""
+
+
+class _EveryFolder:
+    def enters(self, _folder: bytes) -> bool:
+        return True
+
+
+EVERY_FOLDER: Final = _EveryFolder()
+
+
 def walk(
-    root: Root,
-    *,
-    enters: Callable[[bytes], bool] = lambda _folder: True,
-    starts: Iterable[bytes] = WHOLE,
-    chunk: int = 1000,
+    root: Root, folders: FolderFilter = EVERY_FOLDER, *, starts: Iterable[bytes] = WHOLE, chunk: int = 1000
 ) -> Iterator[list[Listing]]:
-    """Yield a listing of every folder from each of `starts` down, in lists of about `chunk` files.
+    """Yield a listing of every chosen folder from each of `starts` down, in lists of about `chunk` files.
 
     Top-level folders take turns, so that a huge one does not delay the others. Links are not followed. Raises
     FolderError when the root cannot be read; nothing below the root raises.
     """
-    ahead = _Ahead(start for start in starts if _is_entered(start, enters))
+    ahead = _Ahead(start for start in starts if _is_entered(start, folders))
     gathered: list[Listing] = []
     weight = 0
     if not ahead:
@@ -72,7 +83,7 @@ def walk(
         while ahead:
             folder = ahead.pop()
             listing, subfolders = _list(root, opened, folder)
-            ahead.extend(path for path in subfolders if enters(path))
+            ahead.extend(path for path in subfolders if folders.enters(path))
             gathered.append(listing)
             weight += 1 + len(listing.files)
             del listing  # the consumer decides how long it stays in memory
@@ -143,9 +154,9 @@ class _Ahead:
         return folder
 
 
-def _is_entered(start: bytes, enters: Callable[[bytes], bool]) -> bool:
+def _is_entered(start: bytes, folders: FolderFilter) -> bool:
     parts = start.split(b"/") if start else []
-    return all(enters(b"/".join(parts[: depth + 1])) for depth in range(len(parts)))
+    return all(folders.enters(b"/".join(parts[: depth + 1])) for depth in range(len(parts)))
 
 
 def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[bytes]]:

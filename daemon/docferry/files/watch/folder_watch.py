@@ -6,14 +6,15 @@ lists the folders itself, without links.
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from docferry.clock import Clock
+import watchfiles
 
-WatchFunction = Callable[..., Iterable[set[tuple[Any, str]]]]  # watchfiles.watch, or a test's replacement
+from docferry.clock import Clock
 
 #: 100 ms a step costs 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %), and `settle` hides the delay. Polling
 #: and permissions are given, as variables of the environment would decide otherwise.
@@ -44,17 +45,10 @@ class WatchReport:
 class FolderWatch:
     """Watches folders until `stop`. It is its own stop event: watchfiles asks it at every step, which shows life."""
 
-    def __init__(
-        self,
-        folders: Collection[str],
-        report: Callable[[WatchReport], None],
-        clock: Clock,
-        watch_function: WatchFunction,
-    ) -> None:
+    def __init__(self, folders: Collection[str], inbox: queue.SimpleQueue[object], clock: Clock) -> None:
         self.folders = frozenset(folders)
-        self._report = report
+        self._inbox = inbox  # gets the reports
         self._clock = clock
-        self._watch_function = watch_function
         self.is_armed = False
         self.is_stopped = False
         self.beat = clock.steady()
@@ -72,18 +66,18 @@ class FolderWatch:
         self.beat = self._clock.steady()
         if not self.is_armed and not self.is_stopped:
             self.is_armed = True
-            self._report(WatchReport(self))
+            self._inbox.put(WatchReport(self))
         return self.is_stopped
 
     def _run(self) -> None:
         error: Exception | None = None
         try:
-            for changes in self._watch_function(*sorted(self.folders), stop_event=self, **OPTIONS):
+            for changes in watchfiles.watch(*sorted(self.folders), stop_event=self, **OPTIONS):
                 if self.is_stopped:
                     return
                 if changes:
-                    self._report(WatchReport(self, changes))
+                    self._inbox.put(WatchReport(self, changes))
         except Exception as ended:  # noqa: BLE001 - whatever ended the watch, it is set up again
             error = ended
         if not self.is_stopped:
-            self._report(WatchReport(self, error=error or RuntimeError("it ended"), is_end=True))
+            self._inbox.put(WatchReport(self, error=error or RuntimeError("it ended"), is_end=True))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from docferry.errors import FolderError
 from docferry.files import scan
 from docferry.files.safe_open import OpenRoot, Root
-from docferry.files.watch.events import Armed, Degraded, WatchEvent
+from docferry.files.watch.events import Armed, Degraded, WatchEvent, WatchEvents
 from docferry.files.watch.failures import NOT_UTF8
 from docferry.model import parted
+
+RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until a folder is tried again, twice as long each time
 
 
 @dataclass(slots=True, eq=False)
 class WatchedRoot:
-    """One root, and what is to be told about it, from any thread."""
+    """One root, the state of its watch, and its events."""
 
     root: Root
-    enters: Callable[[bytes], bool]
-    tell: Callable[[WatchEvent], None]
+    filter: scan.FolderFilter
+    events: WatchEvents
     place: str = ""  # the root with links resolved: watched under one name, however many lead there
     identity: tuple[int, int] | None = None
     is_armed: bool = False
@@ -52,11 +54,7 @@ class WatchedRoot:
         Folders that cannot be, because of their name or their permissions, make their top-level folder unwatched.
         """
         found = set[bytes]()
-
-        def enters(folder: bytes) -> bool:
-            return self._is_watchable(folder) and self.enters(folder)
-
-        for chunk in scan.walk(self.root, enters=enters, starts=[start]):
+        for chunk in scan.walk(self.root, self, starts=[start]):
             for listing in chunk:
                 if listing.problem is None:
                     found.add(listing.folder)
@@ -68,11 +66,25 @@ class WatchedRoot:
         """Return those of the paths that are folders now, and can be watched."""
         try:
             with OpenRoot(self.root) as opened:
-                return {
-                    path for path in paths if self._is_watchable(path) and self.enters(path) and opened.is_folder(path)
-                }
+                return {path for path in paths if self.enters(path) and opened.is_folder(path)}
         except FolderError:
             return set()
+
+    def enters(self, folder: bytes) -> bool:
+        """Whether a folder is to be watched, and can be: this root is the filter of its own walk."""
+        return self._is_watchable(folder) and self.filter.enters(folder)
+
+    def plan_retry(self, now: float) -> None:
+        """Set the time when the top-level folders that are not watched are tried again."""
+        if now > self.retry_at + LONGEST_RETRY_S:
+            self.failures = 0  # all went well for long enough
+        self.retry_at = now + min(RETRY_S * 2**self.failures, LONGEST_RETRY_S)
+        if self.unwatched:
+            self.failures += 1
+
+    def tell(self, event: WatchEvent) -> None:
+        """Add an event, from any thread."""
+        self.events.tell(event)
 
     def tell_state(self) -> None:
         """Tell that all is watched, and then which top-level folders are not."""

@@ -1,0 +1,111 @@
+"""The folders of a watch: places, their index, and the choice among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from docferry.files.watch.events import Hint
+from docferry.files.watch.folder_watch import FolderWatch
+from docferry.files.watch.tree import WatchedRoot, top_of
+
+#: A folder of a root.
+Place = tuple[WatchedRoot, bytes]
+#: A top-level folder of a root; b"" for the root's own files.
+Group = tuple[WatchedRoot, bytes]
+
+
+@dataclass(slots=True)
+class Purpose:
+    """Why a FolderWatch was started."""
+
+    places: list[Place]
+    announced: list[Place] = field(default_factory=list)  # new folders, to be hinted at once it is armed
+    armed_roots: list[WatchedRoot] = field(default_factory=list)  # to be told that they are watched
+    replaces: list[FolderWatch] = field(default_factory=list)  # to be stopped once it is armed
+    is_apart: bool = False  # it is not merged with others
+    tries: int = 0
+    armed_at: float = 0.0
+
+
+class FolderIndex:
+    """The watched folders by absolute path. One path may lie in several roots."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, list[Place]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._places
+
+    def at(self, path: str) -> Sequence[Place]:
+        """Return the places of a path: its folder in each root that has it."""
+        return self._places.get(path, ())
+
+    def add(self, root: WatchedRoot, folder: bytes) -> None:
+        """Note that a folder is watched, or soon will be."""
+        root.folders.add(folder)
+        places = self._places.setdefault(root.path(folder), [])
+        if (root, folder) not in places:
+            places.append((root, folder))
+
+    def count_changes(self, paths: Iterable[str]) -> Counter[Group]:
+        """Return the number of changes by top-level folder, from the paths that changed."""
+        counts: Counter[Group] = Counter()
+        for path in paths:
+            for root, folder in self.at(path.rpartition("/")[0] or "/"):
+                counts[root, top_of(folder)] += 1
+        return counts
+
+    def drop(self, root: WatchedRoot, folders: Iterable[bytes]) -> None:
+        """Forget folders of a root."""
+        for folder in folders:
+            root.folders.discard(folder)
+            path = root.path(folder)
+            places = [place for place in self.at(path) if place != (root, folder)]
+            if places:
+                self._places[path] = places
+            else:
+                self._places.pop(path, None)
+
+
+def tell_hints(places: Iterable[Place]) -> None:
+    """Tell each root that its folders among the places may have changed."""
+    by_root: dict[WatchedRoot, set[bytes]] = {}
+    for root, folder in places:
+        by_root.setdefault(root, set()).add(folder)
+    for root, folders in by_root.items():
+        root.tell(Hint(folders))
+
+
+def existing(places: Iterable[Place]) -> list[Place]:
+    """Return the places that are folders now."""
+    by_root: dict[WatchedRoot, set[bytes]] = {}
+    for root, folder in places:
+        by_root.setdefault(root, set()).add(folder)
+    return [(root, folder) for root, all_of in by_root.items() for folder in root.are_folders(all_of)]
+
+
+def named_in(error: str, places: Iterable[Place]) -> set[Group]:
+    """Return the top-level folders with the place that a watcher's error names; the longest path that fits counts."""
+    named = [place for place in places if f'"{place[0].path(place[1])}/' in error]
+    longest = max((len(root.path(folder)) for root, folder in named), default=0)
+    return {(root, top_of(folder)) for root, folder in named if len(root.path(folder)) == longest}
+
+
+def is_left_to_scans(root: WatchedRoot, folder: bytes) -> bool:
+    """Whether a folder is left to the scans."""
+    return b"" in root.unwatched or (folder != b"" and top_of(folder) in root.unwatched)
+
+
+def largest(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
+    """Return the largest top-level folders that have a quarter of all folders together."""
+    sizes = Counter((root, top_of(folder)) for root, folder in places)
+    enough = sum(sizes.values()) / 4
+    chosen: dict[WatchedRoot, set[bytes]] = {}
+    for (root, top), size in sorted(sizes.items(), key=lambda pair: (pair[0][1] == b"", -pair[1])):
+        if enough <= 0:
+            break
+        chosen.setdefault(root, set()).add(top)
+        enough -= size
+    return chosen

@@ -1,0 +1,396 @@
+"""The watches of one thread: arm folders, report their changes, and set up again whatever ends."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from docferry.clock import Clock
+from docferry.errors import FolderError
+from docferry.files.watch.events import Degraded, Hint, Lost
+from docferry.files.watch.failures import diagnosis, is_instance_limit, is_undecodable, is_watch_limit
+from docferry.files.watch.folder_watch import FolderWatch, WatchReport
+from docferry.files.watch.places import (
+    FolderIndex,
+    Group,
+    Place,
+    Purpose,
+    existing,
+    is_left_to_scans,
+    largest,
+    named_in,
+    tell_hints,
+)
+from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, parents, top_of
+from docferry.model import joined
+
+CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
+GATHER_S: Final = 0.02  # for roots that come together
+QUICK_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
+TRIES: Final = 5  # to arm folders that disappear meanwhile
+MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
+
+DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
+
+#: Changes that come at once, half of what the kernel's queue holds (/proc/sys/fs/inotify/max_queued_events).
+FLOOD: Final = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    """A root to be watched from now on."""
+
+    root: WatchedRoot
+
+
+@dataclass(frozen=True, slots=True)
+class _Removal:
+    """A root that is no longer watched."""
+
+    root: WatchedRoot
+
+
+class Session:
+    """The life of one thread, and the watches that it has."""
+
+    def __init__(self, clock: Clock, hung: float) -> None:
+        self._clock = clock
+        self._hung = hung
+        self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._roots: list[WatchedRoot] = []
+        self._waiting: list[WatchedRoot] = []  # to be armed
+        self._watches: dict[FolderWatch, Purpose] = {}
+        self._index = FolderIndex()
+        self._next_check = 0.0
+        self._merge_at = 0.0
+        self._is_stopped = False
+        self.at_work: WatchedRoot | None = None  # whose folders are being read
+        self.beat = clock.steady()
+        self.thread = threading.Thread(target=self._run, name="docferry watch", daemon=True)
+
+    def add(self, root: WatchedRoot) -> None:
+        """Watch a root."""
+        self._inbox.put(_Addition(root))
+
+    def drop(self, root: WatchedRoot) -> None:
+        """Stop watching a root."""
+        self._inbox.put(_Removal(root))
+
+    def stop(self) -> None:
+        """End the thread and its watches."""
+        self._is_stopped = True
+        for watch in list(self._watches):
+            watch.stop()
+        self._inbox.put(None)
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        time.sleep(GATHER_S)  # roots that are added together are armed together
+        while not self._is_stopped:
+            self.beat = self._clock.steady()
+            try:
+                self._receive(self._inbox.get(timeout=min(CHECK_S, self._hung) / 2))
+                while not self._inbox.empty() and not self._is_stopped:
+                    self._receive(self._inbox.get())
+            except queue.Empty:
+                pass
+            if not self._is_stopped:
+                self._arm_waiting()
+                self._check()
+        for watch in list(self._watches):
+            watch.stop()
+
+    def _receive(self, item: object) -> None:
+        if isinstance(item, WatchReport):
+            if item.watch not in self._watches:
+                return
+            if item.is_end and item.error is not None:
+                self._ended(item.watch, item.error)
+            elif item.changes:
+                noisy = self._flooded(item.watch, item.changes)
+                self._changed(item.changes, noisy)
+            else:
+                self._armed(item.watch)
+        elif isinstance(item, _Addition):
+            self._roots.append(item.root)
+            self._waiting.append(item.root)
+        elif isinstance(item, _Removal):
+            self._forget(item.root)
+            self._roots.remove(item.root)
+
+    def _start(self, purpose: Purpose) -> None:
+        """Watch folders; `_armed` follows, or `_ended`."""
+        purpose.places = [place for place in purpose.places if place[0] in self._roots]
+        if not purpose.places:
+            return
+        for root, folder in purpose.places:
+            self._index.add(root, folder)
+        folders = {root.path(folder) for root, folder in purpose.places}
+        watch = FolderWatch(folders, self._inbox, self._clock)
+        self._watches[watch] = purpose
+        watch.start()
+
+    def _arm_waiting(self) -> None:
+        """Arm the roots that are there, together; tell of a missing one once."""
+        now = self._clock.steady()
+        ready: list[WatchedRoot] = []
+        places: list[Place] = []
+        for root in [root for root in self._waiting if now >= root.retry_at]:
+            self._waiting.remove(root)
+            found = self._find(root)
+            if found is None:
+                root.retry_at = now + CHECK_S / 2
+                self._waiting.append(root)
+            elif found:
+                ready.append(root)
+                places += [(root, folder) for folder in found]
+        if places:
+            self._start(Purpose(places, armed_roots=ready))
+
+    def _find(self, root: WatchedRoot) -> set[bytes] | None:
+        """Return the folders of a root, None when it is missing; an empty set when it cannot be watched."""
+        self.at_work = root
+        root.unwatched = {}
+        try:
+            if root.resolve():
+                root.is_missing = False
+                return root.find_folders()
+        except FolderError:
+            pass
+        finally:
+            self.at_work = None
+        if root.unwatched:
+            self._leave_to_scans(root, {b""}, root.unwatched[b""])
+            return set()
+        if not root.is_missing:
+            root.is_missing = True
+            root.tell(Lost("the folder is missing; it is watched again as soon as it exists"))
+        return None
+
+    def _armed(self, watch: FolderWatch) -> None:
+        purpose = self._watches[watch]
+        purpose.armed_at = self._clock.steady()
+        for old in purpose.replaces:
+            self._watches.pop(old, None)
+            old.stop()
+        late = [place for root in purpose.armed_roots for place in self._unseen(root, b"")]
+        late += [place for root, folder in purpose.announced for place in self._unseen(root, folder)]
+        for root in purpose.armed_roots:
+            root.plan_retry(self._clock.steady())
+            root.tell_state()
+        tell_hints(purpose.announced)
+        if late:
+            self._start(Purpose(late, announced=late))
+        elif len(self._watches) > MOST_WATCHES and self._clock.steady() >= self._merge_at:
+            self._merge()
+
+    def _unseen(self, root: WatchedRoot, start: bytes) -> list[Place]:
+        """Return folders that were made since their parent was listed, before it was watched."""
+        self.at_work = root
+        try:
+            return [(root, folder) for folder in root.find_folders(start) - root.folders]
+        except FolderError:
+            return []
+        finally:
+            self.at_work = None
+
+    def _merge(self) -> None:
+        """Replace all but the largest watch by one; nothing goes unreported meanwhile."""
+        candidates = [watch for watch, purpose in self._watches.items() if watch.is_armed and not purpose.is_apart]
+        old = sorted(candidates, key=lambda watch: len(watch.folders))[:-1]
+        if not old:
+            return
+        paths = {path for watch in old for path in watch.folders}
+        places = [place for path in paths for place in self._index.at(path)]
+        self._start(Purpose(places, replaces=old))
+
+    # -- changes -------------------------------------------------------------------------------------------------
+
+    def _flooded(self, watch: FolderWatch, changes: Collection[tuple[int, str]]) -> Group | None:
+        """Part the noisiest top-level folder from a watch whose queue in the kernel may have overflowed.
+
+        An overflow drops changes of others without a word. So the noisy folder gets a queue of its own; if that
+        overflows too, the folder is left to the scans for a time. Returns it: its changes are for a scan to find.
+        """
+        if len(changes) < FLOOD:
+            return None
+        counts = self._index.count_changes(path for _, path in changes)
+        if not counts:
+            return None
+        noisy, count = counts.most_common(1)[0]
+        purpose = self._watches.pop(watch)
+        watch.stop()
+        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        if all((root, top_of(folder)) == noisy for root, folder in places):
+            reason = f"{count:,} changes came at once, more than the kernel reports reliably"
+            self._leave_to_scans(noisy[0], {noisy[1]}, reason)
+            return noisy
+        for root in dict.fromkeys(root for root, _ in places):
+            root.tell(Lost("so many changes came at once that some may have gone unreported"))
+        self._start_apart(places, {noisy})
+        return noisy
+
+    def _start_apart(self, places: Sequence[Place], groups: Collection[Group]) -> None:
+        """Watch some top-level folders apart from the others, so that what they do ends nobody else's watch."""
+        apart = [(root, folder) for root, folder in places if (root, top_of(folder)) in groups]
+        rest = [(root, folder) for root, folder in places if (root, top_of(folder)) not in groups]
+        for group, is_apart in ((rest, False), (apart, True)):
+            if group:
+                roots = list(dict.fromkeys(root for root, _ in group))
+                self._start(Purpose(group, armed_roots=roots, is_apart=is_apart))
+
+    def _changed(self, changes: Iterable[tuple[int, str]], noisy: Group | None) -> None:
+        hinted: dict[WatchedRoot, set[bytes]] = {}
+        self._removed({path for kind, path in changes if kind == DELETED and path in self._index})
+        solved: dict[WatchedRoot, None] = {}
+        for kind, path in changes:
+            above, _, name = path.rpartition("/")
+            for root, folder in self._index.at(above or "/"):
+                if (root, top_of(folder)) == noisy:
+                    continue
+                hinted.setdefault(root, set()).add(joined(folder, name.encode()))
+                if kind == DELETED and root.unwatched.pop(joined(folder, name.encode()), None) is not None:
+                    solved[root] = None  # a top-level folder that could not be watched has gone
+        for root in solved:
+            root.tell_state()
+        new: list[Place] = []
+        for root, paths in hinted.items():
+            folders = root.are_folders(path for path in paths if path not in root.folders)
+            if paths - folders:
+                root.tell(Hint(paths - folders))
+            new += [(root, folder) for folder in folders]
+        if new:
+            below = [place for root, folder in new for place in self._unseen(root, folder)]
+            self._start(Purpose(new + below, announced=new))
+
+    def _removed(self, paths: Collection[str]) -> None:
+        """Forget folders that were deleted or renamed, and all that was below them."""
+        by_root: dict[WatchedRoot, set[bytes]] = {}
+        for path in paths:
+            for root, folder in self._index.at(path):
+                by_root.setdefault(root, set()).add(folder)
+        for root, gone in by_root.items():
+            if b"" in gone:
+                self._set_up(root)  # another folder may be in its place, even with the same inode
+                continue
+            self._index.drop(
+                root, [each for each in root.folders if each in gone or not gone.isdisjoint(parents(each))]
+            )
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, watch: FolderWatch, error: Exception) -> None:
+        purpose = self._watches.pop(watch)
+        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        if watch.is_armed:
+            self._died(purpose, places, error)
+        elif is_watch_limit(error) or is_instance_limit(error):
+            self._limited(purpose, places, error)
+        elif isinstance(error, FileNotFoundError | PermissionError) and purpose.tries < TRIES:
+            purpose.places, purpose.tries = existing(places), purpose.tries + 1
+            self._start(purpose)
+        else:
+            self._died(purpose, places, error)
+
+    def _died(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
+        """Set up a watch again at once; a top-level folder that ends it time after time is left to the scans."""
+        quick = self._clock.steady() - purpose.armed_at < QUICK_S or not purpose.armed_at
+        named = named_in(str(error), places)
+        roots = list(dict.fromkeys(root for root, _ in places))
+        for root in roots:
+            root.is_armed = False
+            root.tell(Lost(diagnosis(error)))
+        for root, top in named or {(root, b"") for root in roots}:
+            root.deaths[top] = root.deaths[top] + 1 if quick else 1
+            if root.deaths[top] > QUICK_DEATHS:
+                self._leave_to_scans(root, {top}, diagnosis(error))
+        alive = [(root, folder) for root, folder in places if not is_left_to_scans(root, folder)]
+        self._start_apart(alive, named if is_undecodable(error) else ())
+
+    def _limited(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
+        """The kernel refuses: the largest top-level folders are left to the scans, and one watch has all the others."""
+        if purpose.replaces:
+            self._merge_at = self._clock.steady() + LONGEST_RETRY_S  # both together are too many: stay as it is
+            return
+        everything = {place for watch in self._watches.values() for place in watch.places} | set(places)
+        everything = {place for place in everything if place[1] in place[0].folders}
+        shed: dict[WatchedRoot, set[bytes]] = {}
+        if is_watch_limit(error):
+            shed = largest(everything)
+        elif not self._watches:
+            shed = {root: {b""} for root, _ in everything}
+        for root, tops in shed.items():
+            self._leave_to_scans(root, tops, diagnosis(error), is_told=False)
+        for watch in list(self._watches):
+            watch.stop()
+        self._watches.clear()
+        left = [(root, folder) for root, folder in everything if not is_left_to_scans(root, folder)]
+        armed = dict.fromkeys(root for root, _ in left)
+        for root in shed.keys() - armed.keys():
+            root.tell(Degraded(diagnosis(error), frozenset(root.unwatched)))
+        self._start(Purpose(left, armed_roots=list(armed)))
+
+    def _leave_to_scans(self, root: WatchedRoot, tops: Collection[bytes], reason: str, is_told: bool = True) -> None:
+        """Stop watching top-level folders (b"": all) for a time."""
+        root.unwatched |= dict.fromkeys(tops, reason)
+        root.plan_retry(self._clock.steady())
+        self._index.drop(root, [folder for folder in root.folders if is_left_to_scans(root, folder)])
+        if is_told:
+            root.tell(Degraded(reason, frozenset(root.unwatched)))
+
+    # -- now and then --------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        now = self._clock.steady()
+        for watch, purpose in list(self._watches.items()):
+            if now - watch.beat > self._hung:
+                watch.stop()
+                del self._watches[watch]
+                self._died(purpose, purpose.places, RuntimeError("it hung"))
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_S
+        for root in self._roots:
+            if root in self._waiting:
+                continue
+            if root.folders and identity(root.root) != root.identity:
+                root.tell(Lost("another folder is in its place, or none"))
+                self._set_up(root)
+            elif root.unwatched and now >= root.retry_at:
+                self._retry(root)
+
+    def _retry(self, root: WatchedRoot) -> None:
+        """Try to watch the top-level folders that were left to the scans."""
+        if b"" in root.unwatched:
+            self._set_up(root)
+            return
+        tops, root.unwatched = root.unwatched, {}
+        places = [place for top in tops for place in self._unseen(root, top)]
+        if root.unwatched.keys() == tops.keys():
+            root.plan_retry(self._clock.steady())
+        elif places:
+            self._start(Purpose(places, announced=places, armed_roots=[root]))
+        else:
+            root.plan_retry(self._clock.steady())
+            root.tell_state()
+
+    def _set_up(self, root: WatchedRoot) -> None:
+        """Watch a root as if it were new. What watches it now goes on until then, and its reports are ignored."""
+        failures = root.failures
+        self._forget(root)
+        root.failures, root.retry_at = failures, 0.0
+        self._waiting.append(root)
+
+    def _forget(self, root: WatchedRoot) -> None:
+        self._index.drop(root, list(root.folders))
+        if root in self._waiting:
+            self._waiting.remove(root)
+        for watch in list(self._watches):
+            if not any(path in self._index for path in watch.folders):
+                del self._watches[watch]
+                watch.stop()
