@@ -13,7 +13,7 @@ import anyio.to_thread
 from docferry import logs
 from docferry.app.antivirus import open_clamd
 from docferry.app.remotes import http_options, open_remotes
-from docferry.cli import local_checks
+from docferry.cli import local_checks, server_checks
 from docferry.cli.local_checks import Finding, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
@@ -48,6 +48,7 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     findings = await anyio.to_thread.run_sync(lambda: list(local_checks.local(settings)))
     if offline:
         return [*findings, Finding("note", "remotes", "not asked (--offline)")]
+    findings += await anyio.to_thread.run_sync(server_checks.server, settings)
     targets, more = await anyio.to_thread.run_sync(local_checks.targets, settings)
     remotes = open_remotes(settings, SystemClock())
     secrets = settings.secrets()

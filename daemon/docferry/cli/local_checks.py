@@ -63,7 +63,8 @@ def local(settings: Settings) -> Iterator[Finding]:
     yield from (Finding("warn", "configuration", sentence) for sentence in (*settings.passed_over, *settings.warnings))
     yield from _keys(settings)
     yield from _state(settings)
-    yield from _sqlite()
+    if settings.database_url is None:
+        yield from _sqlite()
     watched = 0
     for upload in settings.uploads:
         walked = WalkResult()

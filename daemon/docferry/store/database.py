@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -28,6 +29,9 @@ from docferry.store.connection import (
 )
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.sqlite import SqliteFile
+
+if TYPE_CHECKING:
+    from docferry.store.postgresql import PostgresServer
 
 T = TypeVar("T")
 
@@ -351,10 +355,21 @@ def _prepare(location: Path | str) -> Backend:
     if isinstance(location, Path):
         schema.prepare(location)
         return SqliteFile(location)
+    backend: Backend = _driver().prepare(location)
+    return backend
+
+
+def open_server(url: str) -> PostgresServer:
+    """Return a PostgreSQL server without connecting to it. Raises StateError if its driver is missing."""
+    server: PostgresServer = _driver().PostgresServer(url)
+    return server
+
+
+def _driver() -> ModuleType:
     try:
         from docferry.store import postgresql  # only where it is used: its driver is an extra
     except ImportError as error:
         raise StateError(
             "database_url needs the PostgreSQL driver; install it with: pip install 'docferry[postgresql]'"
         ) from error
-    return postgresql.prepare(location)
+    return postgresql

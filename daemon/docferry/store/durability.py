@@ -1,0 +1,40 @@
+"""Read the settings of a PostgreSQL server that decide whether a commit can be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.exc import DBAPIError
+
+from docferry.errors import StateError
+from docferry.store.database import open_server
+
+_SETTINGS: Final = (
+    "SELECT name, setting FROM pg_settings WHERE name IN "
+    "('server_version', 'fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names')"
+)
+# Every role may count the rows; their contents need pg_monitor.
+_STANDBYS: Final = "SELECT count(*) FROM pg_stat_replication"
+
+
+@dataclass(frozen=True, slots=True)
+class Durability:
+    """The settings of a server, and the number of standbys that are connected."""
+
+    settings: Mapping[str, str]  # by name, as pg_settings has them
+    standbys: int
+
+
+def read_durability(url: str) -> Durability:
+    """Return the durability of the server at `url`; creates nothing there. Raises StateError if it cannot be used."""
+    server = open_server(url)
+    try:
+        with server.engine.connect() as connection:
+            settings = {row[0]: row[1] for row in connection.exec_driver_sql(_SETTINGS)}
+            return Durability(settings, connection.exec_driver_sql(_STANDBYS).scalar_one())
+    except DBAPIError as error:
+        cause = error.orig if isinstance(error.orig, Exception) else error
+        explained = server.explain(cause)
+        raise (explained if isinstance(explained, StateError) else server.busy(cause)) from error
