@@ -41,7 +41,7 @@ SAFE = {
 def test_each_way_to_lose_a_commit_is_told_with_its_fix(
     changed: Mapping[str, str], standbys: int, level: str, said: str
 ) -> None:
-    found = list(findings(Durability(SAFE | changed, standbys)))
+    found = list(findings(Durability({**SAFE, **changed}, standbys)))
     assert [each.level for each in found if said in f"{each.detail} {each.cure}"] == [level]
     assert all(each.cure for each in found if each.level in ("warn", "fail"))
 
