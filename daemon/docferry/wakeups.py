@@ -37,6 +37,7 @@ class Wakeups:
         self.detection = Wakeup()  # for the scan scheduler: paths to check, or files that are not quiet yet
         self.after_upload = Wakeup()  # for the after-upload actions: files were sent, or a scan has ended
         self._paths: dict[str, set[bytes]] = {}
+        self._large_paths: dict[str, set[bytes]] = {}
         self._scanned: set[str] = set()
         self._sent: dict[int, str] = {}
         self.needs_sent = False  # else each document would wake a task that has nothing to do
@@ -57,6 +58,16 @@ class Wakeups:
     def take_paths(self) -> dict[str, set[bytes]]:
         """Return and forget the paths to check, by mapping."""
         taken, self._paths = self._paths, {}
+        return taken
+
+    def check_large_paths(self, mapping: str, paths: Iterable[bytes]) -> None:
+        """Ask the scan scheduler to look at these large files when their top-level folder has its turn."""
+        self._large_paths.setdefault(mapping, set()).update(paths)
+        self.detection.set()
+
+    def take_large_paths(self) -> dict[str, set[bytes]]:
+        """Return and forget the large files to check, by mapping."""
+        taken, self._large_paths = self._large_paths, {}
         return taken
 
     def scanned(self, mapping: str) -> None:

@@ -187,7 +187,7 @@ class OnePass:
         deadline = app.clock.steady() + longest + WAIT_FOR_SETTLE_S
         while (due := debouncer.next_due()) is not None and app.clock.steady() < deadline:
             await anyio.sleep(min(max(due - app.clock.steady(), 0.0), deadline - app.clock.steady()))
-            await app.scan_scheduler.serve_hints()
+            await app.scan_scheduler.serve_hints(large=False)
         crowded = [name for name in app.uploads if debouncer.take_overflow(name)]
         if crowded and app.clock.steady() < deadline:
             self._problems += await app.scan_scheduler.round()

@@ -82,6 +82,10 @@ class Planner:
             await self._enqueue(upload, seen_files[start : start + PLANNED_AT_ONCE], incomplete)
         return incomplete
 
+    def is_read_alone(self, upload: Upload, seen_file: SeenFile) -> bool:
+        """Whether reading a file takes so long that others should not wait for it; a rule may hold it unread."""
+        return seen_file.stamp.size > BYTES_AT_ONCE and isinstance(validate(upload, seen_file, self._rules), Target)
+
     def log_held(self, mapping: str) -> None:
         """Log the number of documents that were held and not logged one by one."""
         for key in [key for key in self._unlogged if key[0] == mapping]:

@@ -223,8 +223,8 @@ class Reconciler:
 
     # -- hints ---------------------------------------------------------------------------------------------------
 
-    async def check_paths(self, upload: Upload, paths: Sequence[bytes]) -> None:
-        """Examine these paths and plan what is new. Raises FolderError.
+    async def check_paths(self, upload: Upload, paths: Sequence[bytes], *, large: bool = False) -> None:
+        """Examine these paths and plan what is new; with `large`, also large files. Raises FolderError.
 
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
@@ -238,13 +238,18 @@ class Reconciler:
         for path in paths:
             if path not in kept:
                 self.debouncer.forget(upload.name, path)
-        await self._offer(upload, changed)
+        await self._offer(upload, changed, large=large)
         if examined.folders:
             await self._walk(upload, examined.folders)
         self.planner.log_held(upload.name)
 
-    async def _offer(self, upload: Upload, seen_files: Iterable[SeenFile], left_out: LeftOut | None = None) -> None:
-        """Plan the files that are quiet; the others wait in the debouncer."""
+    async def _offer(
+        self, upload: Upload, seen_files: Iterable[SeenFile], left_out: LeftOut | None = None, *, large: bool = False
+    ) -> None:
+        """Plan the files that are quiet; the others wait in the debouncer.
+
+        Reading a large file takes as long as planning thousands of others. Without `large` it gets a turn of its own.
+        """
         wanted, unwanted_paths = [], []
         for seen_file in seen_files:
             if upload.wanted(seen_file.path):
@@ -256,12 +261,16 @@ class Reconciler:
             left_out.documents += len(wanted)
             left_out.add_unwanted(upload, unwanted_paths)
         quiet = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
+        is_any_unsettled = len(quiet) < len(wanted)
+        if not large and (deferred := [s.path for s in quiet if self.planner.is_read_alone(upload, s)]):
+            self._wakeups.check_large_paths(upload.name, deferred)
+            quiet = [s for s in quiet if not self.planner.is_read_alone(upload, s)]
         incomplete = []
         for group in _by_size(quiet):
             incomplete += await self.planner.enqueue(upload, group)
         for seen_file in incomplete:
             self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
-        if incomplete or len(quiet) < len(wanted):
+        if incomplete or is_any_unsettled:
             self._wakeups.debounce_changed()
 
 

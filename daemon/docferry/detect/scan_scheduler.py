@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import anyio
@@ -25,6 +26,8 @@ log = logs.get("scan_scheduler")
 SCANS_AT_ONCE: Final = 4
 #: Batches of hinted paths that are checked at once.
 CHECKS_AT_ONCE: Final = 6
+#: Large files that are checked at once, each of another mapping; one of them is read at a time.
+LARGE_AT_ONCE: Final = 4
 #: A folder without a watch, or with a problem, is scanned at least so often.
 UNWATCHED_S: Final = 10.0
 #: It is scanned more often where that is quick: after UNREAD times what the last scan took, SOONEST_S, and SHARED_S for
@@ -48,6 +51,7 @@ class ScanScheduler:
         self._wakeups = wakeups
         self._rescan = rescan
         self._queue = WorkQueue()
+        self._large_queue = WorkQueue(batch=1, per_mapping=1)
         self._scan_now = {name: anyio.Event() for name in uploads}
         self._scanning = anyio.CapacityLimiter(SCANS_AT_ONCE)
         self._unscanned = set(uploads)
@@ -85,12 +89,16 @@ class ScanScheduler:
                 group.start_soon(one, upload)
         return problems
 
-    async def serve_hints(self) -> None:
-        """Check all paths that are known now: hinted ones, and files that may be quiet."""
-        self._gather()
-        while (batch := self._queue.take()) is not None:
-            await self._check(batch)
+    async def serve_hints(self, *, large: bool = True) -> None:
+        """Check all paths that are known now: hinted ones, files that may be quiet, then `large` files."""
+        while True:
             self._gather()
+            if (batch := self._queue.take()) is not None:
+                await self._check(batch)
+            elif large and (batch := self._large_queue.take()) is not None:
+                await self._check(batch, large=True)
+            else:
+                return
 
     def _gather(self) -> None:
         """Move hinted paths, and files whose time has come, into the queue of paths to check."""
@@ -100,28 +108,30 @@ class ScanScheduler:
         for mapping, path in self._reconciler.debouncer.due():
             if mapping in self._uploads:
                 self._queue.add(mapping, [path])
+        for mapping, paths in self._wakeups.take_large_paths().items():
+            self._large_queue.add(mapping, paths)
 
-    async def _check(self, batch: Batch) -> None:
+    async def _check(self, batch: Batch, *, large: bool = False) -> None:
         try:
-            await self._reconciler.check_paths(self._uploads[batch.mapping], batch.paths)
+            await self._reconciler.check_paths(self._uploads[batch.mapping], batch.paths, large=large)
         except FolderError:
             self._drop(batch)
             self.scan_soon(batch.mapping)  # the scan reports the problem of the folder
         finally:
-            self._queue.done(batch)
+            (self._large_queue if large else self._queue).done(batch)
 
     def _drop(self, batch: Batch) -> None:
         for path in batch.paths:
             self._reconciler.debouncer.forget(batch.mapping, path)
 
     async def _serve(self) -> None:
-        free = anyio.Semaphore(CHECKS_AT_ONCE)
+        free, free_large = anyio.Semaphore(CHECKS_AT_ONCE), anyio.Semaphore(LARGE_AT_ONCE)
 
-        async def check(batch: Batch) -> None:
+        async def check(batch: Batch, *, large: bool = False) -> None:
             try:
-                await self._check(batch)
+                await self._check(batch, large=large)
             finally:
-                free.release()
+                (free_large if large else free).release()
                 self._wakeups.detection.set()
 
         async with anyio.create_task_group() as group:
@@ -132,6 +142,9 @@ class ScanScheduler:
                 while self._queue and free.value and (batch := self._queue.take()) is not None:
                     free.acquire_nowait()
                     group.start_soon(check, batch, name=f"check {batch.mapping}")
+                while free_large.value and (batch := self._large_queue.take()) is not None:
+                    free_large.acquire_nowait()
+                    group.start_soon(partial(check, batch, large=True), name=f"check large {batch.mapping}")
                 due = self._reconciler.debouncer.next_due()
                 wait = UNWATCHED_S if due is None else max(0.0, due - self._clock.steady())
                 with anyio.move_on_after(min(wait, UNWATCHED_S)):

@@ -27,9 +27,13 @@ class Batch:
 
 
 class WorkQueue:
-    """Distinct paths by top-level folder. A folder in progress gets no second turn at the same time."""
+    """Distinct paths by top-level folder. A folder in progress gets no second turn at the same time.
 
-    def __init__(self) -> None:
+    A turn is `batch` paths; a mapping has `per_mapping` turns at a time.
+    """
+
+    def __init__(self, batch: int = BATCH, per_mapping: int = PER_MAPPING) -> None:
+        self._batch, self._per_mapping = batch, per_mapping
         self._paths: dict[Group, dict[bytes, None]] = {}  # in the order of their next turn
         self._busy: set[Group] = set()
         self._busy_mappings: Counter[str] = Counter()
@@ -45,12 +49,12 @@ class WorkQueue:
     def take(self) -> Batch | None:
         """Return the next batch and mark its folder as busy; None when there is nothing, or all of it is busy."""
         for group in self._paths:
-            if group not in self._busy and self._busy_mappings[group[0]] < PER_MAPPING:
+            if group not in self._busy and self._busy_mappings[group[0]] < self._per_mapping:
                 break
         else:
             return None
         paths = self._paths.pop(group)
-        batch = Batch(*group, list(islice(paths, BATCH)))
+        batch = Batch(*group, list(islice(paths, self._batch)))
         for path in batch.paths:
             del paths[path]
         if paths:

@@ -6,10 +6,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from anyio import from_thread
 from xxhash import xxh3_128
 
 from docferry.errors import SourceChanged, SourceError
@@ -83,6 +84,7 @@ def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = Non
     # MD5 takes twice as long as the rest, and releases the GIL: for a large file it runs on a core of its own.
     with ThreadPoolExecutor(1, "md5") if md5 and size > BLOCK else nullcontext() as beside:
         for offset in range(0, size, BLOCK):
+            raise_if_cancelled()
             block = read_exactly(descriptor, min(BLOCK, size - offset), offset)
             if pending is not None:
                 pending.result()
@@ -95,6 +97,21 @@ def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = Non
             sha256.update(block)
             fingerprint.update(block)
     return Digests(sha256.hexdigest(), fingerprint.hexdigest(), other.hexdigest() if md5 else None)
+
+
+def sha256_of(descriptor: int, size: int) -> str:
+    """Return the SHA-256 of an open file's first `size` bytes, or of fewer where it is shorter. Raises OSError."""
+    sha256 = hashlib.sha256()
+    for offset in range(0, size, BLOCK):
+        raise_if_cancelled()
+        sha256.update(os.pread(descriptor, min(BLOCK, size - offset), offset))
+    return sha256.hexdigest()
+
+
+def raise_if_cancelled() -> None:
+    """Let a thread that reads a large file end soon after its task was cancelled: a stop must not wait for it."""
+    with suppress(RuntimeError):  # this thread works for no task
+        from_thread.check_cancelled()
 
 
 def _hash(opened: OpenRoot, path: bytes, md5: bool, inspect: Inspect | None) -> HashedFile:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from docferry.errors import FolderError, SourceChanged
+from docferry.files.hashing import raise_if_cancelled, sha256_of
 from docferry.files.safe_open import BLOCK, FILE, FOLDER, OpenRoot, Root, components, folder_error, reason
 from docferry.model import escaped
 
@@ -35,7 +36,7 @@ class Content:
     size: int
 
     def equals(self, folder: int, name: bytes) -> bool:
-        """Whether `name` is a regular file with these bytes. It is read only where its size is right."""
+        """Whether `name` is a regular file with these bytes. Only a file of the right size is read."""
         found = _lstat(folder, name)
         if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != self.size:
             return False
@@ -43,8 +44,11 @@ class Content:
             descriptor = os.open(name, FILE, dir_fd=folder)
         except OSError:
             return False
-        with os.fdopen(descriptor, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
+        try:
+            found = os.fstat(descriptor)  # another file may have its name by now
+            return found.st_size == self.size and sha256_of(descriptor, self.size) == self.sha256
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -211,6 +215,7 @@ def _copy_bytes(source: int, copy: int) -> str:
     """Copy an open file from its beginning and return the SHA-256 of what was copied."""
     sha256, offset = hashlib.sha256(), 0
     while block := os.pread(source, BLOCK, offset):
+        raise_if_cancelled()
         sha256.update(block)
         offset += len(block)
         while block:

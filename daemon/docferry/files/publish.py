@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Final
 
+from docferry.files.hashing import sha256_of
 from docferry.files.placement import NOT_LINKED, Content, free_name, link_copy, opened_folder
 from docferry.files.safe_open import FILE, Root
 from docferry.model import joined, parted
@@ -48,7 +48,8 @@ def render_layout(layout: str, *, date: str, source: str, name: str, company_id:
 def content_of(path: Path) -> Content:
     """Return digest and size of a file; call it in a worker thread."""
     with path.open("rb") as file:
-        return Content(hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size)
+        size = os.fstat(file.fileno()).st_size
+        return Content(sha256_of(file.fileno(), size), size)
 
 
 def choose(root: Path, relative: PurePosixPath, content: Content) -> Path:
