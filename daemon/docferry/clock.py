@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
+import anyio
+from anyio.lowlevel import checkpoint
+
 #: The boot id where the system gives none. It differs in each process, so that none compares steady clocks.
 _UNKNOWN_BOOT: Final = str(uuid4())
 
@@ -36,6 +39,9 @@ class Clock(Protocol):
     def steady(self) -> float:
         """Return the seconds since some start. They never jump, and count while the machine sleeps."""
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`."""
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -47,6 +53,10 @@ class SystemClock:
     def steady(self) -> float:
         """Return the steady time."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`."""
+        await anyio.sleep(seconds)
 
 
 class SharedClock(SystemClock):
@@ -87,6 +97,11 @@ class TurnableClock:
     def steady(self) -> float:
         """Return the steady time."""
         return self.running
+
+    async def sleep(self, seconds: float) -> None:
+        """Let `seconds` pass at once; other tasks run first."""
+        await checkpoint()
+        self.turn(seconds)
 
     def turn(self, seconds: float) -> None:
         """Let `seconds` pass on both clocks."""

@@ -19,10 +19,10 @@ from anyio.abc import SocketStream
 from contract.conftest import Certificates, Make
 from contract.raw_server import OK, asked, head_of, http_client, saying, serving
 from contract.upload_items import item
-from docferry.endpoints import load_trust
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.http import Destination, PlainBody, Sink
 from docferry.remotes.http.response import parse_time
+from docferry.remotes.http.tls import Trust
 from docferry.remotes.http.transport import DirectTransport
 
 pytestmark = pytest.mark.anyio
@@ -282,7 +282,7 @@ async def test_what_the_source_or_the_sink_raise_is_no_error_of_the_network(erro
 
 async def test_a_transport_can_be_used_with_httpx_alone() -> None:
     """It keeps httpx's interface, errors included."""
-    transport = DirectTransport(load_trust)
+    transport = DirectTransport(Trust())
     async with serving(saying(OK, ends=False)) as server, httpx.AsyncClient(transport=transport) as client:
         assert (await client.post(server.url, content=b"x")).text == "ok"
         assert server.connections == 1

@@ -44,12 +44,7 @@ class Permit(SendPermit):
 @pytest.mark.anyio
 async def test_a_minute_lets_so_many_through_in_order() -> None:
     clock, passed = TurnableClock(), []
-
-    async def sleep(seconds: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        clock.turn(seconds)
-
-    minute = MinuteLimiter(5, clock, sleep)
+    minute = MinuteLimiter(5, clock)
     start = clock.steady()
 
     async def one(number: int) -> None:
@@ -67,8 +62,12 @@ async def test_a_minute_lets_so_many_through_in_order() -> None:
 
 @pytest.mark.anyio
 async def test_who_gives_up_waiting_takes_no_turn() -> None:
-    clock = TurnableClock()
-    minute = MinuteLimiter(1, clock, lambda _seconds: anyio.sleep_forever())
+    class Standing(TurnableClock):
+        async def sleep(self, _seconds: float) -> None:
+            await anyio.sleep_forever()
+
+    clock = Standing()
+    minute = MinuteLimiter(1, clock)
     await minute.acquire()
     with anyio.move_on_after(0.01):
         await minute.acquire()
@@ -79,15 +78,16 @@ async def test_who_gives_up_waiting_takes_no_turn() -> None:
 
 @pytest.mark.anyio
 async def test_who_must_not_go_any_more_waits_no_longer() -> None:
-    clock, open_ways, left = TurnableClock(), {0, 1, 2}, list[int]()
+    open_ways, left = {0, 1, 2}, list[int]()
 
-    async def sleep(seconds: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        clock.turn(seconds)
-        if clock.steady() - start > 10:
-            open_ways.discard(1)
+    class Closing(TurnableClock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            if self.steady() - start > 10:
+                open_ways.discard(1)
 
-    minute = MinuteLimiter(1, clock, sleep)
+    clock = Closing()
+    minute = MinuteLimiter(1, clock)
     start = clock.steady()
 
     async def one(number: int) -> None:

@@ -92,6 +92,14 @@ def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
     return route not in DOCUMENTS or kind not in {"early_413", "swallow"}
 
 
+class AppliedFaults(Counter[tuple[str, str]]):
+    """Count the applied faults of a simulator, by route and kind."""
+
+    def append(self, event: Event) -> None:
+        if event.kind == "fault":
+            self[event.route, event.detail] += 1
+
+
 @dataclass
 class Weathered(AppEnv):
     """An environment that completes its settings by variables."""
@@ -261,16 +269,11 @@ def storm(
 def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag: float) -> Half:
     root.mkdir()
     tls = root.name == "tls"
-    faults_applied: Counter[tuple[str, str]] = Counter()
-
-    def seen(event: Event) -> None:
-        if event.kind == "fault":
-            faults_applied[event.route, event.detail] += 1
-
+    faults_applied = AppliedFaults()
     options = SimulatorOptions(
         requests_per_minute=0, list_lag=lag / 4, idempotency=tls, signed="post" if tls else "put", latency=0.002
     )
-    simulator = Simulator(options, faults, seed, on_event=seen)
+    simulator = Simulator(options, faults, seed, events=faults_applied)
     context, ca_file = None, root / "ca.pem"
     if tls:
         authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

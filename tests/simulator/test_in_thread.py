@@ -21,9 +21,12 @@ from simulator.rawclient import CODAT, COMPANY, LIST, Raw, Reply, ask, listed, u
 PROGRAM = """
 import anyio
 from docferry.simulator import Simulator, SimulatorOptions, run_simulator
-def ready(simulator):
-    print(simulator.url, flush=True)
-anyio.run(lambda: run_simulator(Simulator(SimulatorOptions(list_lag=60.0)), on_ready=ready))
+async def main():
+    simulator = Simulator(SimulatorOptions(list_lag=60.0))
+    async with anyio.create_task_group() as group:
+        await group.start(run_simulator, simulator)
+        print(simulator.url, flush=True)
+anyio.run(main)
 """
 
 
@@ -132,7 +135,7 @@ def test_a_taken_port_is_told() -> None:
 @pytest.mark.anyio
 async def test_in_ones_own_loop() -> None:
     events: list[Event] = []
-    simulator = Simulator(faults=[Fault("html_200", first=1)], on_event=events.append)
+    simulator = Simulator(faults=[Fault("html_200", first=1)], events=events)
     async with anyio.create_task_group() as tree:
         port = await tree.start(simulator.serve)
         assert urlsplit(simulator.url).port == port

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import anyio
 
@@ -21,6 +21,14 @@ log = logs.get("alerts")
 RETRY_S: Final = 30.0
 
 
+class Liveness(Protocol):
+    """The process whose life the pings report."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it makes progress."""
+
+
 class Heartbeat:
     """The pings of one process."""
 
@@ -28,14 +36,14 @@ class Heartbeat:
         self._settings = settings
         self._failing = False
 
-    async def run(self, notifier: Notifier, is_alive: Callable[[], bool]) -> None:
+    async def run(self, notifier: Notifier, process: Liveness) -> None:
         """Ping every `every` and when a condition begins or ends, until cancelled.
 
         The address itself is pinged while all is well, URL/fail with a summary while a condition lasts.
         """
         await notifier.observed.wait()
         while True:
-            if not is_alive():
+            if not process.is_alive:
                 taken = await self.ping("/fail", "docferry is running and makes no progress")
             elif lasting := notifier.lasting:
                 taken = await self.ping("/fail", summary(lasting))

@@ -36,9 +36,7 @@ async def run(daemon: RunningDaemon) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(notifier.run, name="alerts")
         if settings.heartbeat.is_set:
-            group.start_soon(
-                Heartbeat(settings.heartbeat).run, notifier, lambda: daemon.is_alive, name="alerts heartbeat"
-            )
+            group.start_soon(Heartbeat(settings.heartbeat).run, notifier, daemon, name="alerts heartbeat")
 
 
 async def _facts(daemon: RunningDaemon) -> Facts:

@@ -7,7 +7,8 @@ import json
 import re
 from argparse import Namespace
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -109,8 +110,7 @@ async def _show(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
 
 async def _find(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
     digest = await anyio.to_thread.run_sync(_digest_of, asked.digest)
-    fragment = f'"sha256":"{digest}"'
-    found = await log.select(lambda body: fragment in body)
+    found = await log.select(_WithText(f'"sha256":"{digest}"'))
     _tell_receipts(found, as_json=asked.json)
     if not found:
         complain(f"there is no receipt for {digest}")
@@ -192,7 +192,7 @@ async def _prove(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
 
 async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
     signer = _signer(settings)
-    receipts = await log.select(_wanted(asked))
+    receipts = await log.select(_OfPeriod(asked.company, asked.since, asked.until))
     head, tree = await _head_and_tree(log, signer)
     heads = await log.heads()
     export = Export(
@@ -216,20 +216,34 @@ async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
     return 0
 
 
-def _wanted(asked: Namespace) -> Callable[[str], bool]:
-    company, since, until = asked.company, asked.since, asked.until
+@dataclass(frozen=True, slots=True)
+class _WithText:
+    """Receipts with this text in their bodies."""
 
-    def wanted(body: str) -> bool:
+    text: str
+
+    def wants(self, body: str) -> bool:
+        return self.text in body
+
+
+@dataclass(frozen=True, slots=True)
+class _OfPeriod:
+    """Receipts of one company and period; None: of every company, from the first, to the last."""
+
+    company: str | None
+    since: str | None
+    until: str | None
+
+    def wants(self, body: str) -> bool:
         # A download states its company in the name that it has at Codat.
-        if company is not None and not has(body, "company_id", company) and f'"remote_name":"{company}/' not in body:
+        theirs = self.company is None or has(body, "company_id", self.company)
+        if not theirs and f'"remote_name":"{self.company}/' not in body:
             return False
-        if since is None and until is None:
+        if self.since is None and self.until is None:
             return True
         at = body.find('"time":"') + len('"time":"')
         time = body[at : body.find('"', at)]
-        return (since is None or time >= since) and (until is None or time < until)
-
-    return wanted
+        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
 
 
 def _asked_for(asked: Namespace) -> list[tuple[str, str]]:

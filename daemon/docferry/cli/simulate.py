@@ -57,18 +57,14 @@ def command(asked: Namespace) -> int:
 
 async def _simulate(screen: Screen, port: int, faults: list[Fault], options: SimulatorOptions) -> Simulator | None:
     """Serve until a signal, and return the simulator; None where the signal came before the port."""
-    ready: Simulator | None = None
-
-    def greet(simulator: Simulator) -> None:
-        nonlocal ready
-        ready = simulator
-        _greet(screen, simulator)
-        group.start_soon(_follow, screen, simulator)
-
+    simulator, is_ready = Simulator(options, faults), False
     async with anyio.create_task_group() as group:
         await group.start(_until_signal, group.cancel_scope)
-        await run_simulator(Simulator(options, faults), port, on_ready=greet)
-    return ready
+        await group.start(run_simulator, simulator, port)
+        is_ready = True
+        _greet(screen, simulator)
+        group.start_soon(_follow, screen, simulator)
+    return simulator if is_ready else None
 
 
 async def _until_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
 import anyio
@@ -22,10 +21,9 @@ PERMIT_POLL_S: Final = 1.0
 class MinuteLimiter:
     """Let `limit` requests through in any minute, first come, first served."""
 
-    def __init__(self, limit: int, clock: Clock, sleep: Callable[[float], Awaitable[None]] = anyio.sleep) -> None:
+    def __init__(self, limit: int, clock: Clock) -> None:
         self._limit = limit
         self._clock = clock
-        self._sleep = sleep
         self._passed: deque[float] = deque()  # steady seconds
         self._queue = anyio.Lock(fast_acquire=True)
 
@@ -36,7 +34,7 @@ class MinuteLimiter:
             return
         async with self._queue:
             while permit.is_granted and (pause := self._pause()) > 0:
-                await self._sleep(min(pause, PERMIT_POLL_S))
+                await self._clock.sleep(min(pause, PERMIT_POLL_S))
             if not permit.is_granted:
                 raise NotNow
             self._passed.append(self._clock.steady())

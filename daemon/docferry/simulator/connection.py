@@ -7,9 +7,10 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
 
 import anyio
+
+from docferry.clock import Clock
 
 #: Longest request head, bytes.
 MAX_HEAD = 64 * 1024
@@ -30,9 +31,9 @@ class Reset(Exception):
 class Connection(asyncio.Protocol):
     """A client's connection. Reads wait for bytes, and raise Disconnected when none will come."""
 
-    def __init__(self, client: socket.socket, now: Callable[[], float]) -> None:
+    def __init__(self, client: socket.socket, clock: Clock) -> None:
         self._client = client
-        self._now = now
+        self._clock = clock
         self._blocks: deque[bytes] = deque()
         self._unread = 0
         self._max_buffered = MAX_BUFFERED
@@ -62,7 +63,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Buffer bytes, and stop reading at the limit (called by asyncio)."""
         if self.first_byte is None:
-            self.first_byte = self._now()
+            self.first_byte = self._clock.now()
         self._blocks.append(data)
         self._unread += len(data)
         if self._unread >= self._max_buffered and not self._paused and self._transport is not None:
@@ -149,7 +150,7 @@ class Connection(asyncio.Protocol):
 
     def between_requests(self) -> None:
         """Reset the time of the first byte for the next request."""
-        self.first_byte = self._now() if self._blocks else None
+        self.first_byte = self._clock.now() if self._blocks else None
 
     def shrink_buffers(self) -> None:
         """Make all buffers small, so that slow reading blocks the client."""

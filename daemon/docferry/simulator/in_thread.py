@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -62,26 +61,12 @@ class SimulatorThread:
 async def run_simulator(
     simulator: Simulator,
     port: int = 0,
-    *,
-    on_ready: Callable[[Simulator], None] | None = None,
     host: str = "127.0.0.1",
+    *,
+    task_status: anyio.abc.TaskStatus[int] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled, and call `on_ready` once the port is open.
-
-    Raises ConfigError if the port cannot be opened.
-    """
-    ready = _ReadyCallback(lambda: on_ready(simulator) if on_ready is not None else None)
+    """Serve until cancelled. `task_status` gets the port. Raises ConfigError if the port cannot be opened."""
     try:
-        await simulator.serve(host, port, task_status=ready)
+        await simulator.serve(host, port, task_status=task_status)
     except OSError as error:
         raise ConfigError([f"cannot listen on {host} port {port}: {error.strerror}; choose another port"]) from None
-
-
-class _ReadyCallback:
-    """A task status that calls a function."""
-
-    def __init__(self, then: Callable[[], object]) -> None:
-        self._then = then
-
-    def started(self, value: int | None = None) -> None:  # noqa: ARG002 - anyio's signature; the port is in the URL
-        self._then()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from docferry.clock import Clock
 
@@ -58,7 +57,7 @@ class RequestSeen:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A notice for `on_event`: a file was stored, or a fault was applied."""
+    """A file was stored, or a fault was applied."""
 
     kind: Literal["stored", "fault"]
     route: str
@@ -66,12 +65,19 @@ class Event:
     stored: Stored | None = None
 
 
+class EventLog(Protocol):
+    """Gets the events as they happen; a list is one."""
+
+    def append(self, event: Event, /) -> None:
+        """Add an event."""
+
+
 class Recorder:
     """Keep the record. Delayed files appear when their time has come."""
 
-    def __init__(self, clock: Clock, on_event: Callable[[Event], None] | None) -> None:
+    def __init__(self, clock: Clock, events: EventLog | None) -> None:
         self._clock = clock
-        self._on_event = on_event
+        self._events = events
         self._stored: list[Stored] = []
         self._objects: dict[tuple[str, str], S3Object] = {}
         self._delayed: list[_DelayedStore] = []
@@ -100,8 +106,8 @@ class Recorder:
 
     def record_fault(self, route: str, kind: str) -> None:
         """Report that a fault was applied to a request."""
-        if self._on_event is not None:
-            self._on_event(Event("fault", route, kind))
+        if self._events is not None:
+            self._events.append(Event("fault", route, kind))
 
     def reset(self) -> None:
         """Forget everything."""
@@ -124,8 +130,8 @@ class Recorder:
         self._stored.append(stored)
         if s3_object is not None:
             self._objects[s3_object.bucket, s3_object.key] = s3_object
-        if self._on_event is not None:
-            self._on_event(Event("stored", f"{stored.remote}.{stored.via}", stored.name, stored))
+        if self._events is not None:
+            self._events.append(Event("stored", f"{stored.remote}.{stored.via}", stored.name, stored))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from docferry.simulator.faults import Fault, Rules
 from docferry.simulator.http import Malformed, Request, Response, deliver, next_request
 from docferry.simulator.listener import Listener, listen
 from docferry.simulator.options import SimulatorOptions
-from docferry.simulator.recorder import Event, Recorder, RequestSeen, S3Object, Stored
+from docferry.simulator.recorder import EventLog, Recorder, RequestSeen, S3Object, Stored
 from docferry.simulator.s3 import S3
 from docferry.simulator.sigv4 import Credentials
 from docferry.simulator.wootiv import Wootiv
@@ -58,13 +58,13 @@ class Simulator:
         seed: int = 0,
         clock: Clock | None = None,
         content: Content = "keep",
-        on_event: Callable[[Event], None] | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self.options = options if options is not None else SimulatorOptions()
         self.clock: Clock = clock if clock is not None else SystemClock()
         jitter = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
         keep, digests = _KEEP_ALL if content == "keep" else 0, content != "count"
-        self.recorder = Recorder(self.clock, on_event)
+        self.recorder = Recorder(self.clock, events)
         self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - as above
         self.codat = Codat(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
         self.s3 = S3(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
@@ -198,7 +198,7 @@ class Simulator:
             async with anyio.create_task_group() as group:
 
                 def on_accept(client: socket.socket) -> None:
-                    connection = Connection(client, self.clock.now)
+                    connection = Connection(client, self.clock)
                     self._connections.add(connection)  # before any await, so that `refuse` can reset it
                     group.start_soon(self._serve_connection, connection)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sqlalchemy import TextClause, text
 
@@ -60,6 +60,13 @@ class AuditReport:
     problem_count: int
 
 
+class ReceiptFilter(Protocol):
+    """Chooses receipts by their bodies."""
+
+    def wants(self, body: str) -> bool:
+        """Whether the receipt with this body is chosen."""
+
+
 class ReceiptLog:
     """Reads the log; stores heads."""
 
@@ -88,12 +95,13 @@ class ReceiptLog:
         found = await self._database.read(lambda transaction: _receipts(transaction, _AT_INDEX, {"idx": index}))
         return found[0] if found else None
 
-    async def select(self, wanted: Callable[[str], bool]) -> list[StoredReceipt]:
-        """Return the receipts whose body is wanted; reads all that are not erased."""
+    async def select(self, receipts: ReceiptFilter) -> list[StoredReceipt]:
+        """Return the receipts with a body that the filter wants; reads all that are not erased."""
 
         def work(transaction: Transaction) -> list[StoredReceipt]:
             rows = transaction.fetch_pieces(_ALL)
-            return [StoredReceipt(*row) for chunk in rows for row in chunk if row[3] is not None and wanted(row[3])]
+            found = (StoredReceipt(*row) for chunk in rows for row in chunk)
+            return [each for each in found if each.body is not None and receipts.wants(each.body)]
 
         return await self._database.read(work)
 
@@ -147,12 +155,8 @@ class ReceiptLog:
         self,
         anchored: Sequence[NamedHead] = (),
         public_key: bytes | None = None,
-        on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> AuditReport:
-        """Rebuild the tree from all receipts and compare it with the queue, the stored heads and the anchored ones.
-
-        `on_progress` is called from the database's thread with the receipts read and their number.
-        """
+        """Rebuild the tree from all receipts and compare it with the queue, the stored heads and the anchored ones."""
 
         def work(transaction: Transaction) -> AuditReport:
             log = _log(transaction)
@@ -160,7 +164,6 @@ class ReceiptLog:
             audit = Audit(log.origin, [*stored, *anchored], public_key)
             for chunk in transaction.fetch_pieces(_AUDITED):
                 audit.add(map(Row._make, chunk))
-                on_progress(audit.next_index, log.size)
             waiting = {"done": log.transfers_done, "old": log.transfers_old}
             sent = (row[0] for chunk in transaction.fetch_pieces(_SENT, waiting) for row in chunk)
             findings = audit.finish(log.size, log.frontier, sent)

@@ -111,7 +111,7 @@ class Stage:
 def set_up(*, page: bool = False) -> Iterator[Stage]:
     """Create folder, documents, configuration and simulator; remove them at the end."""
     events: list[Event] = []
-    simulator = Simulator(SimulatorOptions(list_lag=0.4).with_random_keys(), FAULTS, on_event=events.append)
+    simulator = Simulator(SimulatorOptions(list_lag=0.4).with_random_keys(), FAULTS, events=events)
     with TemporaryDirectory(prefix="docferry-demo-") as folder, SimulatorThread.start(simulator):
         stage = Stage(Path(folder), simulator, events)
         text = _CONFIG.format(base=folder, url=simulator.url, company=COMPANY, connection=CONNECTION, object=OBJECT)

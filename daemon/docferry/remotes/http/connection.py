@@ -143,9 +143,9 @@ class Connection:
             try:
                 sent = self._socket.send(rest)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self._wait(anyio.wait_writable)
+                await self._wait(writable=True)
             except ssl.SSLWantReadError:
-                await self._wait(anyio.wait_readable)
+                await self._wait(writable=False)
             except OSError as error:
                 # The server may have said why before it hung up: what came is still here to be read.
                 if self._has_response():
@@ -194,7 +194,7 @@ class Connection:
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
-            await (self._wait(anyio.wait_readable) if watch else anyio.wait_readable(self._socket))
+            await (self._wait(writable=False) if watch else anyio.wait_readable(self._socket))
         except ssl.SSLWantWriteError:
             await anyio.wait_writable(self._socket)
         except OSError as error:
@@ -241,10 +241,10 @@ class Connection:
             self._moved = now
             self._scope.deadline = anyio.current_time() + self._timeout
 
-    async def _wait(self, until: Callable[[socket.socket], Awaitable[None]]) -> None:
-        """Wait for the socket, but not long; what the peer acknowledges meanwhile is progress."""
+    async def _wait(self, *, writable: bool) -> None:
+        """Wait until the socket is writable or readable, but not long. Acknowledged bytes are progress."""
         with anyio.move_on_after(_POLL_S):
-            await until(self._socket)
+            await (anyio.wait_writable(self._socket) if writable else anyio.wait_readable(self._socket))
             return
         unacknowledged = _unacknowledged_bytes(self._socket)
         if unacknowledged < self._unacknowledged:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import socket
-import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final, cast
 
 import anyio
@@ -13,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from docferry.endpoints import parse_proxy
 from docferry.remotes.http.public_addresses import PublicOnly
-from docferry.remotes.http.tls import explain_tls, find_tls_error
+from docferry.remotes.http.tls import Trust, explain_tls, find_tls_error
 
 #: What the kernel holds unsent is out of sight here: little of it, and a slow line is not taken for a dead one.
 _SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024)
@@ -42,14 +41,13 @@ class ProxyTransport(httpx.AsyncBaseTransport):
     def __init__(
         self,
         proxy: str,
-        load_trust: Callable[[], ssl.SSLContext],
+        trust: Trust,
         *,
         local_address: str | None = None,
         public_only: PublicOnly | None = None,
     ) -> None:
         self._proxy = parse_proxy(proxy)
-        self._load_trust = load_trust
-        self._context: ssl.SSLContext | None = None
+        self._trust = trust
         self._local_address = local_address
         self._public_only = public_only
         self._idle: list[httpx.AsyncHTTPTransport] = []
@@ -89,9 +87,8 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         proxy = self._proxy
         credentials = None if proxy.user is None else (proxy.user, proxy.password)
         try:
-            self._context = self._context or self._load_trust()
             return httpx.AsyncHTTPTransport(
-                verify=self._context,
+                verify=self._trust.context(),
                 trust_env=False,
                 limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
                 proxy=httpx.Proxy(proxy.url, auth=credentials),

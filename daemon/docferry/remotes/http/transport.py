@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 
 import anyio
@@ -16,7 +16,7 @@ from docferry.remotes.http.connect import Connector, resolve
 from docferry.remotes.http.connection import Connection
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
-from docferry.remotes.http.tls import explain_tls, handshake
+from docferry.remotes.http.tls import Trust, explain_tls, handshake
 
 #: An idle connection is not used again after so long; a server may say less.
 _KEEP_ALIVE_S: Final = 10.0
@@ -35,13 +35,12 @@ class DirectTransport(httpx.AsyncBaseTransport):
 
     def __init__(
         self,
-        load_trust: Callable[[], ssl.SSLContext],
+        trust: Trust,
         *,
         local_address: str | None = None,
         public_only: PublicOnly | None = None,
     ) -> None:
-        self._load_trust = load_trust  # called at the first https origin: loading certificates takes 20 ms
-        self._context: ssl.SSLContext | None = None
+        self._trust = trust
         self._local_address = local_address
         self._public_only = public_only
         self._idle: dict[Origin, list[Connection]] = {}
@@ -106,7 +105,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
                 opened = await connector.connect_to(addresses)
                 connected = True
                 if origin.is_tls:
-                    opened = await handshake(opened, self._trust(), origin.host)
+                    opened = await handshake(opened, self._trust.context(), origin.host)
                 return Connection(opened)
         except TimeoutError as error:
             if connected:
@@ -118,14 +117,6 @@ class DirectTransport(httpx.AsyncBaseTransport):
         except OSError as error:
             during = " during the TLS handshake" if connected else ""
             raise httpx.ConnectError(f"{(error.strerror or str(error)).lower()}{during}") from error
-
-    def _trust(self) -> ssl.SSLContext:
-        if self._context is None:
-            try:
-                self._context = self._load_trust()
-            except ValueError as error:
-                raise httpx.ConnectError(str(error)) from error
-        return self._context
 
 
 class _ResponseStream(httpx.AsyncByteStream):

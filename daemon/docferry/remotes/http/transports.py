@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import httpx
 
-from docferry.endpoints import load_trust
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.proxy import ProxyTransport
+from docferry.remotes.http.tls import Trust
 from docferry.remotes.http.transport import DirectTransport
 
 
 def open_transport(options: HttpOptions) -> httpx.AsyncBaseTransport:
     """Return a transport for direct connections, or for those through a proxy. Raises httpx.ConnectError."""
-    trust = partial(load_trust, options.ca_file, options.cert_file, options.key_file)
+    trust = Trust(options.ca_file, options.cert_file, options.key_file)
     if options.proxy is None:
         return DirectTransport(trust, local_address=options.local_address, public_only=options.public_only)
     try:
