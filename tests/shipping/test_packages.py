@@ -11,16 +11,17 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import older_package
 from docferry import __version__
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
 pytestmark = [
     pytest.mark.packages,
@@ -36,14 +37,15 @@ _ADMIN_CONFIGURATION = """\
 settle = "1s"
 [codat]
 base_url = "{url}"
+list_lag = "1s"
 [[upload]]
 name = "acme"
-folder = "/srv/customers/acme"
+folder = "/{folder}"
 to = "codat"
 company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"
 connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 """
-_PDF = b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
+_FOLDER = "srv/customers/acme"
 
 
 class Root:
@@ -69,27 +71,6 @@ class Root:
         )
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
-
-    @contextmanager
-    def simulator(self) -> Iterator[tuple[str, str]]:
-        """Run `docferry simulate` in the root; yield its address and Codat key."""
-        command = self._command("docferry", "simulate", user="docferry")
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=_ENVIRONMENT, stdout=pipe, text=True, start_new_session=True) as running:
-            assert running.stdout is not None
-            said = ""
-            while "ends it" not in said:
-                line = running.stdout.readline()
-                assert line, said
-                said += line
-            url = re.search(r"simulated at (\S+)", said)
-            key = re.search(r"CODAT_API_KEY=(\S+)", said)
-            assert url is not None, said
-            assert key is not None, said
-            try:
-                yield url[1], key[1]
-            finally:
-                os.killpg(running.pid, signal.SIGKILL)  # --kill-child is forgotten when the child changes its user
 
 
 @pytest.fixture(params=_RELEASES)
@@ -122,22 +103,6 @@ def package(suite: str, root: Path) -> Path:
     return found
 
 
-def _as_older(package: Path, version: str, workspace: Path) -> Path:
-    """Pack a package again as an older version of itself, with another example configuration."""
-    unpacked = workspace / "unpacked"
-    subprocess.run(["dpkg-deb", "--raw-extract", package, unpacked], check=True)
-    control = unpacked / "DEBIAN" / "control"
-    control.write_text(re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text()))
-    with (unpacked / "etc/docferry/docferry.toml").open("a") as file:
-        file.write("# as an older version had it\n")
-    stale = unpacked / "usr/lib/docferry" / "stale.py"  # a module that the newer version does not have
-    stale.write_text("x = 1\n")
-    older = workspace / "older.deb"
-    subprocess.run(["dpkg-deb", "--build", unpacked, older], check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(unpacked)
-    return older
-
-
 def _install(root: Root, package: Path) -> float:
     """Install a package as an administrator does; return the seconds that apt took."""
     shutil.copy(package, root.path / "docferry.deb")
@@ -147,43 +112,96 @@ def _install(root: Root, package: Path) -> float:
     return time.monotonic() - began
 
 
-def test_a_package_from_installation_to_purge(debian: Root, package: Path, suite: str, tmp_path: Path) -> None:
-    older = _as_older(package, f"0.0.1-1+deb{_RELEASES[suite]}", tmp_path)
-    seconds = _install(debian, older)
+def test_a_package_from_installation_to_purge(debian: Root, package: Path, suite: str) -> None:
+    seconds = _install(debian, package)
     print(f"\n{suite}: package {package.stat().st_size / 1e6:.1f} MB, apt install with dependencies {seconds:.1f} s")
     _assert_whole(debian)
+    _print_start_time(debian, suite)
 
     demo = debian.run("docferry", "demo", user="docferry")
     assert re.search(r"Proved against what the remotes have: \d+ documents, each exactly once", demo.stdout)
 
-    document = debian.path / "srv/customers/acme/march.pdf"
-    document.parent.mkdir(parents=True)
-    document.write_bytes(_PDF)
-    configuration = debian.path / "etc/docferry/docferry.toml"
-    with debian.simulator() as (url, key):
-        written = _ADMIN_CONFIGURATION.format(url=url)
-        configuration.write_text(written)
-        sent = json.loads(debian.run("docferry", "sync", "--json", user="docferry", CODAT_API_KEY=key).stdout)
-        assert sent["uploaded"] == 1
-        before = debian.run("docferry", "list", "--json", user="docferry").stdout
-
-        seconds = _install(debian, package)
-        print(f"{suite}: upgrade {seconds:.1f} s")
-        assert configuration.read_text() == written
-        assert debian.run("docferry", "list", "--json", user="docferry").stdout == before
-        again = json.loads(debian.run("docferry", "sync", "--json", user="docferry", CODAT_API_KEY=key).stdout)
-        assert (again["uploaded"], again["unchanged"]) == (0, 1)
-    assert not (debian.path / "usr/lib/docferry/stale.py").exists()
-    _assert_whole(debian)
-    _print_start_time(debian, suite)
-
+    document = _write(debian, "march")
+    with SimulatorThread(Simulator()) as thread:
+        _configure(debian, thread.url)
+        assert _sync(debian)["uploaded"] == 1
     purged = debian.run("apt-get", "purge", "--yes", "docferry")
-    assert document.read_bytes() == _PDF
+    assert document.read_bytes() == _pdf("march")
     assert (debian.path / "var/lib/docferry/docferry.db").is_file()
     assert "stay in /var/lib/docferry" in purged.stdout
-    assert not configuration.exists()
-    for gone in ("usr/lib/docferry", "usr/bin/docferry", "usr/lib/systemd/system/docferry.service"):
+    for gone in (
+        "usr/lib/docferry",
+        "usr/bin/docferry",
+        "usr/lib/systemd/system/docferry.service",
+        "etc/docferry/docferry.toml",
+    ):
         assert not (debian.path / gone).exists(), gone
+
+
+def test_an_upgrade_keeps_queue_and_configuration(
+    debian: Root, package: Path, suite: str, root: Path, tmp_path: Path
+) -> None:
+    """The older package is built from an older commit. Each document is sent once by one of both versions."""
+    _install(debian, older_package.build(root, suite, tmp_path))
+    assert debian.run("docferry", "--version").stdout == f"docferry {older_package.VERSION}\n"
+    with SimulatorThread(Simulator()) as thread:
+        configuration = _configure(debian, thread.url)
+        written = configuration.read_text()
+        _write(debian, "sent")
+        assert _sync(debian)["uploaded"] == 1
+        (debian.path / _FOLDER / "empty.pdf").write_bytes(b"")
+        for name, fault in {
+            "doubtful": Fault("lost_answer", "codat.upload"),
+            "waiting": Fault("status", "codat.upload", params={"status": 404}),
+        }.items():
+            thread.simulator.set_faults([fault, Fault("status", "codat.list", params={"status": 503})])
+            _write(debian, name)
+            _sync(debian, "--timeout", "5s")
+        thread.simulator.set_faults([])
+        assert _states(debian) == {"sent": "sent", "empty": "held", "doubtful": "doubtful", "waiting": "waiting"}
+
+        seconds = _install(debian, package)
+        print(f"\n{suite}: upgrade {seconds:.1f} s")
+        assert configuration.read_text() == written
+        _assert_whole(debian)
+        assert debian.run("docferry", "retry", "--all", user="docferry").returncode == 0
+        report = _sync(debian)
+        assert (report["uploaded"], report["held"], report["due"]) == (2, 1, 0)
+        assert _states(debian) == {"sent": "sent", "empty": "held", "doubtful": "sent", "waiting": "sent"}
+        again = _sync(debian)
+        assert (again["uploaded"], again["unchanged"]) == (0, 3)
+        stored = sorted((each.name, each.content) for each in thread.simulator.stored)
+    assert stored == [(f"{name}.pdf", _pdf(name)) for name in ("doubtful", "sent", "waiting")]
+
+
+def _pdf(name: str) -> bytes:
+    return f"%PDF-1.4\n% {name}\n%%EOF\n".encode()
+
+
+def _write(debian: Root, name: str) -> Path:
+    document = debian.path / _FOLDER / f"{name}.pdf"
+    document.parent.mkdir(parents=True, exist_ok=True)
+    document.write_bytes(_pdf(name))
+    return document
+
+
+def _configure(debian: Root, url: str) -> Path:
+    configuration = debian.path / "etc/docferry/docferry.toml"
+    configuration.write_text(_ADMIN_CONFIGURATION.format(url=url, folder=_FOLDER))
+    return configuration
+
+
+def _sync(debian: Root, *words: str) -> dict[str, Any]:
+    key = SimulatorOptions().codat_key
+    done = debian.run("docferry", "sync", "--json", *words, user="docferry", check=False, CODAT_API_KEY=key)
+    assert done.returncode in {0, 1, 75}, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def _states(debian: Root) -> dict[str, str]:
+    rows = debian.run("docferry", "list", "--json", user="docferry").stdout.splitlines()
+    return {Path(row["path"]).stem: row["state"] for row in map(json.loads, rows)}
 
 
 def _assert_whole(debian: Root) -> None:
