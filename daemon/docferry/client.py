@@ -1,29 +1,27 @@
 """The Python interface: put documents that are in memory into the queue, and wait until they are sent.
 
 Example:
-    async with Queue.open() as queue:
+    async with Queue.open() as queue, queue.sending():  # without `sending` where `docferry run` runs
         document = await queue.put("acme-bank", "statement.pdf", content)
-        async with anyio.create_task_group() as group:
-            group.start_soon(queue.run)  # not needed where `docferry run` runs
-            print((await queue.wait(document)).state)
-            group.cancel_scope.cancel()
+        print((await queue.wait(document)).state)
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskStatus
 
 from docferry import logs
 from docferry.app.application import Application, open_application
-from docferry.app.shutdown import plain_errors
+from docferry.app.shutdown import drain, plain_errors
 from docferry.detect.scan_scheduler import ScanScheduler
 from docferry.errors import ConfigError, DatabaseBusy, FolderError
 from docferry.files import outbox
@@ -62,6 +60,8 @@ class Queue:
 
     def __init__(self, app: Application) -> None:
         self._app = app
+        self._runs = False
+        self._stopping = anyio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -73,9 +73,13 @@ class Queue:
             StateError: The state folder or the database cannot be used.
         """
         settings = config if isinstance(config, Settings) else load(None if config is None else Path(config))
+        failures: list[Exception] = []
         with plain_errors():
             async with open_application(settings, downloads=False) as app:
-                yield cls(app)
+                with _kept_apart(failures):
+                    yield cls(app)
+        for failure in failures:
+            raise failure
 
     async def put(self, mapping: str, name: str, content: bytes | BinaryIO) -> str:
         """Store a document durably, to be sent as if it lay in the folder of the mapping; return its id.
@@ -130,26 +134,53 @@ class Queue:
             pause = min(2 * pause, _LONGEST_POLL_S)
         return found
 
-    async def run(self) -> None:
-        """Send what is due until cancelled. Not needed where a daemon runs, and safe beside one.
+    @asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """Send what is due while the block runs, and stop at its end, also where it raises; see `run` and `stop`."""
+        failures: list[Exception] = []
+        with plain_errors():
+            async with anyio.create_task_group() as group:
+                await group.start(self.run, name="send")
+                with _kept_apart(failures):
+                    yield
+                self.stop()
+        for failure in failures:
+            raise failure
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Send what is due until `stop`. Not needed where a daemon runs, and safe beside one.
 
         It sends everything that is queued, and looks for new documents in the outboxes alone: `docferry run` and
-        `docferry sync` look into the folders of the mappings.
+        `docferry sync` look into the folders of the mappings. Cancelling it cuts the requests in flight: their
+        documents are doubtful, and the next run asks the remote about them.
 
         Raises:
             ConfigError: A remote has no API key.
+            RuntimeError: It was called before; a queue runs once after it was opened.
         """
+        if self._runs:
+            raise RuntimeError("this queue runs or has run; open it again")
+        self._runs = True
         app = self._app
         if problems := missing_keys(app.settings, app.settings.secrets()):
             raise ConfigError(problems)
-        boxes = self._outboxes()
-        scans = ScanScheduler(app.reconciler, boxes, app.clock, app.wakeups, app.settings.rescan)
+        scans = ScanScheduler(app.reconciler, self._outboxes(), app.clock, app.wakeups, app.settings.rescan)
         await app.scheduler.prepare()
         with plain_errors():
-            async with anyio.create_task_group() as group:
-                await group.start(app.scheduler.run)
-                group.start_soon(scans.run, name="scan outboxes")
-                group.start_soon(app.after_upload.run, name="after upload")
+            async with anyio.create_task_group() as outer:
+                await outer.start(app.scheduler.run)
+                task_status.started()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(scans.run, name="scan outboxes")
+                    tasks.start_soon(app.after_upload.run, name="after upload")
+                    await self._stopping.wait()
+                    tasks.cancel_scope.cancel()
+                await drain(app, outer)
+            await app.after_upload.serve()
+
+    def stop(self) -> None:
+        """Let `run` return: nothing more is started, and requests in flight have `stop_grace` to finish."""
+        self._stopping.set()
 
     def _outboxes(self) -> dict[str, Outbox]:
         return {name: upload for name, upload in self._app.uploads.items() if isinstance(upload, Outbox)}
@@ -161,6 +192,15 @@ class Queue:
                 return box
         known = ", ".join(box.origin.configured_name for box in boxes) or "none"
         raise ConfigError([f'there is no upload mapping "{escaped(mapping)}"; there are: {known}'])
+
+
+@contextmanager
+def _kept_apart(failures: list[Exception]) -> Iterator[None]:
+    """Keep an error of the block from the task groups around it, which would wrap it in groups."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the caller raises it
+        failures.append(error)
 
 
 def _gone(document: str, detail: str) -> Document:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import anyio
 import anyio.to_thread
@@ -36,10 +36,8 @@ def keys(app_env: AppEnv, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def running(app_env: AppEnv) -> AsyncIterator[Queue]:
-    async with Queue.open(app_env.write_config()) as queue, anyio.create_task_group() as group:
-        group.start_soon(queue.run)
+    async with Queue.open(app_env.write_config()) as queue, queue.sending():
         yield queue
-        group.cancel_scope.cancel()
 
 
 def files(app_env: AppEnv) -> list[Path]:
@@ -133,6 +131,72 @@ async def test_a_path_names_the_company_where_the_folder_has_placeholders(app_en
             with pytest.raises(ConfigError, match="lies above the folder"):
                 await queue.put("customers", "a.pdf", b"x")
     assert [(each.company, each.name) for each in app_env.simulator.stored] == [(company, "a.pdf")]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_stop_lets_the_request_in_flight_finish(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    app_env.settings["workers"] = "1"
+    app_env.simulator.options.latency = 0.5
+    with anyio.fail_after(20):
+        async with running(app_env) as queue:
+            first = await queue.put("acme", "a.pdf", b"a")
+            await anyio.to_thread.run_sync(
+                lambda: until(lambda: app_env.simulator.requests["codat.upload"], what="the request")
+            )
+            second = await queue.put("acme", "b.pdf", b"b")
+        async with Queue.open(app_env.write_config()) as queue:
+            found = [await queue.get(each) for each in (first, second)]
+    assert [each.state for each in found if each] == [State.SENT, State.WAITING]
+    assert [path.name for path in files(app_env)] == ["b.pdf"]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_cancelled_run_leaves_a_doubt_that_the_next_one_resolves(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+    app_env.simulator.set_faults([Fault("stall", "codat.upload", params={"stored": True, "seconds": 60})])
+    with anyio.fail_after(30):
+        with anyio.CancelScope() as scope:
+            async with running(app_env) as queue:
+                document = await queue.put("acme", "a.pdf", b"a")
+                await anyio.to_thread.run_sync(lambda: until(lambda: app_env.simulator.stored, what="the upload"))
+                scope.cancel()
+                await anyio.sleep_forever()
+        async with Queue.open(app_env.write_config()) as queue:
+            cut = await queue.get(document)
+            assert cut is not None
+            assert cut.state is State.DOUBTFUL
+        app_env.simulator.set_faults([])
+        async with running(app_env) as queue:
+            assert (await queue.wait(document)).state is State.SENT
+    assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
+
+
+@pytest.mark.usefixtures("keys")
+async def test_an_error_of_the_application_is_raised_as_it_is(app_env: AppEnv) -> None:
+    app_env.upload("acme")
+
+    async def application() -> None:
+        async with running(app_env) as queue:
+            await queue.wait(await queue.put("acme", "a.pdf", b"a"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await application()
+    assert app_env.stored() == {("a.pdf", digest(b"a")): 1}
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_missing_key_is_told_and_a_queue_runs_once(app_env: AppEnv, monkeypatch: pytest.MonkeyPatch) -> None:
+    app_env.upload("acme")
+    async with running(app_env) as queue:
+        queue.stop()
+        with pytest.raises(RuntimeError, match="open it again"):
+            await queue.run()
+    monkeypatch.delenv("CODAT_API_KEY")
+    with pytest.raises(ConfigError, match="api_key"):
+        async with running(app_env):
+            await anyio.sleep_forever()
 
 
 @pytest.mark.usefixtures("keys")
@@ -267,6 +331,18 @@ def test_a_kill_at_every_step_loses_and_doubles_nothing(app_env: AppEnv, remote:
     assert not files(app_env)
 
 
+def test_a_version_replaces_the_earlier_one_though_its_put_was_killed(app_env: AppEnv) -> None:
+    """The process stored it and was killed before it removed the earlier one, which is queued."""
+    app_env.upload("scans", "wootiv")
+    (app_env.root / "a.pdf").write_bytes(b"one")
+    assert app_env.run("put", "scans", str(app_env.root / "a.pdf")).returncode == 0
+    (first,) = files(app_env)
+    outbox.store(first.parents[1], PurePosixPath("a.pdf"), [b"two"])
+    assert app_env.sync()["uploaded"] == 1
+    assert app_env.stored() == {("a.pdf", digest(b"two")): 1}
+    assert not files(app_env)
+
+
 def test_what_a_killed_process_staged_is_swept(tmp_path: Path) -> None:
     stale, young = tmp_path / f"{outbox.STAGING_PREFIX}1", tmp_path / f"{outbox.STAGING_PREFIX}2"
     for folder in (stale, young):
@@ -274,5 +350,5 @@ def test_what_a_killed_process_staged_is_swept(tmp_path: Path) -> None:
         (folder / "a.pdf").write_bytes(b"half")
     os.utime(stale, (1, 1))
     (tmp_path / "0123456789ab-01" / "deep" / "er").mkdir(parents=True)
-    outbox.sweep(tmp_path, replaces=False)
+    outbox.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [young]

@@ -19,12 +19,13 @@ from docferry.detect.debounce import Debouncer
 from docferry.detect.left_out import LeftOut
 from docferry.detect.planner import Planner
 from docferry.errors import FolderError, SourceUnreadable
-from docferry.files import scan, sent_files
+from docferry.files import outbox, scan, sent_files
 from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.scan import Listing
 from docferry.model import SeenFile, joined, parted
 from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
+from docferry.settings.outbox import Outbox
 from docferry.store.documents import Documents
 from docferry.store.downloads import Downloads
 from docferry.wakeups import Wakeups
@@ -121,6 +122,9 @@ class Reconciler:
     async def scan(self, upload: Upload) -> None:
         """Walk a mapping's folder and plan what is new. Raises FolderError when it cannot be read."""
         state = self.state(upload.name)
+        if isinstance(upload, Outbox) and upload.replaces:
+            with contextlib.suppress(OSError):  # the next scan tries again
+                await anyio.to_thread.run_sync(outbox.remove_replaced, upload.root)
         try:
             walked = await self._walk(upload, scan.WHOLE)
             await self._forget_folders(upload, walked)

@@ -67,21 +67,21 @@ def replace_older(root: Path, folder: str) -> list[bytes]:
     return _remove_files(root, [name for name in _names(root) if name.startswith(key) and name < folder])
 
 
-def sweep(root: Path, *, replaces: bool) -> None:
-    """Remove empty folders of sent documents, and what killed processes left; call it in a worker thread.
+def remove_replaced(root: Path) -> None:
+    """Remove the documents that a later one of their name replaces, which a killed process left."""
+    names = [name for name in _names(root) if not name.startswith(".")]
+    latest = {name[:_KEY_DIGITS]: name for name in names}
+    older = [name for name in names if latest[name[:_KEY_DIGITS]] != name]
+    _remove_files(root, [name for name in older if (root / latest[name[:_KEY_DIGITS]]).exists()])
 
-    With `replaces`, the documents that a later one of their name replaces are removed, too.
-    """
-    names = _names(root)
-    for name in names:
+
+def sweep(root: Path) -> None:
+    """Remove empty folders of sent documents, and what killed processes staged; call it in a worker thread."""
+    for name in _names(root):
         if name.startswith(STAGING_PREFIX):
             _remove_abandoned(root / name)
         elif not name.startswith("."):
             _remove_empty(root / name)
-    if replaces:
-        latest = {name[:_KEY_DIGITS]: name for name in names if not name.startswith(".")}
-        older = [name for name in names if latest.get(name[:_KEY_DIGITS], name) != name]
-        _remove_files(root, [name for name in older if (root / latest[name[:_KEY_DIGITS]]).exists()])
 
 
 def blocks_of(content: bytes) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import anyio
@@ -94,7 +93,7 @@ class AfterUpload:
             after = delivered[-1][0]
             await self._remove(upload, [SentFile(*row) for row in delivered])
         if isinstance(upload, Outbox):
-            await anyio.to_thread.run_sync(partial(outbox.sweep, upload.root, replaces=upload.replaces))
+            await anyio.to_thread.run_sync(outbox.sweep, upload.root)
         if upload.name not in self._failed:
             self._logged = {key for key in self._logged if key[0] != upload.name}
 
