@@ -25,7 +25,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-.PHONY: help demo test screenshots soak storm seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
+.PHONY: help demo test screenshots soak storm fleet seeds catalogue bench lint check lock dist sbom deb rpm image test-packages clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -52,6 +52,9 @@ soak: $(STAMP) ## 2,000 times kill -9, at random and at every transition; ARGS="
 
 storm: $(STAMP) ## 10,000 documents while half of all requests fail, half of them over TLS; ARGS="--documents 500" for fewer
 	@$(BIN)/python tests/crash/storm.py $(ARGS)
+
+fleet: $(STAMP) ## 2,000 faults of four hosts on one PostgreSQL queue, 20,000 documents; ARGS="--faults 100 --documents 2000" for fewer
+	@$(BIN)/python tests/crash/fleet.py $(ARGS)
 
 seeds: $(STAMP) ## 100,000 simulated runs of a queue, each decided by its seed; ARGS=17:18 repeats one
 	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)

@@ -77,10 +77,15 @@ class Pgbouncer:
             return probe.connect_ex((self.address, self.port)) == 0
 
 
+def is_installed() -> bool:
+    """Return whether pgbouncer can be started."""
+    return shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin") is not None
+
+
 @contextmanager
 def running_pgbouncer(host: str, address: str = "127.0.0.1") -> Iterator[Pgbouncer]:
     """Start pgbouncer before the server at `host`. Skips the test where it is missing."""
-    if shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin") is None:
+    if not is_installed():
         pytest.skip("pgbouncer is missing; get it with: apt-get install pgbouncer")
     folder = Path(tempfile.mkdtemp(prefix="docferry-pgb-", dir="/tmp"))
     pgbouncer = Pgbouncer(folder, address)

@@ -16,6 +16,7 @@ from docferry.clock import TurnableClock
 from docferry.errors import DatabaseBusy, LeaseLost, StateError
 from docferry.model import Outcome, State
 from docferry.store import move, postgresql
+from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.owners import HeartbeatOwners, processes
@@ -102,6 +103,20 @@ async def test_text_that_postgresql_cannot_store_is_replaced(postgresql_server: 
     async with open_database(postgresql_server.new_database()) as database:
         await database.execute(SET, {"key": "a\0b\udcff"})
         assert await keys(database) == ["a?b?"]
+
+
+async def test_several_folders_are_compared_in_one_transaction(postgresql_server: PostgresqlServer) -> None:
+    """Each folder is read through a cursor of the server, also beside one that is still open."""
+    async with open_database(postgresql_server.new_database()) as database:
+        await Documents(database, TurnableClock()).apply("m", [planned(f"{n}/a.pdf") for n in range(3)])
+        found = await Documents(database, TurnableClock()).differences("m", [(b"%d" % n, []) for n in range(3)])
+        assert found.gone == [b"0/a.pdf", b"1/a.pdf", b"2/a.pdf"]
+        query = text("SELECT id FROM transfer ORDER BY 1")
+
+        def work(transaction: Transaction) -> int:
+            return sum(len(inner) for _ in transaction.fetch_pieces(query) for inner in transaction.fetch_pieces(query))
+
+        assert await database.read(work) == 3
 
 
 # -- leases by heartbeat --

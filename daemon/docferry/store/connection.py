@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -98,7 +99,7 @@ class Transaction:
     threads for each statement.
     """
 
-    __slots__ = ("_bind_errors", "_dialect", "_translations", "driver")
+    __slots__ = ("_bind_errors", "_dialect", "_streams", "_translations", "driver")
 
     def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
         self.driver = driver
@@ -107,6 +108,7 @@ class Transaction:
         more = () if dialect.name == "sqlite" else (dialect.loaded_dbapi.DataError,)
         self._bind_errors: tuple[type[Exception], ...] = (OverflowError, UnicodeEncodeError, *more)
         self._translations: dict[Statement, Translation] = {}
+        self._streams = 0
 
     @property
     def has_recordsets(self) -> bool:
@@ -131,13 +133,17 @@ class Transaction:
 
     def fetch_pieces(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
         """Yield the rows of a statement in lists of at most `PIECE_ROWS`."""
-        cursor = self._run(statement, parameters, self._streaming_cursor())
-        while rows := cursor.fetchmany(PIECE_ROWS):
-            yield list(rows)
+        with closing(self._streaming_cursor()) as cursor:
+            self._run(statement, parameters, cursor)
+            while rows := cursor.fetchmany(PIECE_ROWS):
+                yield list(rows)
 
     def _streaming_cursor(self) -> Any:
         """Return a cursor that does not read all rows at once; psycopg's plain cursor would."""
-        return self.driver.cursor() if self._dialect.name == "sqlite" else self.driver.cursor(name="docferry")
+        if self._dialect.name == "sqlite":
+            return self.driver.cursor()
+        self._streams += 1  # a name belongs to one cursor of a transaction
+        return self.driver.cursor(name=f"docferry_{self._streams}")
 
     def _run(self, statement: Statement, parameters: Parameters, cursor: Any = None) -> Any:
         translated = self._translated(statement)

@@ -1,0 +1,339 @@
+"""Kill, stop, cut off and fail over: four hosts share a queue in PostgreSQL.
+
+`python tests/crash/fleet.py --faults 2000 --documents 20000` prints the progress and the result. It exits with 1 if a
+document was lost, doubled or torn, judged by the bytes that the simulated remotes stored. Needs root, for namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a program finds only its own folder
+
+import psycopg
+
+import pgbouncer
+from app_env import AppEnv, digest, until
+from crash.fleet_network import Cut, Network, missing
+from crash.fleet_servers import Servers, running_servers
+from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
+
+#: Lead of each host's clock, seconds.
+SKEWS = (0, 240, -180, 0)
+#: The simulated Codat lists a document so late; docferry is told a little more. Seconds.
+LIST_LAG, TOLD_LAG = 1.5, 2.0
+#: Shorter than the time after which a host is taken for dead, and longer. Seconds.
+SHORT, LONG = (0.0, 12.0), (31.0, 40.0)
+#: Pause between two faults of the servers, seconds.
+SERVER_PAUSE = (5.0, 30.0)
+#: Time for the last documents after the last fault, seconds.
+DRAIN_S = 600.0
+#: A line of progress so often, seconds.
+TELL_S = 15.0
+COMPANIES = [str(uuid.UUID(int=number + 1, version=4)) for number in range(3)]
+#: Part of a daemon's log record that says that it is ready.
+READY = " ready "
+
+
+@dataclass
+class Plan:
+    """The size of a run."""
+
+    faults: int = 2_000
+    documents: int = 20_000
+    seed: int = 1
+    synchronous: bool = True
+    hosts: int = 4
+    long_faults: bool = True  # some faults outlast the heartbeat
+
+
+@dataclass
+class Host:
+    """One host: its namespace, its folder, and its daemon."""
+
+    name: str
+    namespace: str
+    app_env: AppEnv
+    url: str
+    skew: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: int = 0  # length of the log
+
+    def start(self) -> None:
+        mine = {"DOCFERRY_DATABASE_URL": self.url, "DOCFERRY_HOST": self.name}
+        python, _, _, *words = self.app_env.command("run")
+        skewed = [python, str(Path(__file__).with_name("skewed.py")), str(self.skew), *words]
+        with self.log.open("ab") as log:
+            self.started_at = log.tell()
+            self.process = subprocess.Popen(
+                ["ip", "netns", "exec", self.namespace, *skewed],
+                env={**self.app_env.environment, **mine},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> Path:
+        return self.app_env.root / f"{self.name}.log"
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def mend(self) -> str | None:
+        """Start a daemon that has ended, as systemd does. Return what is wrong with its end, or None."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return None
+        with self.log.open("rb") as source:
+            source.seek(self.started_at)
+            said = source.read().decode("utf-8", "replace")
+        self.start()
+        if code == 75 and READY not in said:
+            return None  # the database was away at its start
+        return f"{self.name} ended with {code}: {said[-1500:]}"
+
+
+@dataclass
+class Fleet:
+    """The hosts, what was done to them, and the documents that were laid."""
+
+    plan: Plan
+    network: Network
+    servers: Servers
+    simulator_thread: SimulatorThread
+    root: Path
+    hosts: list[Host] = field(default_factory=list)
+    applied: Counter[str] = field(default_factory=Counter)
+    expected: dict[str, str] = field(default_factory=dict)  # digest → path
+    problems: list[str] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _taken: int = 0
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    # -- documents --
+
+    def lay_documents(self) -> None:
+        """Write documents in step with the faults, to all folders in turn."""
+        jitter = random.Random(self.plan.seed)  # noqa: S311 - a run can be repeated by its seed
+        for number in range(self.plan.documents):
+            self._write(number, jitter)
+            share = number / self.plan.documents
+            while not self._ended.is_set() and self.applied.total() < share * self.plan.faults:
+                time.sleep(0.05)  # polling interval
+
+    def _write(self, number: int, jitter: random.Random) -> None:
+        content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 3_000, 3_000, 40_000)))
+        company = jitter.choice(COMPANIES)
+        own = self.root / self.hosts[number % len(self.hosts)].name
+        folder = (self.root / "share" / company / str(uuid.UUID(company)), own, self.root / "scans")[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f".{number}.part"
+        unfinished.write_bytes(content)
+        self.expected[digest(content)] = f"{folder}/{number}.pdf"
+        unfinished.rename(folder / f"{number}.pdf")
+
+    # -- faults --
+
+    def apply_faults(self) -> None:
+        """Trouble each host and the servers at once, each in a thread of its own."""
+        threads = [threading.Thread(target=self._guarded, args=(self._trouble_host, host)) for host in self.hosts]
+        threads.append(threading.Thread(target=self._guarded, args=(self._trouble_servers,)))
+        threads.append(threading.Thread(target=self._guarded, args=(self.lay_documents,)))
+        for thread in threads:
+            thread.start()
+        told = 0.0
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+                if time.monotonic() - told >= TELL_S:
+                    told = time.monotonic()
+                    self.tell()
+
+    def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:  # noqa: BLE001 - a thread's error fails the run
+            self.problems.append(f"{work.__name__}: {type(error).__name__}: {error}")
+            self._ended.set()
+
+    def _take(self) -> bool:
+        """Return whether another fault is wanted."""
+        with self._lock:
+            self._taken += 1
+            return self._taken <= self.plan.faults and not self._ended.is_set()
+
+    def _trouble_host(self, host: Host) -> None:
+        jitter = random.Random(f"{self.plan.seed} {host.name}")  # noqa: S311 - a run can be repeated by its seed
+        while self._take():
+            kind = jitter.choice(("kill", "stop", "cut database", "cut remote", "cut both"))
+            seconds = jitter.uniform(*(LONG if self.plan.long_faults and jitter.random() < 0.4 else SHORT))
+            if kind == "kill":
+                host.kill()
+                time.sleep(seconds)  # the length of the fault
+                host.start()
+            elif kind == "stop":
+                host.signal(signal.SIGSTOP)
+                time.sleep(seconds)  # the length of the fault
+                host.signal(signal.SIGCONT)
+            else:
+                what: Cut = {"cut database": "database", "cut remote": "remote"}.get(kind, "both")  # type: ignore[assignment]  # mypy sees str
+                with self.network.cut(host.namespace, what):
+                    time.sleep(seconds)  # the length of the fault
+            self.applied[kind] += 1
+            time.sleep(jitter.uniform(1.0, 6.0))  # some work between two faults
+            self._mend(host)
+
+    def _trouble_servers(self) -> None:
+        jitter = random.Random(f"{self.plan.seed} servers")  # noqa: S311 - a run can be repeated by its seed
+        actions = {
+            "server restart": self.servers.restart,
+            "failover": self.servers.fail_over,
+            "pgbouncer restart": self.servers.restart_pgbouncer,
+        }
+        while self._take():
+            kind = jitter.choice(list(actions))
+            actions[kind]()
+            self.applied[kind] += 1
+            time.sleep(jitter.uniform(*SERVER_PAUSE) if self.plan.long_faults else 1.0)  # some work between two faults
+
+    def _mend(self, host: Host) -> None:
+        problem = host.mend()
+        if problem is not None:
+            self.problems.append(problem)
+
+    # -- results --
+
+    def drain(self) -> None:
+        """Wait until everything was sent. A host that was busy with a start at the end is started again."""
+
+        def is_done() -> bool:
+            for host in self.hosts:
+                self._mend(host)
+            time.sleep(1.0)  # a query each second is enough
+            states = self.states()
+            return sum(states.values()) >= len(self.expected) and states.keys() <= {"sent"}
+
+        until(is_done, DRAIN_S, "the last receipt")
+
+    def states(self) -> Counter[str]:
+        try:
+            return Counter(dict(self.servers.fetch("SELECT state, count(*) FROM transfer GROUP BY 1")))  # type: ignore[arg-type]  # pairs
+        except psycopg.Error:  # it restarts just now
+            return Counter()
+
+    def tell(self) -> None:
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.applied.items()))
+        states = ", ".join(f"{count} {state}" for state, count in sorted(self.states().items()))
+        print(f"{time.strftime('%H:%M:%S')}  {self.applied.total()} faults ({faults}); {states}", flush=True)
+
+    def verdict(self) -> list[str]:
+        """Return what is wrong with the bytes that the remotes stored."""
+        stored = Counter[str]()
+        for (_, sha256), count in self.hosts[0].app_env.stored().items():
+            stored[sha256] += count
+        lost = [path for sha256, path in self.expected.items() if sha256 not in stored]
+        doubled = [path for sha256, path in self.expected.items() if stored[sha256] > 1]
+        torn = [sha256 for sha256 in stored if sha256 not in self.expected]
+        print(
+            f"{len(self.expected)} documents, {self.applied.total()} faults: "
+            f"{len(lost)} lost, {len(doubled)} duplicated, {len(torn)} torn",
+            flush=True,
+        )  # fmt: skip - one sentence
+        wrong = [*self.problems]
+        for name, found in (("lost", lost), ("duplicated", doubled), ("torn", torn)):
+            wrong += [f"{name}: {each}" for each in found[:20]]
+        return wrong
+
+
+def run(plan: Plan, root: Path) -> list[str]:
+    """Run a fleet and return what went wrong."""
+    network = Network(plan.hosts)
+    with ExitStack() as stack:
+        stack.callback(network.remove)
+        network.create()
+        options = SimulatorOptions(requests_per_minute=0, list_lag=LIST_LAG, latency=0.05)
+        simulator_thread = stack.enter_context(SimulatorThread(Simulator(options), host=network.remote))
+        pooler = network.pooler if pgbouncer.is_installed() else None
+        if pooler is None:
+            print("without pgbouncer, which is not installed", flush=True)
+        databases = network.databases
+        servers = stack.enter_context(running_servers(databases, pooler, synchronous=plan.synchronous))
+        fleet = Fleet(plan, network, servers, simulator_thread, root)
+        for index, namespace in enumerate(network.hosts):
+            fleet.hosts.append(_host(fleet, index, namespace))
+        for host in fleet.hosts:
+            stack.callback(host.kill)
+            host.start()
+        fleet.apply_faults()
+        try:
+            fleet.drain()
+        except AssertionError as error:
+            fleet.problems.append(f"{error}: {dict(fleet.states())}")
+        fleet.tell()
+        return fleet.verdict()
+
+
+def _host(fleet: Fleet, index: int, namespace: str) -> Host:
+    name, root = f"h{index + 1}", fleet.root
+    app_env = AppEnv(
+        root,
+        fleet.simulator_thread,
+        settings={"state_dir": f'"{root}/state-{name}"', "log_level": '"info"'},
+        codat={"list_lag": f'"{TOLD_LAG:g}s"'},
+        config_name=f"{name}.toml",
+    )
+    (root / "share").mkdir(exist_ok=True)
+    app_env.upload("share", folder="share/{company_id}/{connection_id}", shared="true")
+    app_env.upload("own", folder=name)
+    app_env.upload("scans", "wootiv", folder="scans", shared="true", object_name='"{name}"')
+    app_env.write_config()
+    url = fleet.servers.url if index % 2 == 0 else fleet.servers.pooled_url
+    return Host(name, namespace, app_env, url, SKEWS[index % len(SKEWS)])
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--faults", type=int, default=2_000)
+    asked.add_argument("--documents", type=int, default=20_000)
+    asked.add_argument("--seed", type=int, default=1)
+    asked.add_argument("--asynchronous", action="store_true", help="let failovers lose the newest commits")
+    asked.add_argument("--keep", action="store_true", help="keep the folder with the logs")
+    wanted = asked.parse_args()
+    if (problem := missing()) is not None:
+        print(problem, file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces and servers are removed
+    plan = Plan(wanted.faults, wanted.documents, wanted.seed, not wanted.asynchronous)
+    root = Path(tempfile.mkdtemp(prefix="docferry-fleet-"))
+    wrong = run(plan, root)
+    for sentence in wrong:
+        print(sentence, file=sys.stderr)
+    if wrong or wanted.keep:
+        print(f"logs: {root}", file=sys.stderr)
+    else:
+        subprocess.run(["rm", "-rf", str(root)], check=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
