@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -162,3 +163,28 @@ def test_a_second_queue_of_the_same_configuration_is_reported(app_env: AppEnv) -
     app_env.sections.clear()
     app_env.upload("other")
     assert "second queue" not in run(app_env, "sync", more=here).stderr
+
+
+@needs_root
+def test_a_queue_in_the_home_folder_is_used_on_beside_an_empty_shared_folder(app_env: AppEnv) -> None:
+    """An earlier version kept the queue there; the package's folder in /var/lib is new, and without a queue."""
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
+    home = app_env.root / "home"
+    app_env.settings["state_dir"] = f'"{home}/docferry"'
+    assert app_env.sync()["uploaded"] == 1
+    app_env.settings["state_dir"] = '""'
+    app_env.write_config()
+    inside = 'mount -t tmpfs tmpfs /var/lib && mkdir -m 700 /var/lib/docferry || exit 99; exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside, "sh", *app_env.command("sync", "--json")],
+        env={**app_env.environment, "XDG_STATE_HOME": str(home), "STATE_DIRECTORY": ""},
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    if done.returncode == 99:
+        pytest.skip(f"no mount namespace: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["unchanged"] == 1
+    assert len(app_env.simulator.stored) == 1

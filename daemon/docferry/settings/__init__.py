@@ -233,7 +233,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
     state_dir: PlainPath = Field(
-        description="default: $STATE_DIRECTORY, else /var/lib/docferry where it exists, else $XDG_STATE_HOME/docferry"
+        description="default: $STATE_DIRECTORY, /var/lib/docferry where it exists, or $XDG_STATE_HOME/docferry"
     )
     database_url: DatabaseUrl | None = Field(
         default=None,

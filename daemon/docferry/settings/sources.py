@@ -62,7 +62,7 @@ def collect(path: Path | None, environ: Mapping[str, str]) -> Written:
     _lay_over(written, environ)
     _make_absolute(written.values, file.parent, environ)
     if not written.values.get("state_dir"):
-        written.values["state_dir"] = str(default_state_dirs(environ, file.parent)[0])
+        written.values["state_dir"] = str(_default_state_dir(environ, file.parent))
     return written
 
 
@@ -112,6 +112,18 @@ def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
     home = _home(environ)
     root = Path(given) if given.startswith("/") else home / ".local" / "state" if home else base
     return [*found, root / "docferry"]
+
+
+def _default_state_dir(environ: Mapping[str, str], base: Path) -> Path:
+    """Return the state folder without `state_dir`.
+
+    A queue that an earlier version or an earlier run left in a later place is used on: beside a new, empty one
+    its documents would be sent again.
+    """
+    first, *others = default_state_dirs(environ, base)
+    if environ.get("STATE_DIRECTORY") or _exists(first / "docferry.db"):
+        return first
+    return next((folder for folder in others if _exists(folder / "docferry.db")), first)
 
 
 def _named(path: Path, by: str) -> Path:
