@@ -59,30 +59,6 @@ class SystemClock:
         await anyio.sleep(seconds)
 
 
-class SharedClock(SystemClock):
-    """The clock of a queue that several hosts share: the wall time of its server.
-
-    A jump of this machine's wall clock changes nothing, because the time passes with the steady clock.
-    """
-
-    #: A smaller difference may come from the delay of an answer, seconds.
-    TOLERANCE_S: Final = 0.5
-
-    def __init__(self) -> None:
-        self._offset = time.time() - self.steady()
-
-    def now(self) -> float:
-        """Return the wall time of the server."""
-        return self._offset + self.steady()
-
-    def follow(self, server_time: float, asked: float) -> None:
-        """Follow the server, whose time lies between `asked`, in steady seconds, and now."""
-        answered = self.steady()
-        offset, error = server_time - (asked + answered) / 2, (answered - asked) / 2
-        if abs(offset - self._offset) > error + self.TOLERANCE_S:
-            self._offset = offset
-
-
 @dataclass(slots=True)
 class TurnableClock:
     """A clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""
@@ -107,6 +83,39 @@ class TurnableClock:
         """Let `seconds` pass on both clocks."""
         self.wall += seconds
         self.running += seconds
+
+
+class ServerClock:
+    """The clock of a database server, as a distance to this machine's steady clock.
+
+    Hosts of a shared queue use it, because their own clocks may differ by minutes.
+
+    Every heartbeat bounds the distance anew. It changes only where the bounds contradict it: the time is smooth.
+    """
+
+    def __init__(self, local: Clock, server_now: float, began: float, ended: float) -> None:
+        self._local = local
+        self._distance = server_now - (began + ended) / 2  # seconds
+
+    def now(self) -> float:
+        """Return the server's wall time, seconds."""
+        return self._local.steady() + self._distance
+
+    def steady(self) -> float:
+        """Return this machine's steady time, seconds."""
+        return self._local.steady()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait by this machine's steady clock."""
+        await self._local.sleep(seconds)
+
+    def local(self) -> float:
+        """Return this machine's wall time, seconds."""
+        return self._local.now()
+
+    def correct(self, server_now: float, began: float, ended: float) -> None:
+        """Take a server's time into account that was read between two moments of the steady clock."""
+        self._distance = min(max(self._distance, server_now - ended), server_now - began)
 
 
 def iso(seconds: float | None) -> str | None:

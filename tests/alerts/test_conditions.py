@@ -24,6 +24,7 @@ WELL = Facts(
     disk_free=5_000_000_000,
     clock_offsets={"codat": 0.4, "wootiv": -59.0},
     projected_finish={"codat": NOW + 3599},
+    silent_hosts={},
 )
 
 
@@ -61,6 +62,7 @@ def test_nothing_is_a_condition_while_all_is_well() -> None:
         (replace(WELL, queue_problem="disk full"), ["queue"]),
         (replace(WELL, clock_offsets={"codat": 61.0, "wootiv": -61.0}), ["clock/codat", "clock/wootiv"]),
         (replace(WELL, projected_finish={"codat": NOW + 3601}), ["projected_late/codat"]),
+        (replace(WELL, silent_hosts={"sftp-2": NOW - 60}), ["host/sftp-2"]),
         (replace(WELL, notices={"old_copy": "older", "unanchored": "since noon"}), ["old_copy", "unanchored"]),
     ],
 )

@@ -48,6 +48,7 @@ from docferry.policy import Backoff, RetryPolicy
 from docferry.remotes.codat import reconcile
 from docferry.remotes.protocol import ALWAYS_PERMITTED, NOTHING, Checked, Health, Lookback, Rules, SendPermit
 from docferry.store import schema
+from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
@@ -57,7 +58,7 @@ from docferry.store.gates import Gates
 from docferry.store.owners import LocalOwners
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipts import ReceiptWriter
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials

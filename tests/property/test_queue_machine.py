@@ -28,9 +28,10 @@ from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
 from docferry.model import FINAL, IN_FLIGHT, TRANSITIONS, Outcome, State, Transfer
 from docferry.store import schema
+from docferry.store.claims import Pick
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.transfers import Transfers
 from store.conftest import planned
 
 T = TypeVar("T")

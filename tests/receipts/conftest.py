@@ -17,11 +17,12 @@ from docferry.clock import TurnableClock
 from docferry.model import Outcome, Receipt, SeenFile, Stamp, State, Target
 from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier, leaf_hash
+from docferry.store.claims import Pick
 from docferry.store.database import open_database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.receipt_log import AuditReport, ReceiptLog
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.transfers import Transfers
 
 TARGET = Target("codat", "8a210b68-6988-11ed-a1eb-0242ac120002", "2e9d2c44-f675-40ba-8049-353bfcb5e171")
 

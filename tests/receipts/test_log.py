@@ -12,11 +12,11 @@ from docferry import __version__
 from docferry.clock import iso
 from docferry.model import Outcome, Receipt, State
 from docferry.receipts.merkle import Tree
+from docferry.store.claims import Pick
 from docferry.store.database import open_database
 from docferry.store.downloads import DownloadedFile, Downloads
 from docferry.store.receipt_upkeep import ReceiptUpkeep
 from docferry.store.receipts import unix_user
-from docferry.store.transfers import Pick
 from receipts.conftest import TARGET, Queue, Store
 
 pytestmark = pytest.mark.anyio

@@ -13,10 +13,11 @@ from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
+from docferry.store.claims import Lane, Pick
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
-from docferry.store.transfers import Lane, Pick, Transfers
+from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 
 ACME = Target("codat", "acme", "bank")

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from docferry.model import Outcome, State, Target
-from docferry.store.transfers import Pick
+from docferry.store.claims import Pick
 from store.conftest import StoreEnv, planned
 
 pytestmark = pytest.mark.anyio
@@ -91,7 +91,8 @@ import sys, anyio
 from pathlib import Path
 from docferry.clock import TurnableClock
 from docferry.store.database import open_database
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.claims import Pick
+from docferry.store.transfers import Transfers
 
 async def main():
     location = sys.argv[1]

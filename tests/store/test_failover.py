@@ -12,15 +12,17 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from docferry.clock import SharedClock, SystemClock, TurnableClock
+from docferry.clock import SystemClock, TurnableClock
 from docferry.errors import LeaseLost
 from docferry.model import Gate, Outcome, Stamp, State
 from docferry.store import database as database_module
+from docferry.store.claims import Pick
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
 from docferry.store.owners import HeartbeatOwners, processes
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.server_clock import read_server_clock
+from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server, running_standby
 from store.conftest import planned
 
@@ -56,7 +58,7 @@ async def test_after_a_promotion_everything_due_is_looked_up_first(own_server: P
         name = url.partition("@/")[2].partition("?")[0]
         both = f"postgresql://docferry@/{name}?host={own_server.folder},{standby.folder}"
         async with open_database(both) as database:
-            owners = HeartbeatOwners(database, clock, "h:1-a", "h")
+            owners = HeartbeatOwners(database, await read_server_clock(database, SystemClock()), "h:1-a", "h")
             await owners.beat()
             documents, transfers = Documents(database, clock), Transfers(database, clock, "h:1-a")
             await documents.apply("m", [planned(f"{n}.pdf", f"{n}") for n in "abc"])
@@ -225,9 +227,10 @@ async def test_the_shared_clock_is_that_of_the_server(
     real: Callable[[], float] = time.time
     monkeypatch.setattr(time, "time", lambda: real() - 240.0)  # this host is four minutes late
     async with open_database(postgresql_server.new_database()) as database:
-        clock = SharedClock()
-        assert abs(clock.now() - real() + 240.0) < 5
-        await HeartbeatOwners(database, clock, "h:1-a", "h").beat()
+        clock = await read_server_clock(database, SystemClock())
+        assert abs(clock.now() - real()) < 5
+        assert abs(clock.local() - real() + 240.0) < 5
+        await HeartbeatOwners(database, await read_server_clock(database, SystemClock()), "h:1-a", "h").beat()
         assert abs(clock.now() - real()) < 5
         monkeypatch.setattr(time, "time", lambda: real() + 86_400.0)
         assert abs(clock.now() - real()) < 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.model import Outcome, State, Target
-from docferry.store.transfers import Pick
+from docferry.store.claims import Pick
 from store.conftest import ACME, StoreEnv
 
 pytestmark = pytest.mark.anyio

@@ -9,13 +9,15 @@ import pytest
 from sqlalchemy import text
 
 from docferry.clock import SystemClock
-from docferry.model import Outcome, State
+from docferry.model import Outcome, State, Target
+from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.reports import Reports
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.server_clock import read_server_clock
+from docferry.store.transfers import Transfers
 from pgbouncer import running_pgbouncer
 from postgresql_server import PostgresqlServer
 from store.conftest import planned
@@ -34,11 +36,17 @@ async def test_hosts_behind_pgbouncer_send_each_document_once(postgresql_server:
     sent: list[str] = []
 
     async def work(database: Database, host: str) -> None:
-        clock = SystemClock()
+        clock = await read_server_clock(database, SystemClock())
         await HeartbeatOwners(database, clock, f"{host}:1", host).beat()
-        await Documents(database, clock).apply(host, [planned(f"{host}-{n}.pdf") for n in range(DOCUMENTS)])
+        target = Target("codat", host, "bank")
+        plans = [planned(f"{host}-{n}.pdf", target=target) for n in range(DOCUMENTS)]
+        await Documents(database, clock).apply(host, plans)
         transfers = Transfers(database, clock, f"{host}:1")
-        while claimed := await transfers.claim([Pick(lane, 4) for lane in await transfers.lanes()], 4):
+        while lanes := await transfers.lanes():
+            claimed = await transfers.claim([Pick(lane, 4) for lane in lanes], 4)
+            if not claimed:  # other hosts have the companies that are left
+                await anyio.sleep(0.01)
+                continue
             async with anyio.create_task_group() as group:
                 for transfer in claimed:
                     group.start_soon(transfers.mark_sending, [transfer])

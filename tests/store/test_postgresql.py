@@ -12,16 +12,18 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from docferry.clock import TurnableClock
+from docferry.clock import ServerClock, TurnableClock
 from docferry.errors import DatabaseBusy, LeaseLost, StateError
 from docferry.model import Outcome, State
 from docferry.store import move, postgresql
+from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.reports import Reports
-from docferry.store.transfers import Pick, Transfers
+from docferry.store.server_clock import read_server_clock
+from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server
 from store.conftest import planned
 
@@ -35,6 +37,10 @@ def own_server() -> Iterator[PostgresqlServer]:
     """A server that the test may stop."""
     with running_server() as server:
         yield server
+
+
+def server_clock(clock: TurnableClock) -> ServerClock:
+    return ServerClock(clock, clock.now(), clock.steady(), clock.steady())
 
 
 async def keys(database: Database) -> list[str]:
@@ -126,7 +132,10 @@ async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_s
     """The server's clock counts, whatever the clocks of the hosts say."""
     url, clock, skewed = postgresql_server.new_database(), TurnableClock(), TurnableClock(wall=5.0)
     async with open_database(url) as one, open_database(url) as two:
-        first, second = HeartbeatOwners(one, clock, "h1:1-a", "h1"), HeartbeatOwners(two, skewed, "h2:2-b", "h2")
+        first, second = (
+            HeartbeatOwners(one, server_clock(clock), "h1:1-a", "h1"),
+            HeartbeatOwners(two, server_clock(skewed), "h2:2-b", "h2"),
+        )
         assert not first.is_confirmed
         await first.beat()
         await second.beat()
@@ -146,7 +155,9 @@ async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_s
         assert dead == {"h1:1-a"}
         assert await heir.reclaim(dead) == 1
         await second.remove(dead)
-        assert [p.host for p in await processes(two)] == ["h2"]
+        assert [(p.host, p.is_alive) for p in await processes(two)] == [("h1", False), ("h2", True)]
+        await HeartbeatOwners(one, server_clock(clock), "h1:3-c", "h1").join()
+        assert [(p.owner, p.is_alive) for p in await processes(two)] == [("h1:3-c", True), ("h2:2-b", True)]
         with pytest.raises(LeaseLost):
             await transfers.settle(transfer, Outcome(State.SENT), was=State.SENDING)
 
@@ -154,7 +165,7 @@ async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_s
 async def test_a_heartbeat_is_confirmed_for_15_seconds(postgresql_server: PostgresqlServer) -> None:
     clock = TurnableClock()
     async with open_database(postgresql_server.new_database()) as database:
-        owners = HeartbeatOwners(database, clock, "h:1-a", "h")
+        owners = HeartbeatOwners(database, server_clock(clock), "h:1-a", "h")
         await owners.beat()
         clock.turn(14.9)
         assert owners.is_confirmed
@@ -171,7 +182,10 @@ async def test_after_a_commit_with_an_unknown_result_leases_are_given_up(own_ser
     clock = TurnableClock()
     url = own_server.new_database()
     async with open_database(url) as database:
-        owners, transfers = HeartbeatOwners(database, clock, "h:1-a", "h"), Transfers(database, clock, "h:1-a")
+        owners, transfers = (
+            HeartbeatOwners(database, server_clock(clock), "h:1-a", "h"),
+            Transfers(database, clock, "h:1-a"),
+        )
         await owners.beat()
         await Documents(database, clock).apply("m", [planned("a.pdf")])
         (transfer,) = await transfers.claim([Pick(lane, 5) for lane in await transfers.lanes()], 5)
@@ -193,6 +207,45 @@ async def test_after_a_commit_with_an_unknown_result_leases_are_given_up(own_ser
         assert transfers.owner == "h:1-a#1"
         assert await owners.dead(await transfers.lease_owners()) == {"h:1-a"}
         assert await transfers.reclaim({"h:1-a"}) == 1
+
+
+async def test_the_time_is_that_of_the_server(postgresql_server: PostgresqlServer) -> None:
+    """A machine whose clock is five minutes ahead keeps the server's time from its first heartbeat on."""
+    ahead = TurnableClock(wall=time.time() + 300)
+    async with open_database(postgresql_server.new_database()) as database:
+        clock = await read_server_clock(database, ahead)
+        assert abs(clock.now() - time.time()) < 30  # how long the statement took
+        assert clock.local() - clock.now() > 250
+        ahead.turn(200)
+        assert clock.now() - time.time() > 150
+        owners = HeartbeatOwners(database, clock, "h:1-a", "h")
+        await owners.join()
+        assert abs(clock.now() - time.time()) < 30
+        await owners.beat()
+        (process,) = await processes(database)
+        assert process.clock_offset is not None
+        assert process.clock_offset > 400
+
+
+async def test_a_jump_of_the_server_clock_shifts_times_once(postgresql_server: PostgresqlServer) -> None:
+    """Each host notices the jump; the first one shifts the times for all."""
+    url, clock = postgresql_server.new_database(), TurnableClock()
+    async with open_database(url) as database:
+        first, second = Transfers(database, clock, "h1:1-a"), Transfers(database, clock, "h2:2-b")
+        await Documents(database, clock).apply("m", [planned("a.pdf")])
+        boots = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
+        due = [lane.due for lane in await first.lanes()]
+        with pytest.MonkeyPatch.context() as patch:
+            for transfers, boot in zip((first, second), boots, strict=True):
+                patch.setenv("SYSTEMD_BOOT_ID", boot)
+                assert await transfers.shift_times(5.0) == 0.0
+            clock.wall += 600
+            shifted = []
+            for transfers, boot in zip((first, second), boots, strict=True):
+                patch.setenv("SYSTEMD_BOOT_ID", boot)
+                shifted.append(await transfers.shift_times(605.0))
+        assert shifted == [600.0, 0.0]
+        assert [lane.due for lane in await first.lanes()] == [due[0] + 600]
 
 
 # -- moving a queue --

@@ -16,8 +16,8 @@ from docferry.app.application import Application
 from docferry.model import State
 from docferry.remotes.protocol import SendPermit
 from docferry.simulator import Fault
+from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
-from docferry.store.transfers import Pick
 from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
 from unreachable_hosts import full_backlog, silent_host, slow_lookup_host

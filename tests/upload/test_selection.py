@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from docferry.model import Gate
-from docferry.store.transfers import Lane
-from docferry.upload.selection import DOUBTS_PER_LOOKUP, SelectionInput, company_of, last_gate, next_due, select
+from docferry.store.claims import Lane, company_of
+from docferry.upload.selection import DOUBTS_PER_LOOKUP, SelectionInput, last_gate, next_due, select
 
 NOW = 1000.0
 

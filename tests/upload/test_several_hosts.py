@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from docferry.model import State
+from docferry.store.claims import Pick
 from docferry.store.owners import processes
-from docferry.store.transfers import Pick
 from postgresql_server import PostgresqlServer
 from upload.conftest import UploadEnv, names_of, once
 

@@ -30,6 +30,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "missing": "See `docferry verify --mapping {}`; `docferry retry --missing` sends again what is not there.",
     "old_copy": "Put the newest copy of the state folder back, or follow docs/recovery.md.",
     "projected_late": "See `docferry status` for rate limit and quota.",
+    "host": "See `docferry hosts`. Start docferry on {} again, or stop it there in the regular way.",
 }
 
 
@@ -51,6 +52,7 @@ class Facts:
     queue_problem: str | None = None
     clock_offsets: Mapping[str, float] | None = None  # seconds that a remote's clock is ahead
     projected_finish: Mapping[str, float] | None = None
+    silent_hosts: Mapping[str, float] | None = None  # hosts of a shared queue without heartbeat, and since when
     notices: Mapping[str, str] = field(default_factory=dict)  # event (`unanchored`, `old_copy`) → sentence
 
 
@@ -97,6 +99,7 @@ def observe(facts: Facts, limits: Limits, now: float) -> Observation:
         *_disk(facts, limits),
         *_clocks(facts),
         *_projected(facts, limits, now),
+        *_hosts(facts),
         *(_condition(event, sentence) for event, sentence in facts.notices.items()),
     ]
     if facts.queue_problem is not None:
@@ -116,6 +119,7 @@ def _unknown(facts: Facts) -> frozenset[str]:
         "disk": facts.disk_free,
         "clock": facts.clock_offsets,
         "projected_late": facts.projected_finish,
+        "host": facts.silent_hosts,
     }
     return frozenset(event for event, source in sources.items() if source is None)
 
@@ -194,6 +198,12 @@ def _projected(facts: Facts, limits: Limits, now: float) -> Iterator[Condition]:
         if finish > now + limits.oldest_due:
             sentence = f"what is due for {remote} will have arrived only by {iso(finish)}"
             yield _condition("projected_late", sentence, remote=remote)
+
+
+def _hosts(facts: Facts) -> Iterator[Condition]:
+    for host, since in sorted((facts.silent_hosts or {}).items()):
+        sentence = f"{host} has sent no heartbeat since {iso(since)}; other hosts do its work where they can"
+        yield _condition("host", sentence, silent_host=host)
 
 
 def _condition(event: str, sentence: str, **labels: str) -> Condition:

@@ -75,7 +75,7 @@ class Notifier:
         self._save_now = anyio.Event()
         self._changed = anyio.Event()
         self.observed = anyio.Event()  # the conditions of the first moment are known
-        self._host = socket.gethostname()
+        self._host = rows.host or socket.gethostname()
 
     @property
     def lasting(self) -> list[Alert]:

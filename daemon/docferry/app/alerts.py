@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -15,11 +16,14 @@ from docferry.alerts.digest import Totals
 from docferry.alerts.heartbeat import Heartbeat
 from docferry.alerts.notifier import Notifier, Sources
 from docferry.alerts.receivers import open_receiver
+from docferry.app import status_file
 from docferry.app.application import Application
 from docferry.app.figures import figures
 from docferry.app.running import RunningDaemon
+from docferry.clock import ServerClock
 from docferry.settings import Settings, missing_keys
 from docferry.store.alerts import Alerts
+from docferry.store.owners import Process
 from docferry.store.queue_view import QueueSnapshot
 from docferry.store.verification import Verifications
 
@@ -29,7 +33,8 @@ _DAY_S = 86_400.0
 async def run(daemon: RunningDaemon) -> None:
     """Tell receivers and the heartbeat how things stand, until cancelled."""
     app = daemon.app
-    settings, rows = app.settings, Alerts(app.database)
+    settings = app.settings
+    rows = Alerts(app.database, settings.queue_host)
     receivers = [open_receiver(each, app.clock) for each in settings.alerts.to]
     sources = Sources(partial(_facts, daemon), partial(_totals, daemon, rows), app.telemetry.alert_failed)
     notifier = Notifier(settings.alerts, rows, receivers, sources, app.clock)
@@ -60,7 +65,24 @@ async def _facts(daemon: RunningDaemon) -> Facts:
         missing=missing,
         gates=list(queue.gates.values()),
         projected_finish=_projected(daemon, queue),
+        silent_hosts=silent_hosts(queue.hosts, app.settings.host_name),
     )
+
+
+def silent_hosts(processes: Sequence[Process], host: str) -> dict[str, float]:
+    """Return the hosts without a recent heartbeat that `host` reports, and when each one sent its last, wall seconds.
+
+    Of all living hosts only the next one by name reports a silent one, so that receivers are told once.
+    """
+    newest: dict[str, float] = {}
+    for process in processes:
+        newest[process.host] = max(process.heartbeat, newest.get(process.host, 0.0))
+    alive = {process.host for process in processes if process.is_alive} | {host}
+    return {
+        name: at
+        for name, at in newest.items()
+        if name not in alive and host == min(alive, key=lambda other: (other < name, other))
+    }
 
 
 async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
@@ -69,14 +91,16 @@ async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
     scanned = app.scan_scheduler.first_round.is_set()
     limit, unsettled = app.settings.alerts.oldest_due, app.reconciler.debouncer.unsettled
     still_written = {name: number for name in app.uploads if (number := len(unsettled(name, at_least=limit)))}
-    offsets = {name: remote.health.clock_offset for name, remote in app.remotes.items()}
+    offsets = {name: offset for name in app.remotes if (offset := status_file.clock_offset(app, name)) is not None}
+    if isinstance(app.clock, ServerClock):
+        offsets["database"] = app.clock.now() - app.clock.local()
     return Facts(
         missing_keys=await anyio.to_thread.run_sync(_missing_keys, app.settings),
         folders=_folders(app) if scanned else None,
         still_written=still_written if scanned else None,
         disk_free=await anyio.to_thread.run_sync(_free, app.settings),
         queue_problem=app.database.alarm,
-        clock_offsets={name: offset for name, offset in offsets.items() if offset is not None},
+        clock_offsets=offsets,
         notices=app.receipts.notices,
     )
 

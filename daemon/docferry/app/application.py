@@ -15,7 +15,7 @@ from docferry import policy
 from docferry.app.antivirus import forget_gates, open_antivirus
 from docferry.app.receipts import ReceiptKeeper
 from docferry.app.remotes import RULES, direct_mappings, open_remotes, spool
-from docferry.clock import Clock, SharedClock, SystemClock
+from docferry.clock import Clock, ServerClock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
 from docferry.download.codat_days import CodatDays, CodatSource
@@ -41,6 +41,7 @@ from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
 from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
 from docferry.store.reports import Reports
+from docferry.store.server_clock import read_server_clock
 from docferry.store.state_dir import prepare_state_dir, usable
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
@@ -123,7 +124,7 @@ async def open_application(
     boxes = outboxes(uploads.values(), settings.state_dir, settings.host_name)
     await anyio.to_thread.run_sync(_make_folders, [box.root for box in boxes.values()])
     uploads |= boxes
-    clock = SystemClock() if settings.database_url is None else SharedClock()
+    clock: Clock = SystemClock()
     async with AsyncExitStack() as stack:
         owner = stack.enter_context(locks.lease_owner(settings.state_dir))
         location, host = database_location(settings), settings.host_name
@@ -131,7 +132,11 @@ async def open_application(
             await anyio.to_thread.run_sync(schema.check_integrity, location)
         database = await stack.enter_async_context(open_database(location, write_timeout, host))
         await anyio.to_thread.run_sync(_clear_spool, settings.state_dir, owner)
-        owner, owners = await stack.enter_async_context(_join_queue(settings, database, clock, owner))
+        owners: Owners = LocalOwners(settings.state_dir, owner)
+        if settings.database_url is not None:
+            clock = shared_clock = await read_server_clock(database, clock)
+            owner = f"{host}:{owner}"
+            owners = await stack.enter_async_context(_join_queue(database, shared_clock, owner, host))
         receipts = ReceiptKeeper(settings, database, clock)
         await receipts.check_copy(adopt=adopt)
         remotes = open_remotes(settings, clock)
@@ -147,19 +152,13 @@ async def open_application(
 
 
 @asynccontextmanager
-async def _join_queue(
-    settings: Settings, database: Database, clock: Clock, owner: str
-) -> AsyncIterator[tuple[str, Owners]]:
-    """Yield the name of this process in leases, and the registry of the processes that share the queue."""
-    if settings.database_url is None:
-        yield owner, LocalOwners(settings.state_dir, owner)
-        return
-    host = settings.host_name
-    owners = HeartbeatOwners(database, clock, f"{host}:{owner}", host)
-    await owners.beat()
+async def _join_queue(database: Database, clock: ServerClock, owner: str, host: str) -> AsyncIterator[Owners]:
+    """Take part in a shared queue: send heartbeats, and remove this process from the list at the end."""
+    owners = HeartbeatOwners(database, clock, owner, host)
+    await owners.join()
     async with anyio.create_task_group() as group:
         group.start_soon(owners.run, name="queue heartbeat")
-        yield f"{host}:{owner}", owners
+        yield owners
         group.cancel_scope.cancel()
     with contextlib.suppress(StateError):  # the server is away: others take over after `DEAD_AFTER_S`
         await owners.leave()

@@ -13,6 +13,7 @@ from docferry.model import Gate, Reason, State, escaped
 from docferry.projection import Backlog
 from docferry.settings import Settings
 from docferry.settings.outbox import outboxes
+from docferry.store.owners import Process
 from docferry.store.queue_view import QueueSnapshot
 
 Figures = dict[str, Any]
@@ -36,6 +37,24 @@ def figures(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any] 
         "held": [{"mapping": mapping, "reason": reason, "count": number} for mapping, reason, number in queue.held],
         "remotes": _remotes(settings, queue, said),
         "gates": [_gate(queue.gates[key]) for key in sorted(queue.gates)],
+        "hosts": [host_row(process) for process in queue.hosts],
+    }
+
+
+def host_row(process: Process) -> Figures:
+    """Return a process that shares the queue, as `hosts --json` and `status --json` print it."""
+    return {
+        "host": process.host,
+        "pid": process.pid,
+        "version": process.version,
+        "since": iso(process.started),
+        "heartbeat": iso(process.heartbeat),
+        "heartbeat_age_seconds": round(process.age, 3),
+        "alive": process.is_alive,
+        "clock_offset_seconds": process.clock_offset,
+        "holds": process.held,
+        "scans": list(process.scans),
+        "unreadable": list(process.unreadable),
     }
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from docferry.clock import iso
+from docferry.clock import ServerClock, iso
 from docferry.model import escaped
 from docferry.settings.outbox import Outbox
 from docferry.store import locks
@@ -37,7 +37,7 @@ def snapshot(app: Application, started: float) -> dict[str, Any]:
                 "limit": remote.health.limit,
                 "remaining": remote.health.remaining,
                 "reset": remote.health.reset,
-                "clock_offset": remote.health.clock_offset,
+                "clock_offset": clock_offset(app, name),
                 "last_answer": remote.health.last_answer,
                 "in_flight": app.scheduler.in_flight_at(name),
                 "rate": _rounded(app.telemetry.rate(name)),
@@ -47,6 +47,14 @@ def snapshot(app: Application, started: float) -> dict[str, Any]:
         "mappings": {name: _mapping(app, name) for name in _names(app)},
         "trouble": app.database.alarm,
     }
+
+
+def clock_offset(app: Application, remote: str) -> float | None:
+    """Return the seconds that a remote's clock is ahead of this machine's, None while unknown."""
+    offset = app.remotes[remote].health.clock_offset
+    if offset is None or not isinstance(app.clock, ServerClock):
+        return offset
+    return offset + app.clock.now() - app.clock.local()
 
 
 def summary(app: Application) -> str:

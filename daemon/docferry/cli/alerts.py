@@ -47,7 +47,7 @@ async def _list(settings: Settings, as_json: bool) -> int:
     silences: Mapping[str, float] = {}
     async with open_queue(settings) as database:
         if database is not None:
-            rows = store.Alerts(database)
+            rows = store.Alerts(database, settings.queue_host)
             alerts, silences = await rows.all(), await rows.silences(now)
     alerts = [alert for alert in alerts if alert.observed is not Observed.NOTE]
     screen = Screen()
@@ -149,7 +149,7 @@ async def _silence(settings: Settings, key: str, until: float) -> int:
         if database is None:
             complain("docferry has not run here yet: there is nothing to silence")
             return 2
-        rows = store.Alerts(database)
+        rows = store.Alerts(database, settings.queue_host)
         await rows.silence(key, until, now)
         fits = [alert for alert in await rows.all() if fnmatchcase(alert.key, key)]
     if until <= now:

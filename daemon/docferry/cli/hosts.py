@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from typing import Final
 
 import anyio
 
+from docferry.app.figures import host_row
 from docferry.cli import args
-from docferry.cli.output import BAD, GOOD, Cell, Screen, Table, line, span
+from docferry.cli.output import BAD, GOOD, WARN, Cell, Screen, Table, line, span
 from docferry.cli.queue import open_queue
-from docferry.clock import iso
 from docferry.settings import Settings
 from docferry.store.owners import Process, processes
+
+#: A smaller difference between clocks is not worth a word, seconds.
+CLOCK_TOLERANCE_S: Final = 5.0
 
 
 def command(asked: Namespace) -> int:
@@ -27,7 +31,7 @@ async def _hosts(settings: Settings, as_json: bool) -> int:
             found = [] if database is None else await processes(database)
     if as_json:
         for process in found:
-            screen.write(json.dumps(_row(process), ensure_ascii=False) + "\n")
+            screen.write(json.dumps(host_row(process), ensure_ascii=False) + "\n")
         return 0
     if settings.database_url is None:
         screen.show(line("the queue belongs to this machine alone; set database_url to share it"))
@@ -39,22 +43,28 @@ async def _hosts(settings: Settings, as_json: bool) -> int:
 
 
 def _table(found: list[Process]) -> Table:
-    table = Table(("host", "pid", "version", "heartbeat", "holds"))
+    table = Table(("host", "pid", "version", "heartbeat", "clock", "holds", "shared folders"), folds=frozenset({5, 6}))
     for process in found:
         heartbeat = Cell(f"{span(process.age)} ago", GOOD if process.is_alive else BAD)
         holds = ", ".join(f"{count} {state}" for state, count in sorted(process.held.items()))
-        table.rows.append((process.host, str(process.pid), process.version, heartbeat, holds or "nothing"))
+        facts = process.host, str(process.pid), process.version, heartbeat, _clock(process)
+        table.rows.append((*facts, holds or "nothing", _folders(process)))
     return table
 
 
-def _row(process: Process) -> dict[str, object]:
-    return {
-        "host": process.host,
-        "pid": process.pid,
-        "version": process.version,
-        "since": iso(process.started),
-        "heartbeat": iso(process.heartbeat),
-        "heartbeat_age_seconds": round(process.age, 3),
-        "alive": process.is_alive,
-        "holds": process.held,
-    }
+def _clock(process: Process) -> str | Cell:
+    """Return how far the host's clock is from the server's."""
+    offset = process.clock_offset
+    if offset is None:
+        return ""
+    if abs(offset) < CLOCK_TOLERANCE_S:
+        return "right"
+    return Cell(f"{span(abs(offset))} {'ahead' if offset > 0 else 'behind'}", WARN)
+
+
+def _folders(process: Process) -> str | Cell:
+    """Return the shared mappings that the process scans or cannot read."""
+    parts = [f"scans {', '.join(process.scans)}"] if process.scans else []
+    if not process.unreadable:
+        return "; ".join(parts)
+    return Cell("; ".join([*parts, f"cannot read {', '.join(process.unreadable)}"]), BAD)

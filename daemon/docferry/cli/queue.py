@@ -20,7 +20,8 @@ SERVER_TIMEOUT_S = 10.0
 async def open_queue(settings: Settings) -> AsyncIterator[Database | None]:
     """Yield the database, or None where there is none yet; creates neither folder nor database."""
     if settings.database_url is not None:
-        async with open_database(settings.database_url.get_secret_value(), SERVER_TIMEOUT_S) as database:
+        url = settings.database_url.get_secret_value()
+        async with open_database(url, SERVER_TIMEOUT_S, settings.host_name) as database:
             yield database
         return
     path = settings.state_dir / "docferry.db"

@@ -12,13 +12,13 @@ from docferry.cli.documents import full_path
 from docferry.cli.output import Screen, complain, count, line
 from docferry.cli.parser import Misused
 from docferry.cli.queue import open_queue
-from docferry.clock import SystemClock
 from docferry.errors import FolderError
 from docferry.settings import Settings
 from docferry.store import locks
 from docferry.store.database import Database
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
+from docferry.store.server_clock import queue_clock
 from docferry.store.state_dir import prepare_state_dir
 from docferry.store.transfers import Transfers
 from docferry.store.verification import Verifications
@@ -47,7 +47,7 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
         code = await _report_ids(database, asked.ids)
         await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
         with locks.lease_owner(settings.state_dir) as owner:
-            number = await Transfers(database, SystemClock(), owner).retry(
+            number = await Transfers(database, await queue_clock(database), owner).retry(
                 ids=asked.ids, mapping=asked.mapping, reason=asked.reason, everything=asked.all
             )
         await Gates(database).open_all()
@@ -72,7 +72,7 @@ async def _resend_missing(settings: Settings) -> int:
         if database is None:
             Screen().show(line("nothing is missing: docferry has not seen any document yet"))
             return 0
-        number, left = await Verifications(database, SystemClock()).resend_missing()
+        number, left = await Verifications(database, await queue_clock(database)).resend_missing()
     roots = args.roots(settings)
     for each in left:
         where = each.remote_name if each.path is None else full_path(each.mapping, each.path, roots)

@@ -53,6 +53,7 @@ def blocks(figures: Figures, now: float) -> list[Block]:
         _uploads(figures, now),
         _downloads(figures, now),
         _remotes(figures, now),
+        _hosts(figures),
         _due(figures, now),
         _troubles(figures, now),
     ):
@@ -104,6 +105,18 @@ def _folder(row: Figures, now: float) -> Cell:
     if row["last_scan"]:
         words.append(f"read {_ago(row['last_scan'], now)}")
     return Cell(", ".join(words) or row["folder"], FAINT)
+
+
+def _hosts(figures: Figures) -> list[Block]:
+    """Return the hosts of a shared queue, and which of them stopped."""
+    alive = {row["host"] for row in figures["hosts"] if row["alive"]}
+    silent = {row["host"] for row in figures["hosts"]} - alive
+    if not alive | silent:
+        return []
+    found: list[Block] = [line("hosts of the queue:", Cell(", ".join(sorted(alive)) or "none", GOOD))]
+    if silent:
+        found.append(line("no heartbeat any more:", Cell(", ".join(sorted(silent)), BAD), "(see `docferry hosts`)"))
+    return found
 
 
 def _downloads(figures: Figures, now: float) -> list[Block]:

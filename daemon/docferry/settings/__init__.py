@@ -291,6 +291,11 @@ class Settings(BaseSettings):
         return self.host or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "localhost"
 
     @property
+    def queue_host(self) -> str:
+        """The name of this machine in rows that belong to one host; empty where the queue belongs to one machine."""
+        return "" if self.database_url is None else self.host_name
+
+    @property
     def path(self) -> Path | None:
         """The file of these settings."""
         return self._path

@@ -31,6 +31,7 @@ EVENTS: Final = (
     "missing",
     "old_copy",
     "projected_late",
+    "host",
     "digest",
 )
 

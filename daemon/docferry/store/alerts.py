@@ -58,15 +58,15 @@ class Alerts:
 
     def __init__(self, database: Database, host: str = "") -> None:
         self._database = database
-        self._host = host
+        self.host = host
 
     async def all(self) -> list[Alert]:
         """Return every alert with its deliveries, the oldest first."""
 
         def work(transaction: Transaction) -> list[Alert]:
-            rows = transaction.fetch_all(_ALERTS, {"host": self._host})
+            rows = transaction.fetch_all(_ALERTS, {"host": self.host})
             found = {row[:2]: alert for row in rows if (alert := _alert(*row)) is not None}
-            deliveries = transaction.fetch_all(_DELIVERIES, {"host": self._host})
+            deliveries = transaction.fetch_all(_DELIVERIES, {"host": self.host})
             for key, since, receiver, delivered, delivered_at, tries in deliveries:
                 if (alert := found.get((key, since))) is not None:
                     told = Observed(delivered) if delivered in _KNOWN else None
@@ -79,7 +79,7 @@ class Alerts:
         """Keep exactly these alerts, in one commit. The caller may change them meanwhile."""
         rows = [
             {
-                "host": self._host,
+                "host": self.host,
                 "key": alert.key,
                 "since": alert.since,
                 "labels": json.dumps(alert.labels),
@@ -94,7 +94,7 @@ class Alerts:
         ]
         deliveries = [
             {
-                "host": self._host,
+                "host": self.host,
                 "key": alert.key,
                 "since": alert.since,
                 "receiver": receiver,
@@ -108,7 +108,7 @@ class Alerts:
 
         def work(transaction: Transaction) -> None:
             for statement in _CLEAR:
-                transaction.execute(statement, {"host": self._host})
+                transaction.execute(statement, {"host": self.host})
             for row in rows:
                 transaction.execute(_INSERT_ALERT, row)
             for delivery in deliveries:

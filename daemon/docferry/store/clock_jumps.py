@@ -34,6 +34,8 @@ def shift_times(transaction: Transaction, drift: float, now: float) -> float:
         recent = now - jump - _COUNTED_S
         for statement in _SHIFT:
             transaction.execute(statement, {"jump": jump, "recent": recent, "now": now, "noticed": NOTICED_S})
+        if transaction.has_recordsets:
+            transaction.execute(_SHIFT_OTHERS, {"jump": jump, "key": key})
     return jump
 
 
@@ -48,6 +50,11 @@ def reset_future_rows(transaction: Transaction, now: float) -> int:
     return changed
 
 
+# All hosts of a PostgreSQL queue keep its server's time, and each will notice the same jump.
+_SHIFT_OTHERS = text("""
+UPDATE cursor SET value = CAST(CAST(value AS DOUBLE PRECISION) + :jump AS TEXT)
+WHERE key >= 'clock/' AND key < 'clock0' AND key <> :key
+""")
 # Each state is read through its own partial index, so that a million sent rows are not read. Leases of dead owners and
 # undecidable transfers are included, because they can become doubtful.
 _RESET_FUTURE = text("""

@@ -6,6 +6,7 @@ a row with the server's clock, so that the clocks of hosts may differ.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import anyio
 from sqlalchemy import text
 
 from docferry import __version__
-from docferry.clock import Clock, SharedClock
+from docferry.clock import ServerClock
 from docferry.store import locks
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.server_clock import SERVER_NOW
 
 #: How often a process stamps its row, seconds.
 HEARTBEAT_INTERVAL_S: Final = 5.0
@@ -28,22 +30,32 @@ UNCONFIRMED_AFTER_S: Final = 15.0
 #: After so long others take over its leases, seconds.
 DEAD_AFTER_S: Final = 30.0
 
-_NOW = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"  # the server's clock
+#: The row of a host that never came back is kept for so long, seconds.
+FORGOTTEN_AFTER_S: Final = 30 * 86_400.0
+
+# A host that starts again is no longer missed: the rows of its dead processes are removed.
+_JOIN = text(f"""
+DELETE FROM process WHERE host = :host AND heartbeat <= {SERVER_NOW} - {DEAD_AFTER_S}
+  OR heartbeat <= {SERVER_NOW} - {FORGOTTEN_AFTER_S}
+""")
 _BEAT = text(f"""
-INSERT INTO process (owner, host, pid, version, started, heartbeat)
-VALUES (:owner, :host, :pid, :version, {_NOW}, {_NOW})
-ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat
-RETURNING heartbeat
+INSERT INTO process (owner, host, pid, version, started, heartbeat, clock_offset, unreadable)
+VALUES (:owner, :host, :pid, :version, {SERVER_NOW}, {SERVER_NOW}, :clock_offset, :unreadable)
+ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat, clock_offset = excluded.clock_offset,
+  unreadable = excluded.unreadable
+RETURNING heartbeat, (SELECT count(DISTINCT host) FROM process other WHERE other.host <> process.host
+  AND other.heartbeat > {SERVER_NOW} - {DEAD_AFTER_S})
 """)
 _LEAVE = text("DELETE FROM process WHERE owner = :owner")
-_ALIVE = text(f"SELECT owner FROM process WHERE heartbeat > {_NOW} - {DEAD_AFTER_S}")
-_REMOVE = text(f"DELETE FROM process WHERE owner = ANY(:owners) AND heartbeat <= {_NOW} - {DEAD_AFTER_S}")
-_PROCESSES = text(
-    f"SELECT owner, host, pid, version, started, heartbeat, {_NOW} - heartbeat FROM process ORDER BY 2, 5"
-)
+_ALIVE = text(f"SELECT owner FROM process WHERE heartbeat > {SERVER_NOW} - {DEAD_AFTER_S}")
+_PROCESSES = text(f"""
+SELECT owner, host, pid, version, started, heartbeat, {SERVER_NOW} - heartbeat, clock_offset, unreadable FROM process
+ORDER BY 2, 5
+""")
 _HELD = text("""
 SELECT lease_owner, state, count(*) FROM transfer WHERE state IN ('leased', 'sending', 'asking') GROUP BY 1, 2
 """)
+_SCANS = text("SELECT owner, mapping FROM scan_lease ORDER BY mapping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,10 @@ class Process:
     started: float
     heartbeat: float
     age: float  # of the heartbeat, seconds
+    clock_offset: float | None  # seconds that its host's clock is ahead of the server's
+    unreadable: tuple[str, ...]  # shared mappings that its host cannot read
     held: dict[str, int]  # transfers under its leases, by state
+    scans: tuple[str, ...]  # shared mappings that it scans
 
     @property
     def is_alive(self) -> bool:
@@ -69,6 +84,7 @@ class Owners(Protocol):
     """The processes that share a queue."""
 
     is_local: bool  # all of them are on this host
+    others: int  # other hosts that are alive
 
     @property
     def is_confirmed(self) -> bool:
@@ -78,7 +94,7 @@ class Owners(Protocol):
         """Return those of `owners` whose process has ended, without this process."""
 
     async def remove(self, owners: Collection[str]) -> None:
-        """Forget dead owners after their leases were reclaimed."""
+        """Take note that the leases of dead owners were reclaimed."""
 
 
 class LocalOwners:
@@ -86,6 +102,7 @@ class LocalOwners:
 
     is_local = True
     is_confirmed = True
+    others = 0
 
     def __init__(self, state_dir: Path, owner: str) -> None:
         self._state_dir = state_dir
@@ -105,7 +122,9 @@ class HeartbeatOwners:
 
     is_local = False
 
-    def __init__(self, database: Database, clock: Clock, owner: str, host: str) -> None:
+    def __init__(self, database: Database, clock: ServerClock, owner: str, host: str) -> None:
+        self.others = 0  # other hosts that were alive at the last heartbeat
+        self.unreadable: set[str] = set()  # shared mappings that this process cannot read; others see them
         self._database = database
         self._clock = clock
         self._owner = owner
@@ -117,14 +136,26 @@ class HeartbeatOwners:
         """Whether the last confirmed heartbeat began less than `UNCONFIRMED_AFTER_S` ago."""
         return self._clock.steady() - self._confirmed_at < UNCONFIRMED_AFTER_S
 
+    async def join(self) -> None:
+        """Send the first heartbeat, and remove the rows of this host's dead processes."""
+        await self._database.execute(_JOIN, {"host": self._host})
+        await self.beat()
+
     async def beat(self) -> None:
         """Stamp the row of this process. It counts from the time before the statement was sent."""
         began = self._clock.steady()
-        row = {"owner": self._owner, "host": self._host, "pid": os.getpid(), "version": __version__}
-        (server_time,) = await self._database.write(lambda transaction: transaction.fetch_one(_BEAT, row))
+        row = {
+            "owner": self._owner,
+            "host": self._host,
+            "pid": os.getpid(),
+            "version": __version__,
+            "clock_offset": round(self._clock.local() - self._clock.now(), 3),
+            "unreadable": json.dumps(sorted(self.unreadable)),
+        }
+        server_now, others = await self._database.write(lambda transaction: transaction.fetch_one(_BEAT, row))
+        self._clock.correct(server_now, began, self._clock.steady())
         self._confirmed_at = began
-        if isinstance(self._clock, SharedClock):
-            self._clock.follow(server_time, began)
+        self.others = others
 
     async def run(self) -> None:
         """Stamp the row until cancelled."""
@@ -148,25 +179,40 @@ class HeartbeatOwners:
         }
 
     async def remove(self, owners: Collection[str]) -> None:
-        """Remove the rows of dead owners."""
-        await self._database.execute(_REMOVE, {"owners": sorted({_process(owner) for owner in owners})})
+        """Keep the rows of dead owners: a host that stopped is missed until it is back."""
 
 
 async def processes(database: Database) -> list[Process]:
-    """Return the processes that share a PostgreSQL queue."""
+    """Return the processes that share a PostgreSQL queue, by host."""
+    return await database.read(read_processes)
 
-    def work(transaction: Transaction) -> list[Process]:
-        held: dict[str, dict[str, int]] = {}
-        for owner, state, count in transaction.fetch_all(_HELD):
-            states = held.setdefault(_process(owner), {})
-            states[state] = states.get(state, 0) + count
-        rows = transaction.fetch_all(_PROCESSES)
-        return [
-            Process(owner, host, pid, version, started, heartbeat, age, held.get(owner, {}))
-            for owner, host, pid, version, started, heartbeat, age in rows
-        ]
 
-    return await database.read(work)
+def read_processes(transaction: Transaction) -> list[Process]:
+    """Return the processes that share the queue, by host; none on SQLite."""
+    held: dict[str, dict[str, int]] = {}
+    scans: dict[str, tuple[str, ...]] = {}
+    if not transaction.has_recordsets:
+        return []
+    rows = transaction.fetch_all(_PROCESSES)
+    for owner, state, count in transaction.fetch_all(_HELD) if rows else ():
+        states = held.setdefault(_process(owner), {})
+        states[state] = states.get(state, 0) + count
+    for owner, mapping in transaction.fetch_all(_SCANS) if rows else ():
+        scans[owner] = (*scans.get(owner, ()), mapping)
+    found = []
+    for owner, host, pid, version, started, heartbeat, age, offset, unreadable in rows:
+        facts = owner, host, pid, version, started, heartbeat, age, offset
+        found.append(Process(*facts, _names(unreadable), held.get(owner, {}), scans.get(owner, ())))
+    return found
+
+
+def _names(written: str | None) -> tuple[str, ...]:
+    """Return a list of names from JSON; none where another program wrote something else."""
+    try:
+        found = json.loads(written or "[]")
+    except ValueError:
+        return ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()
 
 
 def _process(owner: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from docferry.model import Gate, joined
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.owners import Process, processes, read_processes
 
 #: A look is taken again after so many times what it took: a large queue is not read all the time.
 COST_FACTOR: Final = 20.0
@@ -56,6 +57,7 @@ class QueueSnapshot:
     gates: dict[str, Gate] = field(default_factory=dict)  # by key
     due: list[Due] = field(default_factory=list)
     oldest: dict[str, OldestDue] = field(default_factory=dict)  # by remote
+    hosts: list[Process] = field(default_factory=list)  # the processes of a shared queue; none on SQLite
 
 
 class QueueView:
@@ -74,7 +76,7 @@ class QueueView:
         if self._kept is not None and self._took > QUICK_S:
             if time.monotonic() >= self._fresh_until:
                 self._asked.set()
-            return self._kept
+            return replace(self._kept, hosts=await processes(self._database))  # heartbeats are quickly read
         return await self._refresh()
 
     def outdate(self) -> None:
@@ -109,6 +111,7 @@ def queue_snapshot(transaction: Transaction) -> QueueSnapshot:
         gates={r[0]: Gate(r[0], r[1], r[2], r[3], r[4], r[5], bool(r[6])) for r in transaction.fetch_all(_GATES)},
         due=_merged(due),
         oldest=_oldest(transaction, due),
+        hosts=read_processes(transaction),
     )
 
 

@@ -2,76 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 
 from docferry.clock import Clock
-from docferry.model import TRANSITIONS, Outcome, Reason, RemoteName, State, Target, Transfer
-from docferry.store import clock_jumps
-from docferry.store.connection import ByDialect, Transaction
+from docferry.model import TRANSITIONS, Outcome, Reason, State, Transfer
+from docferry.store import claims, clock_jumps
+from docferry.store.claims import Lane, Pick
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.lookup_counts import LookupCounts
 from docferry.store.receipts import unix_user
 from docferry.store.transitions import TransitionWriter
 from docferry.wakeups import Wakeups
-
-COLUMNS = (
-    "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, key_version, "
-    "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
-)
-
-# The earliest due row of each (mapping, lane), found by a loose index scan: its cost depends on the number of lanes and
-# not on that of rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would
-# read row by row.
-_LANES = """
-WITH RECURSIVE lane(mapping, lane, due) AS (
-  SELECT * FROM (SELECT mapping, lane, next_attempt FROM transfer WHERE state = '{state}'
-                 ORDER BY mapping, lane, next_attempt LIMIT 1) AS first
-  UNION ALL
-  SELECT t.mapping, t.lane, t.next_attempt FROM lane l JOIN transfer t ON t.id = coalesce(
-    (SELECT id FROM transfer WHERE state = '{state}' AND mapping = l.mapping AND lane > l.lane
-     ORDER BY lane, next_attempt LIMIT 1),
-    (SELECT id FROM transfer WHERE state = '{state}' AND mapping > l.mapping
-     ORDER BY mapping, lane, next_attempt LIMIT 1))
-)
-SELECT mapping, lane, due FROM lane
-"""
-_WAITING_LANES = text(_LANES.format(state="waiting"))
-_DOUBTFUL_LANES = text(_LANES.format(state="doubtful"))
-
-_CLAIM = """
-UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
-WHERE id IN (
-  SELECT t.id FROM json_each(:picks) p, transfer t WHERE t.id IN (
-    SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.value ->> 0 AND lane = p.value ->> 1
-    AND next_attempt <= :now ORDER BY next_attempt LIMIT :most)
-  LIMIT :room)
-RETURNING {columns}
-"""
-# PostgreSQL may run an uncorrelated subquery again for each row, so the chosen rows are materialised first.
-_CLAIM_SKIPPING_LOCKED = """
-WITH chosen AS MATERIALIZED (
-  SELECT t.id AS chosen_id
-  FROM unnest(CAST(:mappings AS text[]), CAST(:lanes AS text[])) AS p(mapping, lane)
-  CROSS JOIN LATERAL (
-    SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.mapping AND lane = p.lane AND next_attempt <= :now
-    ORDER BY next_attempt LIMIT :most FOR UPDATE SKIP LOCKED) AS t
-  LIMIT :room)
-UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
-FROM chosen WHERE id = chosen_id
-RETURNING {columns}
-"""
-_CLAIM_WAITING, _CLAIM_DOUBTFUL = (
-    ByDialect(
-        text(_CLAIM.format(leased=leased, due=due, columns=COLUMNS)),
-        text(_CLAIM_SKIPPING_LOCKED.format(leased=leased, due=due, columns=COLUMNS)),
-    )
-    for leased, due in (("leased", "waiting"), ("asking", "doubtful"))
-)
 
 _RECLAIM_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
@@ -119,24 +64,6 @@ _APPROVED = text("SELECT transfer_id FROM receipt WHERE kind = 'released' AND tr
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """The due transfers of one lane of one mapping."""
-
-    mapping: str
-    lane: str
-    due: float  # the earliest, wall seconds
-    doubtful: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """The number of transfers to claim from a lane."""
-
-    lane: Lane
-    most: int
-
-
 class Transfers(LookupCounts):
     """The transfer table as one process uses it. `owner` names that process in every lease."""
 
@@ -147,37 +74,18 @@ class Transfers(LookupCounts):
 
     async def lanes(self) -> list[Lane]:
         """Return the lanes that have waiting or doubtful transfers, due or not yet."""
+        owner = self.owner
+        return await self._database.read(lambda transaction: claims.lanes(transaction, owner))
 
-        def work(transaction: Transaction) -> list[Lane]:
-            found = {True: transaction.fetch_all(_DOUBTFUL_LANES), False: transaction.fetch_all(_WAITING_LANES)}
-            return [Lane(row[0], row[1], row[2], doubtful) for doubtful, rows in found.items() for row in rows]
+    async def claim(self, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()) -> list[Transfer]:
+        """Lease due transfers of these lanes, at most `room`. WAITING becomes LEASED, DOUBTFUL becomes ASKING.
 
-        return await self._database.read(work)
-
-    async def claim(self, picks: Sequence[Pick], room: int) -> list[Transfer]:
-        """Lease due transfers of these lanes, at most `room`. WAITING becomes LEASED, DOUBTFUL becomes ASKING."""
-        now = self._clock.now()
-
-        def work(transaction: Transaction) -> list[Transfer]:
-            claimed: list[Transfer] = []
-            for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
-                if len(claimed) >= room:
-                    break
-                chosen = [(p.lane.mapping, p.lane.lane) for p in picks if (p.lane.doubtful, p.most) == (doubtful, most)]
-                parameters = {
-                    "owner": self.owner,
-                    "now": now,
-                    "picks": json.dumps(chosen),
-                    "mappings": [mapping for mapping, _ in chosen],
-                    "lanes": [lane for _, lane in chosen],
-                    "most": most,
-                    "room": room - len(claimed),
-                }
-                rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
-                claimed += [transfer_of(*row) for row in sorted(rows)]
-            return claimed
-
-        return await self._database.write(work)
+        Another process that has one of the companies `ask_for` lets this one have a turn soon.
+        """
+        now, owner = self._clock.now(), self.owner
+        return await self._database.write(
+            lambda transaction: claims.claim(transaction, owner, now, picks, room, ask_for)
+        )
 
     async def mark_sending(self, transfers: Sequence[Transfer]) -> None:
         """Commit SENDING before the first byte is sent. Raises LeaseLost if a lease was lost."""
@@ -301,10 +209,3 @@ class Transfers(LookupCounts):
             "state": state,
             "at": now,
         }
-
-
-def transfer_of(*row: Any) -> Transfer:
-    """Return the transfer of a row of `COLUMNS`."""
-    number, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, *rest = row
-    target = Target(RemoteName(remote), company_id, connection_id)
-    return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)

@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.model import Transfer, joined
+from docferry.store.claims import COLUMNS, transfer_of
 from docferry.store.connection import Transaction
 from docferry.store.cursors import GET, SET
 from docferry.store.database import Database
-from docferry.store.transfers import COLUMNS, transfer_of
 
 _KEY: Final = "verify/round"
 _WENT: Final = "the remote was asked and does not have it any more: its file is sent again as a new transfer"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from docferry.model import State, Transfer
+from docferry.store.claims import company_of
 from docferry.store.documents import Place
-from docferry.upload.selection import company_of
 
 #: The present files that hold the bytes of transfers, by transfer id.
 Places = Mapping[int, Sequence[Place]]

@@ -14,14 +14,15 @@ from anyio.abc import TaskGroup, TaskStatus
 from docferry import logs
 from docferry.errors import LeaseLost
 from docferry.remotes.protocol import SendPermit
-from docferry.store.transfers import Lane
+from docferry.store.claims import Lane, company_of
 from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials
+from docferry.upload.company_shares import CompanyShares
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
 from docferry.upload.maintenance import Maintenance
 from docferry.upload.quota import QuotaGuard
-from docferry.upload.selection import SelectionInput, company_of, last_gate, needs_a_person, next_due, select
+from docferry.upload.selection import SelectionInput, last_gate, needs_a_person, next_due, select
 from docferry.upload.slots import SlotLimits, Slots
 from docferry.upload.uploader import Uploader
 
@@ -68,6 +69,7 @@ class Scheduler:
         self._maintenance = maintenance
         self._workers = limits.workers
         self._quota = QuotaGuard(context.remotes, gate_manager, context.clock, limits.quota_reserve)
+        self._shares = CompanyShares(context.queue.owners, context.uploads, context.clock)
         self._serves_several = _serves_several(context)
         slot_limits = SlotLimits(limits.workers, batch_trials.size, limits.per_company, self._serves_several)
         self._slots = Slots(context.clock, slot_limits, gate_manager)
@@ -216,24 +218,28 @@ class Scheduler:
         looks_same = stamp is not None and stamp == self._read_stamp and steady - self._read_at < FORCED_POLL_S
         if not self._lanes and looks_same:
             return  # nothing waited, and nothing was written since
+        if not self._context.queue.owners.is_confirmed:
+            return  # other hosts may take over soon what is claimed now
         await self.refresh()
         self._read_stamp, self._read_at = stamp, steady
         batch_size = self._batch_trials.size
+        in_hand = self._slots.by_lane()
+        choice = self._shares.choose(self._lanes, in_hand)
         inputs = SelectionInput(
             now=self._clock.now(),
             room=max(2, CLAIM_FACTOR // batch_size) * self._workers - startable,
             mappings=self._context.uploads.keys(),
             gates=self._gate_manager.closed,
-            in_hand=self._slots.by_lane(),
+            in_hand=in_hand,
             company_limit=(2 if self._serves_several else CLAIM_FACTOR) * self._workers,
             in_lookup=self._slots.in_lookup() | {company_of(lane) for lane in await self._lookups_elsewhere()},
             batch_size=self._batch_trials.batch_size,
             failing=self._gate_manager.failing_lanes(),
         )
-        picks = select(self._lanes, inputs)
-        if not picks:
+        picks = select(choice.lanes, inputs)
+        if not picks and not choice.ask_for:
             return
-        claimed = await self._context.queue.transfers.claim(picks, room=inputs.room * batch_size)
+        claimed = await self._context.queue.transfers.claim(picks, inputs.room * batch_size, choice.ask_for)
         self._has_claimed = bool(claimed)
         try:
             places = await self._context.queue.documents.places([transfer.id for transfer in claimed])
@@ -244,7 +250,9 @@ class Scheduler:
         self._slots.add(Batch(transfers, places) for transfers in batches)
 
     async def _lookups_elsewhere(self) -> Collection[str]:
-        if not any(lane.doubtful for lane in self._lanes):
+        """Return the lanes that another process looks up, apart from companies that are leased to one process."""
+        is_local = self._context.queue.owners.is_local
+        if not any(lane.doubtful and (is_local or "/" not in lane.lane) for lane in self._lanes):
             return ()
         return await self._context.queue.transfers.asking_elsewhere()
 

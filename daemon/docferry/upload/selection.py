@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from docferry.model import Gate, Reason
-from docferry.store.transfers import Lane, Pick
+from docferry.store.claims import Lane, Pick, company_of
 
 #: Doubts of one connection that one lookup resolves together.
 DOUBTS_PER_LOOKUP = 20
@@ -114,11 +114,6 @@ def needs_a_person(gate: Gate) -> bool:
     """Whether waiting alone does not open a gate."""
     passing = Reason.RATE, Reason.UNREACHABLE, Reason.FAILING, Reason.STRANGER, Reason.STORAGE, Reason.ANTIVIRUS
     return gate.reason not in passing
-
-
-def company_of(lane: str) -> str:
-    """Return `codat/COMPANY` for `codat/COMPANY/CONNECTION`, and `wootiv` for `wootiv`."""
-    return "/".join(lane.split("/")[:2])
 
 
 def _in_company(in_hand: Mapping[str, int], lane: str) -> int:

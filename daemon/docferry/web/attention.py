@@ -80,7 +80,7 @@ class Item:
 def items(figures: Figures, emptied: frozenset[str], facts: Mapping[str, float | None], now: float) -> list[Item]:
     """Return what needs a person, what stops most first. `emptied` names mappings whose folder lies there empty."""
     found = [*_queue(figures, facts), *_gates(figures), *_folders(figures, emptied), *_held(figures)]
-    return [*found, *_written(figures, now), *_clocks(figures)]
+    return [*found, *_hosts(figures), *_written(figures, now), *_clocks(figures)]
 
 
 def quiet_gates(figures: Figures) -> list[Item]:
@@ -156,6 +156,20 @@ def _written(figures: Figures, now: float) -> Iterator[Item]:
             if now - seconds(each["since"]) >= LONG_WRITTEN_S:
                 fix = "Is the program that writes it still alive? docferry sends it when it is closed."
                 yield Item("warn", "A file is being written for long", row["mapping"], each["path"], fix)
+
+
+def _hosts(figures: Figures) -> Iterator[Item]:
+    alive = {row["host"] for row in figures["hosts"] if row["alive"]}
+    silent: dict[str, str] = {}
+    for row in figures["hosts"]:
+        if row["host"] not in alive:
+            silent[row["host"]] = max(row["heartbeat"], silent.get(row["host"], ""))
+        for mapping in row["unreadable"] if row["alive"] else ():
+            detail = f"{row['host']} cannot read it; other hosts send its documents."
+            yield Item("warn", "A host cannot read a shared folder", mapping, detail, "Mount the share on that host.")
+    for host, since in sorted(silent.items()):
+        detail = f"Its last heartbeat came at {since}. Other hosts do its work where they can."
+        yield Item("bad", "A host has stopped", host, detail, "Start docferry there again, or stop it regularly.")
 
 
 def _clocks(figures: Figures) -> Iterator[Item]:

@@ -171,6 +171,7 @@ class Snapshot:
             gates[key] = gates.get(key, 0) + 1
         text = "Gates that are closed, by remote and reason"
         yield from _gauge("gates_closed", text, ("remote", "reason"), gates.items())
+        yield from _of_hosts(self._figures)
         for name, value in self._facts.items():
             if value is not None:
                 yield from _gauge(name, _FACTS[name], (), [((), value)])
@@ -245,6 +246,19 @@ def _of_mappings(uploads: Sequence[Figures], downloads: Sequence[Figures]) -> It
     )
     yield from per_mapping("unsettled_files", "Files that are still being written", column(uploads, "unsettled_files"))
     yield from per_mapping("folder_available", "1 while nothing stops the mapping", available)
+
+
+def _of_hosts(figures: Figures) -> Iterator[Metric]:
+    """Yield the heartbeats of a shared queue by host; a queue of one machine has one host while its daemon runs."""
+    heartbeats: dict[str, float] = {}
+    for row in figures["hosts"]:
+        heartbeats[row["host"]] = max(_number(row["heartbeat"]), heartbeats.get(row["host"], 0.0))
+    alive = {row["host"] for row in figures["hosts"] if row["alive"]}
+    number = len(alive) if heartbeats else float(figures["running"] is not None)
+    yield from _gauge("hosts_alive", "Hosts of the queue with a recent heartbeat", (), [((), number)])
+    text = "When a host of a shared queue last sent a heartbeat, by the server's clock"
+    samples = [((host,), at) for host, at in sorted(heartbeats.items())]
+    yield from _gauge("host_heartbeat_timestamp_seconds", text, ("host",), samples)
 
 
 def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:

@@ -1,0 +1,184 @@
+"""Claims: the lanes that have work, and the leases of their transfers and of companies.
+
+On PostgreSQL a process claims transfers of a company only while no other process has transfers of it in flight: the
+limit of concurrent requests, and the counts of a lookup, belong to the whole company. The row of the company in
+`company_lease` decides between claims at the same time, and lets processes take turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from docferry.model import RemoteName, State, Target, Transfer
+from docferry.store.connection import ByDialect, Transaction
+from docferry.store.server_clock import SERVER_NOW
+
+#: A process keeps a company for so long although another one asks for it, seconds.
+TURN_S: Final = 5.0
+#: A process that asked longer ago no longer waits for the company, seconds.
+ASKED_S: Final = 5.0
+#: How often the wish for a company is written again, seconds.
+ASK_AGAIN_S: Final = 1.0
+
+COLUMNS: Final = (
+    "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, key_version, "
+    "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The due transfers of one lane of one mapping."""
+
+    mapping: str
+    lane: str
+    due: float  # the earliest, wall seconds
+    doubtful: bool
+    elsewhere: bool = False  # another process has transfers of the company in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The number of transfers to claim from a lane."""
+
+    lane: Lane
+    most: int
+
+
+def company_of(lane: str) -> str:
+    """Return `codat/COMPANY` for `codat/COMPANY/CONNECTION`, and `wootiv` for `wootiv`."""
+    return "/".join(lane.split("/")[:2])
+
+
+def lanes(transaction: Transaction, owner: str) -> list[Lane]:
+    """Return the lanes that have waiting or doubtful transfers, due or not yet."""
+    parameters = {"owner": owner}
+    doubtful, waiting = (transaction.fetch_all(each, parameters) for each in (_DOUBTFUL_LANES, _WAITING_LANES))
+    return [
+        Lane(mapping, lane, due, is_doubtful, bool(elsewhere))
+        for is_doubtful, rows in ((True, doubtful), (False, waiting))
+        for mapping, lane, due, elsewhere in rows
+    ]
+
+
+def claim(
+    transaction: Transaction, owner: str, now: float, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()
+) -> list[Transfer]:
+    """Lease due transfers; see `Transfers.claim`."""
+    claimed: list[Transfer] = []
+    for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
+        if len(claimed) >= room:
+            break
+        chosen = [pick.lane for pick in picks if (pick.lane.doubtful, pick.most) == (doubtful, most)]
+        companies = [company_of(lane.lane) if "/" in lane.lane else "" for lane in chosen]
+        parameters = {
+            "owner": owner,
+            "now": now,
+            "picks": json.dumps([(lane.mapping, lane.lane) for lane in chosen]),
+            "mappings": [lane.mapping for lane in chosen],
+            "lanes": [lane.lane for lane in chosen],
+            "companies": companies,
+            "most": most,
+            "room": room - len(claimed),
+        }
+        rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
+        claimed += [transfer_of(*row) for row in sorted(rows)]
+    if ask_for:
+        transaction.execute(_ASK, {"owner": owner, "companies": sorted(ask_for)})
+    return claimed
+
+
+def transfer_of(*row: Any) -> Transfer:
+    """Return the transfer of a row of `COLUMNS`."""
+    number, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, *rest = row
+    target = Target(RemoteName(remote), company_id, connection_id)
+    return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)
+
+
+# The earliest due row of each (mapping, lane), found by a loose index scan: its cost depends on the number of lanes and
+# not on that of rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would
+# read row by row.
+_LANES = """
+WITH RECURSIVE lane(mapping, lane, due) AS (
+  SELECT * FROM (SELECT mapping, lane, next_attempt FROM transfer WHERE state = '{state}'
+                 ORDER BY mapping, lane, next_attempt LIMIT 1) AS first
+  UNION ALL
+  SELECT t.mapping, t.lane, t.next_attempt FROM lane l JOIN transfer t ON t.id = coalesce(
+    (SELECT id FROM transfer WHERE state = '{state}' AND mapping = l.mapping AND lane > l.lane
+     ORDER BY lane, next_attempt LIMIT 1),
+    (SELECT id FROM transfer WHERE state = '{state}' AND mapping > l.mapping
+     ORDER BY mapping, lane, next_attempt LIMIT 1))
+)
+SELECT mapping, lane, due, {elsewhere} FROM lane
+"""
+# Companies of which another process has transfers in flight.
+_BUSY = """
+SELECT remote || '/' || company_id FROM transfer WHERE state IN ('leased', 'sending', 'asking')
+  AND lease_owner <> :owner AND company_id IS NOT NULL
+"""
+_ELSEWHERE = f"split_part(lane, '/', 1) || '/' || split_part(lane, '/', 2) IN ({_BUSY})"
+_DOUBTFUL_LANES, _WAITING_LANES = (
+    ByDialect(text(_LANES.format(state=state, elsewhere="0")), text(_LANES.format(state=state, elsewhere=_ELSEWHERE)))
+    for state in ("doubtful", "waiting")
+)
+
+_CLAIM = """
+UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
+WHERE id IN (
+  SELECT t.id FROM json_each(:picks) p, transfer t WHERE t.id IN (
+    SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.value ->> 0 AND lane = p.value ->> 1
+    AND next_attempt <= :now ORDER BY next_attempt LIMIT :most)
+  LIMIT :room)
+RETURNING {columns}
+"""
+# The statement reads one snapshot. A company's row that another claim has changed since then has another number of
+# claims, and is left to that claim. PostgreSQL may run an uncorrelated subquery again for each row, so the chosen rows
+# are materialised first.
+_CLAIM_COMPANIES = """
+WITH asked AS (
+  SELECT DISTINCT a.company, s.owner, s.since, s.asked
+  FROM unnest(CAST(:companies AS text[])) AS a(company) LEFT JOIN company_lease s ON s.company = a.company
+), taken AS (
+  INSERT INTO company_lease AS l (company, owner, since, claims)
+  SELECT company, :owner, {now}, 1 FROM asked
+  WHERE company <> '' AND company NOT IN ({busy})
+    AND NOT (owner IS NOT DISTINCT FROM :owner AND asked IS NOT NULL AND asked > {now} - {asked}
+      AND since < {now} - {turn})
+  ORDER BY company
+  ON CONFLICT (company) DO UPDATE SET owner = excluded.owner, claims = l.claims + 1,
+    since = CASE WHEN l.owner = excluded.owner THEN l.since ELSE excluded.since END,
+    asked = CASE WHEN l.owner = excluded.owner THEN l.asked END
+  WHERE l.claims = (SELECT s.claims FROM company_lease s WHERE s.company = l.company)
+  RETURNING company
+), chosen AS MATERIALIZED (
+  SELECT t.id AS chosen_id
+  FROM unnest(CAST(:mappings AS text[]), CAST(:lanes AS text[]), CAST(:companies AS text[]))
+    AS p(mapping, lane, company)
+  CROSS JOIN LATERAL (
+    SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.mapping AND lane = p.lane AND next_attempt <= :now
+      AND (p.company = '' OR p.company IN (SELECT company FROM taken))
+    ORDER BY next_attempt LIMIT :most FOR UPDATE SKIP LOCKED) AS t
+  LIMIT :room)
+UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner, updated = :now
+FROM chosen WHERE id = chosen_id
+RETURNING {columns}
+"""
+_TERMS = {"now": SERVER_NOW, "busy": _BUSY, "asked": ASKED_S, "turn": TURN_S}
+_CLAIM_WAITING, _CLAIM_DOUBTFUL = (
+    ByDialect(
+        text(_CLAIM.format(leased=leased, due=due, columns=COLUMNS)),
+        text(_CLAIM_COMPANIES.format(leased=leased, due=due, columns=COLUMNS, **_TERMS)),
+    )
+    for leased, due in (("leased", "waiting"), ("asking", "doubtful"))
+)
+_ASK = text(f"""
+UPDATE company_lease SET asked = {SERVER_NOW} WHERE company IN (
+  SELECT company FROM company_lease WHERE company = ANY(:companies) AND owner <> :owner
+    AND (asked IS NULL OR asked < {SERVER_NOW} - {ASK_AGAIN_S})
+  FOR UPDATE SKIP LOCKED)
+""")  # noqa: S608 - our own terms

@@ -1,0 +1,30 @@
+"""Read the clock of the database server, whose time all hosts of a shared queue use."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from docferry.clock import Clock, ServerClock, SystemClock
+from docferry.store.connection import Transaction
+from docferry.store.database import Database
+
+#: SQL expression for the server's time, wall seconds.
+SERVER_NOW = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+_NOW = text(f"SELECT {SERVER_NOW}")
+
+
+async def read_server_clock(database: Database, local: Clock) -> ServerClock:
+    """Ask the server for its time."""
+    began = local.steady()
+    (server_now,) = await database.fetch_one(_NOW)
+    return ServerClock(local, server_now, began, local.steady())
+
+
+async def queue_clock(database: Database) -> Clock:
+    """Return the clock for the times of a queue: the server's on PostgreSQL, else this machine's."""
+
+    def is_shared(transaction: Transaction) -> bool:
+        return transaction.has_recordsets
+
+    local = SystemClock()
+    return await read_server_clock(database, local) if await database.read(is_shared) else local
