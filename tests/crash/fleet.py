@@ -155,9 +155,11 @@ class Fleet:
 
     def apply_faults(self) -> None:
         """Trouble each host and the servers at once, each in a thread of its own."""
-        threads = [threading.Thread(target=self._guarded, args=(self._trouble_host, host)) for host in self.hosts]
-        threads.append(threading.Thread(target=self._guarded, args=(self._trouble_servers,)))
-        threads.append(threading.Thread(target=self._guarded, args=(self.lay_documents,)))
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._trouble_host, host), daemon=True) for host in self.hosts
+        ]
+        threads.append(threading.Thread(target=self._guarded, args=(self._trouble_servers,), daemon=True))
+        threads.append(threading.Thread(target=self._guarded, args=(self.lay_documents,), daemon=True))
         for thread in threads:
             thread.start()
         told = 0.0
