@@ -32,6 +32,7 @@ class DocferryRun:
     settle: str = "500ms"
     ca_file: Path | None = None
     cores: int | None = None  # None: all
+    senders: int | None = None  # None: as many as docferry chooses
 
     @property
     def state(self) -> Path:
@@ -51,12 +52,14 @@ class DocferryRun:
         target = f'company_id = "{COMPANY}"\nconnection_id = "{CONNECTION}"' if self.to == "codat" else ""
         if self.batch > 1:  # a token lets the list alone prove the first batch; without one a ZIP is asked for
             target += '\nfile_name = "{stem}~{token}{suffix}"'
+        senders = f"senders = {self.senders}" if self.senders is not None else ""
         trust = f'ca_file = "{self.ca_file}"' if self.ca_file else ""
         self.config.write_text(
             f"""
 state_dir = "{self.state}"
 settle = "{self.settle}"
 workers = {self.workers}
+{senders}
 [codat]
 base_url = "{self.url}"
 requests_per_minute = 10000000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -54,27 +54,39 @@ class CountedSource(Source):
     """A source that counts the bytes that were given to the connection."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
-        self.given = 0
+        self.source = source
+        self._given = 0
+        self._elsewhere: Callable[[], int] | None = None
+
+    @property
+    def given(self) -> int:
+        """Bytes that were given to the connection so far."""
+        if self._elsewhere is not None:
+            self._given = min(max(self._elsewhere(), 0), self.size)
+        return self._given
+
+    def follow(self, given: Callable[[], int] | None) -> None:
+        """Show what another process has given to the connection; None: what it had given until now."""
+        self._elsewhere = given
 
     @property
     def size(self) -> int:
         """Bytes of the document."""
-        return self._source.size
+        return self.source.size
 
     @property
     def md5(self) -> str | None:
         """Hex MD5 of the bytes, if it was asked for."""
-        return self._source.md5
+        return self.source.md5
 
     async def blocks(self) -> AsyncIterator[bytes]:
         """Yield the blocks of the source; one counts when the next is asked for."""
-        self.given = 0
-        blocks = self._source.blocks()
+        self._given = 0
+        blocks = self.source.blocks()
         try:
             async for block in blocks:
                 yield block
-                self.given += len(block)
+                self._given += len(block)
         finally:
             if isinstance(blocks, AsyncGenerator):
                 await blocks.aclose()

@@ -1,8 +1,9 @@
 """Fork docferry processes from a loaded parent, and let one kill itself at a chosen transition.
 
 Requests are lines of JSON on stdin: {"spawn": [words], "env": {…}, "out": path, "err": path, "kill_at": [point, nth],
-"clock": path, "patience": seconds} returns the child's pid. {"wait": pid} waits for its end and returns its exit code;
-{"poll": pid} returns it or null. The functions of the product are wrapped here, in the child, after the fork.
+"clock": path, "patience": seconds, "senders": true} returns the child's pid. {"wait": pid} waits for its end and
+returns its exit code; {"poll": pid} returns it or null. The functions of the product are wrapped here, in the child,
+after the fork.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import alembic.command
 import alembic.config  # noqa: F401 - loaded before the fork
+import anyio
 from sqlalchemy import TextClause, event
 from sqlalchemy.engine import Engine
 
@@ -27,6 +29,8 @@ from docferry.app import one_pass
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - loaded before the fork
 from docferry.remotes.codat.client import Codat
+from docferry.senders import pool
+from docferry.senders.pool import SenderPool
 from docferry.store import transitions
 from docferry.store.connection import Statement, Transaction
 from docferry.store.documents import Documents
@@ -105,7 +109,25 @@ def _run(order: Mapping[str, Any]) -> int:
         _offset_clock(Path(order["clock"]))
     if order.get("patience"):
         _replace(one_pass, WRITE_PATIENCE=order["patience"])
+    if order.get("senders"):
+        _start_senders_first()
     return cli.main(order["spawn"])
+
+
+def _start_senders_first() -> None:
+    """Let senders be ready before anything is claimed, however little is due, and get every document."""
+    run_pool = SenderPool.run
+
+    @contextlib.asynccontextmanager
+    async def started(self: SenderPool) -> AsyncIterator[None]:
+        async with run_pool(self):
+            self.claimed([pool.START_BYTES])
+            while not self.is_running:  # noqa: ASYNC110 - the pool announces it in its log alone
+                await anyio.sleep(0.005)  # polling interval
+            yield
+
+    _replace(SenderPool, run=started)
+    _replace(pool, MIN_REQUEST_BYTES=1)
 
 
 def _offset_clock(offset_file: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sqlite3
 import threading
 from collections import Counter
@@ -38,6 +40,8 @@ KILL_POINTS: dict[str, list[Fault]] = {
 }
 #: These are one statement or none, so nothing can happen inside.
 WITHOUT_INSIDE = {"waiting>leased", "doubtful>asking", "find", "sweep"}
+#: With senders the blocks of a body are in other processes.
+WITHOUT_INSIDE_BY_SENDERS = {"send"}
 
 
 class Dropper:
@@ -89,12 +93,14 @@ class Dropper:
 class KillHarness:
     """Kill processes at random moments while requests fail."""
 
-    def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int) -> None:
+    def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int, *, senders: bool = False) -> None:
         self.app_env = app_env
+        self.senders = senders  # whether each process has two, ready before anything is claimed
         self.process_pool = process_pool
         self.kills: Counter[str] = Counter()
         self._random = random.Random(seed)  # noqa: S311 - repeatable by its seed
         app_env.settings |= {"settle": '"100ms"', "rescan": '"1s"', "log_level": '"warning"'}
+        app_env.settings["senders"] = "2" if senders else "0"
         app_env.codat |= {"list_lag": '"200ms"', "timeout": '"2s"'}
         options = app_env.simulator.options
         options.list_lag, options.latency = 0.1, 0.01
@@ -106,18 +112,28 @@ class KillHarness:
     def storm(self, kills: int) -> None:
         """Kill daemons, and passes beside them, so many times."""
         while self.kills.total() < kills:
-            daemon = self.process_pool.spawn(self.app_env, "run")
-            beside = [
-                self.process_pool.spawn(self.app_env, "sync", "--json") for _ in range(self._random.random() < 0.5)
-            ]
+            daemon = self._spawn("run")
+            beside = [self._spawn("sync", "--json") for _ in range(self._random.random() < 0.5)]
             self._wait(daemon, self._random.choice((0.15, 0.4, 0.8, 1.6)))
             if self._random.random() < 0.5:
-                beside.append(self.process_pool.spawn(self.app_env, "sync", "--json"))
+                beside.append(self._spawn("sync", "--json"))
                 self._wait(daemon, 0.6)
+            if self.senders and self._random.random() < 0.7:
+                self._kill_a_sender(daemon)
+                self._wait(daemon, 0.4)
             for name, child in [("run", daemon), *(("sync", each) for each in beside)]:
                 if not child.ended():
                     child.kill()
                     self.kills[name] += child.code == KILLED
+
+    def _spawn(self, *words: str) -> ChildProcess:
+        return self.process_pool.spawn(self.app_env, *words, senders=self.senders)
+
+    def _kill_a_sender(self, daemon: ChildProcess) -> None:
+        pids = child_pids(daemon.pid)
+        if pids:
+            os.kill(self._random.choice(pids), signal.SIGKILL)
+            self.kills["sender"] += 1
 
     def _wait(self, daemon: ChildProcess, longest: float) -> None:
         """Wait a random time; fail if the daemon ends by itself."""
@@ -130,10 +146,16 @@ class KillHarness:
         return self.process_pool.drained(self.app_env, 20)
 
 
+def child_pids(pid: int) -> list[int]:
+    """Return the children of a process: of the program, its senders."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def kill_at_transition(
-    app_env: AppEnv, process_pool: ProcessPool, transition: str, in_a_row: int
+    app_env: AppEnv, process_pool: ProcessPool, transition: str, in_a_row: int, *, senders: bool = False
 ) -> tuple[int, Counter[tuple[str, str]]]:
     """Kill passes at a transition, then let passes end. Return the kills and the written documents."""
+    app_env.settings["senders"] = "2" if senders else "0"
     app_env.settings |= {"settle": '"10ms"', "log_level": '"warning"'}
     app_env.codat |= {"list_lag": '"60ms"', "timeout": '"2s"'}
     app_env.simulator.options.idempotency = False
@@ -141,7 +163,7 @@ def kill_at_transition(
     made: Counter[tuple[str, str]] = Counter()
     kills = 0
     for moment in MOMENTS:
-        if moment == "inside" and transition in WITHOUT_INSIDE:
+        if moment == "inside" and transition in WITHOUT_INSIDE | (WITHOUT_INSIDE_BY_SENDERS if senders else set()):
             continue
         app_env.simulator.set_faults(KILL_POINTS[transition])
         for number in range(3):
@@ -151,7 +173,8 @@ def kill_at_transition(
         if transition == "sweep":
             assert process_pool.spawn(app_env, "sync", kill_at=("send:before", 1)).wait() == KILLED
         for death in range(in_a_row):
-            ended = process_pool.spawn(app_env, "sync", kill_at=(f"{transition}:{moment}", 1)).wait()
+            kill_at = (f"{transition}:{moment}", 1)
+            ended = process_pool.spawn(app_env, "sync", kill_at=kill_at, senders=senders).wait()
             assert ended == KILLED or death, f"{transition}:{moment} was not passed"
             kills += ended == KILLED
         process_pool.drained(app_env)

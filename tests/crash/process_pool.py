@@ -108,10 +108,11 @@ class ProcessPool:
         kill_at: tuple[str, int] | None = None,
         clock: Path | None = None,
         patience: float | None = None,
+        senders: bool = False,
         env: Mapping[str, str] | None = None,
         **extra: str,
     ) -> ChildProcess:
-        """Start a docferry command in this environment."""
+        """Start a docferry command in this environment; with `senders`, its sender processes are ready first."""
         self._started += 1
         out, err = self.folder / f"{self._started}.out", self.folder / f"{self._started}.err"
         out.touch()
@@ -124,6 +125,7 @@ class ProcessPool:
             "kill_at": kill_at,
             "clock": str(clock) if clock else None,
             "patience": patience,
+            "senders": senders,
         }
         return ChildProcess(self, self.order(order), out, err)
 

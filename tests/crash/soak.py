@@ -1,6 +1,7 @@
 """Kill thousands of processes: `python tests/crash/soak.py --kills 2000`.
 
-Prints the result of each round; exits with 1 at the first document that was lost, doubled or torn.
+Half of the rounds have sender processes, which are killed too. Prints the result of each round; exits with 1 at the
+first document that was lost, doubled or torn.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ def main() -> int:
     while kills.total() < wanted.kills:
         with tempfile.TemporaryDirectory(prefix="docferry-soak-") as folder:
             left = wanted.kills - kills.total()
+            senders = jitter.random() < 0.5
             if kills["transition"] < kills.total() / 4:
-                found = _kill_at_one(Path(folder), jitter.choice(list(KILL_POINTS)))
+                found = _kill_at_one(Path(folder), jitter.choice(list(KILL_POINTS)), senders=senders)
             else:
-                found = _kill_at_random(Path(folder), jitter.randrange(1 << 30), min(KILLS_PER_ROUND, left))
+                most = min(KILLS_PER_ROUND, left)
+                found = _kill_at_random(Path(folder), jitter.randrange(1 << 30), most, senders=senders)
         kills.update(found[0])
         documents += found[1]
         told = ", ".join(f"{count} of {name}" for name, count in sorted(kills.items()))
@@ -49,13 +52,13 @@ def main() -> int:
     return 0
 
 
-def _kill_at_random(folder: Path, seed: int, kills: int) -> tuple[dict[str, int], int]:
+def _kill_at_random(folder: Path, seed: int, kills: int, *, senders: bool) -> tuple[dict[str, int], int]:
     (folder / "processes").mkdir()
     process_pool = ProcessPool(folder / "processes")
     try:
         with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0), seed=seed)) as simulator_thread:
             app_env = AppEnv(folder, simulator_thread)
-            kill_harness = KillHarness(app_env, process_pool, seed)
+            kill_harness = KillHarness(app_env, process_pool, seed, senders=senders)
             folders = {
                 "bank": app_env.upload("bank"),
                 "scans": app_env.upload("scans", "wootiv", object_name='"{name}"'),
@@ -69,13 +72,13 @@ def _kill_at_random(folder: Path, seed: int, kills: int) -> tuple[dict[str, int]
         process_pool.close()
 
 
-def _kill_at_one(folder: Path, transition: str) -> tuple[dict[str, int], int]:
+def _kill_at_one(folder: Path, transition: str, *, senders: bool) -> tuple[dict[str, int], int]:
     (folder / "processes").mkdir()
     process_pool = ProcessPool(folder / "processes")
     try:
         with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator_thread:
             app_env = AppEnv(folder, simulator_thread)
-            kills, made = kill_at_transition(app_env, process_pool, transition, in_a_row=5)
+            kills, made = kill_at_transition(app_env, process_pool, transition, in_a_row=5, senders=senders)
             verify_remote(app_env, made)
             return {"transition": kills}, len(made)
     finally:

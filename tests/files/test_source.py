@@ -22,8 +22,9 @@ pytestmark = pytest.mark.anyio
 
 
 def planned(root: Path, name: str = "a.pdf", *, md5: bool = False, read_small: bool = True) -> FileSource:
-    opener = Opener(Root(root), lambda: read_small)
-    return opener.source(name.encode(), *digests_of(root, name, md5=md5), md5)
+    source = Opener(Root(root)).source(name.encode(), *digests_of(root, name, md5=md5), md5)
+    source.stays_open = not read_small
+    return source
 
 
 async def drain(source: FileSource, each: Callable[[bytes], None]) -> None:

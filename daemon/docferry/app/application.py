@@ -31,6 +31,7 @@ from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import Remote
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.remotes.wootiv.direct import BulkPolicy
+from docferry.senders.pool import SenderPool, sender_count
 from docferry.settings import Download, Settings, Upload
 from docferry.settings.outbox import outboxes
 from docferry.store import locks, schema
@@ -139,11 +140,14 @@ async def open_application(
             owners = await stack.enter_async_context(_join_queue(database, shared_clock, owner, host))
         receipts = ReceiptKeeper(settings, database, clock)
         await receipts.check_copy(adopt=adopt)
-        remotes = open_remotes(settings, clock)
+        senders = SenderPool(sender_count(settings.senders))
+        remotes = open_remotes(settings, clock, senders)
+        await stack.enter_async_context(senders.run())
         for remote in remotes.values():
             stack.push_async_callback(remote.aclose)
         tables = _open_tables(database, clock, owner, owners)
-        context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry or Telemetry(clock))
+        telemetry = telemetry or Telemetry(clock)
+        context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry, senders)
         app = _build(settings, context, tables, wanted_downloads if downloads else [], receipts)
         for upload in uploads.values():
             await app.reconciler.detect_retarget(upload)

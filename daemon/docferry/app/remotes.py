@@ -18,6 +18,7 @@ from docferry.remotes.protocol import Remote, Rules
 from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
 from docferry.remotes.wootiv.client import Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
+from docferry.senders.pool import SenderPool
 from docferry.settings import Settings
 from docferry.settings.outbox import outboxes
 
@@ -42,12 +43,13 @@ class SettingsKey:
             redaction.hide(self.value)
 
 
-def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
-    """Return a client for each remote that some mapping uses, by name."""
+def open_remotes(settings: Settings, clock: Clock, senders: SenderPool | None = None) -> dict[str, Remote]:
+    """Return a client for each remote that some mapping uses, by name; documents go through `senders`."""
+    senders = senders or SenderPool()
 
     def open_client(name: str, to: settings_of.Codat | settings_of.Wootiv) -> HttpClient:
         _hide_proxy_password(to.proxy)
-        return HttpClient(name, clock, http_options(to))
+        return senders.http_client(name, clock, http_options(to))
 
     remotes: dict[str, Remote] = {}
     codat, wootiv = settings.codat, settings.wootiv
@@ -61,7 +63,7 @@ def open_remotes(settings: Settings, clock: Clock) -> dict[str, Remote]:
         storage = replace(http_options(wootiv), headers={}, public_only=urls.public_only)
         remotes["wootiv"] = Wootiv(
             open_client("Wootiv", wootiv),
-            HttpClient("Wootiv's storage", clock, storage),
+            senders.http_client("Wootiv's storage", clock, storage),
             urls,
             WootivOptions(wootiv.base_url, direct_mappings(settings)),
             key=SettingsKey(settings, "wootiv"),

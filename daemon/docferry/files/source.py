@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from types import TracebackType
 from typing import Self
@@ -24,12 +24,10 @@ class Opener:
     """Opens the sources of one root in a thread.
 
     Sources that are asked for while the thread is busy are opened together next. A root that hangs delays only itself.
-    `reads_small` is asked when a small file is opened.
     """
 
-    def __init__(self, root: Root, reads_small: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, root: Root) -> None:
         self._root = root
-        self.reads_small = reads_small
         self._waiting: list[FileSource] = []
         self._one_call = anyio.Lock(fast_acquire=True)
 
@@ -37,7 +35,7 @@ class Opener:
         """Return the file as a source for one attempt: `async with opener.source(…) as source`.
 
         Entering raises SourceError unless the file has this stamp. A small file is then already read and proved,
-        unless other processes send; then it stays open until its bytes are wanted, there or here.
+        unless `stays_open` was set.
         """
         return FileSource(self, path, stamp, digests, md5)
 
@@ -200,6 +198,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._stamp, self._digests, self._wants_md5 = stamp, digests, md5
         self._whole: bytes | None = None
         self._file: OpenedFile | None = None
+        self.stays_open = False  # also if it is small, as another process reads it
         self.is_open = False
         self.is_wanted = False  # bytes were asked for: before that none can have been sent
         self.trouble: Exception | None = None  # why it could not be opened
@@ -267,7 +266,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         if fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
             fingerprint = self._read_through(descriptor)
         file = OpenedFile(descriptor, self._path, self._stamp, fingerprint)
-        if self._stamp.size <= BLOCK and self.opener.reads_small():
+        if self._stamp.size <= BLOCK and not self.stays_open:
             self._whole = file.read_whole()
         else:
             self._file = file

@@ -241,7 +241,9 @@ class Settings(BaseSettings):
         description="a PostgreSQL queue for several hosts; default: SQLite in state_dir",
     )
     host: Host | None = Field(default=None, description="this machine's name in a shared queue; default: its host name")
-    senders: Senders = Field(default="auto", description="sender processes; all work is done in this process today")
+    senders: Senders = Field(
+        default="auto", description='processes that read, encrypt and send: "auto", or 0 (in this process) to 32'
+    )
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
     settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
     rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from docferry.clock import Clock
 from docferry.remotes.protocol import Remote
+from docferry.senders.pool import SenderPool
 from docferry.settings import Upload
 from docferry.store.database import Database
 from docferry.store.documents import Documents
@@ -38,6 +39,7 @@ class UploadContext:
     remotes: Mapping[str, Remote]
     wakeups: Wakeups
     telemetry: Telemetry
+    senders: SenderPool = field(default_factory=SenderPool)
 
     def remote_of(self, lane: str) -> Remote:
         """Return the remote that a lane leads to."""

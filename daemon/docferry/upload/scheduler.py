@@ -247,6 +247,7 @@ class Scheduler:
         except BaseException:
             self._slots.add(Batch([transfer], {}) for transfer in claimed)  # to be released
             raise
+        self._context.senders.claimed(sum(transfer.size for transfer in transfers) for transfers in batches)
         self._slots.add(Batch(transfers, places) for transfers in batches)
 
     async def _lookups_elsewhere(self) -> Collection[str]:

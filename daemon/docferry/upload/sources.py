@@ -52,7 +52,9 @@ class SourceOpener:
         candidates = [self._candidates(transfer, places.get(transfer.id, ())) for transfer in transfers]
         unapproved = await self._unapproved(transfers, candidates)
         first = [each[0][1] for each in candidates if each]
+        stay_open = self._context.senders.takes(sum(source.size for source in first))
         for source in first:
+            source.stays_open = stay_open
             stack.callback(source.close)
         await open_together(first)
         for transfer, each in zip(transfers, candidates, strict=True):

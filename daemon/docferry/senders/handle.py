@@ -1,0 +1,204 @@
+"""One sender process as the daemon sees it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from docferry.remotes.http.options import HttpOptions
+from docferry.senders import messages
+from docferry.senders.channel import Channel, ChannelError
+from docferry.senders.messages import Reply, SendRequest
+from docferry.senders.progress import SLOTS, ProgressPage, Slot
+
+#: The module that a sender runs.
+PROGRAM: Final = "docferry.senders"
+#: How long a sender may take to end a cancelled request, and to end after its channel was closed, seconds.
+CANCEL_S: Final = 2.0
+END_S: Final = 2.0
+#: What a sender gets of the environment: no key, and no way to systemd.
+_ENVIRONMENT: Final = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX", "OPENSSL_CONF", "OPENSSL_MODULES", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Pending:
+    done: anyio.Event = field(default_factory=anyio.Event)
+    reply: Reply | None = None
+
+
+class SenderHandle:
+    """A sender process: its channel, its shared page and its requests."""
+
+    def __init__(self, clients: Sequence[HttpOptions]) -> None:
+        """Start the process. Raises OSError.
+
+        Must be called in the main thread: the kernel ends a sender with the thread that started it.
+        """
+        self.clients = len(clients)
+        self._hello = messages.hello(clients)
+        self.is_ready = False
+        self.requests = 0  # that it was handed
+        self.is_closing = False
+        self.last_used = self.started = time.monotonic()
+        self._pending: dict[int, _Pending] = {}
+        self._free = list(range(SLOTS))
+        self._silent = self._beat = self._slots_in_use = 0
+        self._has_ended = False
+        page = ProgressPage.create()
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = _spawn(theirs.fileno(), page)
+            self.page = ProgressPage(page)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(page)
+        self._channel = Channel(ours, takes_descriptors=False)
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._process.pid
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without a reply."""
+        return len(self._pending)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request; 0 while there is one, or before the start is complete."""
+        return 0.0 if self._pending or not self.is_ready else time.monotonic() - self.last_used
+
+    @property
+    def can_take(self) -> bool:
+        """Whether another request may be handed to it."""
+        return self.is_ready and not self.is_closing and bool(self._free)
+
+    def checks_without_beat(self) -> int:
+        """Return how many calls in a row have found no sign of life."""
+        beat = self.page.beat
+        self._silent, self._beat = (self._silent + 1 if beat == self._beat else 0), beat
+        return self._silent
+
+    def take_slot(self) -> Slot:
+        """Return a place on the page."""
+        self._slots_in_use += 1
+        number = self._free.pop()
+        self.page.write(number, begun=False, given=0)
+        return Slot(self.page, number)
+
+    def give_back(self, slot: Slot) -> None:
+        """Free a place of the page; with the last one the page of a process that has ended."""
+        self._slots_in_use -= 1
+        if not slot.is_lost:
+            self._free.append(slot.number)
+        self._free_page()
+
+    async def exchange(self, slot: Slot, request: Callable[[int], SendRequest]) -> Reply | None:
+        """Hand a request over and return its reply; None when the process ended first: the slot tells how far it got.
+
+        Cancelled, it cancels the request, and waits shortly until its slot says how far it got.
+        """
+        number = self.requests = self.requests + 1
+        pending = self._pending[number] = _Pending()
+        self.last_used = time.monotonic()
+        try:
+            with suppress(OSError):  # the reader notices the end too
+                await request(number).send(self._channel)
+            await pending.done.wait()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(CANCEL_S, shield=True), suppress(OSError):
+                await self._channel.send([messages.CANCEL, number])
+                await pending.done.wait()
+            slot.is_lost = not pending.done.is_set()
+            raise
+        finally:
+            self._pending.pop(number, None)
+            self.last_used = time.monotonic()
+        return pending.reply
+
+    async def serve(self, ready: Callable[[], None]) -> str | None:
+        """Take replies until the process ends or breaks the protocol; return what is wrong. Calls `ready` once."""
+        try:
+            await self._channel.send(self._hello)
+            while frames := await self._channel.receive():
+                for frame in frames:
+                    if frame.message[0] == messages.READY:
+                        self.is_ready, self.last_used = True, time.monotonic()
+                        ready()
+                        continue
+                    reply = messages.read_reply(frame)
+                    pending = self._pending.pop(reply.number, None)
+                    if pending is not None:
+                        pending.reply = reply
+                        pending.done.set()
+        except (ChannelError, OSError) as error:
+            return str(error)
+        return None
+
+    def close(self) -> None:
+        """Ask the process to end: it does when its channel closes."""
+        self.is_closing = True
+        self._channel.shut_down()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    async def reap(self) -> int:
+        """Wait for the end of the process, kill it if need be, then tell its requests; return the exit code.
+
+        Only a process that has ended says with its slots how far its requests got.
+        """
+        if not self.is_closing:
+            self.kill()
+        self.close()
+        code = await anyio.to_thread.run_sync(self._wait)
+        for pending in self._pending.values():
+            pending.done.set()
+        self._channel.close()
+        self._has_ended = True
+        self._free_page()
+        return code
+
+    def _free_page(self) -> None:
+        if self._has_ended and not self._slots_in_use:
+            self.page.close()
+
+    def _wait(self) -> int:
+        try:
+            return self._process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def _spawn(channel: int, page: int) -> subprocess.Popen[bytes]:
+    """Start the program with nothing but its two descriptors; stderr is ours, as only a defect writes to it."""
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-P", "-m", PROGRAM, str(channel), str(page), str(os.getpid())],
+        env=environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=(channel, page),
+        process_group=0,
+    )

@@ -1,0 +1,173 @@
+"""Start sender processes while much is due, hand requests to them, and stop them when there is nothing to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+
+from docferry import logs
+from docferry.clock import Clock
+from docferry.remotes.http import HttpClient, HttpOptions
+from docferry.senders.handle import SenderHandle
+from docferry.senders.transport import SenderTransport
+
+log = logs.get("senders")
+
+#: Smaller requests are sent here: handing one over costs as much as it saves (measured with TLS: 360 µs at 40 kB).
+MIN_REQUEST_BYTES: Final = 128 * 1024
+#: Senders start when requests for them of so many bytes were claimed within `WINDOW_S` seconds.
+START_BYTES: Final = 64 * 1024 * 1024
+WINDOW_S: Final = 5.0
+#: They stop after so long without a request, seconds.
+IDLE_S: Final = 60.0
+#: How often they are looked at, seconds, and after so many looks without a sign of life one is killed.
+CHECK_S: Final = 1.0
+STALLED_CHECKS: Final = 30
+#: How long a dead sender is not replaced, seconds: twice as long after each death, up to the second figure.
+PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+#: "auto" starts no more: beyond, the daemon's own work is the limit.
+MOST_AUTO: Final = 4
+
+
+def sender_count(wanted: Literal["auto"] | int) -> int:
+    """Return how many senders a setting stands for: "auto" leaves one core to the daemon."""
+    if wanted != "auto":
+        return wanted
+    return min(MOST_AUTO, len(os.sched_getaffinity(0)) - 1)
+
+
+class SenderPool:
+    """The sender processes of one daemon. Without any, and whatever happens to one, requests are sent here."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._count = count
+        self._clients: list[HttpOptions] = []
+        self._senders: list[SenderHandle] = []
+        self._group: TaskGroup | None = None
+        self._changed = anyio.Event()
+        self._is_wanted = False
+        self._window = 0.0  # steady seconds of its start
+        self._bytes = 0  # claimed since
+        self._pause = PAUSE_S
+        self._not_before = 0.0  # steady seconds
+
+    def http_client(self, name: str, clock: Clock, options: HttpOptions) -> HttpClient:
+        """Return a client whose requests with documents go to senders. Senders know the clients made before them."""
+        self._clients.append(options)
+        return HttpClient(name, clock, options, partial(SenderTransport, self))
+
+    def claimed(self, requests: Iterable[int]) -> None:
+        """Note that requests of these bytes are about to be sent; start senders when that is much."""
+        if self._group is None or self._is_wanted:
+            return
+        now = time.monotonic()
+        if now - self._window > WINDOW_S:
+            self._window, self._bytes = now, 0
+        self._bytes += sum(size for size in requests if size >= MIN_REQUEST_BYTES)
+        if self._bytes >= START_BYTES:
+            self._is_wanted = True
+            self._changed.set()
+
+    def takes(self, size: int) -> bool:
+        """Whether a sender would send a request of so many bytes now."""
+        return size >= MIN_REQUEST_BYTES and self.is_running
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a sender takes requests."""
+        return any(sender.can_take for sender in self._senders)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that senders have."""
+        return sum(sender.in_flight for sender in self._senders)
+
+    def choose(self, options: HttpOptions) -> tuple[SenderHandle, int] | None:
+        """Return the sender with the fewest requests, and the number of a client; None when there is none."""
+        free = [sender for sender in self._senders if sender.can_take]
+        if not free or options not in self._clients:
+            return None
+        sender, client = min(free, key=lambda each: each.in_flight), self._clients.index(options)
+        return (sender, client) if client < sender.clients else None
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Keep senders for as long as the context lasts."""
+        if not self._count:
+            yield
+            return
+        async with anyio.create_task_group() as self._group:
+            self._group.start_soon(self._manage, name="senders")
+            try:
+                yield
+            finally:
+                self._group.cancel_scope.cancel()
+
+    async def _manage(self) -> None:
+        while True:
+            has_work = self._senders or self._is_wanted
+            with anyio.move_on_after(CHECK_S if has_work else None):
+                await self._changed.wait()
+            self._changed = anyio.Event()
+            self._stop_idle()
+            for sender in self._senders:
+                if sender.checks_without_beat() > STALLED_CHECKS:
+                    sender.kill()
+            if self._is_wanted and time.monotonic() >= self._not_before:
+                self._start()
+
+    def _stop_idle(self) -> None:
+        if self._senders and all(sender.idle_s > IDLE_S for sender in self._senders):
+            self._is_wanted = False
+            for sender in self._senders:
+                sender.close()
+
+    def _start(self) -> None:
+        while self._group is not None and len(self._senders) < self._count:
+            try:
+                sender = SenderHandle(self._clients)
+            except OSError as error:
+                log.error("sender_failed", f"no sender process can be started ({error}); this process sends instead")
+                self._postpone()
+                return
+            self._senders.append(sender)
+            self._group.start_soon(self._serve, sender, name="sender")
+
+    async def _serve(self, sender: SenderHandle) -> None:
+        """Watch one sender from its start to its end."""
+        trouble: str | None = None
+        try:
+            trouble = await sender.serve(partial(log.info, "sender_started", pid=sender.pid))
+        except anyio.get_cancelled_exc_class():
+            sender.close()
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a sender brings about, the daemon goes on
+            trouble = f"{type(error).__name__}: {error}"
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._end(sender, trouble)
+
+    async def _end(self, sender: SenderHandle, trouble: str | None) -> None:
+        was_wanted = not sender.is_closing
+        code = await sender.reap()
+        self._senders.remove(sender)
+        if not was_wanted:
+            log.info("sender_stopped", pid=sender.pid, requests=sender.requests)
+            return
+        if time.monotonic() - sender.started > LONGEST_PAUSE_S:
+            self._pause = PAUSE_S
+        why = f"{trouble or 'it ended'} (exit code {code})"
+        log.error("sender_died", f"{why}; its requests are doubtful, others are sent without it", pid=sender.pid)
+        self._postpone()
+
+    def _postpone(self) -> None:
+        self._not_before = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)

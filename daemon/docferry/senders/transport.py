@@ -1,0 +1,151 @@
+"""The httpx transport of the daemon that hands requests with documents to sender processes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+
+from docferry.files.source import OpenedFile
+from docferry.model import Source
+from docferry.remotes.http.options import HttpOptions
+from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.transports import open_transport
+from docferry.senders.handle import SenderHandle
+from docferry.senders.messages import Reply, SendFailure, SendRequest
+from docferry.senders.progress import Slot
+from docferry.telemetry import CountedSource
+
+if TYPE_CHECKING:
+    from docferry.senders.pool import SenderPool
+
+
+class SenderTransport(httpx.AsyncBaseTransport):
+    """A transport over senders and over a transport of this process.
+
+    A request goes to a sender when its body is large and holds files that are open, and a sender runs. Its errors are
+    those of the sender's transport. When the sender dies, the request is sent again only if no byte of its body can be
+    on its way.
+    """
+
+    def __init__(self, pool: SenderPool, options: HttpOptions) -> None:
+        self._pool = pool
+        self._options = options
+        self._local: httpx.AsyncBaseTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send the request and return its response."""
+        body = request.stream
+        while isinstance(body, TrackedBody) and self._pool.takes(body.length):
+            parts, chosen = _open_parts(body.parts or ()), self._pool.choose(self._options)
+            if not parts or chosen is None:
+                break
+            sender, client = chosen
+            reply = await _through(sender, client, request, body, parts)
+            if reply is not None:
+                return _response(reply, request, body)
+        self._local = self._local or open_transport(self._options)
+        return await self._local.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connections of this process; those of senders end with the senders."""
+        local, self._local = self._local, None
+        if local is not None:
+            await local.aclose()
+
+
+async def _through(
+    sender: SenderHandle,
+    client: int,
+    request: httpx.Request,
+    body: TrackedBody,
+    parts: Sequence[bytes | OpenedFile],
+) -> Reply | None:
+    """Return a sender's reply; None when it died before a byte of the body can have been sent."""
+    slot = sender.take_slot()
+    sources = [part for part in body.parts or () if not isinstance(part, bytes)]
+    _follow(sources, slot)
+    extensions: dict[str, object] = {
+        name: value for name, value in request.extensions.items() if name in ("timeout", "expect_continue")
+    }
+    message = partial(
+        SendRequest,
+        slot=slot.number,
+        client=client,
+        method=request.method,
+        url=str(request.url),
+        headers=request.headers.raw,
+        extensions=extensions,
+        parts=parts,
+    )
+    try:
+        reply = await sender.exchange(slot, message)
+        if reply is None and slot.has_begun:
+            body.sent_elsewhere(complete=False, maybe_complete=True)
+            raise httpx.ReadError("the process that sent the document ended")
+    except anyio.get_cancelled_exc_class():
+        if slot.has_begun:
+            for source in sources:
+                _uncounted(source).is_wanted = True
+        raise
+    finally:
+        _follow(sources, None)
+        sender.give_back(slot)
+    return reply
+
+
+def _response(reply: Reply, request: httpx.Request, body: TrackedBody) -> httpx.Response:
+    """Return the response of a reply, or raise its error; `body` knows then how far the sender got."""
+    if isinstance(reply, SendFailure):
+        body.sent_elsewhere(complete=False, maybe_complete=reply.maybe_complete)
+        error = reply.error()
+        if not isinstance(error, httpx.HTTPError):
+            body.error = error
+        raise error
+    body.sent_elsewhere(complete=reply.complete, maybe_complete=reply.maybe_complete)
+    content = _Content(reply.content, reply.is_cut)
+    return httpx.Response(reply.status, headers=list(reply.headers), stream=content, request=request)
+
+
+class _Content(httpx.AsyncByteStream):
+    """Content that is here already, and perhaps broke off."""
+
+    def __init__(self, content: bytes, is_cut: bool) -> None:
+        self._content, self._is_cut = content, is_cut
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._content:
+            yield self._content
+        if self._is_cut:
+            raise httpx.ReadError("the response broke off")
+
+
+def _open_parts(parts: Sequence[bytes | Source]) -> list[bytes | OpenedFile]:
+    """Return the parts with open files in place of documents; none when one of them is not open."""
+    found = list[bytes | OpenedFile]()
+    for part in parts:
+        opened = part if isinstance(part, bytes) else getattr(_uncounted(part), "opened", None)
+        if opened is None:
+            return []
+        found.append(opened)
+    return found
+
+
+def _uncounted(source: Source) -> Any:
+    return source.source if type(source) is CountedSource else source  # of a Protocol; isinstance() costs 10 µs
+
+
+def _follow(sources: Sequence[Source], slot: Slot | None) -> None:
+    """Let counted sources show what a sender has given to the kernel; None: no longer."""
+    before = 0
+    for source in sources:
+        if type(source) is CountedSource:
+            source.follow(None if slot is None else partial(_given, slot, before))
+        before += source.size
+
+
+def _given(slot: Slot, before: int) -> int:
+    return slot.given - before
