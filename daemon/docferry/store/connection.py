@@ -21,7 +21,6 @@ from docferry.model import clamped
 
 T = TypeVar("T")
 #: Called with a transaction and the cursor that ran its BEGIN.
-Began = Callable[["Transaction", Any], None]
 Parameters = Mapping[str, Any]
 Work = Callable[["Transaction"], T]
 
@@ -99,21 +98,23 @@ class Transaction:
     threads for each statement.
     """
 
-    __slots__ = ("_bind_errors", "_dialect", "_streams", "_translations", "driver")
+    __slots__ = ("_dialect", "_translations", "driver")
+
+    #: Whether `json_to_recordset` exists, and a statement is a round trip to a server.
+    has_recordsets = False
 
     def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
         self.driver = driver
         self._dialect = dialect
-        # Raised before a statement is sent, by a value from outside. psycopg refuses a NUL in a text as DataError.
-        more = () if dialect.name == "sqlite" else (dialect.loaded_dbapi.DataError,)
-        self._bind_errors: tuple[type[Exception], ...] = (OverflowError, UnicodeEncodeError, *more)
         self._translations: dict[Statement, Translation] = {}
-        self._streams = 0
 
-    @property
-    def has_recordsets(self) -> bool:
-        """Whether `json_to_recordset` exists, and a statement is a round trip to a server."""
-        return self._dialect.name == "postgresql"
+    def start(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Any:
+        """Run a statement without waiting for its result, and return the cursor with it.
+
+        A server gets such statements together with the next one. Their errors are raised when a later result is read,
+        at the latest by the commit.
+        """
+        return self._run(statement, parameters)
 
     def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
         """Run a statement and return the number of rows that it changed."""
@@ -133,26 +134,18 @@ class Transaction:
 
     def fetch_pieces(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
         """Yield the rows of a statement in lists of at most `PIECE_ROWS`."""
-        with closing(self._streaming_cursor()) as cursor:
-            self._run(statement, parameters, cursor)
+        with closing(self._run(statement, parameters)) as cursor:
             while rows := cursor.fetchmany(PIECE_ROWS):
                 yield list(rows)
 
-    def _streaming_cursor(self) -> Any:
-        """Return a cursor that does not read all rows at once; psycopg's plain cursor would."""
-        if self._dialect.name == "sqlite":
-            return self.driver.cursor()
-        self._streams += 1  # a name belongs to one cursor of a transaction
-        return self.driver.cursor(name=f"docferry_{self._streams}")
-
-    def _run(self, statement: Statement, parameters: Parameters, cursor: Any = None) -> Any:
+    def _run(self, statement: Statement, parameters: Parameters) -> Any:
         translated = self._translated(statement)
         if translated.lists:
             parameters = {**parameters, **{name: json.dumps(parameters[name]) for name in translated.lists}}
-        cursor = cursor or self.driver.cursor()
+        cursor = self.driver.cursor()
         try:
             cursor.execute(translated.sql, parameters)
-        except self._bind_errors:
+        except (OverflowError, UnicodeEncodeError):  # raised before the statement runs, by a value from outside
             cursor.execute(translated.sql, {name: storable(value) for name, value in parameters.items()})
         return cursor
 
@@ -166,10 +159,9 @@ class Transaction:
 class ThreadConnection:
     """A connection that lives in its own thread. Each unit of work is one transaction and one visit to that thread."""
 
-    def __init__(self, engine: Engine, begin: str, began: Began | None = None) -> None:
+    def __init__(self, engine: Engine, begin: str) -> None:
         self._engine = engine
         self._begin = begin
-        self._began = began
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="docferry-database")
         self._connection: PoolProxiedConnection | None = None
         self._transaction: Transaction | None = None
@@ -195,43 +187,31 @@ class ThreadConnection:
         self._connection = self._engine.raw_connection()
         driver = self._connection.dbapi_connection
         assert driver is not None  # noqa: S101 - it was opened one line above
-        self._transaction = Transaction(driver, self._engine.dialect)
+        self._transaction = self._transaction_on(driver)
         return self._transaction
+
+    def _transaction_on(self, driver: DBAPIConnection) -> Transaction:
+        return Transaction(driver, self._engine.dialect)
 
     def _run(self, work: Work[T]) -> T:
         is_old = self._transaction is not None
-        transaction = self._transaction or self._connect()
         try:
             try:
-                cursor = self._start(transaction)
+                return self._run_in(self._transaction or self._connect(), work)
             except Exception as error:
-                if not (is_old and self._is_lost(error)):
+                if not is_old or isinstance(error, CommitUnknown) or not self._is_lost(error):
                     raise
-                self._disconnect()  # it was cut while it was idle
-                transaction = self._connect()
-                cursor = self._start(transaction)
-            return self._run_in(transaction, cursor, work)
+                self._disconnect()  # it was cut while it was idle, or before the commit
+                return self._run_in(self._connect(), work)
         except Exception as error:
             if self._is_lost(error) or self._serves_no_writes(error):
                 self._disconnect()  # the next unit of work connects again, perhaps to another server
             raise
 
-    def _start(self, transaction: Transaction) -> Any:
-        """Begin a transaction and return the cursor that did."""
-        cursor = transaction.driver.cursor()
-        try:
-            cursor.execute(self._begin)
-        except Exception:
-            with contextlib.suppress(self._errors):  # the first error tells more
-                transaction.driver.rollback()
-            raise
-        return cursor
-
-    def _run_in(self, transaction: Transaction, cursor: Any, work: Work[T]) -> T:
+    def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
         driver = transaction.driver
         try:
-            if self._began is not None:
-                self._began(transaction, cursor)
+            driver.cursor().execute(self._begin)
             value = work(transaction)
         except Exception:
             with contextlib.suppress(self._errors):  # the first error tells more

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from docferry.model import Reason, SeenFile, State, Target, parted
 from docferry.store.connection import ByDialect, Transaction, is_storable, storable
 from docferry.store.receipts import ReceiptWriter
+from docferry.store.recordset import BYTES, as_json, recordset, selected
 
 #: How a dedupe key excludes others. "content": the same bytes go once. "name": the name goes once, and another version
 #: is held. "object": the name has one content at a time, and versions follow each other. "volatile": the same, but
@@ -62,24 +63,24 @@ def apply(
     """Commit plans; see `Documents.apply`."""
     rows = [_row(number, mapping, plan) for number, plan in enumerate(planned)]
     _fill(transaction, rows)
-    transaction.execute(_DROP_REPEATED)
+    transaction.start(_DROP_REPEATED)
     if any(row["sha256"] is None for row in rows):
-        transaction.execute(_REFRESH_HELD_STAMPS, {"now": now})
-        transaction.execute(_REFRESH_HELD_DETAILS, {"now": now})
-        transaction.execute(_DROP_STILL_HELD)
-    transaction.execute(_REFRESH_STAMPS, {"now": now})
+        transaction.start(_REFRESH_HELD_STAMPS, {"now": now})
+        transaction.start(_REFRESH_HELD_DETAILS, {"now": now})
+        transaction.start(_DROP_STILL_HELD)
+    transaction.start(_REFRESH_STAMPS, {"now": now})
     is_exclusive = any(plan.exclusion != "content" for plan in planned)
     deferred = _defer(transaction, planned, now) if is_exclusive else ()
     _retire(transaction, now, receipts)
     taken: list[int] = []
     if is_exclusive:
         taken = [number for (number,) in transaction.fetch_all(_HOLD_TAKEN)]
-        transaction.execute(_SUPERSEDE, {"now": now})
+        transaction.start(_SUPERSEDE, {"now": now})
     states = [state for (state,) in transaction.fetch_all(_INSERT_TRANSFERS, {"now": now})]
     if len(states) < len(planned):
-        transaction.execute(_UNHOLD, {"now": now})
-    transaction.execute(_FOLLOW_MAPPING)
-    transaction.execute(_INSERT_DOCUMENTS, {"now": now})
+        transaction.start(_UNHOLD, {"now": now})
+    transaction.start(_FOLLOW_MAPPING)
+    transaction.start(_INSERT_DOCUMENTS, {"now": now})
     held = sum(state == State.HELD for state in states)
     unchanged = len(planned) - len(states) - len(deferred)
     return Applied(len(states) - held, held, unchanged, deferred, tuple(planned[number].seen_file for number in taken))
@@ -96,9 +97,13 @@ def mark_gone(
 
 
 def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
-    transaction.execute(_CREATE_PLAN)
-    transaction.execute(_CLEAR_PLAN)
-    transaction.execute_many(_FILL_PLAN, rows)
+    transaction.start(_CREATE_PLAN)
+    transaction.start(_CLEAR_PLAN)
+    if transaction.has_recordsets:
+        transaction.start(_INDEX_PLAN)
+        transaction.start(_FILL_PLAN_TOGETHER, {"rows": as_json(rows)})
+    else:
+        transaction.execute_many(_FILL_PLAN, rows)
 
 
 def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> tuple[SeenFile, ...]:
@@ -106,11 +111,12 @@ def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> 
 
     A version that needed several attempts counts as in doubt for a while: a lost attempt may still be applied.
     """
-    transaction.execute(_INDEX_PLAN)
-    transaction.execute(_DROP_REFRESHED)
+    if not transaction.has_recordsets:
+        transaction.start(_INDEX_PLAN)
+    transaction.start(_DROP_REFRESHED)
     numbers = [number for (number,) in transaction.fetch_all(_DEFERRED, {"settled": now - LATE_PUT_S})]
     if numbers:
-        transaction.execute(_DROP_DEFERRED, {"numbers": numbers})
+        transaction.start(_DROP_DEFERRED, {"numbers": numbers})
     return tuple(planned[number].seen_file for number in numbers)
 
 
@@ -119,7 +125,7 @@ def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> in
     retired = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_DOCUMENTS, {"now": now})]
     transfers = [transfer_id for transfer_id in retired if transfer_id is not None]
     if transfers:
-        transaction.execute(_FREE_TAKEN, {"retired": transfers})
+        transaction.start(_FREE_TAKEN, {"retired": transfers})
         parameters = {"now": now, "retired": transfers, "detail": WENT_AWAY}
         gone = [transfer_id for (transfer_id,) in transaction.fetch_all(_RETIRE_TRANSFERS, parameters)]
         receipts.append_gone(transaction, gone, now, WENT_AWAY)
@@ -194,6 +200,11 @@ _PLAN_COLUMNS = {
 }
 _POSTGRESQL_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "BLOB": "BYTEA", "REAL": "DOUBLE PRECISION"}
 
+_RECORD_TYPES = {
+    name: {"TEXT": "text", "BLOB": BYTES, "REAL": "double precision"}.get(kind, "bigint")
+    for name, kind in _PLAN_COLUMNS.items()
+}
+
 
 def _columns(types: Mapping[str, str]) -> str:
     """Return the definition of the columns, with each type replaced as `types` says."""
@@ -208,6 +219,9 @@ _CREATE_PLAN = ByDialect(
 _CLEAR_PLAN = text("DELETE FROM plan")
 _FILL_PLAN = text(
     f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _PLAN_COLUMNS)})"
+)
+_FILL_PLAN_TOGETHER = text(
+    f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) SELECT {selected(_RECORD_TYPES)} FROM {recordset(_RECORD_TYPES)}"
 )
 # The later plan of a path counts.
 _DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")

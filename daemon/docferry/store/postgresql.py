@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from docferry import logs
 from docferry.errors import DatabaseBusy, StateError
 from docferry.store import failover, schema
 from docferry.store.connection import ThreadConnection, Transaction, first_line
+from docferry.store.pipeline import PipelinedConnection
 
 log = logs.get("database")
 
@@ -26,11 +28,20 @@ LOCK_TIMEOUT_MS = 30_000
 #: Key of the advisory lock that all writers take, as SQLite's BEGIN IMMEDIATE does. "docferry" in hex, 8 bytes.
 WRITER_LOCK = 0x646F636665727279
 
-_LIMITS = (
-    f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}; SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
-)
-_BEGIN_WRITE = f"BEGIN; {_LIMITS}; SELECT pg_advisory_xact_lock({WRITER_LOCK})"
-_BEGIN_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+#: Settings of a writing transaction. Its statements are prepared before the planner knows the tables, which grow from
+#: nothing within minutes: every statement finds its rows by an index, and no plan is compiled.
+_WRITER_SETTINGS = {
+    "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_MS}",
+    "lock_timeout": f"{LOCK_TIMEOUT_MS}",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+_SET_LOCAL = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER_SETTINGS.items())
+_BEGIN_WRITE = ("BEGIN", f"SELECT {_SET_LOCAL}, pg_advisory_xact_lock({WRITER_LOCK})")
+_BEGIN_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 
 #: Codes of errors that a later attempt may not see again: no connection (08), no resources (53), an operator or a
 #: restart (57), a conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a
@@ -57,7 +68,8 @@ def prepare(url: str) -> PostgresServer:
     server = PostgresServer(url)
     try:
         with server.engine.connect() as connection:
-            connection.exec_driver_sql(_BEGIN_WRITE)  # of processes that start together, one does it
+            for statement in _BEGIN_WRITE:  # of processes that start together, one does it
+                connection.exec_driver_sql(statement)
             schema.prepare_connection(connection, server.name)
             connection.exec_driver_sql("COMMIT")
             server.choose_identity(connection)
@@ -86,8 +98,8 @@ class PostgresServer:
     def connection(self, *, writer: bool) -> ThreadConnection:
         """Return a connection that is not open yet."""
         if writer:
-            return ThreadConnection(self.engine, f"{_BEGIN_WRITE}; {self._identity_query}", self._check_identity)
-        return ThreadConnection(self.engine, _BEGIN_READ)
+            return PipelinedConnection(self.engine, (*_BEGIN_WRITE, self._identity_query), self)
+        return PipelinedConnection(self.engine, _BEGIN_READ)
 
     def choose_identity(self, connection: Connection) -> None:
         """Find an expression for the server's identity that the role may run."""
@@ -104,14 +116,20 @@ class PostgresServer:
                 return
         raise refused
 
-    def _check_identity(self, transaction: Transaction, cursor: Any) -> None:
-        """Compare the server with the one of the queue, in each transaction that writes.
+    def is_same(self, found: Sequence[Any]) -> bool:
+        """Return whether the server is the one of the queue, by the row of the identity query.
 
-        pgbouncer may lead to another server without a new connection.
+        It is asked in each transaction that writes: pgbouncer may lead to another server without a new connection.
         """
-        while cursor.nextset():
-            pass  # the query of the identity is the last statement of BEGIN
-        identity, stored, adopt_before = cursor.fetchone()
+        identity, stored, adopt_before = found
+        if not identity == self._identity == stored:
+            return False
+        self.adopt_before = float(adopt_before or 0.0)
+        return True
+
+    def accept(self, transaction: Transaction, found: Sequence[Any]) -> None:
+        """Record another server in the queue before the work of a transaction."""
+        identity, stored, _ = found
         if identity != self._identity:
             self.replacements += self._identity is not None
             self._identity = identity
@@ -120,11 +138,11 @@ class PostgresServer:
             if doubtful is not None:
                 message = "the database server was replaced or restored; what it may have sent is looked up first"
                 log.warning("database_replaced", message, doubtful=doubtful)
-            (adopt_before,) = transaction.fetch_one(failover.ADOPT_BEFORE)
+        (adopt_before,) = transaction.fetch_one(failover.ADOPT_BEFORE)
         self.adopt_before = float(adopt_before or 0.0)
 
     def assert_unchanged(self) -> None:
-        """Do nothing: a server that was replaced is noticed by `_check_identity`."""
+        """Do nothing: a server that was replaced is noticed by `is_same`."""
 
     def stamp(self) -> None:
         """Return None: the commits of other hosts leave no mark here."""
@@ -158,7 +176,8 @@ class PostgresServer:
 def engine(url: str) -> Engine:
     """Return an engine for a URL as libpq reads it. It keeps no connections.
 
-    Prepared statements and session settings are not used, so that pgbouncer may share connections by transaction.
+    Session settings are not used, and behind a pooler no prepared statements (see `pipeline`), so that pgbouncer may
+    share connections by transaction.
     Of several servers in the URL the one that accepts writes is used. Raises StateError if the URL is malformed.
     """
     try:

@@ -6,7 +6,7 @@ import os
 import platform
 import pwd
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
@@ -17,6 +17,7 @@ from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.receipts.record import Kind, Receipt
 from docferry.store.connection import Parameters, Transaction
+from docferry.store.recordset import BYTES, as_json, recordset, selected
 
 
 def unix_user() -> str:
@@ -29,6 +30,13 @@ def unix_user() -> str:
     return f"user {name} (uid {os.getuid()})" + (f", sudo by {escaped(caller)}" if caller else "")
 
 
+class Started(NamedTuple):
+    """Cursors of `ReceiptWriter.start_ended`: rows of `FACTS`, and the log's row."""
+
+    facts: Any
+    log: Any
+
+
 class ReceiptWriter:
     """Appends to the log; `host` is the name of this machine in every receipt."""
 
@@ -37,30 +45,24 @@ class ReceiptWriter:
 
     def append(self, transaction: Transaction, receipts: Sequence[Receipt]) -> None:
         """Append leaves, in this order. StateError when the log's own row is missing."""
-        if not receipts:
-            return
-        tree, rows = read_frontier(transaction, lock=True), list[Parameters]()
-        for index, receipt in enumerate(receipts, tree.size):
-            body = receipt.body(index)
-            leaf = leaf_hash(body.encode("ascii"))
-            tree.append(leaf)
-            row = {
-                "idx": index,
-                "transfer_id": receipt.transfer_id,
-                "kind": receipt.kind.value,
-                "body": body,
-                "leaf": leaf,
-            }
-            rows.append(row)
-        transaction.execute_many(_INSERT, rows)
-        transaction.execute(_GROWN, {"size": tree.size, "frontier": tree.encode()})
+        if receipts:
+            _append(transaction, read_frontier(transaction), receipts)
 
-    def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> None:
+    def start_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> Started | None:
+        """Start to read what `append_ended` needs, so that a server gets it with the statements before."""
+        final = [row["id"] for row in rows if row["state"] in _KINDS]
+        if not final:
+            return None
+        return Started(transaction.start(FACTS, {"ids": final}), transaction.start(_LOG))
+
+    def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]], started: Started) -> None:
         """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
         final = {row["id"]: row for row in rows if row["state"] in _KINDS}
         receipts = []
-        for facts in transaction.fetch_all(FACTS, {"ids": list(final)}) if final else ():
-            row = final[facts[0]]
+        for facts in started.facts.fetchall():
+            row = final.get(facts[0])
+            if row is None:
+                continue
             kind = _KINDS[row["state"]]
             if kind is Kind.SENT and row["from"] is not State.SENDING:
                 kind = Kind.ADOPTED
@@ -73,7 +75,7 @@ class ReceiptWriter:
                 "host": self.host,
             }
             receipts.append(about_transfer(facts, kind, row["at"], answer))
-        self.append(transaction, receipts)
+        _append(transaction, _frontier(started.log.fetchall()), receipts)
 
     def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
         """Append a receipt for each transfer that will not be sent."""
@@ -96,18 +98,42 @@ class ReceiptWriter:
         return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
 
 
-def read_frontier(transaction: Transaction, *, lock: bool = False) -> Frontier:
-    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense.
+def read_frontier(transaction: Transaction) -> Frontier:
+    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense."""
+    return _frontier(transaction.fetch_all(_LOG))
 
-    `lock` keeps other processes from appending until the transaction ends: PostgreSQL has many writers at once.
-    """
-    found = transaction.fetch_all(_LOCKED_LOG if lock else _LOG)
+
+def _frontier(found: Sequence[Sequence[Any]]) -> Frontier:
     try:
         return Frontier(*found[0])
     except (IndexError, ValueError) as error:
         raise StateError(
             "the log of receipts has lost its row in receipt_log, or it was changed; restore the database from a copy"
         ) from error
+
+
+def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[Receipt]) -> None:
+    if not receipts:
+        return
+    rows = list[Parameters]()
+    for index, receipt in enumerate(receipts, tree.size):
+        body = receipt.body(index)
+        leaf = leaf_hash(body.encode("ascii"))
+        tree.append(leaf)
+        row = {
+            "idx": index,
+            "transfer_id": receipt.transfer_id,
+            "kind": receipt.kind.value,
+            "body": body,
+            "leaf": leaf,
+        }
+        rows.append(row)
+    if transaction.has_recordsets:
+        edge = {"size": tree.size, "frontier": tree.encode()}
+        transaction.start(_APPEND, {"rows": as_json(rows), **edge})
+    else:
+        transaction.execute_many(_INSERT, rows)
+        transaction.execute(_GROWN, {"size": tree.size, "frontier": tree.encode()})
 
 
 def about_transfer(facts: Sequence[Any], kind: Kind, now: float, more: Mapping[str, Any]) -> Receipt:
@@ -146,11 +172,18 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
 
 
 _LOG = text("SELECT size, frontier FROM receipt_log")
-_LOCKED_LOG = text("UPDATE receipt_log SET size = size RETURNING size, frontier")
 _GROWN = text("UPDATE receipt_log SET size = :size, frontier = :frontier")
 _INSERT = text(
     "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
 )
+_COLUMNS = {"idx": "bigint", "transfer_id": "bigint", "kind": "text", "body": "text", "leaf": BYTES}
+# Both at once: to a server, each statement is a message.
+_APPEND = text(f"""
+WITH appended AS (
+  INSERT INTO receipt (idx, transfer_id, kind, body, leaf) SELECT {selected(_COLUMNS)} FROM {recordset(_COLUMNS)}
+)
+UPDATE receipt_log SET size = :size, frontier = :frontier
+""")  # noqa: S608 - the columns above
 _KINDS = {State.SENT: Kind.SENT, State.GONE: Kind.GONE}
 #: Transfers, and the path that its bytes have or had: of several the one that is still there.
 FACTS = text("""

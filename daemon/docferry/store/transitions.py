@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -12,9 +12,10 @@ from sqlalchemy import text
 
 from docferry.errors import LeaseLost
 from docferry.model import State, joined
-from docferry.store.connection import Transaction, storable
+from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import ReceiptWriter
+from docferry.store.recordset import as_json, recordset
 from docferry.wakeups import Wakeups
 
 # Every statement is guarded by lease, owner and state: no changed row means that the lease was lost. The mark before
@@ -42,34 +43,53 @@ UPDATE transfer SET state = :state, reason = :reason, detail = :detail, next_att
 WHERE id = :id
 """)
 # The same three for many rows at once. PostgreSQL reads them from a JSON array.
-_RECORDS = """
-json_to_recordset(CAST(:rows AS json)) AS r(
-  id bigint, lease bigint, lease_owner text COLLATE "C", "from" text COLLATE "C", state text, at double precision,
-  reason text, detail text, next_attempt double precision, tried bigint, fresh_key bigint, not_taken boolean,
-  first_sent double precision, last_sent double precision, status bigint, correlation_id text, etag text, proof text)
-"""
+_COLUMNS = {
+    "id": "bigint",
+    "lease": "bigint",
+    "lease_owner": 'text COLLATE "C"',
+    "from": 'text COLLATE "C"',
+    "state": "text",
+    "at": "double precision",
+    "reason": "text",
+    "detail": "text",
+    "next_attempt": "double precision",
+    "tried": "bigint",
+    "fresh_key": "bigint",
+    "not_taken": "boolean",
+    "first_sent": "double precision",
+    "last_sent": "double precision",
+    "status": "bigint",
+    "correlation_id": "text",
+    "etag": "text",
+    "proof": "text",
+}
+_MARK_COLUMNS = dict(islice(_COLUMNS.items(), 6))
 _GUARD = "t.id = r.id AND t.lease = r.lease AND t.lease_owner = r.lease_owner AND t.state = r.from"
 _MARK_SENDING_TOGETHER = text(f"""
 UPDATE transfer AS t SET state = r.state, reason = NULL, detail = NULL, next_attempt = r.at,
   first_sent = coalesce(t.first_sent, r.at), last_sent = r.at, updated = r.at
-FROM {_RECORDS} WHERE {_GUARD} RETURNING r.id, r.lease
+FROM {recordset(_MARK_COLUMNS)} WHERE {_GUARD} RETURNING r.id, r.lease
 """)
-_INSERT_ATTEMPTS_TOGETHER = text(f"""
-INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
-SELECT t.id, t.lease, CASE t.state WHEN 'sending' THEN t.last_sent ELSE r.at END, r.at, r.state, r.detail, r.status,
-  r.correlation_id, r.etag, r.proof
-FROM transfer AS t JOIN {_RECORDS} ON {_GUARD}
-ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
-  detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
-  proof = excluded.proof
-""")
+# The rows are found once, as they were: settling them changes the columns that the guard reads.
 _SETTLE_TOGETHER = text(f"""
+WITH ended AS MATERIALIZED (
+  SELECT t.state AS was, t.last_sent AS was_sent, r.*
+  FROM {recordset(_COLUMNS)} JOIN transfer AS t ON {_GUARD}
+), ends AS (
+  INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
+  SELECT id, lease, CASE was WHEN 'sending' THEN was_sent ELSE at END, at, state, detail, status, correlation_id, etag,
+    proof
+  FROM ended
+  ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state,
+    detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id,
+    etag = excluded.etag, proof = excluded.proof
+)
 UPDATE transfer AS t SET state = r.state, reason = r.reason, detail = r.detail, next_attempt = r.next_attempt,
   tries = t.tries + r.tried, key_version = t.key_version + r.fresh_key,
   first_sent = CASE WHEN r.not_taken THEN r.first_sent ELSE t.first_sent END,
   last_sent = CASE WHEN r.not_taken THEN r.last_sent ELSE coalesce(r.last_sent, t.last_sent) END,
   lease_owner = NULL, updated = r.at
-FROM {_RECORDS} WHERE {_GUARD} RETURNING r.id, r.lease
+FROM ended AS r WHERE t.id = r.id RETURNING r.id, r.lease
 """)
 # Free the dedupe keys of gone transfers.
 _FREE_KEYS = text("UPDATE transfer SET dedupe_key = 'gone:' || id WHERE id = ANY(:gone)")
@@ -141,39 +161,36 @@ class _Batch:
 
 def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> tuple[frozenset[tuple[int, int]], Paths]:
     """Make transitions. Return `(id, lease)` of those that were made, and the paths that now have no transfer."""
-    together = _make_together if transaction.has_recordsets else _make_singly
-    made = frozenset(together(transaction, rows))
+    results = (_start_together if transaction.has_recordsets else _make_singly)(transaction, rows)
+    started = receipts.start_ended(transaction, rows)
+    made = frozenset(results)
     rows = [row for row in rows if (row["id"], row["lease"]) in made]
-    receipts.append_ended(transaction, [row for row in rows if row["state"] is not State.SENDING])
+    if started is not None:
+        receipts.append_ended(transaction, rows, started)
     gone = [row["id"] for row in rows if row["state"] is State.GONE]
     if not gone:
         return made, []
-    transaction.execute(_FREE_KEYS, {"gone": gone})
+    transaction.start(_FREE_KEYS, {"gone": gone})
     orphans = transaction.fetch_all(_MARK_ABSENT, {"gone": gone})
     return made, [(mapping, joined(folder, name)) for mapping, folder, name in orphans]
 
 
-def _make_singly(transaction: Transaction, rows: Rows) -> Iterator[tuple[int, int]]:
+def _make_singly(transaction: Transaction, rows: Rows) -> list[tuple[int, int]]:
     """Make transitions row by row: in SQLite a statement costs microseconds."""
+    made = []
     for row in rows:
         ends = row["state"] is not State.SENDING
         if transaction.execute(_INSERT_ATTEMPT if ends else _MARK_SENDING, row):
             if ends:
                 transaction.execute(_SETTLE, row)
-            yield row["id"], row["lease"]
+            made.append((row["id"], row["lease"]))
+    return made
 
 
-def _make_together(transaction: Transaction, rows: Rows) -> Iterator[tuple[int, int]]:
-    """Make transitions in three statements: to a server, each one is a round trip."""
+def _start_together(transaction: Transaction, rows: Rows) -> Iterator[tuple[int, int]]:
+    """Start transitions in two statements: to a server, each one is a message. The results are read later."""
     marks = [row for row in rows if row["state"] is State.SENDING]
     ends = [row for row in rows if row["state"] is not State.SENDING]
-    if marks:
-        yield from transaction.fetch_all(_MARK_SENDING_TOGETHER, {"rows": _json(marks)})
-    if ends:
-        parameters = {"rows": _json(ends)}
-        transaction.execute(_INSERT_ATTEMPTS_TOGETHER, parameters)
-        yield from transaction.fetch_all(_SETTLE_TOGETHER, parameters)
-
-
-def _json(rows: Rows) -> str:
-    return json.dumps([{name: storable(value) for name, value in row.items()} for row in rows])
+    kinds = ((_MARK_SENDING_TOGETHER, marks), (_SETTLE_TOGETHER, ends))
+    cursors = [transaction.start(statement, {"rows": as_json(some)}) for statement, some in kinds if some]
+    return (row for cursor in cursors for row in cursor.fetchall())

@@ -1,0 +1,165 @@
+"""A connection to PostgreSQL that sends statements in pipelines: few round trips, however many statements.
+
+psycopg sends each statement at once, and waits only where a result is read. A commit with any number of transitions
+waits three times: for the transitions, for the receipts' place in the log, and for COMMIT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from psycopg import DataError
+from psycopg.types.numeric import Int8Dumper
+from psycopg.types.string import StrDumperUnknown
+from sqlalchemy import Dialect, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from docferry.model import clamped
+from docferry.store.connection import (
+    NO_PARAMETERS,
+    PIECE_ROWS,
+    CommitUnknown,
+    Parameters,
+    Statement,
+    ThreadConnection,
+    Transaction,
+    Work,
+    storable,
+)
+
+T = TypeVar("T")
+
+#: A statement that ran so often is prepared: PostgreSQL parses it once for a connection.
+PREPARE_THRESHOLD = 2
+
+
+class PipelinedTransaction(Transaction):
+    """Run statements in a pipeline."""
+
+    __slots__ = ("_pieces", "_pipeline")
+
+    has_recordsets = True
+
+    def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
+        super().__init__(driver, dialect)
+        self._pieces = 0
+
+    @contextlib.contextmanager
+    def pipeline(self) -> Iterator[None]:
+        """Send the statements of this context as a pipeline. Its end waits for all results."""
+        with self.driver.pipeline() as self._pipeline:
+            yield
+
+    def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
+        """Run a statement and return the number of rows that it changed."""
+        cursor = self._run(statement, parameters)
+        self._pipeline.sync()
+        return int(cursor.rowcount)
+
+    def fetch_pieces(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
+        """Yield the rows of a statement in lists of at most `PIECE_ROWS`."""
+        self._pieces += 1
+        name = f"piece_{self._pieces}"  # several may be read in turn
+        self._command(f"DECLARE {name} NO SCROLL CURSOR FOR {self._translated(statement).sql}", parameters)
+        while rows := self._command(f"FETCH {PIECE_ROWS} FROM {name}").fetchall():
+            yield rows
+            if len(rows) < PIECE_ROWS:
+                break
+        self._command(f"CLOSE {name}")
+
+    def _run(self, statement: Statement, parameters: Parameters) -> Any:
+        cursor = self.driver.cursor()
+        cursor.execute(self._translated(statement).sql, parameters)
+        return cursor
+
+    def _command(self, command: str, parameters: Parameters = NO_PARAMETERS) -> Any:
+        driver: Any = self.driver
+        return driver.cursor().execute(command, parameters, prepare=False)
+
+
+class Server(Protocol):
+    """Knows the server of the queue by the row of the last statement that begins a transaction."""
+
+    def is_same(self, found: Sequence[Any]) -> bool:
+        """Return whether it is the server that was accepted last."""
+
+    def accept(self, transaction: Transaction, found: Sequence[Any]) -> None:
+        """Take another server, and change the queue as that requires."""
+
+
+class _ServerChanged(Exception):
+    """The work ran before another server was accepted; it is undone and runs again."""
+
+
+class PipelinedConnection(ThreadConnection):
+    """A connection whose transactions are pipelines. `begin` are the statements that begin one."""
+
+    def __init__(self, engine: Engine, begin: Sequence[str], server: Server | None = None) -> None:
+        super().__init__(engine, begin[0])
+        self._first = begin
+        self._server = server
+        self._is_fresh = True  # no transaction ran on this connection yet
+
+    def _transaction_on(self, driver: DBAPIConnection) -> Transaction:
+        self._is_fresh = True
+        connection: Any = driver
+        connection.adapters.register_dumper(str, _StorableText)
+        connection.adapters.register_dumper(int, _StorableInteger)
+        # A pooler hands out sessions that do not know what was prepared; it shows a process id of its own.
+        (process,) = connection.execute("SELECT pg_backend_pid()").fetchone()
+        connection.prepare_threshold = PREPARE_THRESHOLD if process == connection.info.backend_pid else None
+        return PipelinedTransaction(driver, self._engine.dialect)
+
+    def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
+        assert isinstance(transaction, PipelinedTransaction)  # noqa: S101 - made by `_transaction_on`
+        try:
+            accept, self._is_fresh = self._is_fresh, False
+            return self._attempt(transaction, work, accept=accept)
+        except _ServerChanged:
+            return self._attempt(transaction, work, accept=True)
+
+    def _attempt(self, transaction: PipelinedTransaction, work: Work[T], *, accept: bool) -> T:
+        commits = False
+        try:
+            with transaction.pipeline():
+                for statement in self._first:
+                    begun: Any = transaction.driver.cursor()
+                    begun.execute(statement)
+                if self._server is not None and accept:
+                    self._server.accept(transaction, begun.fetchone())
+                value = work(transaction)
+                # Asked here and not before the work, because its answer has arrived with that to the work's statements.
+                if not accept:
+                    self._assert_same(begun)
+                commits = True
+                transaction.driver.cursor().execute("COMMIT")
+        except Exception as error:
+            if commits and self._is_lost(error):
+                raise CommitUnknown(str(error)) from error
+            with contextlib.suppress(self._errors):  # the first error tells more
+                transaction.driver.rollback()
+            raise
+        return value
+
+    def _assert_same(self, begun: Any) -> None:
+        if self._server is not None and not self._server.is_same(begun.fetchone()):
+            raise _ServerChanged
+
+
+class _StorableText(StrDumperUnknown):
+    """Write a text; one that PostgreSQL cannot store is replaced by the nearest that it can."""
+
+    def dump(self, obj: str) -> Any:
+        try:
+            return super().dump(obj)
+        except (DataError, UnicodeEncodeError):
+            return super().dump(str(storable(obj)))
+
+
+class _StorableInteger(Int8Dumper):
+    """Write a number as `bigint`; one that is too large is replaced by the largest that is not."""
+
+    def dump(self, obj: int) -> Any:
+        return super().dump(clamped(obj))
