@@ -165,12 +165,17 @@ class Scheduler:
         Other hosts take it over soon, and look it up after `list_lag`.
         """
         transfers, owner = self._context.queue.transfers, self._context.queue.transfers.owner
+        logged = False
         while not (self._stopping and self._slots.is_idle):
             await anyio.sleep(CONFIRMATION_POLL_S)
-            if not self._context.queue.owners.is_confirmed and self._tasks:
-                log.error("heartbeat_unconfirmed", "the database did not answer; uploads are cut until it does")
+            if self._context.queue.owners.is_confirmed:
+                logged = False
+            elif self._tasks:
+                if not logged:
+                    log.error("heartbeat_unconfirmed", "the database did not answer; uploads are cut until it does")
+                logged = True
                 self._cut()
-            elif transfers.owner != owner:
+            if transfers.owner != owner:
                 log.warning("leases_given_up", "the database lost track of a commit; uploads are cut and looked up")
                 owner = transfers.owner
                 self._cut()
