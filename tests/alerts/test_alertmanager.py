@@ -108,7 +108,7 @@ def is_ready(url: str, running: subprocess.Popen[bytes]) -> bool:
 
 
 def receiver(url: str) -> Receiver:
-    settings = settings_of.Receiver.model_validate({"name": "am", "kind": "alertmanager", "url": url})
+    settings = settings_of.ReceiverSettings.model_validate({"name": "am", "kind": "alertmanager", "url": url})
     return open_receiver(settings, SystemClock())
 
 

@@ -17,13 +17,13 @@ from alerts.test_messages import item, message
 from app_env import until
 from docferry.alerts.receivers import DeliveryError, command, open_receiver
 from docferry.clock import TurnableClock
-from docferry.settings.alerts import Receiver
+from docferry.settings.alerts import ReceiverSettings
 
 pytestmark = pytest.mark.anyio
 
 
 async def run(*argv: str) -> None:
-    settings = Receiver.model_validate({"name": "pager", "kind": "command", "command": list(argv)})
+    settings = ReceiverSettings.model_validate({"name": "pager", "kind": "command", "command": list(argv)})
     await open_receiver(settings, TurnableClock()).send(message(item(summary="; touch /tmp/x `id` $(id)")))
 
 
@@ -77,7 +77,7 @@ def ended(pid: int) -> bool:
 async def test_one_that_does_not_end_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(command, "PROGRAM_TIMEOUT_S", 2.0)
     into = tmp_path / "pids"
     began = time.monotonic()
     with pytest.raises(DeliveryError, match="did not end within"):

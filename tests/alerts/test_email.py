@@ -14,7 +14,7 @@ from alerts.servers import PASSWORD, Mailbox, mail_server
 from alerts.test_messages import item, message
 from docferry.alerts.receivers import DeliveryError, open_receiver
 from docferry.clock import TurnableClock
-from docferry.settings.alerts import Receiver
+from docferry.settings.alerts import ReceiverSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +26,7 @@ async def send(tmp_path: Path, smtp: str, summary: str = "why", **more: Any) -> 
         password.chmod(0o600)
         more["password_file"] = password
     given = {"from": "docferry@example.com", "to": ["ops@example.com", "night@example.com"], **more}
-    settings = Receiver.model_validate({"name": "ops", "kind": "email", "smtp": smtp, **given})
+    settings = ReceiverSettings.model_validate({"name": "ops", "kind": "email", "smtp": smtp, **given})
     await open_receiver(settings, TurnableClock()).send(message(item(summary=summary)))
 
 

@@ -27,7 +27,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 def receiver(kind: str, **more: Any) -> Receiver:
-    settings = settings_of.Receiver.model_validate({"name": "ops", "kind": kind, **more})
+    settings = settings_of.ReceiverSettings.model_validate({"name": "ops", "kind": kind, **more})
     return open_receiver(settings, TurnableClock())
 
 
@@ -89,7 +89,7 @@ async def test_a_redirect_is_not_followed(hook: Hook) -> None:
 
 
 async def test_a_server_that_hangs_is_left(hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http, "HTTP_TIMEOUT_S", 0.3)
     hook.delay = 60
     with pytest.raises(DeliveryError, match=r"did not answer within|[Tt]imeout"):
         await receiver("webhook", url=hook.url).send(message(item()))
@@ -119,7 +119,7 @@ async def test_alerts_go_through_the_proxy(hook: Hook, kind: str) -> None:
 
 
 async def test_heartbeats_go_through_the_proxy(hook: Hook) -> None:
-    settings = settings_of.Heartbeat.model_validate({"url": "http://ping.invalid/x", "proxy": hook.url})
+    settings = settings_of.HeartbeatSettings.model_validate({"url": "http://ping.invalid/x", "proxy": hook.url})
     assert await Heartbeat(settings).ping("/fail", "text")
     assert hook.taken[0].path == "http://ping.invalid/x/fail"
 
@@ -171,7 +171,7 @@ async def test_ntfy_gets_text_title_and_token(hook: Hook, tmp_path: Path) -> Non
 
 
 async def test_pings(hook: Hook) -> None:
-    heartbeat = Heartbeat(settings_of.Heartbeat(url=f"{hook.url}/ping/uuid"))
+    heartbeat = Heartbeat(settings_of.HeartbeatSettings(url=f"{hook.url}/ping/uuid"))
     assert await heartbeat.ping("", "all is well")
     assert await heartbeat.ping("/75", "2 due")
     hook.status = 503

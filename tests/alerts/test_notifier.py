@@ -20,7 +20,7 @@ from docferry.alerts.notifier import Notifier, Sources
 from docferry.alerts.receivers import DeliveryError
 from docferry.alerts.tracker import Kind
 from docferry.clock import TurnableClock
-from docferry.settings.alerts import Alerts as Settings
+from docferry.settings.alerts import AlertsSettings as Settings
 from docferry.store.alerts import Alerts, Observed
 from docferry.store.database import Database, open_database
 
@@ -106,7 +106,7 @@ class Office:
 
 @pytest.fixture
 async def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Office]:
-    monkeypatch.setattr(tasks, "RETRY_S", (0.05, 0.1))
+    monkeypatch.setattr(tasks, "DELIVERY_RETRY_S", (0.05, 0.1))
     async with open_database(tmp_path / "docferry.db") as database:
         yield Office(database)
 

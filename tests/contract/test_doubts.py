@@ -12,7 +12,7 @@ import pytest
 from contract.upload_items import transfer
 from docferry.clock import iso
 from docferry.model import Found, KnownUploads, Transfer
-from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback, same
+from docferry.remotes.codat.reconcile import ListedUpload, Members, Reconciliation, lookback, same
 from docferry.remotes.protocol import NOTHING
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
@@ -23,8 +23,8 @@ def doubt(name: str, content: bytes = b"ours", at: float = 0.0) -> Transfer:
     return transfer(name, content, created=NOON - 60, first_sent=begun, last_sent=begun + 1)
 
 
-def row(name: str, at: float = 1.0, uploaded: str | None = None) -> Row:
-    return Row.read(name, uploaded if uploaded is not None else iso(NOON + at) or "", 0.0)
+def row(name: str, at: float = 1.0, uploaded: str | None = None) -> ListedUpload:
+    return ListedUpload.read(name, uploaded if uploaded is not None else iso(NOON + at) or "", 0.0)
 
 
 def others(*documents: tuple[str, bytes]) -> KnownUploads:
@@ -41,7 +41,7 @@ def zipped(*documents: tuple[str, bytes]) -> Members:
 
 def judged(
     doubts: list[Transfer],
-    rows: list[Row],
+    rows: list[ListedUpload],
     members: Members | None = None,
     accounted: KnownUploads = NOTHING,
     unsettled: KnownUploads = NOTHING,
@@ -89,7 +89,7 @@ def test_a_zip_that_lags_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [row("much earlier.pdf", -500_000)]], ids=["empty", "stale"])
-def test_a_list_that_lacks_what_is_known_to_be_there_decides_nothing(rows: list[Row]) -> None:
+def test_a_list_that_lacks_what_is_known_to_be_there_decides_nothing(rows: list[ListedUpload]) -> None:
     known = others(("b.pdf", b"b"))
     assert judged([doubt("a.pdf")], rows, zipped(), accounted=known)[0][0] is Found.UNSURE
 
@@ -183,7 +183,7 @@ def test_a_cut_name_that_may_be_ours_is_not_explained_away() -> None:
     ],
 )
 def test_dates_in_every_form(uploaded: str, days: set[int]) -> None:
-    made = Row.read("a.pdf", uploaded, 0.0)
+    made = ListedUpload.read("a.pdf", uploaded, 0.0)
     assert {day.day for day in made.days} == days
     assert made.vague == (len(days) != 1 and "+" not in uploaded)
 
@@ -194,7 +194,7 @@ def test_a_row_without_a_readable_time_is_a_candidate() -> None:
 
 
 def test_a_remote_clock_that_is_ahead_hides_nothing() -> None:
-    early = Row.read("a.pdf", iso(NOON - 3600) or "", offset=-3600.0)  # their clock is an hour late
+    early = ListedUpload.read("a.pdf", iso(NOON - 3600) or "", offset=-3600.0)  # their clock is an hour late
     assert early.at == pytest.approx(NOON)
 
 

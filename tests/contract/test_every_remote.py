@@ -13,9 +13,9 @@ from contract.conftest import RemoteEnv
 from contract.upload_items import Bytes
 from docferry.errors import RemoteError, SourceChanged
 from docferry.model import Found, UploadItem
-from docferry.remotes.codat.client import RULES as CODAT_RULES
+from docferry.remotes.codat.client import CODAT_RULES
 from docferry.remotes.protocol import NOTHING
-from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
+from docferry.remotes.wootiv.client import WOOTIV_RULES
 from unreachable_hosts import full_backlog
 
 pytestmark = pytest.mark.anyio

@@ -220,7 +220,7 @@ async def test_files_that_cannot_be_removed_are_logged_once_and_counted(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """More than one turn of them, and they keep no other file from being removed."""
-    monkeypatch.setattr(after_upload, "BATCH", 10)
+    monkeypatch.setattr(after_upload, "FILES_AT_ONCE", 10)
     blocked, archive = env.app_env.root / "blocked", env.app_env.root / "archive"
     stuck = env.app_env.upload("stuck", after_upload='"archive"', archive_folder=f'"{archive}"')
     well = env.app_env.upload("well", after_upload='"delete"')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app_env import COMPANY, CONNECTION, AppEnv, digest, until
-from docferry.detect.work_queue import BATCH, PER_MAPPING, WorkQueue
+from docferry.detect.work_queue import PATHS_IN_BATCH, PER_MAPPING, WorkQueue
 from docferry.files.safe_open import Root
 from docferry.files.scan import walk
 
@@ -86,20 +86,20 @@ def test_a_walk_reads_the_small_folders_of_others_first(tmp_path: Path) -> None:
 
 def test_paths_are_handed_out_in_turns() -> None:
     queue = WorkQueue()
-    queue.add("m", (b"noisy/%d" % number for number in range(3 * BATCH)))
+    queue.add("m", (b"noisy/%d" % number for number in range(3 * PATHS_IN_BATCH)))
     queue.add("m", [b"quiet/a", b"quiet/a", b"top.pdf"])
     first, second, third = queue.take(), queue.take(), queue.take()
     assert first is not None
     assert second is not None
     assert third is not None
-    assert (len(first.paths), second.paths, third.paths) == (BATCH, [b"quiet/a"], [b"top.pdf"])
+    assert (len(first.paths), second.paths, third.paths) == (PATHS_IN_BATCH, [b"quiet/a"], [b"top.pdf"])
     assert queue.take() is None, "the noisy folder has its turn already"
     queue.done(first)
     rest = 0
     while (batch := queue.take()) is not None:
         rest += len(batch.paths)
         queue.done(batch)
-    assert rest == 2 * BATCH
+    assert rest == 2 * PATHS_IN_BATCH
     assert not queue
 
 

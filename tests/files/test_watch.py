@@ -249,7 +249,7 @@ async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One customer's thousand folders leave the others watched."""
-    monkeypatch.setattr(tree, "RETRY_S", 0.5)
+    monkeypatch.setattr(tree, "WATCH_RETRY_S", 0.5)
     most = 20
 
     def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:

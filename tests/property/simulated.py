@@ -62,7 +62,7 @@ from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
 from docferry.upload.batch_trials import BatchTrials
-from docferry.upload.context import Queue, UploadContext
+from docferry.upload.context import QueueTables, UploadContext
 from docferry.upload.gates import GateManager
 from docferry.upload.sources import SourceOpener
 from docferry.upload.uploader import Uploader
@@ -132,10 +132,14 @@ class FakeCodat:
             self.keys[key] = answer
         return answer
 
-    def rows(self) -> list[reconcile.Row]:
+    def rows(self) -> list[reconcile.ListedUpload]:
         """Return the list as it is now."""
         now = self.clock.now()
-        return [reconcile.Row.read(each.name, iso(each.at) or "", 0.0) for each in self.stored if each.listed <= now]
+        return [
+            reconcile.ListedUpload.read(each.name, iso(each.at) or "", 0.0)
+            for each in self.stored
+            if each.listed <= now
+        ]
 
     def archive(self, days: Container[date]) -> reconcile.Members:
         """Return the ZIPs of some days."""
@@ -336,7 +340,7 @@ class Process(Uploader):
         clock = world.clock
         self.queue = Transfers(self.database, clock, name)
         self.documents = Documents(self.database, clock)
-        tables = Queue(self.database, self.documents, self.queue, Gates(self.database), LocalOwners(Path(), name))
+        tables = QueueTables(self.database, self.documents, self.queue, Gates(self.database), LocalOwners(Path(), name))
         remotes = {"codat": FakeRemote(world.service, self.database.kill)}
         context = UploadContext(clock, tables, {world.upload.name: world.upload}, remotes, Wakeups(), Telemetry(clock))
         gate_manager = GateManager(tables.gates, clock, RetryPolicy(Backoff(0.5, 1.5, 60.0), give_up_after=1e9))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from docferry.receipts.export import Export, safe_cell, write_export
 from docferry.receipts.heads import Head, SignedHead, Signer
 from docferry.receipts.merkle import Tree, leaf_hash
-from docferry.receipts.record import Kind, Receipt
+from docferry.receipts.record import LoggedReceipt, ReceiptKind
 
 ORIGIN = "docferry/sftp-1/0123456789abcdef"
 
@@ -30,7 +30,12 @@ def signer() -> Signer:
 def bodies(count: int) -> list[tuple[int, str]]:
     paths = ["=HYPERLINK(1)", '<script>alert("x")</script>', "a,b\nc.pdf", "x.pdf"]
     return [
-        (n, Receipt(n, Kind.SENT, {"path": paths[n % 4], "size": n, "reconstructed": True if n % 3 else None}).body(n))
+        (
+            n,
+            LoggedReceipt(
+                n, ReceiptKind.SENT, {"path": paths[n % 4], "size": n, "reconstructed": True if n % 3 else None}
+            ).body(n),
+        )
         for n in range(count)
     ]
 

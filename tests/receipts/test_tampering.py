@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.errors import StateError
-from docferry.receipts.audit import NAMED, NamedHead
+from docferry.receipts.audit import NAMED_PROBLEMS, NamedHead
 from docferry.receipts.merkle import leaf_hash
 from receipts.conftest import Store
 
@@ -219,8 +219,8 @@ async def test_a_transfer_that_is_sent_no_more(sent: Store) -> None:
 
 
 async def test_much_that_is_wrong_is_counted(store: Store) -> None:
-    await store.send(*(f"{number}.pdf" for number in range(NAMED + 50)))
+    await store.send(*(f"{number}.pdf" for number in range(NAMED_PROBLEMS + 50)))
     store.sql("UPDATE receipt SET body = replace(body, '200', '201')")
     report = await store.audit()
-    assert len(report.problems) == NAMED
-    assert report.problem_count >= NAMED + 50
+    assert len(report.problems) == NAMED_PROBLEMS
+    assert report.problem_count >= NAMED_PROBLEMS + 50

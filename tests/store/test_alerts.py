@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from docferry.store.alerts import Alert, Alerts, Delivery, Observed
+from docferry.store.alerts import Alert, AlertDelivery, Alerts, Observed
 from store.conftest import StoreEnv
 
 pytestmark = pytest.mark.anyio
@@ -19,7 +19,7 @@ def alert(key: str, since: float = 1.25, **more: object) -> Alert:
 
 async def test_what_is_kept_comes_back(env: StoreEnv) -> None:
     rows = Alerts(env.database)
-    told = {"ops": Delivery(Observed.FIRING, 4.5, 0), "pager": Delivery(None, 0.0, 17)}
+    told = {"ops": AlertDelivery(Observed.FIRING, 4.5, 0), "pager": AlertDelivery(None, 0.0, 17)}
     kept = [
         alert("disk", labels=()),
         alert("folder/a", deliveries=told),
@@ -36,7 +36,7 @@ async def test_what_is_kept_comes_back(env: StoreEnv) -> None:
 
 async def test_each_host_has_its_own(env: StoreEnv) -> None:
     here, there = Alerts(env.database, "here"), Alerts(env.database, "there")
-    await here.replace([alert("disk", deliveries={"ops": Delivery(Observed.FIRING, 1.0, 0)})])
+    await here.replace([alert("disk", deliveries={"ops": AlertDelivery(Observed.FIRING, 1.0, 0)})])
     await there.replace([alert("disk", summary="other")])
     assert [each.summary for each in await here.all()] == ["sum"]
     await there.replace([])

@@ -11,14 +11,14 @@ from docferry import logs
 from docferry.alerts.conditions import clean
 from docferry.alerts.notifier import Notifier
 from docferry.alerts.receivers.base import DeliveryError
-from docferry.settings.alerts import Heartbeat as Settings
+from docferry.settings.alerts import HeartbeatSettings as Settings
 from docferry.settings.keys import Key
 from docferry.store.alerts import Alert
 
 log = logs.get("alerts")
 
 #: A ping that failed is tried again after so long, seconds; within `every` at the latest.
-RETRY_S: Final = 30.0
+PING_RETRY_S: Final = 30.0
 
 
 class Liveness(Protocol):
@@ -49,7 +49,7 @@ class Heartbeat:
                 taken = await self.ping("/fail", summary(lasting))
             else:
                 taken = await self.ping("", "all is well")
-            with anyio.move_on_after(self._settings.every if taken else min(RETRY_S, self._settings.every)):
+            with anyio.move_on_after(self._settings.every if taken else min(PING_RETRY_S, self._settings.every)):
                 await notifier.wait_changed()
 
     async def ping(self, suffix: str, text: str) -> bool:

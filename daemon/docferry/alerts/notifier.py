@@ -18,7 +18,7 @@ from docferry.alerts.messages import Message
 from docferry.alerts.receivers import DeliveryError, Receiver
 from docferry.alerts.tracker import COLLECT_S, Pace, Tracker
 from docferry.clock import Clock
-from docferry.settings.alerts import Alerts as Settings
+from docferry.settings.alerts import AlertsSettings as Settings
 from docferry.store.alerts import Alert, Alerts
 
 log = logs.get("alerts")
@@ -30,7 +30,7 @@ OBSERVE_SHARE: Final = 0.05
 #: How often a receiver is looked at though nothing changed: reminders become due by time alone, seconds.
 LOOK_S: Final = 5.0
 #: Pauses after failures of one receiver: the first and the longest, seconds.
-RETRY_S: Final = (5.0, 600.0)
+DELIVERY_RETRY_S: Final = (5.0, 600.0)
 #: A failure that lasts is logged again so often, seconds.
 LOG_AGAIN_S: Final = 3600.0
 #: A delivery waits at most so long until it is written down, seconds: a full disk must not hold up the next one.
@@ -220,6 +220,6 @@ class Notifier:
 
 
 def _pause(failures: int) -> float:
-    first, longest = RETRY_S
+    first, longest = DELIVERY_RETRY_S
     # Not for secrets: receivers that failed together are not to be tried together.
     return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter

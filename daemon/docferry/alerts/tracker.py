@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Protocol
 
 from docferry.alerts.conditions import Condition, Observation
-from docferry.store.alerts import Alert, Delivery, Observed
+from docferry.store.alerts import Alert, AlertDelivery, Observed
 
 #: Conditions that begin together are told together: the first waits so long for the others, seconds.
 COLLECT_S: Final = 30.0
@@ -153,7 +153,7 @@ class Tracker:
             self._become(alert, Observed.RESOLVED, now)
             if self.is_silenced(alert, now):  # then only those are told of its end who know of its beginning
                 for subscriber in self._subscribers:
-                    alert.deliveries.setdefault(subscriber.name, Delivery(Observed.RESOLVED, now))
+                    alert.deliveries.setdefault(subscriber.name, AlertDelivery(Observed.RESOLVED, now))
 
     def _become(self, alert: Alert, observed: Observed, now: float) -> None:
         alert.observed, alert.changed = observed, now
@@ -186,7 +186,7 @@ class Tracker:
     def delivered(self, subscriber: Subscriber, items: Sequence[Item], now: float) -> None:
         """Note that a receiver took a message."""
         for item in items:
-            item.alert.deliveries[subscriber.name] = Delivery(item.observed, now)
+            item.alert.deliveries[subscriber.name] = AlertDelivery(item.observed, now)
         self.revision += 1
         self._prune()
 
@@ -194,10 +194,10 @@ class Tracker:
         """Note that a receiver did not take a message; return the items that have been tried for too long."""
         given_up = []
         for item in items:
-            delivery = item.alert.deliveries.setdefault(subscriber.name, Delivery())
+            delivery = item.alert.deliveries.setdefault(subscriber.name, AlertDelivery())
             delivery.tries += 1
             if now - item.due > GIVE_UP_S:
-                item.alert.deliveries[subscriber.name] = Delivery(item.observed, now)
+                item.alert.deliveries[subscriber.name] = AlertDelivery(item.observed, now)
                 given_up.append(item)
         self.revision += 1
         self._prune()
@@ -212,7 +212,7 @@ class Tracker:
 
     def _difference(self, alert: Alert, subscriber: Subscriber, now: float) -> Item | None:
         """Return what the receiver does not know of an alert."""
-        told = alert.deliveries.get(subscriber.name, Delivery())
+        told = alert.deliveries.get(subscriber.name, AlertDelivery())
         match alert.observed:
             case Observed.FIRING if told.delivered is None:
                 return None if self.is_silenced(alert, now) else self._item(alert, Kind.FIRING, alert.changed)
@@ -224,7 +224,7 @@ class Tracker:
                 return self._item(alert, Kind.NOTE, alert.changed - self._pace.collect)
         return None
 
-    def _reminder(self, alert: Alert, told: Delivery, subscriber: Subscriber, now: float) -> Item | None:
+    def _reminder(self, alert: Alert, told: AlertDelivery, subscriber: Subscriber, now: float) -> Item | None:
         if subscriber.refresh is not None:
             lasts = subscriber.refresh
         elif self.is_silenced(alert, now):
@@ -247,7 +247,7 @@ class Tracker:
 
     def _is_untold(self, alert: Alert) -> bool:
         return any(
-            alert.deliveries.get(subscriber.name, Delivery()).delivered is not Observed.RESOLVED
+            alert.deliveries.get(subscriber.name, AlertDelivery()).delivered is not Observed.RESOLVED
             for subscriber in self._subscribers
             if subscriber.wants(alert.event)
         )

@@ -48,7 +48,7 @@ from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.after_upload import AfterUpload
 from docferry.upload.batch_trials import BatchTrials
-from docferry.upload.context import Queue, UploadContext
+from docferry.upload.context import QueueTables, UploadContext
 from docferry.upload.gates import GateManager
 from docferry.upload.maintenance import Maintenance
 from docferry.upload.scheduler import Scheduler, SchedulerLimits
@@ -88,7 +88,7 @@ class Application:
 class _Tables:
     """The tables of the database, and the channel on which their changes are announced."""
 
-    queue: Queue
+    queue: QueueTables
     cursors: Cursors
     downloads: Downloads
     wakeups: Wakeups
@@ -184,7 +184,7 @@ def select_mappings(settings: Settings, mappings: Sequence[str]) -> tuple[dict[s
 def _open_tables(database: Database, clock: Clock, owner: str, owners: Owners) -> _Tables:
     wakeups = Wakeups()
     transfers = Transfers(database, clock, owner, wakeups)
-    queue = Queue(database, Documents(database, clock), transfers, Gates(database), owners)
+    queue = QueueTables(database, Documents(database, clock), transfers, Gates(database), owners)
     return _Tables(queue, Cursors(database, clock), Downloads(database, clock), wakeups)
 
 

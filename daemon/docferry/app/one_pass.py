@@ -20,7 +20,7 @@ from docferry.settings import Download, Settings, Upload, missing_keys
 #: `sync` waits for documents that become due within this time, for doubts also for the list lag; seconds.
 WAIT_FOR_RETRY_S = 5.0
 #: A pass probes gates with these reasons at once, where the daemon would wait.
-PERSON_REASONS = frozenset(
+PROBED_AT_ONCE = frozenset(
     {
         Reason.KEY,
         Reason.ACCOUNT,
@@ -168,7 +168,7 @@ class OnePass:
     async def _upload(self) -> None:
         app = self._app
         await app.scheduler.prepare()
-        await app.gates.let_probe(PERSON_REASONS, app.clock.now())
+        await app.gates.let_probe(PROBED_AT_ONCE, app.clock.now())
         self._open_before = sum((await app.reports.open_counts(app.uploads)).values()) if app.uploads else 0
         async with anyio.create_task_group() as group:
             await group.start(app.scheduler.run)

@@ -28,7 +28,7 @@ ANCHOR_AGAIN_S: Final = 300.0
 #: The end of a pass or of the daemon waits so long for anchors, seconds.
 FINISH_S: Final = 20.0
 #: One step of reconstruction or erasure, in receipts: a few ten milliseconds of the writer's time.
-STEP: Final = 500
+RECEIPTS_AT_ONCE: Final = 500
 
 
 class ReceiptKeeper:
@@ -99,7 +99,7 @@ class ReceiptKeeper:
 
     async def reconstruct(self) -> None:
         """Give receipts to what was sent before there was a log."""
-        while await self._upkeep.reconstruct(STEP):
+        while await self._upkeep.reconstruct(RECEIPTS_AT_ONCE):
             await anyio.lowlevel.checkpoint()  # documents go first
 
     async def anchor(self) -> StoredHead | None:
@@ -157,5 +157,5 @@ class ReceiptKeeper:
     async def _erase(self) -> None:
         if self._retain is None:
             return
-        while await self._upkeep.erase(self._clock.now() - self._retain, STEP) == STEP:
+        while await self._upkeep.erase(self._clock.now() - self._retain, RECEIPTS_AT_ONCE) == RECEIPTS_AT_ONCE:
             await anyio.lowlevel.checkpoint()

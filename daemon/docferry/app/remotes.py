@@ -11,12 +11,10 @@ from docferry import redaction
 from docferry import settings as settings_of
 from docferry.clock import Clock
 from docferry.endpoints import parse_proxy
-from docferry.remotes.codat.client import RULES as CODAT_RULES
-from docferry.remotes.codat.client import Codat, CodatOptions
+from docferry.remotes.codat.client import CODAT_RULES, Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.remotes.protocol import Remote, Rules
-from docferry.remotes.wootiv.client import RULES as WOOTIV_RULES
-from docferry.remotes.wootiv.client import Wootiv, WootivOptions
+from docferry.remotes.wootiv.client import WOOTIV_RULES, Wootiv, WootivOptions
 from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from docferry.senders.pool import SenderPool
 from docferry.settings import Settings
@@ -47,7 +45,7 @@ def open_remotes(settings: Settings, clock: Clock, senders: SenderPool | None = 
     """Return a client for each remote that some mapping uses, by name; documents go through `senders`."""
     senders = senders or SenderPool()
 
-    def open_client(name: str, to: settings_of.Codat | settings_of.Wootiv) -> HttpClient:
+    def open_client(name: str, to: settings_of.CodatSettings | settings_of.WootivSettings) -> HttpClient:
         _hide_proxy_password(to.proxy)
         return senders.http_client(name, clock, http_options(to))
 
@@ -79,7 +77,7 @@ def direct_mappings(settings: Settings) -> frozenset[str]:
     return frozenset(upload.name for upload in uploads if upload.to == "wootiv" and upload.via == "direct")
 
 
-def http_options(to: settings_of.Codat | settings_of.Wootiv) -> HttpOptions:
+def http_options(to: settings_of.CodatSettings | settings_of.WootivSettings) -> HttpOptions:
     """Return what the section of a remote says about connections."""
     return HttpOptions(
         timeout=to.timeout,

@@ -18,7 +18,7 @@ from docferry.cli.queue import open_queue
 from docferry.clock import SystemClock, iso
 from docferry.errors import ConfigError
 from docferry.settings import Settings
-from docferry.settings.alerts import EVENTS, Receiver
+from docferry.settings.alerts import EVENTS, ReceiverSettings
 from docferry.store import alerts as store
 from docferry.store.alerts import Alert, Observed
 
@@ -119,7 +119,7 @@ async def _test(settings: Settings, name: str | None) -> int:
     return code
 
 
-async def _try(receiver: Receiver, results: dict[str, str | None]) -> None:
+async def _try(receiver: ReceiverSettings, results: dict[str, str | None]) -> None:
     from docferry.alerts.messages import note
     from docferry.alerts.receivers import DeliveryError, open_receiver
 
@@ -131,7 +131,7 @@ async def _try(receiver: Receiver, results: dict[str, str | None]) -> None:
         results[receiver.name] = str(error)
 
 
-def _chosen(settings: Settings, name: str | None) -> list[Receiver]:
+def _chosen(settings: Settings, name: str | None) -> list[ReceiverSettings]:
     known = [receiver.name for receiver in settings.alerts.to]
     if name is None or name in known:
         return [receiver for receiver in settings.alerts.to if name in (None, receiver.name)]

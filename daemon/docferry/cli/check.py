@@ -14,7 +14,7 @@ from docferry import logs
 from docferry.app.antivirus import open_clamd
 from docferry.app.remotes import http_options, open_remotes
 from docferry.cli import local_checks, server_checks
-from docferry.cli.local_checks import Finding, Level
+from docferry.cli.local_checks import Check, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
 from docferry.remotes.http import diagnose
@@ -44,10 +44,10 @@ def command(asked: Namespace) -> int:
     return _code(findings)
 
 
-async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
+async def _gathered(settings: Settings, offline: bool) -> list[Check]:
     findings = await anyio.to_thread.run_sync(lambda: list(local_checks.local(settings)))
     if offline:
-        return [*findings, Finding("note", "remotes", "not asked (--offline)")]
+        return [*findings, Check("note", "remotes", "not asked (--offline)")]
     findings += await anyio.to_thread.run_sync(server_checks.server, settings)
     targets, more = await anyio.to_thread.run_sync(local_checks.targets, settings)
     remotes = open_remotes(settings, SystemClock())
@@ -66,58 +66,58 @@ async def _gathered(settings: Settings, offline: bool) -> list[Finding]:
     if any(upload.antivirus for upload in settings.uploads):
         findings.append(await _clamd(settings))
     if more:
-        findings.append(Finding("note", "codat", f"{more:,} more connections have a folder; they were not asked for"))
+        findings.append(Check("note", "codat", f"{more:,} more connections have a folder; they were not asked for"))
     return findings
 
 
-async def _clamd(settings: Settings) -> Finding:
+async def _clamd(settings: Settings) -> Check:
     clamd, where = open_clamd(settings), settings.antivirus.clamd
     if clamd is not None and await clamd.ping():
-        return Finding("ok", "clamd", f"answers at {where}")
+        return Check("ok", "clamd", f"answers at {where}")
     cure = "start clamav-daemon, and let docferry's user use its socket; nothing of its mappings is sent meanwhile"
-    return Finding("fail", "clamd", f"does not answer at {where}", cure, away=True)
+    return Check("fail", "clamd", f"does not answer at {where}", cure, away=True)
 
 
-async def _way(name: str, settings: Settings) -> list[Finding]:
+async def _way(name: str, settings: Settings) -> list[Check]:
     """Return the steps to a remote: name, addresses, TLS or proxy, and whether it answers."""
     section = settings.codat if name == "codat" else settings.wootiv
     steps = await diagnose(name.capitalize(), section.base_url or "", http_options(section))
     return [
-        Finding("ok" if step.ok else "fail", f"{name} {step.name}", step.detail, step.fix, away=step.transient)
+        Check("ok" if step.ok else "fail", f"{name} {step.name}", step.detail, step.fix, away=step.transient)
         for step in steps
     ]
 
 
-def _findings_of(remote: Remote, checked: Sequence[Checked]) -> list[Finding]:
+def _findings_of(remote: Remote, checked: Sequence[Checked]) -> list[Check]:
     """Return the findings of a remote, with those about its clock and quota."""
     findings = [
-        Finding("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes) for each in checked
+        Check("ok" if each.ok else "fail", each.subject, each.detail, each.cure, away=each.passes) for each in checked
     ]
     offset = remote.health.clock_offset
     if offset is not None:
         level: Level = "fail" if abs(offset) > CLOCK_FAIL else "warn" if abs(offset) > CLOCK_WARN else "ok"
         said = "agrees with this machine's" if level == "ok" else f"is {span(abs(offset))} off this machine's"
         cure = "" if level == "ok" else "set this machine's clock: timedatectl set-ntp true"
-        findings.append(Finding(level, remote.name, f"its clock {said}", cure))
+        findings.append(Check(level, remote.name, f"its clock {said}", cure))
     if remote.health.remaining is not None:
         findings.append(_quota(remote.name, remote.health.remaining, remote.health.limit))
     return findings
 
 
-def _quota(name: str, remaining: int, limit: int | None) -> Finding:
+def _quota(name: str, remaining: int, limit: int | None) -> Check:
     of = f" of {limit:,}" if limit else ""
     level: Level = "warn" if remaining == 0 else "ok"
-    return Finding(level, name, f"{remaining:,}{of} requests left today", "" if remaining else "wait until 00:00 UTC")
+    return Check(level, name, f"{remaining:,}{of} requests left today", "" if remaining else "wait until 00:00 UTC")
 
 
-def _code(findings: Sequence[Finding]) -> int:
+def _code(findings: Sequence[Check]) -> int:
     failed = [finding for finding in findings if finding.level == "fail"]
     if not failed:
         return 0
     return AWAY if all(finding.away for finding in failed) else WRONG
 
 
-def _as_json(findings: Sequence[Finding]) -> None:
+def _as_json(findings: Sequence[Check]) -> None:
     rows = [
         {"level": each.level, "subject": each.subject, "detail": each.detail, "cure": each.cure or None}
         for each in findings
@@ -126,7 +126,7 @@ def _as_json(findings: Sequence[Finding]) -> None:
     Screen().write(json.dumps(told, ensure_ascii=False) + "\n")
 
 
-def _tell(findings: Sequence[Finding]) -> None:
+def _tell(findings: Sequence[Check]) -> None:
     screen = Screen()
     table = Table(("", "", "", ""), folds=frozenset({2, 3}))
     for each in findings:

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from docferry.model import escaped
 from docferry.settings import Download, Settings, Upload, sources, units
-from docferry.settings.alerts import Alerts, Receiver
-from docferry.settings.keys import HIDDEN, Key
+from docferry.settings.alerts import AlertsSettings, ReceiverSettings
+from docferry.settings.keys import HIDDEN_KEY, Key
 
 _DURATIONS: Final = frozenset(
     {
@@ -105,7 +105,7 @@ def _alerts(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
 
 def _key(key: Key) -> str:
     if key.value is not None:
-        return f'api_key = "{HIDDEN}"  # from {key.origin}'
+        return f'api_key = "{HIDDEN_KEY}"  # from {key.origin}'
     return f"# api_key: {key.problem or 'none found'}"
 
 
@@ -115,11 +115,13 @@ def _pairs(model: BaseModel) -> Iterator[str]:
         key = facts.alias or field
         value = getattr(model, key, None) if key == "settle" else getattr(model, field)
         tables = (
-            isinstance(value, BaseModel) or key in ("upload", "download") or (isinstance(model, Alerts) and key == "to")
+            isinstance(value, BaseModel)
+            or key in ("upload", "download")
+            or (isinstance(model, AlertsSettings) and key == "to")
         )
         if isinstance(model, Upload | Download) and key == "name":
             value = model.configured_name
-        if isinstance(model, Receiver) and value == ():
+        if isinstance(model, ReceiverSettings) and value == ():
             continue
         if value is None or tables or key == "api_key" or key in _UNUSED.get(_remote(model), ()):
             continue
@@ -137,14 +139,14 @@ def _notation(key: str, value: Any) -> Any:
     if key == "url":  # the path of a webhook is a secret
         parts = urlsplit(value)
         plain = f"{parts.scheme}://{parts.netloc}"
-        return value if value.rstrip("/") == plain else f"{plain}/{HIDDEN}"
+        return value if value.rstrip("/") == plain else f"{plain}/{HIDDEN_KEY}"
     if key == "database_url":
         scheme, _, rest = value.get_secret_value().partition("://")
         user, at, place = rest.rpartition("@")
-        return f"{scheme}://{user.partition(':')[0]}{f':{HIDDEN}' if ':' in user else ''}{at}{place}"
+        return f"{scheme}://{user.partition(':')[0]}{f':{HIDDEN_KEY}' if ':' in user else ''}{at}{place}"
     if key == "proxy":
         scheme, _, rest = value.partition("://")
-        return f"{scheme}://{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else value
+        return f"{scheme}://{HIDDEN_KEY}@{rest.rpartition('@')[2]}" if "@" in rest else value
     if key in _DURATIONS and units.seconds(units.duration(value)) == value:
         return units.duration(value)
     return value

@@ -35,7 +35,7 @@ MOST_ASKED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """The result of one check, with the fix where there is a problem; `away`: it may pass by itself."""
 
     level: Level
@@ -46,7 +46,7 @@ class Finding:
 
 
 @dataclass(slots=True)
-class WalkResult:
+class FolderCounts:
     """The result of one walk through a mapping's folder."""
 
     folders: int = 0
@@ -57,17 +57,17 @@ class WalkResult:
     paths: list[bytes] = field(default_factory=list)  # of all files, where the mapping has patterns of its own
 
 
-def local(settings: Settings) -> Iterator[Finding]:
+def local(settings: Settings) -> Iterator[Check]:
     """Yield the findings of every check that needs no network."""
-    yield Finding("ok", "configuration", escaped(str(settings.path)))
-    yield from (Finding("warn", "configuration", sentence) for sentence in (*settings.passed_over, *settings.warnings))
+    yield Check("ok", "configuration", escaped(str(settings.path)))
+    yield from (Check("warn", "configuration", sentence) for sentence in (*settings.passed_over, *settings.warnings))
     yield from _keys(settings)
     yield from _state(settings)
     if settings.database_url is None:
         yield from _sqlite()
     watched = 0
     for upload in settings.uploads:
-        walked = WalkResult()
+        walked = FolderCounts()
         yield from _upload(upload, walked)
         watched += 0 if upload.poll else walked.folders
     for download in settings.downloads:
@@ -80,17 +80,17 @@ def local(settings: Settings) -> Iterator[Finding]:
         yield from _limits(watched, sum(not upload.poll for upload in settings.uploads))
 
 
-def _outboxes(settings: Settings) -> Iterator[Finding]:
+def _outboxes(settings: Settings) -> Iterator[Check]:
     """Name the outboxes that have documents and belong to no mapping: nothing sends these."""
     served = {box.root for box in outboxes(settings.uploads, settings.state_dir, settings.host_name).values()}
     with suppress(OSError):
         for folder in sorted((settings.state_dir / "outbox").iterdir()):
             if folder not in served and (left := sum(path.is_file() for path in folder.rglob("*"))):
                 said = f"{count(left, 'document')} in {escaped(str(folder))} belong to a mapping that is not configured"
-                yield Finding("warn", "outbox", said, "configure the mapping again, or move the documents away")
+                yield Check("warn", "outbox", said, "configure the mapping again, or move the documents away")
 
 
-def object_names(uploads: Iterable[Upload]) -> Iterator[Finding]:
+def object_names(uploads: Iterable[Upload]) -> Iterator[Check]:
     """Warn where two mappings can give one object name: the second file of a name is held as `name_taken`."""
     known: list[Upload] = []
     for upload in uploads:
@@ -101,27 +101,27 @@ def object_names(uploads: Iterable[Upload]) -> Iterator[Finding]:
             other_start = other.object_name.partition("{")[0]
             if start.startswith(other_start) or other_start.startswith(start):
                 detail = f'its object names can be those of "{other.name}"; the second file of a name is held'
-                yield Finding("warn", upload.name, detail, 'part them: object_name = "{mapping}/{path}"')
+                yield Check("warn", upload.name, detail, 'part them: object_name = "{mapping}/{path}"')
                 break
         known.append(upload)
 
 
-def _receipts(settings: Settings) -> Iterator[Finding]:
+def _receipts(settings: Settings) -> Iterator[Check]:
     """Whether the key of the receipts can be read, and heads can be appended to each file."""
     try:
         if settings.receipts.key_file is not None:
             open_signer(settings.receipts.key_file)
-            yield Finding("ok", "receipts", f"heads are signed with {escaped(str(settings.receipts.key_file))}")
+            yield Check("ok", "receipts", f"heads are signed with {escaped(str(settings.receipts.key_file))}")
     except ConfigError as error:
-        yield from (Finding("fail", "receipts", problem) for problem in error.problems)
+        yield from (Check("fail", "receipts", problem) for problem in error.problems)
     for file in settings.receipts.files:
         where = file if file.exists() else file.parent
         if not os.access(where, os.W_OK):
             advice = "mount it, or let this user write there"
-            yield Finding("fail", "receipts", f"heads cannot be appended to {escaped(str(file))}", advice, away=True)
+            yield Check("fail", "receipts", f"heads cannot be appended to {escaped(str(file))}", advice, away=True)
         elif where.stat().st_dev == _device(settings.state_dir):
             sentence = f"{escaped(str(file))} is on the file system of the state folder: both are lost together"
-            yield Finding("warn", "receipts", sentence, "name a file on other storage in [receipts] anchor")
+            yield Check("warn", "receipts", sentence, "name a file on other storage in [receipts] anchor")
 
 
 def _device(folder: Path) -> int | None:
@@ -131,19 +131,19 @@ def _device(folder: Path) -> int | None:
         return None
 
 
-def _alerts(settings: Settings) -> Iterator[Finding]:
+def _alerts(settings: Settings) -> Iterator[Check]:
     """Whether each receiver has its address and its secret; only `docferry alerts test` says whether it takes them."""
     for receiver in settings.alerts.to:
         needed = [receiver.secret()] + ([receiver.address()] if receiver.url_file is not None else [])
         problems = [found.problem for found in needed if found.problem is not None]
-        yield from (Finding("fail", f"alerts to {receiver.name}", *_split(problem)) for problem in problems)
+        yield from (Check("fail", f"alerts to {receiver.name}", *_split(problem)) for problem in problems)
         if not problems:
-            yield Finding(
+            yield Check(
                 "ok", f"alerts to {receiver.name}", f"{receiver.kind}; try it: docferry alerts test {receiver.name}"
             )
     problem = settings.heartbeat.address().problem
     if problem is not None:
-        yield Finding("fail", "heartbeat", *_split(problem))
+        yield Check("fail", "heartbeat", *_split(problem))
 
 
 def targets(settings: Settings) -> tuple[list[Target], int]:
@@ -191,24 +191,24 @@ def _subfolders(root: bytes, folder: bytes) -> list[bytes]:
         return []
 
 
-def _keys(settings: Settings) -> Iterator[Finding]:
+def _keys(settings: Settings) -> Iterator[Check]:
     secrets = settings.secrets()
     missing = missing_keys(settings, secrets)
-    yield from (Finding("fail", "key", *_split(sentence)) for sentence in missing)
+    yield from (Check("fail", "key", *_split(sentence)) for sentence in missing)
     for remote, key in (("codat", secrets.codat_key), ("wootiv", secrets.wootiv_key)):
         if remote in settings.remotes and key.value is not None:
-            yield Finding("ok", "key", f"{remote}: from {key.origin}")
+            yield Check("ok", "key", f"{remote}: from {key.origin}")
 
 
-def _state(settings: Settings) -> Iterator[Finding]:
+def _state(settings: Settings) -> Iterator[Check]:
     folder, shown = settings.state_dir, escaped(str(settings.state_dir))
     if not _exists(folder):
         parent = _nearest(folder)
         if os.access(parent, os.W_OK | os.X_OK):
-            yield Finding("ok", "state folder", f"{shown} is created at the first start")
+            yield Check("ok", "state folder", f"{shown} is created at the first start")
         else:
             cure = f"create it: mkdir -m 700 {shown}; or set state_dir"
-            yield Finding("fail", "state folder", f"{shown} does not exist, and this user cannot create it", cure)
+            yield Check("fail", "state folder", f"{shown} does not exist, and this user cannot create it", cure)
             return
     else:
         try:
@@ -217,70 +217,68 @@ def _state(settings: Settings) -> Iterator[Finding]:
         except StateError as error:
             problem = str(error)
         if problem is not None:
-            yield Finding("fail", "state folder", *_split(problem))
+            yield Check("fail", "state folder", *_split(problem))
             return
         if not os.access(folder, os.W_OK | os.X_OK):
-            yield Finding("fail", "state folder", f"{shown} cannot be written", "run docferry as the user that owns it")
+            yield Check("fail", "state folder", f"{shown} cannot be written", "run docferry as the user that owns it")
             return
-        yield Finding("ok", "state folder", shown)
+        yield Check("ok", "state folder", shown)
     for sentence in second_queues(settings):
-        yield Finding("warn", "state folder", *_split(sentence))
+        yield Check("warn", "state folder", *_split(sentence))
     free = shutil.disk_usage(_nearest(folder)).free
     level: Level = "fail" if free < TIGHT else "warn" if free < ROOMY else "ok"
     cure = "" if level == "ok" else "make room, or set state_dir to a larger disk"
-    yield Finding(level, "disk space", f"{free / 1e9:.1f} GB free for the state folder", cure)
+    yield Check(level, "disk space", f"{free / 1e9:.1f} GB free for the state folder", cure)
 
 
-def _sqlite() -> Iterator[Finding]:
+def _sqlite() -> Iterator[Check]:
     found = sqlite3.sqlite_version_info
     mended = found >= (3, 51, 3) or (3, 50, 7) <= found < (3, 51) or (3, 44, 6) <= found < (3, 45)
     said = f"SQLite {sqlite3.sqlite_version}"
     if mended:
-        yield Finding("ok", "database", said)
+        yield Check("ok", "database", said)
     else:
         cure = "upgrade SQLite to 3.51.3, 3.50.7 or 3.44.6 when it is available"
-        yield Finding("warn", "database", f"{said} has a rare defect in its write-ahead log (WAL reset)", cure)
+        yield Check("warn", "database", f"{said} has a rare defect in its write-ahead log (WAL reset)", cure)
 
 
-def _upload(upload: Upload, walked: WalkResult) -> Iterator[Finding]:
+def _upload(upload: Upload, walked: FolderCounts) -> Iterator[Check]:
     root = Root.of(upload)
     try:
         for listings in scan.walk(root, upload):
             _count(upload, listings, walked)
     except FolderError as error:
-        yield Finding("fail", upload.name, *_split(str(error)), away=True)
+        yield Check("fail", upload.name, *_split(str(error)), away=True)
         return
     yield from _root_links(upload, root)
     for problem in walked.problems[:5]:
-        yield Finding("warn", upload.name, problem, "let docferry's user read it, or exclude it")
+        yield Check("warn", upload.name, problem, "let docferry's user read it, or exclude it")
     if len(walked.problems) > 5:
-        yield Finding("warn", upload.name, f"{len(walked.problems) - 5} more folders cannot be read")
+        yield Check("warn", upload.name, f"{len(walked.problems) - 5} more folders cannot be read")
     for sentence in [*walked.left_out.sentences(upload), *unmatched(upload, walked.paths)]:
         detail, _, cure = sentence.partition(": ")
-        yield Finding("warn", upload.name, detail, cure)
+        yield Check("warn", upload.name, detail, cure)
     if walked.files:
         documents = f"{count(walked.files, 'document')} in {count(walked.folders, 'folder')}"
-        yield Finding("ok", upload.name, f"{root.shown}: {documents}")
+        yield Check("ok", upload.name, f"{root.shown}: {documents}")
     else:
-        yield Finding("note", upload.name, f"{root.shown} has no documents; if it is a share: is it mounted?")
+        yield Check("note", upload.name, f"{root.shown} has no documents; if it is a share: is it mounted?")
     yield from _lease(upload, root, walked)
     if upload.after_upload != "keep" and not os.access(root.raw, os.W_OK):
         cure = 'let docferry\'s user write there, or set after_upload = "keep"'
-        yield Finding(
-            "fail", upload.name, f'after_upload = "{upload.after_upload}" needs to write in {root.shown}', cure
-        )
+        yield Check("fail", upload.name, f'after_upload = "{upload.after_upload}" needs to write in {root.shown}', cure)
 
 
-def _root_links(upload: Upload, root: Root) -> Iterator[Finding]:
+def _root_links(upload: Upload, root: Root) -> Iterator[Check]:
     """Report a component of the folder's path that an unprivileged user could replace by a link."""
     if upload.follow_root_links or (found := replaceable(root)) is None:
         return
     detail = f"{escaped(found)} can be replaced by other users; a link in its place is not followed"
     cure = "let root own the folder above it, without write permission for others; or set follow_root_links = true"
-    yield Finding("warn", upload.name, detail, cure)
+    yield Check("warn", upload.name, detail, cure)
 
 
-def _count(upload: Upload, listings: Iterable[scan.Listing], walked: WalkResult) -> None:
+def _count(upload: Upload, listings: Iterable[scan.Listing], walked: FolderCounts) -> None:
     for listing in listings:
         walked.folders += 1
         walked.left_out.add_listing(listing)
@@ -298,7 +296,7 @@ def _count(upload: Upload, listings: Iterable[scan.Listing], walked: WalkResult)
                 walked.left_out.add_unwanted(upload, [path])
 
 
-def _lease(upload: Upload, root: Root, walked: WalkResult) -> Iterator[Finding]:
+def _lease(upload: Upload, root: Root, walked: FolderCounts) -> Iterator[Check]:
     """Report where the kernel does not tell who is writing, so that only `settle` does."""
     told = True if os.geteuid() == 0 or _has_cap_lease() else None
     if walked.sample is not None:
@@ -307,7 +305,7 @@ def _lease(upload: Upload, root: Root, walked: WalkResult) -> Iterator[Finding]:
                 told = no_writer(descriptor)
         except OSError as error:
             cure = "let docferry's user read the documents"
-            yield Finding("fail", upload.name, f"{escaped(walked.sample)} cannot be read: {error.strerror}", cure)
+            yield Check("fail", upload.name, f"{escaped(walked.sample)} cannot be read: {error.strerror}", cure)
             return
     if told is None:
         detail = (
@@ -315,7 +313,7 @@ def _lease(upload: Upload, root: Root, walked: WalkResult) -> Iterator[Finding]:
             "an upload that pauses for longer is sent in parts"
         )
         cure = "run docferry as the files' owner, or with CAP_LEASE as its unit does; else choose a generous settle"
-        yield Finding("warn", upload.name, detail, cure)
+        yield Check("warn", upload.name, detail, cure)
 
 
 def _has_cap_lease() -> bool:
@@ -326,22 +324,22 @@ def _has_cap_lease() -> bool:
     return False
 
 
-def _download(download: Download, state_dir: Path) -> Iterator[Finding]:
+def _download(download: Download, state_dir: Path) -> Iterator[Check]:
     for folder in dict.fromkeys(download.folder_of(company) for company in download.companies or (None,)):
         shown, place = escaped(str(folder)), _nearest(folder)
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             cure = f"create {shown} and let docferry's user write there"
-            yield Finding("fail", download.name, f"{shown} cannot be written by this user", cure)
+            yield Check("fail", download.name, f"{shown} cannot be written by this user", cure)
             continue
         will = "" if _exists(folder) else "; it is created when needed"
-        yield Finding("ok", download.name, f"{shown} can be written{will}")
+        yield Check("ok", download.name, f"{shown} can be written{will}")
         with suppress(OSError):
             if place.stat().st_dev != _nearest(state_dir).stat().st_dev:
                 detail = f"{shown} is on another filesystem than the state folder: files are copied once more"
-                yield Finding("note", download.name, detail)
+                yield Check("note", download.name, detail)
 
 
-def _limits(folders: int, roots: int) -> Iterator[Finding]:
+def _limits(folders: int, roots: int) -> Iterator[Check]:
     for name, needed, what in (
         ("max_user_watches", folders, "folders to watch"),
         ("max_user_instances", roots + 2, "watches of whole trees, to be safe"),
@@ -352,11 +350,11 @@ def _limits(folders: int, roots: int) -> Iterator[Finding]:
             continue
         said = f"{needed:,} {what}; the kernel allows {limit:,}"
         if needed <= limit * 0.9:
-            yield Finding("ok", "inotify", said)
+            yield Check("ok", "inotify", said)
             continue
         wanted = max(limit * 2, needed * 2)
         cure = f"sysctl fs.inotify.{name}={wanted}, and in /etc/sysctl.d/; until then docferry scans instead"
-        yield Finding("warn", "inotify", said, cure)
+        yield Check("warn", "inotify", said, cure)
 
 
 def _exists(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from docferry.cli.local_checks import Finding
+from docferry.cli.local_checks import Check
 from docferry.cli.output import count
 from docferry.errors import DatabaseBusy, StateError
 from docferry.settings import Settings
@@ -15,7 +15,7 @@ SUBJECT: Final = "database"
 _FIX_COMMIT: Final = "ALTER ROLE … SET synchronous_commit = on, for docferry's role"
 
 
-def server(settings: Settings) -> list[Finding]:
+def server(settings: Settings) -> list[Check]:
     """Return the findings about the server of a shared queue; none for a queue in SQLite."""
     if settings.database_url is None:
         return []
@@ -23,51 +23,51 @@ def server(settings: Settings) -> list[Finding]:
         return list(findings(read_durability(settings.database_url.get_secret_value())))
     except StateError as error:
         problem, _, cure = str(error).partition("; ")
-        return [Finding("fail", SUBJECT, problem, cure, away=isinstance(error, DatabaseBusy))]
+        return [Check("fail", SUBJECT, problem, cure, away=isinstance(error, DatabaseBusy))]
 
 
-def findings(durability: Durability) -> Iterator[Finding]:
+def findings(durability: Durability) -> Iterator[Check]:
     """Yield what can lose a commit, each with its fix, or that nothing can."""
     losses = [*_crash(durability.settings), *_failover(durability)]
     version = f"PostgreSQL {durability.settings['server_version'].partition(' ')[0]}"
     if any(loss.level in ("warn", "fail") for loss in losses):
-        yield Finding("ok", SUBJECT, f"{version} can be used")
+        yield Check("ok", SUBJECT, f"{version} can be used")
     else:
-        yield Finding("ok", SUBJECT, f"{version}; a crash loses no commit")
+        yield Check("ok", SUBJECT, f"{version}; a crash loses no commit")
     yield from losses
 
 
-def _crash(settings: Mapping[str, str]) -> Iterator[Finding]:
+def _crash(settings: Mapping[str, str]) -> Iterator[Check]:
     """Yield what a crash of the server or a power cut can lose."""
     if settings["fsync"] == "off":
         detail = "fsync is off: a power cut can lose commits and damage the whole database"
-        yield Finding("fail", SUBJECT, detail, "set fsync = on in postgresql.conf and reload the server")
+        yield Check("fail", SUBJECT, detail, "set fsync = on in postgresql.conf and reload the server")
     if settings["full_page_writes"] == "off":
         detail = "full_page_writes is off: a power cut can leave half-written pages, which damages the queue"
         cure = "set full_page_writes = on in postgresql.conf, unless the file system never tears a page (ZFS)"
-        yield Finding("warn", SUBJECT, detail, cure)
+        yield Check("warn", SUBJECT, detail, cure)
     if settings["synchronous_commit"] == "off":
         detail = "synchronous_commit is off: a crash of the server loses the newest commits: documents are sent twice"
-        yield Finding("fail", SUBJECT, detail, _FIX_COMMIT)
+        yield Check("fail", SUBJECT, detail, _FIX_COMMIT)
 
 
-def _failover(durability: Durability) -> Iterator[Finding]:
+def _failover(durability: Durability) -> Iterator[Check]:
     """Yield what a failover to a standby can lose."""
     names, level = durability.settings["synchronous_standby_names"], durability.settings["synchronous_commit"]
     connected = f"{count(durability.standbys, 'standby')} connected"
     if names and level == "local":
         detail = f"synchronous_commit is local: commits do not wait for {names}, so that a failover can lose them"
-        yield Finding("warn", SUBJECT, detail, _FIX_COMMIT)
+        yield Check("warn", SUBJECT, detail, _FIX_COMMIT)
     elif names and level != "off":
         received = ", and only in its memory" if level == "remote_write" else ""
-        yield Finding("ok", SUBJECT, f"each commit is on a standby too{received} ({names}; {connected})")
+        yield Check("ok", SUBJECT, f"each commit is on a standby too{received} ({names}; {connected})")
         if not durability.standbys:
             detail = "no standby is connected: commits wait until one is"
-            yield Finding("warn", SUBJECT, detail, "start the standby, or take it out of synchronous_standby_names")
+            yield Check("warn", SUBJECT, detail, "start the standby, or take it out of synchronous_standby_names")
     elif durability.standbys:
         detail = f"{connected}, none of them synchronous: a failover can lose the newest commits"
         cure = "set synchronous_standby_names; otherwise everything due is looked up after a failover"
-        yield Finding("warn", SUBJECT, detail, cure)
+        yield Check("warn", SUBJECT, detail, cure)
     else:
         detail = "no standby is connected: a lost disk is a lost queue, which `docferry sync --adopt` rebuilds"
-        yield Finding("note", SUBJECT, detail)
+        yield Check("note", SUBJECT, detail)

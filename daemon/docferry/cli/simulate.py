@@ -17,7 +17,7 @@ from docferry.simulator import Fault, Simulator, SimulatorOptions, load_faults, 
 from docferry.simulator.recorder import RequestSeen
 
 #: Interval between two reads of the log of requests, seconds.
-LOOKED = 0.1
+REQUEST_POLL_S = 0.1
 _CONFIG = """\
 # docferry.toml
 state_dir = "state"
@@ -107,7 +107,7 @@ async def _follow(screen: Screen, simulator: Simulator) -> None:
         under_way += islice(simulator.log, len(simulator.log) - fresh, None)
         screen.show(*(_seen(each) for each in under_way if each.at))
         under_way = [each for each in under_way if not each.at]
-        await anyio.sleep(LOOKED)
+        await anyio.sleep(REQUEST_POLL_S)
 
 
 def _seen(each: RequestSeen) -> Line:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import IO
 
 
-class Lost:
+class OutputLost:
     """Output that could not be written: the reader of a pipe left, or the stream is closed or full."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Lost:
                 os.close(null)
 
 
-lost = Lost()
+lost = OutputLost()
 
 
 def write(stream: IO[str] | None, text: str) -> None:

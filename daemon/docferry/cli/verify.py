@@ -20,7 +20,7 @@ from docferry.clock import SystemClock
 from docferry.errors import ConfigError
 from docferry.model import escaped
 from docferry.settings import Settings, missing_keys
-from docferry.store.verification import Found, Verdict, Verifications
+from docferry.store.verification import Discrepancy, Verdict, Verifications
 from docferry.upload.verifier import RoundReport
 
 _STYLES = {Verdict.MISSING: BAD, Verdict.CHANGED: BAD, Verdict.UNKNOWN: WARN}
@@ -53,7 +53,7 @@ async def _verify(settings: Settings, asked: Namespace) -> int:
     return _exit_code(report, found)
 
 
-def _exit_code(report: RoundReport, found: list[Found]) -> int:
+def _exit_code(report: RoundReport, found: list[Discrepancy]) -> int:
     """Return 1 when something is missing or changed, 75 when not everything is known."""
     if any(each.verdict in (Verdict.MISSING, Verdict.CHANGED) for each in found):
         return 1
@@ -77,7 +77,7 @@ class _Progress:
             streams.write(sys.stderr, "\r\x1b[K")
 
 
-def _tell(settings: Settings, report: RoundReport, found: list[Found], *, as_json: bool) -> None:
+def _tell(settings: Settings, report: RoundReport, found: list[Discrepancy], *, as_json: bool) -> None:
     screen, roots = Screen(), args.roots(settings)
     counts = Counter(each.verdict for each in found) + Counter({Verdict.PRESENT.value: report.progress.present})
     figures = {verdict.value: counts[verdict] for verdict in Verdict}
@@ -103,7 +103,7 @@ def _tell(settings: Settings, report: RoundReport, found: list[Found], *, as_jso
         )
 
 
-def _described(each: Found, roots: dict[str, bytes]) -> dict[str, str | int | None]:
+def _described(each: Discrepancy, roots: dict[str, bytes]) -> dict[str, str | int | None]:
     return {
         "id": each.document_id,
         "mapping": each.mapping,

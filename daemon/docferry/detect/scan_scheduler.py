@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from docferry import logs
 from docferry.clock import Clock
 from docferry.detect.reconciler import FolderState, Reconciler
-from docferry.detect.work_queue import Batch, WorkQueue
+from docferry.detect.work_queue import PathBatch, WorkQueue
 from docferry.errors import FolderError
 from docferry.files.safe_open import Root
 from docferry.settings import Upload
@@ -111,7 +111,7 @@ class ScanScheduler:
         for mapping, paths in self._wakeups.take_large_paths().items():
             self._large_queue.add(mapping, paths)
 
-    async def _check(self, batch: Batch, *, large: bool = False) -> None:
+    async def _check(self, batch: PathBatch, *, large: bool = False) -> None:
         try:
             await self._reconciler.check_paths(self._uploads[batch.mapping], batch.paths, large=large)
         except FolderError:
@@ -120,14 +120,14 @@ class ScanScheduler:
         finally:
             (self._large_queue if large else self._queue).done(batch)
 
-    def _drop(self, batch: Batch) -> None:
+    def _drop(self, batch: PathBatch) -> None:
         for path in batch.paths:
             self._reconciler.debouncer.forget(batch.mapping, path)
 
     async def _serve(self) -> None:
         free, free_large = anyio.Semaphore(CHECKS_AT_ONCE), anyio.Semaphore(LARGE_AT_ONCE)
 
-        async def check(batch: Batch, *, large: bool = False) -> None:
+        async def check(batch: PathBatch, *, large: bool = False) -> None:
             try:
                 await self._check(batch, large=large)
             finally:

@@ -12,13 +12,13 @@ from docferry.detect.debounce import Group
 from docferry.files.scan import top_level
 
 #: Paths of one turn.
-BATCH: Final = 1024
+PATHS_IN_BATCH: Final = 1024
 #: Turns of one mapping at a time, so that a hanging share leaves room for the others.
 PER_MAPPING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PathBatch:
     """Paths of one top-level folder that are checked together."""
 
     mapping: str
@@ -32,7 +32,7 @@ class WorkQueue:
     A turn is `batch` paths; a mapping has `per_mapping` turns at a time.
     """
 
-    def __init__(self, batch: int = BATCH, per_mapping: int = PER_MAPPING) -> None:
+    def __init__(self, batch: int = PATHS_IN_BATCH, per_mapping: int = PER_MAPPING) -> None:
         self._batch, self._per_mapping = batch, per_mapping
         self._paths: dict[Group, dict[bytes, None]] = {}  # in the order of their next turn
         self._busy: set[Group] = set()
@@ -46,7 +46,7 @@ class WorkQueue:
         for path in paths:
             self._paths.setdefault((mapping, top_level(path)), {})[path] = None
 
-    def take(self) -> Batch | None:
+    def take(self) -> PathBatch | None:
         """Return the next batch and mark its folder as busy; None when there is nothing, or all of it is busy."""
         for group in self._paths:
             if group not in self._busy and self._busy_mappings[group[0]] < self._per_mapping:
@@ -54,7 +54,7 @@ class WorkQueue:
         else:
             return None
         paths = self._paths.pop(group)
-        batch = Batch(*group, list(islice(paths, self._batch)))
+        batch = PathBatch(*group, list(islice(paths, self._batch)))
         for path in batch.paths:
             del paths[path]
         if paths:
@@ -63,7 +63,7 @@ class WorkQueue:
         self._busy_mappings[group[0]] += 1
         return batch
 
-    def done(self, batch: Batch) -> None:
+    def done(self, batch: PathBatch) -> None:
         """Give the folder of a batch its next turn."""
         self._busy.remove((batch.mapping, batch.top))
         self._busy_mappings[batch.mapping] -= 1

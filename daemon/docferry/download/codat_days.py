@@ -23,7 +23,7 @@ from docferry.files import publish, unzip
 from docferry.files.placement import Content
 from docferry.model import Target
 from docferry.remotes.codat.client import Codat
-from docferry.remotes.codat.company_list import Listed
+from docferry.remotes.codat.company_list import ListedFile
 from docferry.settings import Download
 from docferry.store.cursors import Cursors
 from docferry.store.downloads import DownloadedFile
@@ -177,15 +177,17 @@ class CodatDays:
             return set()
         return await self._publisher.downloads.own_digests(company, {member.sha256 for member in members})
 
-    async def _split(self, company: str, day: str, entries: Sequence[Listed]) -> tuple[list[Listed], list[Listed]]:
+    async def _split(
+        self, company: str, day: str, entries: Sequence[ListedFile]
+    ) -> tuple[list[ListedFile], list[ListedFile]]:
         """Return the entries of a day that docferry's own uploads of that day explain by name, and the others."""
         begin = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
         known = await self._transfers.accounted(
             Target("codat", company), names_since=begin, digests_since=begin, until=begin + 86_400
         )
         names = Counter(known.names)
-        ours: list[Listed] = []
-        others: list[Listed] = []
+        ours: list[ListedFile] = []
+        others: list[ListedFile] = []
         for listed in entries:
             name = listed.file_name or ""
             is_ours = names[name] > 0
@@ -194,9 +196,9 @@ class CodatDays:
         return ours, others
 
 
-def _by_day(listing: Iterable[Listed]) -> tuple[Mapping[str, list[Listed]], list[str]]:
+def _by_day(listing: Iterable[ListedFile]) -> tuple[Mapping[str, list[ListedFile]], list[str]]:
     """Return the rows by day in UTC, and a problem where dates cannot be read."""
-    days: dict[str, list[Listed]] = {}
+    days: dict[str, list[ListedFile]] = {}
     unreadable = 0
     for listed in listing:
         day = _day_of(listed.uploaded)
@@ -225,7 +227,7 @@ def _neighbours(day: str, now: float) -> list[str]:
     return [each.isoformat() for each in (middle - timedelta(days=1), middle + timedelta(days=1)) if each <= latest]
 
 
-def _names(entries: Iterable[Listed]) -> Counter[str]:
+def _names(entries: Iterable[ListedFile]) -> Counter[str]:
     return Counter(_normalised(entry.file_name or entry.display_name or "") for entry in entries)
 
 
@@ -233,6 +235,6 @@ def _normalised(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _fingerprint(entries: Sequence[Listed]) -> str:
+def _fingerprint(entries: Sequence[ListedFile]) -> str:
     facts = sorted([e.file_name or "", e.uploaded, e.source_type or ""] for e in entries)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from docferry import logs
 from docferry.download.codat_days import CodatDays
-from docferry.download.publisher import Counters, Publisher
+from docferry.download.publisher import DownloadCounters, Publisher
 from docferry.download.wootiv_objects import WootivObjects
 from docferry.errors import ArchiveError, FolderError, RemoteError
 from docferry.settings import Download
@@ -24,7 +24,7 @@ class Downloader:
     wootiv: WootivObjects | None
 
     @property
-    def counters(self) -> Counters:
+    def counters(self) -> DownloadCounters:
         """Files and bytes downloaded since the start."""
         return self.publisher.counters
 

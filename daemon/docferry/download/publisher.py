@@ -18,7 +18,7 @@ log = logs.get("download")
 
 
 @dataclass(slots=True)
-class Counters:
+class DownloadCounters:
     """Files and bytes downloaded since the start."""
 
     files: int = 0
@@ -40,7 +40,7 @@ class Publisher:
 
     def __init__(self, downloads: Downloads, telemetry: Telemetry) -> None:
         self.downloads = downloads
-        self.counters = Counters()
+        self.counters = DownloadCounters()
         self._telemetry = telemetry
 
     async def publish(self, download: Download, root: Path, arrived: Arrived) -> None:

@@ -10,15 +10,15 @@ from typing import Final, NamedTuple
 
 from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier
-from docferry.receipts.record import DELIVERED, Kind, has, quoted
+from docferry.receipts.record import DELIVERED, ReceiptKind, has, quoted
 
 #: So many findings are named; the rest is counted.
-NAMED: Final = 100
+NAMED_PROBLEMS: Final = 100
 #: Room for so many more transfers is made at a time.
 _GROWTH: Final = 65_536
 
 
-class Row(NamedTuple):
+class AuditedReceipt(NamedTuple):
     """A receipt as it is stored, with the transfer it is about (None where there is none)."""
 
     idx: int
@@ -51,7 +51,7 @@ class NamedHead:
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong, in sentences; those beyond `NAMED` are only counted."""
+    """What is wrong, in sentences; those beyond `NAMED_PROBLEMS` are only counted."""
 
     named: list[str] = field(default_factory=list)
     count: int = 0
@@ -59,7 +59,7 @@ class Findings:
     def add(self, sentence: str) -> None:
         """Name one more."""
         self.count += 1
-        if self.count <= NAMED:
+        if self.count <= NAMED_PROBLEMS:
             self.named.append(sentence)
 
 
@@ -83,7 +83,7 @@ class Audit:
             (each for each in heads if self._is_ours(each, public_key)), key=lambda each: each.size, reverse=True
         )
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: Iterable[AuditedReceipt]) -> None:
         """Take the next rows."""
         for row in rows:
             if row.idx != self.next_index:
@@ -168,7 +168,7 @@ class Audit:
         self._is_broken = True
         self.findings.add(f"{_span(start, end)} missing: removed from the database")
 
-    def _check_body(self, row: Row, body: str) -> None:
+    def _check_body(self, row: AuditedReceipt, body: str) -> None:
         if sha256(b"\x00" + body.encode("utf-8", "surrogatepass")).digest() != row.leaf:
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} was changed: its text has another hash than its leaf")
@@ -185,20 +185,20 @@ class Audit:
             else:
                 self.findings.add(f"receipt {index} has the text of receipt {stated}: it was moved or inserted again")
 
-    def _check_transfer(self, row: Row, transfer_id: int) -> None:
+    def _check_transfer(self, row: AuditedReceipt, transfer_id: int) -> None:
         if row.uid is None:
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} is about transfer {transfer_id}, which the queue does not have")
             return
         if row.kind in DELIVERED:
             self._check_delivered(row, transfer_id)
-        elif row.kind == Kind.GONE:
+        elif row.kind == ReceiptKind.GONE:
             self._undone.pop(transfer_id, None)
         if row.body is not None and not _agrees(row, row.body):
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} and transfer {transfer_id} of the queue differ: one was changed")
 
-    def _check_delivered(self, row: Row, transfer_id: int) -> None:
+    def _check_delivered(self, row: AuditedReceipt, transfer_id: int) -> None:
         if transfer_id >= len(self._delivered):
             self._delivered.extend(bytes(transfer_id - len(self._delivered) + _GROWTH))
         if self._delivered[transfer_id]:
@@ -211,7 +211,7 @@ class Audit:
             self.findings.add(f"receipt {row.idx} says that transfer {transfer_id} was sent; it is {row.state}")
 
 
-def _agrees(row: Row, body: str) -> bool:
+def _agrees(row: AuditedReceipt, body: str) -> bool:
     """Whether a receipt states its transfer's identity, target and content; without parsing it."""
     name = quoted(row.remote_name or "")
     digest = f',"sha256":"{row.sha256}"' if row.sha256 is not None else ""

@@ -11,7 +11,7 @@ from typing import Final
 Value = str | int | bool
 
 
-class Kind(StrEnum):
+class ReceiptKind(StrEnum):
     """What a receipt attests."""
 
     SENT = "sent"  # the remote took the document
@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 
 #: Kinds that end a transfer as `sent`.
-DELIVERED: Final = frozenset({Kind.SENT, Kind.ADOPTED})
+DELIVERED: Final = frozenset({ReceiptKind.SENT, ReceiptKind.ADOPTED})
 #: The order of the columns in CSV and HTML; in JSON keys are sorted.
 FIELDS: Final = (
     *("index", "kind", "time", "mapping", "path", "size", "sha256", "remote", "company_id", "connection_id"),
@@ -33,11 +33,11 @@ quoted: Final = json.encoder.encode_basestring_ascii
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class LoggedReceipt:
     """One leaf of the log: its index, the transfer it is about (None for a download), and its fields."""
 
     transfer_id: int | None
-    kind: Kind
+    kind: ReceiptKind
     fields: Mapping[str, Value | None]
 
     def body(self, index: int) -> str:

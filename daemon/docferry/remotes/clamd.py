@@ -43,7 +43,7 @@ class ClamdError(DocferryError):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ScanVerdict:
     """The result of a scan: clean, infected, or too large to be scanned."""
 
     signature: str | None = None  # the name of what was found
@@ -58,7 +58,7 @@ class Clamd:
         self._scans = anyio.CapacityLimiter(_SCANS)
         self._shown = f"clamd at {path or f'{host}:{port}'}"
 
-    async def scan(self, blocks: AsyncIterator[bytes]) -> Verdict:
+    async def scan(self, blocks: AsyncIterator[bytes]) -> ScanVerdict:
         """Scan bytes. Raises ClamdError, and whatever `blocks` raises."""
         async with self._scans, await self._connect() as stream:
             is_sent = await self._send(stream, blocks)
@@ -126,18 +126,20 @@ class Clamd:
                 raise ClamdError(f"{self._shown} is not clamd: its reply does not end")
         return bytes(reply)
 
-    async def _verdict(self, reply: bytes, *, is_sent: bool) -> Verdict:
+    async def _verdict(self, reply: bytes, *, is_sent: bool) -> ScanVerdict:
         said, _, rest = reply.partition(b"\0")
         text = escaped(said)
         if rest:
             raise ClamdError(f"{self._shown} said more than one verdict")
         if said == b"stream: OK" and is_sent:
-            return Verdict()
+            return ScanVerdict()
         if said.startswith(b"stream: ") and said.endswith(b" FOUND") and len(said) > len(b"stream:  FOUND"):
             signature = text[len("stream: ") : -len(" FOUND")]
-            return Verdict(too_large=signature) if signature.startswith(_LIMITS) else Verdict(signature=signature)
+            return (
+                ScanVerdict(too_large=signature) if signature.startswith(_LIMITS) else ScanVerdict(signature=signature)
+            )
         if said == _TOO_LARGE:
-            return Verdict(too_large=text)
+            return ScanVerdict(too_large=text)
         if said.endswith(b" ERROR"):
             raise await self._failed(f'said "{text}"')
         raise ClamdError(f'{self._shown} gave no verdict that can be understood: "{text[:200]}"')

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rfc3161_client import TimeStampRequest
 
 #: An authority that makes no progress for so long is given up, seconds.
-TIMEOUT_S: Final = 20.0
+TSA_TIMEOUT_S: Final = 20.0
 _REQUEST: Final = "application/timestamp-query"
 _REPLY: Final = "application/timestamp-reply"
 
@@ -33,7 +33,7 @@ async def request_timestamp(url: str, data: bytes, clock: Clock) -> bytes:
 
     request = TimestampRequestBuilder().data(data).nonce(nonce=True).cert_request(cert_request=True).build()
     headers = {"Content-Type": _REQUEST, "Accept": _REPLY}
-    http = HttpClient("the time stamp authority", clock, HttpOptions(TIMEOUT_S))
+    http = HttpClient("the time stamp authority", clock, HttpOptions(TSA_TIMEOUT_S))
     try:
         response = await http.call("POST", url, headers=headers, body=request.as_bytes())
     finally:

@@ -28,8 +28,8 @@ from docferry import endpoints
 from docferry.errors import ConfigError
 from docferry.model import RemoteName
 from docferry.settings import cross_checks, keys, problems, sources, trust
-from docferry.settings.alerts import Alerts, Heartbeat
-from docferry.settings.antivirus import Antivirus
+from docferry.settings.alerts import AlertsSettings, HeartbeatSettings
+from docferry.settings.antivirus import AntivirusSettings
 from docferry.settings.keys import Secrets
 from docferry.settings.listeners import Metrics, Web
 from docferry.settings.mappings import (
@@ -194,7 +194,7 @@ class _Remote(BaseModel):
         return self
 
 
-class Codat(_Remote):
+class CodatSettings(_Remote):
     """The section `[codat]`: address, limits and key of the Codat API."""
 
     base_url: Url = Field(default="https://api.codat.io", description="the server")
@@ -205,7 +205,7 @@ class Codat(_Remote):
     quota_reserve: Share = Field(default=0.05, description="of the daily quota, kept for resolving doubtful documents")
 
 
-class Wootiv(_Remote):
+class WootivSettings(_Remote):
     """The section `[wootiv]`: address and key of Wootiv."""
 
     base_url: Url | None = Field(default=None, description="the server; it or environment is required")
@@ -254,15 +254,15 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lowered)] = "info"
     log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lowered)] = "auto"
     retry: Retry = Retry()
-    codat: Codat = Codat()
-    wootiv: Wootiv = Wootiv()
+    codat: CodatSettings = CodatSettings()
+    wootiv: WootivSettings = WootivSettings()
     metrics: Metrics = Metrics()
     web: Web = Web()
-    alerts: Alerts = Alerts()
-    heartbeat: Heartbeat = Heartbeat()
+    alerts: AlertsSettings = AlertsSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
     receipts: Receipts = Receipts()
     verify: Verify = Verify()
-    antivirus: Antivirus = Antivirus()
+    antivirus: AntivirusSettings = AntivirusSettings()
     uploads: tuple[Upload, ...] = Field(default=(), alias="upload")
     downloads: tuple[Download, ...] = Field(default=(), alias="download")
 

@@ -129,7 +129,7 @@ MailAddresses = Annotated[
 _FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
 
 
-class Receiver(BaseModel):
+class ReceiverSettings(BaseModel):
     """`[[alerts.to]]`: one place that alerts are sent to."""
 
     model_config = _FROZEN
@@ -152,7 +152,7 @@ class Receiver(BaseModel):
     proxy: Proxy | None = Field(default=None, repr=False, description="webhook, alertmanager, ntfy: as for Codat")
 
     @model_validator(mode="after")
-    def _fits_its_kind(self) -> Receiver:
+    def _fits_its_kind(self) -> ReceiverSettings:
         given = {facts.alias or name for name, facts in type(self).model_fields.items() if getattr(self, name)}
         for choices in _NEEDS[self.kind]:
             if not given & set(choices):
@@ -189,7 +189,7 @@ class Receiver(BaseModel):
         return _address(self.url, self.url_file)
 
 
-class Alerts(BaseModel):
+class AlertsSettings(BaseModel):
     """`[alerts]`: which conditions are reported, and how often."""
 
     model_config = _FROZEN
@@ -201,10 +201,10 @@ class Alerts(BaseModel):
     )
     oldest_due: SomeSeconds = Field(default=3600.0, description="a document due for longer is overdue")
     disk_free: Octets = Field(default=1_000_000_000, description="less free space than this is too little")
-    to: tuple[Receiver, ...] = Field(default=(), description="the receivers")
+    to: tuple[ReceiverSettings, ...] = Field(default=(), description="the receivers")
 
     @model_validator(mode="after")
-    def _has_each_name_once(self) -> Alerts:
+    def _has_each_name_once(self) -> AlertsSettings:
         seen: set[str] = set()
         for receiver in self.to:
             if (name := _variable(receiver.name)) in seen:
@@ -213,7 +213,7 @@ class Alerts(BaseModel):
         return self
 
 
-class Heartbeat(BaseModel):
+class HeartbeatSettings(BaseModel):
     """`[heartbeat]`: a service that notices when docferry falls silent."""
 
     model_config = _FROZEN
@@ -225,7 +225,7 @@ class Heartbeat(BaseModel):
     proxy: Proxy | None = Field(default=None, repr=False, description="as for Codat")
 
     @model_validator(mode="after")
-    def _has_one_address(self) -> Heartbeat:
+    def _has_one_address(self) -> HeartbeatSettings:
         if self.url is not None and self.url_file is not None:
             raise ValueError("has url and url_file; keep one of them")
         return self

@@ -42,7 +42,7 @@ def _clamd(written: str) -> str:
     return written.strip()
 
 
-class Antivirus(BaseModel):
+class AntivirusSettings(BaseModel):
     """`[antivirus]`: where clamd is asked, for mappings with `antivirus = true`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,7 @@ from docferry.errors import ConfigError
 from docferry.model import RemoteName, escaped
 from docferry.settings import trust
 
-HIDDEN: Final = "(hidden)"  # what `config show` writes instead of a key
+HIDDEN_KEY: Final = "(hidden)"  # what `config show` writes instead of a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _checked(written: str, origin: str) -> Key:
     value = written.strip()
     if not value:
         return Key(origin=origin, problem=f"{origin} is empty")
-    if value == HIDDEN:
+    if value == HIDDEN_KEY:
         return Key(origin=origin, problem=f"{origin} is what `config show` writes instead of a key")
     if not (value.isascii() and value.isprintable()):
         return Key(origin=origin, problem=f"{origin} holds more than one line, or characters that no key has")

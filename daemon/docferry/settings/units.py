@@ -15,7 +15,7 @@ _SIZES: Final = {"": 1, "b": 1} | {
 _TIME: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|y)\s*", re.ASCII)
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.ASCII)
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-LONGEST: Final = 36_500 * 86400.0
+LONGEST_DURATION_S: Final = 36_500 * 86400.0
 LARGEST: Final = 2**62
 
 DURATION_PATTERN: Final = r"^\s*(\d+(\.\d+)?|(\d+(\.\d+)?\s*(ms|s|m|h|d|y)\s*)+)\s*$"
@@ -28,7 +28,7 @@ def seconds(written: object) -> float:
     found = _number(written)
     if found is None and isinstance(written, str):
         found = _sum_of_times(written.strip().lower())
-    if found is None or not 0 <= found <= LONGEST:
+    if found is None or not 0 <= found <= LONGEST_DURATION_S:
         raise ValueError(
             'is not a duration; write it like "500ms", "2s", "15m", "1h30m" or "7d", or a number of seconds'
         )

@@ -24,7 +24,7 @@ class Observed(StrEnum):
 
 
 @dataclass(slots=True)
-class Delivery:
+class AlertDelivery:
     """What one receiver was told of one alert."""
 
     delivered: Observed | None = None
@@ -45,7 +45,7 @@ class Alert:
     last_seen: float
     changed: float  # when `observed` became what it is
     ended: float | None = None  # since when it has not been seen; None: it is there
-    deliveries: dict[str, Delivery] = field(default_factory=dict)  # by receiver
+    deliveries: dict[str, AlertDelivery] = field(default_factory=dict)  # by receiver
 
     @property
     def event(self) -> str:
@@ -70,7 +70,7 @@ class Alerts:
             for key, since, receiver, delivered, delivered_at, tries in deliveries:
                 if (alert := found.get((key, since))) is not None:
                     told = Observed(delivered) if delivered in _KNOWN else None
-                    alert.deliveries[receiver] = Delivery(told, delivered_at, tries)
+                    alert.deliveries[receiver] = AlertDelivery(told, delivered_at, tries)
             return list(found.values())
 
         return await self._database.read(work)

@@ -14,7 +14,7 @@ from docferry.store import cursors, old_copy
 from docferry.store.connection import Transaction
 
 #: Clocks of hosts may be ahead of the server's clock by so much, seconds.
-CLOCK_TOLERANCE_S: Final = 300.0
+REPLACED_CLOCK_S: Final = 300.0
 #: Hosts cut what they are sending within this time after the change, seconds: see `owners.UNCONFIRMED_AFTER_S`.
 CUT_AFTER_S: Final = 15.0
 _DETAIL: Final = "the database server was replaced or restored: the remote is asked whether this was sent before"
@@ -68,7 +68,7 @@ def _doubt(transaction: Transaction, now: float) -> int:
     transaction.execute(old_copy.DOUBT_HELD, {"now": now})
     transaction.execute(_OPEN_GATES)
     transaction.execute(_KEEP_ALIVE, {"now": now})
-    mark = {"key": old_copy.KEY, "value": repr(now + CLOCK_TOLERANCE_S), "now": now}
+    mark = {"key": old_copy.KEY, "value": repr(now + REPLACED_CLOCK_S), "now": now}
     transaction.execute(cursors.SET, mark)
     return doubtful
 

@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, text
 
 from docferry.clock import Clock, iso
 from docferry.errors import StateError
-from docferry.receipts.audit import Audit, NamedHead, Row
+from docferry.receipts.audit import Audit, AuditedReceipt, NamedHead
 from docferry.receipts.heads import Head, SignedHead, Signer, parse_note
 from docferry.store.connection import NO_PARAMETERS, Transaction
 from docferry.store.database import Database
@@ -163,7 +163,7 @@ class ReceiptLog:
             stored = [NamedHead(f"the head of {iso(each.time)}", each.signed) for each in _heads(transaction, _HEADS)]
             audit = Audit(log.origin, [*stored, *anchored], public_key)
             for chunk in transaction.fetch_pieces(_AUDITED):
-                audit.add(map(Row._make, chunk))
+                audit.add(map(AuditedReceipt._make, chunk))
             waiting = {"done": log.transfers_done, "old": log.transfers_old}
             sent = (row[0] for chunk in transaction.fetch_pieces(_SENT, waiting) for row in chunk)
             findings = audit.finish(log.size, log.frontier, sent)

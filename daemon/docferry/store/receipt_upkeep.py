@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import text
 
 from docferry.clock import iso
-from docferry.receipts.record import Kind
+from docferry.receipts.record import ReceiptKind
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import about_transfer, downloaded, read_frontier
@@ -66,7 +66,7 @@ class ReceiptUpkeep:
         receipts = []
         for row in rows:
             state, ended, proof = row[11], row[12], row[16]
-            kind = Kind.GONE if state == "gone" else Kind.ADOPTED if proof in _ASKED else Kind.SENT
+            kind = ReceiptKind.GONE if state == "gone" else ReceiptKind.ADOPTED if proof in _ASKED else ReceiptKind.SENT
             answer = dict(zip(("status", "correlation_id", "etag", "proof", "detail"), row[13:], strict=True))
             more = {**answer, "host": self._database.receipts.host, "reconstructed": True}
             receipts.append(about_transfer(row[:11], kind, ended, more))

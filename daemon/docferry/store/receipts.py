@@ -15,7 +15,7 @@ from docferry.clock import iso
 from docferry.errors import StateError
 from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
-from docferry.receipts.record import Kind, Receipt
+from docferry.receipts.record import LoggedReceipt, ReceiptKind
 from docferry.store.connection import Parameters, Transaction
 from docferry.store.recordset import BYTES, as_json, recordset, selected
 
@@ -43,7 +43,7 @@ class ReceiptWriter:
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
 
-    def append(self, transaction: Transaction, receipts: Sequence[Receipt]) -> None:
+    def append(self, transaction: Transaction, receipts: Sequence[LoggedReceipt]) -> None:
         """Append leaves, in this order. StateError when the log's own row is missing."""
         if receipts:
             _append(transaction, read_frontier(transaction), receipts)
@@ -64,8 +64,8 @@ class ReceiptWriter:
             if row is None:
                 continue
             kind = _KINDS[row["state"]]
-            if kind is Kind.SENT and row["from"] is not State.SENDING:
-                kind = Kind.ADOPTED
+            if kind is ReceiptKind.SENT and row["from"] is not State.SENDING:
+                kind = ReceiptKind.ADOPTED
             answer = {
                 "status": row["status"],
                 "correlation_id": row["correlation_id"],
@@ -79,11 +79,15 @@ class ReceiptWriter:
 
     def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
         """Append a receipt for each transfer that will not be sent."""
-        self.append(transaction, list(self._about(transaction, transfer_ids, Kind.GONE, now, {"detail": detail})))
+        self.append(
+            transaction, list(self._about(transaction, transfer_ids, ReceiptKind.GONE, now, {"detail": detail}))
+        )
 
     def append_released(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, actor: str) -> None:
         """Append a receipt for each transfer that a person released from approval."""
-        self.append(transaction, list(self._about(transaction, transfer_ids, Kind.RELEASED, now, {"actor": actor})))
+        self.append(
+            transaction, list(self._about(transaction, transfer_ids, ReceiptKind.RELEASED, now, {"actor": actor}))
+        )
 
     def append_downloaded(self, transaction: Transaction, files: Iterable[Mapping[str, Any]], now: float) -> None:
         """Append a receipt for each downloaded file: `mapping`, `path` (bytes), `origin`, `sha256`, `size`."""
@@ -91,8 +95,13 @@ class ReceiptWriter:
         self.append(transaction, receipts)
 
     def _about(
-        self, transaction: Transaction, transfer_ids: Iterable[int], kind: Kind, now: float, more: Mapping[str, Any]
-    ) -> list[Receipt]:
+        self,
+        transaction: Transaction,
+        transfer_ids: Iterable[int],
+        kind: ReceiptKind,
+        now: float,
+        more: Mapping[str, Any],
+    ) -> list[LoggedReceipt]:
         ids = list(transfer_ids)
         facts = transaction.fetch_all(FACTS, {"ids": ids}) if ids else ()
         return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
@@ -112,7 +121,7 @@ def _frontier(found: Sequence[Sequence[Any]]) -> Frontier:
         ) from error
 
 
-def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[Receipt]) -> None:
+def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[LoggedReceipt]) -> None:
     if not receipts:
         return
     rows = list[Parameters]()
@@ -136,7 +145,7 @@ def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[Receipt
         transaction.execute(_GROWN, {"size": tree.size, "frontier": tree.encode()})
 
 
-def about_transfer(facts: Sequence[Any], kind: Kind, now: float, more: Mapping[str, Any]) -> Receipt:
+def about_transfer(facts: Sequence[Any], kind: ReceiptKind, now: float, more: Mapping[str, Any]) -> LoggedReceipt:
     """Return the receipt of a transfer from a row of `FACTS`."""
     transfer_id, uid, mapping, remote, company, connection_id, remote_name, sha256, size, folder, name = facts
     fields = {
@@ -152,10 +161,10 @@ def about_transfer(facts: Sequence[Any], kind: Kind, now: float, more: Mapping[s
         "remote_name": remote_name,
         "version": __version__,
     }
-    return Receipt(transfer_id, kind, {**fields, **more})
+    return LoggedReceipt(transfer_id, kind, {**fields, **more})
 
 
-def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed: bool = False) -> Receipt:
+def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed: bool = False) -> LoggedReceipt:
     """Return the receipt of a file that came down."""
     fields = {
         "time": iso(now),
@@ -168,7 +177,7 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
         "version": __version__,
         "reconstructed": True if reconstructed else None,
     }
-    return Receipt(None, Kind.DOWNLOADED, fields)
+    return LoggedReceipt(None, ReceiptKind.DOWNLOADED, fields)
 
 
 _LOG = text("SELECT size, frontier FROM receipt_log")
@@ -184,7 +193,7 @@ WITH appended AS (
 )
 UPDATE receipt_log SET size = :size, frontier = :frontier
 """)  # noqa: S608 - the columns above
-_KINDS = {State.SENT: Kind.SENT, State.GONE: Kind.GONE}
+_KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
 #: Transfers, and the path that its bytes have or had: of several the one that is still there.
 FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,

@@ -57,7 +57,7 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Discrepancy:
     """A sent document that is not simply present."""
 
     document_id: int | None
@@ -138,16 +138,18 @@ class Verifications:
 
         await self._database.write(work)
 
-    async def found(self) -> list[Found]:
+    async def found(self) -> list[Discrepancy]:
         """Return what is not simply present, by the newest round."""
         rows = await self._database.fetch_all(_FOUND)
-        return [Found(row[0], row[1], None if row[3] is None else joined(row[2], row[3]), *row[4:]) for row in rows]
+        return [
+            Discrepancy(row[0], row[1], None if row[3] is None else joined(row[2], row[3]), *row[4:]) for row in rows
+        ]
 
     async def absent(self) -> dict[str, int]:
         """Return how many sent documents of each mapping the newest round found missing or changed."""
         return dict(await self._database.fetch_all(_COUNTS))
 
-    async def resend_missing(self) -> tuple[int, list[Found]]:
+    async def resend_missing(self) -> tuple[int, list[Discrepancy]]:
         """Let what was proved missing be sent again: their number, and those whose file is not there any more.
 
         The transfer is gone, with a receipt that says so; its file is new to the next scan and gets a transfer, a key

@@ -21,7 +21,7 @@ from docferry.wakeups import Wakeups
 log = logs.get("after_upload")
 
 #: Files of one turn of a mapping.
-BATCH: Final = 256
+FILES_AT_ONCE: Final = 256
 #: What is sent within this time is looked up together, seconds: every document wakes this task.
 GATHER_S: Final = 0.2
 
@@ -57,8 +57,8 @@ class AfterUpload:
             await self._take_sent()
             while self._sent:  # mappings take turns
                 for mapping, files in list(self._sent.items()):
-                    await self._remove(self._uploads[mapping], files[:BATCH])
-                    del files[:BATCH]
+                    await self._remove(self._uploads[mapping], files[:FILES_AT_ONCE])
+                    del files[:FILES_AT_ONCE]
                     if not files:
                         del self._sent[mapping]
             self._scanned |= self._wakeups.take_scanned() & self._uploads.keys()
@@ -89,7 +89,7 @@ class AfterUpload:
         """Try all sent files of a mapping that still exist. Files that fail keep no others from being tried."""
         self._failed.pop(upload.name, None)
         after = 0
-        while delivered := await self._documents.delivered(upload.name, after=after, limit=BATCH):
+        while delivered := await self._documents.delivered(upload.name, after=after, limit=FILES_AT_ONCE):
             after = delivered[-1][0]
             await self._remove(upload, [SentFile(*row) for row in delivered])
         if isinstance(upload, Outbox):

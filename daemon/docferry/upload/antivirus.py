@@ -8,7 +8,7 @@ from typing import Final
 from docferry import logs
 from docferry.files.source import FileSource
 from docferry.model import Gate, Outcome, Reason, State, Transfer, escaped
-from docferry.remotes.clamd import Clamd, ClamdError, Verdict
+from docferry.remotes.clamd import Clamd, ClamdError, ScanVerdict
 from docferry.upload.gates import GateManager
 from docferry.upload.selection import antivirus_gate
 
@@ -46,7 +46,7 @@ class Antivirus:
             await self._gate_manager.open(key)
         return self._outcome(transfer, verdict)
 
-    def _outcome(self, transfer: Transfer, verdict: Verdict) -> Outcome | None:
+    def _outcome(self, transfer: Transfer, verdict: ScanVerdict) -> Outcome | None:
         if verdict.signature is not None:
             detail = f"clamd found {verdict.signature}; remove the file. A retry scans it again"
             log.error("infected", detail, mapping=transfer.mapping, name=transfer.remote_name)

@@ -19,7 +19,7 @@ from docferry.wakeups import Wakeups
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class QueueTables:
     """The tables of the queue and the database that keeps them."""
 
     database: Database
@@ -34,7 +34,7 @@ class UploadContext:
     """The queue, the upload mappings by name, and the remotes by name, for one configuration of one process."""
 
     clock: Clock
-    queue: Queue
+    queue: QueueTables
     uploads: Mapping[str, Upload]
     remotes: Mapping[str, Remote]
     wakeups: Wakeups

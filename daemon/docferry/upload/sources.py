@@ -19,7 +19,7 @@ from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
 
 #: An unreadable file is held after so many tries.
-READ_TRIES = 5
+OPEN_TRIES = 5
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ class SourceOpener:
         return Outcome(State.GONE, None, str(trouble))
 
     def _unreadable(self, transfer: Transfer, trouble: SourceUnreadable) -> Outcome:
-        if transfer.tries + 1 >= READ_TRIES or transfer.state is State.ASKING:
+        if transfer.tries + 1 >= OPEN_TRIES or transfer.state is State.ASKING:
             detail = f"{trouble}; make the file readable, then run `docferry retry`"
             return Outcome(State.HELD, Reason.UNREADABLE, detail)
         return Outcome(State.WAITING, None, str(trouble), delay=self._gate_manager.pause(transfer))

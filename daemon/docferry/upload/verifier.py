@@ -16,7 +16,7 @@ from docferry.errors import RemoteError
 from docferry.model import Found as Presence
 from docferry.model import KnownUploads, Target, Transfer
 from docferry.remotes.codat.client import Codat
-from docferry.remotes.codat.reconcile import Members, Row, same
+from docferry.remotes.codat.reconcile import ListedUpload, Members, same
 from docferry.remotes.protocol import NOTHING, Remote
 from docferry.remotes.wootiv.client import Wootiv
 from docferry.remotes.wootiv.s3 import ObjectStat
@@ -27,7 +27,7 @@ log = logs.get("verify")
 
 #: Wootiv's objects are asked for so many at a time, and recorded in steps of so many.
 AT_ONCE: Final = 4
-STEP: Final = 40
+OBJECTS_AT_ONCE: Final = 40
 #: Answers that concern one company or object; others stop the round, which goes on at the next run.
 _OWN_TROUBLE: Final = frozenset({400, 401, 402, 403, 404, 422})
 
@@ -129,7 +129,7 @@ class Verifier:
         if with_bytes:
             members = Members()
             offset = codat.health.clock_offset or 0.0
-            rows = [Row.read(each.file_name, each.uploaded, offset) for each in listed]
+            rows = [ListedUpload.read(each.file_name, each.uploaded, offset) for each in listed]
             for day in _days(sent, rows):
                 self._require_quota("codat")
                 members.update(await codat.read_zip(company, day))
@@ -169,9 +169,9 @@ class Verifier:
         if not isinstance(wootiv, Wootiv):
             return
         ids = await self._rows.object_ids(progress)
-        for start in range(0, len(ids), STEP):
-            found = await self._objects(wootiv, await self._rows.objects(ids[start : start + STEP]))
-            progress.object_id = ids[min(start + STEP, len(ids)) - 1]
+        for start in range(0, len(ids), OBJECTS_AT_ONCE):
+            found = await self._objects(wootiv, await self._rows.objects(ids[start : start + OBJECTS_AT_ONCE]))
+            progress.object_id = ids[min(start + OBJECTS_AT_ONCE, len(ids)) - 1]
             await self._rows.record(found, progress)
             self._show(len(found))
 
@@ -258,7 +258,7 @@ def _by_bytes(sent: Sequence[Transfer], members: Members) -> tuple[dict[int, Res
     return found, suspects
 
 
-def _days(sent: Sequence[Transfer], rows: Sequence[Row]) -> list[str]:
+def _days(sent: Sequence[Transfer], rows: Sequence[ListedUpload]) -> list[str]:
     """Return the dates whose ZIPs hold what was sent, by the list and by the queue."""
     names = {same(each.remote_name) for each in sent}
     days = {datetime.fromtimestamp(_sent_at(each), UTC).date() for each in sent}

@@ -28,7 +28,7 @@ _WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ActivityEvent:
     """One thing that happened; texts are safe to show and hold no secret."""
 
     time: float
@@ -51,16 +51,16 @@ class ActivityLog(logging.Handler):
         if hasattr(record, "action"):
             self._records.append(record)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[ActivityEvent]:
         """Yield what happened, the latest first."""
         for record in reversed(tuple(self._records)):
             yield _event(record)
 
 
-def _event(record: logging.LogRecord) -> Event:
+def _event(record: logging.LogRecord) -> ActivityEvent:
     fields: dict[str, Any] = getattr(record, "fields", None) or {}
     action = str(getattr(record, "action", ""))
-    return Event(
+    return ActivityEvent(
         record.created,
         record.levelname.lower(),
         action,

@@ -63,7 +63,7 @@ class Button:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Issue:
     """One thing that needs a person. `level`: "bad" stops documents, "warn" may."""
 
     level: str
@@ -77,44 +77,44 @@ class Item:
     key: str = field(default="")
 
 
-def items(figures: Figures, emptied: frozenset[str], facts: Mapping[str, float | None], now: float) -> list[Item]:
+def items(figures: Figures, emptied: frozenset[str], facts: Mapping[str, float | None], now: float) -> list[Issue]:
     """Return what needs a person, what stops most first. `emptied` names mappings whose folder lies there empty."""
     found = [*_queue(figures, facts), *_gates(figures), *_folders(figures, emptied), *_held(figures)]
     return [*found, *_hosts(figures), *_written(figures, now), *_clocks(figures)]
 
 
-def quiet_gates(figures: Figures) -> list[Item]:
+def quiet_gates(figures: Figures) -> list[Issue]:
     """Return the gates that time alone opens."""
     return [_gate(gate) for gate in figures["gates"] if not gate["needs_person"]]
 
 
-def _queue(figures: Figures, facts: Mapping[str, float | None]) -> Iterator[Item]:
+def _queue(figures: Figures, facts: Mapping[str, float | None]) -> Iterator[Issue]:
     if figures["trouble"]:
-        yield Item("bad", "The queue is in trouble", "database", figures["trouble"], "Make room or end what locks it.")
+        yield Issue("bad", "The queue is in trouble", "database", figures["trouble"], "Make room or end what locks it.")
     if facts.get("config_last_reload_successful") == 0:
         fix = "Run docferry check, mend what it names, then send SIGHUP again."
-        yield Item("warn", "The configuration is broken", "SIGHUP", "docferry goes on with the old one.", fix)
+        yield Issue("warn", "The configuration is broken", "SIGHUP", "docferry goes on with the old one.", fix)
     free = facts.get("state_free_bytes")
     if free is not None and free < LITTLE_FREE:
-        yield Item("warn", "The disk is nearly full", "state folder", f"{free / 1e6:,.0f} MB are free.", "Make room.")
+        yield Issue("warn", "The disk is nearly full", "state folder", f"{free / 1e6:,.0f} MB are free.", "Make room.")
 
 
-def _gates(figures: Figures) -> Iterator[Item]:
+def _gates(figures: Figures) -> Iterator[Issue]:
     for gate in figures["gates"]:
         if gate["needs_person"]:
             yield _gate(gate)
 
 
-def _gate(gate: Figures) -> Item:
+def _gate(gate: Figures) -> Issue:
     remote, _, rest = gate["gate"].partition("/")
     title, fix = _GATES.get(gate["reason"], (f"is closed: {gate['reason']}", ""))
     button = Button("/actions/gate", "Open the gate", {"key": gate["gate"]})
     level = "bad" if gate["needs_person"] else "warn"
     title = f"{remote.capitalize()} {title}"
-    return Item(level, title, rest or remote, gate["detail"], fix, button=button, key=gate["next_probe"])
+    return Issue(level, title, rest or remote, gate["detail"], fix, button=button, key=gate["next_probe"])
 
 
-def _folders(figures: Figures, emptied: frozenset[str]) -> Iterator[Item]:
+def _folders(figures: Figures, emptied: frozenset[str]) -> Iterator[Issue]:
     for row in (*figures["uploads"], *figures["downloads"]):
         if not row["problem"]:
             continue
@@ -124,13 +124,13 @@ def _folders(figures: Figures, emptied: frozenset[str]) -> Iterator[Item]:
                 "/actions/emptied", "Yes, I emptied it", {"mapping": name}, "I emptied this folder on purpose"
             )
             fix = "Is it mounted? If you emptied it yourself, say so: its documents that were not sent are then gone."
-            yield Item("bad", "The folder is suddenly empty", name, row["problem"], fix, button=button)
+            yield Issue("bad", "The folder is suddenly empty", name, row["problem"], fix, button=button)
         else:
             title = "The folder cannot be read" if "to" in row else "The download fails"
-            yield Item("bad", title, name, row["problem"], "It goes on by itself when this is mended.")
+            yield Issue("bad", title, name, row["problem"], "It goes on by itself when this is mended.")
 
 
-def _held(figures: Figures) -> Iterator[Item]:
+def _held(figures: Figures) -> Iterator[Issue]:
     for row in figures["held"]:
         mapping, reason, count = row["mapping"], str(row["reason"]), row["count"]
         called, fix = HELD.get(reason, (f"held as {reason}", "See why."))
@@ -139,7 +139,7 @@ def _held(figures: Figures) -> Iterator[Item]:
         label = "Release" if reason == "approval" else "Retry"
         if count > 1:
             label = f"{label} all {count:,}"
-        yield Item(
+        yield Issue(
             "warn" if reason == "approval" else "bad",
             f"{count:,} {noun} {'is' if count == 1 else 'are'} {called}",
             mapping,
@@ -150,15 +150,15 @@ def _held(figures: Figures) -> Iterator[Item]:
         )
 
 
-def _written(figures: Figures, now: float) -> Iterator[Item]:
+def _written(figures: Figures, now: float) -> Iterator[Issue]:
     for row in figures["uploads"]:
         for each in row["unsettled"]:
             if now - seconds(each["since"]) >= LONG_WRITTEN_S:
                 fix = "Is the program that writes it still alive? docferry sends it when it is closed."
-                yield Item("warn", "A file is being written for long", row["mapping"], each["path"], fix)
+                yield Issue("warn", "A file is being written for long", row["mapping"], each["path"], fix)
 
 
-def _hosts(figures: Figures) -> Iterator[Item]:
+def _hosts(figures: Figures) -> Iterator[Issue]:
     alive = {row["host"] for row in figures["hosts"] if row["alive"]}
     silent: dict[str, str] = {}
     for row in figures["hosts"]:
@@ -166,18 +166,18 @@ def _hosts(figures: Figures) -> Iterator[Item]:
             silent[row["host"]] = max(row["heartbeat"], silent.get(row["host"], ""))
         for mapping in row["unreadable"] if row["alive"] else ():
             detail = f"{row['host']} cannot read it; other hosts send its documents."
-            yield Item("warn", "A host cannot read a shared folder", mapping, detail, "Mount the share on that host.")
+            yield Issue("warn", "A host cannot read a shared folder", mapping, detail, "Mount the share on that host.")
     for host, since in sorted(silent.items()):
         detail = f"Its last heartbeat came at {since}. Other hosts do its work where they can."
-        yield Item("bad", "A host has stopped", host, detail, "Start docferry there again, or stop it regularly.")
+        yield Issue("bad", "A host has stopped", host, detail, "Start docferry there again, or stop it regularly.")
 
 
-def _clocks(figures: Figures) -> Iterator[Item]:
+def _clocks(figures: Figures) -> Iterator[Issue]:
     for row in figures["remotes"]:
         offset = row["clock_offset"]
         if offset is not None and abs(offset) > CLOCK_OFF_S:
             detail = f"{abs(offset):,.0f} s apart from {row['remote']}."
-            yield Item("warn", "The clock is wrong", "this machine", detail, "Set it: timedatectl set-ntp true")
+            yield Issue("warn", "The clock is wrong", "this machine", detail, "Set it: timedatectl set-ntp true")
 
 
 def seconds(when: Any) -> float:

@@ -29,7 +29,7 @@ REQUEST_S: Final = 10.0
 #: Responses under way at a stop get this long, seconds.
 STOP_GRACE_S: Final = 0.5
 #: An address that is taken, or a folder that is missing, is tried again after this, seconds.
-RETRY_S: Final = 10.0
+LISTEN_RETRY_S: Final = 10.0
 _SOCKET_MODE: Final = 0o660
 
 logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -53,9 +53,9 @@ async def serve_for_ever(name: str, listen: str, app: ASGIApp, listening: dict[s
         except OSError as error:
             problem = f"{name} cannot listen at {listen}: {error.strerror or error}; mend {name}.listen"
             if problem != told:
-                log.error("listen_failed", f"{problem}, tried again every {RETRY_S:g} s")
+                log.error("listen_failed", f"{problem}, tried again every {LISTEN_RETRY_S:g} s")
             told = problem
-            await anyio.sleep(RETRY_S)
+            await anyio.sleep(LISTEN_RETRY_S)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from docferry.settings import alerts as settings_of
 __all__ = ["DeliveryError", "Receiver", "open_receiver"]
 
 
-def open_receiver(settings: settings_of.Receiver, clock: Clock) -> Receiver:
+def open_receiver(settings: settings_of.ReceiverSettings, clock: Clock) -> Receiver:
     """Return the receiver that these settings describe."""
     match settings.kind:
         case "email":

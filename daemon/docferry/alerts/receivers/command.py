@@ -17,10 +17,10 @@ from anyio.abc import Process
 from docferry.alerts.messages import Message
 from docferry.alerts.receivers.base import DeliveryError
 from docferry.clock import Clock
-from docferry.settings.alerts import Receiver
+from docferry.settings.alerts import ReceiverSettings
 
 #: How long the program may take, seconds.
-TIMEOUT_S: Final = 30.0
+PROGRAM_TIMEOUT_S: Final = 30.0
 #: So much of what it writes to stderr is kept for the error message, bytes.
 STDERR_LIMIT: Final = 2_000
 #: What the program sees of the environment: no API key, no credential, nothing of systemd's.
@@ -32,7 +32,7 @@ class Command:
 
     refresh: float | None = None
 
-    def __init__(self, settings: Receiver, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
         self.name = settings.name
         self.wants = settings.wants
         self._argv = settings.command
@@ -53,14 +53,16 @@ class Command:
         except OSError as error:
             raise DeliveryError(f"{self._argv[0]} cannot be started: {error.strerror}") from error
         try:
-            with anyio.fail_after(TIMEOUT_S):
+            with anyio.fail_after(PROGRAM_TIMEOUT_S):
                 async with anyio.create_task_group() as group:
                     group.start_soon(_write, process, body)
                     group.start_soon(_read, process, stderr)
                     code = await process.wait()
                     group.cancel_scope.cancel()  # a child that it left behind may hold its pipes open
         except TimeoutError:
-            raise DeliveryError(f"{self._argv[0]} did not end within {TIMEOUT_S:.0f} s and was killed") from None
+            raise DeliveryError(
+                f"{self._argv[0]} did not end within {PROGRAM_TIMEOUT_S:.0f} s and was killed"
+            ) from None
         finally:
             await _end(process)
         if code != 0:

@@ -21,14 +21,14 @@ from docferry import logs
 from docferry.alerts.messages import Message
 from docferry.alerts.receivers.base import DeliveryError
 from docferry.clock import Clock
-from docferry.settings.alerts import Receiver
+from docferry.settings.alerts import ReceiverSettings
 
 log = logs.get("alerts")
 
 #: How long each step of the conversation may take, seconds.
 STEP_TIMEOUT_S: Final = 15.0
 #: How long the whole conversation may take, seconds.
-TIMEOUT_S: Final = 60.0
+SMTP_TIMEOUT_S: Final = 60.0
 _PORTS: Final = {"smtps": smtplib.SMTP_SSL_PORT, "smtp": smtplib.SMTP_PORT, "smtp+starttls": 587}
 
 
@@ -37,7 +37,7 @@ class Email:
 
     refresh: float | None = None
 
-    def __init__(self, settings: Receiver, clock: Clock) -> None:
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
         self.name = settings.name
         self.wants = settings.wants
         self._settings = settings
@@ -48,15 +48,15 @@ class Email:
         conversation = _Conversation(self._settings)
         mail = compose(message, self._settings, self._clock.now())
         try:
-            with anyio.fail_after(TIMEOUT_S):
+            with anyio.fail_after(SMTP_TIMEOUT_S):
                 await anyio.to_thread.run_sync(conversation.hold, mail, abandon_on_cancel=True)
         except TimeoutError:
-            raise DeliveryError(f"the mail server did not take the message within {TIMEOUT_S:.0f} s") from None
+            raise DeliveryError(f"the mail server did not take the message within {SMTP_TIMEOUT_S:.0f} s") from None
         finally:
             conversation.abort()  # a thread that is left behind ends at once
 
 
-def compose(message: Message, settings: Receiver, now: float) -> EmailMessage:
+def compose(message: Message, settings: ReceiverSettings, now: float) -> EmailMessage:
     """Return the mail. Its headers come from the configuration and from one clean line."""
     mail = EmailMessage(policy=SMTP)
     mail["From"] = settings.sender or ""
@@ -110,7 +110,7 @@ class _Connection(smtplib.SMTP):
 class _Conversation:
     """One conversation with the mail server, held in a thread."""
 
-    def __init__(self, settings: Receiver) -> None:
+    def __init__(self, settings: ReceiverSettings) -> None:
         self._settings = settings
         self._cut = _Cut()
         self.abort = self._cut.now  # called from another thread

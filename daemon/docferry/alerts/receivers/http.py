@@ -24,11 +24,11 @@ from docferry.alerts.receivers.base import DeliveryError
 from docferry.alerts.tracker import Kind
 from docferry.clock import Clock, iso
 from docferry.endpoints import parse_proxy
-from docferry.settings.alerts import Receiver
+from docferry.settings.alerts import ReceiverSettings
 from docferry.settings.keys import Key
 
 #: How long one request may take, seconds.
-TIMEOUT_S: Final = 20.0
+HTTP_TIMEOUT_S: Final = 20.0
 #: So much of an answer is read, bytes: it is only for the error message.
 ANSWER_LIMIT: Final = 2_000
 #: Alertmanager forgets an alert after its `resolve_timeout`, 5 minutes by default. It is told again so often, seconds.
@@ -39,7 +39,7 @@ FORGOTTEN_S: Final = 300.0
 NTFY_LIMIT: Final = 3_900
 
 
-class Route(Protocol):
+class RequestRoute(Protocol):
     """How a request goes to its address."""
 
     @property
@@ -51,23 +51,25 @@ class Route(Protocol):
         """The proxy to go through; those of the environment are not used."""
 
 
-async def post(address: Key, body: bytes, headers: Mapping[str, str], route: Route) -> None:
+async def post(address: Key, body: bytes, headers: Mapping[str, str], route: RequestRoute) -> None:
     """Send one request, and follow no redirect; DeliveryError unless the answer is 2xx."""
     url = _url(address)
     try:
-        with anyio.fail_after(TIMEOUT_S):
+        with anyio.fail_after(HTTP_TIMEOUT_S):
             is_tls = url.startswith("https") or (route.proxy or "").startswith("https")
             context = await anyio.to_thread.run_sync(_context, route.ca_file) if is_tls else None
             proxy = None if route.proxy is None else _proxy(route.proxy)
             async with (
-                httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=context or False, proxy=proxy) as client,
+                httpx.AsyncClient(
+                    trust_env=False, timeout=HTTP_TIMEOUT_S, verify=context or False, proxy=proxy
+                ) as client,
                 client.stream("POST", url, content=body, headers={"User-Agent": _AGENT, **headers}) as answer,
             ):
                 if answer.is_success:
                     return
                 said = await _beginning(answer)
     except TimeoutError:
-        raise DeliveryError(f"{_host(url)} did not answer within {TIMEOUT_S:.0f} s") from None
+        raise DeliveryError(f"{_host(url)} did not answer within {HTTP_TIMEOUT_S:.0f} s") from None
     except ImportError:
         raise DeliveryError("a SOCKS proxy needs a package more: pip install 'docferry[socks]'") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
@@ -83,7 +85,7 @@ class Webhook:
 
     refresh: float | None = None
 
-    def __init__(self, settings: Receiver, clock: Clock) -> None:
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
         self.name = settings.name
         self.wants = settings.wants
         self._settings = settings
@@ -112,7 +114,7 @@ class Alertmanager:
 
     refresh: float | None = REFRESH_S
 
-    def __init__(self, settings: Receiver, clock: Clock) -> None:
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
         self.name = settings.name
         self.wants = settings.wants
         self._settings = settings
@@ -133,7 +135,7 @@ class Ntfy:
 
     refresh: float | None = None
 
-    def __init__(self, settings: Receiver, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
         self.name = settings.name
         self.wants = settings.wants
         self._settings = settings

@@ -23,8 +23,8 @@ from docferry.store.database import open_database
 from docferry.store.reports import AttemptRow, Reports, Row
 
 #: The demo ends after this time at the latest, seconds.
-LONGEST: Final = 50.0
-LOOKED: Final = 0.15
+LONGEST_S: Final = 50.0
+EVENT_POLL_S: Final = 0.15
 FAILED: Final = 1
 _REMOTES: Final = {"acme-bank": "Codat", "scans": "Wootiv"}
 _FAULTS: Final = {
@@ -79,7 +79,7 @@ async def _until_signal(scope: anyio.CancelScope, stopped: list[int]) -> None:
 
 async def _show_link(screen: Screen, stage: Stage, text: str) -> None:
     state = stage.base / "state"
-    with anyio.move_on_after(LONGEST):
+    with anyio.move_on_after(LONGEST_S):
         while True:
             if (listen := _listening(state)) is not None:
                 screen.show(line(text, Cell(link(state, listen), STRONG)), line())
@@ -119,7 +119,7 @@ class _Show:
 
     async def run(self) -> None:
         path = self.stage.base / "state" / "docferry.db"
-        with anyio.move_on_after(LONGEST):
+        with anyio.move_on_after(LONGEST_S):
             while not (self.stage.base / "state" / "status.json").exists():
                 if self.running.poll() is not None:
                     return
@@ -128,7 +128,7 @@ class _Show:
                 group.start_soon(self._perform)
                 while not self.complete and self.running.poll() is None:
                     await self._look(Reports(database))
-                    await anyio.sleep(LOOKED)
+                    await anyio.sleep(EVENT_POLL_S)
                 group.cancel_scope.cancel()
 
     async def _perform(self) -> None:
@@ -213,7 +213,7 @@ async def _proved(screen: Screen, stage: Stage) -> int:
 
 def _explain(stage: Stage, running: subprocess.Popen[bytes]) -> None:
     ended = running.returncode is not None and running.returncode > 0
-    complain("the daemon ended too early" if ended else f"not everything came within {LONGEST:.0f} s")
+    complain("the daemon ended too early" if ended else f"not everything came within {LONGEST_S:.0f} s")
     for text in stage.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]:
         complain(f"  {text}")
 

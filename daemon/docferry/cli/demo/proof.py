@@ -13,13 +13,13 @@ from docferry.cli.output import BAD, FAINT, GOOD, Block, Cell, Table, count, lin
 from docferry.store.reports import AttemptRow, Row
 
 #: The documents that must be held, with the reason.
-HELD = {b"too-large.pdf": "too_large", b"wrong-type.exe": "extension"}
+EXPECTED_HELD = {b"too-large.pdf": "too_large", b"wrong-type.exe": "extension"}
 _FOLDERS = {"acme-bank": "acme", "scans": "scans"}
 Delivered = Counter[tuple[str, str, str]]  # (mapping, remote name, digest) → number
 
 
 @dataclass(slots=True)
-class Verdict:
+class Comparison:
     """The tables to show, and the differences found."""
 
     blocks: list[Block] = field(default_factory=list)
@@ -45,9 +45,9 @@ def tries(attempts: Iterable[AttemptRow]) -> list[AttemptRow]:
     return [each for each in attempts if each.ended is not None and (each.state != "waiting" or each.detail)]
 
 
-def verdict(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Verdict:
+def verdict(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Comparison:
     """Compare everything with the remotes themselves; no figure of the daemon is used."""
-    verdict = Verdict()
+    verdict = Comparison()
     _judge_sent(stage, rows, tries, verdict)
     _judge_held(rows, verdict)
     _judge_down(stage, verdict)
@@ -58,13 +58,13 @@ def verdict(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Verd
     return verdict
 
 
-def _judge_sent(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int], verdict: Verdict) -> None:
+def _judge_sent(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int], verdict: Comparison) -> None:
     table = Table(("sent", "to", "size", "tries", "at the remote"), right=frozenset({2, 3}))
     delivered = _delivered(stage)
     by_path = {(row.mapping, row.path): row for row in rows}
     due: set[tuple[str, str]] = set()
     for mapping, path, lying in _lying(stage):
-        if path in HELD:
+        if path in EXPECTED_HELD:
             continue
         content, row = lying.read_bytes(), by_path.get((mapping, path))
         digest = sha256(content).hexdigest()
@@ -90,18 +90,18 @@ def _judge_sent(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int], ver
     verdict.blocks.append(table)
 
 
-def _judge_held(rows: Sequence[Row], verdict: Verdict) -> None:
+def _judge_held(rows: Sequence[Row], verdict: Comparison) -> None:
     table = Table(("held", "reason", "what to do"), folds=frozenset({2}))
     found = {row.path: row for row in rows if row.state == "held"}
     for path, row in sorted(found.items()):
         table.rows.append((path, Cell(row.reason or "", BAD), row.detail or ""))
-        if HELD.get(path) != row.reason:
+        if EXPECTED_HELD.get(path) != row.reason:
             verdict.problems.append(f"{path.decode()} is held: {row.reason}")
-    verdict.problems += [f"{path.decode()} should be held and is not" for path in HELD.keys() - found.keys()]
+    verdict.problems += [f"{path.decode()} should be held and is not" for path in EXPECTED_HELD.keys() - found.keys()]
     verdict.blocks += [line(), table]
 
 
-def _judge_down(stage: Stage, verdict: Verdict) -> None:
+def _judge_down(stage: Stage, verdict: Comparison) -> None:
     table = Table(("came down", "from", "size"), right=frozenset({2}))
     expected = _expected_down(stage)
     for path in arrived(stage):

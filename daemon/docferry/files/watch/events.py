@@ -12,7 +12,7 @@ from typing import Final, Self
 import anyio
 
 #: Stands for all of a root where top-level folders are named.
-EVERYTHING: Final = frozenset({b""})
+WHOLE_ROOT: Final = frozenset({b""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Degraded:
     """Changes of these top-level folders (b"": of all) go unreported until `Armed`; the reason has the fix."""
 
     reason: str
-    folders: frozenset[bytes] = EVERYTHING
+    folders: frozenset[bytes] = WHOLE_ROOT
 
 
 WatchEvent = Hint | Armed | Lost | Degraded

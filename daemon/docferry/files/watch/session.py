@@ -29,8 +29,8 @@ from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, pa
 from docferry.model import joined
 
 CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
-GATHER_S: Final = 0.02  # for roots that come together
-QUICK_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
+GATHER_ROOTS_S: Final = 0.02  # for roots that come together
+QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
 TRIES: Final = 5  # to arm folders that disappear meanwhile
 MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
 
@@ -90,7 +90,7 @@ class Session:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        time.sleep(GATHER_S)  # roots that are added together are armed together
+        time.sleep(GATHER_ROOTS_S)  # roots that are added together are armed together
         while not self._is_stopped:
             self.beat = self._clock.steady()
             try:
@@ -299,7 +299,7 @@ class Session:
 
     def _died(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
         """Set up a watch again at once; a top-level folder that ends it time after time is left to the scans."""
-        quick = self._clock.steady() - purpose.armed_at < QUICK_S or not purpose.armed_at
+        quick = self._clock.steady() - purpose.armed_at < QUICK_DEATH_S or not purpose.armed_at
         named = named_in(str(error), places)
         roots = list(dict.fromkeys(root for root, _ in places))
         for root in roots:

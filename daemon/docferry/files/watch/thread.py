@@ -70,7 +70,7 @@ class WatchThread:
             for root in roots:
                 root.is_armed, root.folders = False, set()
             if hanging is not None:
-                hanging.retry_at = self._clock.steady() + tree.RETRY_S * self.patience
+                hanging.retry_at = self._clock.steady() + tree.WATCH_RETRY_S * self.patience
             self._replaced += 1
             self._start(roots)
         for root in roots:

@@ -14,7 +14,7 @@ from docferry.files.watch.events import Armed, Degraded, WatchEvent, WatchEvents
 from docferry.files.watch.failures import NOT_UTF8
 from docferry.model import parted
 
-RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until a folder is tried again, twice as long each time
+WATCH_RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until a folder is tried again, twice as long each time
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,7 @@ class WatchedRoot:
         """Set the time when the top-level folders that are not watched are tried again."""
         if now > self.retry_at + LONGEST_RETRY_S:
             self.failures = 0  # all went well for long enough
-        self.retry_at = now + min(RETRY_S * 2**self.failures, LONGEST_RETRY_S)
+        self.retry_at = now + min(WATCH_RETRY_S * 2**self.failures, LONGEST_RETRY_S)
         if self.unwatched:
             self.failures += 1
 

@@ -18,9 +18,9 @@ from anyio.to_thread import run_sync
 from docferry.clock import Clock
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Receipt, Target, Transfer, UploadItem
-from docferry.remotes.codat.company_list import MAX_LIST_BYTES, Listed, ListReader
+from docferry.remotes.codat.company_list import MAX_LIST_BYTES, ListedFile, ListReader
 from docferry.remotes.codat.errors import correlation, is_receipt, not_codat, quota, refusal
-from docferry.remotes.codat.reconcile import Members, Reconciliation, Row, lookback
+from docferry.remotes.codat.reconcile import ListedUpload, Members, Reconciliation, lookback
 from docferry.remotes.codat.zip_digests import ZipCache, count
 from docferry.remotes.http import (
     Destination,
@@ -48,7 +48,7 @@ from docferry.remotes.protocol import (
 from docferry.remotes.rate_limits import CompanyLimiter, MinuteLimiter
 
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
-RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
+CODAT_RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
 _LARGEST_ARCHIVE: Final = 8 * 1024**3
 #: The first bytes of every ZIP, also of an empty one.
 _ZIP: Final = b"PK"
@@ -68,7 +68,7 @@ class Codat:
     """The client of Codat's Files API."""
 
     name: Final = "codat"
-    rules: Final = RULES
+    rules: Final = CODAT_RULES
 
     def __init__(self, http: HttpClient, options: CodatOptions, *, key: ApiKey, clock: Clock, spool: Path) -> None:
         self._http = http
@@ -118,7 +118,7 @@ class Codat:
         offset = self._http.clock_offset or 0.0
 
         def judge() -> tuple[Reconciliation, dict[int, Finding]]:
-            rows = [Row.read(each.file_name, each.uploaded, offset) for each in listed]
+            rows = [ListedUpload.read(each.file_name, each.uploaded, offset) for each in listed]
             reconciliation = Reconciliation(doubts, accounted, unsettled, rows, self._clock.now())
             return reconciliation, reconciliation.by_list()
 
@@ -132,7 +132,7 @@ class Codat:
         sent = max(each.last_sent or each.created for each in doubts)
         return found | reconciliation.by_archive(await self._members(company, days, sent + self.absent_after))
 
-    async def listing(self, company: str) -> list[Listed]:
+    async def listing(self, company: str) -> list[ListedFile]:
         """Return the files of a company, by API and by Codat's own upload page."""
         reader = ListReader()
         path, to = f"{_company_path(company)}/files", Destination(lambda *_: reader.sink(), MAX_LIST_BYTES)

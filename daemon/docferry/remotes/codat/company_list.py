@@ -23,7 +23,7 @@ _NAMES: Final = ("fileName", "displayName", "sourceType", "uploaded")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedFile:
     """One row of a company's list, as Codat wrote it."""
 
     file_name: str | None
@@ -36,7 +36,7 @@ class ListReader:
     """Parses one list while it arrives."""
 
     def __init__(self) -> None:
-        self._rows: list[Listed] = []
+        self._rows: list[ListedFile] = []
         self._is_array = False
         self._ended = False
 
@@ -61,7 +61,7 @@ class ListReader:
         except Exception as error:
             raise _unreadable(error, "ends early") from error
 
-    def rows(self) -> list[Listed]:
+    def rows(self) -> list[ListedFile]:
         """Return the rows of a list that was read to its end."""
         if not self._ended:
             raise _not_a_list("is not a JSON array" if not self._is_array else "ends early")
@@ -107,7 +107,7 @@ class ListReader:
                 f"Codat's list has more than {MAX_ROWS:,} rows; docferry reads no longer list", kind="not_ours"
             )
         name, display, source, uploaded = (texts.get(each) for each in _NAMES)
-        self._rows.append(Listed(name, display, source, uploaded or ""))
+        self._rows.append(ListedFile(name, display, source, uploaded or ""))
 
 
 def _unreadable(error: Exception, why: str) -> RemoteError:

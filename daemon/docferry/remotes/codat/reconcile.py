@@ -35,7 +35,7 @@ _LAGGING: Final = timedelta(days=3)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListedUpload:
     """One upload as the list shows it.
 
     `days` are the dates whose ZIP may hold it, none when its time cannot be read.
@@ -47,7 +47,7 @@ class Row:
     days: frozenset[date]
 
     @classmethod
-    def read(cls, name: str | None, uploaded: str, offset: float) -> Row:
+    def read(cls, name: str | None, uploaded: str, offset: float) -> ListedUpload:
         """Read a row; `offset` is how far the remote's clock is ahead, seconds."""
         try:
             moment = datetime.fromisoformat(uploaded)
@@ -103,7 +103,7 @@ class Reconciliation:
         doubts: Sequence[Transfer],
         accounted: KnownUploads,
         unsettled: KnownUploads,
-        rows: Sequence[Row],
+        rows: Sequence[ListedUpload],
         now: float,
     ) -> None:
         self._doubts = doubts
@@ -162,7 +162,7 @@ class Reconciliation:
             return None
         return Finding(Found.ABSENT, "since it was sent Codat lists only uploads of other documents", "list")
 
-    def _is_recent(self, row: Row) -> bool:
+    def _is_recent(self, row: ListedUpload) -> bool:
         slack = VAGUE_S if row.vague else 0.0
         return row.at is None or row.at >= self._lookback.names - slack
 
@@ -172,13 +172,13 @@ class Reconciliation:
         missing = {name: count for name, count in self._settled().items() if shown[name] < count}
         return all(any(_is_cut(row, name) for row in shown) for name in missing)
 
-    def _without_explained(self) -> list[Row]:
+    def _without_explained(self) -> list[ListedUpload]:
         """Return the recent rows that no other transfer explains by name; of several the oldest are explained.
 
         The name of a doubt is explained only by transfers that were certainly sent.
         """
         settled, loose = self._settled(), Counter(map(same, _each(self._unsettled.names)))
-        groups: defaultdict[str, list[Row]] = defaultdict(list)
+        groups: defaultdict[str, list[ListedUpload]] = defaultdict(list)
         for row in self._rows:
             if self._is_recent(row) or (self._is_edge(row) and row.name in settled):
                 groups[row.name].append(row)
@@ -188,7 +188,7 @@ class Reconciliation:
             left += sorted(rows, key=lambda row: row.at or self._now)[explained:]
         return self._without_cut(left, [name for name in settled + loose if name not in groups])
 
-    def _without_cut(self, rows: list[Row], names: Iterable[str]) -> list[Row]:
+    def _without_cut(self, rows: list[ListedUpload], names: Iterable[str]) -> list[ListedUpload]:
         """Remove rows whose name is the prefix of an explained name, unless they may be a doubt."""
         for name in names:
             cut = next((row for row in rows if row.name not in self._ours and _is_cut(row.name, name)), None)
@@ -196,7 +196,7 @@ class Reconciliation:
                 rows.remove(cut)
         return rows
 
-    def _is_edge(self, row: Row) -> bool:
+    def _is_edge(self, row: ListedUpload) -> bool:
         return row.at is not None and self._lookback.names - _LONGEST_ATTEMPT_S <= row.at < self._lookback.names
 
     def _settled(self) -> Counter[str]:
@@ -257,7 +257,7 @@ class Reconciliation:
         yield from _each_day(start, start + _LAGGING)
         yield from _each_day(end - _LAGGING, end)
 
-    def _is_covered(self, row: Row) -> bool:
+    def _is_covered(self, row: ListedUpload) -> bool:
         return self.needs_everything or row.days <= self.days
 
     def _is_complete(self, members: Members) -> bool:

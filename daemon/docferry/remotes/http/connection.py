@@ -22,7 +22,7 @@ import httpx
 from anyio.lowlevel import checkpoint
 
 from docferry.remotes.http.request_body import TrackedBody
-from docferry.remotes.http.response_parser import Head, ResponseParser
+from docferry.remotes.http.response_parser import ResponseHead, ResponseParser
 from docferry.remotes.http.tls import explain_tls
 
 _RECEIVE_BYTES: Final = 64 * 1024
@@ -59,7 +59,7 @@ class Connection:
         timeout: float | None,
         *,
         expect_continue: bool = False,
-    ) -> Head:
+    ) -> ResponseHead:
         """Send a request and return the head of its response, which may come before the whole body was sent.
 
         `timeout` limits the time without progress: bytes that the kernel takes or the peer acknowledges, then the

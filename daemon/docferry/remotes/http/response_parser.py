@@ -28,7 +28,7 @@ _LENGTHS: Final = re.compile(rb"([0-9]+)(?:[ \t]*,[ \t]*\1)+")
 _BODILESS: Final = frozenset({204, 304})
 
 
-class Head(NamedTuple):
+class ResponseHead(NamedTuple):
     """A final response head.
 
     until_close     the end of the connection is the end of the body
@@ -53,7 +53,7 @@ class ResponseParser:
         self._received = self._payload = 0
         self._error: str | None = None  # what is wrong with the body
         self.interim_responses = 0  # 1xx so far
-        self.head: Head | None = None  # the final head, once it is complete
+        self.head: ResponseHead | None = None  # the final head, once it is complete
         self.ended = False  # the whole message has come; `read` may still have bytes of it
 
     @property
@@ -89,7 +89,7 @@ class ResponseParser:
         blocks.clear()
         return content
 
-    def _feed_body(self, head: Head, data: bytes) -> None:
+    def _feed_body(self, head: ResponseHead, data: bytes) -> None:
         """Take bytes of the body. Errors wait for `read`: the head is complete, and its status counts."""
         message = self._message
         if not data:
@@ -148,7 +148,7 @@ class ResponseParser:
         bodiless = _is_bodiless(self._method, status)
         until_close = not bodiless and b"content-length" not in fields and b"transfer-encoding" not in fields
         keep_alive = raw.startswith(b"HTTP/1.1") and not until_close and not _closes(message.headers)
-        self.head = Head(status, message.headers, until_close, keep_alive)
+        self.head = ResponseHead(status, message.headers, until_close, keep_alive)
         self.ended = bodiless or message.is_complete
         self._parser, self._message = parser, message
         if self._incomplete:

@@ -47,7 +47,7 @@ from docferry.remotes.wootiv.listing import StoredObject
 from docferry.remotes.wootiv.s3 import ObjectStat
 from docferry.remotes.wootiv.signed_url import SignedUpload, SignedUrlPolicy, unusable
 
-RULES: Final = Rules("Wootiv", max_size=5 * 1024**3, needs_md5=True)
+WOOTIV_RULES: Final = Rules("Wootiv", max_size=5 * 1024**3, needs_md5=True)
 _ADVICE: Final = {
     401: "Wootiv does not accept the API key: set a valid one",
     402: "Wootiv's account is at its limit or has expired: settle it with Wootiv",
@@ -68,7 +68,7 @@ class Wootiv:
     """The client of Wootiv and of its storage."""
 
     name: Final = "wootiv"
-    rules: Final = RULES
+    rules: Final = WOOTIV_RULES
     lookup_after: Final = 0.0
     absent_after: Final = 0.0
 
@@ -262,7 +262,7 @@ class Wootiv:
 
         signed = await self._ask("GET", f"/aws/buckets/{quote(transfer.remote_name.strip('/'))}")
         url = self._urls.check(signed.get("signedUrl"))
-        response = await self._s3.call("GET", url, to=Destination(hashing, RULES.max_size, raw=True))
+        response = await self._s3.call("GET", url, to=Destination(hashing, WOOTIV_RULES.max_size, raw=True))
         if response.status != 200:
             raise s3.refusal(response, self._clock.now())
         require_whole(response, "S3")
