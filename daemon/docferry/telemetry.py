@@ -12,7 +12,7 @@ from docferry.clock import Clock
 from docferry.model import Source, UploadItem
 
 #: Uploads of the last so many seconds make the measured rate.
-WINDOW_S: Final = 600.0
+SPEED_WINDOW_S: Final = 600.0
 #: Of documents above this size is counted how much was sent, bytes; smaller ones go at once.
 LARGE: Final = 1024 * 1024
 #: A rate needs at least so much time, seconds: a burst of one second says little about an hour.
@@ -32,8 +32,8 @@ class Throughput:
         self._minutes[-1][1] += documents
 
     def rate(self, now: float) -> float | None:
-        """Documents a second; None when nothing was uploaded within `WINDOW_S`."""
-        while self._minutes and self._minutes[0][0] < now - WINDOW_S:
+        """Documents a second; None when nothing was uploaded within `SPEED_WINDOW_S`."""
+        while self._minutes and self._minutes[0][0] < now - SPEED_WINDOW_S:
             self._minutes.popleft()
         if not self._minutes:
             return None

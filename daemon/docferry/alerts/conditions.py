@@ -11,7 +11,7 @@ from docferry.logs import redacted
 from docferry.model import Gate, Reason, escaped
 
 #: A remote's clock may differ by so much, seconds; signed URLs fail at a difference of minutes.
-CLOCK_TOLERANCE_S: Final = 60.0
+CLOCK_OFFSET_S: Final = 60.0
 #: A remote's own words are cut to this length.
 LONGEST_DETAIL: Final = 300
 
@@ -188,7 +188,7 @@ def _disk(facts: Facts, limits: Limits) -> Iterator[Condition]:
 
 def _clocks(facts: Facts) -> Iterator[Condition]:
     for remote, offset in sorted((facts.clock_offsets or {}).items()):
-        if abs(offset) > CLOCK_TOLERANCE_S:
+        if abs(offset) > CLOCK_OFFSET_S:
             side = "behind" if offset > 0 else "ahead of"
             yield _condition("clock", f"this clock is {abs(offset):,.0f} s {side} the clock of {remote}", remote=remote)
 

@@ -13,7 +13,7 @@ from docferry.store.cursors import Cursors
 #: A document that was listed and did not come is asked for this long, seconds.
 ASK_FOR_S: Final = 30 * 86_400.0
 #: The longest pause between two attempts, seconds.
-LONGEST_PAUSE_S: Final = 86_400.0
+LONGEST_DOWNLOAD_PAUSE_S: Final = 86_400.0
 #: Names that one problem lists.
 _NAMED: Final = 5
 
@@ -67,7 +67,7 @@ class Gaps:
         if now - since > ASK_FOR_S:
             await self.close(key)
             return None
-        wait = min(pause * 2.0 ** min(attempts - 1, 30), LONGEST_PAUSE_S)
+        wait = min(pause * 2.0 ** min(attempts - 1, 30), LONGEST_DOWNLOAD_PAUSE_S)
         gap = Gap(fingerprint, tuple(problems), since, attempts, now + wait)
         await self._cursors.set(_key(key), json.dumps(asdict(gap)))
         return gap

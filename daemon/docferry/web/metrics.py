@@ -27,7 +27,7 @@ __all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "EventMetrics", "Facts", "Snapshot",
 #: Samples written without a pause, and the pause, seconds. 1,000 mappings make 27,000 samples: written in one go, the
 #: thread would keep the event loop from the interpreter's lock for 0.4 s.
 SLICE: Final = 48
-PAUSE_S: Final = 0.0005
+RENDER_PAUSE_S: Final = 0.0005
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _DELAY_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
 
@@ -192,7 +192,7 @@ def render(snapshot: Snapshot, *, plain: bool = False) -> bytes:
             name = f"{last}_total" if plain and part.type == "counter" else last
             parts.append(f"# HELP {name} {part.documentation}\n# TYPE {name} {part.type}\n")
         parts += [f"{each.name}{_labels(each.labels)} {_number_text(each.value)}\n" for each in part.samples]
-        time.sleep(PAUSE_S)  # the event loop goes on meanwhile
+        time.sleep(RENDER_PAUSE_S)  # the event loop goes on meanwhile
     if not plain:
         parts.append("# EOF\n")
     return "".join(parts).encode()

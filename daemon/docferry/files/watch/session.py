@@ -28,7 +28,7 @@ from docferry.files.watch.places import (
 from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, parents, top_of
 from docferry.model import joined
 
-CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
+ROOT_CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
 GATHER_ROOTS_S: Final = 0.02  # for roots that come together
 QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
 TRIES: Final = 5  # to arm folders that disappear meanwhile
@@ -94,7 +94,7 @@ class Session:
         while not self._is_stopped:
             self.beat = self._clock.steady()
             try:
-                self._receive(self._inbox.get(timeout=min(CHECK_S, self._hung) / 2))
+                self._receive(self._inbox.get(timeout=min(ROOT_CHECK_S, self._hung) / 2))
                 while not self._inbox.empty() and not self._is_stopped:
                     self._receive(self._inbox.get())
             except queue.Empty:
@@ -144,7 +144,7 @@ class Session:
             self._waiting.remove(root)
             found = self._find(root)
             if found is None:
-                root.retry_at = now + CHECK_S / 2
+                root.retry_at = now + ROOT_CHECK_S / 2
                 self._waiting.append(root)
             elif found:
                 ready.append(root)
@@ -354,7 +354,7 @@ class Session:
                 self._died(purpose, purpose.places, RuntimeError("it hung"))
         if now < self._next_check:
             return
-        self._next_check = now + CHECK_S
+        self._next_check = now + ROOT_CHECK_S
         for root in self._roots:
             if root in self._waiting:
                 continue
