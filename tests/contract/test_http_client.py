@@ -17,7 +17,7 @@ from contract.raw_server import OK, asked, head_of, http_client, saying, serving
 from contract.upload_items import item
 from docferry.errors import RemoteError
 from docferry.remotes.http import Destination, PlainBody
-from docferry.remotes.http.connection import Connection
+from docferry.remotes.http.connection import Connection, Timeouts
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.simulator import SimulatorOptions
 from unreachable_hosts import slow_lookup_host
@@ -212,7 +212,7 @@ async def test_a_body_is_complete_when_the_kernel_took_all_of_it(takes: bool) ->
         if not takes:
             there.close()
         sent = TrackedBody(PlainBody(item("a.pdf", b"x" * 10)))
-        head = await Connection(here).exchange("PUT", b"PUT / HTTP/1.1\r\n\r\n", sent, 1.0)
+        head = await Connection(here).exchange("PUT", b"PUT / HTTP/1.1\r\n\r\n", sent, Timeouts(1.0, 1.0))
         assert head.status == 200, "what was said before the end is read"
         assert (sent.complete, sent.maybe_complete) == (takes, takes)
 

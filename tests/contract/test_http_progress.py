@@ -88,3 +88,21 @@ async def test_a_slow_download_is_not_cut_until_it_stands_still(head: bytes, sto
         with anyio.fail_after(20):
             got = await http.call("GET", server.url)
     assert (got.status, got.length, got.body_error) == (200, 10 if stops else 20, "cut" if stops else None)
+
+
+async def test_requests_and_responses_have_their_own_limits() -> None:
+    """`write_timeout` cuts a request that nobody reads, `read_timeout` a response that does not come."""
+    with slow_reader(4_000_000, stops_after=1_000_000) as url:
+        async with http_client(timeout=60.0, write_timeout=0.8) as http:
+            with anyio.fail_after(30), pytest.raises(RemoteError) as failure:
+                await http.call("PUT", url, body=PlainBody(item("a.pdf", b"x" * 30_000_000)))
+    assert (failure.value.kind, failure.value.body_complete) == ("timeout", False)
+
+    async def silent(client: SocketStream) -> None:
+        await head_of(client)
+        await anyio.sleep_forever()
+
+    async with serving(silent) as server, http_client(timeout=60.0, read_timeout=0.5) as http:
+        with anyio.fail_after(30), pytest.raises(RemoteError) as failure:
+            await http.call("GET", server.url)
+    assert failure.value.kind == "timeout"

@@ -82,6 +82,8 @@ def http_options(to: settings_of.CodatSettings | settings_of.WootivSettings) -> 
     return HttpOptions(
         timeout=to.timeout,
         connect_timeout=to.connect_timeout,
+        read_timeout=to.read_timeout,
+        write_timeout=to.write_timeout,
         proxy=to.proxy,
         ca_file=to.ca_file,
         headers=to.headers,

@@ -26,6 +26,8 @@ _DURATIONS: Final = frozenset(
         "give_up_after",
         "timeout",
         "connect_timeout",
+        "read_timeout",
+        "write_timeout",
         "list_lag",
         "every",
         "after",

@@ -176,6 +176,8 @@ class _Remote(BaseModel):
 
     timeout: SomeSeconds = Field(default=60.0, description="how long a request may make no progress")
     connect_timeout: SomeSeconds = Field(default=10.0, description="over all addresses of a name")
+    read_timeout: SomeSeconds | None = Field(default=None, description="timeout of responses; default: timeout")
+    write_timeout: SomeSeconds | None = Field(default=None, description="timeout of requests; default: timeout")
     proxy: Proxy | None = Field(default=None, repr=False, description="the environment's proxies are not used")
     ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
     cert_file: PlainPath | None = Field(default=None, description="a client certificate, as PEM")

@@ -64,8 +64,8 @@ class HttpClient:
         self._options = options = options or HttpOptions()
         self._timeout = {
             "connect": min(options.connect_timeout, options.timeout),
-            "read": options.timeout,
-            "write": options.timeout,
+            "read": options.read_timeout or options.timeout,
+            "write": options.write_timeout or options.timeout,
             "pool": options.timeout,
         }
         self._headers = [(name.lower(), (name, value)) for name, value in _raw_headers(_ALWAYS | dict(options.headers))]

@@ -15,7 +15,7 @@ import struct
 import termios
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 import httpx
@@ -34,6 +34,13 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
 _SMALL_BYTES: Final = 64 * 1024
+
+
+class Timeouts(NamedTuple):
+    """Seconds without progress of the request and of the response until an exchange is given up; None: no limit."""
+
+    write: float | None
+    read: float | None
 
 
 class Connection:
@@ -56,22 +63,23 @@ class Connection:
         method: str,
         request_head: bytes,
         body: bytes | TrackedBody,
-        timeout: float | None,
+        timeouts: Timeouts,
         *,
         expect_continue: bool = False,
     ) -> ResponseHead:
         """Send a request and return the head of its response, which may come before the whole body was sent.
 
-        `timeout` limits the time without progress: bytes that the kernel takes or the peer acknowledges, then the
-        complete head of the response. Bytes of an incomplete head and interim responses are no progress.
+        The timeouts limit the time without progress. Progress of a request is a byte that the kernel takes or the peer
+        acknowledges; progress of a response is its complete head, not a part of it, nor an interim response.
         """
         self._parser = ResponseParser(method)
-        self._timeout = timeout
+        self._timeout = timeouts.write
         self._moved = time.monotonic()
         self._sent_all = False
-        deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        with anyio.CancelScope(deadline=deadline) as self._scope:
+        with anyio.CancelScope(deadline=_deadline(timeouts.write)) as self._scope:
             self._sent_all = await self._send(request_head, body, expect_continue=expect_continue)
+            if timeouts.read != timeouts.write:
+                self._timeout, self._scope.deadline = timeouts.read, _deadline(timeouts.read)
             watch = isinstance(body, TrackedBody) and body.length > _SMALL_BYTES
             if watch:
                 self._progress()
@@ -250,6 +258,10 @@ class Connection:
         if unacknowledged < self._unacknowledged:
             self._progress()
         self._unacknowledged = unacknowledged
+
+
+def _deadline(timeout: float | None) -> float:
+    return math.inf if timeout is None else anyio.current_time() + timeout
 
 
 def _unacknowledged_bytes(connected: socket.socket) -> int:

@@ -14,6 +14,8 @@ class HttpOptions:
     """Settings of one client.
 
     timeout             seconds without progress until a request is given up
+    read_timeout        the same while a response is awaited and read; None: `timeout`
+    write_timeout       the same while a request is sent; None: `timeout`
     connect_timeout     seconds for a connection, over all addresses of a name and with the TLS handshake
     proxy               `http://`, `https://`, `socks5://` or `socks5h://`, with credentials
     headers             sent with every request; a request's own header of the same name goes before
@@ -24,6 +26,8 @@ class HttpOptions:
 
     timeout: float = 60.0
     connect_timeout: float = 10.0
+    read_timeout: float | None = None
+    write_timeout: float | None = None
     proxy: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import httpx
 
 from docferry.endpoints import Origin, parse_url
 from docferry.remotes.http.connect import Connector, resolve
-from docferry.remotes.http.connection import Connection
+from docferry.remotes.http.connection import Connection, Timeouts
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.tls import Trust, explain_tls, handshake
@@ -54,11 +54,10 @@ class DirectTransport(httpx.AsyncBaseTransport):
         body = stream if isinstance(stream, TrackedBody) else await request.aread()
         expect_continue = request.extensions.get("expect_continue", False)
         head = _request_head(request)
+        timeouts = Timeouts(timeout.get("write"), timeout.get("read"))
         connection = self._take_idle(origin) or await self._connect(origin, timeout.get("connect"))
         try:
-            response = await connection.exchange(
-                request.method, head, body, timeout.get("read"), expect_continue=expect_continue
-            )
+            response = await connection.exchange(request.method, head, body, timeouts, expect_continue=expect_continue)
         except BaseException:
             connection.close()
             raise
