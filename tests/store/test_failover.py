@@ -218,6 +218,22 @@ async def test_connections_that_were_cut_while_idle_are_opened_again_at_once(
         assert database.unknown_commits == 0
 
 
+async def test_a_server_that_keeps_silent_is_reported(
+    postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pooler whose server is away answers nothing, for minutes."""
+    monkeypatch.setattr(database_module, "SILENT_S", 0.2)
+    url = postgresql_server.new_database()
+    async with open_database(url) as database:
+        with psycopg.connect(url) as other:
+            other.execute("LOCK TABLE cursor")
+            async with anyio.create_task_group() as group:
+                group.start_soon(database.execute, SET, {"key": "meanwhile"})
+                await _in_trouble(database, "has not answered for 0.2 s")
+                other.rollback()
+        assert database.alarm is None
+
+
 # -- clocks --
 
 

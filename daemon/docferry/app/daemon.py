@@ -16,10 +16,11 @@ from docferry.app import status_file, verify
 from docferry.app.application import Application, open_application
 from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
-from docferry.errors import ConfigError, DatabaseBusy
+from docferry.errors import ConfigError, DatabaseBusy, StateError
 from docferry.files.write_lease import guard_signals
 from docferry.settings import Download, Settings, load, missing_keys
 from docferry.store import locks
+from docferry.store.database import prepare_server
 from docferry.store.second_queue import second_queues
 from docferry.store.state_dir import prepare_state_dir
 
@@ -60,6 +61,12 @@ def _reload(config: Path | None, running: Settings) -> Settings | None:
     if fresh.state_dir != running.state_dir:
         log.error("reload_refused", "state_dir can't change while docferry runs; stop it and start it again")
         return None
+    if fresh.database_url is not None:
+        try:
+            prepare_server(fresh.database_url.get_secret_value())
+        except StateError as error:
+            log.error("reload_refused", f"{error}; docferry goes on with the old configuration")
+            return None
     return fresh
 
 

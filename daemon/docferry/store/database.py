@@ -40,6 +40,8 @@ T = TypeVar("T")
 RETRY_PAUSE_S = 1.0
 LONGEST_RETRY_PAUSE_S = 5.0
 RETRY_FACTOR = 1.5
+#: A commit that lasts longer is reported, seconds. SQLite waits longer for the lock of another program.
+SILENT_S = 40.0
 #: Largest number of units of work in one commit. It bounds the length of a commit.
 MAX_GATHERED = 256
 #: Passes of the event loop between two commits.
@@ -100,7 +102,8 @@ class Database:
 
     def __init__(self, backend: Backend, patience_s: float = float("inf"), host: str | None = None) -> None:
         self.receipts = ReceiptWriter(host)
-        self.trouble: str | None = None  # why the writer is pausing
+        self._trouble: str | None = None  # why the writer is pausing
+        self._commit_began: float | None = None  # seconds on the event loop's clock
         self._backend = backend
         self._patience_s = patience_s
         self._troubled_since: float | None = None  # seconds on the event loop's clock
@@ -200,7 +203,9 @@ class Database:
                 for _ in range(YIELDS):  # tasks that the last commit has awakened can join this one
                     await checkpoint()
                 gathered = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GATHERED))]
+                self._commit_began = anyio.current_time()
                 await self._commit(gathered)
+                self._commit_began = None
             else:
                 self._wake = anyio.Event()
                 await self._wake.wait()
@@ -227,6 +232,14 @@ class Database:
         """
         found = self._backend.stamp()
         return None if found is None else (self._commits, *found)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written now, or None. A server or a pooler may also keep silent."""
+        began = self._commit_began
+        if self._trouble is None and began is not None and anyio.current_time() - began > SILENT_S:
+            return f"the database has not answered for {SILENT_S:g} s or more"
+        return self._trouble
 
     @property
     def alarm(self) -> str | None:
@@ -278,13 +291,13 @@ class Database:
             elif self._closing or not self._backend.is_transient(error):
                 await self._fail(gathered, error)
                 return
-            self.trouble = f"the database cannot be written: {first_line(error)}"
+            self._trouble = f"the database cannot be written: {first_line(error)}"
             await self._close_idle_readers()
             if self._is_out_of_patience():
                 self._give_up(gathered, self._backend.busy(error))
                 return
             await anyio.sleep(next(pauses))
-        self.trouble = self._troubled_since = None
+        self._trouble = self._troubled_since = None
         self._commits += 1
         for request in gathered:
             request.done.set()
@@ -355,8 +368,13 @@ def _prepare(location: Path | str) -> Backend:
     if isinstance(location, Path):
         schema.prepare(location)
         return SqliteFile(location)
-    backend: Backend = _driver().prepare(location)
-    return backend
+    return prepare_server(location)
+
+
+def prepare_server(url: str) -> PostgresServer:
+    """Return a PostgreSQL server after creating or upgrading its schema. Raises StateError if it cannot be used."""
+    server: PostgresServer = _driver().prepare(url)
+    return server
 
 
 def open_server(url: str) -> PostgresServer:

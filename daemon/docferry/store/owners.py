@@ -6,6 +6,7 @@ a row with the server's clock, so that the clocks of hosts may differ.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from sqlalchemy import text
 
 from docferry import __version__
 from docferry.clock import ServerClock
+from docferry.errors import DatabaseBusy
 from docferry.store import locks
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
@@ -161,7 +163,8 @@ class HeartbeatOwners:
         """Stamp the row until cancelled."""
         while True:
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
-            await self.beat()
+            with contextlib.suppress(DatabaseBusy):  # no heartbeat is confirmed meanwhile, and nothing is sent
+                await self.beat()
 
     async def leave(self) -> None:
         """Remove the row of this process, so that others take over its leases at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from docferry.store.connection import ThreadConnection, Transaction, first_line
 from docferry.store.pipeline import PipelinedConnection
 
 log = logs.get("database")
+# A lost connection is reported by its error; psycopg also warns of the pipeline that was open on it.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 #: How long a connection attempt may take, seconds.
 CONNECT_TIMEOUT_S = 10
