@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from docferry.model import Gate, Outcome, SeenFile, Stamp, State, Target
 from docferry.store.cursors import Cursors
 from docferry.store.downloads import DownloadedFile, Downloads
+from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.reports import Reports
 from store.conftest import ACME, StoreEnv, planned
@@ -282,3 +285,38 @@ async def test_reports(env: StoreEnv) -> None:
     assert (await reports.by_path("m", b"x/held.pdf"))[0].id == rows[0].id
     assert await reports.by_id(99) is None
     assert [(a.lease, a.state) for a in await reports.attempts(rows[0].id)] == [(1, "held")]
+
+
+async def test_a_removed_file_frees_its_name(env: StoreEnv) -> None:
+    """As a file does that somebody deletes: what was held for its name is planned again by the next scan."""
+
+    def of_object(path: str, content: str) -> Planned:
+        return planned(path, content, dedupe_key="object:a.pdf", exclusion="object")
+
+    await sent(env, of_object("a.pdf", "one"))
+    applied = await env.documents.apply("m", [of_object("x/a.pdf", "two")])
+    assert applied.held == 1
+    ((document_id, transfer_id),) = await env.rows("SELECT id, transfer_id FROM document WHERE folder = :f", f=b"")
+    assert await env.documents.places([transfer_id])
+    await env.documents.mark_removed([document_id])
+    seen = [(b"x", [(b"a.pdf", 64, 1, 1)])]
+    assert [each.name for each in (await env.documents.differences("m", seen)).fresh] == [b"a.pdf"]
+    applied = await env.documents.apply("m", [of_object("x/a.pdf", "two")])
+    assert (applied.queued, applied.held) == (1, 0)
+
+
+async def test_a_path_of_4096_bytes_is_a_document(env: StoreEnv) -> None:
+    """PostgreSQL's index rows have at most 2,704 bytes; random names cannot be compressed."""
+    random = Random(17)  # noqa: S311 - incompressible, and the same each time
+    parts = ["".join(random.choices(string.ascii_letters, k=200)) for _ in range(20)]
+    path = "/".join(parts)[:4090] + "/a.pdf"
+    folder, _, name = path.encode().rpartition(b"/")
+    applied = await env.documents.apply("m", [planned(path, "one"), planned(path[:3000] + "/b.pdf", "two")])
+    assert applied.queued == 2
+    found = await env.documents.differences("m", [(folder, [(name, 64, 1, 1)])])
+    assert (found.known, found.fresh, found.gone) == (1, [], [])
+    applied = await env.documents.apply("m", [planned(path, "one", mtime=2)])
+    assert (applied.queued, applied.unchanged) == (0, 1)
+    assert (await env.documents.stamps("m", [path.encode()]))[path.encode()].mtime_ns == 2
+    assert [row.path for row in await Reports(env.database).by_path("m", path.encode())] == [path.encode()]
+    assert await env.documents.mark_gone("m", [path.encode()]) == 1

@@ -10,10 +10,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from docferry.errors import StateError
-from docferry.store import schema
+from docferry.store import postgresql, schema
+from postgresql_server import PostgresqlServer
 
 
 def revision(path: Path) -> str | None:
@@ -61,6 +63,54 @@ def made(path: Path) -> dict[tuple[str, str], object]:
             if kind == "table":
                 found["columns", name] = connection.execute(f"PRAGMA table_xinfo({name})").fetchall()
         return found | {("revision", ""): connection.execute("SELECT * FROM alembic_version").fetchall()}
+
+
+def test_a_fresh_postgresql_database_equals_a_migrated_one(postgresql_server: PostgresqlServer) -> None:
+    fresh, grown = postgresql_server.new_database(), postgresql_server.new_database()
+    postgresql.prepare(fresh)
+    migrate_server(grown, schema.HEAD)
+    assert made_on_server(fresh) == made_on_server(grown)
+    assert any("sha256(folder)" in text for _, _, text in made_on_server(fresh)["indexes"])
+
+
+def test_a_postgresql_database_of_the_first_schema_keeps_its_rows(postgresql_server: PostgresqlServer) -> None:
+    url = postgresql_server.new_database()
+    migrate_server(url, "0001")
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, once, size, state, lease, tries,"
+            " generation, created, due_since, next_attempt, updated)"
+            " VALUES ('a', 'm', 'l', 'codat', 'n', 'o', 1, 'waiting', 0, 0, 0, 1, 1, 1, 1)"
+        )
+    postgresql.prepare(url)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT uid, dedupe_key, size FROM transfer").fetchall() == [("a", "o", 1)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.HEAD,)]
+
+
+def migrate_server(url: str, revision: str) -> None:
+    with postgresql.engine(url).connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        schema.upgrade(connection, revision)
+        connection.exec_driver_sql("COMMIT")
+
+
+def made_on_server(url: str) -> dict[str, list[tuple[str, ...]]]:
+    """Return columns, indexes and constraints of a PostgreSQL database."""
+    with psycopg.connect(url) as connection:
+        return {
+            "columns": connection.execute(
+                "SELECT table_name, column_name, data_type, collation_name, is_nullable, column_default"
+                " FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+            ).fetchall(),
+            "indexes": connection.execute(
+                "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
+            ).fetchall(),
+            "constraints": connection.execute(
+                "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+                " WHERE connamespace = 'public'::regnamespace AND contype = 'p' ORDER BY 1, 2"
+            ).fetchall(),
+        }
 
 
 def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:

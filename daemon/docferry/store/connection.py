@@ -29,6 +29,7 @@ NO_PARAMETERS: Parameters = {}
 PIECE_ROWS = 4096
 _ANY = re.compile(r"= ANY\(:(\w+)\)")
 _ALL = re.compile(r"<> ALL\(:(\w+)\)")
+_SHA256 = re.compile(r"sha256\(([\w.:]+)\)")
 _POSITION = re.compile(r"position\(:(\w+) IN ([\w.]+)\)")
 
 
@@ -71,7 +72,7 @@ class Translation:
 
     Statements are written in PostgreSQL's dialect. SQLite has no arrays: `= ANY(:ids)` and `<> ALL(:ids)` read a JSON
     array there. `position(:part IN column)` is `instr(column, :part)`. Its versions before 3.39 spell
-    `IS DISTINCT FROM` as `IS NOT`.
+    `IS DISTINCT FROM` as `IS NOT`. It indexes paths themselves: `sha256(folder)` is `folder`.
     """
 
     __slots__ = ("lists", "sql")
@@ -84,6 +85,7 @@ class Translation:
             lists = (*_ANY.findall(statement.text), *_ALL.findall(statement.text))
             sql = _ANY.sub(r"IN (SELECT value FROM json_each(:\1))", statement.text)
             sql = _ALL.sub(r"NOT IN (SELECT value FROM json_each(:\1))", sql)
+            sql = _SHA256.sub(r"\1", sql)
             sql = _POSITION.sub(r"instr(\2, :\1)", sql)
             statement = text(sql.replace("IS DISTINCT FROM", "IS NOT"))
         self.lists = lists

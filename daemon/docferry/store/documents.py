@@ -166,9 +166,10 @@ class Documents:
         return await self._database.fetch_one(_IS_QUEUED, parameters) is not None
 
     async def mark_removed(self, document_ids: Sequence[int]) -> None:
-        """Record that the after-upload action archived or deleted these files."""
-        now = self._clock.now()
-        await self._database.execute_many(_MARK_REMOVED, [{"id": each, "now": now} for each in document_ids])
+        """Record that the after-upload action archived or deleted these files, whose names are free now."""
+        now, ids = self._clock.now(), list(document_ids)
+        if ids:
+            await self._database.write(lambda transaction: enqueue.mark_removed(transaction, ids, now))
 
     async def present(self, mappings: Iterable[str]) -> dict[str, int]:
         """Return the number of present documents of these mappings by state."""
@@ -176,10 +177,12 @@ class Documents:
 
 
 _KNOWN = text("""
-SELECT name, size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND folder = :folder AND present
+SELECT name, size, mtime_ns, ctime_ns FROM document
+WHERE mapping = :mapping AND sha256(folder) = sha256(:folder) AND present
 """)
 _STAMP = text("""
-SELECT size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND folder = :folder AND name = :name AND present
+SELECT size, mtime_ns, ctime_ns FROM document
+WHERE mapping = :mapping AND sha256(folder) = sha256(:folder) AND name = :name AND present
 """)
 _FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
 _ANY_PRESENT = text("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1")
@@ -196,7 +199,6 @@ WHERE d.mapping = :mapping AND d.present AND d.id > :after AND t.state = 'sent' 
 ORDER BY d.id LIMIT :limit
 """)
 _IS_QUEUED = text("SELECT 1 FROM transfer WHERE lane = :lane AND dedupe_key = :key AND sha256 = :sha256")
-_MARK_REMOVED = text("UPDATE document SET present = false, updated = :now WHERE id = :id")
 _STATES = text("""
 SELECT t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id
 WHERE d.mapping = ANY(:mappings) AND d.present GROUP BY 1

@@ -96,6 +96,12 @@ def mark_gone(
     return _retire(transaction, now, receipts)
 
 
+def mark_removed(transaction: Transaction, document_ids: Sequence[int], now: float) -> None:
+    """Record that the files of sent documents were removed; see `Documents.mark_removed`."""
+    removed = transaction.fetch_all(_REMOVE_DOCUMENTS, {"ids": document_ids, "now": now})
+    transaction.start(_FREE_TAKEN, {"retired": [transfer_id for (transfer_id,) in removed if transfer_id is not None]})
+
+
 def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
     transaction.start(_CREATE_PLAN)
     transaction.start(_CLEAR_PLAN)
@@ -229,28 +235,29 @@ _DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan 
 # would add rows without end.
 _REFRESH_HELD_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
-FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
-  AND document.name = p.name AND document.sha256 IS NULL AND p.sha256 IS NULL AND t.id = document.transfer_id
+FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping
+  AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name AND document.sha256 IS NULL
+  AND p.sha256 IS NULL AND t.id = document.transfer_id
   AND t.state = 'held' AND (t.lane, t.reason, t.remote_name) = (p.lane, p.reason, p.remote_name)
 """)
 _REFRESH_HELD_DETAILS = text("""
 UPDATE transfer SET size = p.size, detail = p.detail, updated = :now
 FROM plan p, document d WHERE d.transfer_id = transfer.id AND d.present AND d.mapping = p.mapping
-  AND d.folder = p.folder AND d.name = p.name AND d.sha256 IS NULL AND p.sha256 IS NULL
+  AND sha256(d.folder) = sha256(p.folder) AND d.name = p.name AND d.sha256 IS NULL AND p.sha256 IS NULL
   AND transfer.state = 'held' AND transfer.reason = p.reason
   AND (transfer.size, transfer.detail) IS DISTINCT FROM (p.size, p.detail)
 """)
 # Also what another process held just now.
 _DROP_STILL_HELD = text("""
 DELETE FROM plan WHERE sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present
-    AND d.mapping = plan.mapping AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 IS NULL
+    AND d.mapping = plan.mapping AND sha256(d.folder) = sha256(plan.folder) AND d.name = plan.name AND d.sha256 IS NULL
     AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
 # The same bytes for the same target as before, with another stamp: somebody touched the file.
 _REFRESH_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
-FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
-  AND document.name = p.name AND document.sha256 = p.sha256
+FROM plan p WHERE document.present AND document.mapping = p.mapping
+  AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name AND document.sha256 = p.sha256
   AND (document.transfer_id IS NULL AND p.lane IS NULL OR document.transfer_id IN (
     SELECT id FROM transfer t WHERE t.lane = p.lane
     AND (t.dedupe_key = p.dedupe_key OR p.exclusion = 'volatile' AND substr(t.dedupe_key, 1, 7) = 'object:')))
@@ -259,7 +266,8 @@ _INDEX_PLAN = text("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
 # A refreshed document keeps its transfer: the next plan of a volatile name would have another name.
 _DROP_REFRESHED = text("""
 DELETE FROM plan WHERE exclusion = 'volatile' AND EXISTS (SELECT 1 FROM document d WHERE d.present
-  AND d.mapping = plan.mapping AND d.folder = plan.folder AND d.name = plan.name AND d.sha256 = plan.sha256
+  AND d.mapping = plan.mapping AND sha256(d.folder) = sha256(plan.folder) AND d.name = plan.name
+  AND d.sha256 = plan.sha256
   AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
 # Another version, or at an object store another spelling of the name.
@@ -306,11 +314,14 @@ UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
 """)
 _RETIRE_DOCUMENTS = text("""
 UPDATE document SET present = false, updated = :now
-FROM plan p WHERE document.present AND document.mapping = p.mapping AND document.folder = p.folder
-  AND document.name = p.name
+FROM plan p WHERE document.present AND document.mapping = p.mapping
+  AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name
   AND (document.size, document.mtime_ns, document.ctime_ns, document.sha256)
     IS DISTINCT FROM (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
 RETURNING document.transfer_id
+""")
+_REMOVE_DOCUMENTS = text("""
+UPDATE document SET present = false, updated = :now WHERE id = ANY(:ids) RETURNING transfer_id
 """)
 _RETIRE_TRANSFERS = text("""
 UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id, updated = :now,
@@ -351,5 +362,5 @@ INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, t
 SELECT p.mapping, p.folder, p.name, p.size, p.mtime_ns, p.ctime_ns, p.sha256,
   (SELECT id FROM transfer t WHERE t.lane = p.lane AND t.dedupe_key = p.dedupe_key), true, :now, :now
 FROM plan p WHERE true ORDER BY p.n
-ON CONFLICT (mapping, folder, name) WHERE present DO NOTHING
+ON CONFLICT (mapping, sha256(folder), name) WHERE present DO NOTHING
 """)

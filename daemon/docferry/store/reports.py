@@ -59,7 +59,9 @@ SELECT d.id, d.mapping, d.folder, d.name, d.size, d.sha256, t.state, t.reason, t
 FROM document d JOIN transfer t ON t.id = d.transfer_id
 """
 _BY_ID = text(f"{_ROW} WHERE d.id = :id")
-_BY_PATH = text(f"{_ROW} WHERE d.mapping = :mapping AND d.folder = :folder AND d.name = :name ORDER BY d.id DESC")
+_BY_PATH = text(f"""{_ROW}
+WHERE d.mapping = :mapping AND sha256(d.folder) = sha256(:folder) AND d.name = :name ORDER BY d.id DESC
+""")
 # Conditions of `rows`: each combination is a statement, so that an absent condition costs nothing.
 _CONDITIONS = {
     "mapping": "d.mapping = :mapping",

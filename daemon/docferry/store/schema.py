@@ -20,8 +20,8 @@ from docferry.store.sqlite import BUSY_TIMEOUT_S, broken, explain
 from docferry.store.state_dir import create_file, usable
 
 #: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
-HEAD: Final = "0009"
-KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", HEAD})
+HEAD: Final = "0010"
+KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", HEAD})
 #: A larger database is not read from end to end at a start, bytes.
 MAX_CHECKED_BYTES: Final = 64 * 1024 * 1024
 #: A larger database is checked without comparing its indexes with its rows, bytes.
@@ -51,7 +51,7 @@ def prepare_connection(connection: Connection, name: str) -> None:
     found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
     _assert_known(found, name)
     if found != HEAD:
-        _upgrade(connection, HEAD)
+        upgrade(connection)
 
 
 def _assert_known(revision: str | None, name: str) -> None:
@@ -65,10 +65,11 @@ def _assert_known(revision: str | None, name: str) -> None:
 def migrate(database: Path, revision: str = HEAD) -> None:
     """Apply all migrations up to `revision`, also to an empty database."""
     with _transaction(database) as connection:
-        _upgrade(connection, revision)
+        upgrade(connection, revision)
 
 
-def _upgrade(connection: Connection, revision: str) -> None:
+def upgrade(connection: Connection, revision: str = HEAD) -> None:
+    """Apply all migrations up to `revision` in the transaction of `connection`."""
     # Alembic takes a quarter of a second to import, which only an upgrade has to pay.
     from alembic import command
     from alembic.config import Config

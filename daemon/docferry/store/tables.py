@@ -58,7 +58,11 @@ document = Table(
     Column("first_seen", Float, nullable=False),
     Column("updated", Float, nullable=False),
     # Absent rows are history, which this index does not contain.
-    Index("document_path", "mapping", "folder", "name", unique=True, **_where("present")),
+    Index("document_path", "mapping", "folder", "name", unique=True, sqlite_where=text("present")).ddl_if("sqlite"),
+    # A key of PostgreSQL's index has at most 2,704 bytes, and a path 4,096.
+    Index(
+        "document_path", "mapping", text("sha256(folder)"), "name", unique=True, postgresql_where=text("present")
+    ).ddl_if("postgresql"),
     Index("document_transfer", "transfer_id"),
 )
 
@@ -154,7 +158,6 @@ download = Table(
     Column("size", Integer64, nullable=False),
     Column("updated", Float, nullable=False),
     Index("download_origin", "mapping", "origin", "sha256", unique=True),
-    Index("download_path", "path"),
 )
 
 #: One condition from its first sighting to its end; see docferry.alerts.tracker.
