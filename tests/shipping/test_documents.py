@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from docferry import settings
-from docferry.cli import parser
+from docferry.cli import argument_parser, parser
 from docferry.model import Reason, State
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -54,7 +54,7 @@ def test_every_command_can_be_typed(documents: dict[str, str]) -> None:
             spelled = spelled.replace(" ID", " 17").replace("[", "").replace("]", "")
             try:
                 asked = parser.parse(shlex.split(spelled))
-            except parser.Misused as error:
+            except argument_parser.Misused as error:
                 pytest.fail(f"{name}: docferry {command}: {error}")
             except SystemExit as ended:  # --help and --version end so
                 if ended.code != 0:

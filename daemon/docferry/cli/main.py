@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from docferry.cli import streams
-from docferry.cli.parser import Misused, parse
+from docferry.cli.argument_parser import Misused
+from docferry.cli.parser import parse
 
 WRONG = 2  # the configuration or the command line
 BROKEN = 70  # a defect of docferry (EX_SOFTWARE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from docferry.cli.parser import Parser
+    from docferry.cli.argument_parser import Parser
 
 
 def add_receipts(parser: Parser) -> None:
@@ -30,7 +30,7 @@ def add_receipts(parser: Parser) -> None:
         default=[],
         type=Path,
         metavar="FILE",
-        help="a file with heads that were kept elsewhere; may be repeated; those of [receipts] anchor are read anyway",
+        help="a file of heads kept elsewhere, in addition to [receipts] anchor; may be repeated",
     )
     show = what.add_parser("show", help="the receipts of a document")
     show.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
@@ -39,9 +39,9 @@ def add_receipts(parser: Parser) -> None:
     prove = what.add_parser("prove", help="proof that a document's receipts are in the log, as JSON")
     prove.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
     export = what.add_parser("export", help="a ZIP that an auditor can verify without docferry")
-    export.add_argument("--company", metavar="ID", help="only those of this company")
-    export.add_argument("--since", metavar="TIME", type=since, help="only those from this date or time on (UTC)")
-    export.add_argument("--until", metavar="TIME", type=until, help="only those up to this date (included) or time")
+    export.add_argument("--company", metavar="ID", help="only receipts of this company")
+    export.add_argument("--since", metavar="TIME", type=since, help="only receipts from this date or time on (UTC)")
+    export.add_argument("--until", metavar="TIME", type=until, help="only receipts up to this date (included) or time")
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the ZIP")
     for each in (verify, show, find, export):
         each.add_argument("--json", action="store_true", help="one object a line")
@@ -55,11 +55,11 @@ def add_verify(parser: Parser) -> None:
         "",
         "--mapping acme-bank --since 2026-01-01",
         "--bytes --json",
-        more="What was stopped goes on where it was. `docferry retry --missing` sends again what is missing.",
+        more="A stopped verification continues later. `docferry retry --missing` sends missing documents again.",
     )
-    verify.add_argument("--mapping", metavar="NAME", help="only what this mapping sent")
+    verify.add_argument("--mapping", metavar="NAME", help="only documents of this mapping")
     verify.add_argument(
-        "--since", metavar="TIME", type=since, help="only what was sent from this date or time on (UTC)"
+        "--since", metavar="TIME", type=since, help="only documents sent from this date or time on (UTC)"
     )
     verify.add_argument("--bytes", action="store_true", help="compare Codat's documents by digest, from its ZIPs")
     verify.add_argument("--json", action="store_true", help="one object")

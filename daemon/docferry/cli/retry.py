@@ -8,9 +8,9 @@ import anyio
 import anyio.to_thread
 
 from docferry.cli import args
+from docferry.cli.argument_parser import Misused
 from docferry.cli.documents import full_path
 from docferry.cli.output import Screen, complain, count, line
-from docferry.cli.parser import Misused
 from docferry.cli.queue import open_queue
 from docferry.errors import FolderError
 from docferry.settings import Settings

@@ -1,0 +1,57 @@
+"""An argument parser that says which word is wrong, and the nearest right one."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, NoReturn, cast
+
+from docferry.cli import streams
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
+_CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose from (.*)\)", re.DOTALL)
+
+
+class Misused(Exception):
+    """The command line is wrong; the message names the word and the nearest right one."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises Misused instead of ending the program."""
+
+    commands: argparse._SubParsersAction[Parser]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise Misused with the nearest valid choice."""
+        found = _CHOICE.search(message)
+        if found is None:
+            raise Misused(f"{message}; see `{self.prog} --help`")
+        what, wrong, choices = found[1], found[2], [each.strip(" '") for each in found[3].split(",")]
+        near = get_close_matches(wrong, choices, n=1, cutoff=0.5)
+        cure = f"did you mean {near[0]}?" if near else f"choose from {', '.join(choices)}"
+        kind = "command" if what in {"COMMAND", "WHAT"} else what
+        raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Write help and version as all other output: argparse would keep silent about what could not be written."""
+        streams.write(cast("IO[str] | None", file), message)
+
+    def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
+        """Add a command; each example is a complete line."""
+        shown = "examples:\n" + "\n".join(f"  docferry {name} {each}".rstrip() for each in examples)
+        added = self.commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.\n{more}".rstrip(),
+            epilog=shown if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        # Accepted after the command too; SUPPRESS keeps a value that was given before it.
+        added.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=CONFIG_HELP)
+        return added
