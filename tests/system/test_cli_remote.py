@@ -10,6 +10,7 @@ import pytest
 
 from app_env import COMPANY, CONNECTION, AppEnv
 from docferry.simulator import Fault
+from system.conftest import Say
 
 
 def rows(app_env: AppEnv, mapping: str, code: int = 0) -> dict[str, str]:
@@ -63,6 +64,15 @@ def test_files_come_from_codat(sent: AppEnv, tmp_path: Path, words: tuple[str, .
     assert done.stdout.splitlines().count(str(into / "theirs.pdf")) == 1
 
 
+@pytest.mark.parametrize("uploaded", ["2026-03-04T23:30:00-05:00", "20260305T043000Z"])
+def test_a_named_file_is_found_in_the_archive_of_its_day_in_utc(app_env: AppEnv, say: Say, uploaded: str) -> None:
+    app_env.upload("acme")
+    app_env.simulator.put_company_file(COMPANY, "theirs.pdf", b"theirs", uploaded=uploaded)
+    into = app_env.root / "out"
+    code, out, said = say("remote", "get", "acme", "theirs.pdf", "--to", str(into))
+    assert (code, out) == (0, f"{into}/theirs.pdf\n"), said
+
+
 def test_an_unknown_file_is_told(sent: AppEnv, tmp_path: Path) -> None:
     done = sent.run("remote", "get", "acme", "nothing.pdf", "--to", str(tmp_path / "out"))
     assert (done.returncode, "lists no file" in done.stderr) == (2, True)
@@ -101,3 +111,54 @@ def test_a_remote_that_is_away_passes(app_env: AppEnv) -> None:
     app_env.simulator.set_faults([Fault("status", "codat.list", params={"status": 503})])
     done = app_env.run("remote", "ls", "acme")
     assert (done.returncode, "correlation id" in done.stderr) == (75, True)
+
+
+#: The error statuses that Codat documents: exit code, and words of the advice.
+CODAT_ERRORS = {
+    400: (2, "refused the request"),
+    401: (2, "set a valid one"),
+    402: (2, "settle it with Codat"),
+    403: (2, "has no access to company"),
+    404: (2, "does not know company"),
+    405: (2, "refused the request"),
+    409: (75, "refused the request"),
+    429: (75, "asks for a pause"),
+    500: (75, "a problem of its own"),
+    503: (75, "a problem of its own"),
+}
+#: Those of Wootiv: exit code.
+WOOTIV_ERRORS = {400: 2, 401: 2, 403: 2, 404: 2, 409: 75, 422: 2, 429: 75, 500: 75, 503: 75}
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("codat.list", ("ls", "acme")),
+        ("codat.list", ("ls", "acme", "--json")),
+        ("codat.list", ("get", "acme", "a.pdf")),
+        ("codat.download", ("get", "acme", "--date", "2026-03-04")),
+    ],
+)
+def test_each_documented_error_of_codat_is_told(app_env: AppEnv, say: Say, route: str, words: tuple[str, ...]) -> None:
+    app_env.upload("acme")
+    for status, (expected, advice) in CODAT_ERRORS.items():
+        app_env.simulator.set_faults([Fault("status", route, params={"status": status})])
+        code, out, said = say("remote", *words)
+        assert (code, out) == (expected, ""), status
+        assert all(part in said for part in (f"({status})", "[correlation id ", advice)), said
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        ("wootiv.objects", ("ls", "scans", "--json")),
+        ("wootiv.buckets", ("ls", "scans")),
+        ("wootiv.fetch", ("get", "scans", "a.pdf")),
+    ],
+)
+def test_each_documented_error_of_wootiv_is_told(app_env: AppEnv, say: Say, route: str, words: tuple[str, ...]) -> None:
+    app_env.upload("scans", "wootiv")
+    for status, expected in WOOTIV_ERRORS.items():
+        app_env.simulator.set_faults([Fault("status", route, params={"status": status})])
+        code, out, said = say("remote", *words)
+        assert (code, out, f"({status})" in said) == (expected, "", True), said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from anyio.to_thread import run_sync
 
 from docferry.clock import Clock
+from docferry.download.codat_days import day_of, neighbours
 from docferry.errors import ConfigError
 from docferry.files import publish, unzip
 from docferry.model import KnownUploads, Target
@@ -83,16 +85,10 @@ async def get_from_codat(codat: Codat, company: str, day: date | None, name: str
     Without a day, a name is looked up in the list, and without both everything is downloaded. Raises ConfigError
     where there is no such file, RemoteError, ArchiveError and FolderError.
     """
-    days: list[str | None] = [day.isoformat() if day else None]
-    if name is not None and day is None:
-        listed = await codat.listing(company)
-        found = {each.uploaded[:10] for each in listed if _key(each.file_name or "") == _key(name)}
-        days = [*sorted(found)]
-        if not days:
-            raise ConfigError([f'Codat lists no file "{name}" of company {company}; see `docferry remote ls`'])
-    placed: list[Path] = []
-    for each in days:
-        placed += await _get_day(codat, company, each, name, into)
+    if name is None or day is not None:
+        placed = await _get_day(codat, company, day.isoformat() if day else None, name, into)
+    else:
+        placed = await _get_named(codat, company, name, into)
     if name is not None and not placed:
         raise ConfigError([f'the archive of Codat has no file "{name}"; see `docferry remote ls`'])
     return placed
@@ -105,6 +101,24 @@ async def get_from_wootiv(wootiv: Wootiv, name: str, into: Path) -> list[Path]:
         await wootiv.fetch(name, spool, None, shutil.disk_usage(into).free)
         parts = [publish.safe_name(part) for part in name.split("/") if part]
         return [await run_sync(_place, spool, PurePosixPath(*parts), into)]
+
+
+async def _get_named(codat: Codat, company: str, name: str, into: Path) -> list[Path]:
+    """Download the files of a name: from the archive of their day, else of the day before or after.
+
+    Where the list has no readable date, all archives are looked through.
+    """
+    listed = [each for each in await codat.listing(company) if _key(each.file_name or "") == _key(name)]
+    if not listed:
+        raise ConfigError([f'Codat lists no file "{name}" of company {company}; see `docferry remote ls`'])
+    placed: list[Path] = []
+    for listed_day in sorted({day_of(each.uploaded) for each in listed}, key=str):
+        days = [None] if listed_day is None else [listed_day, *neighbours(listed_day, time.time())]
+        for tried in days:
+            if here := await _get_day(codat, company, tried, name, into):
+                placed += here
+                break
+    return placed
 
 
 async def _get_day(codat: Codat, company: str, day: str | None, name: str | None, into: Path) -> list[Path]:

@@ -108,7 +108,7 @@ class CodatDays:
         key = f"{download.name}/{company}/{day.day}"
         try:
             await self._day(download, company, day, day.day)
-            for neighbour in _neighbours(day.day, self._clock.now()) if day.missing() else ():
+            for neighbour in neighbours(day.day, self._clock.now()) if day.missing() else ():
                 if day.missing():
                     await self._day(download, company, day, neighbour)
             problems = [f"{name} is listed and is not in the archive" for name in sorted(day.missing().elements())]
@@ -201,7 +201,7 @@ def _by_day(listing: Iterable[ListedFile]) -> tuple[Mapping[str, list[ListedFile
     days: dict[str, list[ListedFile]] = {}
     unreadable = 0
     for listed in listing:
-        day = _day_of(listed.uploaded)
+        day = day_of(listed.uploaded)
         if day is None:
             unreadable += 1
         else:
@@ -210,7 +210,7 @@ def _by_day(listing: Iterable[ListedFile]) -> tuple[Mapping[str, list[ListedFile
     return days, [text] if unreadable else []
 
 
-def _day_of(uploaded: str) -> str | None:
+def day_of(uploaded: str) -> str | None:
     """Return the UTC day of a date-time in ISO 8601; one without a zone keeps its day."""
     try:
         found = datetime.fromisoformat(uploaded.strip())
@@ -220,7 +220,7 @@ def _day_of(uploaded: str) -> str | None:
     return day.isoformat() if 1970 <= day.year < 2200 else None
 
 
-def _neighbours(day: str, now: float) -> list[str]:
+def neighbours(day: str, now: float) -> list[str]:
     """Return the day before and the day after, without days to come."""
     middle = date.fromisoformat(day)
     latest = datetime.fromtimestamp(now, UTC).date() + timedelta(days=1)
