@@ -17,6 +17,7 @@ from docferry.errors import LeaseLost
 from docferry.model import Gate, Outcome, Stamp, State
 from docferry.store import database as database_module
 from docferry.store.claims import Pick
+from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
@@ -232,6 +233,41 @@ async def test_a_server_that_keeps_silent_is_reported(
                 await _in_trouble(database, "has not answered for 0.2 s")
                 other.rollback()
         assert database.alarm is None
+
+
+async def test_a_read_is_repeated_whose_connection_is_lost_at_its_end(postgresql_server: PostgresqlServer) -> None:
+    url = postgresql_server.new_database()
+    async with open_database(url) as database:
+        cut: list[int] = []
+
+        def work(transaction: Transaction) -> int:
+            (pid,) = transaction.fetch_one(text("SELECT pg_backend_pid()"))
+            if not cut:
+                cut.append(pid)
+                run_sql(url, f"SELECT pg_terminate_backend({pid}, 10000)")  # and wait for its end
+            return int(pid)
+
+        assert await database.read(work) not in cut
+
+
+async def test_a_commit_that_ends_with_a_shutdown_is_unknown(postgresql_server: PostgresqlServer) -> None:
+    """The server may have committed it already, so that leases of that time are given up."""
+    async with open_database(postgresql_server.new_database()) as database:
+        await database.execute(
+            text(
+                "CREATE FUNCTION cut() RETURNS trigger AS $$ BEGIN IF nextval('cuts') = 1 THEN "
+                "RAISE 'shutting down' USING ERRCODE = '57P01'; END IF; RETURN NULL; END $$ LANGUAGE plpgsql"
+            )
+        )
+        await database.execute(text("CREATE SEQUENCE cuts"))
+        await database.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER cut AFTER INSERT ON cursor DEFERRABLE INITIALLY DEFERRED "
+                "FOR EACH ROW EXECUTE FUNCTION cut()"
+            )
+        )
+        await database.execute(SET, {"key": "meanwhile"})
+        assert database.unknown_commits == 1
 
 
 # -- clocks --

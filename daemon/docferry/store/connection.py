@@ -229,9 +229,16 @@ class ThreadConnection:
         return value
 
     def _is_lost(self, error: Exception) -> bool:
+        """Return whether an error means the end of the connection.
+
+        pgbouncer and a server that shuts down say so before they close it.
+        """
         dialect: Any = self._engine.dialect
         cause = error.__cause__ if isinstance(error, CommitUnknown) else error
-        return isinstance(cause, self._errors) and bool(dialect.is_disconnect(cause, self._connection, None))
+        if not isinstance(cause, self._errors):
+            return False
+        code = getattr(cause, "sqlstate", None) or ""
+        return code.startswith(("08", "57P")) or bool(dialect.is_disconnect(cause, self._connection, None))
 
     @staticmethod
     def _serves_no_writes(error: Exception) -> bool:

@@ -129,7 +129,8 @@ class Database:
                     finally:
                         self._idle.append(reader)
             except Exception as error:
-                if self._backend.is_transient(error):
+                # A read has nothing to commit, so that it is repeated whatever its COMMIT met.
+                if isinstance(error, CommitUnknown) or self._backend.is_transient(error):
                     if not self._closing and anyio.current_time() - began < self._patience_s:
                         await anyio.sleep(next(pauses))
                         continue
