@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -164,7 +165,7 @@ class Queue:
         app = self._app
         if problems := missing_keys(app.settings, app.settings.secrets()):
             raise ConfigError(problems)
-        scans = ScanScheduler(app.reconciler, self._outboxes(), app.clock, app.wakeups, app.settings.rescan)
+        scans = ScanScheduler(app.reconciler, self._outboxes(), app.clock, app.wakeups, app.settings.rescan, app.shares)
         await app.scheduler.prepare()
         with plain_errors():
             async with anyio.create_task_group() as outer:
@@ -173,6 +174,8 @@ class Queue:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(scans.run, name="scan outboxes")
                     tasks.start_soon(app.after_upload.run, name="after upload")
+                    for upload in filter(lambda upload: upload.shared, app.uploads.values()):
+                        tasks.start_soon(partial(app.scan_scheduler.follow_share, upload, elects=False))
                     await self._stopping.wait()
                     tasks.cancel_scope.cancel()
                 await drain(app, outer)

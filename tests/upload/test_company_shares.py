@@ -9,7 +9,11 @@ from docferry.clock import TurnableClock
 from docferry.store.claims import Lane, company_of
 from docferry.upload.company_shares import LEFT_OVER_S, CompanyShares
 
-UPLOADS: Any = {"share": SimpleNamespace(shared=True), "own@h1": SimpleNamespace(shared=False)}
+UPLOADS: Any = {
+    "share": SimpleNamespace(shared=True),
+    "own@h1": SimpleNamespace(shared=False),
+    "unmounted": SimpleNamespace(shared=True),
+}
 
 
 def lane(company: str, mapping: str = "share", *, elsewhere: bool = False, due: float = 1.0) -> Lane:
@@ -17,7 +21,7 @@ def lane(company: str, mapping: str = "share", *, elsewhere: bool = False, due: 
 
 
 def shares(others: int, clock: TurnableClock | None = None, *, is_local: bool = False) -> CompanyShares:
-    owners: Any = SimpleNamespace(is_local=is_local, others=others)
+    owners: Any = SimpleNamespace(is_local=is_local, others=others, unreadable={"unmounted"})
     return CompanyShares(owners, UPLOADS, clock or TurnableClock())
 
 
@@ -71,6 +75,14 @@ def test_what_no_other_host_takes_is_taken_after_a_while() -> None:
     assert taken(found, lanes, "a") == ("a", [])
     clock.turn(1)
     assert taken(found, lanes, "a") == ("ab", [])
+
+
+def test_companies_of_a_share_that_is_not_mounted_here_are_left_to_others() -> None:
+    lanes = [lane("a", "unmounted"), lane("b", "unmounted"), lane("c"), lane("d")]
+    found = shares(1)
+    assert taken(found, [each for each in lanes if each.mapping == "share"]) == ("c", [])
+    choice = found.choose(lanes, [])
+    assert [each.lane for each in choice.lanes if each.mapping == "share"] == ["codat/c/bank"]
 
 
 def test_documents_that_are_not_due_count_for_nothing() -> None:

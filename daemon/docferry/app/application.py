@@ -18,6 +18,7 @@ from docferry.app.remotes import RULES, direct_mappings, open_remotes, spool
 from docferry.clock import Clock, ServerClock, SystemClock
 from docferry.detect.reconciler import Reconciler
 from docferry.detect.scan_scheduler import ScanScheduler
+from docferry.detect.shared_folders import SharedFolders
 from docferry.download.codat_days import CodatDays, CodatSource
 from docferry.download.downloader import Downloader
 from docferry.download.publisher import Publisher
@@ -42,6 +43,7 @@ from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
 from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
 from docferry.store.reports import Reports
+from docferry.store.scan_leases import ScanLeases
 from docferry.store.server_clock import read_server_clock
 from docferry.store.state_dir import prepare_state_dir, usable
 from docferry.store.transfers import Transfers
@@ -71,6 +73,7 @@ class Application:
     remotes: Mapping[str, Remote]
     reconciler: Reconciler
     scan_scheduler: ScanScheduler
+    shares: SharedFolders
     batch_trials: BatchTrials
     gate_manager: GateManager
     uploader: Uploader
@@ -195,6 +198,8 @@ def _build(
     adopt = receipts.adopt_before
     local = SystemClock()  # times of files are compared with the clock of this machine
     reconciler = Reconciler(queue.documents, tables.downloads, RULES, local, context.wakeups, adopt=adopt)
+    leases = ScanLeases(queue.database, queue.transfers.owner.partition("#")[0]) if not queue.owners.is_local else None
+    shares = SharedFolders(queue.documents, tables.cursors, queue.owners, context.uploads, leases)
     retry = settings.retry
     backoff = policy.Backoff(retry.initial, retry.factor, retry.max)
     gate_manager = GateManager(queue.gates, clock, policy.RetryPolicy(backoff, retry.give_up_after))
@@ -213,7 +218,8 @@ def _build(
         reports=Reports(queue.database),
         remotes=context.remotes,
         reconciler=reconciler,
-        scan_scheduler=ScanScheduler(reconciler, context.uploads, local, context.wakeups, settings.rescan),
+        scan_scheduler=ScanScheduler(reconciler, context.uploads, local, context.wakeups, settings.rescan, shares),
+        shares=shares,
         batch_trials=batch_trials,
         gate_manager=gate_manager,
         uploader=uploader,
@@ -270,6 +276,13 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
     uploads, _ = select_mappings(settings, [mapping])
     async with open_application(settings, mappings=[mapping], downloads=False) as app:
         return sum([await forget_emptied(app.documents, upload) for upload in uploads.values()])
+
+
+async def accept_share(settings: Settings, mapping: str) -> None:
+    """Accept the folder of a shared mapping as the share, although no known document lies in it."""
+    uploads, _ = select_mappings(settings, [mapping])
+    async with open_application(settings, mappings=[mapping], downloads=False) as app:
+        await app.shares.accept(uploads[mapping])
 
 
 async def forget_emptied(documents: Documents, upload: Upload) -> int:

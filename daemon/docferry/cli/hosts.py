@@ -16,7 +16,7 @@ from docferry.settings import Settings
 from docferry.store.owners import Process, processes
 
 #: A smaller difference between clocks is not worth a word, seconds.
-CLOCK_TOLERANCE_S: Final = 5.0
+CLOCK_DEVIATION_S: Final = 5.0
 
 
 def command(asked: Namespace) -> int:
@@ -57,7 +57,7 @@ def _clock(process: Process) -> str | Cell:
     offset = process.clock_offset
     if offset is None:
         return ""
-    if abs(offset) < CLOCK_TOLERANCE_S:
+    if abs(offset) < CLOCK_DEVIATION_S:
         return "right"
     return Cell(f"{span(abs(offset))} {'ahead' if offset > 0 else 'behind'}", WARN)
 

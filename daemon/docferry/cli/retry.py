@@ -57,7 +57,7 @@ async def _retry(settings: Settings, asked: Namespace) -> int:
         what = f"{count(unapproved, 'document')} still held for approval:"
         Screen().show(line(what, "`docferry retry ID` releases one, `docferry retry --reason approval` all"))
     if asked.mapping is not None and asked.reason is None:
-        await _accept_empty(settings, asked.mapping)
+        await _accept_folder(settings, asked.mapping, is_right=asked.accept_folder)
     return code
 
 
@@ -105,13 +105,21 @@ def _tell(settings: Settings, number: int) -> None:
     Screen().show(line(due, "the daemon sends them" if runs else "`docferry sync` sends them"))
 
 
-async def _accept_empty(settings: Settings, mapping: str) -> None:
-    """Accept an empty folder of a mapping as emptied on purpose."""
-    root = next((upload.root for upload in settings.uploads if upload.name == mapping), None)
-    if root is None or not root.is_dir() or any(root.iterdir()):
-        return
-    from docferry.app.application import accept_empty
+async def _accept_folder(settings: Settings, mapping: str, *, is_right: bool) -> None:
+    """Accept an empty folder of a mapping as emptied on purpose.
 
+    A shared folder may be empty because it is not mounted on this host. Only `is_right` says that it is the share.
+    """
+    upload = next((upload for upload in settings.uploads if upload.name == mapping), None)
+    if upload is None or not upload.root.is_dir() or (upload.shared and not is_right):
+        return
+    from docferry.app.application import accept_empty, accept_share
+
+    if upload.shared:
+        await accept_share(settings, mapping)
+        Screen().show(line(f"the folder of {mapping} is accepted as its share"))
+    if any(upload.root.iterdir()):
+        return
     try:
         number = await accept_empty(settings, mapping)
     except FolderError:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -45,6 +45,7 @@ class FolderState:
     """What is known of one mapping's folder, for `status`."""
 
     problem: str | None = None
+    root: tuple[int, int] | None = None  # of a shared folder as it was looked at: device and inode
     watch: str = "not watched yet"
     unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders that only scans read, and why
     last_scan: float | None = None
@@ -102,7 +103,9 @@ class Reconciler:
     async def detect_retarget(self, upload: Upload) -> None:
         """Plan again what a changed configuration of the mapping concerns: its target, or its patterns and limits."""
         names = f" {upload.object_name}" if upload.to == "wootiv" else ""
-        target = f"{upload.to} {upload.folder} {upload.company_id} {upload.connection_id}{names}"
+        # Hosts may mount a share at different places.
+        folder = upload.folder.removeprefix(str(upload.root)) if upload.shared else upload.folder
+        target = f"{upload.to} {folder} {upload.company_id} {upload.connection_id}{names}"
         await self._documents.set_target(upload.name, target)
         rules = [upload.include, upload.exclude, upload.builtin_excludes, upload.max_size]
         written = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
@@ -167,7 +170,7 @@ class Reconciler:
             found = await self._documents.differences(upload.name, whole)
             walked.known += found.known
             if found.gone:
-                gone = await anyio.to_thread.run_sync(_still_absent, root, found.gone)
+                gone = await anyio.to_thread.run_sync(_still_absent, root, found.gone, self.state(upload.name).root)
                 await self._documents.mark_gone(upload.name, gone)
             walked.seconds += self._clock.steady() - began
             whole.clear()
@@ -220,7 +223,7 @@ class Reconciler:
         for folder in await self._documents.folders(upload.name) - walked.folders:
             if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in walked.broken):
                 continue
-            if await anyio.to_thread.run_sync(_is_walked, upload, folder):
+            if await anyio.to_thread.run_sync(_is_walked, upload, folder, self.state(upload.name).root):
                 continue  # it was made after the walk had read its parent
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             await self._documents.mark_gone(upload.name, [joined(folder, entry[0]) for entry in known])
@@ -232,7 +235,7 @@ class Reconciler:
 
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
-        examined = await anyio.to_thread.run_sync(_examine, upload, list(paths))
+        examined = await anyio.to_thread.run_sync(_examine, upload, list(paths), self.state(upload.name).root)
         known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
         await self._documents.mark_gone(upload.name, [path for path in examined.absent if path in known])
         changed = [s for s in examined.seen if known.get(s.path) != s.stamp]
@@ -294,11 +297,20 @@ def _by_size(seen_files: Sequence[SeenFile]) -> list[list[SeenFile]]:
     return [small, *(group for group in groups.values() if len(group) > LARGE_GROUP)]
 
 
-def _examine(upload: Upload, paths: Sequence[bytes]) -> Examined:
+@contextlib.contextmanager
+def _opened(root: Root, identity: tuple[int, int] | None) -> Iterator[OpenRoot]:
+    """Open a root. Raises FolderError if it is not the folder of this identity any more, so that nothing is gone."""
+    with OpenRoot(root) as opened:
+        if identity is not None and opened.identity != identity:
+            raise FolderError(f"{root.shown} is another folder than before: was its share unmounted?")
+        yield opened
+
+
+def _examine(upload: Upload, paths: Sequence[bytes], identity: tuple[int, int] | None) -> Examined:
     """Return what is at these paths. A tree that came is hinted at folder by folder: its topmost one is walked."""
     found = Examined()
     walked = set[bytes]()
-    with OpenRoot(Root.of(upload)) as opened:
+    with _opened(Root.of(upload), identity) as opened:
         for path in sorted(paths):  # a folder comes before what it contains
             parents = _parents(path)
             if not all(upload.enters(folder) for folder in parents):
@@ -320,10 +332,10 @@ def _examine(upload: Upload, paths: Sequence[bytes]) -> Examined:
     return found
 
 
-def _still_absent(root: Root, paths: Sequence[bytes]) -> list[bytes]:
+def _still_absent(root: Root, paths: Sequence[bytes], identity: tuple[int, int] | None) -> list[bytes]:
     """Return the paths, unseen by a scan, that are absent now: a file may have come, and been planned, since."""
     absent = []
-    with OpenRoot(root) as opened:
+    with _opened(root, identity) as opened:
         for path in paths:
             with contextlib.suppress(SourceUnreadable):  # neither present nor gone: the next scan tells
                 if scan.stat_file(opened, path) is None:
@@ -336,11 +348,11 @@ def _is_document(upload: Upload, path: bytes) -> bool:
     return all(upload.enters(folder) for folder in _parents(path)) and upload.wanted(path)
 
 
-def _is_walked(upload: Upload, folder: bytes) -> bool:
+def _is_walked(upload: Upload, folder: bytes, identity: tuple[int, int] | None) -> bool:
     """Whether a walk reaches this folder now."""
     if not all(upload.enters(each) for each in (folder, *_parents(folder))):
         return False
-    with OpenRoot(Root.of(upload)) as opened:
+    with _opened(Root.of(upload), identity) as opened:
         return opened.is_folder(folder)
 
 

@@ -13,9 +13,11 @@ from anyio.abc import TaskGroup
 from docferry import logs
 from docferry.clock import Clock
 from docferry.detect.reconciler import FolderState, Reconciler
+from docferry.detect.shared_folders import SHARE_LOOK_S, SharedFolders
 from docferry.detect.work_queue import PathBatch, WorkQueue
 from docferry.errors import FolderError
 from docferry.files.safe_open import Root
+from docferry.files.share import ShareLook
 from docferry.settings import Upload
 from docferry.settings.outbox import Outbox
 from docferry.wakeups import Wakeups
@@ -43,18 +45,27 @@ class ScanScheduler:
     """The tasks between the watcher and the reconciler."""
 
     def __init__(
-        self, reconciler: Reconciler, uploads: Mapping[str, Upload], clock: Clock, wakeups: Wakeups, rescan: float
+        self,
+        reconciler: Reconciler,
+        uploads: Mapping[str, Upload],
+        clock: Clock,
+        wakeups: Wakeups,
+        rescan: float,
+        shares: SharedFolders,
     ) -> None:
         self._reconciler = reconciler
         self._uploads = uploads
         self._clock = clock
         self._wakeups = wakeups
         self._rescan = rescan
+        self._shares = shares
+        self._elected = {name: anyio.Event() for name, upload in uploads.items() if upload.shared}
         self._queue = WorkQueue()
         self._large_queue = WorkQueue(batch=1, per_mapping=1)
         self._scan_now = {name: anyio.Event() for name in uploads}
         self._scanning = anyio.CapacityLimiter(SCANS_AT_ONCE)
         self._unscanned = set(uploads)
+        self._share_problems: dict[str, str] = {}
         self.first_round = anyio.Event()  # every folder was scanned once, or cannot be
         self.beat = clock.steady()
         if not uploads:
@@ -78,6 +89,8 @@ class ScanScheduler:
         async def one(upload: Upload) -> None:
             async with self._scanning:
                 try:
+                    if upload.shared:
+                        await self._look_at_share(upload)
                     await self._reconciler.scan(upload)
                 except FolderError as error:
                     problems.append(f"{upload.name}: {error}")
@@ -103,7 +116,7 @@ class ScanScheduler:
     def _gather(self) -> None:
         """Move hinted paths, and files whose time has come, into the queue of paths to check."""
         for mapping, paths in self._wakeups.take_paths().items():
-            if mapping in self._uploads:
+            if mapping in self._uploads and self._shares.is_readable(mapping):
                 self._queue.add(mapping, paths)
         for mapping, path in self._reconciler.debouncer.due():
             if mapping in self._uploads:
@@ -156,6 +169,8 @@ class ScanScheduler:
             self._reconciler.state(upload.name).watch = "scanned on a schedule"
         else:
             group.start_soon(self._watch, upload, name=f"watch {upload.name}")
+        if upload.shared:
+            group.start_soon(self.follow_share, upload, name=f"share {upload.name}")
         group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
@@ -180,6 +195,47 @@ class ScanScheduler:
                     log.info("watch_lost", event.reason, mapping=upload.name)
                 self.scan_soon(upload.name)
 
+    async def follow_share(self, upload: Upload, *, elects: bool = True) -> None:
+        """Look at a shared folder again and again, and take part in the election of the host that scans it.
+
+        Without `elects` this process scans no folders.
+        """
+        while True:
+            scanned, looked = self._shares.scans(upload.name), None
+            with contextlib.suppress(FolderError):  # it was logged, and `status` shows it
+                looked = await self._look_at_share(upload)
+            if elects:
+                await self._shares.elect(upload, looked)
+            self._elected[upload.name].set()
+            if self._shares.scans(upload.name) and not scanned:
+                log.info("scans_share", "this host scans the shared folder from now on", mapping=upload.name)
+                self.scan_soon(upload.name)
+            await self._clock.sleep(SHARE_LOOK_S)
+
+    async def _look_at_share(self, upload: Upload) -> ShareLook:
+        """Look whether this host can read a shared folder. Raises FolderError."""
+        state = self._reconciler.state(upload.name)
+        try:
+            looked = await self._shares.look(upload)
+        except FolderError as error:
+            state.root = None
+            if state.problem is None:
+                log.error("folder_unavailable", str(error), mapping=upload.name)
+            self._share_problems[upload.name] = state.problem = str(error)
+            raise
+        state.root = looked.identity
+        if state.problem is not None and state.problem == self._share_problems.pop(upload.name, None):
+            log.info("folder_available", "the folder can be read again", mapping=upload.name)
+            state.problem = None
+        return looked
+
+    async def _is_scanned_elsewhere(self, upload: Upload) -> bool:
+        """Whether another host scans a shared mapping, or this host cannot read it."""
+        if not upload.shared:
+            return False
+        await self._elected[upload.name].wait()
+        return not self._shares.scans(upload.name)
+
     def _degraded(self, mapping: str, state: FolderState, folders: frozenset[bytes], reason: str) -> None:
         """Note that changes of these top-level folders (b"": of all) go unreported: they are scanned often instead."""
         if state.unwatched.keys() != folders:
@@ -202,6 +258,10 @@ class ScanScheduler:
         folders: set[bytes] = {b""}
         while True:
             asked = self._scan_now[upload.name] = anyio.Event()
+            if await self._is_scanned_elsewhere(upload):
+                self._scanned_once(upload)
+                await asked.wait()
+                continue
             async with self._scanning:
                 with contextlib.suppress(FolderError):  # the reconciler has logged it, and `status` shows it
                     if b"" in folders:
@@ -209,9 +269,7 @@ class ScanScheduler:
                         last_whole = self._clock.steady()
                     else:
                         await self._reconciler.scan_folders(upload, folders)
-            self._unscanned.discard(upload.name)
-            if not self._unscanned:
-                self.first_round.set()
+            self._scanned_once(upload)
             dropped = self._reconciler.debouncer.take_overflow(upload.name)
             wait, folders = self._next_scan(upload, state, dropped, last_whole)
             with anyio.move_on_after(wait):
@@ -219,6 +277,12 @@ class ScanScheduler:
             await anyio.sleep(GATHER_S)
             if asked.is_set():
                 folders = {b""}
+
+    def _scanned_once(self, upload: Upload) -> None:
+        """Note that a folder was scanned, cannot be, or is scanned by another host."""
+        self._unscanned.discard(upload.name)
+        if not self._unscanned:
+            self.first_round.set()
 
     def _next_scan(
         self, upload: Upload, state: FolderState, dropped: set[bytes], last_whole: float

@@ -96,6 +96,12 @@ class OpenRoot:
         os.close(self.descriptor)
         self.descriptor = -1
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The device and inode of the root, which change with a mount."""
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino
+
     def open(self, path: bytes, flags: int) -> int:
         """Return a descriptor of `path`, opened with `flags`; b"" is the root itself."""
         if not path:

@@ -92,6 +92,15 @@ class Documents:
         """Return whether the mapping has a present document."""
         return await self._database.fetch_one(_ANY_PRESENT, {"mapping": mapping}) is not None
 
+    async def sample(self, mapping: str) -> list[SeenFile]:
+        """Return some present documents of a mapping: the first and the last ones by path."""
+
+        def work(transaction: Transaction) -> list[SeenFile]:
+            rows = [row for each in _ENDS for row in transaction.fetch_all(each, {"mapping": mapping})]
+            return [SeenFile(bytes(folder), bytes(name), Stamp(*stamp)) for folder, name, *stamp in rows]
+
+        return await self._database.read(work)
+
     async def apply(self, mapping: str, planned: Sequence[Planned]) -> Applied:
         """Commit plans together.
 
@@ -186,6 +195,13 @@ WHERE mapping = :mapping AND sha256(folder) = sha256(:folder) AND name = :name A
 """)
 _FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
 _ANY_PRESENT = text("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1")
+_ENDS = tuple(
+    text(
+        "SELECT folder, name, size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND present "  # noqa: S608 - our own order
+        f"ORDER BY folder {order}, name {order} LIMIT 8"
+    )
+    for order in ("ASC", "DESC")
+)
 _FORGET_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present")
 _FORGET_HELD_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present AND sha256 IS NULL")
 _PLACES = text("""

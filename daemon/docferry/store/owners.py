@@ -87,6 +87,7 @@ class Owners(Protocol):
 
     is_local: bool  # all of them are on this host
     others: int  # other hosts that are alive
+    unreadable: set[str]  # shared mappings that this process cannot read
 
     @property
     def is_confirmed(self) -> bool:
@@ -107,6 +108,7 @@ class LocalOwners:
     others = 0
 
     def __init__(self, state_dir: Path, owner: str) -> None:
+        self.unreadable: set[str] = set()
         self._state_dir = state_dir
         self._owner = owner
 

@@ -40,7 +40,9 @@ class CompanyShares:
         if self._owners.is_local:
             return Choice(lanes)
         now = self._clock.now()
-        due = sorted((lane for lane in lanes if "/" in lane.lane and lane.due <= now), key=lambda lane: lane.due)
+        hidden = self._owners.unreadable
+        due = [lane for lane in lanes if "/" in lane.lane and lane.due <= now and lane.mapping not in hidden]
+        due.sort(key=lambda lane: lane.due)
         ours = [lane for lane in due if lane.mapping in self._uploads]
         elsewhere = {company_of(lane.lane) for lane in due if lane.elsewhere}
         ask_for = {company_of(lane.lane) for lane in ours if lane.elsewhere and not self._is_shared(lane)}

@@ -233,7 +233,7 @@ class Scheduler:
         inputs = SelectionInput(
             now=self._clock.now(),
             room=max(2, CLAIM_FACTOR // batch_size) * self._workers - startable,
-            mappings=self._context.uploads.keys(),
+            mappings=self._context.uploads.keys() - self._context.queue.owners.unreadable,
             gates=self._gate_manager.closed,
             in_hand=in_hand,
             company_limit=(2 if self._serves_several else CLAIM_FACTOR) * self._workers,

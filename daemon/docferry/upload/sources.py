@@ -20,6 +20,8 @@ from docferry.upload.gates import GateManager
 
 #: An unreadable file is held after so many tries.
 OPEN_TRIES = 5
+#: A file of a shared folder that this host does not see is tried again after this, perhaps by another host; seconds.
+SHARE_DELAY_S = 10.0
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class SourceOpener:
                 continue
             opened = await self._open_first(stack, each)
             if isinstance(opened, SourceError) or opened is None:
-                found.outcomes.append((transfer, self._without_bytes(transfer, opened)))
+                found.outcomes.append((transfer, self._without_bytes(transfer, opened, places.get(transfer.id, ()))))
             elif (outcome := await self._scan(transfer, each, opened)) is not None:
                 found.outcomes.append((transfer, outcome))
             else:
@@ -85,6 +87,8 @@ class SourceOpener:
         if isinstance(change, SourceUnreadable):
             return self._unreadable(transfer, change)
         self._check_again(places.get(transfer.id, ()))
+        if self._is_decided_elsewhere(change, places.get(transfer.id, ())):
+            return _not_seen_here(transfer)
         return Outcome(State.GONE, None, str(change))
 
     async def _unapproved(
@@ -109,7 +113,7 @@ class SourceOpener:
             return await self._antivirus.scan(mapping, transfer, source)
         except SourceError as change:
             self._check_again([place for place, _ in candidates])
-            return self._without_bytes(transfer, change)
+            return self._without_bytes(transfer, change, [place for place, _ in candidates])
 
     def _candidates(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
         """Return the places that may be read for a transfer, each with its source."""
@@ -119,6 +123,7 @@ class SourceOpener:
             (place, self._openers[Root.of(upload)].source(place.path, place.stamp, digests, md5=md5))
             for place in places
             if (upload := self._context.uploads.get(place.mapping)) and _may_be_sent(upload, place, transfer)
+            if place.mapping not in self._context.queue.owners.unreadable
         ]
 
     async def _open_first(
@@ -134,9 +139,11 @@ class SourceOpener:
                 self._check_again([place])
         return trouble
 
-    def _without_bytes(self, transfer: Transfer, trouble: SourceError | None) -> Outcome:
+    def _without_bytes(self, transfer: Transfer, trouble: SourceError | None, places: Sequence[Place]) -> Outcome:
         if isinstance(trouble, SourceUnreadable):
             return self._unreadable(transfer, trouble)
+        if self._is_decided_elsewhere(trouble, places):
+            return _not_seen_here(transfer)
         if not transfer.target.company_id and transfer.state is State.ASKING:
             # The storage may still apply the doubtful PUT: the next version must come after it.
             wait = LATE_PUT_S - self._gate_manager.age(transfer)
@@ -149,6 +156,15 @@ class SourceOpener:
             return Outcome(State.GONE, None, "the file was removed before it was sent")
         return Outcome(State.GONE, None, str(trouble))
 
+    def _is_decided_elsewhere(self, trouble: SourceError | None, places: Sequence[Place]) -> bool:
+        """Whether only the host that scans a shared folder can tell that a file is gone or changed.
+
+        This host may have the share not mounted any more, or see an earlier state of it.
+        """
+        if trouble is None:
+            return any(place.mapping in self._context.queue.owners.unreadable for place in places)
+        return any((upload := self._context.uploads.get(place.mapping)) and upload.shared for place in places)
+
     def _unreadable(self, transfer: Transfer, trouble: SourceUnreadable) -> Outcome:
         if transfer.tries + 1 >= OPEN_TRIES or transfer.state is State.ASKING:
             detail = f"{trouble}; make the file readable, then run `docferry retry`"
@@ -158,6 +174,13 @@ class SourceOpener:
     def _check_again(self, places: Sequence[Place]) -> None:
         for place in places:
             self._context.wakeups.check_paths(place.mapping, [place.path])
+
+
+def _not_seen_here(transfer: Transfer) -> Outcome:
+    detail = "this host does not see the file as it was scanned; the host that scans the shared folder decides"
+    if transfer.state is State.ASKING:
+        return Outcome(State.DOUBTFUL, transfer.reason, detail, delay=SHARE_DELAY_S, costs_a_try=False)
+    return Outcome(State.WAITING, None, detail, delay=SHARE_DELAY_S, costs_a_try=False)
 
 
 def _may_be_sent(upload: Upload, place: Place, transfer: Transfer) -> bool:

@@ -1,0 +1,75 @@
+"""Look whether a folder is the share that a queue knows, without writing into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from docferry.errors import FolderError
+from docferry.files.safe_open import FOLDER, OpenRoot, Root, folder_error
+from docferry.model import SeenFile
+
+
+@dataclass(frozen=True, slots=True)
+class ShareLook:
+    """What lies at the root of a shared mapping on this host."""
+
+    identity: tuple[int, int]  # device and inode, which change with the mount
+    mount: str | None  # file system, source and inode, which are equal on other hosts; None: unknown
+    is_proved: bool  # a known document lies there
+    is_empty: bool
+
+
+def look(root: Root, documents: Sequence[SeenFile], mounts: Collection[str]) -> ShareLook:
+    """Return how the root of a shared mapping looks on this host.
+
+    It is the share if one of these known `documents` lies there unchanged, or if it is a mount on which one was seen
+    before. Raises FolderError if it cannot be read or is another folder, such as an empty mount point.
+    """
+    with OpenRoot(root) as opened:
+        try:
+            with opened.opened(b"", FOLDER) as descriptor:
+                status = os.fstat(descriptor)
+                with os.scandir(descriptor) as names:
+                    is_empty = next(names, None) is None
+        except OSError as error:
+            raise folder_error(root, error) from error
+        found = ShareLook(
+            identity=(status.st_dev, status.st_ino),
+            mount=_mount(status),
+            is_proved=any(_lies_there(opened, document) for document in documents),
+            is_empty=is_empty,
+        )
+    if documents and not found.is_proved and found.mount not in mounts:
+        raise FolderError(
+            f"{root.shown} has none of {len(documents)} known documents: is the share mounted on this host? Until then "
+            "this host scans and sends nothing of it. If all documents were removed, run "
+            "`docferry retry --mapping NAME --accept-folder`"
+        )
+    return found
+
+
+def _lies_there(opened: OpenRoot, document: SeenFile) -> bool:
+    """Whether a file with the size and the time of a known document lies at its path."""
+    try:
+        status = opened.stat(document.path)
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) == (document.stamp.size, document.stamp.mtime_ns)
+
+
+def _mount(status: os.stat_result) -> str | None:
+    """Return the file system and source of a mount with the inode of its folder, None if the kernel does not tell."""
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        fields, _, more = line.partition(" - ")
+        if fields.split(" ")[2] == device:
+            kind, source = more.split(" ")[:2]
+            return f"{kind} {source} {status.st_ino}"
+    return None
