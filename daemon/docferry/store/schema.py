@@ -88,9 +88,9 @@ def _create(database: Path) -> None:
 
 def _create_tables(connection: Connection) -> None:
     """Create the newest schema directly; a test compares the result with that of all migrations."""
-    from docferry.store.tables import metadata  # only the first start needs the tables
+    from docferry.store.tables import create_tables  # only the first start needs the tables
 
-    metadata.create_all(connection, checkfirst=False)
+    create_tables(connection)
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
     log = {"origin": new_origin(), "frontier": b""}
     connection.execute(text("INSERT INTO receipt_log VALUES (:origin, 0, :frontier, 0, 0, 0, 0, 0, 0, NULL)"), log)

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Float,
     Index,
     Integer,
@@ -29,8 +30,16 @@ BytewiseText = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _where(condition: str) -> dict[str, Any]:
-    """Return the arguments of a partial index for both databases."""
-    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+    """Return the arguments of a partial index; `create_tables` gives PostgreSQL the same condition."""
+    return {"sqlite_where": text(condition)}
+
+
+def create_tables(connection: Connection) -> None:
+    """Create all tables in an empty database."""
+    if connection.dialect.name == "postgresql":  # to name it above loads it for SQLite too: 26 ms of a first start
+        for index in (index for table in metadata.tables.values() for index in table.indexes):
+            index.dialect_options["postgresql"]["where"] = index.dialect_options["sqlite"]["where"]
+    metadata.create_all(connection, checkfirst=False)
 
 
 #: Alembic's own table: the revision of the schema.
