@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import anyio
 import psycopg
@@ -15,13 +14,12 @@ from sqlalchemy import text
 from docferry.clock import ServerClock, TurnableClock
 from docferry.errors import DatabaseBusy, LeaseLost, StateError
 from docferry.model import Outcome, State
-from docferry.store import move, postgresql
+from docferry.store import postgresql
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.owners import HeartbeatOwners, processes
-from docferry.store.reports import Reports
 from docferry.store.server_clock import read_server_clock
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server
@@ -246,46 +244,3 @@ async def test_a_jump_of_the_server_clock_shifts_times_once(postgresql_server: P
                 shifted.append(await transfers.shift_times(605.0))
         assert shifted == [600.0, 0.0]
         assert [lane.due for lane in await first.lanes()] == [due[0] + 600]
-
-
-# -- moving a queue --
-
-
-async def test_a_queue_is_moved_completely(tmp_path: Path, postgresql_server: PostgresqlServer) -> None:
-    path, url, clock = tmp_path / "docferry.db", postgresql_server.new_database(), TurnableClock()
-    async with open_database(path) as database:
-        documents = Documents(database, clock)
-        await documents.apply("bank", [planned(f"{n}/a.pdf", str(n)) for n in range(2500)])
-        await documents.apply("share", [planned("b.pdf", "b")])
-        await documents.set_target("bank", "codat")
-        transfers = Transfers(database, clock, "me")
-        claimed = await transfers.claim([Pick(lane, 5) for lane in await transfers.lanes()], 5)
-        await transfers.mark_sending(claimed)
-        await transfers.settle_all(claimed[:2], Outcome(State.SENT), was=State.SENDING)
-        before = await Reports(database).rows()
-    assert move.move(path, url, "h1", {"share"}) > 5000
-    assert not path.exists()
-    async with open_database(url) as database:
-        after = await Reports(database).rows()
-        names = {"bank": "bank@h1", "share": "share"}
-        assert [(names[row.mapping], row.path, row.state, row.sha256, row.updated) for row in before] == [
-            (row.mapping, row.path, row.state, row.sha256, row.updated) for row in after
-        ]
-        assert await keys(database) == ["mapping/bank@h1"]
-        applied = await Documents(database, clock).apply("bank@h1", [planned("new.pdf")])
-        assert applied.queued == 1
-        assert len(await Reports(database).rows()) == len(before) + 1
-
-
-async def test_a_queue_is_not_moved_into_another(tmp_path: Path, postgresql_server: PostgresqlServer) -> None:
-    path, url, clock = tmp_path / "docferry.db", postgresql_server.new_database(), TurnableClock()
-    async with open_database(url) as database:
-        await Documents(database, clock).apply("m", [planned("theirs.pdf")])
-    async with open_database(path) as database:
-        await Documents(database, clock).apply("m", [planned("ours.pdf")])
-    with pytest.raises(StateError, match="has a queue already"):
-        move.move(path, url, "h1", set())
-    async with open_database(path) as database:
-        assert [row.path for row in await Reports(database).rows()] == [b"ours.pdf"]
-    async with open_database(url) as database:
-        assert [row.path for row in await Reports(database).rows()] == [b"theirs.pdf"]

@@ -10,7 +10,7 @@ from docferry.cli import args
 from docferry.cli.output import Screen, line
 from docferry.errors import ConfigError, StateError
 from docferry.settings import validate_database_url
-from docferry.store import locks, move
+from docferry.store import locks, move, schema
 
 
 def command(asked: Namespace) -> int:
@@ -21,7 +21,7 @@ def command(asked: Namespace) -> int:
     except ValueError as error:
         raise ConfigError([f"--to {error}"]) from error
     path = settings.state_dir / "docferry.db"
-    if not path.exists():
+    if not path.exists() and not schema.moving(path).exists():
         raise StateError(f"{path} does not exist: there is nothing to move")
     shared = {upload.name for upload in settings.uploads if upload.shared}
     with locks.single_instance(settings.state_dir):

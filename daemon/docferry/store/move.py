@@ -1,8 +1,15 @@
-"""Move a SQLite queue to an empty PostgreSQL database, completely or not at all."""
+"""Move a SQLite queue to an empty PostgreSQL database, completely or not at all.
+
+The file has another name before the server commits, so that at no moment both queues can be used. After a kill the
+name tells that a move was interrupted; the same command finds out whether the server committed.
+"""
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +30,90 @@ def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
     """Copy all rows to `url` in one transaction, set the file aside, and return the number of rows.
 
     Mappings become NAME@HOST, apart from those in `shared`. Raises StateError if the database is not empty or a row is
-    missing afterwards; the file then stays as it was.
+    missing afterwards; the file then stays as it was. Completes a move that was interrupted.
     """
-    schema.prepare(path)
     server = postgresql.prepare(url)
-    source_engine = create_engine(
+    if schema.moving(path).exists() and not path.exists():
+        total = _complete(path, server)
+        if total is not None:
+            return total
+    schema.prepare(path)
+    _checkpoint(path)
+    with _transaction(path) as source, server.engine.connect() as target:
+        try:
+            target.exec_driver_sql("BEGIN")
+            postgresql.lock_writers(target)
+            _assert_empty(target, server.name)
+            total = sum(_copy(source, target, table, host, shared) for table in _tables())
+            _rename(path, schema.moving(path))
+            target.exec_driver_sql("COMMIT")
+        except DBAPIError as error:
+            raise _undone(path, server, error) from error
+        except StateError:
+            target.exec_driver_sql("ROLLBACK")
+            raise
+        _rename(schema.moving(path), schema.moved(path))
+    return total
+
+
+def _undone(path: Path, server: postgresql.PostgresServer, error: DBAPIError) -> StateError:
+    """Return the error of a move that failed, after giving the file its name back unless the COMMIT is in doubt."""
+    if not error.connection_invalidated and schema.moving(path).exists():
+        _rename(schema.moving(path), path)
+    if not schema.moving(path).exists():
+        return StateError(f"the queue could not be moved ({error.orig}); {path} is unchanged")
+    return StateError(
+        f"the connection to {server.name} was lost at the end of the move ({error.orig}); "
+        "run `docferry queue move` with the same URL again"
+    )
+
+
+def _complete(path: Path, server: postgresql.PostgresServer) -> int | None:
+    """End an interrupted move. Return the number of rows if the server has them, else None and the file is back."""
+    with _transaction(schema.moving(path)) as source, server.engine.connect() as target:
+        origin = source.execute(_ORIGIN).scalar_one()
+        if target.execute(_IS_THERE, {"origin": origin}).first() is not None:
+            total = sum(source.execute(select(func.count()).select_from(table)).scalar_one() for table in _tables())
+            _rename(schema.moving(path), schema.moved(path))
+            return total
+        _rename(schema.moving(path), path)
+    return None
+
+
+#: A log of receipts has a random name, which moves with it.
+_ORIGIN = text("SELECT origin FROM receipt_log")
+_IS_THERE = text("SELECT 1 FROM receipt_log WHERE origin = :origin")
+
+
+@contextmanager
+def _transaction(path: Path) -> Iterator[Connection]:
+    """Yield a connection that locks the file, so that no command changes the queue meanwhile."""
+    engine = create_engine(
         URL.create("sqlite", database=str(path)), connect_args={"isolation_level": None}, poolclass=NullPool
     )
     try:
-        with source_engine.connect() as source, server.engine.connect() as target:
-            source.exec_driver_sql("BEGIN IMMEDIATE")  # no other command changes the queue meanwhile
-            target.exec_driver_sql("BEGIN")
-            _assert_empty(target, server.name)
-            total = sum(_copy(source, target, table, host, shared) for table in _tables())
-            target.exec_driver_sql("COMMIT")
-            # Renamed while it is locked: from here on nobody can send from the old queue.
-            path.rename(path.with_name(f"{path.name}.moved"))
-            source.exec_driver_sql("ROLLBACK")
-    except DBAPIError as error:
-        raise StateError(f"the queue could not be moved ({error.orig}); {path} is unchanged") from error
+        with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+            connection.exec_driver_sql("ROLLBACK")
     finally:
-        source_engine.dispose()
-    return total
+        engine.dispose()
+
+
+def _checkpoint(path: Path) -> None:
+    """Write the log of a database into it: the log has the database's name, and stays behind when it is renamed."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _rename(path: Path, other: Path) -> None:
+    """Rename a file, also on the disk."""
+    path.rename(other)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _tables() -> list[Table]:

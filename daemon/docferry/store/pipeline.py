@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+import psycopg
 from psycopg import DataError
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumperUnknown
@@ -79,6 +80,13 @@ class PipelinedTransaction(Transaction):
         return driver.cursor().execute(command, parameters, prepare=False)
 
 
+def adapt(connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """Let a connection write the nearest of each text and number that PostgreSQL cannot store; return it."""
+    connection.adapters.register_dumper(str, _StorableText)
+    connection.adapters.register_dumper(int, _StorableInteger)
+    return connection
+
+
 class Server(Protocol):
     """Knows the server of the queue by the row of the last statement that begins a transaction."""
 
@@ -105,8 +113,6 @@ class PipelinedConnection(ThreadConnection):
     def _transaction_on(self, driver: DBAPIConnection) -> Transaction:
         self._is_fresh = True
         connection: Any = driver
-        connection.adapters.register_dumper(str, _StorableText)
-        connection.adapters.register_dumper(int, _StorableInteger)
         # A pooler hands out sessions that do not know what was prepared; it shows a process id of its own.
         (process,) = connection.execute("SELECT pg_backend_pid()").fetchone()
         connection.prepare_threshold = PREPARE_THRESHOLD if process == connection.info.backend_pid else None

@@ -16,7 +16,7 @@ from docferry import logs
 from docferry.errors import DatabaseBusy, StateError
 from docferry.store import failover, schema
 from docferry.store.connection import ThreadConnection, Transaction, first_line
-from docferry.store.pipeline import PipelinedConnection
+from docferry.store.pipeline import PipelinedConnection, adapt
 
 log = logs.get("database")
 # A lost connection is reported by its error; psycopg also warns of the pipeline that was open on it.
@@ -28,7 +28,9 @@ CONNECT_TIMEOUT_S = 10
 IDLE_TIMEOUT_MS = 5_000
 #: How long a statement waits for the locks of other hosts, milliseconds.
 LOCK_TIMEOUT_MS = 30_000
-#: Key of the advisory lock that all writers take, as SQLite's BEGIN IMMEDIATE does. "docferry" in hex, 8 bytes.
+#: Key of the advisory lock that every transaction takes before it writes, as SQLite's BEGIN IMMEDIATE does. It is the
+#: only lock that anything waits for, so that no order of statements in a transaction can cause a deadlock. A row or
+#: table must never be locked before it. "docferry" in hex, 8 bytes.
 WRITER_LOCK = 0x646F636665727279
 
 #: Settings of a writing transaction. Its statements are prepared before the planner knows the tables, which grow from
@@ -85,6 +87,11 @@ def prepare(url: str) -> PostgresServer:
             raise explained from error
         raise StateError(f"{server.name} could not be created or upgraded: {cause}") from error
     return server
+
+
+def lock_writers(connection: Connection) -> None:
+    """Let no host write until the transaction of `connection` ends."""
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
 
 
 class PostgresServer:
@@ -191,7 +198,7 @@ def engine(url: str) -> Engine:
     parameters: dict[str, Any] = {**_DEFAULTS, **several, **given}
     return create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(**parameters, autocommit=True, prepare_threshold=None),
+        creator=lambda: adapt(psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)),
         use_native_hstore=False,
         poolclass=NullPool,
     )

@@ -32,6 +32,8 @@ _HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND nam
 def prepare(database: Path) -> None:
     """Create or upgrade `database`. Raises StateError if it is damaged or comes from a newer docferry."""
     with usable(database.parent):
+        if not database.exists():
+            _assert_not_moved(database)
         create_file(database)
     found = _revision(database)
     if found == HEAD:
@@ -41,6 +43,29 @@ def prepare(database: Path) -> None:
         _create(database)
     else:
         migrate(database)
+
+
+def moving(database: Path) -> Path:
+    """Return the name of a database while it is moved to PostgreSQL."""
+    return database.with_name(f"{database.name}.moving")
+
+
+def moved(database: Path) -> Path:
+    """Return the name of a database after it was moved to PostgreSQL."""
+    return database.with_name(f"{database.name}.moved")
+
+
+def _assert_not_moved(database: Path) -> None:
+    """Raise StateError where the queue is in PostgreSQL now: an empty one would send everything again."""
+    if moving(database).exists():
+        raise StateError(
+            f"the move of {database} to PostgreSQL was interrupted; run `docferry queue move` with the same URL again"
+        )
+    if moved(database).exists():
+        raise StateError(
+            f"the queue was moved to PostgreSQL; set database_url, or remove {moved(database)} to begin with an empty "
+            "queue, which sends all documents again"
+        )
 
 
 def prepare_connection(connection: Connection, name: str) -> None:
