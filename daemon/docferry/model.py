@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 RemoteName = str  # "codat" | "wootiv"
 
@@ -90,8 +90,7 @@ class Reason(StrEnum):
     STORAGE = "storage"  # the storage refuses its account, bucket, signer or quota
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Size and times of a file. The ctime cannot be set back, so that every change is noticed."""
 
     size: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Reason, Receipt, Target, Transfer, UploadItem
@@ -43,8 +43,7 @@ class Rules:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(NamedTuple):
     """The condition of a remote, for `docferry status`; None: it never said."""
 
     limit: int | None = None  # requests a day

@@ -45,7 +45,7 @@ SILENT_S = 40.0
 #: Largest number of units of work in one commit. It bounds the length of a commit.
 MAX_GATHERED = 256
 #: Passes of the event loop between two commits.
-YIELDS = 3
+YIELDS = 8
 #: Reads that run at the same time; a further one waits.
 READERS = 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import text
 
@@ -29,8 +30,7 @@ class Differences:
     gone: list[bytes] = field(default_factory=list)  # paths of documents whose file is absent
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A present file that contains a transfer's bytes."""
 
     document_id: int
