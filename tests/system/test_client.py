@@ -22,6 +22,7 @@ from docferry.errors import ConfigError
 from docferry.files import outbox
 from docferry.model import State
 from docferry.simulator import Fault
+from postgresql_server import PostgresqlServer
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
@@ -134,6 +135,27 @@ async def test_a_path_names_the_company_where_the_folder_has_placeholders(app_en
 
 
 @pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("remote", ["codat", "wootiv"])
+async def test_a_queue_in_postgresql_takes_documents(
+    app_env: AppEnv, remote: str, postgresql_server: PostgresqlServer
+) -> None:
+    """What one application puts and leaves, another one sends, with a later document of the same name."""
+    app_env.settings["database_url"] = f'"{postgresql_server.new_database()}"'
+    app_env.upload("acme", remote)
+    with anyio.fail_after(40):
+        async with Queue.open(app_env.write_config()) as queue:
+            await queue.put("acme", "a.pdf", b"one")
+        async with running(app_env) as queue:
+            later = await queue.put("acme", "a.pdf", b"two")
+            assert (await queue.wait(later)).state is State.SENT
+            await anyio.to_thread.run_sync(lambda: until(lambda: not files(app_env), what="the bytes being removed"))
+    expected = {("a.pdf", digest(content)): 1 for content in (b"one", b"two")}
+    if remote == "wootiv":
+        del expected["a.pdf", digest(b"one")]
+    assert app_env.stored() == expected
+
+
+@pytest.mark.usefixtures("keys")
 async def test_a_stop_lets_the_request_in_flight_finish(app_env: AppEnv) -> None:
     app_env.upload("acme")
     app_env.settings["workers"] = "1"
@@ -207,6 +229,38 @@ async def test_a_daemon_sends_what_others_put(app_env: AppEnv) -> None:
             with anyio.fail_after(60):
                 assert (await queue.wait(await queue.put("acme", "a.pdf", b"x"))).state is State.SENT
         until(lambda: not files(app_env), what="the bytes being removed")
+
+
+#: The command, with the peak of its memory in kB as the last line.
+_MEASURED = """
+import re, sys
+from docferry.cli.main import main
+code = main(sys.argv[1:])
+print(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+sys.exit(code)
+"""
+
+
+def test_standard_input_of_any_size_is_streamed(app_env: AppEnv) -> None:
+    app_env.upload("scans", "wootiv")
+    app_env.write_config()
+    block, blocks = os.urandom(1_000_000), 192
+    words = app_env.command("put", "scans", "-", "--name", "large.bin")[3:]
+    with subprocess.Popen(
+        [sys.executable, "-c", _MEASURED, *words],
+        env=app_env.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as put:
+        assert put.stdin is not None
+        assert put.stdout is not None
+        for _ in range(blocks):
+            put.stdin.write(block)
+        put.stdin.close()
+        said = put.stdout.read().split()
+    assert put.returncode == 0
+    assert [path.stat().st_size for path in files(app_env)] == [len(block) * blocks]
+    assert int(said[-1]) * 1024 < len(block) * blocks * 3 // 4
 
 
 def test_the_command_puts_files_and_standard_input(app_env: AppEnv) -> None:
