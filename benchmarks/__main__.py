@@ -27,7 +27,7 @@ def main() -> int:
     table = Table(asked.quick)
     place = Path(tempfile.mkdtemp(prefix="docferry-bench-", dir=asked.folder))
     failed = 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was built is removed then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the built trees are removed then too
     try:
         scale = QUICK if asked.quick else FULL
         bench = Bench(place, replace(scale, rounds=asked.rounds or scale.rounds), contenders, table)

@@ -82,7 +82,7 @@ to = "{self.to}"
         return [*PROGRAM, "--config", str(self.config), *words]
 
     def sync(self, *, uploaded: int | None = None) -> Run:
-        """One pass. Failed: it did not upload so many."""
+        """Time one pass. It fails when it uploads another number of documents."""
         cores = ["taskset", "-c", f"0-{self.cores - 1}"] if self.cores else []
         done = run([*cores, *self.command("sync", "--json")], env=KEYS)
         report: dict[str, Any] = json.loads(done.said)

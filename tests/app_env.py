@@ -164,7 +164,7 @@ class Daemon:
             )
 
     def text(self) -> str:
-        """Return what it has logged so far."""
+        """Return its log so far."""
         with self.log.open("rb") as source:
             source.seek(self.started)
             return source.read().decode("utf-8", "replace")

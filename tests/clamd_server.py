@@ -38,7 +38,7 @@ def _program() -> tuple[str, dict[str, str]]:
 
 @contextmanager
 def clamd(folder: Path, limit: str = "1M") -> Iterator[str]:
-    """Debian's clamd on a socket in `folder`: what to write under [antivirus]."""
+    """Run Debian's clamd on a socket in `folder`; yields its line of [antivirus]."""
     program, environment = _program()
     database = folder / "database"
     database.mkdir(parents=True)

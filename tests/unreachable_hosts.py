@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def full_backlog() -> Iterator[str]:
-    """A host with a full backlog: the kernel ignores connection requests."""
+    """Yield a host with a full backlog: the kernel ignores connection requests."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -25,14 +25,14 @@ def full_backlog() -> Iterator[str]:
 
 @contextmanager
 def silent_host() -> Iterator[str]:
-    """A host that accepts connections and sends nothing: no TLS, no proxy greeting."""
+    """Yield a host that accepts connections and sends nothing: no TLS, no proxy greeting."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
 def slow_lookup_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A host whose name lookup lasts until the end of the test."""
+    """Yield a host whose name lookup lasts until the end of the test."""
     getaddrinfo, end = socket.getaddrinfo, threading.Event()
 
     def look_up(host: Any, *rest: Any, **more: Any) -> Any:

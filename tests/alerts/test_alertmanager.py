@@ -47,7 +47,7 @@ class Alertmanager:
         return found
 
     def told(self) -> list[tuple[str, str]]:
-        """Status and mapping of every alert that it passed on."""
+        """Return status and mapping of every alert that it passed on."""
         bodies = [json.loads(taken.body) for taken in self.hook.taken]
         return [(alert["status"], alert["labels"].get("mapping", "")) for body in bodies for alert in body["alerts"]]
 
@@ -79,7 +79,7 @@ def alertmanager(tmp_path: Path, hook: Hook, opened: ExitStack) -> Iterator[Aler
 
 
 def started_with_its_share(program: str) -> list[str]:
-    """Debian's build reads templates from /usr/share; one that is only unpacked sees its own share there."""
+    """Return the command. An unpacked package of Debian gets its own folder mounted at /usr/share."""
     share = Path(program).parents[1] / "share"
     if share == Path("/usr/share"):
         return [program]

@@ -26,7 +26,7 @@ from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThre
 
 @dataclass
 class RemoteEnv:
-    """One remote before its simulator. `route`: the request that carries the document."""
+    """One remote before its simulator. `route`: the request with the document."""
 
     remote: Codat | Wootiv
     sim: Simulator
@@ -40,7 +40,7 @@ class RemoteEnv:
         return item(name, content, self.target, **source)
 
     def inject(self, kind: str, match: str = "", **params: Any) -> None:
-        """Apply this fault to each request that carries a document."""
+        """Apply this fault to each request with a document."""
         first = params.pop("first", None)
         self.sim.set_faults([Fault(kind, match or self.route, first=first, params=params)])
 
@@ -145,7 +145,7 @@ async def wootiv(simulated: Make) -> AsyncIterator[Make]:
 def open_env(
     request: pytest.FixtureRequest, simulated: Make, certificates: Certificates, codat: Make, wootiv: Make
 ) -> Make:
-    """`open_env(timeout=…)` opens each remote in turn, with each way of upload."""
+    """`open_env(timeout=…)` opens one remote after the other, with each way of upload."""
 
     def make(**more: Any) -> RemoteEnv:
         name, *way = request.param.split("-")

@@ -46,7 +46,7 @@ async def test_a_document_arrives_once_with_its_bytes_and_name(open_env: Make, s
 async def test_awkward_names_arrive_as_they_are(open_env: Make, name: str) -> None:
     env = open_env()
     await env.send(name)
-    # The simulator undoes %22 as servers do, so that a name that has it literally cannot be told from a quote.
+    # The simulator undoes %22 as servers do. A name with a literal %22 looks like one with a quote.
     assert env.names in ([name], [name.replace("%22", '"')])
 
 

@@ -180,7 +180,7 @@ async def test_a_line_on_which_the_server_spoke_unasked_is_not_used() -> None:
 
 async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() -> None:
     """A server that takes nothing more is surely without the whole body."""
-    with socket.create_server(("127.0.0.1", 0)) as door:  # nobody ever accepts: the kernel takes what it has room for
+    with socket.create_server(("127.0.0.1", 0)) as door:  # nobody accepts: the buffers get full
         door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         async with http_client(timeout=0.5) as http:
             sent = PlainBody(item("a.pdf", b"x" * 30_000_000, block=1 << 20))

@@ -44,7 +44,7 @@ except RemoteError as error:
 
 
 def measured(body: str, file: Path) -> tuple[str, int]:
-    """Return what was printed, and the peak of memory in MB."""
+    """Return the output, and the peak of memory in MB."""
     done = subprocess.run(
         [sys.executable, "-c", _MEASURED.format(body=body), str(file)], capture_output=True, text=True, check=False
     )

@@ -101,7 +101,7 @@ async def test_who_must_not_go_any_more_waits_no_longer() -> None:
         for number in range(3):
             group.start_soon(one, number)
     assert left == [1]
-    assert clock.steady() - start < 70  # the place of who left is taken by who came after
+    assert clock.steady() - start < 70  # the next one gets the place of the one that left
 
 
 @pytest.mark.anyio

@@ -149,7 +149,7 @@ def test_storage_hosts_may_name_a_private_host(tmp_path: Path) -> None:
 
 
 def test_through_a_proxy_the_addresses_known_here_decide(tmp_path: Path) -> None:
-    """A proxy looks up the name itself: what it connects to, it must decide."""
+    """A proxy looks up the name itself, so it must choose the address."""
     proxy = "http://8.8.8.8:8000"  # answers each request like Wootiv
     found = _run(tmp_path, [[LOOPBACK], [PUBLIC]], proxy=proxy)
     assert ["storage_hosts" in each for each in found["outcomes"]] == [True, False, False, False]

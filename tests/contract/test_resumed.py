@@ -29,7 +29,7 @@ def answers(door: socket.socket, *said: tuple[str, int, int]) -> None:
 
 
 async def test_a_part_that_was_not_asked_for_is_not_kept_when_it_breaks_off(tmp_path: Path) -> None:
-    """Where the ETag is no MD5 only the length is compared: the next part would be glued to it unseen."""
+    """Without an MD5 as ETag only the length is compared: the next part would follow wrong data."""
     to = tmp_path / "latest"
     with socket.create_server(("127.0.0.1", 0)) as door:
         tale = (("200", 0, 100), ("206", 0, 100), ("206", 200, 0), ("200", 0, 0))

@@ -110,7 +110,7 @@ class KillHarness:
         )
 
     def storm(self, kills: int) -> None:
-        """Kill daemons, and passes beside them, so many times."""
+        """Kill daemons, and passes beside them, until there were `kills` kills."""
         while self.kills.total() < kills:
             daemon = self._spawn("run")
             beside = [self._spawn("sync", "--json") for _ in range(self._random.random() < 0.5)]

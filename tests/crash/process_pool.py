@@ -71,7 +71,7 @@ class ChildProcess:
 
 
 class ProcessPool:
-    """Spawn processes; kill those that still run when it closes."""
+    """Spawn processes; kill the running ones when it closes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

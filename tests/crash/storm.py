@@ -31,12 +31,12 @@ from docferry.simulator import KINDS, Event, Fault, Simulator, SimulatorOptions,
 
 #: The share of requests with a fault.
 SHARE = 0.5
-#: docferry is told that the list lags so long, seconds. What is stored late is stored and listed before 2.5 times that.
+#: The configured lag of the list, seconds. Late documents are stored and listed before 2.5 times that.
 LAG = 0.8
 #: A share of the documents that the remote may refuse for good: these are held, and nobody can do otherwise.
 REFUSED = 0.0005
 
-#: Where a document travels, and what is asked about it.
+#: The requests with documents, and the lookups.
 DOCUMENTS = ("codat.upload", "s3.put", "s3.post")
 QUESTIONS = ("codat.list", "codat.download", "codat.connection", "wootiv.sign")
 
@@ -262,7 +262,7 @@ def storm(
         for half in halves:
             assert half.daemon is not None
             assert half.daemon.end() == 0, half.daemon.text()[-3000:]
-        time.sleep(lag)  # what is stored late must be there to be counted
+        time.sleep(lag)  # late documents must be there to be counted
         return _outcome(halves, time.monotonic() - began, peaks)
 
 

@@ -52,7 +52,7 @@ async def test_a_document_of_another_age_is_archived(env: UploadEnv, year: int) 
     assert (archive / "odd.pdf").read_bytes() == b"odd.pdf"
 
 
-# -- what other programs leave in folders ------------------------------------------------------------------------------
+# -- files of other programs -------------------------------------------------------------------------------------------
 
 LITTER = (
     "@eaDir/a.pdf",
@@ -182,7 +182,7 @@ async def test_a_folder_that_was_emptied(env: UploadEnv, may_be_empty: bool) -> 
     assert may_be_empty or "may_be_empty = true" in (problem or "")
 
 
-# -- what came down does not go up again -------------------------------------------------------------------------------
+# -- downloads are not uploaded again ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["moved", "copied", "through a link"])
@@ -219,7 +219,7 @@ async def test_what_was_downloaded_does_not_go_up_again(env: UploadEnv, how: str
 async def test_files_that_cannot_be_removed_are_logged_once_and_counted(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """More than one turn of them, and they keep no other file from being removed."""
+    """More files than one batch; other files are removed all the same."""
     monkeypatch.setattr(after_upload, "FILES_AT_ONCE", 10)
     blocked, archive = env.app_env.root / "blocked", env.app_env.root / "archive"
     stuck = env.app_env.upload("stuck", after_upload='"archive"', archive_folder=f'"{archive}"')

@@ -73,7 +73,7 @@ def test_others_arrive_in_time(app_env: AppEnv, noise: tuple[str, int]) -> None:
 
 
 def test_a_walk_reads_the_small_folders_of_others_first(tmp_path: Path) -> None:
-    """A tree of 5,000 folders: the walk takes turns, so that others are read at its beginning."""
+    """Read the small folders of others early although one tree has 5,000 folders."""
     for number in range(5_000):
         (tmp_path / "huge" / str(number % 50) / str(number)).mkdir(parents=True)
     for name in ("a", "b", "c"):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def walked(app: Application) -> AsyncIterator[None]:
-    """A scan that has walked every folder, and compares when this ends."""
+    """Run a scan that has walked every folder; it compares when the context ends."""
     go_on = Event()
     with anyio.fail_after(20):
         async with anyio.create_task_group() as group:

@@ -21,7 +21,7 @@ OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Archives that Codat serves instead of its own, by the first file name of the day they are for."""
+    """Let Codat serve these archives instead of its own, by the first file name of their day."""
     replaced: dict[str, bytes] = {}
     real = company_files.build_zip
 

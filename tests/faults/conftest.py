@@ -67,7 +67,7 @@ def fault_env(tmp_path: Path) -> Iterator[FaultEnv]:
 
 @pytest.fixture(scope="session")
 def namespace() -> Callable[[str], list[str]]:
-    """Return a function that builds a command prefix with limits and mounts of its own, set up by a line of shell."""
+    """Return a function that builds a command prefix. A line of shell sets up its limits and mounts."""
     probe = ["unshare", "-Urm", "sh", "-c", "mount -t tmpfs none /mnt"]
     if shutil.which("unshare") is None or subprocess.run(probe, check=False, capture_output=True).returncode != 0:
         pytest.skip("this machine allows no user namespaces")

@@ -40,7 +40,7 @@ def _digests(fault_env: FaultEnv) -> set[str]:
 
 
 def _final(folder: Path) -> dict[tuple[str, str], int]:
-    """Name and digest of every file as it is now, once each."""
+    """Return name and digest of every file as it is now, once each."""
     return {(path.name, digest(path.read_bytes())): 1 for path in folder.rglob("*") if path.is_file()}
 
 
@@ -213,7 +213,7 @@ def test_c7_deleted_or_renamed_before_sending(fault_env: FaultEnv) -> None:
     for number in range(3, 6):
         (folder / f"{number}.pdf").rename(folder / "sub" / f"moved-{number}.pdf")
     fault_env.sync()
-    fault_env.sync()  # what was claimed in the moment it was renamed is found by the next look
+    fault_env.sync()  # the next pass finds a file that was renamed while it was claimed
     assert _digests(fault_env) == {digest(b"%d" % number) for number in range(3, 6)}
     assert sum(fault_env.simulator.requests.values()) - asked < 12
     assert fault_env.sync()["requests"] == 0

@@ -44,7 +44,7 @@ async def test_d9_a_foreign_write_lock_does_not_hold_up_the_loop(tmp_path: Path)
             lags = []
             until_ = anyio.current_time() + (20.0 if FULL else 3.0)
             while (began := anyio.current_time()) < until_:
-                await anyio.sleep(0.01)  # what is measured: how late the loop comes round
+                await anyio.sleep(0.01)  # the measurement: how late the loop runs this task again
                 lags.append(anyio.current_time() - began - 0.01)
             assert not done.is_set()
             assert sorted(lags)[len(lags) * 9 // 10] < 0.1
@@ -205,7 +205,7 @@ def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         state_dir.prepare_state_dir(tmp_path / "state")
 
 
-# -- what the rows need -----------------------------------------------------------------------------------------------
+# -- helpers of the rows ----------------------------------------------------------------------------------------------
 
 
 def _insert(transaction: Transaction, number: int, size: int = 0) -> None:

@@ -143,12 +143,12 @@ def test_d6_an_old_sqlite_and_a_second_checkpointer(app_env: AppEnv, process_poo
         assert "WAL reset" in app_env.run("check", "--offline").stdout
 
 
-# -- what the rows need -----------------------------------------------------------------------------------------------
+# -- helpers of the rows ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _small_disk(place: Path, size: str) -> Iterator[None]:
-    """A tmpfs of its own; skipped where it may not be mounted."""
+    """Mount a small tmpfs; skip the test where it may not be mounted."""
     place.mkdir(mode=0o700)
     made = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(place)], capture_output=True, check=False

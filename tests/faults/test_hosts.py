@@ -1,4 +1,4 @@
-"""Daemons of several hosts on one PostgreSQL queue: killed, stopped, and their server restarted."""
+"""Test daemons of several hosts on one PostgreSQL queue: killed, stopped, and their server restarted."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_each_document_is_sent_once(app_env: AppEnv, fault: str) -> None:
             until(lambda: states(url)["sent"] == DOCUMENTS, 60 + TAKEOVER_S, "the last receipt")
             if fault == "stopped":
                 os.kill(running[victim].pid, signal.SIGCONT)
-                until(lambda: value(url, ALIVE.format(victim)), what="its heartbeat")  # by then it has cut what it had
+                until(lambda: value(url, ALIVE.format(victim)), what="its heartbeat")  # by then it has cut its requests
             assert [host for host, process in running.items() if process.poll() is not None] == (
                 [victim] if fault == "killed" else []
             )

@@ -31,7 +31,7 @@ from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThre
 
 FULL = bool(os.environ.get("DOCFERRY_FULL"))
 UPLOAD = "codat.upload"
-#: Far more than what a socket's buffers take.
+#: Far more than a socket's buffers take.
 LARGE = 6 * 1024 * 1024
 
 
@@ -118,7 +118,7 @@ def test_n2_answer_lost_after_it_was_stored(
 
 
 def test_n3_stored_late_and_listed_later(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """Wait for an upload that is stored after 40 s and listed after 20 s more: one copy, at a twentieth of the time."""
+    """An upload is stored after 40 s and listed 20 s later, at 20 times the speed: one copy."""
     app_env.codat["list_lag"] = '"1500ms"'
     app_env.simulator.options.idempotency = False
     app_env.simulator.options.list_lag = 1.0

@@ -19,7 +19,7 @@ PDF = b"a document\n"  # of no kind whose end tells whether it is complete
 
 
 def _drop(folder: Path, count: int, mark: str = "") -> dict[tuple[str, str], int]:
-    """Write documents; name and digest of each, once."""
+    """Write documents; return name and digest of each, once."""
     made = {}
     for number in range(count):
         content = PDF + f"{mark}{number}".encode()
@@ -65,7 +65,7 @@ signal.signal(signal.SIGUSR1, hang)
 
 
 def _hear_out(manager: socket.socket) -> None:
-    """Until there is silence for as long as `manager` waits."""
+    """Read messages until none comes for as long as `manager` waits."""
     try:
         while True:
             manager.recv(4096)

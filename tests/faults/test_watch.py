@@ -53,7 +53,7 @@ def test_w1_inotify_overflow(fault_env: FaultEnv) -> None:
         daemon.running.send_signal(signal.SIGSTOP)
         for number in range(count):
             drops.drop(folder / f"{number}.pdf", b"%d" % number)
-        for _ in range(0 if FULL else max(0, limit - 3 * count)):  # what is left of the queue, cheaply
+        for _ in range(0 if FULL else max(0, limit - 3 * count)):  # the rest of the kernel's queue, cheaply
             os.utime(folder / "0.pdf")
             os.utime(folder / "1.pdf")
         daemon.running.send_signal(signal.SIGCONT)
@@ -87,7 +87,7 @@ def test_w2_mkdir_copy_race(fault_env: FaultEnv, hogs: int) -> None:
 
 
 def _plant(drops: Drops, tree: Path, number: int) -> None:
-    """A file four folders down, by one of the ways in which trees come."""
+    """Make a file four folders down, in one of four ways."""
     content = PDF + b"%d" % number
     deep = tree / "a" / "b" / "c"
     match number % 4:

@@ -144,7 +144,7 @@ def all_files(folder: Path, each: int) -> Iterator[tuple[Model, Path, bytes]]:
 def write(
     files: Iterable[tuple[Model, Path, bytes]], tempo: Tempo, at_once: int, done: Callable[[Path, bytes], object]
 ) -> None:
-    """Run so many writers at a time until all are finished. `done` gets each file in its last state."""
+    """Run `at_once` writers at a time until all are finished. `done` gets each file in its last state."""
     waiting = iter(files)
     working: list[tuple[float, int, Any, Path, bytes]] = []
     for number, (model, path, body) in enumerate(waiting):

@@ -1,4 +1,4 @@
-"""Test hashing: a file is read once, while nobody writes to it, and only regular files below the root are opened."""
+"""Test hashing: each regular file below the root is read once, while nobody writes to it."""
 
 from __future__ import annotations
 

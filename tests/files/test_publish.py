@@ -197,7 +197,7 @@ def test_it_comes_whole_from_another_filesystem_with_its_mode(root: Path, elsewh
 def test_a_mount_of_the_same_filesystem_or_a_strangers_file_is_copied(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """A hardened unit sees every folder it may write as a mount of its own: one device, and no links across."""
+    """Each writable folder of a hardened unit is a mount: one device, and no links between them."""
     real = os.link
 
     def link(source: object, name: str, **where: object) -> None:

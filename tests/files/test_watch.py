@@ -153,7 +153,7 @@ async def test_a_name_that_is_not_utf8(root: Path) -> None:
 
 
 async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
-    """A scan opens a folder of such a name, which ends the watch, which asks for a scan: no such circle."""
+    """A scan opens the folder, which ends the watch. The end must not ask for another scan for ever."""
     other = root / "other"
     bad = root / "bad"
     other.mkdir()

@@ -171,7 +171,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def only_gone_transfers_give_up_their_key(self) -> None:
-        """A kept key would block the same content for ever; a key given up early would let it be sent twice."""
+        """A key that is kept blocks the same content for ever. One that is freed early lets it go twice."""
         if hasattr(self, "database"):
             keys = self.rows("SELECT state, dedupe_key LIKE 'gone:%' FROM transfer")
             assert all((state == State.GONE) == bool(is_free) for state, is_free in keys)

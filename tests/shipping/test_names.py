@@ -1,6 +1,6 @@
 """Test that no public class name stands for two things, and that no public constant has two values.
 
-The simulator is a program of its own, which speaks of the same things from the other side; its names may be the same.
+The simulator is a program of its own, the other side of the same requests. Its names may be the same.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def test_the_rpm_package(debian: Root, root: Path) -> None:
 
 
 def test_the_image(root: Path, tmp_path: Path) -> None:
-    """The archive has one layer and its settings; it works with a root that cannot be written and as user 10001."""
+    """The archive has one layer and its settings. It runs as user 10001 on a read-only root."""
     (archive,) = (root / "dist").glob(f"docferry-{__version__}-image-*.tar")
     subprocess.run(["tar", "--extract", "--file", archive, "--directory", tmp_path], check=True)
     (manifest,) = json.loads((tmp_path / "manifest.json").read_text())

@@ -12,7 +12,7 @@ from pathlib import Path
 from docferry import __version__
 from docferry.store import schema
 
-#: A folder of somebody's own, as no file of the project may name one; the tests have a made-up user called u.
+#: A home folder: no file of the project may name one. The tests have a made-up user called u.
 _HOME = re.compile(rb"/(?:home|Users|root)/(?!u\b)[\w.]")
 
 

@@ -125,6 +125,6 @@ def test_what_the_daemon_and_its_unit_must_agree_on(root: Path) -> None:
     assert unit["SystemCallErrorNumber"] == ["EPERM"]
     credentials = {line.partition(":")[0] for line in unit["LoadCredential"]}
     assert credentials == {"codat_api_key", "wootiv_api_key"}
-    # A credential that is named by a path and missing would fail the unit; by a name in the store it does not.
+    # A missing credential with a path fails the unit. With a name in the store it does not.
     assert all("/" not in line for line in unit["LoadCredential"])
     assert _settings(root, "docferry-sync.service")["SuccessExitStatus"] == ["75"]

@@ -121,7 +121,7 @@ def test_a_lost_answer_may_be_stored_late(start: Start) -> None:
 def test_refused_connections(start: Start, tls: bool) -> None:
     server, client = over_tls() if tls else (None, None)
     running = start(faults=[Fault("refuse", "codat.upload", first=1, params={"seconds": 0.5})], ssl_context=server)
-    with Raw(running.url, tls=client) as other:  # whoever is connected is thrown out too
+    with Raw(running.url, tls=client) as other:  # open connections are reset too
         with pytest.raises((*BROKEN, ssl.SSLError, Cut)):
             upload(running.url, tls=client)
         with pytest.raises((*BROKEN, ssl.SSLError, Cut)):
@@ -277,7 +277,7 @@ def test_an_early_answer_comes_before_the_body_and_then_a_reset(start: Start, ki
     assert came.startswith(b"HTTP/1.1 " + status)
     then_all_is_well(running, stored=0)
     running = faulty(start, kind)
-    with pytest.raises(BROKEN), Raw(running.url) as raw:  # and whoever goes on sending is cut off
+    with pytest.raises(BROKEN), Raw(running.url) as raw:  # and a client that goes on sending is cut off
         raw.send("POST", UPLOAD, form_headers(), form(BIG))
     then_all_is_well(running, stored=0)
 

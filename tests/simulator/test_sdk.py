@@ -201,7 +201,7 @@ def test_its_own_patience_ends_in_one_copy(start: Start, sdk: SimpleNamespace, c
 
 def test_a_quota_that_is_used_up_is_told_in_headers(start: Start, sdk: SimpleNamespace, client: Client) -> None:
     simulator = start(SimulatorOptions(daily_quota=1)).simulator
-    with httpx.Client(trust_env=False) as line:  # what it uses by itself would wait until the quota is there again
+    with httpx.Client(trust_env=False) as line:  # the SDK's own policy would wait for the next quota
         api = client(simulator, line=line)
         assert api.file_upload.list_uploaded(request=of_company()) == []
         error = refused(sdk, api)

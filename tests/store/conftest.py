@@ -25,7 +25,7 @@ ACME = Target("codat", "acme", "bank")
 
 @dataclass
 class StoreEnv:
-    """The tables of one database, with a clock that the test turns."""
+    """The tables of one database, with a clock that the test sets."""
 
     database: Database
     clock: TurnableClock
@@ -119,7 +119,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
-    """Return the path of a SQLite file or the URL of a PostgreSQL database, which does not exist yet or is empty."""
+    """Return the path of a new SQLite file, or the URL of an empty PostgreSQL database."""
     if request.param == "sqlite":
         return tmp_path / "docferry.db"
     server: PostgresqlServer = request.getfixturevalue("postgresql_server")

@@ -86,7 +86,7 @@ async def test_a_process_lets_another_one_have_its_turn(env: StoreEnv) -> None:
     await env.enqueue(*(f"{number}.pdf" for number in range(6)))
     first = await claimed(env.transfers)
     assert await claimed(other, ask_for="codat/acme") == []
-    first += await claimed(env.transfers)  # its turn is not over yet
+    first += await claimed(env.transfers)  # its lease is not over yet
     assert len(first) == 2
     await env.change("UPDATE company_lease SET since = since - 10")
     assert await claimed(env.transfers) == []

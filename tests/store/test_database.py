@@ -299,7 +299,7 @@ async def test_a_reader_that_is_cancelled_while_it_opens_does_not_leak(tmp_path:
 
 
 async def test_the_stamp_changes_with_every_own_commit(env: StoreEnv, tmp_path: Path) -> None:
-    """Others see a commit only after the log was synced, so that the file's time may be that of an earlier moment."""
+    """Others see a commit after the log was synced. The time of the file may be earlier."""
     log = tmp_path / "docferry.db-wal"
     stamps = []
     for mark in ("one", "two"):

@@ -288,7 +288,7 @@ async def test_reports(env: StoreEnv) -> None:
 
 
 async def test_a_removed_file_frees_its_name(env: StoreEnv) -> None:
-    """As a file does that somebody deletes: what was held for its name is planned again by the next scan."""
+    """The next scan plans a document again that was held for the name of a deleted file."""
 
     def of_object(path: str, content: str) -> Planned:
         return planned(path, content, dedupe_key="object:a.pdf", exclusion="object")

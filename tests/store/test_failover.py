@@ -79,7 +79,7 @@ async def test_after_a_promotion_everything_due_is_looked_up_first(own_server: P
                 ("b.pdf", "doubtful", "old_copy", None),
                 ("c.pdf", "doubtful", "old_copy", None),
             ]
-            assert transfers.owner != "h:1-a"  # what it has in flight is given up
+            assert transfers.owner != "h:1-a"  # its requests in flight are given up
             assert await Gates(database).all() == {}
             assert [process.is_alive for process in await processes(database)] == [True]
             # A file of which the new server does not know may have been sent by the old one.

@@ -59,7 +59,7 @@ def test_the_cost_of_lanes_does_not_depend_on_the_number_of_rows(tmp_path: Path)
 
 
 def _steps(database: sqlite3.Connection, waiting: int) -> int:
-    """Return the steps, divided by ten, that SQLite takes to find four lanes among so many transfers."""
+    """Return the steps of SQLite, divided by ten, to find four lanes among `number` transfers."""
     database.execute("DELETE FROM transfer")
     database.executemany(
         "INSERT INTO transfer (uid, mapping, lane, remote, remote_name, dedupe_key, size, state, lease, tries, "

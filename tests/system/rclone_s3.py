@@ -145,7 +145,7 @@ class DamagingProxy:
 
     def __init__(self, url: str) -> None:
         self.damaged = 0  # number of bodies that get a wrong first byte
-        self.cut_after: int | None = None  # cut the next response after so many bytes of its body
+        self.cut_after: int | None = None  # bytes of its body after which the next response is cut
         self.heads: list[str] = []
         self.statuses: list[int] = []
         self._to = ("127.0.0.1", int(url.rpartition(":")[2]))

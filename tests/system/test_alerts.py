@@ -20,7 +20,7 @@ def hook() -> Iterator[Hook]:
 
 
 def alerts_of(hook: Hook, path: str = "/hook") -> list[tuple[str, str, str]]:
-    """Status, event and mapping of every alert that came."""
+    """Return status, event and mapping of every received alert."""
     bodies: list[dict[str, Any]] = [json.loads(taken.body) for taken in list(hook.taken) if taken.path == path]
     return [
         (alert["status"], alert["labels"]["alertname"], alert["labels"].get("mapping", ""))

@@ -1,4 +1,4 @@
-"""Each boundary to the outside keeps arbitrary exceptions with their document, folder or command: never 70."""
+"""Test that an arbitrary exception stays with its document, folder or command: never exit code 70."""
 
 from __future__ import annotations
 

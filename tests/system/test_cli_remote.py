@@ -1,4 +1,4 @@
-"""`docferry remote`: what the remote has for a mapping, single files from it, and its health."""
+"""Test `docferry remote`: the files at the remote, single files from it, and its health."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from system.conftest import Say
 
 
 def rows(app_env: AppEnv, mapping: str, code: int = 0) -> dict[str, str]:
-    """Whose each file is, by name."""
+    """Return the owner of each file, by name."""
     done = app_env.run("remote", "ls", mapping, "--json")
     assert done.returncode == code, done.stderr
     found = [json.loads(each) for each in done.stdout.splitlines()]

@@ -13,7 +13,7 @@ NOW = 1_790_000_000.0
 
 
 def _page(**changes: Any) -> str:
-    """The page in plain text, of figures with one upload and these changes."""
+    """Return the page in plain text, of figures with one upload and these changes."""
     upload = {
         "mapping": "bank",
         "configured": True,

@@ -37,7 +37,7 @@ def wootiv(app_env: AppEnv) -> AppEnv:
 
 
 def back_date(app_env: AppEnv) -> None:
-    """As if an hour had passed: Codat's list has caught up."""
+    """Move all uploads two seconds back: Codat's list has caught up."""
     with closing(sqlite3.connect(app_env.state / "docferry.db")) as connection:
         connection.execute("UPDATE transfer SET last_sent = last_sent - 2, first_sent = first_sent - 2")
         connection.commit()

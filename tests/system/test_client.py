@@ -1,4 +1,4 @@
-"""The Python interface and `docferry put`: stored once `put` returns, sent once, whatever is killed."""
+"""Test the Python interface and `docferry put`: stored once `put` returns, sent once, whatever is killed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def running(app_env: AppEnv) -> AsyncIterator[Queue]:
 
 
 def files(app_env: AppEnv) -> list[Path]:
-    """The documents in all outboxes, without those that a killed process left half stored: they are swept later."""
+    """Return the documents in all outboxes, but the half stored ones of killed processes, which are swept later."""
     found = [path for path in (app_env.state / "outbox").rglob("*") if path.is_file()]
     return [path for path in found if outbox.STAGING_PREFIX not in str(path)]
 

@@ -56,7 +56,7 @@ def test_a_file_written_in_pieces_over_four_seconds_arrives_once_and_whole(app_e
             for number in range(8):
                 file.write(PDF + bytes([number]) * 1000)
                 file.flush()
-                time.sleep(0.5)  # the writer is what is slow here
+                time.sleep(0.5)  # the writer is slow
         until(lambda: _names(app_env) == {"slow.pdf"})
     assert app_env.stored() == {("slow.pdf", digest((folder / "slow.pdf").read_bytes())): 1}
 

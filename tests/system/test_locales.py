@@ -1,4 +1,4 @@
-"""Paths are bytes in every locale: no command fails for a name, or for what a terminal cannot show."""
+"""Test paths as bytes in every locale: no name makes a command fail, nor does a terminal that cannot show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docferry's own files inside a mapped folder: never sent, and no reason for another scan or exit code."""
+"""Test docferry's own files inside a mapped folder: never sent, and no reason for another scan or exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration that a customer plants where somebody runs docferry steals no key."""
+"""Test that a configuration that a customer plants steals no key."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from docferry.remotes.wootiv.signed_url import SignedUrlPolicy
 from system.rclone_s3 import DamagingProxy, Front, RcloneServer, rclone
 
 MIB = 1 << 20
-#: Names that a URL, a header, a shell or a file system could spoil, and sizes around what is read at once.
+#: Names that a URL, a header, a shell or a file system could spoil; sizes around one block.
 DOCUMENTS = {
     "one.pdf": 1,
     "with spaces  (1) - copy.pdf": 300,
@@ -77,7 +77,7 @@ def scans(app_env: AppEnv) -> Path:
 
 
 def before(app_env: AppEnv, opened: ExitStack, sign: Callable[[str, str], str]) -> Front:
-    """From now on the configuration's Wootiv is a front that signs like this."""
+    """Configure a Wootiv in front of S3 that signs with this function."""
     made = Front(app_env.simulator.options.wootiv_key, sign)
     opened.callback(made.close)
     app_env.wootiv["base_url"] = f'"{made.url}"'
@@ -101,7 +101,7 @@ def filled(folder: Path) -> dict[str, bytes]:
 
 
 def same(found: dict[str, bytes], wanted: dict[str, bytes]) -> bool:
-    """By names first, and never by showing megabytes."""
+    """Compare by names first; a failure shows no megabytes."""
     assert sorted(found) == sorted(wanted)
     assert [name for name in wanted if found[name] != wanted[name]] == []
     return True

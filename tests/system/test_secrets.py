@@ -1,4 +1,4 @@
-"""Secrets that a remote quotes back reach no screen, no log and no database, whatever command asks."""
+"""Test that secrets that a remote quotes reach no screen, no log and no database."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_what_codat_quotes_is_hidden(app_env: AppEnv, length: str, status: int) 
     for canary in (*CANARIES, KEY[:12]):
         assert canary not in said
         assert canary.encode() not in stored
-    assert "you sent" in said  # the rest of what it said is shown
+    assert "you sent" in said  # the rest of its text is shown
 
 
 def output(app_env: AppEnv, words: tuple[str, ...]) -> str:

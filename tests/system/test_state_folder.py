@@ -1,4 +1,4 @@
-"""The state folder in everyday trouble: users, permissions, full and read-only disks, a second queue."""
+"""Test the state folder in everyday trouble: users, permissions, full and read-only disks, a second queue."""
 
 from __future__ import annotations
 

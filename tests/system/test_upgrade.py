@@ -30,7 +30,7 @@ VALUES (:mapping, x'', CAST(:name AS BLOB), :size, :mtime_ns, :ctime_ns, :sha256
 
 
 def queue(database: Path, mapping: str, file: Path, state: str, *, remote: str) -> None:
-    """A row as the first schema had it."""
+    """Insert a row as the first schema had it."""
     stamp, then = Stamp.of(file.stat()), time.time() - 60
     ids = (COMPANY, CONNECTION) if remote == "codat" else (None, None)
     row = {

@@ -1,4 +1,4 @@
-"""The outbox of a mapping: whose it is, and which rules hold in it."""
+"""Test the outbox of a mapping: its target and its rules."""
 
 from __future__ import annotations
 

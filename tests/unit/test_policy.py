@@ -30,7 +30,7 @@ NOW = 1000.0
 
 
 def failed(**failure: Any) -> RemoteError:
-    """A failure; what an error response says beside its status is given flat."""
+    """Return a failure. The other fields of the error response are keyword arguments."""
     details = {key: failure.pop(key) for key in ("retry_after", "should_retry", "about_document") if key in failure}
     return RemoteError("why", details=ErrorDetails(**details), **failure)
 
@@ -57,7 +57,7 @@ TABLE: list[tuple[dict[str, Any], State, str | None, bool]] = [
     ({"kind": "not_ours", "status": 502, "body_complete": True}, State.DOUBTFUL, None, False),
     ({"status": 500, "body_complete": True}, State.DOUBTFUL, None, True),
     ({"status": 503, "body_complete": True, "should_retry": False}, State.DOUBTFUL, None, True),
-    # a stranger's answer, whatever its status: it may have passed the document on
+    # a foreign answer, whatever its status: its sender may have passed the document on
     ({"kind": "not_ours", "status": 400, "body_complete": True}, State.DOUBTFUL, None, False),
     ({"kind": "not_ours", "status": 413}, State.WAITING, None, False),
     # the remote's own refusal of the request, not of the document

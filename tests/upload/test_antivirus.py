@@ -1,4 +1,4 @@
-"""Nothing is sent before clamd passed it, whatever clamd does."""
+"""Test that nothing is sent before clamd passed it, whatever clamd does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 def scan_with(env: UploadEnv, setting: str, **more: str) -> Path:
-    """A mapping whose documents are scanned, and another."""
+    """Add a mapping whose documents are scanned, and another; return the folder of the first."""
     env.app_env.upload("other", dedupe='"file"')
     env.app_env.sections.append(f"[antivirus]\n{setting}")
     return env.app_env.upload("bank", antivirus="true", dedupe='"file"', **more)

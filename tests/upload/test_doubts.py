@@ -29,7 +29,7 @@ SECOND = CONNECTION.replace("2e9d2c44", "2e9d2c45")
 
 
 def only(counts: dict[str, int]) -> dict[str, int]:
-    """The states that there are."""
+    """Return the states that have documents."""
     return {state: count for state, count in counts.items() if count}
 
 
@@ -38,7 +38,7 @@ def only(counts: dict[str, int]) -> dict[str, int]:
 
 @pytest.fixture(params=["a connection", "a handshake", "a name", "a proxy"])
 def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Settings with which a request never gets as far as its first byte, for want of …"""
+    """Yield settings with which no request reaches its first byte, for want of the parameter."""
     with ExitStack() as stack:
         match request.param:
             case "a connection":
@@ -74,7 +74,7 @@ async def test_a_stop_before_the_first_byte_leaves_no_doubt(env: UploadEnv, nowh
     assert env.requests("codat.list") == 0, "nothing was in doubt"
 
 
-# -- what is surely absent --
+# -- proved absent --
 
 
 async def lose(env: UploadEnv, names: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ async def test_what_is_sent_again_stops_at_a_stop(env: UploadEnv) -> None:
     assert env.at_codat() == once(*names_of(4))
 
 
-# -- what nobody can tell apart --
+# -- undecidable --
 
 
 def write_identical(env: UploadEnv) -> None:
@@ -200,7 +200,7 @@ class Verdicts:
 
 
 async def due(app: Application, order: Iterable[float]) -> None:
-    """Doubts come due so many seconds from now, one after the other."""
+    """Make the doubts due in `order`: seconds from now for each, by transfer."""
     waits = list(order)
     now = app.clock.now()
 

@@ -16,7 +16,7 @@ from upload.conftest import UploadEnv, names_of, once
 
 pytestmark = pytest.mark.anyio
 
-#: What can happen to an upload, with how much time the tests give it.
+#: The faults of an upload, with their parameters.
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("refuse", {"seconds": 0.2}),
     ("reset_before", {}),
@@ -122,7 +122,7 @@ async def test_a_name_with_a_token_is_decided_by_the_list_alone(env: UploadEnv) 
 
 
 async def test_files_of_one_name_are_separated_by_their_content(env: UploadEnv) -> None:
-    """N13, N14: a.pdf of two folders, and a stranger's a.pdf while ours is in doubt."""
+    """N13, N14: a.pdf of two folders, and a.pdf of another program while ours is in doubt."""
     folder = env.app_env.upload("bank")
     env.write_documents(folder, "x/a.pdf", "y/a.pdf")
     env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")

@@ -20,13 +20,13 @@ STATUSES = [400, 403, 404, 405, 406, 411, 413, 414, 431, 451, 500, 501, 503, 507
 
 
 async def for_a_while(env: UploadEnv, app: Application, requests: int, route: str) -> dict[str, int]:
-    """Work until so many requests were made, then some time more; documents by state."""
+    """Upload until a gate is closed after `requests` requests. Return the documents by state."""
     await env.run_uploads(app, lambda _: env.requests(route) >= requests and bool(app.gate_manager.closed))
     return await env.states(app)
 
 
 async def recovers(env: UploadEnv, documents: int) -> None:
-    """Once the cause is gone everything is sent, and nothing twice."""
+    """Remove the faults; everything is sent then, and nothing twice."""
     env.inject()
     async with env.app() as app:
         counts = await env.run_uploads(app)
@@ -112,7 +112,7 @@ async def test_a_list_that_works_opens_no_gate_that_sending_closed(env: UploadEn
         await env.run_uploads(app, lambda _: time.monotonic() - began > 4)
         assert (await app.gates.all())[LANE].reason == "failing"
         assert (await env.states(app))["held"] == 0
-    # Probes come half a second apart at most often, each with a lookup, beside what was in flight at first.
+    # At most one probe in half a second, each with a lookup, and the first requests in flight.
     assert env.requests("codat.upload") + env.requests("codat.list") < 60
     await recovers(env, 40)
     assert env.at_codat() == once(*names_of(40))

@@ -360,7 +360,7 @@ async def test_a_stop_does_not_take_a_receipt_along(env: UploadEnv, monkeypatch:
 async def test_what_another_command_queues_is_found_whatever_file_times_say(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit is seen only after its log was synced: a look in between finds the file as it will be afterwards."""
+    """A commit is seen after its log was synced. A look before finds the time of afterwards."""
     monkeypatch.setattr("docferry.upload.scheduler.BUSY_POLL_S", 0.05)
     monkeypatch.setattr("docferry.upload.scheduler.FORCED_POLL_S", 0.5)
     env.write_documents(env.app_env.upload("bank"), "a.pdf")

@@ -22,12 +22,12 @@ def write(path: Path, content: bytes) -> None:
 
 
 def objects(env: UploadEnv) -> dict[str, str]:
-    """Digest by object name."""
+    """Return the digests by object name."""
     return {key: found.sha256 for (_, key), found in env.simulator.objects.items()}
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Digest by path of the files in a folder."""
+    """Return the digests of the files in a folder, by path."""
     found = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in found}
 

@@ -10,7 +10,7 @@ from upload.conftest import UploadEnv, names_of
 
 pytestmark = pytest.mark.anyio
 
-#: One worker is fast for so many documents that others are ahead of it when something happens.
+#: The number of documents that one worker sends before the fault: then others are prefetched.
 FAST = 20
 
 

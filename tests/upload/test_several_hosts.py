@@ -43,7 +43,7 @@ async def test_hosts_with_the_same_documents_send_each_once(
 
 
 async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postgresql_server: PostgresqlServer) -> None:
-    """A mapping on a share: the second host asks the remote, and sends what it does not have."""
+    """A mapping on a share: the second host asks the remote, and sends the absent documents."""
     url = postgresql_server.new_database()
     env.write_documents(env.app_env.upload("bank", shared="true"), *names_of(4))
     become(env, "h1", url)

@@ -33,7 +33,7 @@ def slots(clock: TurnableClock, wary: set[str]) -> Slots:
 
 
 class Failing:
-    """The lanes that fail."""
+    """Tells which lanes fail."""
 
     def __init__(self, lanes: set[str]) -> None:
         self._lanes = lanes
@@ -60,7 +60,7 @@ def ready(slots: Slots, number: int, company: str = "acme", state: State = State
 
 
 def started(slots: Slots) -> list[Batch]:
-    """As many as may start, in their order."""
+    """Start as many batches as may start, and return them in their order."""
     begun = []
     while (batch := next(filter(slots.may_start, slots.ready), None)) is not None:
         slots.start(batch)
@@ -69,7 +69,7 @@ def started(slots: Slots) -> list[Batch]:
 
 
 async def brought(slots: Slots, number: int, company: str = "acme") -> None:
-    """So many, from the first to the last step, one after the other."""
+    """Take `number` batches through every step, one after the other."""
     for batch in ready(slots, number, company):
         assert slots.may_start(batch)
         slots.start(batch)
@@ -130,7 +130,7 @@ async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, ba
 
 @pytest.mark.anyio
 async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: Slots, clock: TurnableClock) -> None:
-    """Many were taken; then nothing that one company has started comes as far as its turn."""
+    """Many were accepted; then no started batch of one company is opened."""
     await brought(slots, 30)
     ready(slots, 50)
     assert len(started(slots)) > WORKERS

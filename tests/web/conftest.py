@@ -37,7 +37,7 @@ class _Unix(http.client.HTTPConnection):
 
 
 def ask(address: str, path: str, method: str = "GET", body: str | None = None, **headers: str) -> Reply:
-    """One request; header names are written with underscores."""
+    """Send one request; header names are written with underscores."""
     unix = address.startswith("unix:")
     connection = _Unix(address.removeprefix("unix:")) if unix else http.client.HTTPConnection(address, timeout=20)
     try:
@@ -50,7 +50,7 @@ def ask(address: str, path: str, method: str = "GET", body: str | None = None, *
 
 
 def listening(app_env: AppEnv, service: str) -> str:
-    """Where the daemon serves `service`, once it does."""
+    """Wait until the daemon serves `service`, and return its address."""
 
     def found() -> Any:
         path: Path = app_env.state / "status.json"

@@ -51,7 +51,7 @@ def supported() -> set[str]:
 
 
 def age(state: Path) -> None:
-    """Spread what was sent over the last two days, as working hours would."""
+    """Spread the sent documents over the last two days, as working hours would."""
     database = sqlite3.connect(state / "docferry.db")
     now = time.time()
     for (number,) in database.execute("SELECT id FROM transfer WHERE state = 'sent'").fetchall():

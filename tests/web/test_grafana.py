@@ -24,7 +24,7 @@ def queries() -> list[tuple[str, str]]:
 
 
 def exposed() -> dict[str, set[str]]:
-    """Names of samples that docferry exposes, and their labels."""
+    """Return the exposed samples by name, with their labels."""
     state: dict[str, Any] = dict.fromkeys(("waiting", "held"), 1)
     upload = {
         **{"mapping": "bank", "documents": state, "oldest_due": "2026-01-01T00:00:00Z", "configured": True},

@@ -20,7 +20,7 @@ from debian_tools import tool
 from docferry.simulator import Fault
 from web.conftest import ask, listening
 
-#: What contract.md promises, with the labels.
+#: The promised metrics, with their labels.
 PROMISED = {
     "documents": {"mapping", "state"},
     "held_documents": {"mapping", "reason"},
@@ -74,7 +74,7 @@ def status(app_env: AppEnv) -> dict[str, object]:
 
 
 def finished(address: str, documents: int) -> Samples:
-    """The metrics once so many documents are final or held."""
+    """Wait until `documents` documents are final or held, and return the metrics."""
 
     def found() -> Samples | None:
         got = samples(ask(address, "/metrics").text)

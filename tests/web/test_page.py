@@ -41,7 +41,7 @@ def post(address: str, path: str, cookie: str = "", **form: str) -> Reply:
 
 
 def log_in(app_env: AppEnv) -> str:
-    """The cookie of a session, through `docferry ui`."""
+    """Open a session through `docferry ui`, and return its cookie."""
     link = app_env.run("ui").stdout.strip()
     host, _, path = link.removeprefix("http://").partition("/")
     reply = ask(host, f"/{path}")

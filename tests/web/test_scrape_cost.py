@@ -18,12 +18,12 @@ from docferry.model import State
 from docferry.telemetry import Delivery
 from docferry.web.metrics import EventMetrics, Snapshot, render
 
-#: What the loop may be kept waiting beyond what it is without a scrape, seconds.
+#: The delay of the loop that a scrape may add, seconds.
 ALLOWED_S = 0.05
 
 
 def busy(mappings: int) -> Snapshot:
-    """Every mapping has every figure and every counter."""
+    """Return a snapshot in which every mapping has every figure and every counter."""
     when = "2026-01-01T00:00:00Z"
     events = EventMetrics(SystemClock())
     uploads = []
@@ -41,7 +41,7 @@ def busy(mappings: int) -> Snapshot:
 
 
 async def lateness(seconds: float | None, work: Any = None) -> tuple[float, int]:
-    """How late a task that sleeps for 5 ms again and again is in all, and how often it slept."""
+    """Return the total delay of a task that sleeps for 5 ms again and again, and the number of its sleeps."""
     late: list[float] = []
 
     async def beat() -> None:
