@@ -66,6 +66,12 @@ def test_documents_that_only_this_host_has_are_not_divided() -> None:
     assert taken(shares(3), lanes) == ("abcd", [])
 
 
+def test_companies_that_only_another_host_has_are_not_asked_for() -> None:
+    """The other host would pause for a turn that nobody takes."""
+    lanes = [lane("a", "own@h1"), lane("b", "own@h2", elsewhere=True)]
+    assert taken(shares(1), lanes) == ("a", [])
+
+
 def test_what_no_other_host_takes_is_taken_after_a_while() -> None:
     clock = TurnableClock()
     found = shares(1, clock)

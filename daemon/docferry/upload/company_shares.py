@@ -46,8 +46,9 @@ class CompanyShares:
         ours = [lane for lane in due if lane.mapping in self._uploads]
         elsewhere = {company_of(lane.lane) for lane in due if lane.elsewhere}
         ask_for = {company_of(lane.lane) for lane in ours if lane.elsewhere and not self._is_shared(lane)}
+        served = {company_of(lane.lane) for lane in ours} - ask_for  # what this host cannot send is not its business
         divided = dict.fromkeys(
-            company for lane in due if self._is_shared(lane) and (company := company_of(lane.lane)) not in ask_for
+            company for lane in due if self._is_shared(lane) and (company := company_of(lane.lane)) in served
         )
         mine = {company_of(lane) for lane in in_hand} & divided.keys()
         free = [company for company in divided if company not in mine and company not in elsewhere]
