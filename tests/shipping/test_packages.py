@@ -1,7 +1,7 @@
 """The packages in clean Debian roots: installed, used, upgraded and purged; `make test-packages` builds and runs them.
 
-Each root is made by mmdebstrap and entered by chroot, so root is needed. systemd does not run in it: what the scripts
-do with a running systemd is not tested here.
+Each root is made by mmdebstrap and entered by chroot, so root is needed. systemd does not run in it: the calls of
+systemctl are recorded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,11 @@ def test_an_upgrade_keeps_queue_and_configuration(
         thread.simulator.set_faults([])
         assert _states(debian) == {"sent": "sent", "empty": "held", "doubtful": "doubtful", "waiting": "waiting"}
 
-        seconds = _install(debian, package)
+        with _recorded_systemctl(debian) as calls:
+            seconds = _install(debian, package)
         print(f"\n{suite}: upgrade {seconds:.1f} s")
+        assert "stop docferry.service docferry-sync.timer docferry-sync.service" in calls
+        assert calls[calls.index("daemon-reload") :] == ["daemon-reload", "start docferry.service"]
         assert configuration.read_text() == written
         _assert_whole(debian)
         assert debian.run("docferry", "retry", "--all", user="docferry").returncode == 0
@@ -172,6 +176,30 @@ def test_an_upgrade_keeps_queue_and_configuration(
         assert (again["uploaded"], again["unchanged"]) == (0, 3)
         stored = sorted((each.name, each.content) for each in thread.simulator.stored)
     assert stored == [(f"{name}.pdf", _pdf(name)) for name in ("doubtful", "sent", "waiting")]
+
+
+@contextmanager
+def _recorded_systemctl(debian: Root) -> Iterator[list[str]]:
+    """Let the scripts of the package find a systemd that runs docferry.service; add its calls at the end."""
+    program, log = debian.path / "usr/bin/systemctl", debian.path / "systemctl.log"
+    program.rename(program.with_suffix(".real"))
+    program.write_text(f"""#!/bin/sh
+case "$*" in
+    "--quiet is-active docferry.service") exit 0 ;;
+    *is-active*) exit 3 ;;
+esac
+echo "$@" >>/{log.name}
+""")
+    program.chmod(0o755)
+    running = debian.path / "run/systemd/system"
+    running.mkdir(parents=True)
+    calls: list[str] = []
+    try:
+        yield calls
+    finally:
+        running.rmdir()
+        program.with_suffix(".real").rename(program)
+        calls += log.read_text().splitlines()
 
 
 def _pdf(name: str) -> bytes:
