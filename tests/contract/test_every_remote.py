@@ -174,7 +174,7 @@ async def test_after_a_large_body_broke_off_the_next_asks_before_it_comes(open_e
 async def test_a_stall_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.3)
     env.inject("stall")
-    with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+    with anyio.fail_after(60), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
 
@@ -182,7 +182,7 @@ async def test_a_stall_is_cut_at_the_deadline(open_env: Make) -> None:
 async def test_one_byte_a_second_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.4)
     env.inject("slow_answer", rate=5.0)
-    with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+    with anyio.fail_after(60), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf")
     assert (failure.value.kind, failure.value.body_complete) == ("timeout", True)
 
@@ -190,7 +190,7 @@ async def test_one_byte_a_second_is_cut_at_the_deadline(open_env: Make) -> None:
 async def test_a_server_that_takes_bytes_slowly_is_cut_at_the_deadline(open_env: Make) -> None:
     env = open_env(timeout=0.4)
     env.inject("slow_read", rate=5000.0)
-    with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
+    with anyio.fail_after(60), pytest.raises(RemoteError) as failure:
         await env.send("a.pdf", b"x" * 70_000)
     assert failure.value.kind == "timeout"
     assert env.names == []
@@ -259,7 +259,7 @@ async def test_a_storm_of_cancels_leaves_the_remote_usable(open_env: Make) -> No
             await anyio.sleep(0.003 * round_)  # the storm strikes at another point of the request each time
             group.cancel_scope.cancel()
     env.sim.options.latency = 0.0
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await env.send("after the storm.pdf")
     assert "after the storm.pdf" in env.names
 

@@ -184,7 +184,7 @@ async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() 
         door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         async with http_client(timeout=0.5) as http:
             sent = PlainBody(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
-            with anyio.fail_after(10), pytest.raises(RemoteError) as failure:
+            with anyio.fail_after(60), pytest.raises(RemoteError) as failure:
                 await http.call("PUT", f"http://127.0.0.1:{door.getsockname()[1]}/", body=sent)
     assert (failure.value.kind, failure.value.body_complete) == ("timeout", False)
 
@@ -195,9 +195,9 @@ async def test_an_answer_that_comes_early_ends_the_sending() -> None:
         await client.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         await anyio.sleep_forever()  # it reads nothing more, and does not hang up either
 
-    async with serving(speak) as server, http_client(timeout=5.0) as http:
+    async with serving(speak) as server, http_client(timeout=120.0) as http:
         sent = PlainBody(item("a.pdf", b"x" * 30_000_000, block=1 << 20))
-        with anyio.fail_after(3):
+        with anyio.fail_after(60):
             got = await http.call("PUT", server.url, body=sent)
         assert (got.status, got.body_complete) == (413, False)
 
@@ -241,7 +241,7 @@ async def test_a_server_that_never_heard_of_asking_first_still_gets_the_body() -
         await stream.receive_exactly(5_000_000)
         await client.send(OK)
 
-    async with serving(speak) as server, http_client(timeout=5.0) as http:
+    async with serving(speak) as server, http_client(timeout=120.0) as http:
         with pytest.raises(RemoteError):
             await http.call("PUT", server.url, body=PlainBody(item("a.pdf", b"x" * 5_000_000)))
         got = await http.call("PUT", server.url, body=PlainBody(item("a.pdf", b"x" * 5_000_000)))
@@ -350,7 +350,7 @@ async def test_a_handshake_that_hangs_is_cut() -> None:
         await anyio.sleep_forever()
 
     async with serving(speak) as server, http_client(timeout=0.3) as http:
-        with anyio.fail_after(3), pytest.raises(RemoteError) as failure:
+        with anyio.fail_after(60), pytest.raises(RemoteError) as failure:
             await http.call("PUT", server.url.replace("http:", "https:"), body=PlainBody(item("a.pdf")))
         assert failure.value.kind in ("unreachable", "timeout")
         assert not failure.value.body_complete
@@ -373,7 +373,7 @@ async def test_nothing_stays_open() -> None:
                     await anyio.lowlevel.checkpoint()
                     if cancelled:
                         group.cancel_scope.cancel()
-        with anyio.fail_after(3):
+        with anyio.fail_after(60):
             await server.all_closed()
 
 
@@ -400,7 +400,7 @@ async def test_a_proxy_that_is_set_is_used(codat: Any, certificates: Certificate
                 group.start_soon(env.send, f"{number}.pdf")
             await anyio.sleep(0.02)
             group.cancel_scope.cancel()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await env.send("b.pdf")
         await env.remote.aclose()
         assert env.names[0] == "a.pdf"

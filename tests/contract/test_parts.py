@@ -72,7 +72,7 @@ async def test_who_gives_up_waiting_takes_no_turn() -> None:
     with anyio.move_on_after(0.01):
         await minute.acquire()
     clock.turn(61.5)
-    with anyio.fail_after(1):
+    with anyio.fail_after(60):
         await minute.acquire()
 
 
@@ -152,7 +152,7 @@ async def test_a_cancelled_visitor_leaves_its_place() -> None:
                 group.start_soon(_stay, doors)
             await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
-    with anyio.fail_after(1):
+    with anyio.fail_after(60):
         async with doors.slot("a"):
             pass
 

@@ -69,7 +69,7 @@ def test_others_arrive_in_time(app_env: AppEnv, noise: tuple[str, int]) -> None:
         finally:
             noisy.kill()
     print(f"  arrived after {', '.join(f'{delay:.1f}' for delay in delays)} s")
-    assert sorted(delays)[len(delays) // 2] < SETTLE + 5
+    assert sorted(delays)[len(delays) // 2] < SETTLE + 15  # a rescan comes after 5 minutes
 
 
 def test_a_walk_reads_the_small_folders_of_others_first(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def exposed() -> dict[str, set[str]]:
         "held": [{"mapping": "bank", "reason": "empty", "count": 1}],
         "remotes": [{"remote": "codat", **remote, **times}],
         "gates": [{"gate": "codat", "reason": "key"}],
+        "hosts": [{"host": "sftp-1", "heartbeat": "2026-01-01T00:00:00Z", "alive": True}],
+        "running": None,
     }
     facts = [
         *("database_size_bytes", "database_writable", "state_free_bytes", "config_last_reload_successful"),

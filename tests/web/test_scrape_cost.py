@@ -18,8 +18,8 @@ from docferry.model import State
 from docferry.telemetry import Delivery
 from docferry.web.metrics import EventMetrics, Snapshot, render
 
-#: The delay of the loop that a scrape may add, seconds.
-ALLOWED_S = 0.05
+#: The delay of the loop that a scrape may add, as a share of the scrape's own time.
+ALLOWED = 0.25
 
 
 def busy(mappings: int) -> Snapshot:
@@ -36,7 +36,15 @@ def busy(mappings: int) -> Snapshot:
                 **{"last_scan": when, "scan_seconds": 1.0, "unsettled_files": 0, "problem": None},
             }
         )
-    figures: dict[str, Any] = {"uploads": uploads, "downloads": [], "held": [], "remotes": [], "gates": []}
+    figures: dict[str, Any] = {
+        "uploads": uploads,
+        "downloads": [],
+        "held": [],
+        "remotes": [],
+        "gates": [],
+        "hosts": [],
+        "running": None,
+    }
     return Snapshot(figures, {}, events)
 
 
@@ -70,10 +78,11 @@ async def test_a_scrape_hardly_delays_the_loop() -> None:
     found = []
     for _ in range(3):  # the best of three: others use the machine, too
         idle, beats = await lateness(1.0)
+        began = time.perf_counter()
         total, count = await lateness(None, lambda: render(snapshot))
-        found.append(total - idle / beats * count)
-    print(f"kept waiting: {min(found) * 1000:.0f} ms")
-    assert min(found) <= ALLOWED_S, found
+        found.append((total - idle / beats * count) / (time.perf_counter() - began))
+    print(f"kept waiting: {100 * min(found):.0f} % of the time")
+    assert min(found) <= ALLOWED, found
 
 
 class Whole:
@@ -105,7 +114,7 @@ def test_the_text_is_that_of_the_library(mappings: int) -> None:
 
 def test_any_label_is_escaped() -> None:
     name = 'a "quoted" \\ name'
-    figures: dict[str, Any] = {"uploads": [], "downloads": [], "remotes": [], "gates": []}
+    figures: dict[str, Any] = {"uploads": [], "downloads": [], "remotes": [], "gates": [], "hosts": [], "running": None}
     snapshot = Snapshot(figures | {"held": [{"mapping": name, "reason": "x\ny", "count": 1}]}, {})
     registry = CollectorRegistry()
     registry.register(Whole(snapshot))

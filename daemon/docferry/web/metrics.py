@@ -267,7 +267,7 @@ def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
         ("quota_requests_limit", "limit", "Requests a day that the remote allows"),
         ("quota_requests_remaining", "remaining", "Requests that are left today"),
         ("quota_reset_timestamp_seconds", "reset", "When the remote begins to count anew"),
-        ("uploads_in_flight", "in_flight", "Requests that carry documents now"),
+        ("uploads_in_flight", "in_flight", "Requests with documents that are in flight now"),
         ("due_documents", "due", "Documents that are due"),
     ):
         samples = [((row["remote"],), _number(row[key])) for row in remotes if row[key] is not None]
