@@ -270,6 +270,19 @@ async def test_a_commit_that_ends_with_a_shutdown_is_unknown(postgresql_server: 
         assert database.unknown_commits == 1
 
 
+@pytest.mark.parametrize(("server_has", "transaction_has"), [("off", "on"), ("remote_apply", "remote_apply")])
+async def test_a_transaction_waits_for_the_disk_whatever_the_server_has(
+    postgresql_server: PostgresqlServer, server_has: str, transaction_has: str
+) -> None:
+    url = postgresql_server.new_database()
+    name = url.partition("@/")[2].partition("?")[0]
+    run_sql(url, f"ALTER DATABASE {name} SET synchronous_commit = {server_has}")
+    query = text("SELECT current_setting('synchronous_commit')")
+    async with open_database(url) as database:
+        assert await database.fetch_one(query) == (server_has,)
+        assert await database.write(lambda transaction: transaction.fetch_one(query)) == (transaction_has,)
+
+
 # -- clocks --
 
 

@@ -45,7 +45,9 @@ _WRITER_SETTINGS = {
     "jit": "off",
 }
 _SET_LOCAL = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER_SETTINGS.items())
-_BEGIN_WRITE = ("BEGIN", f"SELECT {_SET_LOCAL}, pg_advisory_xact_lock({WRITER_LOCK})")
+# Without it a crash of the server forgets receipts without any trace. Other levels wait for more, or for the disk.
+_DURABLE = "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
+_BEGIN_WRITE = ("BEGIN", f"SELECT {_SET_LOCAL}, {_DURABLE}, pg_advisory_xact_lock({WRITER_LOCK})")
 _BEGIN_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 
 #: Codes of errors that a later attempt may not see again: no connection (08), no resources (53), an operator or a
