@@ -157,7 +157,7 @@ def validate_local_address(text: str) -> str:
 
 
 def validate_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return headers that a request can carry besides those of its own; raise ValueError otherwise."""
+    """Return these additional headers of requests; raise ValueError where one is not allowed."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
             raise ValueError(f"has a name or a value that no HTTP header has: {name!r}")

@@ -66,7 +66,7 @@ class SourceVanished(SourceError):
 
 
 class SourceChanged(SourceError):
-    """The bytes of the file are not those that were planned; the body was not completed."""
+    """The bytes of the file are not the planned ones; the body was not completed."""
 
 
 class SourceUnreadable(SourceError):
@@ -91,7 +91,7 @@ class ArchiveError(DocferryError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """What an error response says beside its status."""
+    """The fields of an error response beside its status."""
 
     retry_after: float | None = None  # seconds that the remote asked to wait
     should_retry: bool | None = None  # the header `x-should-retry`

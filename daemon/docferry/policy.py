@@ -12,9 +12,9 @@ from docferry.model import Gate, Outcome, Reason, State
 MAX_PAUSE_S: Final = 86_400.0
 #: A daily quota starts anew within this, whatever a remote says, seconds.
 MAX_QUOTA_RESET_S: Final = 25 * 3600.0
-#: A remote that asks for a longer pause than this has used up a quota; a shorter one is its rate limit, seconds.
+#: A longer requested pause means a spent quota, a shorter one the rate limit, seconds.
 QUOTA_PAUSE_S: Final = 120.0
-#: After so many unreachable requests in a row the remote is closed for all documents.
+#: Unreachable requests in a row that close the remote for all documents.
 UNREACHABLE_LIMIT: Final = 3
 #: After so many failures in a row, of whatever kind, a lane is closed; after so many answers of strangers a remote.
 FAILURE_LIMIT: Final = 5

@@ -11,11 +11,11 @@ from typing import Final
 from docferry.clock import Clock
 from docferry.model import Source, UploadItem
 
-#: Uploads of the last so many seconds make the measured rate.
+#: The measured rate is that of the uploads within this time, seconds.
 SPEED_WINDOW_S: Final = 600.0
-#: Of documents above this size is counted how much was sent, bytes; smaller ones go at once.
+#: Bytes above which the sent part of a document is counted; smaller documents go at once.
 LARGE: Final = 1024 * 1024
-#: A rate needs at least so much time, seconds: a burst of one second says little about an hour.
+#: The shortest time that gives a rate, seconds: a burst of one second says little about an hour.
 _SHORTEST_S: Final = 10.0
 
 

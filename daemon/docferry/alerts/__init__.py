@@ -1,1 +1,1 @@
-"""Calls for help: which conditions last, who was told of them, and how each receiver is reached."""
+"""Alert people: observe conditions, decide on messages, and send them to the receivers."""

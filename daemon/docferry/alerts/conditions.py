@@ -10,12 +10,12 @@ from docferry.clock import iso
 from docferry.logs import redacted
 from docferry.model import Gate, Reason, escaped
 
-#: A remote's clock may differ by so much, seconds; signed URLs fail at a difference of minutes.
+#: The allowed difference to a remote's clock, seconds. Signed URLs fail at a difference of minutes.
 CLOCK_OFFSET_S: Final = 60.0
 #: A remote's own words are cut to this length.
 LONGEST_DETAIL: Final = 300
 
-#: What a person can do about each event. `{}` stands for the mapping or remote.
+#: The advice to a person for each event. `{}` stands for the mapping or remote.
 _ADVICE: Final[Mapping[str, str]] = {
     "held": "See why with `docferry list --state held --mapping {}`, mend it, then `docferry retry`.",
     "gate": "See `docferry status`. One document at a time probes; `docferry retry` opens the gate now.",
@@ -36,7 +36,7 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known at one moment. None means unknown, which neither begins nor ends a condition.
+    """The facts of one moment. None means unknown, which neither begins nor ends a condition.
 
     Times are wall seconds, sizes are bytes, and each mapping is from a mapping's or remote's name.
     """

@@ -1,4 +1,4 @@
-"""The daily digest: when it is due, and what it says."""
+"""Write the daily digest, and calculate when it is due."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docferry.store.alerts import Alert
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What a digest counts. `extra` holds further lines, such as the heads of the receipt log."""
+    """The figures of a digest. `extra` holds further lines, such as the heads of the receipt log."""
 
     uploaded: int  # in the day before
     due: int

@@ -14,7 +14,7 @@ from docferry.alerts.tracker import Item, Kind
 from docferry.clock import iso
 from docferry.store.alerts import Alert, Observed
 
-#: A message for people names so many conditions; the rest is counted.
+#: The largest number of conditions that a message names; the rest is counted.
 MOST_NAMED: Final = 50
 #: How Alertmanager writes that an alert has not ended.
 NOT_ENDED: Final = "0001-01-01T00:00:00Z"

@@ -41,7 +41,7 @@ SAVE_SEEN_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where facts and figures come from, and who counts failures."""
+    """The sources of facts and figures, and the counter of failures."""
 
     facts: Callable[[], Awaitable[Facts]]
     totals: Callable[[], Awaitable[Totals]]
@@ -97,7 +97,7 @@ class Notifier:
                 for receiver in self._receivers:
                     group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
         finally:
-            # What was delivered in the last moment is not told again.
+            # News that was delivered in the last moment is not sent again.
             with anyio.move_on_after(SAVE_S, shield=True):
                 await self._write()
 
@@ -147,7 +147,7 @@ class Notifier:
     # -- delivering --------------------------------------------------------------------------------------------------
 
     async def _serve(self, receiver: Receiver) -> None:
-        """Tell one receiver what it does not know yet; after a failure longer and longer apart."""
+        """Send one receiver its news. The pauses after failures grow."""
         failures, logged = 0, -LOG_AGAIN_S
         while True:
             items = self._tracker.due(receiver, self._clock.now())

@@ -26,7 +26,7 @@ _OPEN: Final = frozenset({Observed.PENDING, Observed.FIRING})
 
 
 class Subscriber(Protocol):
-    """What the tracker knows of a receiver."""
+    """The properties of a receiver that the tracker uses."""
 
     @property
     def name(self) -> str:
@@ -34,7 +34,7 @@ class Subscriber(Protocol):
 
     @property
     def refresh(self) -> float | None:
-        """Seconds after which it forgets what it was told; None: it forgets nothing."""
+        """Seconds after which the receiver forgets a condition; None: it forgets none."""
 
     def wants(self, event: str) -> bool:
         """Return whether it gets this event."""
@@ -51,7 +51,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One alert in a message. `observed` is what the receiver will know after it."""
+    """One alert in a message. `observed` is the knowledge of the receiver afterwards."""
 
     alert: Alert
     kind: Kind
@@ -69,7 +69,7 @@ class Pace:
 
 
 class Tracker:
-    """Every alert and what the receivers know of it."""
+    """Every alert, with the knowledge of each receiver."""
 
     def __init__(self, alerts: Iterable[Alert], subscribers: Sequence[Subscriber], pace: Pace) -> None:
         self._alerts = list(alerts)
@@ -101,10 +101,10 @@ class Tracker:
         """Return whether nobody is to be told of this condition now."""
         return any(until > now and fnmatchcase(alert.key, key) for key, until in self._silences.items())
 
-    # -- what is observed --------------------------------------------------------------------------------------------
+    # -- observe ------------------------------------------------------------------------------------------------
 
     def observe(self, observation: Observation, now: float) -> None:
-        """Take over what is there now."""
+        """Take over the present conditions."""
         seen = {condition.key: condition for condition in observation.conditions}
         for alert in [each for each in self._alerts if each.observed in _OPEN]:
             _follow_clock(alert, now)
@@ -174,10 +174,10 @@ class Tracker:
         self._alerts.append(Alert(DIGEST, scheduled, (), text, "", Observed.NOTE, now, now))
         self.revision += 1
 
-    # -- what is delivered -------------------------------------------------------------------------------------------
+    # -- deliver ------------------------------------------------------------------------------------------------
 
     def due(self, subscriber: Subscriber, now: float) -> list[Item]:
-        """Return what a receiver is to be told now: nothing until the first of it has waited for the others."""
+        """Return the items of the next message to a receiver. The first one waits for the others."""
         items = list(self._waiting(subscriber, now))
         if not any(now - item.due >= self._pace.collect or item.due > now for item in items):
             return []
@@ -211,7 +211,7 @@ class Tracker:
                     yield item
 
     def _difference(self, alert: Alert, subscriber: Subscriber, now: float) -> Item | None:
-        """Return what the receiver does not know of an alert."""
+        """Return the news of an alert for a receiver."""
         told = alert.deliveries.get(subscriber.name, AlertDelivery())
         match alert.observed:
             case Observed.FIRING if told.delivered is None:

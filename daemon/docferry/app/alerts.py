@@ -45,7 +45,7 @@ async def run(daemon: RunningDaemon) -> None:
 
 
 async def _facts(daemon: RunningDaemon) -> Facts:
-    """Return what is known now. What cannot be read is unknown, which begins and ends no condition."""
+    """Return the present facts. An unreadable fact is unknown, which begins and ends no condition."""
     app = daemon.app
     try:
         queue = await daemon.queue.snapshot()
@@ -86,7 +86,7 @@ def silent_hosts(processes: Sequence[Process], host: str) -> dict[str, float]:
 
 
 async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
-    """Return what is known without reading the database."""
+    """Return the facts that need no database."""
     app = daemon.app
     scanned = app.scan_scheduler.first_round.is_set()
     limit, unsettled = app.settings.alerts.oldest_due, app.reconciler.debouncer.unsettled
@@ -106,7 +106,7 @@ async def _outside_the_queue(daemon: RunningDaemon) -> Facts:
 
 
 async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
-    """Return what the digest counts."""
+    """Return the figures of the digest."""
     queue = await daemon.queue.snapshot()
     return Totals(
         uploaded=await rows.uploaded_since(daemon.app.clock.now() - _DAY_S),

@@ -22,7 +22,7 @@ from docferry.store.receipt_log import StoredHead
 
 log = logs.get("receipts")
 
-#: A place that does not answer is given up after so long, seconds; a share that hangs must not hold up a stop.
+#: The time limit of one anchor, seconds: a share that hangs must not hold up a stop.
 PATIENCE_S: Final = 30.0
 #: The newest heads of a file are found in its last bytes.
 _TAIL_BYTES: Final = 256 * 1024
@@ -139,7 +139,7 @@ class ReceiverAnchor:
 
 
 def open_anchors(settings: Settings, clock: Clock) -> list[Anchor]:
-    """Return the anchors of `[receipts] anchor`; ConfigError where one needs what is not installed."""
+    """Return the anchors of `[receipts] anchor`; ConfigError where one needs a package that is not installed."""
     found: list[Anchor] = []
     for written in dict.fromkeys(settings.receipts.anchor):
         kind, _, place = written.partition(":")

@@ -119,7 +119,7 @@ async def _keep_running(service: Service, daemon: RunningDaemon) -> None:
     while True:
         try:
             await service(daemon)
-        except Exception as error:  # noqa: BLE001 - monitoring must not end what it watches
+        except Exception as error:  # noqa: BLE001 - monitoring must not end the daemon
             log.error("monitoring_failed", f"{type(error).__name__}: {error}; tried again in {SERVICE_RETRY_S:g} s")
             log.debug("monitoring_failed", exc=error)
         await anyio.sleep(SERVICE_RETRY_S)

@@ -1,4 +1,4 @@
-"""Lists what a pass would do, without doing it: for `sync --dry-run`."""
+"""List the actions of a pass without taking them: for `sync --dry-run`."""
 
 from __future__ import annotations
 

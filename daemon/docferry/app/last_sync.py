@@ -22,7 +22,7 @@ class LastSync:
 
 
 def write(state_dir: Path, exit_code: int, now: float) -> None:
-    """Record an end. A state folder that cannot be written changes nothing of what was sent."""
+    """Record an end. A state folder that cannot be written is no failure of the pass."""
     known = read(state_dir)
     succeeded = now if exit_code == 0 else known.succeeded if known else None
     with suppress(OSError):

@@ -50,7 +50,7 @@ class ReceiptKeeper:
 
     @property
     def notices(self) -> Mapping[str, str]:
-        """What a person must know, by the event of the alert: `unanchored`, `old_copy`."""
+        """Return the notices for people, by the event of the alert: `unanchored`, `old_copy`."""
         found = {}
         if self._problems:
             found["unanchored"] = "; ".join(self._problems.values())
@@ -77,7 +77,7 @@ class ReceiptKeeper:
         self.adopt_before = float("inf") if adopt else await self.old_copy.since()
 
     async def run(self) -> None:
-        """Reconstruct, then anchor hourly and erase what is old enough, until cancelled."""
+        """Reconstruct, then anchor hourly and erase old receipts, until cancelled."""
         while True:
             try:
                 await self.reconstruct()
@@ -98,7 +98,7 @@ class ReceiptKeeper:
             await self.anchor()
 
     async def reconstruct(self) -> None:
-        """Give receipts to what was sent before there was a log."""
+        """Append receipts for the transfers from before the log."""
         while await self._upkeep.reconstruct(RECEIPTS_AT_ONCE):
             await anyio.lowlevel.checkpoint()  # documents go first
 

@@ -1,4 +1,4 @@
-"""Compare what a remote has for a mapping with what docferry sent, and fetch single files, for `docferry remote`."""
+"""Compare the files of a remote with the sent documents, and fetch files, for `docferry remote`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RemoteFile:
 
 
 async def of_company(codat: Codat, company: str, database: Database | None, clock: Clock) -> list[RemoteFile]:
-    """Return the files of a company. What was sent within the list's lag is never missing."""
+    """Return the files of a company. A document is never missing within the list's lag."""
     listed = await codat.listing(company)
     sent, settled = NOTHING, NOTHING
     if database is not None:

@@ -78,7 +78,7 @@ def direct_mappings(settings: Settings) -> frozenset[str]:
 
 
 def http_options(to: settings_of.CodatSettings | settings_of.WootivSettings) -> HttpOptions:
-    """Return what the section of a remote says about connections."""
+    """Return the HTTP options of the section of a remote."""
     return HttpOptions(
         timeout=to.timeout,
         connect_timeout=to.connect_timeout,

@@ -20,7 +20,7 @@ LATE_S: Final = 60.0
 
 @dataclass(slots=True)
 class RunningDaemon:
-    """One configuration's life, for those that watch it."""
+    """A daemon that runs with one configuration, as monitoring sees it."""
 
     app: Application
     started: float  # wall seconds
@@ -44,7 +44,7 @@ class RunningDaemon:
         return self.app.scan_scheduler.first_round.is_set() and self.app.database.trouble is None
 
     def status(self) -> dict[str, Any]:
-        """Return what the status file tells."""
+        """Return the content of the status file."""
         return status_file.snapshot(self.app, self.started) | {
             "alive": self.is_alive,
             "ready": self.is_ready,

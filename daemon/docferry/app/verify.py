@@ -1,4 +1,4 @@
-"""Verification of what was sent: opened for a command, or repeated in the daemon."""
+"""Verify the sent documents: once for a command, or repeatedly in the daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`docferry alerts`: which conditions last and who was told of them; test messages; silences."""
+"""Run `docferry alerts`: lasting conditions and their receivers, test messages, silences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEST_TEXT = "This is a test message of docferry. Nothing needs attention."
 
 
 def command(asked: Namespace) -> int:
-    """Do what was asked; return the exit code."""
+    """Run the subcommand; return the exit code."""
     settings = args.load(asked.config)
     for secret in settings.secrets().known():
         logs.hide(secret)

@@ -1,4 +1,4 @@
-"""Resolves what a command names: the settings, mappings and reasons."""
+"""Resolve the names in a command: the settings, mappings and reasons."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def command(asked: Namespace) -> int:
 
 
 def trouble(settings: Settings, *, ready: bool) -> str | None:
-    """Return what is wrong with the daemon of these settings, None when nothing is."""
+    """Return the problem of the daemon of these settings, None when there is none."""
     status = status_file.read_status(settings.state_dir)
     if status is None:
         return "no daemon runs on this state folder; `docferry run` starts it"

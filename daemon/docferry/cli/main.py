@@ -1,4 +1,4 @@
-"""Finds the command for the arguments, runs it, and turns errors into sentences on stderr and an exit code."""
+"""Find the command for the arguments and run it. Errors become sentences on stderr and an exit code."""
 
 from __future__ import annotations
 

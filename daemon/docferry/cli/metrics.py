@@ -32,7 +32,7 @@ def command(asked: Namespace) -> int:
 
 
 def _from_daemon(settings: Settings) -> bytes | None:
-    """Return what the daemon serves, with the events it counted; None where it serves nothing."""
+    """Return the daemon's metrics with its counted events; None where it serves none."""
     status = read_status(settings.state_dir) or {}
     listen = status.get("listening", {}).get("metrics")
     if listen is None:

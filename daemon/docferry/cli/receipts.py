@@ -1,4 +1,4 @@
-"""`docferry receipts`: verify, show, find, prove and export the record of what was sent."""
+"""Run `docferry receipts`: verify, show, find, prove and export the record of sent documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `docferry remote`: what the remote has for a mapping, single files from it, and its health."""
+"""Run `docferry remote`: list the files at a remote, fetch some, and show its health."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def server(settings: Settings) -> list[Check]:
 
 
 def findings(durability: Durability) -> Iterator[Check]:
-    """Yield what can lose a commit, each with its fix, or that nothing can."""
+    """Yield a finding for each way to lose a commit, with its fix, or one that there is none."""
     losses = [*_crash(durability.settings), *_failover(durability)]
     version = f"PostgreSQL {durability.settings['server_version'].partition(' ')[0]}"
     if any(loss.level in ("warn", "fail") for loss in losses):
@@ -38,7 +38,7 @@ def findings(durability: Durability) -> Iterator[Check]:
 
 
 def _crash(settings: Mapping[str, str]) -> Iterator[Check]:
-    """Yield what a crash of the server or a power cut can lose."""
+    """Yield findings about commits that a crash of the server or a power cut can lose."""
     if settings["fsync"] == "off":
         detail = "fsync is off: a power cut can lose commits and damage the whole database"
         yield Check("fail", SUBJECT, detail, "set fsync = on in postgresql.conf and reload the server")
@@ -52,7 +52,7 @@ def _crash(settings: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _failover(durability: Durability) -> Iterator[Check]:
-    """Yield what a failover to a standby can lose."""
+    """Yield findings about commits that a failover to a standby can lose."""
     names, level = durability.settings["synchronous_standby_names"], durability.settings["synchronous_commit"]
     connected = f"{count(durability.standbys, 'standby')} connected"
     if names and level == "local":

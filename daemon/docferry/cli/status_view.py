@@ -1,4 +1,4 @@
-"""Turns the figures of `status --json` into lines and tables for people."""
+"""Format the figures of `status --json` as lines and tables for people."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def command(asked: Namespace) -> int:
-    """Do one pass or list what it would do, and return the exit code."""
+    """Run one pass, or list its actions with --dry-run. Return the exit code."""
     settings = load(asked.config)
     chosen = mappings(settings, asked.mapping)
     screen = Screen()

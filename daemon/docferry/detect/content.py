@@ -13,7 +13,7 @@ from docferry.model import ContentFault, Reason, escaped
 
 Mode = Literal["complete", "type", "off"]
 
-#: First bytes that tell what a file is.
+#: First bytes of a file that tell its type.
 _HEAD: Final = 4096
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Office up to 2003, and encrypted documents of later versions
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -23,10 +23,10 @@ _PDF: Final = b"%PDF-"
 _END_RECORD: Final = b"PK\x05\x06"  # of a ZIP archive: 22 bytes and a comment of at most 65,535
 #: The end record may lie so far behind the central directory: ZIP64 records and signatures are between, bytes.
 _END_RECORD_GAP: Final = 1024
-#: Readers look for `%%EOF` in so many bytes at the end of a PDF; padding at the end does not count.
+#: Bytes at the end of a PDF in which readers look for `%%EOF`; padding does not count.
 _EOF_WINDOW: Final = 1024
 _PADDING: Final = b"\0\t\n\f\r \x1a"
-#: A PDF may begin with so many other bytes.
+#: The largest number of other bytes before the beginning of a PDF.
 _PDF_START: Final = 1024
 #: Bytes at the end of a JPEG that are looked at, and stuffed bytes in them that prove compressed data.
 _SCAN_WINDOW: Final = 4096

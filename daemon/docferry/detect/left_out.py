@@ -22,7 +22,7 @@ class LeftOut:
     documents: int = 0
 
     def add_listing(self, listing: Listing) -> None:
-        """Count what a folder has beside regular files."""
+        """Count the other entries of a folder than regular files."""
         for reason, count in (("link", listing.links), ("too_long", listing.too_long)):
             if count:
                 self.count[reason] += count

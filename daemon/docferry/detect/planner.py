@@ -1,4 +1,4 @@
-"""Turn quiet files into rows of the queue: validate them, hash them, plan their transfers, and commit the plans."""
+"""Plan quiet files as rows of the queue: validate and hash them, plan their transfers, and commit the plans."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Planner:
         self._unlogged: Counter[tuple[str, str]] = Counter()
 
     async def enqueue(self, upload: Upload, seen_files: Sequence[SeenFile]) -> list[SeenFile]:
-        """Plan quiet files, and return those that turned out not to be complete yet. Raises FolderError."""
+        """Plan quiet files, and return the incomplete ones. Raises FolderError."""
         incomplete: list[SeenFile] = []
         for start in range(0, len(seen_files), PLANNED_AT_ONCE):
             await self._enqueue(upload, seen_files[start : start + PLANNED_AT_ONCE], incomplete)

@@ -1,4 +1,4 @@
-"""Compare the mapped folders with the documents in the database, and plan what is new, changed or gone."""
+"""Compare the mapped folders with the documents in the database, and plan new, changed and gone files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LARGE_GROUP: Final = 256
 
 @dataclass(slots=True)
 class FolderState:
-    """What is known of one mapping's folder, for `status`."""
+    """The state of one mapping's folder, for `status`."""
 
     problem: str | None = None
     root: tuple[int, int] | None = None  # of a shared folder as it was looked at: device and inode
@@ -68,7 +68,7 @@ class WalkResult:
 
 @dataclass(slots=True)
 class Examined:
-    """What is at some paths."""
+    """The files and folders at some paths."""
 
     seen: list[SeenFile] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)  # to be walked
@@ -123,7 +123,7 @@ class Reconciler:
     # -- scans ---------------------------------------------------------------------------------------------------
 
     async def scan(self, upload: Upload) -> None:
-        """Walk a mapping's folder and plan what is new. Raises FolderError when it cannot be read."""
+        """Walk a mapping's folder and plan its changes. Raises FolderError when it cannot be read."""
         state = self.state(upload.name)
         if isinstance(upload, Outbox) and upload.replaces:
             with contextlib.suppress(OSError):  # the next scan tries again
@@ -146,7 +146,7 @@ class Reconciler:
         self._wakeups.scanned(upload.name)
 
     async def scan_folders(self, upload: Upload, folders: Iterable[bytes]) -> None:
-        """Walk some top-level folders of a mapping and plan what is new. Raises FolderError."""
+        """Walk some top-level folders of a mapping and plan their changes. Raises FolderError."""
         starts = sorted(folders)
         if b"" in starts:
             await self.scan(upload)
@@ -231,7 +231,7 @@ class Reconciler:
     # -- hints ---------------------------------------------------------------------------------------------------
 
     async def check_paths(self, upload: Upload, paths: Sequence[bytes], *, large: bool = False) -> None:
-        """Examine these paths and plan what is new; with `large`, also large files. Raises FolderError.
+        """Examine these paths and plan their changes; with `large`, also large files. Raises FolderError.
 
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
@@ -311,7 +311,7 @@ def _examine(upload: Upload, paths: Sequence[bytes], identity: tuple[int, int] |
     found = Examined()
     walked = set[bytes]()
     with _opened(Root.of(upload), identity) as opened:
-        for path in sorted(paths):  # a folder comes before what it contains
+        for path in sorted(paths):  # a folder comes before its content
             parents = _parents(path)
             if not all(upload.enters(folder) for folder in parents):
                 continue

@@ -174,7 +174,7 @@ class ScanScheduler:
         group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
-        """Turn the events of a mapping's folder into hints and scans, until cancelled."""
+        """Ask for hints and scans at the events of a mapping's folder, until cancelled."""
         # Imported here, as a single pass watches nothing and must not wait for the import.
         from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, watch
 
@@ -248,7 +248,7 @@ class ScanScheduler:
 
     @property
     def _pace(self) -> float:
-        """Seconds between two scans of what is not watched, at most."""
+        """The longest time between two scans of folders without a watch, seconds."""
         return min(self._rescan, UNWATCHED_S)
 
     async def _scans(self, upload: Upload) -> None:

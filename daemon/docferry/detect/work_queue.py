@@ -11,9 +11,9 @@ from typing import Final
 from docferry.detect.debounce import Group
 from docferry.files.scan import top_level
 
-#: Paths of one turn.
+#: The largest number of paths in one batch.
 PATHS_IN_BATCH: Final = 1024
-#: Turns of one mapping at a time, so that a hanging share leaves room for the others.
+#: Batches of one mapping at a time, so that a hanging share leaves room for the others.
 PER_MAPPING: Final = 4
 
 
@@ -34,7 +34,7 @@ class WorkQueue:
 
     def __init__(self, batch: int = PATHS_IN_BATCH, per_mapping: int = PER_MAPPING) -> None:
         self._batch, self._per_mapping = batch, per_mapping
-        self._paths: dict[Group, dict[bytes, None]] = {}  # in the order of their next turn
+        self._paths: dict[Group, dict[bytes, None]] = {}  # in the order of their next batch
         self._busy: set[Group] = set()
         self._busy_mappings: Counter[str] = Counter()
 
@@ -64,6 +64,6 @@ class WorkQueue:
         return batch
 
     def done(self, batch: PathBatch) -> None:
-        """Give the folder of a batch its next turn."""
+        """Let the folder of a batch have its next batch."""
         self._busy.remove((batch.mapping, batch.top))
         self._busy_mappings[batch.mapping] -= 1

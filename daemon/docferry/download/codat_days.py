@@ -44,7 +44,7 @@ class CodatSource:
 
 @dataclass(slots=True)
 class _DayRound:
-    """The listed files of one day, and what came of them."""
+    """The listed files of one day, and the results of their download."""
 
     day: str
     wanted: Counter[str]  # listed names of other uploaders, and of own uploads that are still doubtful

@@ -93,7 +93,7 @@ def blocks_of(content: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def _staging(root: Path) -> Iterator[Path]:
-    """Give a locked new folder in the outbox; what is left of it is removed at the end."""
+    """Give a locked new folder in the outbox; its rest is removed at the end."""
     path = root / f"{STAGING_PREFIX}{secrets.token_hex(8)}"
     path.mkdir(mode=0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

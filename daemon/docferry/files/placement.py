@@ -212,7 +212,7 @@ def _unnamed(folder: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _copy_bytes(source: int, copy: int) -> str:
-    """Copy an open file from its beginning and return the SHA-256 of what was copied."""
+    """Copy an open file from its beginning and return the SHA-256 of the copied bytes."""
     sha256, offset = hashlib.sha256(), 0
     while block := os.pread(source, BLOCK, offset):
         raise_if_cancelled()

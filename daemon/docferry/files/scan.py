@@ -35,11 +35,11 @@ WHOLE: Final = (b"",)
 
 @dataclass(slots=True)
 class Listing:
-    """The content of one folder. With a `problem` it is incomplete: what it lacks may still exist."""
+    """The content of one folder. With a `problem` it is incomplete: a missing entry may still exist."""
 
     folder: bytes  # relative to the root; b"" is the root
     files: list[FileEntry] = field(default_factory=list)
-    folders: int = 0  # subfolders, including those that are not entered
+    folders: int = 0  # subfolders, entered or not
     links: int = 0  # links to files and folders, which are not followed
     too_long: int = 0  # names whose path is longer than the kernel takes
     hidden: list[bytes] = field(default_factory=list)  # names of subfolders that begin with a dot

@@ -33,7 +33,7 @@ _MOST_NAMES: Final = 1000
 
 
 class Fate(StrEnum):
-    """What became of a file that was to be removed."""
+    """The result of the removal of a file."""
 
     DONE = "done"  # deleted, archived, or no longer there
     REPLACED = "replaced"  # it is not the version that was sent: it stays
@@ -135,7 +135,7 @@ def _aside(parent: int) -> Iterator[int]:
         finally:
             os.close(aside)
     finally:
-        with suppress(OSError):  # what is left in it is put back by the next scan
+        with suppress(OSError):  # the next scan puts its rest back
             os.rmdir(name, dir_fd=parent)
 
 
@@ -163,7 +163,7 @@ def _remove_one(parent: int, aside: int, file: SentFile, into: int | None) -> Re
 
 
 def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: int | None) -> Removal:
-    """Rename the file aside, compare it with what was sent, then finish or put back."""
+    """Rename the file aside, compare it with the sent version, then finish or put it back."""
     name = parted(file.path)[1]
     if not _is_sent(os.fstat(descriptor), file, compare_ctime=True):
         return Removal(file, Fate.REPLACED)

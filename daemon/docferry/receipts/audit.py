@@ -1,4 +1,4 @@
-"""Audit a log: rebuild its tree row by row, compare it with the queue and with every head, and name what differs."""
+"""Audit a log: rebuild its tree row by row, compare it with the queue and every head, and name differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier
 from docferry.receipts.record import DELIVERED, ReceiptKind, has, quoted
 
-#: So many findings are named; the rest is counted.
+#: The largest number of named problems; the rest is counted.
 NAMED_PROBLEMS: Final = 100
 #: Room for so many more transfers is made at a time.
 _GROWTH: Final = 65_536
@@ -51,7 +51,7 @@ class NamedHead:
 
 @dataclass(slots=True)
 class Findings:
-    """What is wrong, in sentences; those beyond `NAMED_PROBLEMS` are only counted."""
+    """The problems, in sentences; beyond `NAMED_PROBLEMS` they are only counted."""
 
     named: list[str] = field(default_factory=list)
     count: int = 0

@@ -22,7 +22,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What goes into the ZIP: `(index, body)` of each receipt, all leaf hashes, and the heads."""
+    """The content of the ZIP: `(index, body)` of each receipt, all leaf hashes, and the heads."""
 
     receipts: Sequence[tuple[int, str]]
     tree: Tree

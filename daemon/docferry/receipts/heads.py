@@ -93,7 +93,7 @@ class Signer:
 
 
 def open_signer(key_file: Path) -> Signer:
-    """Read an Ed25519 private key, PEM or OpenSSH; ConfigError says what is wrong and how to make one."""
+    """Read an Ed25519 private key, PEM or OpenSSH; ConfigError names the problem and the way to make a key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -124,7 +124,7 @@ def key_id(name: str, public_key: bytes) -> bytes:
 
 
 def parse_note(text: str) -> SignedHead:
-    """Read one note; ValueError says what is wrong with it."""
+    """Read one note. Raises ValueError with the problem."""
     body, _, rest = text.partition("\n\n")
     lines = body.rstrip("\n").split("\n")
     if len(lines) < 3 or not lines[0].startswith(ORIGIN):

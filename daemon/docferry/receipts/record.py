@@ -12,12 +12,12 @@ Value = str | int | bool
 
 
 class ReceiptKind(StrEnum):
-    """What a receipt attests."""
+    """The kind of event that a receipt attests."""
 
     SENT = "sent"  # the remote took the document
     ADOPTED = "adopted"  # the remote was asked and has it; this docferry did not see it taken
     GONE = "gone"  # it will not be sent: its file went away or changed, or `retry --missing` replaced it
-    RELEASED = "released"  # a person released what was held
+    RELEASED = "released"  # a person released a held document
     DOWNLOADED = "downloaded"
 
 

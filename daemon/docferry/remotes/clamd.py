@@ -46,7 +46,7 @@ class ClamdError(DocferryError):
 class ScanVerdict:
     """The result of a scan: clean, infected, or too large to be scanned."""
 
-    signature: str | None = None  # the name of what was found
+    signature: str | None = None  # the name of the found signature
     too_large: str | None = None  # what clamd said
 
 

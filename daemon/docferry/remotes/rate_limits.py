@@ -1,4 +1,4 @@
-"""Limit requests: so many in a minute, and so many in flight for one company."""
+"""Limit the requests in a minute, and the requests in flight for one company."""
 
 from __future__ import annotations
 

@@ -275,5 +275,5 @@ def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
 
 
 def _number(value: float | str) -> float:
-    """Times stand as text in the figures."""
+    """Return a figure as a number; times are ISO texts in the figures."""
     return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)

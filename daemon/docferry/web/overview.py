@@ -33,7 +33,7 @@ _COST_FACTOR: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A request that carries documents now."""
+    """A request with documents that is in flight."""
 
     name: str
     more: int  # further documents of its batch
@@ -55,7 +55,7 @@ class Plots:
         self._fresh_until = 0.0
 
     async def hours(self) -> tuple[list[Hour], float]:
-        """Return what arrived in the last 48 hours, and when the first of them began."""
+        """Return the arrivals of the last 48 hours by hour, and the start of the first hour."""
         async with self._lock:
             began = time.monotonic()
             if began >= self._fresh_until:

@@ -20,7 +20,7 @@ class Receiver(Protocol):
 
     @property
     def refresh(self) -> float | None:
-        """Seconds after which it forgets what it was told; None: it forgets nothing."""
+        """Seconds after which the receiver forgets a condition; None: it forgets none."""
 
     def wants(self, event: str) -> bool:
         """Return whether it gets this event."""

@@ -21,9 +21,9 @@ from docferry.settings.alerts import ReceiverSettings
 
 #: How long the program may take, seconds.
 PROGRAM_TIMEOUT_S: Final = 30.0
-#: So much of what it writes to stderr is kept for the error message, bytes.
+#: Bytes of its standard error that are kept for the error message.
 STDERR_LIMIT: Final = 2_000
-#: What the program sees of the environment: no API key, no credential, nothing of systemd's.
+#: The environment of the program: no API key, no credential, nothing of systemd's.
 _PASSED_ON: Final = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"})
 
 

@@ -29,7 +29,7 @@ from docferry.settings.keys import Key
 
 #: How long one request may take, seconds.
 HTTP_TIMEOUT_S: Final = 20.0
-#: So much of an answer is read, bytes: it is only for the error message.
+#: Bytes of an answer that are read, for the error message.
 ANSWER_LIMIT: Final = 2_000
 #: Alertmanager forgets an alert after its `resolve_timeout`, 5 minutes by default. It is told again so often, seconds.
 REFRESH_S: Final = 60.0

@@ -30,13 +30,13 @@ from docferry.model import joined
 
 ROOT_CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
 GATHER_ROOTS_S: Final = 0.02  # for roots that come together
-QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # so many ends of a watch, each so soon after arming, leave a folder to the scans
+QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # ends within this time leave a folder to the scans
 TRIES: Final = 5  # to arm folders that disappear meanwhile
 MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
 
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
 
-#: Changes that come at once, half of what the kernel's queue holds (/proc/sys/fs/inotify/max_queued_events).
+#: Changes that come at once, half of the kernel's queue (/proc/sys/fs/inotify/max_queued_events).
 FLOOD: Final = 8192
 
 
@@ -236,7 +236,7 @@ class Session:
         return noisy
 
     def _start_apart(self, places: Sequence[Place], groups: Collection[Group]) -> None:
-        """Watch some top-level folders apart from the others, so that what they do ends nobody else's watch."""
+        """Watch some top-level folders apart, so that their errors end no watch of the others."""
         apart = [(root, folder) for root, folder in places if (root, top_of(folder)) in groups]
         rest = [(root, folder) for root, folder in places if (root, top_of(folder)) not in groups]
         for group, is_apart in ((rest, False), (apart, True)):
@@ -298,7 +298,7 @@ class Session:
             self._died(purpose, places, error)
 
     def _died(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
-        """Set up a watch again at once; a top-level folder that ends it time after time is left to the scans."""
+        """Set up a watch again at once. A top-level folder that keeps ending it is left to the scans."""
         quick = self._clock.steady() - purpose.armed_at < QUICK_DEATH_S or not purpose.armed_at
         named = named_in(str(error), places)
         roots = list(dict.fromkeys(root for root, _ in places))

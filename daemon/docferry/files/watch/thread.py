@@ -33,7 +33,7 @@ class WatchThread:
 
     @property
     def patience(self) -> int:
-        """How many times longer than usual to wait for one: threads that hang on a dead share must not pile up."""
+        """The factor of the time limit for a sign of life: threads that hang on a dead share must not pile up."""
         return int(2 ** min(self._replaced, 7))
 
     def guard(self, root: WatchedRoot) -> None:

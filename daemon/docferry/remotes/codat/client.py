@@ -85,7 +85,7 @@ class Codat:
 
     @property
     def health(self) -> Health:
-        """The latest quota, and what the connection knows."""
+        """The latest quota, and the state of the connection."""
         quota, http = self._quota, self._http
         return Health(
             quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_response, requests=http.requests

@@ -17,7 +17,7 @@ from docferry.remotes.http import Sink
 MAX_LIST_BYTES: Final = 1024**3
 #: A list with more rows is refused: each one takes about 400 bytes of memory.
 MAX_ROWS: Final = 300_000
-#: Bytes that the parser gets at a time, so that the event loop gets its turn.
+#: Bytes that the parser gets at a time, so that other tasks run in between.
 _STEP: Final = 64 * 1024
 _NAMES: Final = ("fileName", "displayName", "sourceType", "uploaded")
 

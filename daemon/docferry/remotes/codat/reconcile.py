@@ -28,9 +28,9 @@ _LONGEST_ATTEMPT_S: Final = 3600.0
 #: A prefix shorter than this, in characters, is not taken for a name that was cut off.
 _SHORTEST_CUT: Final = 16
 _DAY: Final = timedelta(days=1)
-#: A lookup reads at most so many dated ZIPs; when it needs more, the ZIP of everything takes their place.
+#: The largest number of dated ZIPs in a lookup; beyond it the ZIP of everything is read.
 MAX_DATED_ZIPS: Final = 40
-#: A list that lags lacks the uploads of so many days.
+#: The days whose uploads a list that lags may lack.
 _LAGGING: Final = timedelta(days=3)
 
 

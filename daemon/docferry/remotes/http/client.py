@@ -1,4 +1,4 @@
-"""One request and its response: headers, limits, and what an error of the network means for a document."""
+"""Send one request: headers, limits, and the meaning of network errors for a document."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _RECEIVE_BYTES: Final = 64 * 1024
 _COALESCE_BYTES: Final = 256 * 1024
 #: After `Expect: 100-continue` the body is sent when the server has been silent for so long.
 _CONTINUE_TIMEOUT_S: Final = 1.0
-#: A blocked connection is looked at this often: for an early response, and for what the peer has acknowledged.
+#: Pause between two checks of a blocked connection: for an early response, and for acknowledged bytes.
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
 _SMALL_BYTES: Final = 64 * 1024
@@ -136,7 +136,7 @@ class Connection:
                 head = b""
             else:
                 self._progress()
-                await checkpoint()  # a fast line never waits; other tasks and an early response get their turn
+                await checkpoint()  # a fast peer never blocks; other tasks and an early response must be served
                 if self._has_response():
                     return False
             if not await self._push(data):
@@ -155,7 +155,7 @@ class Connection:
             except ssl.SSLWantReadError:
                 await self._wait(writable=False)
             except OSError as error:
-                # The server may have said why before it hung up: what came is still here to be read.
+                # The server may have said why before it hung up: its response is still here to be read.
                 if self._has_response():
                     return False
                 raise httpx.WriteError("the connection broke while sending") from error

@@ -10,7 +10,7 @@ from typing import Final
 from docferry.model import Source, UploadItem
 from docferry.remotes.http.request_body import ClosingBlocks
 
-#: Small blocks are gathered up to this size, so that few calls carry them.
+#: Small blocks are gathered up to this size, so that few calls send them.
 _BLOCK_BYTES: Final = 128 * 1024
 #: Not the `mimetypes` module: it differs between machines, and a retry must be the same body.
 _CONTENT_TYPES: Final = {

@@ -1,4 +1,4 @@
-"""What the HTTP client can be told."""
+"""Define the options of the HTTP client."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ MAX_PAUSE_S: Final = 86_400.0
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 _MAX_TEXT: Final = 400
-#: A compressed body is unpacked in steps of this size, so that the event loop gets its turn.
+#: A compressed body is unpacked in steps of this size, so that other tasks run in between.
 _UNPACK_BYTES: Final = 1024 * 1024
 _PACKED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 

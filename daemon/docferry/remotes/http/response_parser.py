@@ -51,7 +51,7 @@ class ResponseParser:
         self._incomplete = bytearray()  # bytes of an incomplete head
         self._searched = 0
         self._received = self._payload = 0
-        self._error: str | None = None  # what is wrong with the body
+        self._error: str | None = None  # the problem of the body
         self.interim_responses = 0  # 1xx so far
         self.head: ResponseHead | None = None  # the final head, once it is complete
         self.ended = False  # the whole message has come; `read` may still have bytes of it
@@ -63,7 +63,7 @@ class ResponseParser:
 
     @property
     def can_keep_alive(self) -> bool:
-        """Whether the connection can carry another request; all of the response must have been read."""
+        """Whether the connection can serve another request; all of the response must have been read."""
         return self.ended and self.head is not None and self.head.keep_alive and not self._message.is_followed
 
     def feed(self, data: bytes) -> None:

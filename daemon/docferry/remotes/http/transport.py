@@ -81,7 +81,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._idle.setdefault(origin, []).append(connection)
 
     def _take_idle(self, origin: Origin) -> Connection | None:
-        """Return the connection that was used last, if it is still open; close those that are past their time."""
+        """Return the latest idle connection that is still open; close the expired ones."""
         connections = self._idle.get(origin)
         now = time.monotonic()
         while connections:

@@ -91,7 +91,7 @@ class Wootiv:
 
     @property
     def health(self) -> Health:
-        """What the connections know; Wootiv has no quota."""
+        """The state of the connections; Wootiv has no quota."""
         http = self._http
         requests = http.requests + self._s3.requests
         return Health(clock_offset=http.clock_offset, last_answer=http.last_response, requests=requests)

@@ -15,7 +15,7 @@ _SIGNATURE_CODES: Final = frozenset({"SignatureDoesNotMatch", "ExpiredToken", "R
 _TIME_WORDS: Final = re.compile(r"expired|request time|not yet valid", re.IGNORECASE)
 #: The storage got other bytes than were sent, or fewer: nothing is wrong with the document.
 _BODY_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody", "RequestTimeout"})
-#: The storage refuses this document, whoever sends it. All other codes concern account, bucket, signer or quota.
+#: The codes that refuse this document. All others concern account, bucket, signer or quota.
 _DOCUMENT_CODES: Final = frozenset(
     {"EntityTooLarge", "EntityTooSmall", "KeyTooLongError", "InvalidObjectName", "XMinioInvalidObjectName"}
 )
@@ -70,7 +70,7 @@ def refusal(response: Response, now: float) -> RemoteError:
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """What the storage says of an object; None where it does not say."""
+    """The properties of an object in the storage; None where unknown."""
 
     size: int | None  # bytes
     etag: str

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from docferry.errors import RemoteError
 from docferry.remotes.http import PublicOnly, content_type
 
-#: The signed headers that a request may have; others could change what the request is or whom it speaks for.
+#: The signed headers that a request may have. Others could change its meaning or its account.
 _ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-control", "expires")
 #: A request sets these itself.
 _OWN_HEADERS: Final = frozenset({"content-length"})
