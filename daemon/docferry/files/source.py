@@ -80,11 +80,13 @@ async def open_together(sources: Iterable[FileSource]) -> None:
 class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
     """An open file whose bytes are proved while they are read: XXH3 of all, and the stamp, before the last block.
 
-    Of a large file two blocks are in memory: while one is being sent, the next is read. `blocks` may be called again.
+    Of a large file two blocks are in memory: while one is being sent, the next is read. A small one may be read ahead
+    of time with `read_small`. `blocks` may be called again.
     """
 
     def __init__(self, descriptor: int, path: bytes, stamp: Stamp, fingerprint: str) -> None:
         self.descriptor, self.path, self.stamp, self.fingerprint = descriptor, path, stamp, fingerprint
+        self.whole: bytes | None = None  # of a small file that was read
         self._readers: TaskGroup | None = None
 
     @property
@@ -93,12 +95,17 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         return self.stamp.size
 
     @property
+    def is_small(self) -> bool:
+        """Whether the file is one block."""
+        return self.size <= BLOCK
+
+    @property
     def md5(self) -> str | None:
         """None: nobody asks an open file."""
         return None
 
     async def __aenter__(self) -> Self:
-        if self.size > BLOCK:
+        if not self.is_small:
             self._readers = await anyio.create_task_group().__aenter__()
         return self
 
@@ -119,10 +126,11 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
-        if self.size <= BLOCK:
-            whole = await to_thread.run_sync(self._read_small)
-            if whole:
-                yield whole
+        if self.is_small:
+            if self.whole is None:
+                await to_thread.run_sync(self.read_small)
+            if self.whole:
+                yield self.whole
             return
         if self._readers is None:
             raise RuntimeError("a source gives out blocks only inside its `async with`")
@@ -134,27 +142,23 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
                     raise block
                 yield block
 
-    def read_whole(self) -> bytes:
-        """Return the bytes of a small file. The caller has just compared the stamp. Raises SourceChanged."""
-        whole = read_exactly(self.descriptor, self.size, 0)
-        self._prove(xxh3_128(whole).hexdigest())
-        return whole
+    def read_small(self) -> None:
+        """Read and prove a small file in the calling thread. Raises SourceError."""
+        try:
+            whole = read_exactly(self.descriptor, self.size, 0)
+            self._prove(xxh3_128(whole).hexdigest())
+            self._prove_stamp()
+        except SourceError:
+            raise
+        except Exception as error:
+            raise source_error(self.path, error) from error
+        self.whole = whole
 
     def close(self) -> None:
         """Close the file; harmless when it is closed."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-
-    def _read_small(self) -> bytes:
-        try:
-            whole = self.read_whole()
-            self._prove_stamp()
-        except SourceError:
-            raise
-        except Exception as error:
-            raise source_error(self.path, error) from error
-        return whole
 
     async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
         """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""
@@ -266,8 +270,9 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         if fingerprint is None or (self._wants_md5 and self._digests.md5 is None):
             fingerprint = self._read_through(descriptor)
         file = OpenedFile(descriptor, self._path, self._stamp, fingerprint)
-        if self._stamp.size <= BLOCK and not self.stays_open:
-            self._whole = file.read_whole()
+        if file.is_small and not self.stays_open:
+            file.read_small()
+            self._whole = file.whole
         else:
             self._file = file
 

@@ -11,7 +11,9 @@ from typing import Final, cast
 import anyio
 import anyio.abc
 import httpx
+from anyio import to_thread
 
+from docferry.files.source import OpenedFile
 from docferry.model import Source
 from docferry.remotes.http.multipart import join_parts
 from docferry.remotes.http.options import HttpOptions
@@ -25,6 +27,8 @@ from docferry.senders.progress import ProgressPage
 
 #: How often the page shows that the event loop moves, seconds.
 BEAT_S: Final = 1.0
+#: Small documents of one request up to this size are read together.
+READ_TOGETHER_BYTES: Final = 1024 * 1024
 
 
 def run(end: socket.socket, page: int) -> None:
@@ -118,12 +122,12 @@ class _Sender:
 
     async def _send(self, request: SendRequest, body: _SharedBody) -> SendResponse:
         async with AsyncExitStack() as stack:
-            for part in request.parts:
-                if not isinstance(part, bytes):
-                    stack.callback(part.close)
-            for part in request.parts:
-                if not isinstance(part, bytes):
-                    await stack.enter_async_context(part)
+            files = [part for part in request.parts if not isinstance(part, bytes)]
+            for file in files:
+                stack.callback(file.close)
+            for file in files:
+                await stack.enter_async_context(file)
+            await _read_small([file for file in files if file.is_small])
             stack.push_async_callback(body.aclose)
             asked = httpx.Request(
                 request.method, request.url, headers=request.headers, stream=body, extensions=request.extensions
@@ -137,6 +141,17 @@ class _Sender:
         if client not in self._transports:
             self._transports[client] = open_transport(self._clients[client])
         return self._transports[client]
+
+
+async def _read_small(files: Sequence[OpenedFile]) -> None:
+    """Read the small documents of a form in one call of a thread, unless together they are large."""
+    if files and sum(file.size for file in files) <= READ_TOGETHER_BYTES:
+        await to_thread.run_sync(_read_each, files)
+
+
+def _read_each(files: Sequence[OpenedFile]) -> None:
+    for file in files:
+        file.read_small()
 
 
 async def _read(stream: httpx.AsyncByteStream) -> tuple[bytes, bool]:
