@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +16,13 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.http import HttpClient, HttpOptions, Response
+from docferry.senders import pool as senders
+from docferry.senders.pool import START_BYTES, SenderPool
 
 Speak = Callable[[SocketStream], Awaitable[None]]
+THROUGH_SENDERS = "THROUGH_SENDERS" in os.environ
+if THROUGH_SENDERS:
+    senders.MIN_REQUEST_BYTES = 0  # type: ignore[misc]  # in these tests documents are small
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -64,11 +70,17 @@ async def serving(speak: Speak) -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def http_client(**more: Any) -> AsyncIterator[HttpClient]:
-    http = HttpClient("Test", SystemClock(), HttpOptions(**({"timeout": 2.0} | more)))
-    try:
-        yield http
-    finally:
-        await http.aclose()
+    """A client; with THROUGH_SENDERS in the environment, all its documents go through a sender process."""
+    pool = SenderPool(int(THROUGH_SENDERS))
+    http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 2.0} | more)))
+    async with pool.run():
+        pool.claimed([START_BYTES])
+        while THROUGH_SENDERS and not pool.is_running:  # noqa: ASYNC110 - the pool announces it in its log alone
+            await anyio.sleep(0.005)  # polling interval
+        try:
+            yield http
+        finally:
+            await http.aclose()
 
 
 async def head_of(client: SocketStream) -> bytes:

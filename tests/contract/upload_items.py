@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from xxhash import xxh3_128
+
 from docferry.errors import SourceChanged
-from docferry.model import State, Target, Transfer, UploadItem
+from docferry.files.source import OpenedFile
+from docferry.model import Stamp, State, Target, Transfer, UploadItem
 
 COMPANY = "8a210b68-6988-11ed-a1eb-0242ac120002"
 CONNECTION = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
@@ -25,10 +29,24 @@ class Bytes:
     content: bytes
     block: int = 64 * 1024
     changes: bool = False
+    is_wanted: bool = False
+    _file: OpenedFile | None = None
 
     @property
     def size(self) -> int:
         return len(self.content)
+
+    @property
+    def opened(self) -> OpenedFile | None:
+        """The bytes as a file for a sender process, unless the test is about blocks that no file has."""
+        if self.changes:
+            return None
+        if self._file is None:
+            descriptor = os.memfd_create("document")
+            os.pwrite(descriptor, self.content, 0)
+            stamp = Stamp.of(os.fstat(descriptor))
+            self._file = OpenedFile(descriptor, b"a.pdf", stamp, xxh3_128(self.content).hexdigest())
+        return self._file
 
     @property
     def md5(self) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from docferry.remotes.http.options import HttpOptions
 from docferry.senders import messages
@@ -161,7 +160,7 @@ class SenderHandle:
         """End the process at once."""
         self._process.kill()
 
-    async def reap(self) -> int:
+    async def reap(self) -> int | None:
         """Wait for the end of the process, kill it if need be, then tell its requests; return the exit code.
 
         Only a process that has ended says with its slots how far its requests got.
@@ -169,24 +168,26 @@ class SenderHandle:
         if not self.is_closing:
             self.kill()
         self.close()
-        code = await anyio.to_thread.run_sync(self._wait)
+        if not await self._has_ended_within(END_S):
+            self.kill()
+            await self._has_ended_within(END_S)  # a thread inside a dead network share ends later, but sends nothing
         for pending in self._pending.values():
             pending.done.set()
         self._channel.close()
         self._has_ended = True
         self._free_page()
-        return code
+        return self._process.returncode
 
     def _free_page(self) -> None:
         if self._has_ended and not self._slots_in_use:
             self.page.close()
 
-    def _wait(self) -> int:
-        try:
-            return self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+    async def _has_ended_within(self, seconds: float) -> bool:
+        with anyio.move_on_after(seconds):
+            while self._process.poll() is None:  # noqa: ASYNC110 - a thread to wait in may not be had
+                await anyio.sleep(0.005)  # polling interval
+            return True
+        return False
 
 
 def _spawn(channel: int, page: int) -> subprocess.Popen[bytes]:
