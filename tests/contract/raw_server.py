@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import pytest
 from anyio.abc import SocketListener, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
@@ -23,6 +24,7 @@ Speak = Callable[[SocketStream], Awaitable[None]]
 THROUGH_SENDERS = "THROUGH_SENDERS" in os.environ
 if THROUGH_SENDERS:
     senders.MIN_REQUEST_BYTES = 0  # type: ignore[misc]  # in these tests documents are small
+in_process = pytest.mark.skipif(THROUGH_SENDERS, reason="it replaces functions of this process")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 

@@ -13,7 +13,7 @@ from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from contract.conftest import Certificates
-from contract.raw_server import OK, asked, head_of, http_client, saying, serving
+from contract.raw_server import OK, asked, head_of, http_client, in_process, saying, serving
 from contract.upload_items import item
 from docferry.errors import RemoteError
 from docferry.remotes.http import Destination, PlainBody
@@ -303,6 +303,7 @@ async def test_an_unknown_host_cannot_be_reached() -> None:
     assert "nowhere.invalid" in str(failure.value)
 
 
+@in_process
 def test_a_resolver_that_hangs_keeps_no_program_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     async def stopped() -> None:
         async with http_client() as http:
@@ -315,6 +316,7 @@ def test_a_resolver_that_hangs_keeps_no_program_from_ending(monkeypatch: pytest.
         assert time.monotonic() - began < 5, "the loop waited for the resolver"
 
 
+@in_process
 async def test_a_name_that_cannot_be_looked_up_for_want_of_threads_is_not_reached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from contract.conftest import Certificates, Make
-from contract.raw_server import OK, asked, head_of, http_client, saying, serving
+from contract.raw_server import OK, asked, head_of, http_client, in_process, saying, serving
 from contract.upload_items import item
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.http import Destination, PlainBody, Sink
@@ -240,6 +240,7 @@ ERRORS = [
 ]
 
 
+@in_process
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("where", ["resolve", "parse"])
 async def test_any_exception_stays_with_its_request(
