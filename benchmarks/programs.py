@@ -98,7 +98,12 @@ def _tree(pid: int) -> Iterator[int]:
     with suppress(OSError):
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             for child in children.read_text(encoding="ascii").split():
-                yield from _tree(int(child))
+                if _program(int(child)) != _program(pid):  # between vfork and exec they share one memory
+                    yield from _tree(int(child))
+
+
+def _program(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -41,7 +41,11 @@ def sender_count(wanted: Literal["auto"] | int) -> int:
     """Return how many senders a setting stands for: "auto" leaves one core to the daemon."""
     if wanted != "auto":
         return wanted
-    return min(MOST_AUTO, len(os.sched_getaffinity(0)) - 1)
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except OSError:  # a service may not be allowed to ask
+        cores = os.cpu_count() or 1
+    return min(MOST_AUTO, cores - 1)
 
 
 class SenderPool:

@@ -14,6 +14,7 @@ import httpx
 from anyio import to_thread
 
 from docferry.files.source import OpenedFile
+from docferry.memory import share_arena
 from docferry.model import Source
 from docferry.remotes.http.multipart import join_parts
 from docferry.remotes.http.options import HttpOptions
@@ -33,6 +34,7 @@ READ_TOGETHER_BYTES: Final = 1024 * 1024
 
 def run(end: socket.socket, page: int) -> None:
     """Serve requests until the daemon closes the other end of the channel."""
+    share_arena()
     shared = ProgressPage(page)
     os.close(page)
     anyio.run(_Sender(Channel(end, takes_descriptors=True), shared).serve)
