@@ -47,6 +47,18 @@ company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"
 connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 """
 _FOLDER = "srv/customers/acme"
+#: The service of the image until its health check succeeds and the document is sent; then the check has to fail.
+_WATCHED = """
+docferry run & service=$!
+tries=0
+until HEALTHCHECK >&2 && docferry status --json | grep -q '"sent": 1'; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] && sleep 1 || exit 9
+done
+kill $service && wait $service || exit 8
+HEALTHCHECK >&2 && exit 7
+cd /data && ls docferry.db
+"""
 
 
 class Root:
@@ -300,14 +312,32 @@ def test_the_image(root: Path, tmp_path: Path) -> None:
     print(f"\nimage: {archive.stat().st_size / 1e6:.0f} MB")
     enter = (
         'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && mount -t tmpfs none "$1/tmp" '
+        '&& mount -t tmpfs -o uid=10001,gid=10001,mode=0700 none "$1/data" '
         '&& mount --rbind /dev "$1/dev" && mount --rbind /proc "$1/proc" && shift'
     )
-    chroot = f'{enter} && exec chroot --userspec=10001:10001 "$0" docferry "$@"'
+    chroot = f'{enter} && exec chroot --userspec=10001:10001 "$0" "$@"'
     command = ["unshare", "--mount", "sh", "-c", chroot, str(image), str(image)]
-    demo = subprocess.run([*command, "demo"], env=_ENVIRONMENT, capture_output=True, text=True, check=False)
+    environ = {**_ENVIRONMENT, **dict(each.split("=", 1) for each in settings["Env"])}
+
+    def run(*words: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words], env={**environ, **extra}, capture_output=True, text=True, check=False, timeout=300
+        )
+
+    demo = run("docferry", "demo")
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "each exactly once" in demo.stdout
-    environ = {**_ENVIRONMENT, **dict(each.split("=", 1) for each in settings["Env"])}
-    run = subprocess.run([*command, "run"], env=environ, capture_output=True, text=True, check=False)
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert "/etc/docferry/docferry.toml" in run.stderr
+    unconfigured = run("docferry", "run")
+    assert unconfigured.returncode == 2, unconfigured.stdout + unconfigured.stderr
+    assert "/etc/docferry/docferry.toml" in unconfigured.stderr
+
+    (image / _FOLDER).mkdir(parents=True)
+    (image / _FOLDER / "march.pdf").write_bytes(_pdf("march"))
+    with SimulatorThread(Simulator()) as thread:
+        configured = _ADMIN_CONFIGURATION.format(url=thread.url, folder=_FOLDER)
+        (image / "etc/docferry/docferry.toml").write_text(configured)
+        checked = " ".join(settings["Healthcheck"]["Test"][1:])
+        watched = run("sh", "-c", _WATCHED.replace("HEALTHCHECK", checked), CODAT_API_KEY=SimulatorOptions().codat_key)
+        assert watched.returncode == 0, watched.stdout + watched.stderr
+        assert watched.stdout.split() == ["docferry.db"]
+        assert [each.name for each in thread.simulator.stored] == ["march.pdf"]
