@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -320,3 +321,28 @@ async def test_a_path_of_4096_bytes_is_a_document(env: StoreEnv) -> None:
     assert (await env.documents.stamps("m", [path.encode()]))[path.encode()].mtime_ns == 2
     assert [row.path for row in await Reports(env.database).by_path("m", path.encode())] == [path.encode()]
     assert await env.documents.mark_gone("m", [path.encode()]) == 1
+
+
+@pytest.mark.sqlite_only
+async def test_the_cost_of_a_change_does_not_grow_with_the_documents_of_its_lane(env: StoreEnv) -> None:
+    """Else a customer with many files who touches them keeps the only writer busy, and everybody waits."""
+
+    def plans(mtime: int, content: str | None = None) -> list[Any]:
+        return [planned(f"{n}.pdf", content and f"{content} {n}", mtime=mtime) for n in range(200)]
+
+    async def seconds(step: int) -> float:
+        """Return the processor time of touching, changing and changing back 200 documents; the least of three."""
+        tries = []
+        for number in range(3):
+            began = time.process_time()
+            for content in (None, "new", None):
+                await env.documents.apply("m", plans(step + 10 * number + len(content or ""), content))
+            tries.append(time.process_time() - began)
+        return min(tries)
+
+    await env.documents.apply("m", plans(1))
+    few = await seconds(100)
+    for start in range(1_000, 17_000, 1_000):
+        await env.documents.apply("m", [planned(f"{n}.pdf") for n in range(start, start + 1_000)])
+    many = await seconds(200)
+    assert many < 5 * few, f"{few:.3f} s beside 200 documents, {many:.3f} s beside 16,200"

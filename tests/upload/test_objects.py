@@ -192,7 +192,7 @@ async def test_a_doubtful_version_never_arrives_after_a_newer_one(env: UploadEnv
     write(folder / "a.pdf", b"version 1")
     env.inject(Fault("lost_answer", "s3.put", first=1, params={"late": late}))
     async with env.app() as app:
-        await env.run_until(app, lambda: env.requests("s3.put") == 1 and not app.scheduler.is_busy)
+        await env.run_until(app, lambda: env.requests("s3.put") >= 1 and not app.scheduler.is_busy)
     write(folder / "a.pdf", b"version 2")
     await carry(env)
     await anyio.sleep(late)

@@ -114,6 +114,11 @@ class Debouncer:
             watched.due = self._clock.steady() + max(watched.settle, _SHORTEST_POSTPONEMENT_S)
             self._push(watched)
 
+    def will_look_at(self, mapping: str, path: bytes) -> bool:
+        """Whether `due` will return this file anyway: a hint about it is of no use."""
+        watched = self._files.get((mapping, path))
+        return watched is not None and watched.in_heap
+
     def forget(self, mapping: str, path: bytes) -> None:
         """Drop a file that is gone, or is no longer a document."""
         watched = self._files.get((mapping, path))

@@ -12,6 +12,7 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
+from anyio.lowlevel import checkpoint
 
 from docferry import logs
 from docferry.clock import Clock
@@ -36,6 +37,8 @@ log = logs.get("reconciler")
 COMPARED_AT_ONCE: Final = 4000
 
 
+#: Files that are offered to the debouncer without letting other tasks run.
+OFFERED_AT_ONCE: Final = 256
 #: Quiet files of one top-level folder that are planned after those of smaller ones.
 LARGE_GROUP: Final = 256
 
@@ -257,17 +260,21 @@ class Reconciler:
 
         Reading a large file takes as long as planning thousands of others. Without `large` it gets a turn of its own.
         """
-        wanted, unwanted_paths = [], []
-        for seen_file in seen_files:
+        wanted, quiet, unwanted_paths = [], [], []
+        settle, by_watching, debouncer = upload.settle, upload.poll, self.debouncer
+        for number, seen_file in enumerate(seen_files, 1):
+            if number % OFFERED_AT_ONCE == 0:
+                await checkpoint()  # thousands of files must not keep the event loop from others
             if upload.wanted(seen_file.path):
                 wanted.append(seen_file)
+                if debouncer.offer(upload.name, seen_file, settle, by_watching=by_watching):
+                    quiet.append(seen_file)
             else:
                 unwanted_paths.append(seen_file.path)
-                self.debouncer.forget(upload.name, seen_file.path)
+                debouncer.forget(upload.name, seen_file.path)
         if left_out is not None:
             left_out.documents += len(wanted)
             left_out.add_unwanted(upload, unwanted_paths)
-        quiet = [s for s in wanted if self.debouncer.offer(upload.name, s, upload.settle, by_watching=upload.poll)]
         is_any_unsettled = len(quiet) < len(wanted)
         if not large and (deferred := [s.path for s in quiet if self.planner.is_read_alone(upload, s)]):
             self._wakeups.check_large_paths(upload.name, deferred)

@@ -114,11 +114,15 @@ class ScanScheduler:
                 return
 
     def _gather(self) -> None:
-        """Move hinted paths, and files whose time has come, into the queue of paths to check."""
+        """Move hinted paths, and files whose time has come, into the queue of paths to check.
+
+        Of a file that changes all the time one look each `settle` is enough, however many hints there are.
+        """
+        debouncer = self._reconciler.debouncer
         for mapping, paths in self._wakeups.take_paths().items():
             if mapping in self._uploads and self._shares.is_readable(mapping):
-                self._queue.add(mapping, paths)
-        for mapping, path in self._reconciler.debouncer.due():
+                self._queue.add(mapping, [path for path in paths if not debouncer.will_look_at(mapping, path)])
+        for mapping, path in debouncer.due():
             if mapping in self._uploads:
                 self._queue.add(mapping, [path])
         for mapping, paths in self._wakeups.take_large_paths().items():

@@ -258,8 +258,8 @@ _REFRESH_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping
   AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name AND document.sha256 = p.sha256
-  AND (document.transfer_id IS NULL AND p.lane IS NULL OR document.transfer_id IN (
-    SELECT id FROM transfer t WHERE t.lane = p.lane
+  AND (document.transfer_id IS NULL AND p.lane IS NULL OR EXISTS (
+    SELECT 1 FROM transfer t WHERE t.id = document.transfer_id AND t.lane = p.lane
     AND (t.dedupe_key = p.dedupe_key OR p.exclusion = 'volatile' AND substr(t.dedupe_key, 1, 7) = 'object:')))
 """)
 _INDEX_PLAN = text("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
@@ -308,9 +308,9 @@ WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclus
 # A file gave its name up: documents that were held for it are planned anew by the next scan.
 _FREE_TAKEN = text("""
 UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
-  SELECT h.id FROM transfer h JOIN transfer r ON r.lane = h.lane
-    AND substr(h.dedupe_key, 7, length(r.dedupe_key) + 1) = r.dedupe_key || ':'
-  WHERE h.state = 'held' AND h.reason = 'name_taken' AND r.id = ANY(:retired))
+  SELECT h.id FROM transfer r CROSS JOIN transfer h
+  WHERE r.id = ANY(:retired) AND h.lane = r.lane AND h.state = 'held' AND h.reason = 'name_taken'
+    AND h.dedupe_key >= 'taken:' || r.dedupe_key || ':' AND h.dedupe_key < 'taken:' || r.dedupe_key || ';')
 """)
 _RETIRE_DOCUMENTS = text("""
 UPDATE document SET present = false, updated = :now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,6 +34,7 @@ QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # ends within this time leave a folder to
 TRIES: Final = 5  # to arm folders that disappear meanwhile
 MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
 
+MODIFIED: Final = 2  # watchfiles.Change.modified
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
 
 #: Changes that come at once, half of the kernel's queue (/proc/sys/fs/inotify/max_queued_events).
@@ -245,21 +246,29 @@ class Session:
                 self._start(Purpose(group, armed_roots=roots, is_apart=is_apart))
 
     def _changed(self, changes: Iterable[tuple[int, str]], noisy: Group | None) -> None:
-        hinted: dict[WatchedRoot, set[bytes]] = {}
         self._removed({path for kind, path in changes if kind == DELETED and path in self._index})
+        modified: dict[WatchedRoot, set[bytes]] = {}
+        others: dict[WatchedRoot, set[bytes]] = {}
         solved: dict[WatchedRoot, None] = {}
         for kind, path in changes:
             above, _, name = path.rpartition("/")
             for root, folder in self._index.at(above or "/"):
                 if (root, top_of(folder)) == noisy:
                     continue
-                hinted.setdefault(root, set()).add(joined(folder, name.encode()))
-                if kind == DELETED and root.unwatched.pop(joined(folder, name.encode()), None) is not None:
+                changed = joined(folder, name.encode())
+                (modified if kind == MODIFIED else others).setdefault(root, set()).add(changed)
+                if kind == DELETED and root.unwatched.pop(changed, None) is not None:
                     solved[root] = None  # a top-level folder that could not be watched has gone
         for root in solved:
             root.tell_state()
+        for root, paths in modified.items():  # none of them is a new folder: nobody has to look
+            root.tell(Hint(paths))
+        self._appeared(others)
+
+    def _appeared(self, changed: Mapping[WatchedRoot, set[bytes]]) -> None:
+        """Watch the new folders among these paths, and hint at the others."""
         new: list[Place] = []
-        for root, paths in hinted.items():
+        for root, paths in changed.items():
             folders = root.are_folders(path for path in paths if path not in root.folders)
             if paths - folders:
                 root.tell(Hint(paths - folders))
