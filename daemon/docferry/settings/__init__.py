@@ -14,7 +14,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -47,6 +46,7 @@ from docferry.settings.mappings import (
 )
 from docferry.settings.own_files import output_files
 from docferry.settings.receipts import Receipts, Verify
+from docferry.settings.section import SECTION
 
 __all__ = [
     "Codat",
@@ -161,7 +161,7 @@ Senders = Annotated[
 class Retry(BaseModel):
     """The section `[retry]`: the waits between attempts, and their end."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     initial: SomeSeconds = Field(default=0.5, description="the first wait")
     factor: float = Field(default=1.5, ge=1, le=100, allow_inf_nan=False, description="each wait is so much longer")
@@ -172,7 +172,7 @@ class Retry(BaseModel):
 
 
 class _Remote(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     timeout: SomeSeconds = Field(default=60.0, description="how long a request may make no progress")
     connect_timeout: SomeSeconds = Field(default=10.0, description="over all addresses of a name")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from docferry.settings import keys
 from docferry.settings.keys import Key
 from docferry.settings.mappings import CaFile, Octets, PlainPath, Proxy, Seconds, SomeSeconds
+from docferry.settings.section import SECTION
 
 #: Everything that docferry can report. Receivers choose among these names by patterns.
 EVENTS: Final = (
@@ -126,13 +127,11 @@ MailAddresses = Annotated[
     WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
 ]
 
-_FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
-
 
 class ReceiverSettings(BaseModel):
     """`[[alerts.to]]`: one place that alerts are sent to."""
 
-    model_config = _FROZEN
+    model_config = SECTION
 
     name: Annotated[str, AfterValidator(_receiver_name)] = Field(description="unique over receivers")
     kind: Kind = Field(description="how it is reached")
@@ -192,7 +191,7 @@ class ReceiverSettings(BaseModel):
 class AlertsSettings(BaseModel):
     """`[alerts]`: which conditions are reported, and how often."""
 
-    model_config = _FROZEN
+    model_config = SECTION
 
     after: Seconds = Field(default=300.0, description="a condition must last so long, and be gone as long to be over")
     repeat: SomeSeconds = Field(default=86_400.0, description="a reminder while a condition lasts")
@@ -216,7 +215,7 @@ class AlertsSettings(BaseModel):
 class HeartbeatSettings(BaseModel):
     """`[heartbeat]`: a service that notices when docferry falls silent."""
 
-    model_config = _FROZEN
+    model_config = SECTION
 
     url: WebAddress | None = Field(default=None, repr=False, description="the address to ping")
     url_file: PlainPath | None = Field(default=None, description="a file that holds the address alone")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from docferry.settings.mappings import Octets
+from docferry.settings.section import SECTION
 from docferry.settings.templates import fit
 
 _UNIX: Final = "unix:"
@@ -45,7 +46,7 @@ def _clamd(written: str) -> str:
 class AntivirusSettings(BaseModel):
     """`[antivirus]`: where clamd is asked, for mappings with `antivirus = true`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     clamd: Annotated[str, AfterValidator(_clamd)] | None = Field(
         default=None, description="unix:PATH or HOST:PORT; required when a mapping has antivirus = true"

@@ -6,9 +6,10 @@ import ipaddress
 import re
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from docferry.settings.mappings import PlainPath
+from docferry.settings.section import SECTION
 from docferry.settings.templates import fit
 
 _EXAMPLE: Final = 'write "127.0.0.1:{port}" or "unix:/run/docferry/{name}.sock"'
@@ -73,7 +74,7 @@ HostName = Annotated[str, AfterValidator(_host_name)]
 class Metrics(BaseModel):
     """`[metrics]`: figures for Prometheus."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     listen: Listen | None = Field(
         default=None, description="/metrics /healthz /readyz: a loopback address with a port, or unix:PATH; unset: off"
@@ -86,7 +87,7 @@ class Metrics(BaseModel):
 class Web(BaseModel):
     """`[web]`: the status page."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     listen: Listen | None = Field(default=None, description="unix:PATH, or a loopback address with a port; unset: off")
     hosts: tuple[HostName, ...] = Field(

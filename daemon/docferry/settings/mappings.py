@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, WithJsonSchema
 
 from docferry import endpoints
 from docferry.model import Target, escaped
 from docferry.settings import patterns, templates, units
+from docferry.settings.section import SECTION
 
 
 def _positive(number: float) -> float:
@@ -138,8 +139,6 @@ Companies = Annotated[
 ]
 PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
 
-_FROZEN: Final = ConfigDict(frozen=True, extra="forbid")
-
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -157,7 +156,7 @@ class Route:
 class _Entry(BaseModel):
     """An entry of the configuration. In a shared queue the name of one that a host has alone is NAME@HOST."""
 
-    model_config = _FROZEN
+    model_config = SECTION
 
     _configured_name: str | None = PrivateAttr(None)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from docferry.settings.alerts import web_address
 from docferry.settings.mappings import PlainPath, SomeSeconds
+from docferry.settings.section import SECTION
 
 #: Anchors without a place of their own; the other kinds are `file:PATH` and `tsa:URL`.
 _PLAIN: Final = ("log", "email", "webhook")
@@ -40,7 +41,7 @@ Anchors = Annotated[
 class Receipts(BaseModel):
     """`[receipts]`: the tamper-evident log of what was sent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     key_file: PlainPath | None = Field(
         default=None, description="an Ed25519 private key, PEM; heads are signed with it"
@@ -59,6 +60,6 @@ class Receipts(BaseModel):
 class Verify(BaseModel):
     """`[verify]`: whether and how often the daemon asks the remotes whether all that was sent is there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = SECTION
 
     every: SomeSeconds | None = Field(default=None, description="unset: only `docferry verify` asks")
