@@ -129,6 +129,11 @@ def _retry(parser: Parser) -> None:
         "--missing", action="store_true", help="documents that `docferry verify` proved missing: send them again"
     )
     retry.add_argument("--all", action="store_true", help="all held and waiting documents")
+    retry.add_argument(
+        "--accept-folder",
+        action="store_true",
+        help="with --mapping: the shared folder is the right one, although all known documents left it",
+    )
 
 
 def _put(parser: Parser) -> None:
