@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from docferry.receipts.export import Export, safe_cell, write_export
+from docferry.receipts.export import Export, safe_cell, write_exports
 from docferry.receipts.heads import Head, SignedHead, Signer
 from docferry.receipts.merkle import Tree, leaf_hash
 from docferry.receipts.record import LoggedReceipt, ReceiptKind
@@ -47,10 +47,9 @@ def make(path: Path, signer: Signer, count: int = 21) -> Path:
     chosen = [each for each in receipts if each[0] % 2]
     head = signer.sign(Head(ORIGIN, count, tree.root()))
     about = "company 8a210b68, all times"
-    write_export(
-        path,
-        Export(chosen, tree, head, heads, "2026-11-30T12:00:00Z", about, signer.public_key, {"heads.txt": b"copied"}),
-    )
+    anchors = {"heads.txt": b"copied"}
+    found = Export(chosen, tree, head, heads, "2026-11-30T12:00:00Z", about, signer.public_key, anchors)
+    write_exports(path, {"sftp-1": found})
     return path
 
 

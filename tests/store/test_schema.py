@@ -67,7 +67,7 @@ def made(path: Path) -> dict[tuple[str, str], object]:
 
 def test_a_fresh_postgresql_database_equals_a_migrated_one(postgresql_server: PostgresqlServer) -> None:
     fresh, grown = postgresql_server.new_database(), postgresql_server.new_database()
-    postgresql.prepare(fresh)
+    postgresql.prepare(fresh, "h1")
     migrate_server(grown, schema.HEAD)
     assert made_on_server(fresh) == made_on_server(grown)
     assert any("sha256(folder)" in text for _, _, text in made_on_server(fresh)["indexes"])
@@ -82,7 +82,7 @@ def test_a_postgresql_database_of_the_first_schema_keeps_its_rows(postgresql_ser
             " generation, created, due_since, next_attempt, updated)"
             " VALUES ('a', 'm', 'l', 'codat', 'n', 'o', 1, 'waiting', 0, 0, 0, 1, 1, 1, 1)"
         )
-    postgresql.prepare(url)
+    postgresql.prepare(url, "h1")
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT uid, dedupe_key, size FROM transfer").fetchall() == [("a", "o", 1)]
         assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(schema.HEAD,)]

@@ -63,7 +63,7 @@ def _reload(config: Path | None, running: Settings) -> Settings | None:
         return None
     if fresh.database_url is not None:
         try:
-            prepare_server(fresh.database_url.get_secret_value())
+            prepare_server(fresh.database_url.get_secret_value(), fresh.host_name)
         except StateError as error:
             log.error("reload_refused", f"{error}; docferry goes on with the old configuration")
             return None

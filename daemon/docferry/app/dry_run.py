@@ -61,7 +61,7 @@ async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[D
         database = None
         location = database_location(settings)
         if isinstance(location, str) or location.exists():
-            database = await stack.enter_async_context(open_database(location))
+            database = await stack.enter_async_context(open_database(location, host=settings.host_name))
         return [row for upload in uploads.values() for row in await _DryRun(upload, database).rows()]
 
 

@@ -143,7 +143,8 @@ class ReceiptKeeper:
             self._note_problem(anchor.name, f"the newest head cannot be compared: {error}")
             return None
         state = await self.log.state()
-        ours = [each.head for each in heads if each.head.origin == state.origin]
+        origins = {state.origin, *(each.origin for each in await self.log.logs())}
+        ours = [each.head for each in heads if each.head.origin in origins]
         host = state.origin.rpartition("/")[0] + "/"
         others = [each.head for each in heads if each.head.origin.startswith(host)]
         where = escaped(str(anchor.path))

@@ -22,7 +22,7 @@ from docferry.clock import SystemClock, iso
 from docferry.errors import ConfigError, StateError
 from docferry.model import escaped
 from docferry.receipts.audit import NamedHead
-from docferry.receipts.export import Export, write_export
+from docferry.receipts.export import Export, write_exports
 from docferry.receipts.heads import Signer, open_signer, read_notes
 from docferry.receipts.merkle import Tree
 from docferry.receipts.record import FIELDS, has
@@ -91,7 +91,8 @@ def _tell_report(report: AuditReport, *, as_json: bool) -> None:
         screen.show(line(Cell("wrong", BAD), problem))
     if report.problem_count > len(report.problems):
         screen.show(line(f"and {report.problem_count - len(report.problems):,} more"))
-    seen = f"{count(report.receipts, 'receipt')} of {report.origin}, compared with {count(report.heads, 'head')}"
+    whose = report.origin if len(report.logs) < 2 else f"{len(report.logs)} hosts"
+    seen = f"{count(report.receipts, 'receipt')} of {whose}, compared with {count(report.heads, 'head')}"
     if report.erased:
         seen += f"; the texts of {report.erased:,} are erased"
     if report.other_keys:
@@ -118,12 +119,12 @@ async def _find(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
 
 
 async def _of(log: ReceiptLog, document: str) -> list[StoredReceipt]:
-    """Return the receipts of a document by its number, or one by `rN`; ConfigError when there is none."""
-    number = document.removeprefix("r")
-    if not (number.isascii() and number.isdecimal()) or int(number) >= 2**63:
+    """Return the receipts of a document by its number, or one by `rN` or `rN@HOST`; ConfigError without any."""
+    number, _, host = document.removeprefix("r").partition("@")
+    if not (number.isascii() and number.isdecimal()) or int(number) >= 2**63 or (host and document[:1] != "r"):
         raise ConfigError([f'"{escaped(document)}" is no number of a document; `docferry list` shows them'])
     if document.startswith("r"):
-        found = [each for each in [await log.at_index(int(number))] if each is not None]
+        found = [each for each in [await log.at_index(int(number), host or None)] if each is not None]
     else:
         found = await log.of_document(int(number))
     if not found:
@@ -174,9 +175,9 @@ def _cell(value: object) -> Cell:
 
 
 async def _prove(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
-    receipts = await _of(log, asked.document)
-    head, tree = await _head_and_tree(log, _signer(settings))
-    for receipt in receipts:
+    signer = _signer(settings)
+    for receipt in await _of(log, asked.document):
+        head, tree = await _head_and_tree(log, signer, receipt.log)
         told = {
             "receipt": receipt.body,
             "leaf_hash": _text(receipt.leaf),
@@ -193,24 +194,28 @@ async def _prove(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
 async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
     signer = _signer(settings)
     receipts = await log.select(_OfPeriod(asked.company, asked.since, asked.until))
-    head, tree = await _head_and_tree(log, signer)
-    heads = await log.heads()
-    export = Export(
-        receipts=[(each.index, each.body) for each in receipts if each.body is not None],
-        tree=tree,
-        head=head.signed,
-        heads=[each.signed for each in heads],
-        exported=iso(SystemClock().now()) or "",
-        about=", ".join(f"{name} {value}" for name, value in _asked_for(asked)),
-        public_key=signer.public_key if signer is not None else None,
-        anchors=_anchors(settings, heads),
-    )
+    exports, size = {}, 0
+    for state in await log.logs():
+        head, tree = await _head_and_tree(log, signer, state.number)
+        heads = await log.heads(state.number)
+        size += tree.size
+        host = [("host", state.host)] if state.host else []
+        exports[state.host or f"log-{state.number}"] = Export(
+            receipts=[(each.index, each.body) for each in receipts if each.body and each.log == state.number],
+            tree=tree,
+            head=head.signed,
+            heads=[each.signed for each in heads],
+            exported=iso(SystemClock().now()) or "",
+            about=", ".join(f"{name} {value}" for name, value in [*host, *_asked_for(asked)]),
+            public_key=signer.public_key if signer is not None else None,
+            anchors=_anchors(settings, heads),
+        )
     try:
-        await anyio.to_thread.run_sync(write_export, asked.output, export)
+        await anyio.to_thread.run_sync(write_exports, asked.output, exports)
     except OSError as error:
         raise ConfigError([f"{escaped(str(asked.output))} cannot be written: {error.strerror}"]) from error
     if asked.json:
-        Screen().write(json.dumps({"receipts": len(receipts), "size": tree.size, "file": str(asked.output)}) + "\n")
+        Screen().write(json.dumps({"receipts": len(receipts), "size": size, "file": str(asked.output)}) + "\n")
     else:
         Screen().show(line(f"{count(len(receipts), 'receipt')} in {asked.output}; verify: unzip, python3 -I verify.py"))
     return 0
@@ -265,10 +270,10 @@ def _anchors(settings: Settings, heads: Sequence[StoredHead]) -> dict[str, bytes
     return found
 
 
-async def _head_and_tree(log: ReceiptLog, signer: Signer | None) -> tuple[StoredHead, Tree]:
-    head = await log.take_head(signer)
+async def _head_and_tree(log: ReceiptLog, signer: Signer | None, number: int) -> tuple[StoredHead, Tree]:
+    head = await log.take_head(signer, number)
     size = head.signed.head.size
-    tree = Tree(await log.leaves(size))
+    tree = Tree(await log.leaves(size, number))
     if tree.size != size or tree.root() != head.signed.head.root:
         raise StateError("the log of receipts is damaged: run `docferry receipts verify`")
     return head, tree

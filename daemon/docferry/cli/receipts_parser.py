@@ -33,11 +33,11 @@ def add_receipts(parser: Parser) -> None:
         help="a file of heads kept elsewhere, in addition to [receipts] anchor; may be repeated",
     )
     show = what.add_parser("show", help="the receipts of a document")
-    show.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
+    show.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN or rN@HOST for receipt N")
     find = what.add_parser("find", help="the receipts of these bytes")
     find.add_argument("digest", metavar="SHA256|FILE", help="64 hexadecimal digits, or a file with the bytes")
     prove = what.add_parser("prove", help="proof that a document's receipts are in the log, as JSON")
-    prove.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN for receipt N")
+    prove.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN or rN@HOST for receipt N")
     export = what.add_parser("export", help="a ZIP that an auditor can verify without docferry")
     export.add_argument("--company", metavar="ID", help="only receipts of this company")
     export.add_argument("--since", metavar="TIME", type=since, help="only receipts from this date or time on (UTC)")

@@ -63,10 +63,30 @@ class Findings:
             self.named.append(sentence)
 
 
-class Audit:
-    """One pass over the receipts, in the order of their index."""
+class Deliveries:
+    """What the receipts of all logs say about the transfers of the queue."""
 
-    def __init__(self, origin: str, heads: Iterable[NamedHead], public_key: bytes | None = None) -> None:
+    def __init__(self) -> None:
+        self.delivered = bytearray()  # by transfer: 1 when it has a receipt as sent
+        self.undone: dict[int, int] = {}  # transfers that are gone and have a receipt as sent -> its index
+        self.gone: set[int] = set()  # transfers with a receipt as gone in a log that was read before
+
+    def finish(self, findings: Findings) -> None:
+        """Add the transfers that are gone although the newest receipt says that they were sent."""
+        for transfer_id, index in self.undone.items():
+            findings.add(f"receipt {index} says that transfer {transfer_id} was sent; the queue says it is gone")
+
+
+class Audit:
+    """One pass over the receipts of one log, in the order of their index."""
+
+    def __init__(
+        self,
+        origin: str,
+        heads: Iterable[NamedHead],
+        public_key: bytes | None = None,
+        deliveries: Deliveries | None = None,
+    ) -> None:
         self.findings = Findings()
         self.next_index = 0
         self.erased = 0
@@ -77,8 +97,8 @@ class Audit:
         self._suspect: int | None = None  # the newest index at which something was found
         self._is_broken = False  # no root can be right any more
         self._moved: dict[int, int] = {}  # index of a row -> index that its text states
-        self._delivered = bytearray()  # by transfer: 1 when it has a receipt as sent
-        self._undone: dict[int, int] = {}  # transfers that are gone and have a receipt as sent -> its index
+        self._deliveries = deliveries or Deliveries()
+        self._gone: set[int] = set()  # transfers with a receipt as gone in this log
         self._heads = sorted(
             (each for each in heads if self._is_ours(each, public_key)), key=lambda each: each.size, reverse=True
         )
@@ -120,10 +140,10 @@ class Audit:
                 f"{head.where} counts {head.size:,} receipts and the log has {self.next_index:,}: "
                 "its end was cut off, or the database is an older copy"
             )
-        for transfer_id, index in self._undone.items():
-            self.findings.add(f"receipt {index} says that transfer {transfer_id} was sent; the queue says it is gone")
+        self._deliveries.gone |= self._gone
         for transfer_id in sent:
-            if transfer_id >= len(self._delivered) or not self._delivered[transfer_id]:
+            delivered = self._deliveries.delivered
+            if transfer_id >= len(delivered) or not delivered[transfer_id]:
                 self.findings.add(f"transfer {transfer_id} was sent and has no receipt: it was removed")
         return self.findings
 
@@ -193,20 +213,23 @@ class Audit:
         if row.kind in DELIVERED:
             self._check_delivered(row, transfer_id)
         elif row.kind == ReceiptKind.GONE:
-            self._undone.pop(transfer_id, None)
+            self._gone.add(transfer_id)
+            self._deliveries.undone.pop(transfer_id, None)
         if row.body is not None and not _agrees(row, row.body):
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} and transfer {transfer_id} of the queue differ: one was changed")
 
     def _check_delivered(self, row: AuditedReceipt, transfer_id: int) -> None:
-        if transfer_id >= len(self._delivered):
-            self._delivered.extend(bytes(transfer_id - len(self._delivered) + _GROWTH))
-        if self._delivered[transfer_id]:
+        delivered = self._deliveries.delivered
+        if transfer_id >= len(delivered):
+            delivered.extend(bytes(transfer_id - len(delivered) + _GROWTH))
+        if delivered[transfer_id]:
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} is a second one for transfer {transfer_id}: it was inserted again")
-        self._delivered[transfer_id] = 1
+        delivered[transfer_id] = 1
         if row.state == "gone":
-            self._undone[transfer_id] = row.idx
+            if transfer_id not in self._deliveries.gone:
+                self._deliveries.undone[transfer_id] = row.idx
         elif row.state != "sent":
             self.findings.add(f"receipt {row.idx} says that transfer {transfer_id} was sent; it is {row.state}")
 

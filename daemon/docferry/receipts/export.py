@@ -34,13 +34,19 @@ class Export:
     anchors: Mapping[str, bytes] = field(default_factory=dict)  # copies of external heads and time stamps, by file name
 
 
-def write_export(path: Path, export: Export) -> None:
-    """Write the ZIP to `path`; the file appears whole or not at all. OSError when it cannot be written."""
+def write_exports(path: Path, exports: Mapping[str, Export]) -> None:
+    """Write the ZIP to `path`; the file appears whole or not at all. OSError when it cannot be written.
+
+    Of several logs, each one gets a folder with its name in `exports`.
+    """
     partial = path.with_name(f".{path.name}.part")
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in _members(export):
-                archive.writestr(name, data)
+            for folder, export in exports.items():
+                for name, data in _members(export):
+                    archive.writestr(name if len(exports) == 1 else f"{folder}/{name}", data)
+            if len(exports) > 1:
+                archive.writestr("verify.py", _verifier())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -67,7 +73,11 @@ def _members(export: Export) -> Iterator[tuple[str, str | bytes]]:
         yield "public_key.txt", b64encode(export.public_key)
     for name, data in export.anchors.items():
         yield f"anchors/{name}", data
-    yield "verify.py", Path(__file__).with_name("verify_export.py").read_bytes()
+    yield "verify.py", _verifier()
+
+
+def _verifier() -> bytes:
+    return Path(__file__).with_name("verify_export.py").read_bytes()
 
 
 def _proof_line(name: str, value: int, proof: Sequence[bytes]) -> str:

@@ -179,8 +179,13 @@ def is_signed(head: Head, public_key: bytes) -> bool:
 # -- the export --------------------------------------------------------------------------------------------------------
 
 
-def verify(read: Read, public_key: bytes, anchors: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Yield one sentence for each thing that is wrong; `read(name)` returns a file's bytes, b"" when there is none."""
+def verify(
+    read: Read, public_key: bytes, anchors: Sequence[tuple[str, str]], others: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield one sentence for each thing that is wrong; `read(name)` returns a file's bytes, b"" when there is none.
+
+    `others` are the names of further logs, whose heads in `anchors` are not compared.
+    """
     heads = read_heads(read("head.txt").decode())
     if not heads:
         yield "head.txt has no head"
@@ -192,7 +197,7 @@ def verify(read: Read, public_key: bytes, anchors: Sequence[tuple[str, str]]) ->
     yield from verify_csv(read)
     yield from verify_heads(read, head, public_key)
     for name, text in anchors:
-        yield from verify_anchor(name, text, read, head)
+        yield from verify_anchor(name, text, read, head, others)
 
 
 def verify_receipts(read: Read, head: Head) -> Iterator[str]:
@@ -239,13 +244,15 @@ def verify_heads(read: Read, head: Head, public_key: bytes) -> Iterator[str]:
             yield f"heads.txt: the head of {old[1]} receipts has no signature of that key"
 
 
-def verify_anchor(name: str, text: str, read: Read, head: Head) -> Iterator[str]:
+def verify_anchor(name: str, text: str, read: Read, head: Head, others: Sequence[str] = ()) -> Iterator[str]:
     """Yield the problems of a file of heads that was kept elsewhere."""
     known = {(each[0], each[1]): each[2] for each in [*read_heads(read("heads.txt").decode()), head]}
     found = read_heads(text)
     if not found:
         yield f"{name} has no head"
     for origin, size, root, _, _ in found:
+        if origin in others:
+            continue
         if origin != head[0]:
             yield f"{name}: the head of {size} receipts is of another log, {origin}"
         elif (origin, size) not in known:
@@ -254,14 +261,24 @@ def verify_anchor(name: str, text: str, read: Read, head: Head) -> Iterator[str]
             yield f"{name}: the head of {size} receipts has another root; history was rewritten"
 
 
-def open_export(path: str | None) -> Read:
-    """Return a function from a name to a file's bytes."""
+def open_exports(path: str | None) -> list[Read]:
+    """Return functions from a name to a file's bytes, one for each log; several logs have a folder each."""
     if path is None:
-        folder = Path(__file__).resolve().parent
-        return lambda name: (folder / name).read_bytes() if (folder / name).exists() else b""
+        top = Path(__file__).resolve().parent
+        folders = [top] if (top / "head.txt").exists() else sorted(found.parent for found in top.glob("*/head.txt"))
+        return [_reader_of_folder(folder) for folder in folders or [top]]
     archive = zipfile.ZipFile(path)
+    heads = sorted(name for name in archive.namelist() if name == "head.txt" or name.endswith("/head.txt"))
+    return [_reader_of_zip(archive, name[: -len("head.txt")]) for name in heads or ["head.txt"]]
+
+
+def _reader_of_folder(folder: Path) -> Read:
+    return lambda name: (folder / name).read_bytes() if (folder / name).exists() else b""
+
+
+def _reader_of_zip(archive: zipfile.ZipFile, folder: str) -> Read:
     names = set(archive.namelist())
-    return lambda name: archive.read(name) if name in names else b""
+    return lambda name: archive.read(folder + name) if folder + name in names else b""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -272,14 +289,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("export", nargs="?", help="the ZIP; default: the files beside this script")
     asked = parser.parse_args(argv)
     try:
-        read = open_export(asked.export)
-        key = base64.b64decode(asked.key or read("public_key.txt"))
+        logs = open_exports(asked.export)
         anchors = [(name, Path(name).read_text(encoding="utf-8")) for name in asked.anchor]
-        problems = list(verify(read, key, anchors))
-        receipts, heads = read("receipts.jsonl").count(b"\n"), read_heads(read("head.txt").decode())
+        origins = [head[0] for read in logs for head in read_heads(read("head.txt").decode())[-1:]]
+        return max([verify_log(read, asked.key, anchors, origins) for read in logs])
     except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
         print(f"the export cannot be read: {error}", file=sys.stderr)
         return 2
+
+
+def verify_log(read: Read, key_text: str | None, anchors: Sequence[tuple[str, str]], origins: Sequence[str]) -> int:
+    """Verify one log, print its problems, and return the exit code. `origins` are the names of all logs."""
+    key = base64.b64decode(key_text or read("public_key.txt"))
+    receipts, heads = read("receipts.jsonl").count(b"\n"), read_heads(read("head.txt").decode())
+    others = [origin for origin in origins if not heads or origin != heads[-1][0]]
+    problems = list(verify(read, key, anchors, others))
     for problem in problems:
         print(problem)
     if problems:

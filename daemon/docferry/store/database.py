@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -352,7 +353,8 @@ async def open_database(
 
     The writer waits `patience_s` seconds for a full disk or a lock: a daemon for ever, an interactive command briefly.
     """
-    database = Database(await anyio.to_thread.run_sync(_prepare, location), patience_s, host)
+    host = host or platform.node()
+    database = Database(await anyio.to_thread.run_sync(_prepare, location, host), patience_s, host)
     try:
         async with anyio.create_task_group() as group:
             await group.start(database.serve, name="database writer")
@@ -365,16 +367,19 @@ async def open_database(
             await database.dispose()
 
 
-def _prepare(location: Path | str) -> Backend:
+def _prepare(location: Path | str, host: str) -> Backend:
     if isinstance(location, Path):
         schema.prepare(location)
         return SqliteFile(location)
-    return prepare_server(location)
+    return prepare_server(location, host)
 
 
-def prepare_server(url: str) -> PostgresServer:
-    """Return a PostgreSQL server after creating or upgrading its schema. Raises StateError if it cannot be used."""
-    server: PostgresServer = _driver().prepare(url)
+def prepare_server(url: str, host: str) -> PostgresServer:
+    """Return a PostgreSQL server after creating or upgrading its schema for a host.
+
+    Raises StateError if it cannot be used.
+    """
+    server: PostgresServer = _driver().prepare(url, host)
     return server
 
 

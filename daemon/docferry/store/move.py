@@ -32,7 +32,7 @@ def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
     Mappings become NAME@HOST, apart from those in `shared`. Raises StateError if the database is not empty or a row is
     missing afterwards; the file then stays as it was. Completes a move that was interrupted.
     """
-    server = postgresql.prepare(url)
+    server = postgresql.prepare(url, host)
     if schema.moving(path).exists() and not path.exists():
         total = _complete(path, server)
         if total is not None:
@@ -154,6 +154,8 @@ def _renamed(table: str, row: dict[str, Any], host: str, shared: Collection[str]
     """Return a row with the mapping's name in the shared queue."""
     if row.get("mapping") is not None and row["mapping"] not in shared:
         row["mapping"] = f"{row['mapping']}@{host}"
+    if table == "receipt_log":
+        row["host"] = host  # it goes on as the log of this host
     if table == "cursor":
         kind, separator, rest = row["key"].partition("/")
         name, slash, more = rest.partition("/")

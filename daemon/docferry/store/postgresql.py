@@ -70,14 +70,17 @@ _DEFAULTS = {
 }
 
 
-def prepare(url: str) -> PostgresServer:
-    """Return the server at `url` after creating or upgrading its schema. Raises StateError if that is impossible."""
+def prepare(url: str, host: str) -> PostgresServer:
+    """Return the server at `url` after creating or upgrading its schema for `host`.
+
+    Raises StateError if that is impossible.
+    """
     server = PostgresServer(url)
     try:
         with server.engine.connect() as connection:
             for statement in _BEGIN_WRITE:  # of processes that start together, one does it
                 connection.exec_driver_sql(statement)
-            schema.prepare_connection(connection, server.name)
+            schema.prepare_connection(connection, server.name, host)
             connection.exec_driver_sql("COMMIT")
             server.choose_identity(connection)
     except DBAPIError as error:

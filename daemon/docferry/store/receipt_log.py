@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import TextClause, text
 
 from docferry.clock import Clock, iso
 from docferry.errors import StateError
-from docferry.receipts.audit import Audit, AuditedReceipt, NamedHead
+from docferry.receipts.audit import Audit, AuditedReceipt, Deliveries, Findings, NamedHead
 from docferry.receipts.heads import Head, SignedHead, Signer, parse_note
+from docferry.receipts.merkle import Frontier
 from docferry.store.connection import NO_PARAMETERS, Transaction
 from docferry.store.database import Database
-from docferry.store.receipts import read_frontier
+from docferry.store.receipts import LOG_CAPACITY, read_edge
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class StoredReceipt:
     kind: str
     body: str | None
     leaf: bytes
+    log: int = 0  # number of its log
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,12 @@ class StoredHead:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """The log's name and size, and how many transfers and downloads from before it may still lack a receipt."""
+    """One log: its number, name, host and size."""
 
+    number: int
     origin: str
+    host: str | None  # None: SQLite, or a log from before hosts had their own
     size: int
-    old: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,26 @@ class AuditReport:
     other_keys: int  # heads that another key signed
     problems: Sequence[str]  # the first ones
     problem_count: int
+    logs: Sequence[str] = ()  # names of all logs
+
+    def with_log(self, log: _Log, audit: Audit, findings: Findings, heads: int, *, is_one_of_many: bool) -> AuditReport:
+        """Return the report with one more log. Of several logs, a problem names the host."""
+        host = f"{log.host or log.origin}: " if is_one_of_many else ""
+        return AuditReport(
+            origin=self.origin,
+            receipts=self.receipts + audit.next_index,
+            erased=self.erased + audit.erased,
+            heads=self.heads + heads,
+            other_keys=self.other_keys + audit.other_keys,
+            problems=(*self.problems, *(host + problem for problem in findings.named)),
+            problem_count=self.problem_count + findings.count,
+            logs=(*self.logs, log.origin),
+        )
+
+    def with_strays(self, numbers: Sequence[int]) -> AuditReport:
+        """Return the report with the logs that have receipts and no row."""
+        lost = [f"log {number} has receipts, and its row in receipt_log was removed" for number in numbers]
+        return replace(self, problems=(*self.problems, *lost), problem_count=self.problem_count + len(lost))
 
 
 class ReceiptFilter(Protocol):
@@ -75,14 +98,21 @@ class ReceiptLog:
         self._clock = clock
 
     async def state(self) -> LogState:
-        """Return name, size and what is still to be reconstructed; StateError when the log's row is gone."""
+        """Return the log of this host; StateError when its row is gone."""
+        return await self._database.read(lambda transaction: self._own(transaction).state)
 
-        def work(transaction: Transaction) -> LogState:
-            log = _log(transaction)
-            old = max(log.transfers_old - log.transfers_done, 0) + max(log.downloads_old - log.downloads_done, 0)
-            return LogState(log.origin, log.size, old)
+    async def logs(self) -> list[LogState]:
+        """Return the logs that have receipts, and that of this host."""
+
+        def work(transaction: Transaction) -> list[LogState]:
+            own = self._own(transaction).number
+            return [log.state for log in _logs(transaction) if log.size or log.number == own]
 
         return await self._database.read(work)
+
+    def _own(self, transaction: Transaction) -> _Log:
+        number = read_edge(transaction, self._database.receipts.host).number
+        return next(log for log in _logs(transaction) if log.number == number)
 
     # -- receipts ------------------------------------------------------------------------------------------------------
 
@@ -90,50 +120,63 @@ class ReceiptLog:
         """Return the receipts of a document's transfer, the oldest first."""
         return await self._database.read(lambda transaction: _receipts(transaction, _OF_DOCUMENT, {"id": document_id}))
 
-    async def at_index(self, index: int) -> StoredReceipt | None:
-        """Return the receipt at an index."""
-        found = await self._database.read(lambda transaction: _receipts(transaction, _AT_INDEX, {"idx": index}))
-        return found[0] if found else None
+    async def at_index(self, index: int, host: str | None = None) -> StoredReceipt | None:
+        """Return the receipt at an index of a host's log, by default of this host's."""
+
+        def work(transaction: Transaction) -> list[StoredReceipt]:
+            own = self._own(transaction).number
+            found = [
+                log.number for log in _logs(transaction) if (log.number == own if host is None else log.host == host)
+            ]
+            if not found or index >= LOG_CAPACITY:
+                return []
+            return _receipts(transaction, _AT_INDEX, {"idx": found[0] * LOG_CAPACITY + index})
+
+        receipts = await self._database.read(work)
+        return receipts[0] if receipts else None
 
     async def select(self, receipts: ReceiptFilter) -> list[StoredReceipt]:
         """Return the receipts with a body that the filter wants; reads all that are not erased."""
 
         def work(transaction: Transaction) -> list[StoredReceipt]:
             rows = transaction.fetch_pieces(_ALL)
-            found = (StoredReceipt(*row) for chunk in rows for row in chunk)
+            found = (_stored(row) for chunk in rows for row in chunk)
             return [each for each in found if each.body is not None and receipts.wants(each.body)]
 
         return await self._database.read(work)
 
-    async def leaves(self, size: int) -> list[bytes]:
-        """Return the first `size` leaf hashes, in order."""
+    async def leaves(self, size: int, log: int = 0) -> list[bytes]:
+        """Return the first `size` leaf hashes of a log, in order."""
+        parameters = {"first": log * LOG_CAPACITY, "end": log * LOG_CAPACITY + size}
 
         def work(transaction: Transaction) -> list[bytes]:
-            return [row[0] for chunk in transaction.fetch_pieces(_LEAVES, {"size": size}) for row in chunk]
+            return [row[0] for chunk in transaction.fetch_pieces(_LEAVES, parameters) for row in chunk]
 
         return await self._database.read(work)
 
     # -- heads ---------------------------------------------------------------------------------------------------------
 
-    async def take_head(self, signer: Signer | None = None) -> StoredHead:
-        """Store and return the head of the log as it is now; the newest stored one when nothing was added since."""
+    async def take_head(self, signer: Signer | None = None, log: int | None = None) -> StoredHead:
+        """Store and return the head of a log, by default of this host's; the stored one when nothing was added."""
         now = self._clock.now()
 
         def work(transaction: Transaction) -> StoredHead:
-            origin, tree = _log(transaction).origin, read_frontier(transaction)
-            head = Head(origin, tree.size, tree.root())
-            newest = _heads(transaction, _NEWEST_HEAD)
+            own = self._own(transaction)
+            found = own if log is None else next(each for each in _logs(transaction) if each.number == log)
+            tree = Frontier(found.size, found.frontier)
+            head = Head(found.origin, tree.size, tree.root())
+            newest = _heads(transaction, _NEWEST_HEAD, {"log": found.number})
             if newest and newest[0].signed.head == head and bool(newest[0].signed.signatures) == (signer is not None):
                 return newest[0]
             note = (signer.sign(head) if signer is not None else SignedHead(head)).note()
-            transaction.execute(_ADD_HEAD, {"time": now, "size": tree.size, "note": note})
-            return _heads(transaction, _NEWEST_HEAD)[0]
+            transaction.execute(_ADD_HEAD, {"time": now, "size": tree.size, "note": note, "log": found.number})
+            return _heads(transaction, _NEWEST_HEAD, {"log": found.number})[0]
 
         return await self._database.write(work)
 
-    async def heads(self) -> list[StoredHead]:
-        """Return every stored head, the oldest first."""
-        return await self._database.read(lambda transaction: _heads(transaction, _HEADS))
+    async def heads(self, log: int = 0) -> list[StoredHead]:
+        """Return every stored head of a log, the oldest first."""
+        return await self._database.read(lambda transaction: _heads(transaction, _HEADS, {"log": log}))
 
     async def knows(self, head: Head) -> bool:
         """Whether this head was stored here: else the database is older than the head, or another one."""
@@ -159,45 +202,82 @@ class ReceiptLog:
         """Rebuild the tree from all receipts and compare it with the queue, the stored heads and the anchored ones."""
 
         def work(transaction: Transaction) -> AuditReport:
-            log = _log(transaction)
-            stored = [NamedHead(f"the head of {iso(each.time)}", each.signed) for each in _heads(transaction, _HEADS)]
-            audit = Audit(log.origin, [*stored, *anchored], public_key)
-            for chunk in transaction.fetch_pieces(_AUDITED):
-                audit.add(map(AuditedReceipt._make, chunk))
-            waiting = {"done": log.transfers_done, "old": log.transfers_old}
-            sent = (row[0] for chunk in transaction.fetch_pieces(_SENT, waiting) for row in chunk)
-            findings = audit.finish(log.size, log.frontier, sent)
-            heads = len(stored) + len(anchored)
-            return AuditReport(
-                origin=log.origin,
-                receipts=audit.next_index,
-                erased=audit.erased,
-                heads=heads,
-                other_keys=audit.other_keys,
-                problems=tuple(findings.named),
-                problem_count=findings.count,
-            )
+            own, logs = self._own(transaction), _logs(transaction)
+            old = max(logs, key=lambda log: log.transfers_old)
+            waiting = {"done": old.transfers_done, "old": old.transfers_old}
+            deliveries = Deliveries()
+            origins = {log.origin for log in logs}
+            report = AuditReport(own.origin, 0, 0, 0, 0, (), 0)
+            for log in logs:
+                stored = [
+                    NamedHead(f"the head of {iso(h.time)}", h.signed) for h in _heads(transaction, _HEADS, log.key)
+                ]
+                heads = [*stored, *(h for h in anchored if _is_of(h, log, own, origins))]
+                audit = Audit(log.origin, heads, public_key, deliveries)
+                for chunk in transaction.fetch_pieces(_AUDITED, log.span):
+                    audit.add(map(AuditedReceipt._make, chunk))
+                sent = transaction.fetch_pieces(_SENT, waiting) if log is logs[-1] else ()
+                findings = audit.finish(log.size, log.frontier, (row[0] for chunk in sent for row in chunk))
+                if log is logs[-1]:
+                    deliveries.finish(findings)
+                report = report.with_log(log, audit, findings, len(heads), is_one_of_many=len(logs) > 1)
+            return report.with_strays(_strays(transaction, {log.number for log in logs}))
 
         return await self._database.read(work)
 
 
 class _Log(NamedTuple):
+    number: int
     origin: str
+    host: str | None
     size: int
     frontier: bytes
     transfers_done: int
     transfers_old: int
-    downloads_done: int
-    downloads_old: int
+
+    @property
+    def state(self) -> LogState:
+        return LogState(self.number, self.origin, self.host, self.size)
+
+    @property
+    def key(self) -> Mapping[str, int]:
+        return {"log": self.number}
+
+    @property
+    def span(self) -> Mapping[str, int]:
+        """The range of `receipt.idx`."""
+        return {"first": self.number * LOG_CAPACITY, "end": (self.number + 1) * LOG_CAPACITY}
 
 
-def _log(transaction: Transaction) -> _Log:
-    read_frontier(transaction)  # StateError when the row is gone
-    return _Log._make(transaction.fetch_all(_LOG)[0])
+def _logs(transaction: Transaction) -> list[_Log]:
+    return [_Log._make(row) for row in transaction.fetch_all(_LOGS)]
+
+
+def _is_of(head: NamedHead, log: _Log, own: _Log, origins: Collection[str]) -> bool:
+    """Whether a head is compared with a log; one of an unknown log is told with the log of this host."""
+    origin = head.signed.head.origin
+    return origin == log.origin or (log.number == own.number and origin not in origins)
+
+
+def _strays(transaction: Transaction, numbers: Collection[int]) -> list[int]:
+    """Return the numbers of logs that have receipts and no row."""
+    found: list[int] = []
+    at: int | None = 0
+    while (at := transaction.fetch_one(_NEXT, {"idx": at})[0]) is not None:
+        number = at // LOG_CAPACITY
+        if number not in numbers:
+            found.append(number)
+        at = (number + 1) * LOG_CAPACITY
+    return found
+
+
+def _stored(row: Sequence[Any]) -> StoredReceipt:
+    (log, index), (transfer_id, kind, body, leaf) = divmod(row[0], LOG_CAPACITY), row[1:]
+    return StoredReceipt(index, transfer_id, kind, body, leaf, log)
 
 
 def _receipts(transaction: Transaction, statement: TextClause, parameters: Mapping[str, object]) -> list[StoredReceipt]:
-    return [StoredReceipt(*row) for row in transaction.fetch_all(statement, parameters)]
+    return [_stored(row) for row in transaction.fetch_all(statement, parameters)]
 
 
 def _heads(
@@ -210,25 +290,26 @@ def _heads(
         raise StateError(f"a row of receipt_head was changed: {error}; restore the database from a copy") from error
 
 
-_LOG = text("""
-SELECT origin, size, frontier, transfers_done, transfers_old, downloads_done, downloads_old FROM receipt_log
+_LOGS = text("""
+SELECT number, origin, host, size, frontier, transfers_done, transfers_old FROM receipt_log ORDER BY number
 """)
+_NEXT = text("SELECT min(idx) FROM receipt WHERE idx >= :idx")
 _OF_DOCUMENT = text("""
 SELECT r.idx, r.transfer_id, r.kind, r.body, r.leaf FROM document d JOIN receipt r ON r.transfer_id = d.transfer_id
 WHERE d.id = :id ORDER BY r.idx
 """)
 _AT_INDEX = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt WHERE idx = :idx")
 _ALL = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt ORDER BY idx")
-_LEAVES = text("SELECT leaf FROM receipt WHERE idx < :size ORDER BY idx")
-_HEADS = text("SELECT id, time, note, timestamp FROM receipt_head ORDER BY id")
-_NEWEST_HEAD = text("SELECT id, time, note, timestamp FROM receipt_head ORDER BY id DESC LIMIT 1")
+_LEAVES = text("SELECT leaf FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx")
+_HEADS = text("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id")
+_NEWEST_HEAD = text("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id DESC LIMIT 1")
 _HEADS_OF_SIZE = text("SELECT id, time, note, timestamp FROM receipt_head WHERE size = :size ORDER BY id")
-_ADD_HEAD = text("INSERT INTO receipt_head (time, size, note) VALUES (:time, :size, :note)")
+_ADD_HEAD = text("INSERT INTO receipt_head (time, size, note, log) VALUES (:time, :size, :note, :log)")
 _STAMP_HEAD = text("UPDATE receipt_head SET timestamp = :timestamp WHERE id = :id")
 _AUDITED = text("""
-SELECT r.idx, r.transfer_id, r.kind, r.body, r.leaf, t.uid, t.state, t.remote, t.company_id, t.connection_id,
-  t.remote_name, t.sha256, t.size
-FROM receipt r LEFT JOIN transfer t ON t.id = r.transfer_id ORDER BY r.idx
+SELECT r.idx - CAST(:first AS BIGINT), r.transfer_id, r.kind, r.body, r.leaf, t.uid, t.state, t.remote, t.company_id,
+  t.connection_id, t.remote_name, t.sha256, t.size
+FROM receipt r LEFT JOIN transfer t ON t.id = r.transfer_id WHERE r.idx >= :first AND r.idx < :end ORDER BY r.idx
 """)
 # What is from before the log and waits for its receipt lacks none.
 _SENT = text("SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)")

@@ -11,7 +11,7 @@ from docferry.clock import iso
 from docferry.receipts.record import ReceiptKind
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
-from docferry.store.receipts import about_transfer, downloaded, read_frontier
+from docferry.store.receipts import LOG_CAPACITY, about_transfer, downloaded, read_edge
 
 #: How a document was proved that the remote was asked about.
 _ASKED: Final = frozenset({"list", "zip", "adopted"})
@@ -25,11 +25,13 @@ class ReceiptUpkeep:
 
     async def reconstruct(self, limit: int) -> bool:
         """Give receipts to the next `limit` transfers or downloads from before the log; False when all have one."""
-        if not await self._database.read(_has_old):
+        if not await self._database.read(self._has_old):
             return False  # without a write: this is asked at every start
 
         def work(transaction: Transaction) -> bool:
-            log = _log(transaction)
+            log = next((log for log in _logs(transaction) if log.has_old), None)
+            if log is None:
+                return False  # another process was faster
             if log.transfers_done < log.transfers_old:
                 self._reconstruct_transfers(transaction, log, limit)
             else:
@@ -42,23 +44,18 @@ class ReceiptUpkeep:
         """Erase the bodies of the next receipts that are older than `before` (wall seconds); their leaves stay.
 
         Returns:
-            Their number; below `limit` when no more are old enough.
+            The largest number in one log; below `limit` when no more are old enough.
         """
         cutoff = iso(before) or ""
 
         def work(transaction: Transaction) -> int:
-            log = _log(transaction)
-            rows = transaction.fetch_all(_NEXT_BODIES, {"erased": log.erased, "most": limit})
-            old = 0
-            while old < len(rows) and (rows[old][1] is None or _time_of(rows[old][1]) < cutoff):
-                old += 1
-            if old:
-                until = rows[old - 1][0] + 1
-                transaction.execute(_ERASE, {"start": log.erased, "until": until})
-                transaction.execute(_SET_ERASED, {"until": until})
-            return old
+            return max(_erase(transaction, log, cutoff, limit) for log in _logs(transaction))
 
         return await self._database.write(work)
+
+    def _has_old(self, transaction: Transaction) -> bool:
+        read_edge(transaction, self._database.receipts.host)  # StateError when the row is gone
+        return any(log.has_old for log in _logs(transaction))
 
     def _reconstruct_transfers(self, transaction: Transaction, log: _Log, limit: int) -> None:
         parameters = {"done": log.transfers_done, "old": log.transfers_old, "most": limit}
@@ -72,7 +69,7 @@ class ReceiptUpkeep:
             receipts.append(about_transfer(row[:11], kind, ended, more))
         self._database.receipts.append(transaction, receipts)
         done = rows[-1][0] if len(rows) == limit else log.transfers_old
-        transaction.execute(_SET_TRANSFERS_DONE, {"done": done})
+        transaction.execute(_SET_TRANSFERS_DONE, {"done": done, "log": log.number})
 
     def _reconstruct_downloads(self, transaction: Transaction, log: _Log, limit: int) -> None:
         parameters = {"done": log.downloads_done, "old": log.downloads_old, "most": limit}
@@ -81,25 +78,39 @@ class ReceiptUpkeep:
         receipts = [downloaded(_file(row), row[6], host, reconstructed=True) for row in rows]
         self._database.receipts.append(transaction, receipts)
         done = rows[-1][0] if len(rows) == limit else log.downloads_old
-        transaction.execute(_SET_DOWNLOADS_DONE, {"done": done})
+        transaction.execute(_SET_DOWNLOADS_DONE, {"done": done, "log": log.number})
 
 
 class _Log(NamedTuple):
+    number: int
     transfers_done: int
     transfers_old: int
     downloads_done: int
     downloads_old: int
     erased: int
 
+    @property
+    def has_old(self) -> bool:
+        return self.transfers_done < self.transfers_old or self.downloads_done < self.downloads_old
 
-def _log(transaction: Transaction) -> _Log:
-    read_frontier(transaction)  # StateError when the row is gone
-    return _Log._make(transaction.fetch_all(_LOG)[0])
+
+def _logs(transaction: Transaction) -> list[_Log]:
+    return [_Log._make(row) for row in transaction.fetch_all(_LOGS)]
 
 
-def _has_old(transaction: Transaction) -> bool:
-    log = _log(transaction)
-    return log.transfers_done < log.transfers_old or log.downloads_done < log.downloads_old
+def _erase(transaction: Transaction, log: _Log, cutoff: str, limit: int) -> int:
+    """Erase the next old bodies of one log, and return their number."""
+    first = log.number * LOG_CAPACITY
+    span = {"first": first + log.erased, "end": first + LOG_CAPACITY, "most": limit}
+    rows = transaction.fetch_all(_NEXT_BODIES, span)
+    old = 0
+    while old < len(rows) and (rows[old][1] is None or _time_of(rows[old][1]) < cutoff):
+        old += 1
+    if old:
+        until = rows[old - 1][0] + 1
+        transaction.execute(_ERASE, {"start": first + log.erased, "until": until})
+        transaction.execute(_SET_ERASED, {"until": until - first, "log": log.number})
+    return old
 
 
 def _file(row: Any) -> dict[str, Any]:
@@ -114,7 +125,9 @@ def _time_of(body: str) -> str:
         return "9999"
 
 
-_LOG = text("SELECT transfers_done, transfers_old, downloads_done, downloads_old, erased FROM receipt_log")
+_LOGS = text("""
+SELECT number, transfers_done, transfers_old, downloads_done, downloads_old, erased FROM receipt_log ORDER BY number
+""")
 _OLD_TRANSFERS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name, t.state, coalesce(a.ended, t.updated), a.status, a.correlation_id, a.etag, a.proof, t.detail
@@ -130,8 +143,8 @@ _OLD_DOWNLOADS = text("""
 SELECT id, mapping, origin, sha256, path, size, updated FROM download
 WHERE id > :done AND id <= :old AND published AND path IS NOT NULL ORDER BY id LIMIT :most
 """)
-_SET_TRANSFERS_DONE = text("UPDATE receipt_log SET transfers_done = :done")
-_SET_DOWNLOADS_DONE = text("UPDATE receipt_log SET downloads_done = :done")
-_SET_ERASED = text("UPDATE receipt_log SET erased = :until")
-_NEXT_BODIES = text("SELECT idx, body FROM receipt WHERE idx >= :erased ORDER BY idx LIMIT :most")
+_SET_TRANSFERS_DONE = text("UPDATE receipt_log SET transfers_done = :done WHERE number = :log")
+_SET_DOWNLOADS_DONE = text("UPDATE receipt_log SET downloads_done = :done WHERE number = :log")
+_SET_ERASED = text("UPDATE receipt_log SET erased = :until WHERE number = :log")
+_NEXT_BODIES = text("SELECT idx, body FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx LIMIT :most")
 _ERASE = text("UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until")

@@ -6,7 +6,7 @@ import os
 import platform
 import pwd
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import text
 
@@ -16,7 +16,7 @@ from docferry.errors import StateError
 from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.receipts.record import LoggedReceipt, ReceiptKind
-from docferry.store.connection import Parameters, Transaction
+from docferry.store.connection import ByDialect, Parameters, Transaction
 from docferry.store.recordset import BYTES, as_json, recordset, selected
 
 
@@ -30,6 +30,10 @@ def unix_user() -> str:
     return f"user {name} (uid {os.getuid()})" + (f", sudo by {escaped(caller)}" if caller else "")
 
 
+#: Receipts of one log: `receipt.idx` is the index in a log plus the log's number times this.
+LOG_CAPACITY: Final = 2**40
+
+
 class Started(NamedTuple):
     """Cursors of `ReceiptWriter.start_ended`: rows of `FACTS`, and the log's row."""
 
@@ -38,7 +42,7 @@ class Started(NamedTuple):
 
 
 class ReceiptWriter:
-    """Appends to the log; `host` is the name of this machine in every receipt."""
+    """Appends to the log of this machine; `host` is its name in every receipt, and in a queue of several hosts."""
 
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
@@ -46,14 +50,14 @@ class ReceiptWriter:
     def append(self, transaction: Transaction, receipts: Sequence[LoggedReceipt]) -> None:
         """Append leaves, in this order. StateError when the log's own row is missing."""
         if receipts:
-            _append(transaction, read_frontier(transaction), receipts)
+            _append(transaction, read_edge(transaction, self.host), receipts)
 
     def start_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> Started | None:
         """Start to read what `append_ended` needs, so that a server gets it with the statements before."""
         final = [row["id"] for row in rows if row["state"] in _KINDS]
         if not final:
             return None
-        return Started(transaction.start(FACTS, {"ids": final}), transaction.start(_LOG))
+        return Started(transaction.start(FACTS, {"ids": final}), transaction.start(_LOG, {"host": self.host}))
 
     def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]], started: Started) -> None:
         """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
@@ -75,7 +79,7 @@ class ReceiptWriter:
                 "host": self.host,
             }
             receipts.append(about_transfer(facts, kind, row["at"], answer))
-        _append(transaction, _frontier(started.log.fetchall()), receipts)
+        _append(transaction, _edge(started.log.fetchall()), receipts)
 
     def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
         """Append a receipt for each transfer that will not be sent."""
@@ -107,30 +111,39 @@ class ReceiptWriter:
         return [about_transfer(row, kind, now, {**more, "host": self.host}) for row in facts]
 
 
-def read_frontier(transaction: Transaction) -> Frontier:
-    """Return the right edge of the log's tree; StateError when its row is gone or makes no sense."""
-    return _frontier(transaction.fetch_all(_LOG))
+class LogEdge(NamedTuple):
+    """The number of a log, and the right edge of its tree."""
+
+    number: int
+    tree: Frontier
 
 
-def _frontier(found: Sequence[Sequence[Any]]) -> Frontier:
+def read_edge(transaction: Transaction, host: str) -> LogEdge:
+    """Return the log of a host, on SQLite the only one; StateError when its row is gone or makes no sense."""
+    return _edge(transaction.fetch_all(_LOG, {"host": host}))
+
+
+def _edge(found: Sequence[Sequence[Any]]) -> LogEdge:
     try:
-        return Frontier(*found[0])
+        number, size, frontier = found[0]
+        return LogEdge(number, Frontier(size, frontier))
     except (IndexError, ValueError) as error:
         raise StateError(
             "the log of receipts has lost its row in receipt_log, or it was changed; restore the database from a copy"
         ) from error
 
 
-def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[LoggedReceipt]) -> None:
+def _append(transaction: Transaction, log: LogEdge, receipts: Sequence[LoggedReceipt]) -> None:
     if not receipts:
         return
+    number, tree = log
     rows = list[Parameters]()
     for index, receipt in enumerate(receipts, tree.size):
         body = receipt.body(index)
         leaf = leaf_hash(body.encode("ascii"))
         tree.append(leaf)
         row = {
-            "idx": index,
+            "idx": number * LOG_CAPACITY + index,
             "transfer_id": receipt.transfer_id,
             "kind": receipt.kind.value,
             "body": body,
@@ -138,7 +151,7 @@ def _append(transaction: Transaction, tree: Frontier, receipts: Sequence[LoggedR
         }
         rows.append(row)
     if transaction.has_recordsets:
-        edge = {"size": tree.size, "frontier": tree.encode()}
+        edge = {"number": number, "size": tree.size, "frontier": tree.encode()}
         transaction.start(_APPEND, {"rows": as_json(rows), **edge})
     else:
         transaction.execute_many(_INSERT, rows)
@@ -180,7 +193,10 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
     return LoggedReceipt(None, ReceiptKind.DOWNLOADED, fields)
 
 
-_LOG = text("SELECT size, frontier FROM receipt_log")
+_LOG = ByDialect(
+    text("SELECT number, size, frontier FROM receipt_log"),
+    text("SELECT number, size, frontier FROM receipt_log WHERE host = :host"),
+)
 _GROWN = text("UPDATE receipt_log SET size = :size, frontier = :frontier")
 _INSERT = text(
     "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
@@ -191,7 +207,7 @@ _APPEND = text(f"""
 WITH appended AS (
   INSERT INTO receipt (idx, transfer_id, kind, body, leaf) SELECT {selected(_COLUMNS)} FROM {recordset(_COLUMNS)}
 )
-UPDATE receipt_log SET size = :size, frontier = :frontier
+UPDATE receipt_log SET size = :size, frontier = :frontier WHERE number = :number
 """)  # noqa: S608 - the columns above
 _KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
 #: Transfers, and the path that its bytes have or had: of several the one that is still there.

@@ -29,6 +29,14 @@ MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
 _HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
 
 
+_HAS_LOG = text("SELECT 1 FROM receipt_log WHERE host = :host")
+_ADD_LOG = text("""
+INSERT INTO receipt_log (origin, size, frontier, transfers_done, transfers_old, downloads_done, downloads_old, erased,
+  number, host)
+SELECT :origin, 0, :frontier, 0, 0, 0, 0, 0, coalesce(max(number), -1) + 1, :host FROM receipt_log
+""")
+
+
 def prepare(database: Path) -> None:
     """Create or upgrade `database`. Raises StateError if it is damaged or comes from a newer docferry."""
     with usable(database.parent):
@@ -68,15 +76,20 @@ def _assert_not_moved(database: Path) -> None:
         )
 
 
-def prepare_connection(connection: Connection, name: str) -> None:
-    """Create or upgrade a PostgreSQL database in the transaction of `connection`. `name` is its name in errors."""
+def prepare_connection(connection: Connection, name: str, host: str) -> None:
+    """Create or upgrade a PostgreSQL database in the transaction of `connection`. `name` is its name in errors.
+
+    `host` gets its own log of receipts.
+    """
     if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
         _create_tables(connection)
-        return
-    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    _assert_known(found, name)
-    if found != HEAD:
-        upgrade(connection)
+    else:
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+        _assert_known(found, name)
+        if found != HEAD:
+            upgrade(connection)
+    if connection.execute(_HAS_LOG, {"host": host}).first() is None:
+        connection.execute(_ADD_LOG, {"origin": new_origin(host), "host": host, "frontier": b""})
 
 
 def _assert_known(revision: str | None, name: str) -> None:
@@ -117,13 +130,13 @@ def _create_tables(connection: Connection) -> None:
 
     create_tables(connection)
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
-    log = {"origin": new_origin(), "frontier": b""}
-    connection.execute(text("INSERT INTO receipt_log VALUES (:origin, 0, :frontier, 0, 0, 0, 0, 0, 0, NULL)"), log)
+    if connection.dialect.name == "sqlite":
+        connection.execute(_ADD_LOG, {"origin": new_origin(), "host": None, "frontier": b""})
 
 
-def new_origin() -> str:
+def new_origin(host: str = "") -> str:
     """Return the name of a new log of receipts: `docferry/HOST/ID`, without spaces and plus signs (C2SP)."""
-    host = re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "localhost"
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", host or platform.node()) or "localhost"
     return f"docferry/{host}/{secrets.token_hex(8)}"
 
 
