@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from docferry.bounded_file import BoundedFile
 from docferry.errors import ArchiveError
 from docferry.model import escaped
 
@@ -102,7 +102,9 @@ def _is_archive_error(error: BaseException) -> bool:
 
 def _unzip(archive: Path, into: Path, caps: Caps) -> Extracted:
     extracted = Extracted()
-    with _BoundedFile(archive, caps.count * _DIRECTORY_BYTES) as file, zipfile.ZipFile(file) as opened:
+    most = max(caps.count * _DIRECTORY_BYTES, _BLOCK, 1 << 17)  # zipfile searches the last 64 KiB for the end record
+    too_large = ArchiveError(f"the archive has a central directory of more than {most:,} bytes")
+    with BoundedFile(archive, most, too_large) as file, zipfile.ZipFile(file) as opened:
         listed = opened.infolist()
         _assert_within(listed, caps)
         _assert_apart(listed)
@@ -118,20 +120,6 @@ def _unzip(archive: Path, into: Path, caps: Caps) -> Extracted:
                 name = _decoded_name(packed).replace("\\", "/").rpartition("/")[2]
                 extracted.refused.append(Refused(name, f"{_shown(packed)} {error}"))
     return extracted
-
-
-class _BoundedFile(io.FileIO):
-    """A file of which one read takes a limited amount, however large a central directory claims to be."""
-
-    def __init__(self, path: Path, most: int) -> None:
-        super().__init__(path, "rb")
-        self._most = max(most, _BLOCK, 1 << 17)  # zipfile searches the last 64 KiB for the end of the directory
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
-        if wanted > self._most:
-            raise ArchiveError(f"the archive has a central directory of more than {self._most:,} bytes")
-        return super().read(size) or b""
 
 
 def _assert_within(listed: list[zipfile.ZipInfo], caps: Caps) -> None:

@@ -1,10 +1,12 @@
-"""What every receiver offers."""
+"""Define a receiver of alerts, and the common part of all kinds."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from docferry.alerts.messages import Message
+from docferry.clock import Clock
+from docferry.settings.alerts import ReceiverSettings
 
 
 class DeliveryError(Exception):
@@ -27,3 +29,18 @@ class Receiver(Protocol):
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
+
+
+class ConfiguredReceiver:
+    """The common part of all receivers: one `[[alerts.to]]` of the configuration."""
+
+    refresh: float | None = None
+
+    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._clock = clock
+
+    def wants(self, event: str) -> bool:
+        """Return whether it gets this event."""
+        return self._settings.wants(event)

@@ -15,9 +15,7 @@ import anyio.to_thread
 from anyio.abc import Process
 
 from docferry.alerts.messages import Message
-from docferry.alerts.receivers.base import DeliveryError
-from docferry.clock import Clock
-from docferry.settings.alerts import ReceiverSettings
+from docferry.alerts.receivers.base import ConfiguredReceiver, DeliveryError
 
 #: How long the program may take, seconds.
 PROGRAM_TIMEOUT_S: Final = 30.0
@@ -27,15 +25,8 @@ STDERR_LIMIT: Final = 2_000
 _PASSED_ON: Final = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"})
 
 
-class Command:
+class Command(ConfiguredReceiver):
     """A receiver of kind `command`. Exit code 0 means delivered."""
-
-    refresh: float | None = None
-
-    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
-        self.name = settings.name
-        self.wants = settings.wants
-        self._argv = settings.command
 
     async def send(self, message: Message) -> None:
         """Run the program with Alertmanager's JSON on its standard input; DeliveryError unless it ends with 0."""
@@ -43,7 +34,7 @@ class Command:
         stderr = bytearray()
         try:
             process = await anyio.open_process(
-                self._argv,
+                self._settings.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -51,7 +42,7 @@ class Command:
                 start_new_session=True,
             )
         except OSError as error:
-            raise DeliveryError(f"{self._argv[0]} cannot be started: {error.strerror}") from error
+            raise DeliveryError(f"{self._settings.command[0]} cannot be started: {error.strerror}") from error
         try:
             with anyio.fail_after(PROGRAM_TIMEOUT_S):
                 async with anyio.create_task_group() as group:
@@ -61,13 +52,13 @@ class Command:
                     group.cancel_scope.cancel()  # a child that it left behind may hold its pipes open
         except TimeoutError:
             raise DeliveryError(
-                f"{self._argv[0]} did not end within {PROGRAM_TIMEOUT_S:.0f} s and was killed"
+                f"{self._settings.command[0]} did not end within {PROGRAM_TIMEOUT_S:.0f} s and was killed"
             ) from None
         finally:
             await _end(process)
         if code != 0:
             detail = " ".join(stderr.decode("utf-8", "replace").split())[:200]
-            raise DeliveryError(f"{self._argv[0]} ended with {code}{': ' if detail else ''}{detail}")
+            raise DeliveryError(f"{self._settings.command[0]} ended with {code}{': ' if detail else ''}{detail}")
 
 
 def _body(message: Message) -> bytes:

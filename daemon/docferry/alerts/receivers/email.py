@@ -19,8 +19,7 @@ import anyio.to_thread
 
 from docferry import logs
 from docferry.alerts.messages import Message
-from docferry.alerts.receivers.base import DeliveryError
-from docferry.clock import Clock
+from docferry.alerts.receivers.base import ConfiguredReceiver, DeliveryError
 from docferry.settings.alerts import ReceiverSettings
 
 log = logs.get("alerts")
@@ -32,16 +31,8 @@ SMTP_TIMEOUT_S: Final = 60.0
 _PORTS: Final = {"smtps": smtplib.SMTP_SSL_PORT, "smtp": smtplib.SMTP_PORT, "smtp+starttls": 587}
 
 
-class Email:
+class Email(ConfiguredReceiver):
     """A receiver of kind `email`."""
-
-    refresh: float | None = None
-
-    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
-        self.name = settings.name
-        self.wants = settings.wants
-        self._settings = settings
-        self._clock = clock
 
     async def send(self, message: Message) -> None:
         """Deliver a message to all recipients, or raise DeliveryError."""

@@ -20,11 +20,10 @@ import httpx
 
 from docferry import __version__, logs
 from docferry.alerts.messages import Message, alert_json
-from docferry.alerts.receivers.base import DeliveryError
+from docferry.alerts.receivers.base import ConfiguredReceiver, DeliveryError
 from docferry.alerts.tracker import Kind
-from docferry.clock import Clock, iso
+from docferry.clock import iso
 from docferry.endpoints import parse_proxy
-from docferry.settings.alerts import ReceiverSettings
 from docferry.settings.keys import Key
 
 #: How long one request may take, seconds.
@@ -80,16 +79,8 @@ async def post(address: Key, body: bytes, headers: Mapping[str, str], route: Req
     raise DeliveryError(f"{_host(url)} answered {answer.status_code} {said}".rstrip())
 
 
-class Webhook:
+class Webhook(ConfiguredReceiver):
     """A receiver of kind `webhook`: Alertmanager's JSON, signed as Standard Webhooks where it has a secret."""
-
-    refresh: float | None = None
-
-    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
-        self.name = settings.name
-        self.wants = settings.wants
-        self._settings = settings
-        self._clock = clock
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
@@ -109,16 +100,10 @@ class Webhook:
         return headers
 
 
-class Alertmanager:
+class Alertmanager(ConfiguredReceiver):
     """A receiver of kind `alertmanager`: it is told of every condition again and again, as it expects."""
 
-    refresh: float | None = REFRESH_S
-
-    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:
-        self.name = settings.name
-        self.wants = settings.wants
-        self._settings = settings
-        self._clock = clock
+    refresh = REFRESH_S
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
@@ -130,15 +115,8 @@ class Alertmanager:
         await post(address, body, {"Content-Type": "application/json"}, self._settings)
 
 
-class Ntfy:
+class Ntfy(ConfiguredReceiver):
     """A receiver of kind `ntfy`; `url` names the topic."""
-
-    refresh: float | None = None
-
-    def __init__(self, settings: ReceiverSettings, clock: Clock) -> None:  # noqa: ARG002 - all receivers are made alike
-        self.name = settings.name
-        self.wants = settings.wants
-        self._settings = settings
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""

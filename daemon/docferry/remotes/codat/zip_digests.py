@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from docferry.bounded_file import BoundedFile
 from docferry.errors import RemoteError
 from docferry.remotes.codat.reconcile import Members
 
@@ -53,7 +52,8 @@ def count(archive: Path, into: Members) -> None:
     if not archive.stat().st_size:
         return  # a day without files may have no ZIP
     try:
-        with _BoundedFile(archive) as file, zipfile.ZipFile(file) as opened:
+        too_large = RemoteError(_TOO_LARGE, kind="not_ours")
+        with BoundedFile(archive, _MAX_DIRECTORY_BYTES, too_large) as file, zipfile.ZipFile(file) as opened:
             for member in _members(opened):
                 into.add(member.filename, _digest(opened, member))
     except RemoteError:
@@ -67,20 +67,6 @@ def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     if len(members) > _MAX_MEMBERS or sum(member.file_size for member in members) > _MAX_TOTAL_SIZE:
         raise RemoteError(_TOO_LARGE, kind="not_ours")
     return members
-
-
-class _BoundedFile(io.FileIO):
-    """A file of which one read takes a limited amount, however large a central directory claims to be."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Read as a file does; RemoteError where more than a central directory may have was asked for."""
-        wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
-        if wanted > _MAX_DIRECTORY_BYTES:
-            raise RemoteError(_TOO_LARGE, kind="not_ours")
-        return super().read(size) or b""
 
 
 def _digest(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:

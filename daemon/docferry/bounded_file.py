@@ -1,0 +1,23 @@
+"""Read untrusted archives with a limit for each read."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+
+class BoundedFile(io.FileIO):
+    """A file whose single reads are limited, however large the central directory of an archive claims to be."""
+
+    def __init__(self, path: Path, most: int, error: Exception) -> None:
+        super().__init__(path, "rb")
+        self._most = most
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as a file does. Raises `error` where more than `most` bytes are asked for."""
+        wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
+        if wanted > self._most:
+            raise self._error
+        return super().read(size) or b""
