@@ -35,6 +35,8 @@ from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 SKEWS = (0, 240, -180, 0)
 #: The simulated Codat lists a document so late; docferry is told a little more. Seconds.
 LIST_LAG, TOLD_LAG = 1.5, 2.0
+#: What docferry is told where Codat ignores Idempotency-Key: longer than the delays of a busy machine, seconds.
+PATIENT_LAG = 6.0
 #: Shorter than the time after which a host is taken for dead, and longer. Seconds.
 SHORT, LONG = (0.0, 12.0), (31.0, 40.0)
 #: Pause between two faults of the servers, seconds.
@@ -56,6 +58,7 @@ class Plan:
     documents: int = 20_000
     seed: int = 1
     synchronous: bool = True
+    idempotency: bool = True  # the simulated Codat honours Idempotency-Key
     hosts: int = 4
     long_faults: bool = True  # some faults outlast the heartbeat
 
@@ -272,7 +275,7 @@ def run(plan: Plan, root: Path) -> list[str]:
     with ExitStack() as stack:
         stack.callback(network.remove)
         network.create()
-        options = SimulatorOptions(requests_per_minute=0, list_lag=LIST_LAG, latency=0.05)
+        options = SimulatorOptions(requests_per_minute=0, list_lag=LIST_LAG, latency=0.05, idempotency=plan.idempotency)
         simulator_thread = stack.enter_context(SimulatorThread(Simulator(options), host=network.remote))
         pooler = network.pooler if pgbouncer.is_installed() else None
         if pooler is None:
@@ -300,7 +303,7 @@ def _host(fleet: Fleet, index: int, namespace: str) -> Host:
         root,
         fleet.simulator_thread,
         settings={"state_dir": f'"{root}/state-{name}"', "log_level": '"info"'},
-        codat={"list_lag": f'"{TOLD_LAG:g}s"'},
+        codat={"list_lag": f'"{TOLD_LAG if fleet.plan.idempotency else PATIENT_LAG:g}s"'},
         config_name=f"{name}.toml",
     )
     (root / "share").mkdir(exist_ok=True)
@@ -319,13 +322,14 @@ def main() -> int:
     asked.add_argument("--documents", type=int, default=20_000)
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--asynchronous", action="store_true", help="let failovers lose the newest commits")
+    asked.add_argument("--ignore-keys", action="store_true", help="let Codat ignore Idempotency-Key")
     asked.add_argument("--keep", action="store_true", help="keep the folder with the logs")
     wanted = asked.parse_args()
     if (problem := missing()) is not None:
         print(problem, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces and servers are removed
-    plan = Plan(wanted.faults, wanted.documents, wanted.seed, not wanted.asynchronous)
+    plan = Plan(wanted.faults, wanted.documents, wanted.seed, not wanted.asynchronous, not wanted.ignore_keys)
     root = Path(tempfile.mkdtemp(prefix="docferry-fleet-"))
     wrong = run(plan, root)
     for sentence in wrong:
