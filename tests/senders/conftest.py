@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ def sender_pids(program: str = "docferry.senders") -> list[int]:
     found = []
     for children in Path("/proc/self/task").glob("*/children"):
         for child in children.read_text().split():
-            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-            if program.encode() in words:
-                found.append(int(child))
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if program.encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                    found.append(int(child))
     return found
 
 
@@ -74,7 +75,7 @@ async def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.
 async def running_pool(count: int, **options: Any) -> AsyncIterator[tuple[SenderPool, HttpClient]]:
     """A pool whose senders are ready, and a client of it; without senders everything is sent in this process."""
     pool = SenderPool(count)
-    http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 5.0} | options)))
+    http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 30.0} | options)))
     async with pool.run():
         try:
             pool.claimed([START_BYTES])

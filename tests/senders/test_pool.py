@@ -50,6 +50,12 @@ async def test_senders_start_when_much_is_due(claims: list[int]) -> None:
     assert not sender_pids()
 
 
+async def test_errors_pass_through_the_pool_as_they_are() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with SenderPool(1).run():
+            raise ZeroDivisionError
+
+
 async def test_no_sender_starts_without_leave() -> None:
     pool = SenderPool(0)
     async with pool.run():
@@ -76,22 +82,21 @@ async def test_a_dead_sender_is_replaced_after_a_growing_pause(monkeypatch: pyte
         pauses = []
         for _ in range(2):
             (pid,) = sender_pids()
+            killed = anyio.current_time()
             os.kill(pid, signal.SIGKILL)
             await wait_for(lambda: not pool.is_running, "the pool's notice")
-            died = anyio.current_time()
-            await wait_for(sender_pids, "another sender")
-            pauses.append(anyio.current_time() - died)
-            await wait_for(lambda: pool.is_running, "the other sender being ready")
-        assert pauses[0] >= 0.15
-        assert pauses[1] >= 0.35
+            await wait_for(lambda: pool.is_running, "another sender")
+            pauses.append(anyio.current_time() - killed)
+        assert pauses[0] >= 0.2
+        assert pauses[1] >= 0.4
 
 
 async def test_a_sender_that_stands_still_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "CHECK_S", 0.05)
-    monkeypatch.setattr(pool_module, "STALLED_CHECKS", 60)
     async with running_pool(1):
         (pid,) = sender_pids()
         os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(pool_module, "CHECK_S", 0.05)
+        monkeypatch.setattr(pool_module, "STALLED_CHECKS", 5)
         await wait_for(lambda: not is_alive(pid), "the end of the stopped sender")
 
 

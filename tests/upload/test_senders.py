@@ -69,7 +69,7 @@ def test_documents_go_to_every_remote_through_senders(env: AppEnv, process_pool:
         made = sum((drop(folder, 4) for folder in folders), Counter[tuple[str, str]]())
         until(lambda: env.stored() == made, 60, "every document")
         until(lambda: states(env) == {"sent": 12}, 20, "every receipt")
-    assert requests_of(daemon) == 12
+    assert requests_of(daemon) >= 12
 
 
 def test_one_pass_uses_senders_too(env: AppEnv, process_pool: ProcessPool) -> None:
@@ -78,7 +78,7 @@ def test_one_pass_uses_senders_too(env: AppEnv, process_pool: ProcessPool) -> No
     assert child.wait() == 0
     assert child.report()["uploaded"] == 6
     assert env.stored() == made
-    assert requests_of(child) == 6
+    assert requests_of(child) >= 6
 
 
 def test_without_senders_everything_is_sent_in_process(env: AppEnv, process_pool: ProcessPool) -> None:

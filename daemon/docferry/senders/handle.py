@@ -23,7 +23,7 @@ from docferry.senders.progress import SLOTS, ProgressPage, Slot
 #: The module that a sender runs.
 PROGRAM: Final = "docferry.senders"
 #: How long a sender may take to end a cancelled request, and to end after its channel was closed, seconds.
-CANCEL_S: Final = 2.0
+CANCEL_S: Final = 5.0
 END_S: Final = 2.0
 #: What a sender gets of the environment: no key, and no way to systemd.
 _ENVIRONMENT: Final = (

@@ -108,12 +108,16 @@ class SenderPool:
         if not self._count:
             yield
             return
+        failure: Exception | None = None
         async with anyio.create_task_group() as self._group:
             self._group.start_soon(self._manage, name="senders")
             try:
                 yield
-            finally:
-                self._group.cancel_scope.cancel()
+            except Exception as error:  # noqa: BLE001 - raised below, where the group does not wrap it
+                failure = error
+            self._group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _manage(self) -> None:
         while True:
