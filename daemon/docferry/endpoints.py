@@ -25,6 +25,8 @@ _PROXY_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080
 #: RFC 1035: a label has 63 bytes at most, a name 253. Underscores are not in the RFC, but in use.
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 _LONGEST_NAME: Final = 253
+#: A server, then a path and a query of nothing but characters that httpx leaves as they are.
+_PLAIN_URL: Final = re.compile(r"(https?://[^/?#@]+)(/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|%[0-9A-Fa-f]{2})*+)")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS: Final = frozenset(
     {"authorization", "connection", "content-length", "content-type", "expect", "host", "idempotency-key"}
@@ -79,6 +81,23 @@ def parse_url(text: str) -> tuple[httpx.URL, Origin]:
         # The reason quotes at most the host or the port; a signed query never is in it.
         reason = "" if "?" in str(error) else f" ({str(error)[:100]})"
         raise ValueError(f'is not a URL{reason}; write it like "https://api.example.com"') from None
+
+
+def split_url(text: str) -> tuple[httpx.URL, Origin, bytes | None]:
+    """Return a URL, its origin and the target of requests to it, as httpx's extension `target` takes it.
+
+    Signed URLs are all different, and httpx parses one in 33 µs. Where nothing in it needs an escape, only the address
+    of its server is parsed, and the target is the rest. Otherwise the target is None, and the URL is the whole.
+    """
+    found = _PLAIN_URL.fullmatch(text) if "/." not in text else None
+    if found is None:
+        return (*parse_url(text), None)
+    return (*_parsed(found[1]), found[2].encode("ascii"))
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[httpx.URL, Origin]:
+    return parse_url(text)
 
 
 @lru_cache(maxsize=256)

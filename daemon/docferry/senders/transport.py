@@ -13,6 +13,7 @@ from docferry.files.source import OpenedFile
 from docferry.model import Source
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.transport import target_of
 from docferry.remotes.http.transports import open_transport
 from docferry.senders.handle import SenderHandle
 from docferry.senders.messages import Reply, SendFailure, SendRequest
@@ -76,7 +77,7 @@ async def _through(
         slot=slot.number,
         client=client,
         method=request.method,
-        url=str(request.url),
+        url=str(request.url.copy_with(raw_path=target_of(request))),
         headers=request.headers.raw,
         extensions=extensions,
         parts=parts,

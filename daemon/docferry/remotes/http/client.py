@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, Final, cast
 from urllib.parse import unquote
 
@@ -12,7 +11,7 @@ import httpx
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from docferry.clock import Clock
-from docferry.endpoints import Origin, parse_url
+from docferry.endpoints import parse_url, split_url
 from docferry.errors import RemoteError
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.public_addresses import PrivateAddressError
@@ -27,6 +26,7 @@ from docferry.remotes.http.response import (
     read_content,
     safe_text,
 )
+from docferry.remotes.http.transport import target_of
 from docferry.remotes.http.transports import open_transport
 
 #: Larger bodies ask first (`Expect: 100-continue`) after one was refused, or broke off unexplained.
@@ -131,7 +131,10 @@ class HttpClient:
     ) -> httpx.Request:
         """Return the request; RemoteError when the URL or a header cannot be sent."""
         try:
-            parsed, origin = parse_url(url) if "?" in url else _parsed(url)
+            if self._options.proxy is None:
+                parsed, origin, target = split_url(url)
+            else:  # httpx's transport for proxies knows no `target`
+                (parsed, origin), target = parse_url(url), None
             own = _raw_headers(headers)
         except ValueError as error:
             raise RemoteError(f"the address of {self._name} {error}", kind="not_ours") from None
@@ -143,6 +146,8 @@ class HttpClient:
             length = body.length if isinstance(body, TrackedBody) else len(body or b"")
             fields.append((b"Content-Length", b"%d" % length))
         extensions: dict[str, Any] = {"timeout": self._timeout, "origin": origin}
+        if target is not None:
+            extensions["target"] = target
         if _is_large(body) and self._expect_continue and self._options.proxy is None:
             # A server that refuses early and hangs up is heard then, and the document is not sent over and over.
             fields.append((b"Expect", b"100-continue"))
@@ -185,7 +190,7 @@ class HttpClient:
 
     def _describe(self, error: Exception, request: httpx.Request) -> str:
         """Return the reason on one line, without secrets."""
-        secrets = [request.url.query.decode("ascii"), request.headers.get("Authorization", "")]
+        secrets = [target_of(request).partition(b"?")[2].decode("ascii"), request.headers.get("Authorization", "")]
         if self._options.proxy is not None:
             credentials = self._options.proxy.rpartition("@")[0].partition("://")[2]
             secrets += [credentials, unquote(credentials.partition(":")[2])]
@@ -207,11 +212,6 @@ async def _read(
             return await read_content(aiter(stream), headers, to, sink)
     finally:
         await stream.aclose()
-
-
-@lru_cache(maxsize=256)
-def _parsed(url: str) -> tuple[httpx.URL, Origin]:
-    return parse_url(url)
 
 
 def _raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -162,9 +162,15 @@ class _ResponseStream(httpx.AsyncByteStream):
             connection.close()
 
 
+def target_of(request: httpx.Request) -> bytes:
+    """Return path and query, which the extension `target` replaces."""
+    target: bytes = request.extensions.get("target") or request.url.raw_path
+    return target
+
+
 def _request_head(request: httpx.Request) -> bytes:
     fields = request.headers.raw
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target_of(request))]
     lines += [b"%s: %s" % field for field in fields]
     for line in lines:
         if _UNSAFE.search(line):
