@@ -298,6 +298,20 @@ async def test_a_reader_that_is_cancelled_while_it_opens_does_not_leak(tmp_path:
     assert lines() == 0
 
 
+async def test_an_opening_that_is_cancelled_ends(tmp_path: Path) -> None:
+    """The writer is shielded from the cancellation, and was told by nobody that it has nothing to do."""
+
+    async def open_it() -> None:
+        async with open_database(tmp_path / "docferry.db"):
+            pass
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(open_it)
+        while not any(task.name == "database writer" for task in anyio.get_running_tasks()):
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+
+
 async def test_the_stamp_changes_with_every_own_commit(env: StoreEnv, tmp_path: Path) -> None:
     """Others see a commit after the log was synced. The time of the file may be earlier."""
     log = tmp_path / "docferry.db-wal"

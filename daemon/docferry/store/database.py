@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
-from anyio.abc import TaskStatus
 from anyio.lowlevel import checkpoint
 
 from docferry.errors import DatabaseBusy, StateError
@@ -179,8 +178,8 @@ class Database:
         """Raise DatabaseLost if the database is no longer the one that was opened."""
         self._backend.assert_unchanged()
 
-    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Run the writer until `close` was called and no work waits.
+    async def serve(self, opened: anyio.Event) -> None:
+        """Set `opened`, and run the writer until `close` was called and no work waits.
 
         The writer is shielded, because cancelled tasks still write the state that they leave behind.
         """
@@ -191,7 +190,7 @@ class Database:
                 except Exception as error:
                     if not self._backend.is_transient(error):
                         raise  # otherwise the first commit connects
-                task_status.started()
+                opened.set()
                 await self._serve()
             finally:
                 self._ended = True
@@ -357,8 +356,10 @@ async def open_database(
     database = Database(await anyio.to_thread.run_sync(_prepare, location, host), patience_s, host)
     try:
         async with anyio.create_task_group() as group:
-            await group.start(database.serve, name="database writer")
-            try:
+            try:  # the writer ends only when it is closed, also if this is cancelled while it opens
+                opened = anyio.Event()
+                group.start_soon(database.serve, opened, name="database writer")
+                await opened.wait()
                 yield database
             finally:
                 database.close()
