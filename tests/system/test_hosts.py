@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -97,3 +98,30 @@ def test_one_living_host_reports_each_silent_one() -> None:
     assert silent_hosts(living, "h1") == {"h4": 60.0}
     assert silent_hosts([row, *dead], "h1") == {"h2": 60.0, "h4": 60.0}
     assert silent_hosts([], "h1") == {}
+
+
+@pytest.mark.timeout(200)
+def test_a_share_that_only_one_host_has_mounted_is_reported(
+    app_env: AppEnv, postgresql_server: PostgresqlServer
+) -> None:
+    """The other host neither scans nor sends; `check`, `status`, `hosts` and the log say why."""
+    url = postgresql_server.new_database()
+    here = app_env.upload("share", folder="here", shared="true")
+    (here / "a.pdf").write_bytes(b"a")
+    assert app_env.run("sync", **on(app_env, url, "h1")).returncode == 0
+    app_env.sections.clear()
+    app_env.upload("share", folder="there", shared="true", may_be_empty="true")
+    done = app_env.run("sync", **on(app_env, url, "h2"))
+    assert done.returncode == 75
+    assert "is the share mounted on this host?" in done.stderr
+    found = json.loads(app_env.run("check", "--json", **on(app_env, url, "h2")).stdout)["findings"]
+    assert [f["level"] for f in found if f["subject"] == "share" and "known documents" in f["detail"]] == ["fail"]
+    app_env.write_config()
+    with daemon(app_env, url, "h2"):
+        until(lambda: hosts(app_env, url).get("h2", {}).get("unreadable") == ["share"], 60, "the report")
+        status = json.loads(app_env.run("status", "--json", **on(app_env, url, "h2")).stdout)
+        assert "is the share mounted" in status["uploads"][0]["problem"]
+        (app_env.root / "there" / "a.pdf").write_bytes(b"a")
+        os.utime(app_env.root / "there" / "a.pdf", ns=(0, (here / "a.pdf").stat().st_mtime_ns))  # it is mounted now
+        until(lambda: hosts(app_env, url)["h2"]["scans"] == ["share"], 60, "the election")
+    assert len(app_env.stored()) == 1

@@ -13,7 +13,7 @@ import anyio.to_thread
 from docferry import logs
 from docferry.app.antivirus import open_clamd
 from docferry.app.remotes import http_options, open_remotes
-from docferry.cli import local_checks, server_checks
+from docferry.cli import local_checks, server_checks, shared_checks
 from docferry.cli.local_checks import Check, Level
 from docferry.cli.output import BAD, FAINT, GOOD, WARN, Cell, Screen, Table, count, line, span
 from docferry.clock import SystemClock
@@ -49,6 +49,7 @@ async def _gathered(settings: Settings, offline: bool) -> list[Check]:
     if offline:
         return [*findings, Check("note", "remotes", "not asked (--offline)")]
     findings += await anyio.to_thread.run_sync(server_checks.server, settings)
+    findings += await shared_checks.shared(settings)
     targets, more = await anyio.to_thread.run_sync(local_checks.targets, settings)
     remotes = open_remotes(settings, SystemClock())
     secrets = settings.secrets()
