@@ -10,6 +10,7 @@ import pytest
 
 from app_env import AppEnv, digest, until
 from postgresql_server import PostgresqlServer, running_server
+from web.conftest import ask, listening
 
 
 @pytest.fixture
@@ -22,7 +23,11 @@ def own_server() -> Iterator[PostgresqlServer]:
 def test_a_daemon_waits_for_its_server(app_env: AppEnv, own_server: PostgresqlServer) -> None:
     folder = app_env.upload("bank")
     app_env.settings["database_url"] = f'"{own_server.new_database()}"'
+    page = f"unix:{app_env.root}/page"
+    app_env.sections += [f'[web]\nlisten = "{page}"', '[metrics]\nlisten = "127.0.0.1:0"']
     with app_env.daemon() as daemon:
+        metrics = listening(app_env, "metrics")
+        assert "docferry_database_writable 1.0" in ask(metrics, "/metrics").text
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: ("a.pdf", digest(b"a")) in app_env.stored(), 30, "the first document")
         own_server.stop()
@@ -31,6 +36,12 @@ def test_a_daemon_waits_for_its_server(app_env: AppEnv, own_server: PostgresqlSe
         until(lambda: not json.loads(status())["ready"], 20, "the daemon not being ready")
         assert json.loads(status())["alive"]
         assert app_env.run("health", "--ready").returncode != 0
+
+        # The page and the metrics answer with the last figures and the reason.
+        assert "docferry_database_writable 0.0" in ask(metrics, "/metrics").text
+        assert "cannot be written" in ask(metrics, "/readyz").text
+        assert "cannot be written" in ask(page, "/").text
+        assert "cannot be written" in ask(page, "/documents").text  # after 10 seconds
 
         # The same configuration cannot be used now, which ends no daemon.
         daemon.running.send_signal(signal.SIGHUP)

@@ -10,6 +10,7 @@ from typing import Final
 import anyio
 from sqlalchemy import text
 
+from docferry.errors import DatabaseBusy
 from docferry.model import Gate, joined
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
@@ -60,6 +61,10 @@ class QueueSnapshot:
     hosts: list[Process] = field(default_factory=list)  # the processes of a shared queue; none on SQLite
 
 
+#: People and monitoring wait so long for the database, seconds.
+PATIENCE_S: Final = 5.0
+
+
 class QueueView:
     """Takes snapshots. Of a large queue it gives out the last one while `refresh_when_asked` takes the next."""
 
@@ -72,7 +77,19 @@ class QueueView:
         self._fresh_until = 0.0
 
     async def snapshot(self) -> QueueSnapshot:
-        """Return the queue as it is now; of a large one, as it was at most about `OLDEST_LOOK_S` ago."""
+        """Return the queue as it is now; of a large one, as it was at most about `OLDEST_LOOK_S` ago.
+
+        While the database does not answer this is the last snapshot. Raises DatabaseBusy if there is none.
+        """
+        if self._kept is not None and self._database.trouble is not None:
+            return self._kept
+        with anyio.move_on_after(PATIENCE_S):
+            return await self._current()
+        if self._kept is None:
+            raise DatabaseBusy(self._database.trouble or "the database has not answered yet; see the log")
+        return self._kept
+
+    async def _current(self) -> QueueSnapshot:
         if self._kept is not None and self._took > QUICK_S:
             if time.monotonic() >= self._fresh_until:
                 self._asked.set()

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from docferry.app.running import RunningDaemon
 from docferry.web import facts
 from docferry.web.metrics import OPENMETRICS_TYPE, TEXT_TYPE, EventMetrics
+from docferry.web.patience import Patience
 from docferry.web.security import HostCheck, allowed_hosts
 
 
@@ -35,7 +36,11 @@ def application(daemon: RunningDaemon, events: EventMetrics, listen: str, hosts:
         return _verdict(daemon.is_ready, "ready", trouble or "the first scan is not planned yet")
 
     routes = [Route("/metrics", metrics), Route("/healthz", healthz), Route("/readyz", readyz)]
-    return Starlette(routes=routes, middleware=[Middleware(HostCheck, allowed=allowed_hosts(listen, hosts))])
+    middleware = [
+        Middleware(HostCheck, allowed=allowed_hosts(listen, hosts)),
+        Middleware(Patience, database=daemon.app.database),
+    ]
+    return Starlette(routes=routes, middleware=middleware)
 
 
 def _wants_plain(accept: str) -> bool:

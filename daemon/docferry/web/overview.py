@@ -48,6 +48,7 @@ class Plots:
     """The plots, read again only as often as a large queue allows; a page never waits for them twice."""
 
     def __init__(self, app: Application) -> None:
+        self._database = app.database
         self._pages = Pages(app.database)
         self._lock = anyio.Lock()
         self._hours: list[Hour] = []
@@ -58,7 +59,7 @@ class Plots:
         """Return the arrivals of the last 48 hours by hour, and the start of the first hour."""
         async with self._lock:
             began = time.monotonic()
-            if began >= self._fresh_until:
+            if began >= self._fresh_until and self._database.trouble is None:
                 self._since = (time.time() // 3600 - HOURS + 1) * 3600
                 self._hours = await self._pages.hours(self._since)
                 took = time.monotonic() - began

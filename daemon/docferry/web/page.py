@@ -26,6 +26,7 @@ from docferry.web import actions, attention, text
 from docferry.web.activity import ActivityLog
 from docferry.web.filters import STATES, asked_filter, filter_query
 from docferry.web.overview import Plots, overview
+from docferry.web.patience import Patience
 from docferry.web.security import HostCheck, OriginCheck, SecureHeaders, allowed_hosts
 from docferry.web.sessions import SESSION_S, Sessions, use_link_token
 
@@ -65,6 +66,7 @@ class StatusPage:
             Middleware(SecureHeaders),
             Middleware(HostCheck, allowed=allowed_hosts(listen, self._settings.web.hosts)),
             Middleware(OriginCheck),
+            Middleware(Patience, database=self._daemon.app.database),
         ]
         handlers: dict[Any, Any] = {HTTPException: self._problem, Exception: self._bug}
         return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
