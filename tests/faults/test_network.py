@@ -1,19 +1,16 @@
-"""Test network faults with the real program and the simulator: rows N1 to N22 of the catalogue."""
+"""Test network faults with the real program and the simulator: rows N1 to N7 and N11 to N22 of the catalogue."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import socket
-import sqlite3
 import ssl
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +25,9 @@ from docferry.clock import SystemClock
 from docferry.remotes.codat.client import Codat, CodatOptions
 from docferry.remotes.http import HttpClient, HttpOptions
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
+from faults.network import UPLOAD, lay, quick, rows
 
 FULL = bool(os.environ.get("DOCFERRY_FULL"))
-UPLOAD = "codat.upload"
 #: Far more than a socket's buffers take.
 LARGE = 6 * 1024 * 1024
 
@@ -48,36 +45,12 @@ def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
         app_env = AppEnv(tmp_path, simulator_thread)
         if context is not None:
             app_env.codat["ca_file"] = f'"{tmp_path / "ca.pem"}"'
-        yield _quick(app_env)
+        yield quick(app_env)
 
 
 @pytest.fixture(name="app_env")
 def quick_env(app_env: AppEnv) -> AppEnv:
-    return _quick(app_env)
-
-
-def _quick(app_env: AppEnv) -> AppEnv:
-    app_env.settings["settle"] = '"20ms"'
-    app_env.codat |= {"list_lag": '"150ms"', "timeout": '"2s"'}
-    return app_env
-
-
-def _lay(folder: Path, *names: str, size: int = 0) -> Counter[tuple[str, str]]:
-    """Write documents with their names as content; return the documents that the remote must have."""
-    made: Counter[tuple[str, str]] = Counter()
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = name.encode().ljust(size, b".")
-        path.write_bytes(content)
-        made[path.name, digest(content)] += 1
-    return made
-
-
-def _rows(process_pool: ProcessPool, app_env: AppEnv) -> list[dict[str, Any]]:
-    child = process_pool.spawn(app_env, "list", "--json")
-    assert child.wait() == 0, child.text()
-    return [json.loads(line) for line in child.out.read_text().splitlines()]
+    return quick(app_env)
 
 
 def _routes(app_env: AppEnv) -> list[str]:
@@ -87,7 +60,7 @@ def _routes(app_env: AppEnv) -> list[str]:
 @pytest.mark.parametrize("how", ["refused", "tls"])
 def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
     """A closed port, an untrusted certificate: retried, never doubtful, sent once in the end."""
-    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf", "b.pdf")
     with _strangers_tls() as strange, SimulatorThread(Simulator(SimulatorOptions())) as closed:
         closed.stop()
         address = {
@@ -97,7 +70,7 @@ def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how
         report = process_pool.sync(app_env, "--timeout", "3s", code=75, DOCFERRY_CODAT__BASE_URL=address)
         assert (report["due"], report["held"], report["uploaded"]) == (2, 0, 0)
         assert not strange.simulator.requests.total()
-    assert {row["state"] for row in _rows(process_pool, app_env)} == {"waiting"}
+    assert {row["state"] for row in rows(process_pool, app_env)} == {"waiting"}
     assert process_pool.sync(app_env)["uploaded"] == 2
     assert app_env.stored() == made
     assert app_env.simulator.requests["codat.list"] == 0
@@ -110,7 +83,7 @@ def test_n2_answer_lost_after_it_was_stored(
 ) -> None:
     """One copy and no second request: the list proves that it is there."""
     either.simulator.options.idempotency = idempotency
-    made = _lay(either.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
+    made = lay(either.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
     either.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"how": how})])
     process_pool.drained(either)
     assert either.stored() == made
@@ -122,7 +95,7 @@ def test_n3_stored_late_and_listed_later(app_env: AppEnv, process_pool: ProcessP
     app_env.codat["list_lag"] = '"1500ms"'
     app_env.simulator.options.idempotency = False
     app_env.simulator.options.list_lag = 1.0
-    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
     app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"late": 2.0})])
     process_pool.drained(app_env)
     assert app_env.stored() == made
@@ -131,7 +104,7 @@ def test_n3_stored_late_and_listed_later(app_env: AppEnv, process_pool: ProcessP
 
 def test_n4_a_200_whose_body_is_cut(either: AppEnv, process_pool: ProcessPool) -> None:
     """The status is the receipt: sent, and nothing is asked or sent again."""
-    made = _lay(either.upload("bank"), "a.pdf", "b.pdf")
+    made = lay(either.upload("bank"), "a.pdf", "b.pdf")
     either.simulator.set_faults([Fault("truncated_answer", UPLOAD)])
     assert process_pool.sync(either)["uploaded"] == 2
     assert either.stored() == made
@@ -143,7 +116,7 @@ def test_n4_a_200_whose_body_is_cut(either: AppEnv, process_pool: ProcessPool) -
 def test_n5_a_5xx_after_the_whole_body(app_env: AppEnv, process_pool: ProcessPool, status: int, stored: bool) -> None:
     """Doubtful: asked before anything is sent again, and sent again only if it is not there."""
     app_env.simulator.options.idempotency = False
-    made = _lay(app_env.upload("bank"), "a.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf")
     app_env.simulator.set_faults([Fault("status", UPLOAD, first=1, params={"status": status, "stored": stored})])
     process_pool.drained(app_env)
     assert app_env.stored() == made
@@ -154,17 +127,17 @@ def test_n5_a_5xx_after_the_whole_body(app_env: AppEnv, process_pool: ProcessPoo
 
 def test_n6_an_early_413_and_a_reset(either: AppEnv, process_pool: ProcessPool) -> None:
     """Found out after a few tries: held as too large, not sent over and over."""
-    _lay(either.upload("bank"), "a.pdf", size=LARGE)
+    lay(either.upload("bank"), "a.pdf", size=LARGE)
     either.simulator.set_faults([Fault("early_413", UPLOAD)])
     assert process_pool.drained(either)["held"] == 1
-    assert [row["reason"] for row in _rows(process_pool, either)] == ["too_large"]
+    assert [row["reason"] for row in rows(process_pool, either)] == ["too_large"]
     assert either.simulator.requests[UPLOAD] <= 4
     assert not either.stored()
 
 
 def test_n6_an_early_401_and_a_reset(either: AppEnv, process_pool: ProcessPool) -> None:
     """Found out: the gate is closed, nothing is held, and it is sent once the key works."""
-    made = _lay(either.upload("bank"), "a.pdf", size=LARGE)
+    made = lay(either.upload("bank"), "a.pdf", size=LARGE)
     either.simulator.set_faults([Fault("early_401", UPLOAD)])
     assert process_pool.sync(either, "--timeout", "20s", code=75)["held"] == 0
     assert either.simulator.requests[UPLOAD] <= 8
@@ -186,144 +159,18 @@ def test_n7_stalls(app_env: AppEnv, process_pool: ProcessPool, fault: Fault) -> 
     """The deadline passes, the worker's place is free again, others arrive, and nothing is doubled."""
     app_env.settings["workers"] = "2"
     app_env.codat["timeout"] = '"1s"'
-    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(6)))
+    made = lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(6)))
     if fault.kind == "slow_read":
-        made += _lay(app_env.root / "bank", "large.pdf", size=LARGE)
+        made += lay(app_env.root / "bank", "large.pdf", size=LARGE)
     app_env.simulator.set_faults([fault])
     process_pool.drained(app_env)
     assert app_env.stored() == made
 
 
-@pytest.mark.parametrize("form", ["seconds", "date"])
-def test_n8_retry_after_is_obeyed_over_a_restart(app_env: AppEnv, process_pool: ProcessPool, form: str) -> None:
-    """Nothing is asked before its time, by a daemon that was started meanwhile either."""
-    folder = app_env.upload("bank")
-    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": form, "seconds": 4})])
-    first = process_pool.spawn(app_env, "run").ready()
-    made = _lay(folder, "a.pdf")
-    until(lambda: _gates(app_env))
-    first.kill()
-    made += _lay(folder, "b.pdf")
-    with process_pool.daemon(app_env):
-        until(lambda: app_env.stored() == made)
-    refused, *others = [seen.at_first_byte for seen in app_env.simulator.log]
-    assert min(others) - refused > 2.9  # a date is cut to the second
-
-
-def _gates(app_env: AppEnv) -> list[tuple[str, float]]:
-    """Return the closed gates, with their times."""
-    with closing(sqlite3.connect(app_env.state / "docferry.db")) as read:
-        return read.execute("SELECT key, until FROM gate").fetchall()
-
-
-@pytest.mark.parametrize("form", ["past", "garbage", "-5", "nan"])
-def test_n8_a_retry_after_that_says_nothing(app_env: AppEnv, process_pool: ProcessPool, form: str) -> None:
-    """Our own pause counts: soon, and not at once."""
-    made = _lay(app_env.upload("bank"), "a.pdf")
-    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=3, params={"retry_after": form})])
-    process_pool.drained(app_env)
-    assert app_env.stored() == made
-    assert app_env.simulator.requests[UPLOAD] == 4
-
-
-def test_n8_a_retry_after_of_thirty_years_is_capped(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """At most a day."""
-    _lay(app_env.upload("bank"), "a.pdf")
-    app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": "huge"})])
-    process_pool.sync(app_env, code=75)
-    ((_, until_),) = _gates(app_env)
-    assert abs(until_ - time.time() - 86_400) < 600
-    assert process_pool.sync(app_env, code=75)["requests"] == 0
-
-
-def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A gate until the reset, over restarts; a person's retry opens it."""
-    folder = app_env.upload("bank")
-    made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
-    app_env.settings["workers"] = "1"
-    app_env.simulator.options.daily_quota = 3
-    report = process_pool.sync(app_env, code=75)
-    assert (report["uploaded"], report["due"], report["held"]) == (3, 3, 0)
-    spent = app_env.simulator.requests.total()
-    assert process_pool.sync(app_env, code=75)["requests"] == 0
-    with process_pool.daemon(app_env):
-        made += _lay(folder, "later.pdf")
-        until(lambda: any(row["path"].endswith("later.pdf") for row in _rows(process_pool, app_env)))
-    assert app_env.simulator.requests.total() == spent
-    app_env.simulator.options.daily_quota = None
-    assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
-    process_pool.drained(app_env)
-    assert app_env.stored() == made
-
-
-def test_n9_a_retry_asks_the_daemon_s_remote_anew(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A retry discards the known quota; while none is left, other remotes are served."""
-    folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
-    made = _lay(folder, *(f"{number}.pdf" for number in range(6)))
-    app_env.settings["workers"] = "2"
-    app_env.simulator.options.daily_quota = 3
-    with process_pool.daemon(app_env):
-        until(lambda: _gates(app_env))
-        spent = app_env.simulator.requests[UPLOAD]
-        assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
-        until(lambda: app_env.simulator.requests[UPLOAD] > spent)
-        until(lambda: _gates(app_env))
-        made += _lay(scans, "scan.pdf")
-        until(lambda: app_env.simulator.objects)
-        app_env.simulator.options.daily_quota = None
-        assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
-        until(lambda: app_env.stored() == made)
-
-
-def test_n9_a_pass_ends_when_a_download_has_spent_the_quota(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    app_env.codat["quota_reserve"] = '"50%"'
-    app_env.simulator.options.daily_quota = 1
-    app_env.download("down", company_id=f'"{COMPANY}"')
-    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(3)))
-    report = process_pool.sync(app_env, code=75)
-    assert report["due"] >= 2
-    assert [key for key, _ in _gates(app_env)] == ["codat"]
-    app_env.simulator.options.daily_quota = None
-    assert process_pool.spawn(app_env, "retry", "--all").wait() == 0
-    process_pool.drained(app_env)
-    assert app_env.stored() == made
-
-
-def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    made = _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(4)))
-    app_env.settings["workers"] = "1"
-    app_env.codat["quota_reserve"] = '"50%"'
-    app_env.simulator.options.daily_quota = 6  # the list and a ZIP are asked for it
-    app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=2)])
-    report = process_pool.sync(app_env, code=75)
-    assert (report["uploaded"], report["due"]) == (3, 1)
-    assert (app_env.stored() - made, app_env.stored().total()) == (Counter(), 3)
-
-
-def test_n10_the_key_is_revoked(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """One gate, reported once; nothing is held; one document at a time probes until the key works."""
-    folder = app_env.upload("bank")
-    key = app_env.root / "key"
-    key.touch(0o600)
-    key.write_text(app_env.simulator.options.codat_key)
-    app_env.codat["api_key_file"] = f'"{key}"'
-    with process_pool.daemon(app_env, CODAT_API_KEY="") as daemon:
-        made = _lay(folder, "before.pdf")
-        until(lambda: app_env.stored() == made)
-        app_env.simulator.options.codat_key = "another"
-        made += _lay(folder, *(f"{number}.pdf" for number in range(20)))
-        until(lambda: app_env.simulator.requests[UPLOAD] > 6)
-        assert Counter(row["state"] for row in _rows(process_pool, app_env))["held"] == 0
-        key.write_text("another")
-        until(lambda: app_env.stored() == made)
-        said = [line for line in daemon.text().splitlines() if "gate_closed" in line]
-    assert len(said) == 1, said
-
-
 def test_n11_keep_alive_closed_as_the_request_arrives(either: AppEnv, process_pool: ProcessPool) -> None:
     """One copy of each."""
     either.simulator.options.idempotency = False
-    made = _lay(either.upload("bank"), *(f"{number}.pdf" for number in range(20)))
+    made = lay(either.upload("bank"), *(f"{number}.pdf" for number in range(20)))
     either.simulator.set_faults([Fault("stale_keepalive", UPLOAD, rate=0.5)])
     process_pool.drained(either)
     assert either.stored() == made
@@ -367,7 +214,7 @@ async def _gather(remote: Codat, answers: list[list[Any]]) -> None:
 def test_n13_one_name_twice_rightly(app_env: AppEnv, process_pool: ProcessPool) -> None:
     """Two documents of one name in two folders, both in doubt, one there and one not: two copies."""
     app_env.simulator.options.idempotency = False
-    made = _lay(app_env.upload("bank"), "x/a.pdf", "y/a.pdf")
+    made = lay(app_env.upload("bank"), "x/a.pdf", "y/a.pdf")
     app_env.simulator.set_faults(
         [Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)],
     )
@@ -381,12 +228,12 @@ def test_n14_a_strangers_upload_of_that_name(app_env: AppEnv, process_pool: Proc
     """Another program uploads the same name during a doubt: it is not mistaken for ours, and ours is not doubled."""
     app_env.codat["list_lag"] = '"1s"'
     app_env.simulator.options.idempotency = False
-    made = _lay(app_env.upload("bank"), "a.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf")
     app_env.simulator.set_faults([Fault("lost_answer" if arrived else "reset_after", UPLOAD, first=1)])
     with process_pool.daemon(app_env):
         until(lambda: app_env.simulator.requests[UPLOAD] == 1)
         app_env.simulator.put_company_file(COMPANY, "a.pdf", b"a stranger's")
-        until(lambda: [row["state"] for row in _rows(process_pool, app_env)] == ["sent"])
+        until(lambda: [row["state"] for row in rows(process_pool, app_env)] == ["sent"])
     assert app_env.stored() == made + Counter({("a.pdf", digest(b"a stranger's")): 1})
 
 
@@ -395,7 +242,7 @@ def test_n15_the_server_changes_the_name(app_env: AppEnv, process_pool: ProcessP
     """Recognised all the same, or held; never doubled."""
     app_env.simulator.options.idempotency = False
     app_env.simulator.options.rename = rename
-    made = _lay(app_env.upload("bank"), 'say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf")
+    made = lay(app_env.upload("bank"), 'say "so".pdf', "cafe\u0301.pdf", "n" * 90 + ".pdf")
     app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3)])
     process_pool.drained(app_env)
     assert Counter(sha for _, sha in app_env.stored().elements()) == Counter(sha for _, sha in made.elements())
@@ -417,11 +264,11 @@ def test_n16_a_list_that_cannot_be_believed(app_env: AppEnv, process_pool: Proce
     """The list decides nothing: stored documents are not sent again, missing ones are."""
     app_env.simulator.options.idempotency = False
     folder = app_env.upload("bank")
-    made = _lay(folder, "before.pdf")
+    made = lay(folder, "before.pdf")
     process_pool.sync(app_env)
     if fault is None:
         app_env.simulator.options.list_lag = 3600.0
-    made += _lay(folder, "there.pdf", "absent.pdf")
+    made += lay(folder, "there.pdf", "absent.pdf")
     faults = [Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)]
     app_env.simulator.set_faults([*faults, fault] if fault else faults)
     process_pool.drained(app_env)
@@ -433,11 +280,11 @@ def test_n17_a_file_that_is_swallowed(app_env: AppEnv, process_pool: ProcessPool
     """Answers are lost and a scanner swallows the file each time: asked, tried, and held in the end; no loop."""
     folder = app_env.upload("bank")
     app_env.simulator.options.swallow = ("virus.pdf",)
-    made = _lay(folder, "good.pdf")
-    _lay(folder, "virus.pdf")
+    made = lay(folder, "good.pdf")
+    lay(folder, "virus.pdf")
     app_env.simulator.set_faults([Fault("lost_answer", UPLOAD)])
     with process_pool.daemon(app_env, DOCFERRY_RETRY__GIVE_UP_AFTER="3s"):
-        until(lambda: sorted(row["state"] for row in _rows(process_pool, app_env)) == ["held", "sent"])
+        until(lambda: sorted(row["state"] for row in rows(process_pool, app_env)) == ["held", "sent"])
         tries = app_env.simulator.requests[UPLOAD]
         assert tries < 20
     assert process_pool.sync(app_env, code=1, DOCFERRY_RETRY__GIVE_UP_AFTER="3s")["requests"] == 0
@@ -448,7 +295,7 @@ def test_n17_a_file_that_a_scanner_keeps_for_a_while(app_env: AppEnv, process_po
     """Stored after a delay that the list_lag allows for: one copy."""
     app_env.codat["list_lag"] = '"1s"'
     app_env.simulator.options.idempotency = False
-    made = _lay(app_env.upload("bank"), "a.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf")
     app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, first=1, params={"late": 1.2})])
     process_pool.drained(app_env)
     assert app_env.stored() == made
@@ -458,7 +305,7 @@ def test_n17_a_file_that_a_scanner_keeps_for_a_while(app_env: AppEnv, process_po
 def test_n18_a_signed_url_has_expired(app_env: AppEnv, process_pool: ProcessPool, signed: Any) -> None:
     """A new URL for the same key; the gate stays open, nothing is held."""
     app_env.simulator.options.signed = signed
-    made = _lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "a.pdf", "b.pdf")
+    made = lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "a.pdf", "b.pdf")
     expired = {"status": 403, "code": "AccessDenied"}
     app_env.simulator.set_faults([Fault("status", f"s3.{signed}", first=2, params=expired)])
     assert process_pool.drained(app_env)["held"] == 0
@@ -471,8 +318,8 @@ def test_n18_the_remotes_clock_is_wrong(app_env: AppEnv, process_pool: ProcessPo
     """Doubts are decided by the remote's own clock: one copy."""
     app_env.simulator.options.date_skew = skew
     app_env.simulator.options.idempotency = False
-    made = _lay(app_env.upload("bank"), "a.pdf", "b.pdf")
-    made += _lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "s.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf", "b.pdf")
+    made += lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "s.pdf")
     app_env.simulator.set_faults([Fault("lost_answer", UPLOAD, nth=1), Fault("reset_after", UPLOAD, nth=2)])
     process_pool.drained(app_env)
     assert app_env.stored() == made
@@ -481,7 +328,7 @@ def test_n18_the_remotes_clock_is_wrong(app_env: AppEnv, process_pool: ProcessPo
 @pytest.mark.parametrize("status", [302, 307])
 def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPool, status: int) -> None:
     """It is not followed: the host gets no byte and no key; nothing is held."""
-    made = _lay(app_env.upload("bank"), "a.pdf")
+    made = lay(app_env.upload("bank"), "a.pdf")
     with SimulatorThread(Simulator(SimulatorOptions())) as elsewhere:
         params = {"location": f"{elsewhere.url}/companies", "status": status}
         app_env.simulator.set_faults([Fault("redirect", UPLOAD, params=params)])
@@ -495,7 +342,7 @@ def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPo
 
 def test_n21_a_hostile_proxy_environment(either: AppEnv, process_pool: ProcessPool) -> None:
     """Proxies, certificates and .netrc of the environment are ignored."""
-    made = _lay(either.upload("bank"), "a.pdf", "b.pdf")
+    made = lay(either.upload("bank"), "a.pdf", "b.pdf")
     (either.root / ".netrc").write_text("machine 127.0.0.1 login somebody password else\n")
     with SimulatorThread(Simulator(SimulatorOptions())) as trap:
         hostile = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), trap.url)
@@ -518,9 +365,9 @@ def test_n21_answers_without_end(app_env: AppEnv, process_pool: ProcessPool, kin
         ]
     )
     with process_pool.daemon(app_env) as daemon:
-        made = _lay(folder, "a.pdf", "b.pdf", "c.pdf")
+        made = lay(folder, "a.pdf", "b.pdf", "c.pdf")
         until(lambda: app_env.simulator.requests["codat.list"] > 2)
-        until(lambda: {row["state"] for row in _rows(process_pool, app_env)} == {"sent"})
+        until(lambda: {row["state"] for row in rows(process_pool, app_env)} == {"sent"})
         peak = next(line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line)
     assert app_env.stored() == made
     assert int(peak.split()[1]) < 250_000, peak
@@ -538,13 +385,13 @@ def test_n21_answers_without_end(app_env: AppEnv, process_pool: ProcessPool, kin
 )
 def test_n22_responses_that_never_end(app_env: AppEnv, process_pool: ProcessPool, start: bytes, block: bytes) -> None:
     """The daemon obeys SIGTERM, stays small, and holds nothing."""
-    _lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(8)))
+    lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(8)))
     with ExitStack() as stack:
         url = stack.enter_context(_endless_server(start, block * 1000))
         variables = {"DOCFERRY_CODAT__BASE_URL": url, "DOCFERRY_STOP_GRACE": "1s"}
         daemon = stack.enter_context(process_pool.daemon(app_env, **variables))
-        until(lambda: any(row["attempts"] for row in _rows(process_pool, app_env)))
-        states = {row["state"] for row in _rows(process_pool, app_env)}
+        until(lambda: any(row["attempts"] for row in rows(process_pool, app_env)))
+        states = {row["state"] for row in rows(process_pool, app_env)}
         peak = next(line for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines() if "VmHWM" in line)
         daemon.signal(signal.SIGTERM)
         assert daemon.wait(15) == 0
