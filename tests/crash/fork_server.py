@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,10 @@ def _wrap_transitions(kill_point: KillPoint) -> None:
         kill_point.reach(*{f"{row['from'].value}>{row['state'].value}:inside" for row in rows})
         return found
 
-    async def claim_picks(self: Transfers, picks: Sequence[Any], room: int) -> Any:
+    async def claim_picks(self: Transfers, picks: Sequence[Any], room: int, ask_for: Collection[str] = ()) -> Any:
         wanted = {"doubtful>asking" if pick.lane.doubtful else "waiting>leased" for pick in picks}
         kill_point.reach(*(f"{each}:before" for each in wanted))
-        found = await claim(self, picks, room)
+        found = await claim(self, picks, room, ask_for)
         kill_point.reach(*{f"{'doubtful' if t.state == 'asking' else 'waiting'}>{t.state.value}:after" for t in found})
         return found
 

@@ -8,7 +8,7 @@ import pytest
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
-from docferry.model import Outcome, State
+from docferry.model import Outcome, State, Target
 from docferry.store.database import open_database
 from docferry.store.transfers import Transfers
 from store.conftest import ACME, StoreEnv
@@ -24,7 +24,7 @@ async def test_leases_of_dead_owners_are_reclaimed(env: StoreEnv) -> None:
     await env.sending("sent.pdf")
     await env.enqueue("leased.pdf")
     await env.claimed()
-    await env.enqueue("other.pdf")
+    await env.enqueue("other.pdf", target=Target("wootiv"))  # a company belongs to one process at a time
     alive = env.other("alive")
     (theirs,) = await env.claimed(transfers=alive)
     doubt_since = await env.column("SELECT last_sent FROM transfer WHERE remote_name = 'asked.pdf'")
