@@ -17,13 +17,15 @@ from app_env import AppEnv, until
 from docferry.app.alerts import silent_hosts
 from docferry.store.owners import Process
 from postgresql_server import PostgresqlServer
+from web.conftest import ask
 
 
 @contextmanager
 def daemon(app_env: AppEnv, url: str, host: str) -> Iterator[Popen[bytes]]:
     """Run the daemon of one host, with a state folder of its own; stop it at the end."""
     with (app_env.root / f"{host}.log").open("wb") as log:
-        running = Popen(app_env.command("run"), env={**app_env.environment, **on(app_env, url, host)}, stderr=log)
+        more = on(app_env, url, host) | {"DOCFERRY_WEB__LISTEN": f"unix:{app_env.root / host}.sock"}
+        running = Popen(app_env.command("run"), env={**app_env.environment, **more}, stderr=log)
     try:
         yield running
     finally:
@@ -75,6 +77,10 @@ def test_a_host_that_dies_is_shown_and_reported_until_it_is_back(
         metrics = app_env.run("metrics", **on(app_env, url, "h1")).stdout
         assert "docferry_hosts_alive 1.0\n" in metrics
         assert 'docferry_host_heartbeat_timestamp_seconds{host="h2"} ' in metrics
+        page = ask(f"unix:{app_env.root / 'h1.sock'}", "/")
+        assert page.status == 200
+        assert "A host has stopped" in page.text
+        assert '<section id="hosts"' in page.text
         until(reported, 60, "the alert")
         with daemon(app_env, url, "h2"):
             until(lambda: not reported(), 60, "its end")
