@@ -182,7 +182,7 @@ def test_transfers_to_wootiv_get_the_key_of_their_object(tmp_path: Path) -> None
 
 
 KILLED = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -197,11 +197,13 @@ def before(*_):
     if step == limit:
         os.kill(os.getpid(), signal.SIGKILL)
 
+older = Path(sys.argv[1]) / "older.db"
+if sys.argv[2]:
+    schema.migrate(older, sys.argv[2])
 for number in range(1, 100):
     path = Path(sys.argv[1]) / f"{number}.db"
     if sys.argv[2]:
-        limit = 0
-        schema.migrate(path, sys.argv[2])
+        shutil.copy(older, path)
     limit, step = number, 0
     child = os.fork()
     if not child:
@@ -216,7 +218,7 @@ for number in range(1, 100):
 @pytest.mark.parametrize(("before", "most"), [("", 10), ("0001", 5)], ids=["fresh", "first_schema"])
 def test_a_killed_upgrade_leaves_the_old_or_the_new_schema(tmp_path: Path, before: str, most: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), before], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", KILLED, str(tmp_path), before], capture_output=True, text=True, timeout=110, check=True
     )
     steps = int(done.stdout)
     assert steps > most
