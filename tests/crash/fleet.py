@@ -46,6 +46,10 @@ DRAIN_S = 600.0
 #: A line of progress so often, seconds.
 TELL_S = 15.0
 COMPANIES = [str(uuid.UUID(int=number + 1, version=4)) for number in range(3)]
+ATTEMPTS = """
+SELECT to_timestamp(a.began), to_timestamp(a.ended), a.lease, a.state, a.proof, a.detail
+FROM attempt a JOIN transfer t ON t.id = a.transfer_id WHERE t.sha256 = %s ORDER BY a.lease
+"""
 #: Part of a daemon's log record that says that it is ready.
 READY = " ready "
 
@@ -266,7 +270,14 @@ class Fleet:
         wrong = [*self.problems]
         for name, found in (("lost", lost), ("duplicated", doubled), ("torn", torn)):
             wrong += [f"{name}: {each}" for each in found[:20]]
-        return wrong
+        return wrong + [line for path in (lost + doubled)[:20] for line in self._history(path)]
+
+    def _history(self, path: str) -> list[str]:
+        """Return when the remote stored a document, and its attempts."""
+        digests = [sha256 for sha256, each in self.expected.items() if each == path]
+        stored = [each for each in self.simulator_thread.simulator.stored if each.sha256 in digests]
+        rows = self.servers.fetch(ATTEMPTS, digests[0])
+        return [f"{path}: stored at {each.at:.3f}" for each in stored] + [f"{path}: {row}" for row in map(str, rows)]
 
 
 def run(plan: Plan, root: Path) -> list[str]:

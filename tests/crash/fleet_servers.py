@@ -49,10 +49,10 @@ class Servers:
         """The URL of pgbouncer, or the same as `url` where there is none."""
         return self.url if self._pgbouncer is None else self._pgbouncer.url(DATABASE)
 
-    def fetch(self, query: str) -> list[tuple[object, ...]]:
+    def fetch(self, query: str, *values: object) -> list[tuple[object, ...]]:
         """Return the rows of a query on the primary."""
         with psycopg.connect(self._servers[self.primary].url(DATABASE), autocommit=True) as connection:
-            cursor = connection.execute(query.encode())
+            cursor = connection.execute(query.encode(), values or None)
             return cursor.fetchall() if cursor.description else []
 
     def restart(self) -> None:

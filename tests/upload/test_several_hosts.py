@@ -6,9 +6,9 @@ import anyio
 import pytest
 from sqlalchemy import text
 
-from docferry.model import State
+from docferry.model import Outcome, State
 from docferry.store.claims import Pick
-from docferry.store.owners import processes
+from docferry.store.owners import HeartbeatOwners, processes
 from postgresql_server import PostgresqlServer
 from upload.conftest import UploadEnv, names_of, once
 
@@ -57,3 +57,24 @@ async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postg
             await env.run_uploads(second)
             assert await second.reports.counts() == {"bank": {State.SENT: 4}}
     assert env.at_codat() == once(*names_of(4))
+
+
+async def test_a_host_sends_again_only_while_its_heartbeat_is_confirmed(
+    env: UploadEnv, postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been stopped for a minute after its lookup, and another host may have the document by now."""
+    env.write_documents(env.app_env.upload("bank"), "a.pdf")
+    become(env, "h1", postgresql_server.new_database())
+    async with env.app() as app:
+        claimed = await app.transfers.claim([Pick(lane, 1) for lane in await app.transfers.lanes()], 1)
+        await app.transfers.mark_sending(claimed)
+        await app.transfers.settle_all(claimed, Outcome(State.DOUBTFUL), was=State.SENDING)
+        await app.database.execute(text("UPDATE transfer SET last_sent = last_sent - 60"))  # the list decides at once
+        with monkeypatch.context() as stopped:
+            is_confirmed = property(lambda _: env.requests("codat.list") == 0)
+            stopped.setattr(HeartbeatOwners, "is_confirmed", is_confirmed)
+            await env.run_until(app, lambda: env.requests("codat.list") > 0 and not app.scheduler.is_busy)
+        assert env.at_codat() == {}
+        assert await app.reports.counts() == {"bank@h1": {State.DOUBTFUL: 1}}
+        await env.run_uploads(app)
+    assert env.at_codat() == once("a.pdf")

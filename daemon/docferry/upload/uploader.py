@@ -14,6 +14,7 @@ from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError
 from docferry.files.source import FileSource
 from docferry.model import Outcome, Receipt, State, Transfer, UploadItem
 from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
+from docferry.store.owners import Owners
 from docferry.telemetry import Delivery
 from docferry.upload.batch import Batch, Places, idempotency_key
 from docferry.upload.batch_trials import BATCH_DOUBT, BatchTrials
@@ -108,7 +109,8 @@ class Uploader:
             sending = [transfer for transfer, _ in opened.sources]
             # The intent is committed before the first byte: after a kill the next process knows what may be stored.
             await self._transfers.mark_sending(sending)
-            receipt = await self._transmit(opened.sources, places, permit)
+            back = State.DOUBTFUL if was is State.ASKING else State.WAITING
+            receipt = await self._transmit(opened.sources, places, permit, back)
             # No await lies between a receipt and its commit: a stop in between would lose the receipt.
             if receipt is not None:
                 for _, source in opened.sources:
@@ -117,9 +119,12 @@ class Uploader:
                 await self._accepted(sending, receipt)
 
     async def _transmit(
-        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, permit: SendPermit
+        self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, permit: SendPermit, back: State
     ) -> Receipt | None:
-        """Send one request; None when it did not end in a receipt and its transfers were settled."""
+        """Send one request; None when it did not end in a receipt and its transfers were settled.
+
+        Transfers whose permit is refused return to the state `back`.
+        """
         sending = [transfer for transfer, _ in sources]
         remote = self._context.remotes[sending[0].target.remote]
         try:
@@ -127,9 +132,9 @@ class Uploader:
                 items = [UploadItem(transfer, source) for transfer, source in sources]
                 with self._context.telemetry.sending(remote.name, items) as counted:
                     return await remote.send(counted, idempotency_key(sending), permit)
-            await self._not_sent(sending)
+            await self._not_sent(sending, back)
         except NotNow:
-            await self._not_sent(sending)
+            await self._not_sent(sending, back)
         except SourceError as change:
             for transfer in sending:
                 outcome = self._sources.after_change(transfer, change, places, shared=len(sending) > 1)
@@ -145,11 +150,11 @@ class Uploader:
             raise
         return None
 
-    async def _not_sent(self, sending: Sequence[Transfer]) -> None:
+    async def _not_sent(self, sending: Sequence[Transfer], back: State) -> None:
         """Return transfers whose permit was refused before the first byte."""
         for transfer in sending:
             with contextlib.suppress(LeaseLost):  # the others are still ours
-                await self._settle(transfer, _unchanged(transfer, State.WAITING), State.SENDING)
+                await self._settle(transfer, _unchanged(transfer, back), State.SENDING)
         await self._batch_trials.record_unsent(sending)
 
     async def _accepted(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
@@ -263,18 +268,36 @@ class Uploader:
     async def _resend(self, absent: Sequence[Transfer], places: Places) -> None:
         """Send again what was proved absent: the same request, byte for byte, under the same key.
 
-        One request after the other, as a worker has one in flight. After a gate has closed, or at a stop, the others
-        stay in doubt.
+        One request after the other, as a worker has one in flight. After a gate has closed, at a stop, or when others
+        may take over, the others stay in doubt.
         """
+        permit = _WhileConfirmed(self._context.queue.owners)
         for number, transfer in enumerate(absent):
-            if self._gate_manager.blocks_resend(transfer.target.lane):
+            if self._gate_manager.blocks_resend(transfer.target.lane) or not permit.is_granted:
                 for other in absent[number:]:
                     await self._settle(other, still_doubtful(other, 0.0), State.ASKING)
                 return
             try:
-                await self._send([transfer], places, was=State.ASKING)
+                await self._send([transfer], places, was=State.ASKING, permit=permit)
             except LeaseLost as lost:
                 log.warning("lease_lost", str(lost), lane=transfer.target.lane)
+
+
+class _WhileConfirmed(SendPermit):
+    """The permit of a lookup's resend, which has its slot already: no other process takes this one for dead.
+
+    It is asked after the intent was committed: the process may have been stopped for a minute since the lookup.
+    """
+
+    def __init__(self, owners: Owners) -> None:
+        self._owners = owners
+
+    async def acquire(self) -> bool:
+        return self.is_granted
+
+    @property
+    def is_granted(self) -> bool:
+        return self._owners.is_confirmed
 
 
 def _unchanged(transfer: Transfer, state: State) -> Outcome:
