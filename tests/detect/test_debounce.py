@@ -218,3 +218,19 @@ def test_a_noisy_customer_leaves_room_for_the_others() -> None:
     due = debouncer.due()
     assert sum(path.startswith(b"quiet/") for _, path in due) == 30
     assert len(due) == len(set(due)) == 1000
+
+
+def test_hints_about_a_file_that_is_looked_at_soon_are_of_no_use() -> None:
+    clock = TurnableClock()
+    debouncer = Debouncer(clock)
+    seen_file = seen(clock, 0)
+    assert not debouncer.will_look_at("m", seen_file.path), "it is not known"
+    debouncer.offer("m", seen_file, 5)
+    assert debouncer.will_look_at("m", seen_file.path)
+    clock.turn(5)
+    assert debouncer.due() == [("m", seen_file.path)]
+    assert not debouncer.will_look_at("m", seen_file.path), "it is being looked at: a change meanwhile counts"
+    assert debouncer.offer("m", seen_file, 5)
+    clock.turn(600)
+    debouncer.postpone("m", seen_file, 5)
+    assert not debouncer.will_look_at("m", seen_file.path), "a program closes it long before it is looked at"

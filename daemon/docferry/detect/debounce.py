@@ -115,9 +115,9 @@ class Debouncer:
             self._push(watched)
 
     def will_look_at(self, mapping: str, path: bytes) -> bool:
-        """Whether `due` will return this file anyway: a hint about it is of no use."""
+        """Whether `due` returns this file within its `settle` anyway: a hint about it is of no use."""
         watched = self._files.get((mapping, path))
-        return watched is not None and watched.in_heap
+        return watched is not None and watched.in_heap and watched.due - self._clock.steady() <= watched.settle
 
     def forget(self, mapping: str, path: bytes) -> None:
         """Drop a file that is gone, or is no longer a document."""

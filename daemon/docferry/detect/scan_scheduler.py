@@ -37,6 +37,8 @@ UNWATCHED_S: Final = 10.0
 UNREAD: Final = 50
 SOONEST_S: Final = 1.0
 SHARED_S: Final = 0.02
+#: A scan of some top-level folders alone rests for so many times as long as the scan before took.
+PARTIAL_REST: Final = 3
 #: Between a request for a scan and the scan, so that many requests make one scan.
 GATHER_S: Final = 0.2
 
@@ -266,6 +268,7 @@ class ScanScheduler:
                 self._scanned_once(upload)
                 await asked.wait()
                 continue
+            began = self._clock.steady()
             async with self._scanning:
                 with contextlib.suppress(FolderError):  # the reconciler has logged it, and `status` shows it
                     if b"" in folders:
@@ -276,6 +279,7 @@ class ScanScheduler:
             self._scanned_once(upload)
             dropped = self._reconciler.debouncer.take_overflow(upload.name)
             wait, folders = self._next_scan(upload, state, dropped, last_whole)
+            wait = max(wait, PARTIAL_REST * (self._clock.steady() - began) if b"" not in folders else 0.0)
             with anyio.move_on_after(wait):
                 await asked.wait()
             await anyio.sleep(GATHER_S)

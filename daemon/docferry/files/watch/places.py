@@ -69,21 +69,32 @@ class FolderIndex:
                 self._places.pop(path, None)
 
 
+def by_root(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
+    """Return the folders of places by their root."""
+    found: dict[WatchedRoot, set[bytes]] = {}
+    for root, folder in places:
+        found.setdefault(root, set()).add(folder)
+    return found
+
+
+def topmost(folders: Iterable[bytes]) -> list[bytes]:
+    """Return those of the folders that lie below none of the others."""
+    found: list[bytes] = []
+    for folder in sorted(folders, key=lambda each: each.split(b"/")):
+        if not found or not folder.startswith(found[-1] + b"/"):
+            found.append(folder)
+    return found
+
+
 def tell_hints(places: Iterable[Place]) -> None:
     """Tell each root that its folders among the places may have changed."""
-    by_root: dict[WatchedRoot, set[bytes]] = {}
-    for root, folder in places:
-        by_root.setdefault(root, set()).add(folder)
-    for root, folders in by_root.items():
+    for root, folders in by_root(places).items():
         root.tell(Hint(folders))
 
 
 def existing(places: Iterable[Place]) -> list[Place]:
     """Return the places that are folders now."""
-    by_root: dict[WatchedRoot, set[bytes]] = {}
-    for root, folder in places:
-        by_root.setdefault(root, set()).add(folder)
-    return [(root, folder) for root, all_of in by_root.items() for folder in root.are_folders(all_of)]
+    return [(root, folder) for root, all_of in by_root(places).items() for folder in root.are_folders(all_of)]
 
 
 def named_in(error: str, places: Iterable[Place]) -> set[Group]:

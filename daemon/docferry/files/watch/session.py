@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -19,13 +20,15 @@ from docferry.files.watch.places import (
     Group,
     Place,
     Purpose,
+    by_root,
     existing,
     is_left_to_scans,
     largest,
     named_in,
     tell_hints,
+    topmost,
 )
-from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, parents, top_of
+from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, top_of
 from docferry.model import joined
 
 ROOT_CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
@@ -37,6 +40,9 @@ MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two
 MODIFIED: Final = 2  # watchfiles.Change.modified
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
 
+#: Processor time for new folders of one top-level folder within a window, seconds; beyond it the scans find them.
+MOST_COST_S: Final = 2.0
+COST_WINDOW_S: Final = 10.0
 #: Changes that come at once, half of the kernel's queue (/proc/sys/fs/inotify/max_queued_events).
 FLOOD: Final = 8192
 
@@ -66,6 +72,7 @@ class Session:
         self._waiting: list[WatchedRoot] = []  # to be armed
         self._watches: dict[FolderWatch, Purpose] = {}
         self._index = FolderIndex()
+        self._costs: dict[Group, tuple[float, float]] = {}  # processor time by top-level folder, and since when
         self._next_check = 0.0
         self._merge_at = 0.0
         self._is_stopped = False
@@ -179,8 +186,9 @@ class Session:
         for old in purpose.replaces:
             self._watches.pop(old, None)
             old.stop()
-        late = [place for root in purpose.armed_roots for place in self._unseen(root, b"")]
-        late += [place for root, folder in purpose.announced for place in self._unseen(root, folder)]
+        late = [] if purpose.announced else [place for root in purpose.armed_roots for place in self._unseen(root, b"")]
+        for root, folders in by_root(purpose.announced).items():
+            late += self._below(root, folders)
         for root in purpose.armed_roots:
             root.plan_retry(self._clock.steady())
             root.tell_state()
@@ -190,11 +198,14 @@ class Session:
         elif len(self._watches) > MOST_WATCHES and self._clock.steady() >= self._merge_at:
             self._merge()
 
-    def _unseen(self, root: WatchedRoot, start: bytes) -> list[Place]:
-        """Return folders that were made since their parent was listed, before it was watched."""
+    def _unseen(self, root: WatchedRoot, start: bytes, most: float = math.inf) -> list[Place]:
+        """Return folders that were made since their parent was listed, before it was watched.
+
+        A top-level folder whose folders take more than `most` seconds to find stays unwatched.
+        """
         self.at_work = root
         try:
-            return [(root, folder) for folder in root.find_folders(start) - root.folders]
+            return [(root, folder) for folder in root.find_folders(start, most) - root.folders]
         except FolderError:
             return []
         finally:
@@ -268,28 +279,43 @@ class Session:
     def _appeared(self, changed: Mapping[WatchedRoot, set[bytes]]) -> None:
         """Watch the new folders among these paths, and hint at the others."""
         new: list[Place] = []
+        below: list[Place] = []
         for root, paths in changed.items():
             folders = root.are_folders(path for path in paths if path not in root.folders)
+            below += self._below(root, folders)
             if paths - folders:
                 root.tell(Hint(paths - folders))
-            new += [(root, folder) for folder in folders]
+            new += [(root, folder) for folder in folders if not is_left_to_scans(root, folder)]
         if new:
-            below = [place for root, folder in new for place in self._unseen(root, folder)]
             self._start(Purpose(new + below, announced=new))
+
+    def _below(self, root: WatchedRoot, folders: Iterable[bytes]) -> list[Place]:
+        """Return the unseen folders below new ones.
+
+        This thread serves all roots: a top-level folder that has used its share of the time is left to the scans.
+        """
+        found: list[Place] = []
+        for folder in topmost(folders):
+            group, now = (root, top_of(folder)), self._clock.steady()
+            self.beat = now
+            since, spent = self._costs.get(group, (now, 0.0))
+            if now - since > COST_WINDOW_S:
+                since, spent = now, 0.0
+            began = time.thread_time()
+            found += self._unseen(root, folder, MOST_COST_S - spent)
+            self._costs[group] = since, spent + time.thread_time() - began
+            if group[1] in root.unwatched:
+                self._leave_to_scans(root, {group[1]}, root.unwatched[group[1]])
+        return [place for place in found if not is_left_to_scans(*place)]
 
     def _removed(self, paths: Collection[str]) -> None:
         """Forget folders that were deleted or renamed, and all that was below them."""
-        by_root: dict[WatchedRoot, set[bytes]] = {}
-        for path in paths:
-            for root, folder in self._index.at(path):
-                by_root.setdefault(root, set()).add(folder)
-        for root, gone in by_root.items():
+        for root, gone in by_root(place for path in paths for place in self._index.at(path)).items():
             if b"" in gone:
                 self._set_up(root)  # another folder may be in its place, even with the same inode
                 continue
-            self._index.drop(
-                root, [each for each in root.folders if each in gone or not gone.isdisjoint(parents(each))]
-            )
+            below = tuple(folder + b"/" for folder in topmost(gone))
+            self._index.drop(root, [each for each in root.folders if each in gone or each.startswith(below)])
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -379,7 +405,9 @@ class Session:
             self._set_up(root)
             return
         tops, root.unwatched = root.unwatched, {}
-        places = [place for top in tops for place in self._unseen(root, top)]
+        places = []
+        for top in tops:
+            places += self._unseen(root, top, MOST_COST_S)
         if root.unwatched.keys() == tops.keys():
             root.plan_retry(self._clock.steady())
         elif places:

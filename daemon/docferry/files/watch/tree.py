@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from docferry.errors import FolderError
@@ -12,7 +14,6 @@ from docferry.files import scan
 from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.watch.events import Armed, Degraded, WatchEvent, WatchEvents
 from docferry.files.watch.failures import NOT_UTF8
-from docferry.model import parted
 
 WATCH_RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until a folder is tried again, twice as long each time
 
@@ -48,13 +49,18 @@ class WatchedRoot:
         """Return the absolute path of a folder."""
         return f"{self.place.rstrip('/')}/{folder.decode('utf-8')}" if folder else self.place
 
-    def find_folders(self, start: bytes = b"") -> set[bytes]:
+    def find_folders(self, start: bytes = b"", most: float = math.inf) -> set[bytes]:
         """Return the folders from `start` down that can be watched. Raises FolderError.
 
-        Folders that cannot be, because of their name or their permissions, make their top-level folder unwatched.
+        Folders that cannot be, because of their name or their permissions, make their top-level folder unwatched. So
+        does one whose walk takes more than `most` seconds of processor time: none is returned then.
         """
         found = set[bytes]()
-        for chunk in scan.walk(self.root, self, starts=[start]):
+        began = time.thread_time()
+        for chunk in scan.walk(self.root, self, starts=[start], chunk=200):
+            if time.thread_time() - began > most:
+                self.unwatched.setdefault(top_of(start), "its folders change faster than they can be watched")
+                return set()
             for listing in chunk:
                 if listing.problem is None:
                     found.add(listing.folder)
@@ -106,12 +112,6 @@ class WatchedRoot:
 def top_of(folder: bytes) -> bytes:
     """Return the top-level folder of a folder; b"" is the root itself."""
     return folder.partition(b"/")[0]
-
-
-def parents(folder: bytes) -> Iterator[bytes]:
-    """Yield the folders above a folder, without the root."""
-    while folder := parted(folder)[0]:
-        yield folder
 
 
 def identity(root: Root) -> tuple[int, int] | None:
