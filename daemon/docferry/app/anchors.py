@@ -23,7 +23,7 @@ from docferry.store.receipt_log import StoredHead
 log = logs.get("receipts")
 
 #: The time limit of one anchor, seconds: a share that hangs must not hold up a stop.
-PATIENCE_S: Final = 30.0
+ANCHOR_TIMEOUT_S: Final = 30.0
 #: The newest heads of a file are found in its last bytes.
 _TAIL_BYTES: Final = 256 * 1024
 
@@ -68,7 +68,7 @@ class FileAnchor:
     async def put(self, head: StoredHead) -> None:
         """Append the head where it is not the last one already."""
         try:
-            with anyio.fail_after(PATIENCE_S):
+            with anyio.fail_after(ANCHOR_TIMEOUT_S):
                 await anyio.to_thread.run_sync(partial(_append, self.path, head), abandon_on_cancel=True)
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be written: {error.strerror}") from error
@@ -78,7 +78,7 @@ class FileAnchor:
     async def newest(self) -> Sequence[SignedHead]:
         """Return the last heads of the file, the newest last; none where there is no file yet. AnchorError."""
         try:
-            with anyio.fail_after(PATIENCE_S):
+            with anyio.fail_after(ANCHOR_TIMEOUT_S):
                 return await anyio.to_thread.run_sync(_tail, self.path, abandon_on_cancel=True)
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be read: {error.strerror}") from error

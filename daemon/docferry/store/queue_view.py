@@ -62,7 +62,7 @@ class QueueSnapshot:
 
 
 #: People and monitoring wait so long for the database, seconds.
-PATIENCE_S: Final = 5.0
+SNAPSHOT_TIMEOUT_S: Final = 5.0
 
 
 class QueueView:
@@ -83,7 +83,7 @@ class QueueView:
         """
         if self._kept is not None and self._database.trouble is not None:
             return self._kept
-        with anyio.move_on_after(PATIENCE_S):
+        with anyio.move_on_after(SNAPSHOT_TIMEOUT_S):
             return await self._current()
         if self._kept is None:
             raise DatabaseBusy(self._database.trouble or "the database has not answered yet; see the log")
