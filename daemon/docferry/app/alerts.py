@@ -31,7 +31,7 @@ _DAY_S = 86_400.0
 
 
 async def run(daemon: RunningDaemon) -> None:
-    """Tell receivers and the heartbeat how things stand, until cancelled."""
+    """Observe conditions, and send alerts and heartbeats, until cancelled."""
     app = daemon.app
     settings = app.settings
     rows = Alerts(app.database, settings.queue_host)

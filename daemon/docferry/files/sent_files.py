@@ -26,7 +26,7 @@ from docferry.files.placement import Content, free_name, link_copy, numbered, op
 from docferry.files.safe_open import FILE, FOLDER, MISSING, PARENT, OpenRoot, Root, errno_of, reason
 from docferry.model import Stamp, escaped, joined, parted
 
-#: Names of the folders that files are set aside in. A scan enters no hidden folder.
+#: Names of the folders for files that are set aside. A scan enters no hidden folder.
 ASIDE_PREFIX: Final = b".docferry-aside-"
 #: Names that are tried when the name of a file that is put back was taken meanwhile.
 _MOST_NAMES: Final = 1000

@@ -1,4 +1,4 @@
-"""What the status page asks of the queue: documents page by page, and what arrived in each hour. Fast with millions."""
+"""Query the queue for the status page: documents page by page, and the arrivals of each hour. Fast with millions."""
 
 from __future__ import annotations
 

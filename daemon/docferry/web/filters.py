@@ -12,7 +12,7 @@ _LONGEST_SEARCH: Final = 200
 
 
 def asked_filter(query: Sequence[tuple[str, str]]) -> Filter:
-    """Return the filter of a query; what it cannot mean is left out."""
+    """Return the filter of a query; invalid parts are left out."""
     found = {name: value for name, value in query if value}
     states = tuple(state for state in STATES if ("state", state) in query)
     return Filter(

@@ -107,7 +107,7 @@ class EventMetrics(Telemetry):
         self._durations(remote).observe(seconds)
 
     def downloaded(self, mapping: str) -> None:
-        """Count a file that came down."""
+        """Count a downloaded file."""
         self._downloaded(mapping).inc()
 
     def doubt_resolved(self, remote: str, proof: str) -> None:
