@@ -55,11 +55,19 @@ class Bench:
     table: Table
 
     def docferry(
-        self, tree: Tree, server: Sink, *, to: str = "codat", batch: int = 1, cores: int | None = None
+        self,
+        tree: Tree,
+        server: Sink,
+        *,
+        to: str = "codat",
+        batch: int = 1,
+        cores: int | None = None,
+        senders: int | None = None,
     ) -> Send:
         """A whole first `sync` of a tree."""
+        place, trust = self.place / "docferry", server.ca_file
         docferry = DocferryRun(
-            self.place / "docferry", tree.root, server.url, to=to, batch=batch, ca_file=server.ca_file, cores=cores
+            place, tree.root, server.url, to=to, batch=batch, ca_file=trust, cores=cores, senders=senders
         )
 
         def send() -> Run:
@@ -117,6 +125,7 @@ def small_files(bench: Bench, *, tls: bool = False) -> None:
             "codat": bench.docferry(tree, server),
             **({"codat-1": bench.docferry(tree, server, cores=1)} if tls else {}),
             "batch": bench.docferry(tree, server, batch=20),
+            **({"batch-0": bench.docferry(tree, server, batch=20, senders=0)} if tls else {}),
             "wootiv": bench.docferry(tree, server, to="wootiv"),
             **{name: bench.peer(name, tree, server) for name in bench.peers},
         }
@@ -126,6 +135,7 @@ def small_files(bench: Bench, *, tls: bool = False) -> None:
         "codat": "docferry → Codat",
         "codat-1": "docferry → Codat, on one core",
         "batch": "docferry → Codat, batch = 20",
+        **({"batch-0": "docferry → Codat, batch = 20, senders = 0"} if tls else {}),
         "wootiv": "docferry → Wootiv",
     }
     workload = "W1 TLS" if tls else "W1"
@@ -145,10 +155,12 @@ def middle_files(bench: Bench, *, tls: bool = False) -> None:
         sends = {
             "codat": bench.docferry(tree, server),
             "wootiv": bench.docferry(tree, server, to="wootiv"),
+            **{f"{to}-0": bench.docferry(tree, server, to=to, senders=0) for to in ("codat", "wootiv") if tls},
             **{name: bench.peer(name, tree, server) for name in bench.peers},
         }
         runs = bench.in_turn(sends)
     names = {"codat": "docferry → Codat", "wootiv": "docferry → Wootiv"}
+    names |= {f"{to}-0": f"{names[to]}, senders = 0" for to in ("codat", "wootiv") if tls}
     workload, least = ("W2 TLS", 1.2) if tls else ("W2", 1.0)
     for key, done in runs.items():
         bench.table.contender(workload, names.get(key) or bench.peers[key].name, done, tree.files, tree.total)
