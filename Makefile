@@ -56,7 +56,7 @@ storm: $(STAMP) ## 10,000 documents while half of all requests fail, half of the
 fleet: $(STAMP) ## 2,000 faults of four hosts on one PostgreSQL queue, 20,000 documents; ARGS="--faults 100 --documents 2000" for fewer
 	@$(BIN)/python tests/crash/fleet.py $(ARGS)
 
-seeds: $(STAMP) ## 100,000 simulated runs of a queue, each decided by its seed; ARGS=17:18 repeats one
+seeds: $(STAMP) ## 100,000 simulated runs of a queue, each decided by its seed; ARGS=17:18 repeats one, ARGS="0:1000 postgresql"
 	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)
 
 # Each test starts a process: two minutes. The suite compares both ways in tests/senders.

@@ -1,7 +1,7 @@
-"""Measure the queue alone: `python -m benchmarks.queue_cycles FOLDER DOCUMENTS`.
+"""Measure the queue alone: `python -m benchmarks.queue_cycles FOLDER DOCUMENTS [URL]`.
 
 It enqueues, claims, marks and settles with 16 tasks, synchronous FULL, and prints cycles a second and raw sqlite3's
-commits.
+commits. With the URL of an empty PostgreSQL database it measures that after SQLite.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class _Desk:
         return self.ready.popleft() if self.ready else None
 
 
-async def _cycles(folder: Path, documents: int) -> float:
+async def _cycles(location: Path | str, documents: int) -> float:
     clock = SystemClock()
-    async with open_database(folder / "queue.db") as database:
+    async with open_database(location) as database:
         store, desk = Documents(database, clock), _Desk(Transfers(database, clock, "benchmark"))
         sent = Outcome(State.SENT, receipt=Receipt(200))
 
@@ -99,7 +99,10 @@ def _raw(folder: Path, commits: int) -> float:
 def main() -> None:
     folder, documents = Path(sys.argv[1]), int(sys.argv[2])
     raw = _raw(folder, documents // 4)
-    print(json.dumps({"cycles": anyio.run(_cycles, folder, documents), "raw": raw}))
+    found = {"cycles": anyio.run(_cycles, folder / "queue.db", documents), "raw": raw}
+    for url in sys.argv[3:]:
+        found["postgresql"] = anyio.run(_cycles, url, documents)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Run uploader, queue and reconciliation in memory against a service that loses, delays and kills by a seed.
 
-`python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one.
+`python tests/property/simulated.py 0:100000` walks that many on all cores; `17:18` repeats one;
+`0:1000 postgresql` uses a PostgreSQL server.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -47,7 +48,7 @@ from docferry.model import (
 from docferry.policy import Backoff, RetryPolicy
 from docferry.remotes.codat import reconcile
 from docferry.remotes.protocol import ALWAYS_PERMITTED, NOTHING, Checked, Health, Lookback, Rules, SendPermit
-from docferry.store import schema
+from docferry.store import postgresql, schema
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
@@ -56,8 +57,10 @@ from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.owners import LocalOwners
+from docferry.store.pipeline import PipelinedTransaction
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipts import ReceiptWriter
+from docferry.store.tables import metadata
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
@@ -67,8 +70,10 @@ from docferry.upload.gates import GateManager
 from docferry.upload.sources import SourceOpener
 from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
+from postgresql_server import running_server
 
 T = TypeVar("T")
+HOST = "simulated"
 LAG = 30.0
 NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
 #: Two connections of one company: the company's list does not name the connection of a file.
@@ -225,7 +230,45 @@ class FakeRemote:
 # -- our side of it ------------------------------------------------------------------------------------------------
 
 
-class Disk:
+class Disk(Protocol):
+    """The database that the processes of one run share."""
+
+    def clear(self) -> None:
+        """Make it as it was before the first run."""
+
+    def work(self, work: Callable[[Transaction], T]) -> T:
+        """Run a unit of work and commit it."""
+
+
+class Server:
+    """A PostgreSQL database. Each unit of work is a transaction."""
+
+    def __init__(self, url: str) -> None:
+        engine = postgresql.prepare(url, HOST).engine
+        self._connection = engine.raw_connection()
+        driver = self._connection.dbapi_connection
+        assert driver is not None
+        self._driver: Any = driver
+        self._driver.execute("SET enable_seqscan = off; SET jit = off")
+        self._transaction = PipelinedTransaction(driver, engine.dialect)
+        tables = [
+            table.name for table in metadata.sorted_tables if table.name not in ("alembic_version", "receipt_log")
+        ]
+        self._clear = f"TRUNCATE {', '.join(tables)} RESTART IDENTITY"
+
+    def clear(self) -> None:
+        self._driver.execute(self._clear)
+        self._driver.execute("UPDATE receipt_log SET size = 0, frontier = ''")
+
+    def work(self, work: Callable[[Transaction], T]) -> T:
+        with self._transaction.pipeline():
+            self._driver.cursor().execute("BEGIN")
+            found = work(self._transaction)
+            self._driver.cursor().execute("COMMIT")
+        return found
+
+
+class SqliteMemory:
     """SQLite in memory, with the schema of `schema`."""
 
     def __init__(self, template: Path) -> None:
@@ -234,7 +277,8 @@ class Disk:
             made.backup(self._template)
         self._raw = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
         engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool, paramstyle="named")
-        driver = engine.raw_connection().dbapi_connection
+        self._connection = engine.raw_connection()
+        driver = self._connection.dbapi_connection
         assert driver is not None
         self._transaction = Transaction(driver, engine.dialect)  # SQLite commits each statement by itself
 
@@ -249,11 +293,19 @@ class Memory(Database):
     """The database of one process; a killed process has none. It needs no thread and no group commit."""
 
     def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
-        self.receipts = ReceiptWriter("simulated")
+        self.receipts = ReceiptWriter(HOST)
         self._disk = disk
         self._random = jitter
         self._risk = risk  # probability of a kill before a commit, and after it
         self.dead = False
+
+    @property
+    def unknown_commits(self) -> int:
+        return 0
+
+    @property
+    def adopt_before(self) -> float:
+        return 0.0
 
     def kill(self) -> NoReturn:
         self.dead = True
@@ -484,8 +536,8 @@ def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
     return [(lane, digest, state, reason) for lane, digest, state, reason in rows]
 
 
-def walk(first: int, last: int) -> RunReport:
-    """Run these seeds; raise at the first failure."""
+def walk(first: int, last: int, url: str | None = None) -> RunReport:
+    """Run these seeds on SQLite, or on the PostgreSQL database at `url`; raise at the first failure."""
     report = RunReport()
 
     async def all_of_them() -> None:
@@ -493,7 +545,7 @@ def walk(first: int, last: int) -> RunReport:
             report.add(await World(seed, disk, upload).run())
 
     with tempfile.TemporaryDirectory(prefix="docferry-simulated-") as folder:
-        disk, upload = _disk(Path(folder)), _upload(Path(folder))
+        disk, upload = _disk(Path(folder)) if url is None else Server(url), _upload(Path(folder))
     logging.disable()  # millions of failures would be logged
     try:
         anyio.run(all_of_them)
@@ -502,9 +554,9 @@ def walk(first: int, last: int) -> RunReport:
     return report
 
 
-def _disk(folder: Path) -> Disk:
+def _disk(folder: Path) -> SqliteMemory:
     schema.prepare(folder / "docferry.db")
-    return Disk(folder / "docferry.db")
+    return SqliteMemory(folder / "docferry.db")
 
 
 def _upload(folder: Path) -> settings.Upload:
@@ -519,8 +571,13 @@ def main() -> int:
     """Run the seeds of the command line, on all cores."""
     first, last = map(int, (sys.argv[1:] or ["0:10000"])[0].split(":"))
     share, began, report = 500, time.monotonic(), RunReport()
-    with ProcessPoolExecutor() as pool:
-        walks = [pool.submit(walk, start, min(start + share, last)) for start in range(first, last, share)]
+    with ExitStack() as stack:
+        server = stack.enter_context(running_server()) if "postgresql" in sys.argv else None
+        pool = stack.enter_context(ProcessPoolExecutor())
+        walks = [
+            pool.submit(walk, start, min(start + share, last), None if server is None else server.new_database())
+            for start in range(first, last, share)
+        ]
         for done in as_completed(walks):
             report.add(done.result())
             pace = report.runs / (time.monotonic() - began)

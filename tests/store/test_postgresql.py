@@ -123,6 +123,24 @@ async def test_several_folders_are_compared_in_one_transaction(postgresql_server
         assert await database.read(work) == 3
 
 
+async def test_a_session_that_does_not_know_what_was_prepared_is_noticed(postgresql_server: PostgresqlServer) -> None:
+    """A pooler that shows the server's process id may give the next transaction another session."""
+    async with open_database(postgresql_server.new_database()) as database:
+        for key in "abcd":
+            await database.execute(SET, {"key": key})
+
+        def forget(transaction: Transaction) -> None:
+            transaction.start(text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))  # unnoticed by psycopg
+
+        prepared = text("SELECT name FROM pg_prepared_statements")
+        assert await database.write(lambda transaction: transaction.fetch_all(prepared))
+        await database.write(forget)
+        with anyio.fail_after(30):
+            await database.execute(SET, {"key": "e"})
+        assert await keys(database) == ["a", "b", "c", "d", "e"]
+        assert await database.write(lambda transaction: transaction.fetch_all(prepared)) == []
+
+
 # -- leases by heartbeat --
 
 

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL that sends statements in pipelines: few round trips, however many statements.
 
 psycopg sends each statement at once, and waits only where a result is read. A commit with any number of transitions
-waits three times: for the transitions, for the receipts' place in the log, and for COMMIT.
+waits twice: for the transitions with all that their receipts need, and for COMMIT.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 #: A statement that ran so often is prepared: PostgreSQL parses it once for a connection.
 PREPARE_THRESHOLD = 2
+#: Codes of errors of a session that is not the one where statements were prepared.
+UNPREPARED = ("26000", "42P05")
 
 
 class PipelinedTransaction(Transaction):
@@ -144,6 +146,8 @@ class PipelinedConnection(ThreadConnection):
         except Exception as error:
             if commits and self._is_lost(error):
                 raise CommitUnknown(str(error)) from error
+            if getattr(error, "sqlstate", None) in UNPREPARED:  # a pooler that does not show itself
+                transaction.driver.prepare_threshold = None
             with contextlib.suppress(self._errors):  # the first error tells more
                 transaction.driver.rollback()
             raise

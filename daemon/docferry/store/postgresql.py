@@ -16,7 +16,7 @@ from docferry import logs
 from docferry.errors import DatabaseBusy, StateError
 from docferry.store import failover, schema
 from docferry.store.connection import ThreadConnection, Transaction, first_line
-from docferry.store.pipeline import PipelinedConnection, adapt
+from docferry.store.pipeline import UNPREPARED, PipelinedConnection, adapt
 
 log = logs.get("database")
 # A lost connection is reported by its error; psycopg also warns of the pipeline that was open on it.
@@ -52,8 +52,8 @@ _BEGIN_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 
 #: Codes of errors that a later attempt may not see again: no connection (08), no resources (53), an operator or a
 #: restart (57), a conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a
-#: transaction that was idle for too long (25P03), an I/O error (58).
-_TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "55000", "25P03", "58")
+#: transaction that was idle for too long (25P03), an I/O error (58), another session than that of the statements.
+_TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "55000", "25P03", "58", *UNPREPARED)
 #: Codes of errors that need a person: a wrong password, database or permission.
 _REFUSED = ("28", "3D", "42501")
 #: Further codes of what a person may repair while docferry waits: a restore that is under way (42P01, 3F), damage (XX).
