@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from docferry.errors import LeaseLost
 from docferry.model import TRANSITIONS, Outcome, Receipt, State, Transfer
 from docferry.store.database import open_database
+from docferry.store.receipt_log import ReceiptLog
 from docferry.store.reports import AttemptRow, Reports
 from store.conftest import StoreEnv
 
@@ -177,3 +179,20 @@ async def test_a_gone_transfer_frees_its_path_and_dedupe_key(env: StoreEnv) -> N
     await env.enqueue("a.pdf")
     (again,) = await env.claimed()
     assert again.id != transfer.id
+
+
+async def test_a_text_that_no_database_stores_fails_no_other_transition(env: StoreEnv) -> None:
+    """It comes from a remote's answer, and is stored with a sign in place of the character."""
+    await env.enqueue("a.pdf", "b.pdf")
+    claimed = await env.claimed()
+    await env.transfers.mark_sending(claimed)
+    answers = {"a.pdf": Receipt(200, "c\0r", "e\udcff", None, "\ud83d"), "b.pdf": Receipt(200, "corr", "\U0001f600")}
+    async with anyio.create_task_group() as group:
+        for transfer in claimed:
+            outcome = Outcome(State.SENT, receipt=answers[transfer.remote_name])
+            group.start_soon(partial(env.transfers.settle, transfer, outcome, was=State.SENDING))
+    assert await env.column("SELECT state FROM transfer") == ["sent", "sent"]
+    found = await env.rows("SELECT etag, correlation_id FROM attempt ORDER BY transfer_id")
+    assert found[1] == ("\U0001f600", "corr")
+    assert found[0][0] == "e?"
+    assert (await ReceiptLog(env.database, env.clock).audit()).problem_count == 0
