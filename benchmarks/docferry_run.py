@@ -32,6 +32,7 @@ class DocferryRun:
     settle: str = "500ms"
     ca_file: Path | None = None
     cores: int | None = None  # None: all
+    settings: str = ""  # more lines for the start of the file
     senders: int | None = None  # None: as many as docferry chooses
 
     @property
@@ -56,6 +57,7 @@ class DocferryRun:
         trust = f'ca_file = "{self.ca_file}"' if self.ca_file else ""
         self.config.write_text(
             f"""
+{self.settings}
 state_dir = "{self.state}"
 settle = "{self.settle}"
 workers = {self.workers}

@@ -84,7 +84,8 @@ def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = Non
     # MD5 takes twice as long as the rest, and releases the GIL: for a large file it runs on a core of its own.
     with ThreadPoolExecutor(1, "md5") if md5 and size > BLOCK else nullcontext() as beside:
         for offset in range(0, size, BLOCK):
-            raise_if_cancelled()
+            if offset:  # a small file is read at once
+                raise_if_cancelled()
             block = read_exactly(descriptor, min(BLOCK, size - offset), offset)
             if pending is not None:
                 pending.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import Final, NamedTuple, Protocol
 
 from docferry.errors import RemoteError
@@ -33,7 +33,7 @@ class Rules:
                 f"the file has {size:,} bytes and {self.remote} accepts at most {self.max_size:,}; "
                 "split or compress it, or exclude it from the mapping"
             )
-        suffix = PurePosixPath(name).suffix[1:].lower()
+        suffix = splitext(name)[1][1:].lower()
         if self.extensions is None or suffix in self.extensions:
             return None
         wrong = f"files of type .{suffix}" if suffix else "files without an extension"

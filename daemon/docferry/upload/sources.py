@@ -45,8 +45,9 @@ class SourceOpener:
         self._context = context
         self._gate_manager = gate_manager
         self._antivirus = antivirus
-        roots = {Root.of(upload) for upload in context.uploads.values()}
-        self._openers = openers or {root: Opener(root) for root in roots}
+        roots = {name: Root.of(upload) for name, upload in context.uploads.items()}
+        by_root = openers or {root: Opener(root) for root in set(roots.values())}
+        self._openers = {name: by_root[root] for name, root in roots.items() if root in by_root}
 
     async def open(self, stack: AsyncExitStack, transfers: Sequence[Transfer], places: Places) -> OpenedSources:
         """Open one file for each transfer; `stack` closes them."""
@@ -120,7 +121,7 @@ class SourceOpener:
         digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
         md5 = self._context.remotes[transfer.target.remote].rules.needs_md5
         return [
-            (place, self._openers[Root.of(upload)].source(place.path, place.stamp, digests, md5=md5))
+            (place, self._openers[place.mapping].source(place.path, place.stamp, digests, md5=md5))
             for place in places
             if (upload := self._context.uploads.get(place.mapping)) and _may_be_sent(upload, place, transfer)
             if place.mapping not in self._context.queue.owners.unreadable
