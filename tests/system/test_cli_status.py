@@ -36,6 +36,7 @@ def _page(**changes: Any) -> str:
         "held": [],
         "remotes": [{"remote": "codat", "in_flight": 0, **remote, **changes.pop("remote", {})}],
         "gates": [],
+        "hosts": [],
     } | changes
     shown = []
     for block in status_view.blocks(figures, NOW):
