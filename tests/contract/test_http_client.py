@@ -424,3 +424,23 @@ async def _pump(here: SocketStream, there: SocketStream, scope: anyio.CancelScop
     except (anyio.BrokenResourceError, anyio.ClosedResourceError):
         pass
     scope.cancel()
+
+
+async def test_a_request_that_is_given_up_is_not_delivered_later() -> None:
+    """The kernel would go on with it for minutes behind a broken network; a reset tells that it does not."""
+    ends: list[type[Exception]] = []
+
+    async def speak(client: SocketStream) -> None:
+        await client.receive()
+        try:
+            await client.receive()
+        except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
+            ends.append(type(error))
+
+    async with serving(speak) as server, http_client(timeout=0.3) as http:
+        with pytest.raises(RemoteError):
+            await http.call("GET", server.url)
+        with anyio.fail_after(20):
+            while not ends:  # noqa: ASYNC110 - the server's end of the connection
+                await anyio.sleep(0.01)
+    assert ends == [anyio.BrokenResourceError]

@@ -34,6 +34,9 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 _POLL_S: Final = 0.25
 #: A body up to this size is gone at once, or its line is so slow that nothing helps.
 _SMALL_BYTES: Final = 64 * 1024
+# Closing discards what the kernel has not delivered, also when the process is killed. Otherwise a request that was
+# given up behind a broken network arrives minutes later, after its absence was proved and it was sent again.
+_DISCARD: Final = struct.pack("ii", 1, 0)
 
 
 class Timeouts(NamedTuple):
@@ -48,6 +51,7 @@ class Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
         self._parser = ResponseParser("GET")
         self._closed_by_peer = False
         self._failure: OSError | None = None  # what reading ended with while a body was sent
