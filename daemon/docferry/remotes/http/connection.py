@@ -36,7 +36,7 @@ _POLL_S: Final = 0.25
 _SMALL_BYTES: Final = 64 * 1024
 # Closing discards what the kernel has not delivered, also when the process is killed. Otherwise a request that was
 # given up behind a broken network arrives minutes later, after its absence was proved and it was sent again.
-_DISCARD: Final = struct.pack("ii", 1, 0)
+DISCARD_UNSENT: Final = struct.pack("ii", 1, 0)
 
 
 class Timeouts(NamedTuple):
@@ -51,7 +51,7 @@ class Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_UNSENT)
         self._parser = ResponseParser("GET")
         self._closed_by_peer = False
         self._failure: OSError | None = None  # what reading ended with while a body was sent

@@ -11,6 +11,7 @@ import httpx
 from anyio.lowlevel import checkpoint
 
 from docferry.endpoints import parse_proxy
+from docferry.remotes.http.connection import DISCARD_UNSENT
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.tls import Trust, explain_tls, find_tls_error
 
@@ -93,7 +94,11 @@ class ProxyTransport(httpx.AsyncBaseTransport):
                 limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
                 proxy=httpx.Proxy(proxy.url, auth=credentials),
                 local_address=self._local_address,
-                socket_options=[_SEND_BUFFER, (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
+                socket_options=[
+                    _SEND_BUFFER,
+                    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                    (socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_UNSENT),
+                ],
             )
         except ValueError as error:
             raise httpx.ConnectError(str(error)) from error
