@@ -170,7 +170,7 @@ def _wrap_transitions(kill_point: KillPoint) -> None:
     _replace(Documents, apply=_around(Documents.apply, kill_point, "new>waiting"))
     _replace(Codat, send=_around(Codat.send, kill_point, "send"), lookup=_around(Codat.lookup, kill_point, "find"))
     _inside_send(kill_point)
-    for verb in ("execute", "execute_many", "fetch_all", "fetch_one"):
+    for verb in ("start", "execute", "execute_many", "fetch_all", "fetch_one"):
         _replace(Transaction, **{verb: _after_statement(getattr(Transaction, verb), kill_point)})
     event.listen(Engine, "after_cursor_execute", lambda *_: kill_point.reach("statement"))
 
