@@ -38,14 +38,17 @@ MOST_AUTO: Final = 4
 
 
 def sender_count(wanted: Literal["auto"] | int) -> int:
-    """Return how many senders a setting stands for: "auto" leaves one core to the daemon."""
+    """Return the number of senders of a setting: "auto" leaves two cores to the daemon, for its loop and its threads.
+
+    On two cores a sender gained 3 to 5 % and took 27 MB (docs/performance.md).
+    """
     if wanted != "auto":
         return wanted
     try:
         cores = len(os.sched_getaffinity(0))
     except OSError:  # a service may not be allowed to ask
         cores = os.cpu_count() or 1
-    return min(MOST_AUTO, cores - 1)
+    return max(0, min(MOST_AUTO, cores - 2))
 
 
 class SenderPool:
