@@ -96,6 +96,8 @@ def test_each_document_is_sent_once(app_env: AppEnv, fault: str) -> None:
         lay(folder, half)
         with daemons(app_env, url, "h1", "h2", "h3") as running:
             until(lambda: len(app_env.stored()) > DOCUMENTS // 8, what="the first uploads")
+            # A host that finds no server when it starts ends with 75; one that has begun waits for it.
+            until(lambda: all(value(url, ALIVE.format(host)) for host in running), what="a heartbeat of each host")
             victim = until(lambda: value(url, SENDING), what="a document in flight")
             if fault == "killed":
                 running[victim].kill()
