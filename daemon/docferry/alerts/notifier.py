@@ -222,4 +222,4 @@ class Notifier:
 def _pause(failures: int) -> float:
     first, longest = DELIVERY_RETRY_S
     # Not for secrets: receivers that failed together are not to be tried together.
-    return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
+    return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - not secret

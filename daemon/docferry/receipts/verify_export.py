@@ -224,7 +224,7 @@ def verify_csv(read: Read) -> Iterator[str]:
     bodies = [json.loads(line) for line in read("receipts.jsonl").split(b"\n")[:-1]]
     if len(rows) != len(bodies):
         yield f"receipts.csv has {len(rows)} receipts, receipts.jsonl {len(bodies)}"
-    for row, body in zip(rows, bodies):  # noqa: B905 - as above
+    for row, body in zip(rows, bodies):  # noqa: B905 - `strict` is new in Python 3.10
         for name, value in row.items():
             found = body.get(name, "")
             shown = found if isinstance(found, str) else json.dumps(found)

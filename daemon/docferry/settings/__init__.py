@@ -280,11 +280,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(  # the signature is the library's
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - as above
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library passes it
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take the values of `sources` alone: it reads lists by index and reports unknown variables."""
         return (init_settings,)

@@ -65,7 +65,7 @@ class Simulator:
         jitter = random.Random(seed)  # noqa: S311 - faults must be repeatable by their seed, not secret
         keep, digests = _KEEP_ALL if content == "keep" else 0, content != "count"
         self.recorder = Recorder(self.clock, events)
-        self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - as above
+        self.rules = Rules(faults, random.Random(seed + 1))  # noqa: S311 - repeatable by the seed, not secret
         self.codat = Codat(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
         self.s3 = S3(self.options, self.clock, self.recorder, jitter, keep, digest=digests)
         self.wootiv = Wootiv(self.options, self.recorder, self.s3, jitter)

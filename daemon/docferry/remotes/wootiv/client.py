@@ -128,7 +128,7 @@ class Wootiv:
         self,
         doubts: Sequence[Transfer],
         accounted: KnownUploads,  # noqa: ARG002 - the same for every remote
-        unsettled: KnownUploads = NOTHING,  # noqa: ARG002 - as above
+        unsettled: KnownUploads = NOTHING,  # noqa: ARG002 - the same for every remote
     ) -> Mapping[int, Finding]:
         """Return ABSENT without a request where a PUT is repeated; read the object of a direct upload."""
         found = {}
