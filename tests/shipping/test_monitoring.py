@@ -19,6 +19,7 @@ RULES = {
     "QueueNotWritable",
     "DiskLow",
     "QuotaLow",
+    "HostSilent",
 }
 
 
