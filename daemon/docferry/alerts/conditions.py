@@ -1,4 +1,4 @@
-"""From a snapshot of facts to the conditions that need somebody. Pure: no clock, no I/O."""
+"""Derive the conditions that need a person from a snapshot of facts. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from docferry.model import Gate, Reason, escaped
 
 #: The allowed difference to a remote's clock, seconds. Signed URLs fail at a difference of minutes.
 CLOCK_OFFSET_S: Final = 60.0
-#: A remote's own words are cut to this length.
+#: The largest length of a quoted text of a remote, characters.
 LONGEST_DETAIL: Final = 300
 
-#: The advice to a person for each event. `{}` stands for the mapping or remote.
+#: The advice for each event. `{}` stands for the mapping or remote.
 _ADVICE: Final[Mapping[str, str]] = {
     "held": "See why with `docferry list --state held --mapping {}`, mend it, then `docferry retry`.",
     "gate": "See `docferry status`. One document at a time probes; `docferry retry` opens the gate now.",
@@ -36,29 +36,31 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts of one moment. None means unknown, which neither begins nor ends a condition.
+    """Hold the facts of one moment. None means unknown, which neither begins nor ends a condition.
 
-    Times are wall seconds, sizes are bytes, and each mapping is from a mapping's or remote's name.
+    Times are wall seconds, sizes are bytes, and mappings are keyed by the name of a mapping or remote.
     """
 
     held: Sequence[tuple[str, str, int]] | None = None  # mapping, reason, documents
-    overdue: Mapping[str, tuple[int, float]] | None = None  # documents due, and since when the oldest is, too long ago
+    # number of documents due for too long, and since when the oldest is due
+    overdue: Mapping[str, tuple[int, float]] | None = None
     gates: Sequence[Gate] | None = None
-    missing_keys: Mapping[str, str] | None = None  # remotes without a key, and why
+    missing_keys: Mapping[str, str] | None = None  # remotes without a key, with the reason
     folders: Mapping[str, str] | None = None  # mappings whose folder has a problem
-    still_written: Mapping[str, int] | None = None  # files that did not come to rest for too long
-    missing: Mapping[str, int] | None = None  # sent documents that the remote has no more, or not as sent
+    still_written: Mapping[str, int] | None = None  # files that have been unsettled for too long
+    missing: Mapping[str, int] | None = None  # sent documents that are missing or changed at the remote
     disk_free: int | None = None
     queue_problem: str | None = None
-    clock_offsets: Mapping[str, float] | None = None  # seconds that a remote's clock is ahead
+    clock_offsets: Mapping[str, float] | None = None  # seconds by which a remote's clock is ahead
     projected_finish: Mapping[str, float] | None = None
-    silent_hosts: Mapping[str, float] | None = None  # hosts of a shared queue without heartbeat, and since when
+    # hosts of a shared queue without a heartbeat, and the time of the last one
+    silent_hosts: Mapping[str, float] | None = None
     notices: Mapping[str, str] = field(default_factory=dict)  # event (`unanchored`, `old_copy`) → sentence
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """From where on a fact is a condition."""
+    """Hold the thresholds at which a fact becomes a condition."""
 
     oldest_due: float  # seconds
     disk_free: int  # bytes
@@ -66,7 +68,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that is not as it should be. `labels` come from the configuration alone and identify it."""
+    """Describe one problem. `labels` identify it and hold only names from the configuration."""
 
     event: str
     labels: tuple[tuple[str, str], ...]
@@ -75,20 +77,20 @@ class Condition:
 
     @property
     def key(self) -> str:
-        """The event and the values of the labels, such as `held/acme-bank/too_large`."""
+        """Return the event and the values of the labels, such as `held/acme-bank/too_large`."""
         return "/".join([self.event, *(value for _, value in self.labels)])
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The conditions of one moment, and the events about which nothing is known."""
+    """Hold the conditions of one moment, and the events for which the facts are unknown."""
 
     conditions: tuple[Condition, ...]
     unknown: frozenset[str]
 
 
 def observe(facts: Facts, limits: Limits, now: float) -> Observation:
-    """Return the conditions that the facts make."""
+    """Return the conditions that follow from the facts."""
     found = [
         *_held(facts),
         *_gates(facts),
@@ -131,7 +133,7 @@ def _held(facts: Facts) -> Iterator[Condition]:
 
 
 def _gates(facts: Facts) -> Iterator[Condition]:
-    """Gates of one remote that are closed for one reason are one condition: a company's id is no label."""
+    """Yield one condition for all gates of a remote that are closed for one reason: labels name no company."""
     closed: dict[tuple[str, str], list[Gate]] = {}
     for gate in facts.gates or ():
         closed.setdefault((gate.key.partition("/")[0], str(gate.reason)), []).append(gate)
@@ -207,14 +209,14 @@ def _hosts(facts: Facts) -> Iterator[Condition]:
 
 
 def _condition(event: str, sentence: str, **labels: str) -> Condition:
-    """A condition whose texts show neither secrets nor control characters."""
+    """Return a condition whose texts contain neither secrets nor control characters."""
     advice = _ADVICE[event].format(escaped(next(iter(labels.values()), "")))
     shown = tuple((name, clean(value)) for name, value in labels.items())
     return Condition(event, shown, clean(sentence, LONGEST_DETAIL), advice)
 
 
 def clean(text: str, longest: int = 200) -> str:
-    """Return the text as it may leave this machine: redacted first, as a cut secret is recognised no more."""
+    """Return the text without secrets and cut to its length, redacted first: a cut secret cannot be recognised."""
     found = redacted(escaped(text))
     return found if len(found) <= longest else found[: longest - 1] + "…"
 

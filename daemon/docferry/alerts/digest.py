@@ -13,7 +13,7 @@ from docferry.store.alerts import Alert
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The figures of a digest. `extra` holds further lines, such as the heads of the receipt log."""
+    """Hold the figures of a digest. `extra` holds further lines, such as the heads of the receipt log."""
 
     uploaded: int  # in the day before
     due: int
@@ -25,7 +25,7 @@ class Totals:
 
 
 def latest_time(time_of_day: str, now: float) -> float:
-    """Return the wall seconds at which a digest was last due by the local time of this machine."""
+    """Return the latest time at which a digest was due, wall seconds, by the local time of this machine."""
     hour, _, minute = time_of_day.partition(":")
     today = datetime.fromtimestamp(now).replace(hour=int(hour), minute=int(minute), second=0, microsecond=0)
     due = today.timestamp()  # the local zone's rules of that day

@@ -1,4 +1,4 @@
-"""Pings a service that notices when docferry falls silent, such as healthchecks.io."""
+"""Ping a monitoring service, such as healthchecks.io, that reports missing pings."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from docferry.store.alerts import Alert
 
 log = logs.get("alerts")
 
-#: A ping that failed is tried again after so long, seconds; within `every` at the latest.
+#: The pause after a failed ping, seconds; at most `every`.
 PING_RETRY_S: Final = 30.0
 
 
 class Liveness(Protocol):
-    """The process whose life the pings report."""
+    """Describe the process that the pings report on."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether it makes progress."""
+        """Return whether the process makes progress."""
 
 
 class Heartbeat:
-    """The pings of one process."""
+    """Send the pings of one process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._failing = False
 
     async def run(self, notifier: Notifier, process: Liveness) -> None:
-        """Ping every `every` and when a condition begins or ends, until cancelled.
+        """Ping every `every` seconds and at each change of the conditions, until cancelled.
 
-        The address itself is pinged while all is well, URL/fail with a summary while a condition lasts.
+        Without conditions, ping the address itself; with conditions, ping URL/fail with a summary.
         """
         await notifier.observed.wait()
         while True:
@@ -53,14 +53,14 @@ class Heartbeat:
                 await notifier.wait_changed()
 
     async def ping(self, suffix: str, text: str) -> bool:
-        """Call the address with `suffix` appended to its path; return whether it was taken."""
-        from docferry.alerts.receivers.http import hide, post  # httpx is imported only where something is pinged
+        """Request the address with `suffix` appended to its path; return whether the service accepted the ping."""
+        from docferry.alerts.receivers.http import hide, post  # httpx is imported only where pings are configured
 
         try:
             address = with_suffix(hide(self._settings.address()), suffix)
             await post(address, text.encode(), {"Content-Type": "text/plain; charset=utf-8"}, self._settings)
         except DeliveryError as error:
-            if not self._failing:  # once, until it works again
+            if not self._failing:  # logged once for each series of failures
                 log.warning("heartbeat_failed", str(error))
             self._failing = True
             return False
@@ -69,7 +69,7 @@ class Heartbeat:
 
 
 def with_suffix(address: Key, suffix: str) -> Key:
-    """Return the address with something appended to its path, before a query."""
+    """Return the address with `suffix` appended to its path, before a query."""
     if address.value is None or not suffix:
         return address
     path, mark, query = address.value.partition("?")
@@ -77,7 +77,7 @@ def with_suffix(address: Key, suffix: str) -> Key:
 
 
 def summary(lasting: Sequence[Alert]) -> str:
-    """Return the conditions that last, one a line."""
+    """Return the lasting conditions, one a line."""
     lines = [f"{alert.event}: {alert.summary}" for alert in lasting[:20]]
     lines += [f"and {len(lasting) - 20} more"] if len(lasting) > 20 else []
     return "\n".join(clean(line, 400) for line in lines)

@@ -1,4 +1,4 @@
-"""One message to one receiver: as text for people, and as Alertmanager's JSON for programs."""
+"""Format a message to one receiver: as text for people, and as Alertmanager's JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from docferry.alerts.tracker import Item, Kind
 from docferry.clock import iso
 from docferry.store.alerts import Alert, Observed
 
-#: The largest number of conditions that a message names; the rest is counted.
+#: The largest number of conditions that a message lists; the message counts the others.
 MOST_NAMED: Final = 50
-#: How Alertmanager writes that an alert has not ended.
+#: Alertmanager's end time of an alert that has not ended.
 NOT_ENDED: Final = "0001-01-01T00:00:00Z"
 _HEADINGS: Final = {
     Kind.FIRING: "Needs attention:",
@@ -28,7 +28,7 @@ _SEVERITY: Final = {"queue": "critical", "key": "critical", "old_copy": "critica
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What one receiver is told at once. `host`: this machine's name."""
+    """Hold the items of one message to one receiver. `host` is the name of this machine."""
 
     receiver: str
     host: str
@@ -36,25 +36,25 @@ class Message:
 
     @property
     def id(self) -> str:
-        """The same for the same items, over retries and restarts: receivers may drop what they have seen."""
+        """Return an id that is equal for equal items, also after restarts, so that receivers can drop duplicates."""
         parts = [(item.alert.key, item.alert.since, item.kind.value, item.due) for item in self.items]
         said = json.dumps([self.receiver, self.host, parts])
         return "msg_" + hashlib.sha256(said.encode("utf-8", "replace")).hexdigest()[:32]
 
     @property
     def status(self) -> str:
-        """`firing` while anything in it needs attention; otherwise `resolved`."""
+        """Return `firing` while an item needs attention, otherwise `resolved`."""
         return "resolved" if all(item.kind is Kind.RESOLVED for item in self.items) else "firing"
 
     @property
     def severity(self) -> str:
-        """The highest severity of what needs attention."""
+        """Return the highest severity of the items that need attention."""
         found = {severity(item.alert) for item in self.items if item.kind is not Kind.RESOLVED}
         return next((each for each in ("critical", "warning", "info") if each in found), "info")
 
     @property
     def subject(self) -> str:
-        """One line without control characters."""
+        """Return the subject, one line without control characters."""
         notes = [item for item in self.items if item.kind is Kind.NOTE]
         lasting = [item for item in self.items if item.kind in (Kind.FIRING, Kind.REMINDER)]
         ended = [item for item in self.items if item.kind is Kind.RESOLVED]
@@ -69,7 +69,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The whole message for people."""
+        """Return the whole message for people."""
         blocks = []
         for kind, heading in _HEADINGS.items():
             named = [item.alert for item in self.items if item.kind is kind]
@@ -133,7 +133,7 @@ def annotations_of(alert: Alert) -> dict[str, str]:
 
 
 def fingerprint(labels: dict[str, str]) -> str:
-    """Return 16 hexadecimal digits that stand for these labels."""
+    """Return 16 hexadecimal digits that identify these labels."""
     return hashlib.sha256(json.dumps(sorted(labels.items())).encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -155,13 +155,13 @@ def _clean_lines(text: str) -> str:
 
 
 def _common(dicts: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Return the pairs that all of them have."""
+    """Return the pairs that all alerts of the message share."""
     if not dicts:
         return {}
     return {key: value for key, value in dicts[0].items() if all(each.get(key) == value for each in dicts[1:])}
 
 
 def note(event: str, text: str, receiver: str, now: float) -> Message:
-    """Return a message that stands for no condition and asks for nothing, such as a test."""
+    """Return a message without a condition, such as a test message."""
     alert = Alert(event, now, (), text, "", Observed.NOTE, now, now)
     return Message(receiver, socket.gethostname(), [Item(alert, Kind.NOTE, Observed.NOTE, now)])

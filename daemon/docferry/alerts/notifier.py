@@ -1,4 +1,4 @@
-"""The tasks that observe, deliver and keep: none of them ever delays a document."""
+"""Run the tasks that observe conditions, deliver messages and save the alerts. No document waits for these tasks."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from docferry.store.alerts import Alert, Alerts
 
 log = logs.get("alerts")
 
-#: Facts are gathered so often, seconds; more often where `after` is short.
+#: The interval between two collections of facts, seconds; shorter where `after` is short.
 OBSERVE_S: Final = 10.0
-#: Gathering facts takes at most this share of the time.
+#: The largest share of time spent on collecting facts.
 OBSERVE_SHARE: Final = 0.05
-#: How often a receiver is looked at though nothing changed: reminders become due by time alone, seconds.
+#: The interval at which a receiver is checked without news, seconds: time alone makes reminders due.
 LOOK_S: Final = 5.0
 #: Pauses after failures of one receiver: the first and the longest, seconds.
 DELIVERY_RETRY_S: Final = (5.0, 600.0)
-#: A failure that lasts is logged again so often, seconds.
+#: The interval between two log records of a lasting failure, seconds.
 LOG_AGAIN_S: Final = 3600.0
-#: A delivery waits at most so long until it is written down, seconds: a full disk must not hold up the next one.
+#: The longest wait of a delivery for its database write, seconds. A full disk must not delay the next delivery.
 SAVE_S: Final = 5.0
-#: What changes without meaning, as when a condition was last seen, is written so often, seconds.
+#: The interval at which minor changes are saved, such as the last time of a condition, seconds.
 SAVE_SEEN_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The sources of facts and figures, and the counter of failures."""
+    """Provide the facts, the figures and the counter of failures."""
 
     facts: Callable[[], Awaitable[Facts]]
     totals: Callable[[], Awaitable[Totals]]
-    failed: Callable[[str], None]  # a receiver's name, once for each failed attempt
+    failed: Callable[[str], None]  # the name of a receiver, once for each failed attempt
 
 
 class Notifier:
-    """Observes conditions and tells the receivers of them, until it is cancelled.
+    """Observe conditions and notify the receivers, until cancelled.
 
     `collect`: seconds that the first condition of a message waits for others.
     """
@@ -74,12 +74,12 @@ class Notifier:
         self._saved_revision = 0
         self._save_now = anyio.Event()
         self._changed = anyio.Event()
-        self.observed = anyio.Event()  # the conditions of the first moment are known
+        self.observed = anyio.Event()  # set once the conditions are known for the first time
         self._host = rows.host or socket.gethostname()
 
     @property
     def lasting(self) -> list[Alert]:
-        """The conditions that last and that nobody silenced."""
+        """Return the lasting conditions that are not silenced."""
         now = self._clock.now()
         return [alert for alert in self._tracker.firing if not self._tracker.is_silenced(alert, now)]
 
@@ -97,16 +97,16 @@ class Notifier:
                 for receiver in self._receivers:
                     group.start_soon(self._serve, receiver, name=f"alerts to {receiver.name}")
         finally:
-            # News that was delivered in the last moment is not sent again.
+            # Save the latest deliveries, so that the next start does not repeat them.
             with anyio.move_on_after(SAVE_S, shield=True):
                 await self._write()
 
     async def _restore(self) -> list[Alert]:
-        """Return what was known before the start. Until it can be read nothing is told: it might have been told."""
+        """Read the saved alerts. Send nothing until they can be read: their messages may have been sent already."""
         while True:
             try:
                 return await self._rows.all()
-            except Exception as error:  # noqa: BLE001 - the daemon ends of a broken database elsewhere, and says why
+            except Exception as error:  # noqa: BLE001 - other code ends the daemon for a broken database, with a reason
                 log.warning("alerts_unobserved", f"{error}; tried again", exc=error)
             await anyio.sleep(OBSERVE_S)
 
@@ -120,10 +120,10 @@ class Notifier:
             try:
                 self._tracker.silence(await self._rows.silences(now))
                 facts = await self._sources.facts()
-                # In a thread: a thousand mappings have texts to redact for tens of milliseconds.
+                # In a thread: redacting the texts of a thousand mappings takes tens of milliseconds.
                 self._tracker.observe(await anyio.to_thread.run_sync(observe, facts, limits, now), now)
                 await self._digest()
-            except Exception as error:  # noqa: BLE001 - whatever could not be read is read again; documents go on
+            except Exception as error:  # noqa: BLE001 - unreadable facts are read again later; documents continue
                 log.warning("alerts_unobserved", f"{error}; tried again", exc=error)
             if lasting != {alert.key for alert in self._tracker.firing}:
                 self._changed.set()
@@ -134,7 +134,7 @@ class Notifier:
             await anyio.sleep(max(min(OBSERVE_S, max(self._settings.after / 5, 0.2)), took / OBSERVE_SHARE))
 
     async def _digest(self) -> None:
-        """Write today's digest once its time has come. The first start of all owes none."""
+        """Write today's digest once it is due. The very first start writes no overdue digest."""
         if self._settings.digest is None:
             return
         now, last = self._clock.now(), self._tracker.last_digest
@@ -147,7 +147,7 @@ class Notifier:
     # -- delivering --------------------------------------------------------------------------------------------------
 
     async def _serve(self, receiver: Receiver) -> None:
-        """Send one receiver its news. The pauses after failures grow."""
+        """Send the messages of one receiver, with growing pauses after failures."""
         failures, logged = 0, -LOG_AGAIN_S
         while True:
             items = self._tracker.due(receiver, self._clock.now())
@@ -172,12 +172,12 @@ class Notifier:
 
     @staticmethod
     async def _send(receiver: Receiver, message: Message) -> str | None:
-        """Return why the message could not be delivered; None: it was."""
+        """Return why the message could not be delivered; None when it was delivered."""
         try:
             await receiver.send(message)
         except DeliveryError as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001 - a mistake in one receiver must not end the others or the daemon
+        except Exception as error:  # noqa: BLE001 - a defect in one receiver must not end the others or the daemon
             log.warning("alert_failed", exc=error, receiver=receiver.name)
             return f"{type(error).__name__}: {error}"
         log.info("alert_delivered", message.subject, receiver=receiver.name)
@@ -186,7 +186,7 @@ class Notifier:
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
-        """Write down what changed. A database that cannot be written is waited for here and nowhere else."""
+        """Save changed alerts. Only this task waits for a database that cannot be written."""
         written = self._clock.steady()
         while True:
             await self._save_now.wait()
@@ -199,13 +199,13 @@ class Notifier:
             self._saved = anyio.Event()
 
     async def _write(self, *, anyway: bool = False) -> bool:
-        """Write everything down if anything changed; return whether that was done."""
+        """Save everything if anything changed; return whether the database is up to date."""
         revision = self._tracker.revision
         if revision == self._saved_revision and not anyway:
             return False
         try:
             await self._rows.replace(self._tracker.copy())
-        except Exception as error:  # noqa: BLE001 - it is written with the next change
+        except Exception as error:  # noqa: BLE001 - the next change saves it
             log.warning("alerts_not_kept", str(error), exc=error)
             return False
         self._saved_revision = revision
@@ -221,5 +221,5 @@ class Notifier:
 
 def _pause(failures: int) -> float:
     first, longest = DELIVERY_RETRY_S
-    # Not for secrets: receivers that failed together are not to be tried together.
+    # Random, so that receivers that failed together are not retried together.
     return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.75, 1.0)  # noqa: S311 - not secret

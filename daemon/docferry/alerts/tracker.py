@@ -1,7 +1,7 @@
-"""Which conditions last, what each receiver knows of them, and what it is to be told next. Pure: no clock, no I/O.
+"""Track lasting conditions, the state of each receiver, and the next message to each. Pure: no clock, no I/O.
 
-What is observed and what was delivered are kept apart. A receiver is told the difference between the two, so neither a
-restart nor a receiver that was down repeats a message or loses a recovery.
+Observations and deliveries are stored separately, and a message contains their difference. So neither a restart nor a
+failed receiver repeats a message or loses a recovery.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from typing import Final, Protocol
 from docferry.alerts.conditions import Condition, Observation
 from docferry.store.alerts import Alert, AlertDelivery, Observed
 
-#: Conditions that begin together are told together: the first waits so long for the others, seconds.
+#: The time that the first condition waits for others to share its message, seconds.
 COLLECT_S: Final = 30.0
-#: A message that could not be delivered for so long is given up, seconds.
+#: The time after which an undeliverable message is dropped, seconds.
 GIVE_UP_S: Final = 86_400.0
-#: A digest is one condition with a new time every day.
+#: The event of a digest, which is one condition with a new time every day.
 DIGEST: Final = "digest"
 
 _OPEN: Final = frozenset({Observed.PENDING, Observed.FIRING})
 
 
 class Subscriber(Protocol):
-    """The properties of a receiver that the tracker uses."""
+    """Define the properties of a receiver that the tracker uses."""
 
     @property
     def name(self) -> str:
-        """Its name in the configuration."""
+        """Return the name of the receiver in the configuration."""
 
     @property
     def refresh(self) -> float | None:
-        """Seconds after which the receiver forgets a condition; None: it forgets none."""
+        """Return the seconds after which the receiver forgets a condition; None if never."""
 
     def wants(self, event: str) -> bool:
-        """Return whether it gets this event."""
+        """Return whether the receiver gets this event."""
 
 
 class Kind(StrEnum):
-    """Why an alert is in a message."""
+    """Name the reason for an alert in a message."""
 
     FIRING = "firing"
     REMINDER = "reminder"
@@ -51,17 +51,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One alert in a message. `observed` is the knowledge of the receiver afterwards."""
+    """Hold one alert in a message. `observed` is the state of the receiver after delivery."""
 
     alert: Alert
     kind: Kind
     observed: Observed
-    due: float  # since when it waits to be told, wall seconds
+    due: float  # since when it waits for delivery, wall seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The times of `[alerts]`, seconds."""
+    """Hold the times of `[alerts]`, seconds."""
 
     after: float
     repeat: float
@@ -69,42 +69,42 @@ class Pace:
 
 
 class Tracker:
-    """Every alert, with the knowledge of each receiver."""
+    """Track every alert and the state of each receiver."""
 
     def __init__(self, alerts: Iterable[Alert], subscribers: Sequence[Subscriber], pace: Pace) -> None:
         self._alerts = list(alerts)
         self._subscribers = subscribers
         self._pace = pace
         self._silences: Mapping[str, float] = {}
-        self.revision = 0  # grows with every change that must outlive a restart
+        self.revision = 0  # incremented at every change that must survive a restart
         names = {subscriber.name for subscriber in subscribers}
         for alert in self._alerts:
             alert.deliveries = {name: each for name, each in alert.deliveries.items() if name in names}
 
     @property
     def firing(self) -> list[Alert]:
-        """The conditions that last, the oldest first."""
+        """Return the lasting conditions, the oldest first."""
         return [alert for alert in self._alerts if alert.observed is Observed.FIRING]
 
     def copy(self) -> list[Alert]:
-        """Return everything that must outlive a restart, as it is now."""
+        """Return a copy of everything that must survive a restart."""
         return [
             replace(alert, deliveries={name: replace(each) for name, each in alert.deliveries.items()})
             for alert in self._alerts
         ]
 
     def silence(self, silences: Mapping[str, float]) -> None:
-        """Take over key patterns and the wall seconds until which nobody is told of what fits them."""
+        """Set the patterns of silenced keys, each with the end of its silence in wall seconds."""
         self._silences = silences
 
     def is_silenced(self, alert: Alert, now: float) -> bool:
-        """Return whether nobody is to be told of this condition now."""
+        """Return whether this condition is silenced now."""
         return any(until > now and fnmatchcase(alert.key, key) for key, until in self._silences.items())
 
     # -- observe ------------------------------------------------------------------------------------------------
 
     def observe(self, observation: Observation, now: float) -> None:
-        """Take over the present conditions."""
+        """Replace the present conditions."""
         seen = {condition.key: condition for condition in observation.conditions}
         for alert in [each for each in self._alerts if each.observed in _OPEN]:
             _follow_clock(alert, now)
@@ -151,7 +151,7 @@ class Tracker:
             self.revision += 1
         if now - alert.ended >= self._pace.after:
             self._become(alert, Observed.RESOLVED, now)
-            if self.is_silenced(alert, now):  # then only those are told of its end who know of its beginning
+            if self.is_silenced(alert, now):  # the end is then sent only to receivers that got the beginning
                 for subscriber in self._subscribers:
                     alert.deliveries.setdefault(subscriber.name, AlertDelivery(Observed.RESOLVED, now))
 
@@ -165,11 +165,11 @@ class Tracker:
 
     @property
     def last_digest(self) -> float | None:
-        """The wall seconds for which the latest digest was written; None: there was none yet."""
+        """Return the time of the latest digest, wall seconds; None if there was none."""
         return max((alert.since for alert in self._alerts if alert.key == DIGEST), default=None)
 
     def note_digest(self, scheduled: float, now: float, text: str) -> None:
-        """Tell everybody `text`. Empty: note only that the digest of that time is not due any more."""
+        """Queue `text` for all receivers. An empty text only records that this digest is no longer due."""
         self._alerts = [alert for alert in self._alerts if alert.key != DIGEST]
         self._alerts.append(Alert(DIGEST, scheduled, (), text, "", Observed.NOTE, now, now))
         self.revision += 1
@@ -177,21 +177,21 @@ class Tracker:
     # -- deliver ------------------------------------------------------------------------------------------------
 
     def due(self, subscriber: Subscriber, now: float) -> list[Item]:
-        """Return the items of the next message to a receiver. The first one waits for the others."""
+        """Return the items of the next message to a receiver. The first item waits for others."""
         items = list(self._waiting(subscriber, now))
         if not any(now - item.due >= self._pace.collect or item.due > now for item in items):
             return []
         return items
 
     def delivered(self, subscriber: Subscriber, items: Sequence[Item], now: float) -> None:
-        """Note that a receiver took a message."""
+        """Record that a receiver accepted a message."""
         for item in items:
             item.alert.deliveries[subscriber.name] = AlertDelivery(item.observed, now)
         self.revision += 1
         self._prune()
 
     def failed(self, subscriber: Subscriber, items: Sequence[Item], now: float) -> list[Item]:
-        """Note that a receiver did not take a message; return the items that have been tried for too long."""
+        """Record that a receiver did not accept a message; return the items to give up."""
         given_up = []
         for item in items:
             delivery = item.alert.deliveries.setdefault(subscriber.name, AlertDelivery())
@@ -219,7 +219,8 @@ class Tracker:
             case Observed.FIRING:
                 return self._reminder(alert, told, subscriber, now)
             case Observed.RESOLVED if told.delivered is not Observed.RESOLVED:
-                return self._item(alert, Kind.RESOLVED, alert.changed - self._pace.collect)  # good news does not wait
+                # recoveries are not delayed
+                return self._item(alert, Kind.RESOLVED, alert.changed - self._pace.collect)
             case Observed.NOTE if alert.summary and told.delivered is None:
                 return self._item(alert, Kind.NOTE, alert.changed - self._pace.collect)
         return None
@@ -239,7 +240,10 @@ class Tracker:
         return Item(alert, kind, alert.observed, due)
 
     def _prune(self) -> None:
-        """Forget what ended and is known to everybody. A digest stays until the next one: it tells its time."""
+        """Remove alerts that ended and were delivered to all.
+
+        A digest stays until the next one, because it holds the time.
+        """
         kept = [alert for alert in self._alerts if alert.observed is not Observed.RESOLVED or self._is_untold(alert)]
         if len(kept) < len(self._alerts):
             self._alerts = kept
@@ -254,7 +258,7 @@ class Tracker:
 
 
 def _follow_clock(alert: Alert, now: float) -> None:
-    """A clock that was set back must not keep a condition from counting: times in the future become now."""
+    """Replace times in the future by now, so that a clock set back does not suspend a condition."""
     alert.since, alert.changed = min(alert.since, now), min(alert.changed, now)
     if alert.ended is not None:
         alert.ended = min(alert.ended, now)

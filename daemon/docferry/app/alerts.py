@@ -1,4 +1,4 @@
-"""Alerts and heartbeat of a running daemon. Imported only where somebody is to be told."""
+"""Run the alerts and the heartbeat of a running daemon. Imported only if receivers or a heartbeat are configured."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def run(daemon: RunningDaemon) -> None:
 
 
 async def _facts(daemon: RunningDaemon) -> Facts:
-    """Return the present facts. An unreadable fact is unknown, which begins and ends no condition."""
+    """Return the present facts. Facts that cannot be read are unknown, and begin and end no condition."""
     app = daemon.app
     try:
         queue = await daemon.queue.snapshot()
@@ -70,9 +70,9 @@ async def _facts(daemon: RunningDaemon) -> Facts:
 
 
 def silent_hosts(processes: Sequence[Process], host: str) -> dict[str, float]:
-    """Return the hosts without a recent heartbeat that `host` reports, and when each one sent its last, wall seconds.
+    """Return the hosts without a recent heartbeat that `host` reports, with the wall seconds of the last heartbeat.
 
-    Of all living hosts only the next one by name reports a silent one, so that receivers are told once.
+    Only the next running host in the order of names reports a silent host, so that receivers get one message.
     """
     newest: dict[str, float] = {}
     for process in processes:
@@ -120,14 +120,14 @@ async def _totals(daemon: RunningDaemon, rows: Alerts) -> Totals:
 
 
 def _projected(daemon: RunningDaemon, queue: QueueSnapshot) -> dict[str, float]:
-    """Return when each remote will have everything that is due, wall seconds."""
+    """Return the time at which each remote will have all due documents, wall seconds."""
     remotes = figures(daemon.app.settings, queue, daemon.status())["remotes"]
     found = {remote["remote"]: remote["projected_finish"] for remote in remotes}
     return {name: datetime.fromisoformat(at).timestamp() for name, at in found.items() if at is not None}
 
 
 def _folders(app: Application) -> dict[str, str]:
-    """Return the problems of uploads' folders and of downloads, by mapping."""
+    """Return the problems of upload folders and of downloads, by mapping."""
     found = {}
     for name in [*app.uploads, *(download.name for download in app.downloads)]:
         state = app.reconciler.state(name)

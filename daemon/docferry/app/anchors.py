@@ -1,4 +1,4 @@
-"""The places outside the database that heads of the log are copied to."""
+"""Copy heads of the receipt log to places outside the database."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from docferry.store.receipt_log import StoredHead
 
 log = logs.get("receipts")
 
-#: The time limit of one anchor, seconds: a share that hangs must not hold up a stop.
+#: The time limit of one anchor, seconds: a share that hangs must not delay the shutdown.
 ANCHOR_TIMEOUT_S: Final = 30.0
-#: The newest heads of a file are found in its last bytes.
+#: The length of the end of a file in which the newest heads are searched, bytes.
 _TAIL_BYTES: Final = 256 * 1024
 
 
 class AnchorError(DocferryError):
-    """A head could not be copied; the text says where to and why."""
+    """Report that a head could not be copied. The text gives the destination and the reason."""
 
 
 class Anchor(Protocol):
-    """One place; `put` may be called again with a head that it has."""
+    """Define one destination of heads; `put` may get a head that it has already stored."""
 
     @property
     def name(self) -> str:
-        """As it is written in `[receipts] anchor`."""
+        """Return the destination as written in `[receipts] anchor`."""
 
     async def put(self, head: StoredHead) -> bytes | None:
-        """Copy a head, or raise AnchorError. Returns an RFC 3161 time stamp where the place gives one."""
+        """Copy a head, or raise AnchorError. Return an RFC 3161 time stamp if the destination gives one, else None."""
 
 
 class LogAnchor:
-    """The log of docferry itself, which is often shipped to another machine."""
+    """Write heads to docferry's own log, which is often shipped to another machine."""
 
     name: Final = "log"
 
@@ -52,21 +52,21 @@ class LogAnchor:
         self._last: StoredHead | None = None
 
     async def put(self, head: StoredHead) -> None:
-        """Log the head in one line, from which `docferry receipts verify --anchor` reads it again."""
+        """Log the head in one line that `docferry receipts verify --anchor` can read."""
         if head != self._last:
             log.info("head", head=head.signed.one_line())
             self._last = head
 
 
 class FileAnchor:
-    """A file on other storage; heads are appended, and synced to the disk."""
+    """Append heads to a file on other storage, and sync it to the disk."""
 
     def __init__(self, path: Path) -> None:
         self.name = f"file:{path}"
         self.path = path
 
     async def put(self, head: StoredHead) -> None:
-        """Append the head where it is not the last one already."""
+        """Append the head unless it is already the last one."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
                 await anyio.to_thread.run_sync(partial(_append, self.path, head), abandon_on_cancel=True)
@@ -76,7 +76,7 @@ class FileAnchor:
             raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share there?") from None
 
     async def newest(self) -> Sequence[SignedHead]:
-        """Return the last heads of the file, the newest last; none where there is no file yet. AnchorError."""
+        """Return the last heads of the file, the newest last; none if there is no file. Raises AnchorError."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
                 return await anyio.to_thread.run_sync(_tail, self.path, abandon_on_cancel=True)
@@ -87,7 +87,7 @@ class FileAnchor:
 
 
 class TsaAnchor:
-    """A time stamp authority (RFC 3161)."""
+    """Request time stamps from a time stamp authority (RFC 3161)."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         from docferry.remotes import tsa
@@ -98,7 +98,7 @@ class TsaAnchor:
         self._clock = clock
 
     async def put(self, head: StoredHead) -> bytes | None:
-        """Have the head's note stamped, once."""
+        """Request a time stamp for the head's note, once."""
         from docferry.remotes import tsa
 
         if head.timestamp is not None:
@@ -110,7 +110,7 @@ class TsaAnchor:
 
 
 class ReceiverAnchor:
-    """Receivers of alerts: mail or webhook."""
+    """Send heads to receivers of alerts, by mail or webhook."""
 
     def __init__(self, kind: str, settings: Settings, clock: Clock) -> None:
         self.name = kind
@@ -161,7 +161,7 @@ def _append(path: Path, head: StoredHead) -> None:
         return
     is_new = not path.exists()
     with path.open("ab") as file:
-        start = "" if is_new or _ends_line(path) else "\n"  # an append that broke off must not spoil this one
+        start = "" if is_new or _ends_line(path) else "\n"  # an interrupted append must not damage this one
         file.write(f"{start}# {iso(head.time)}\n{head.signed.note()}\n".encode())
         file.flush()
         os.fsync(file.fileno())
@@ -170,7 +170,7 @@ def _append(path: Path, head: StoredHead) -> None:
 
 
 def _tail(path: Path) -> list[SignedHead]:
-    """Return the whole heads near the end of a file; what broke off or is none is passed over."""
+    """Return the complete heads near the end of a file; skip incomplete and other lines."""
     try:
         with path.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))

@@ -1,4 +1,4 @@
-"""Open the client of the virus scanner, and forget the gates of mappings that no longer ask it."""
+"""Open the client of the virus scanner, and remove the gates of mappings that no longer use it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def open_clamd(settings: Settings) -> Clamd | None:
 
 
 def open_antivirus(settings: Settings, gate_manager: GateManager) -> Antivirus | None:
-    """Return the scanner that documents pass before they are sent, None where none is configured."""
+    """Return the virus scanner for documents before they are sent, None if none is configured."""
     clamd = open_clamd(settings)
     return None if clamd is None else Antivirus(clamd, settings.antivirus.max_size, gate_manager)
 

@@ -62,7 +62,7 @@ from docferry.wakeups import Wakeups
 
 @dataclass(slots=True)
 class Application:
-    """The objects of one configuration, for the daemon, one pass and the commands."""
+    """Hold the objects of one configuration, for the daemon, one pass and the commands."""
 
     settings: Settings
     clock: Clock
@@ -90,7 +90,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The tables of the database, and the channel on which their changes are announced."""
+    """Hold the tables of the database, and the channel that announces their changes."""
 
     queue: QueueTables
     cursors: Cursors
@@ -118,7 +118,7 @@ async def open_application(
     write_timeout: float = float("inf"),
     telemetry: Telemetry | None = None,
 ) -> AsyncIterator[Application]:
-    """Open everything for `mappings` (all when empty) and their outboxes; a full disk is waited for `patience` seconds.
+    """Open everything for `mappings` (all when empty) and their outboxes; wait `patience` seconds for a full disk.
 
     Raises:
         ConfigError: A name in `mappings` does not exist.
@@ -162,14 +162,14 @@ async def open_application(
 
 @asynccontextmanager
 async def _join_queue(database: Database, clock: ServerClock, owner: str, host: str) -> AsyncIterator[Owners]:
-    """Take part in a shared queue: send heartbeats, and remove this process from the list at the end."""
+    """Register this process in a shared queue, send heartbeats, and remove the process at the end."""
     owners = HeartbeatOwners(database, clock, owner, host)
     await owners.join()
     async with anyio.create_task_group() as group:
         group.start_soon(owners.run, name="queue heartbeat")
         yield owners
         group.cancel_scope.cancel()
-    with contextlib.suppress(StateError):  # the server is away: others take over after `DEAD_AFTER_S`
+    with contextlib.suppress(StateError):  # the server cannot be reached: other hosts take over after `DEAD_AFTER_S`
         await owners.leave()
 
 
@@ -281,7 +281,7 @@ async def accept_empty(settings: Settings, mapping: str) -> int:
 
 
 async def accept_share(settings: Settings, mapping: str) -> None:
-    """Accept the folder of a shared mapping as the share, although no known document lies in it."""
+    """Accept the folder of a shared mapping as the share, although it contains no known document."""
     uploads, _ = select_mappings(settings, [mapping])
     async with open_application(settings, mappings=[mapping], downloads=False) as app:
         await app.shares.accept(uploads[mapping])

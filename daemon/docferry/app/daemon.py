@@ -1,4 +1,4 @@
-"""The daemon: runs one configuration after the other until a signal stops it."""
+"""Run the daemon: one configuration after another, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from docferry.store.state_dir import prepare_state_dir
 
 log = logs.get("app")
 
-#: The service is ready after this time even where a folder hangs, seconds.
+#: The service reports readiness after this time even if a folder hangs, seconds.
 READY_AFTER = 60.0
-#: A service that failed or ended is begun anew after this, seconds.
+#: The pause before a failed or ended service is restarted, seconds.
 SERVICE_RETRY_S = 30.0
 
 
 async def run_daemon(settings: Settings, config: Path | None, monitoring: Monitoring) -> None:
-    """Run until SIGTERM or SIGINT. SIGHUP reads `config` again, and starts the application anew where it is valid."""
+    """Run until SIGTERM or SIGINT. On SIGHUP, read `config` again, and rebuild the application if it is valid."""
     guard_signals()
     with plain_errors():
         await _run_daemon(settings, config, monitoring)
@@ -50,7 +50,7 @@ async def _run_daemon(settings: Settings, config: Path | None, monitoring: Monit
 
 
 def _reload(config: Path | None, running: Settings) -> Settings | None:
-    """Return the settings as they are now; None, after a log record, where they cannot be used."""
+    """Return the new settings; log a record and return None if they are invalid."""
     try:
         fresh = load(config)
     except ConfigError as error:
@@ -94,7 +94,7 @@ async def _serve(settings: Settings, config: Path | None, signals: object, monit
                     if settings.verify.every is not None:
                         tasks.start_soon(verify.run, app, settings.verify.every, name="verify")
                     if settings.alerts.to or settings.heartbeat.is_set:
-                        from docferry.app import alerts  # only here, as its receivers cost memory
+                        from docferry.app import alerts  # imported here only, because the receivers cost memory
 
                         tasks.start_soon(alerts.run, daemon, name="alerts")
                     tasks.start_soon(_keep_running, _refresh_view, daemon, name="queue view")
@@ -115,7 +115,7 @@ async def _refresh_view(daemon: RunningDaemon) -> None:
 
 
 async def _keep_running(service: Service, daemon: RunningDaemon) -> None:
-    """Run a service until cancelled. Whatever goes wrong in it ends no upload: it is logged, and begun anew."""
+    """Run a service until cancelled. Log every failure and restart the service: it must not stop uploads."""
     while True:
         try:
             await service(daemon)
@@ -127,7 +127,7 @@ async def _keep_running(service: Service, daemon: RunningDaemon) -> None:
 
 @contextmanager
 def _stop_without_writes(app: Application) -> Iterator[None]:
-    """Stop although nothing can be written: the next start resumes the transfers in flight."""
+    """Stop although the database cannot be written: the next start resumes the transfers in flight."""
     try:
         yield
     except* DatabaseBusy as postpone:
@@ -162,7 +162,7 @@ async def _ready(app: Application) -> None:
 async def _heartbeat(daemon: RunningDaemon) -> None:
     """Publish changed figures for `status` and systemd.
 
-    The watchdog is fed only while scans and uploads make progress.
+    Notify the watchdog only while scans and uploads make progress.
     """
     app, watchdog = daemon.app, systemd.watchdog_seconds()
     every = min(status_file.EVERY, watchdog) if watchdog else status_file.EVERY

@@ -1,4 +1,4 @@
-"""List the actions of a pass without taking them: for `sync --dry-run`."""
+"""List the actions of a pass without performing them, for `sync --dry-run`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.reports import Reports, Row
 
-#: States of documents that a pass works on, with its action.
+#: The states of documents that a pass processes, with the action for each.
 _ACTIONS: Final = {
     "waiting": "upload",
     "leased": "upload",
@@ -43,7 +43,7 @@ _CHUNK: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class DryRunRow:
-    """One file and the action that a pass would take."""
+    """Describe one file and the action that a pass would perform on it."""
 
     mapping: str
     path: bytes
@@ -55,7 +55,7 @@ class DryRunRow:
 
 
 async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[DryRunRow]:
-    """Return every document of these mappings. Raises FolderError where a folder cannot be read."""
+    """Return a row for every document of these mappings. Raises FolderError if a folder cannot be read."""
     uploads, _ = select_mappings(settings, mappings)
     async with AsyncExitStack() as stack:
         database = None
@@ -66,7 +66,7 @@ async def dry_run(settings: Settings, *, mappings: Sequence[str] = ()) -> list[D
 
 
 class _DryRun:
-    """The dry run of one mapping."""
+    """List the actions on one mapping."""
 
     def __init__(self, upload: Upload, database: Database | None) -> None:
         self._upload = upload
@@ -119,12 +119,12 @@ class _DryRun:
     def _queued(self, seen_file: SeenFile, row: Row) -> DryRunRow:
         reason = ": ".join(part for part in (row.reason, row.detail) if part) or None
         verdict = validate(self._upload, seen_file, RULES)
-        if row.state == State.WAITING and isinstance(verdict, Planned):  # a person's retry changes no rule
+        if row.state == State.WAITING and isinstance(verdict, Planned):  # a retry by a person changes no rule
             return self._row(seen_file, "held", name=row.remote_name, reason=verdict.detail)
         return self._row(seen_file, _ACTIONS[row.state], name=row.remote_name, reason=reason)
 
     async def _new(self, seen_file: SeenFile) -> list[DryRunRow]:
-        """Return the row of a file that the queue does not know as it is; nothing where it has vanished."""
+        """Return the row of a file that is new or changed; None if the file vanished."""
         if not self._debouncer.offer(self._upload.name, seen_file, self._upload.settle):
             return [self._row(seen_file, "still being written")]
         verdict = validate(self._upload, seen_file, RULES)

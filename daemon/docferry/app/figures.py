@@ -1,4 +1,4 @@
-"""How things stand: `status --json`, the metrics, the status page and the alerts tell the same figures."""
+"""Collect the figures that `status --json`, the metrics, the status page and the alerts share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from docferry.store.queue_view import QueueSnapshot
 
 Figures = dict[str, Any]
 
-#: Gates that time alone does not open, as a rule.
+#: The reasons of gates that usually need a person, not only time, to open.
 PERSON_REASONS: Final = frozenset(
     {Reason.KEY, Reason.ACCOUNT, Reason.COMPANY, Reason.CONNECTION, Reason.REDIRECTED, Reason.ANTIVIRUS}
 )
 
 
 def figures(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any] | None) -> Figures:
-    """Everything that `status --json` tells, see docs/json.md. `daemon` is its status file; None: it does not run."""
+    """Return the object of `status --json`, see docs/json.md. `daemon` is the status file, None without a daemon."""
     said = daemon or {}
     return {
         "time": iso(time.time()),
@@ -42,7 +42,7 @@ def figures(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any] 
 
 
 def host_row(process: Process) -> Figures:
-    """Return a process that shares the queue, as `hosts --json` and `status --json` print it."""
+    """Return a process that shares the queue, in the format of `hosts --json` and `status --json`."""
     return {
         "host": process.host,
         "pid": process.pid,
@@ -59,7 +59,7 @@ def host_row(process: Process) -> Figures:
 
 
 def needs_person(gate: Gate) -> bool:
-    """Whether somebody has to do something before the gate can open."""
+    """Return whether a person has to act before the gate can open."""
     return gate.reason in PERSON_REASONS
 
 
@@ -95,7 +95,7 @@ def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]
 
 
 def _missing(root: Path) -> str | None:
-    """Without a daemon nobody watches the folder: whether it is there can be seen all the same."""
+    """Return the problem of a missing folder. Without a daemon no watcher reports it, so check the disk here."""
     try:
         return None if root.is_dir() else f"{escaped(str(root))} is not there; make it, or mount it"
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How the last one-shot `sync` ended: a small file in the state folder, for the metrics."""
+"""Store the result of the last one-shot `sync` in a small file of the state folder, for the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "last_sync.json"
 
 @dataclass(frozen=True, slots=True)
 class LastSync:
-    """Wall seconds of its end and of the last end with exit code 0, and its exit code."""
+    """Hold the end of the last pass and of the last successful pass, wall seconds, and the last exit code."""
 
     ended: float
     exit_code: int
@@ -22,7 +22,7 @@ class LastSync:
 
 
 def write(state_dir: Path, exit_code: int, now: float) -> None:
-    """Record an end. A state folder that cannot be written is no failure of the pass."""
+    """Record the end of a pass. A state folder that cannot be written does not fail the pass."""
     known = read(state_dir)
     succeeded = now if exit_code == 0 else known.succeeded if known else None
     with suppress(OSError):
@@ -30,7 +30,7 @@ def write(state_dir: Path, exit_code: int, now: float) -> None:
 
 
 def read(state_dir: Path) -> LastSync | None:
-    """Return the last end; None when there was none, or when its file cannot be read."""
+    """Return the last end; None if there was none or its file cannot be read."""
     try:
         said = json.loads((state_dir / _NAME).read_text(encoding="utf-8"))
         succeeded = said["succeeded"]

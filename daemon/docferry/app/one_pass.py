@@ -1,4 +1,4 @@
-"""One pass: `docferry sync`."""
+"""Run one pass: `docferry sync`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from docferry.files.write_lease import guard_signals
 from docferry.model import Reason, escaped
 from docferry.settings import Download, Settings, Upload, missing_keys
 
-#: `sync` waits for documents that become due within this time, for doubts also for the list lag; seconds.
+#: `sync` waits for documents due within this time, seconds; for doubtful ones the list lag is added.
 WAIT_FOR_RETRY_S = 5.0
-#: A pass probes gates with these reasons at once, where the daemon would wait.
+#: A pass probes gates with these reasons at once, while the daemon would wait.
 PROBED_AT_ONCE = frozenset(
     {
         Reason.KEY,
@@ -33,18 +33,18 @@ PROBED_AT_ONCE = frozenset(
 )
 #: `sync` ends after this time (and twice the list lag) without a document sent, seconds.
 STALL_TIMEOUT_S = 10.0
-#: `sync` waits this long for a full disk or a foreign lock, seconds; the daemon waits for ever.
+#: `sync` waits this long for a full disk or a foreign lock, seconds; the daemon waits without limit.
 WAIT_FOR_WRITE_S = 60.0
 #: `sync` waits this much longer than `settle` for files that are still being written, seconds.
 WAIT_FOR_SETTLE_S = 10.0
-#: Documents that a pass names where it leaves some due.
+#: The largest number of documents that a pass lists as still due.
 NAMED = 20
 DUE_STATES = ("waiting", "leased", "sending", "doubtful", "asking")
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of one pass."""
+    """Hold the progress of one pass."""
 
     files_done: int
     files_total: int
@@ -55,15 +55,15 @@ class Progress:
 
 
 class ProgressView(Protocol):
-    """Shows the progress of a pass."""
+    """Show the progress of a pass."""
 
     def update(self, now: Progress) -> None:
-        """Show the progress as it is now."""
+        """Show the present progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """The result of one pass."""
+    """Hold the result of one pass."""
 
     uploaded: int
     downloaded: int
@@ -84,7 +84,7 @@ class SyncReport:
 
     @property
     def exit_code(self) -> int:
-        """The exit code: 0 all done, 75 run it again, 1 a person is needed."""
+        """Return the exit code: 0 all done, 75 run it again, 1 a person is needed."""
         if self.due or self.problems:
             return 75
         return 1 if self.held else 0
@@ -92,12 +92,12 @@ class SyncReport:
 
 @dataclass(frozen=True, slots=True)
 class PassOptions:
-    """The extent of one pass."""
+    """Define the scope of one pass."""
 
     mappings: Sequence[str] = ()  # all when empty
     uploads: bool = True
     downloads: bool = True
-    adopt: bool = False  # the database was lost: ask the remote first
+    adopt: bool = False  # the database was lost: ask the remote before sending
     timeout: float | None = None  # seconds
 
 
@@ -133,7 +133,7 @@ def _because(detail: str | None) -> str:
 
 
 class OnePass:
-    """The steps of one `sync`."""
+    """Run the steps of one `sync`."""
 
     def __init__(self, app: Application, *, uploads: bool, view: ProgressView | None) -> None:
         self._app = app
@@ -144,7 +144,7 @@ class OnePass:
         self._open_before = 0  # known documents that were not sent yet
 
     async def run(self, timeout: float | None) -> SyncReport:
-        """Do the pass, and stop at a signal or after `timeout` seconds."""
+        """Run the pass; stop at a signal or after `timeout` seconds."""
         app = self._app
         began = app.clock.steady()
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -203,7 +203,7 @@ class OnePass:
             if not app.scheduler.is_busy:
                 await app.scheduler.refresh()
                 if app.scheduler.is_busy:
-                    continue  # it has claimed transfers meanwhile
+                    continue  # it has claimed transfers in the meantime
                 if app.uploader.counters.uploaded != progress:
                     progress, since = app.uploader.counters.uploaded, app.clock.steady()
                 waited = app.clock.steady() - since
@@ -211,7 +211,7 @@ class OnePass:
                 if stuck or app.scheduler.next_due_within(WAIT_FOR_RETRY_S, lag + WAIT_FOR_RETRY_S) is None:
                     return
                 app.scheduler.wake()
-            await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # no event announces the end
+            await anyio.sleep(0.02 if app.scheduler.is_busy else 0.05)  # no event signals the end
 
     async def _download(self, download: Download) -> None:
         problems = await self._app.downloader.round(download)
@@ -238,7 +238,7 @@ class OnePass:
         )
 
     async def _waiting(self) -> list[str]:
-        """Return a sentence for each document that the pass leaves due, NAMED at most."""
+        """Return a sentence for each document that is still due, at most NAMED."""
         app = self._app
         named = [
             f"{_shown(upload, path)} is still being written"

@@ -1,4 +1,4 @@
-"""The heartbeat of a one-shot pass: URL/start, then URL/EXITCODE."""
+"""Send the heartbeat of a one-shot pass: URL/start, then URL/EXITCODE."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from docferry.settings import Settings
 
 @dataclass(slots=True)
 class PassResult:
-    """How a one-shot pass ended; 70 until it says so."""
+    """Hold the exit code of a pass; 70 until the pass sets it."""
 
     exit_code: int = 70
     text: str = ""
@@ -22,12 +22,12 @@ class PassResult:
 
 @asynccontextmanager
 async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
-    """Ping URL/start now and URL/EXITCODE at the end. The pass waits for no ping but the last."""
+    """Ping URL/start now and URL/EXITCODE at the end. The pass waits only for the last ping."""
     result = PassResult()
     if not settings.heartbeat.is_set:
         yield result
         return
-    from docferry.alerts.heartbeat import Heartbeat  # a pass that pings nobody does not wait for its import
+    from docferry.alerts.heartbeat import Heartbeat  # a pass without a heartbeat skips the import
 
     heartbeat = Heartbeat(settings.heartbeat)
     started = anyio.Event()
@@ -47,6 +47,6 @@ async def pass_heartbeat(settings: Settings) -> AsyncIterator[PassResult]:
             result.text = str(error)
             raise
         finally:
-            with anyio.CancelScope(shield=True):  # bounded by the timeout of a ping
+            with anyio.CancelScope(shield=True):  # limited by the timeout of a ping
                 await started.wait()
                 await heartbeat.ping(f"/{result.exit_code}", result.text)

@@ -1,4 +1,4 @@
-"""The log of receipts in a running docferry: upkeep, heads and their anchors, and whether the database is a copy."""
+"""Maintain the receipt log of a running docferry: upkeep, anchors of heads, and detection of an old database copy."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from docferry.store.receipt_upkeep import ReceiptUpkeep
 
 log = logs.get("receipts")
 
-#: Heads are anchored so often, seconds; where that failed, again after a shorter time.
+#: The interval between two anchored heads, seconds; shorter after a failure.
 ANCHOR_EVERY_S: Final = 3600.0
 ANCHOR_AGAIN_S: Final = 300.0
-#: The end of a pass or of the daemon waits so long for anchors, seconds.
+#: The longest wait for anchors at the end of a pass or of the daemon, seconds.
 FINISH_S: Final = 20.0
-#: One step of reconstruction or erasure, in receipts: a few ten milliseconds of the writer's time.
+#: Receipts in one step of reconstruction or erasure: a few tens of milliseconds in the writer's thread.
 RECEIPTS_AT_ONCE: Final = 500
 
 
 class ReceiptKeeper:
-    """Looks after the log of one process."""
+    """Maintain the receipt log of one process."""
 
     def __init__(self, settings: Settings, database: Database, clock: Clock) -> None:
         self.log = ReceiptLog(database, clock)
@@ -46,11 +46,11 @@ class ReceiptKeeper:
         self._anchors: list[Anchor] = open_anchors(settings, clock)
         self._problems: dict[str, str] = {}  # by anchor
         self._copy_problem: str | None = None
-        self.adopt_before = 0.0  # files from before may have been sent by a lost queue; wall seconds
+        self.adopt_before = 0.0  # files from before this time may have been sent by a lost queue; wall seconds
 
     @property
     def notices(self) -> Mapping[str, str]:
-        """Return the notices for people, by the event of the alert: `unanchored`, `old_copy`."""
+        """Return the notices for people, keyed by the event of the alert: `unanchored` or `old_copy`."""
         found = {}
         if self._problems:
             found["unanchored"] = "; ".join(self._problems.values())
@@ -61,8 +61,8 @@ class ReceiptKeeper:
     async def check_copy(self, *, adopt: bool = False) -> None:
         """Compare the newest external head with the database, before anything is sent.
 
-        Where the database is older or another one, what it may have sent since is made doubtful. `adopt`: a person
-        says that it is.
+        If the database is older or a different one, mark documents doubtful that may have been sent since. With
+        `adopt`, a person confirms the difference.
         """
         for anchor in self._anchors:
             if isinstance(anchor, FileAnchor):
@@ -91,19 +91,22 @@ class ReceiptKeeper:
             await anyio.sleep(ANCHOR_EVERY_S if is_well else ANCHOR_AGAIN_S)
 
     async def finish(self) -> None:
-        """End a one-shot pass or the daemon, in bounded time: reconstruct what is left, and anchor the head."""
+        """End a one-shot pass or the daemon in limited time: reconstruct the rest, and anchor the head."""
         with anyio.move_on_after(FINISH_S):
             await self.reconstruct()
         with anyio.move_on_after(FINISH_S):
             await self.anchor()
 
     async def reconstruct(self) -> None:
-        """Append receipts for the transfers from before the log."""
+        """Append receipts for transfers that are older than the log."""
         while await self._upkeep.reconstruct(RECEIPTS_AT_ONCE):
-            await anyio.lowlevel.checkpoint()  # documents go first
+            await anyio.lowlevel.checkpoint()  # documents have priority
 
     async def anchor(self) -> StoredHead | None:
-        """Copy the head of the log to every anchor; None when the log is empty. What fails is told, not raised."""
+        """Copy the head of the log to every anchor and return it; None if the log is empty.
+
+        Record failures as notices.
+        """
         try:
             head = await self.log.take_head(self._signer)
             if not head.signed.head.size:
@@ -136,7 +139,7 @@ class ReceiptKeeper:
         self._problems[name] = problem
 
     async def _compare(self, anchor: FileAnchor) -> str | None:
-        """Return why the database is not the one of the newest head in a file; None: it is, or nothing tells."""
+        """Return why the database does not match the newest head in a file; None if it matches or is unknown."""
         try:
             heads = await anchor.newest()
         except AnchorError as error:

@@ -29,16 +29,16 @@ from docferry.store.transfers import Transfers
 
 
 class Whose(StrEnum):
-    """What docferry knows of a file."""
+    """Name the relation of a file to docferry."""
 
     OURS = "ours"  # docferry sent it
-    MISSING = "missing"  # docferry sent it, and the remote does not list it
+    MISSING = "missing"  # docferry sent it, but the remote does not list it
     OTHER = "other"  # another program or person uploaded it
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file at a remote, or one that is missing there; None where nobody says."""
+    """Describe one listed or missing file of a remote; unknown values are None."""
 
     name: str
     whose: Whose
@@ -48,7 +48,7 @@ class RemoteFile:
 
 
 async def of_company(codat: Codat, company: str, database: Database | None, clock: Clock) -> list[RemoteFile]:
-    """Return the files of a company. A document is never missing within the list's lag."""
+    """Return the files of a company. No document counts as missing within the list lag."""
     listed = await codat.listing(company)
     sent, settled = NOTHING, NOTHING
     if database is not None:
@@ -68,7 +68,7 @@ async def of_company(codat: Codat, company: str, database: Database | None, cloc
 
 
 async def of_wootiv(wootiv: Wootiv, mappings: Sequence[str], database: Database | None) -> list[RemoteFile]:
-    """Return the objects that Wootiv lists; ours are those of `mappings`."""
+    """Return the objects that Wootiv lists. Objects of `mappings` count as sent by docferry."""
     listed = await wootiv.objects()
     ours = await _sent_names(database, mappings)
     found = []
@@ -82,8 +82,8 @@ async def of_wootiv(wootiv: Wootiv, mappings: Sequence[str], database: Database 
 async def get_from_codat(codat: Codat, company: str, day: date | None, name: str | None, into: Path) -> list[Path]:
     """Download the files of a day, all or those of one name, into a folder; return their paths.
 
-    Without a day, a name is looked up in the list, and without both everything is downloaded. Raises ConfigError
-    where there is no such file, RemoteError, ArchiveError and FolderError.
+    Without a day, find the name in the list; without both, download all files. Raises ConfigError if there is no such
+    file, RemoteError, ArchiveError and FolderError.
     """
     if name is None or day is not None:
         placed = await _get_day(codat, company, day.isoformat() if day else None, name, into)
@@ -95,7 +95,7 @@ async def get_from_codat(codat: Codat, company: str, day: date | None, name: str
 
 
 async def get_from_wootiv(wootiv: Wootiv, name: str, into: Path) -> list[Path]:
-    """Download an object into a folder under its own name; return its path."""
+    """Download an object into a folder under its original name; return its path."""
     with _work_folder(into) as work:
         spool = Path(work) / "object"
         await wootiv.fetch(name, spool, None, shutil.disk_usage(into).free)
@@ -104,9 +104,9 @@ async def get_from_wootiv(wootiv: Wootiv, name: str, into: Path) -> list[Path]:
 
 
 async def _get_named(codat: Codat, company: str, name: str, into: Path) -> list[Path]:
-    """Download the files of a name: from the archive of their day, else of the day before or after.
+    """Download the files with a name from the archive of the listed day, else of the day before or after.
 
-    Where the list has no readable date, all archives are looked through.
+    If the list has no readable date, search all archives.
     """
     listed = [each for each in await codat.listing(company) if _key(each.file_name or "") == _key(name)]
     if not listed:
@@ -138,7 +138,7 @@ async def _get_day(codat: Codat, company: str, day: str | None, name: str | None
 
 
 def _work_folder(into: Path) -> tempfile.TemporaryDirectory[str]:
-    """Return a private folder on the file system of the output; no scan enters it."""
+    """Return a private folder on the file system of the output. Scans skip it."""
     try:
         into.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(prefix=".docferry-get-", dir=into)

@@ -20,12 +20,12 @@ from docferry.senders.pool import SenderPool
 from docferry.settings import Settings
 from docferry.settings.outbox import outboxes
 
-#: The documents that each remote accepts, known without a request.
+#: The limits on documents at each remote, known without a request.
 RULES: Mapping[str, Rules] = {"codat": CODAT_RULES, "wootiv": WOOTIV_RULES}
 
 
 class SettingsKey:
-    """The API key of one remote; it is read again when the remote refuses it."""
+    """Provide the API key of one remote, read again after the remote refuses it."""
 
     def __init__(self, settings: Settings, remote: Literal["codat", "wootiv"]) -> None:
         self._settings = settings
@@ -34,7 +34,7 @@ class SettingsKey:
         self.reload()
 
     def reload(self) -> None:
-        """Read the key, and hide it in everything that is logged or stored from now on."""
+        """Read the key, and redact it in all later log records and stored texts."""
         secrets = self._settings.secrets()
         self.value = secrets.codat if self._remote == "codat" else secrets.wootiv
         if self.value:
@@ -42,7 +42,7 @@ class SettingsKey:
 
 
 def open_remotes(settings: Settings, clock: Clock, senders: SenderPool | None = None) -> dict[str, Remote]:
-    """Return a client for each remote that some mapping uses, by name; documents go through `senders`."""
+    """Return a client for each remote that a mapping uses, by name; documents are sent through `senders`."""
     senders = senders or SenderPool()
 
     def open_client(name: str, to: settings_of.CodatSettings | settings_of.WootivSettings) -> HttpClient:
@@ -57,7 +57,7 @@ def open_remotes(settings: Settings, clock: Clock, senders: SenderPool | None = 
         remotes["codat"] = Codat(open_client("Codat", codat), options, key=key, clock=clock, spool=spool(settings))
     if "wootiv" in settings.remotes and wootiv.base_url is not None:
         urls = SignedUrlPolicy(wootiv.base_url, wootiv.storage_hosts)
-        # A storage refuses headers that were not signed.
+        # The storage refuses unsigned headers.
         storage = replace(http_options(wootiv), headers={}, public_only=urls.public_only)
         remotes["wootiv"] = Wootiv(
             open_client("Wootiv", wootiv),
@@ -71,14 +71,14 @@ def open_remotes(settings: Settings, clock: Clock, senders: SenderPool | None = 
 
 
 def direct_mappings(settings: Settings) -> frozenset[str]:
-    """Return the names of the mappings whose documents go through Wootiv itself."""
+    """Return the names of the mappings that send documents through Wootiv itself, not its storage."""
     boxes = outboxes(settings.uploads, settings.state_dir, settings.host_name)
     uploads = [*settings.uploads, *boxes.values()]
     return frozenset(upload.name for upload in uploads if upload.to == "wootiv" and upload.via == "direct")
 
 
 def http_options(to: settings_of.CodatSettings | settings_of.WootivSettings) -> HttpOptions:
-    """Return the HTTP options of the section of a remote."""
+    """Return the HTTP options from the section of a remote."""
     return HttpOptions(
         timeout=to.timeout,
         connect_timeout=to.connect_timeout,
@@ -94,12 +94,12 @@ def http_options(to: settings_of.CodatSettings | settings_of.WootivSettings) -> 
 
 
 def _hide_proxy_password(proxy: str | None) -> None:
-    """Hide the password of a proxy, alone and as the proxy's `Basic` credentials."""
+    """Redact the password of a proxy, both alone and in the proxy's `Basic` credentials."""
     if proxy is not None and (found := parse_proxy(proxy)).password:
         redaction.hide(found.password)
         redaction.hide(f"{found.user}:{found.password}")
 
 
 def spool(settings: Settings) -> Path:
-    """Return the folder of downloads that are not complete yet."""
+    """Return the folder for incomplete downloads."""
     return settings.state_dir / "spool"

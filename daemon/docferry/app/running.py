@@ -1,4 +1,4 @@
-"""The running daemon as its monitoring sees it: alive, ready, and the figures that it tells."""
+"""Report the state of the running daemon to its monitoring: liveness, readiness and figures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from docferry.settings import Settings
 from docferry.store.queue_view import QueueView
 from docferry.telemetry import Telemetry
 
-#: How late a loop may be before the watchdog is no longer fed, seconds.
+#: The largest delay of a loop before the watchdog is no longer notified, seconds.
 LATE_S: Final = 60.0
 
 
 @dataclass(slots=True)
 class RunningDaemon:
-    """A daemon that runs with one configuration, as monitoring sees it."""
+    """Describe a daemon that runs with one configuration, for monitoring."""
 
     app: Application
     started: float  # wall seconds
-    reload_ok: bool = True  # whether the last SIGHUP brought a sound configuration
-    listening: dict[str, str] = field(default_factory=dict)  # where each service listens or writes
+    reload_ok: bool = True  # whether the last SIGHUP read a valid configuration
+    listening: dict[str, str] = field(default_factory=dict)  # the address or path of each service
     queue: QueueView = field(init=False)
 
     def __post_init__(self) -> None:
@@ -33,14 +33,17 @@ class RunningDaemon:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the watchdog may be fed: scans and uploads move. A full disk is waited out, no restart makes room."""
+        """Return whether scans and uploads make progress.
+
+        A full disk counts as progress: a restart would not free space.
+        """
         now = self.app.clock.steady()
         moves = now - self.app.scheduler.beat < LATE_S and now - self.app.scan_scheduler.beat < LATE_S
         return moves or self.app.database.trouble is not None
 
     @property
     def is_ready(self) -> bool:
-        """Whether the first scan was planned and the queue can be written."""
+        """Return whether the first scan was planned and the queue can be written."""
         return self.app.scan_scheduler.first_round.is_set() and self.app.database.trouble is None
 
     def status(self) -> dict[str, Any]:
@@ -53,26 +56,26 @@ class RunningDaemon:
         }
 
     async def figures(self) -> Figures:
-        """Return the figures of `status --json`, as they are now."""
+        """Return the present figures of `status --json`."""
         return figures(self.app.settings, await self.queue.snapshot(), self.status())
 
 
-#: What runs beside the daemon and watches it: the metrics, the status page.
+#: A service beside the daemon: the metrics or the status page.
 Service = Callable[[RunningDaemon], Coroutine[Any, Any, None]]
 
 
 class Monitoring:
-    """What watches the daemon. This one is nothing; a program that has metrics or a page brings its own."""
+    """Define the services that monitor the daemon. This base class has none."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
     def telemetry(self, settings: Settings) -> Telemetry:
-        """Return where events are counted under these settings."""
-        del settings  # nothing to choose from here
+        """Return the counter of events for these settings."""
+        del settings  # the base class ignores the settings
         return Telemetry(self.clock)
 
     def services(self, settings: Settings) -> Sequence[Service]:
-        """Return what runs beside the daemon under these settings."""
+        """Return the services that run beside the daemon with these settings."""
         del settings
         return ()

@@ -1,4 +1,4 @@
-"""Ends a run: drains the requests in flight, and unwraps errors for people."""
+"""End a run: drain the requests in flight, and unwrap errors for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docferry.errors import DocferryError
 
 
 async def drain(app: Application, group: anyio.abc.TaskGroup) -> None:
-    """Claim nothing more, give requests in flight `stop_grace`, then cancel and release the rest."""
+    """Stop claiming, give requests in flight `stop_grace` seconds, then cancel and release the others."""
     app.scheduler.stop()
     with anyio.move_on_after(app.settings.stop_grace):
         await app.scheduler.ended.wait()
@@ -22,7 +22,7 @@ async def drain(app: Application, group: anyio.abc.TaskGroup) -> None:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise errors for people directly, instead of in the exception groups of task groups."""
+    """Raise errors for people directly, without the exception groups of task groups."""
     try:
         yield
     except BaseExceptionGroup as group:

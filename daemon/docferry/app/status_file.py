@@ -1,4 +1,4 @@
-"""Publishes the figures of a running daemon: a small file for `status`, a line for systemd."""
+"""Publish the figures of a running daemon: a small file for `status`, and a line for systemd."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from docferry.store.state_dir import overwrite_file, replace_file
 if TYPE_CHECKING:  # `status` reads the file and must not import the application
     from docferry.app.application import Application
 
-#: Interval between two looks for changed figures, seconds.
+#: Interval between two checks for changed figures, seconds.
 EVERY = 2.0
 #: Interval at which an unchanged file is touched, seconds.
 TOUCHED_EVERY_S = 10.0
-#: Number of files still being written that are named.
+#: The largest number of unsettled files that the file names.
 NAMED = 20
 
 
@@ -50,7 +50,7 @@ def snapshot(app: Application, started: float) -> dict[str, Any]:
 
 
 def clock_offset(app: Application, remote: str) -> float | None:
-    """Return the seconds that a remote's clock is ahead of this machine's, None while unknown."""
+    """Return the seconds by which a remote's clock is ahead of this machine's, None if unknown."""
     offset = app.remotes[remote].health.clock_offset
     if offset is None or not isinstance(app.clock, ServerClock):
         return offset
@@ -58,7 +58,7 @@ def clock_offset(app: Application, remote: str) -> float | None:
 
 
 def summary(app: Application) -> str:
-    """Return one line for systemd's STATUS."""
+    """Return one line for the STATUS of systemd."""
     stopped = sum(state.problem is not None for state in app.reconciler.folders.values())
     parts = [f"{app.scheduler.in_flight} in flight", f"{app.uploader.counters.uploaded} sent"]
     if app.gate_manager.closed:
@@ -87,19 +87,19 @@ def write(state_dir: Path, status_file: dict[str, Any]) -> bool:
 
 
 def read_status(state_dir: Path) -> dict[str, Any] | None:
-    """Return the last figures of a running daemon; None where none runs."""
+    """Return the last figures of a running daemon; None if no daemon runs."""
     pid = locks.running(state_dir)
     if pid is None:
         return None
     said: dict[str, Any] = {"started": None, "remotes": {}, "mappings": {}}
-    with suppress(OSError, ValueError, RecursionError):  # it has just started, or its file is damaged
+    with suppress(OSError, ValueError, RecursionError):  # the daemon has just started, or its file is damaged
         written = json.loads((state_dir / "status.json").read_text(encoding="utf-8"))
         said |= written if isinstance(written, dict) else {}
     return said | {"pid": pid}
 
 
 def keep_fresh(state_dir: Path) -> None:
-    """Touch the file, so that `docferry health` recognises a daemon that hangs."""
+    """Touch the file, so that `docferry health` can recognise a hanging daemon."""
     path = state_dir / "status.json"
     with suppress(OSError):
         if time.time() - path.stat().st_mtime >= TOUCHED_EVERY_S:
@@ -107,7 +107,7 @@ def keep_fresh(state_dir: Path) -> None:
 
 
 def age(state_dir: Path) -> float | None:
-    """Return how long ago the daemon last wrote or touched its file, seconds; None when there is none."""
+    """Return the seconds since the daemon wrote or touched its file; None if there is no file."""
     try:
         return max(time.time() - (state_dir / "status.json").stat().st_mtime, 0.0)
     except OSError:
@@ -115,8 +115,8 @@ def age(state_dir: Path) -> float | None:
 
 
 def forget(state_dir: Path) -> None:
-    """Remove the file when the daemon ends."""
-    with suppress(OSError):  # what cannot be removed is known to be old, because nobody holds the lock
+    """Remove the file at the end of the daemon."""
+    with suppress(OSError):  # a remaining file is recognised as old, because no process holds the lock
         (state_dir / "status.json").unlink()
 
 
@@ -131,7 +131,7 @@ def _names(app: Application) -> list[str]:
 
 
 def _rounded(rate: float | None) -> float | None:
-    """Round to two digits: a slowly changing figure must not rewrite the file all the time."""
+    """Round to two digits, so that a slowly changing figure does not rewrite the file each time."""
     return None if rate is None else float(f"{rate:.2g}")
 
 

@@ -21,13 +21,13 @@ from docferry.upload.verifier import Verifier
 
 log = logs.get("verify")
 
-#: A round that was stopped goes on after this, seconds.
+#: The pause before an interrupted round continues, seconds.
 AGAIN_S: Final = 3600.0
 
 
 @asynccontextmanager
 async def open_verifier(settings: Settings, database: Database) -> AsyncIterator[Verifier]:
-    """Return a verifier with connections of its own."""
+    """Return a verifier with its own connections."""
     clock: Clock = SystemClock()
     async with AsyncExitStack() as stack:
         remotes = open_remotes(settings, clock)
@@ -38,7 +38,10 @@ async def open_verifier(settings: Settings, database: Database) -> AsyncIterator
 
 
 async def run(app: Application, every: float) -> None:
-    """Verify everything once in `every` seconds, until cancelled. Uploads share limits and quota with it."""
+    """Verify all documents once in `every` seconds, until cancelled.
+
+    Uploads and the verifier share limits and quota.
+    """
     rows = Verifications(app.database, app.clock)
     verifier = Verifier(app.remotes, app.transfers, rows, app.clock, _reserve(app.settings))
     while True:

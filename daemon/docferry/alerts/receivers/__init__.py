@@ -1,4 +1,4 @@
-"""One module for each way to reach a receiver; each is imported only where the configuration names it."""
+"""Deliver messages to receivers, with one module for each kind. Only configured kinds are imported."""
 
 from __future__ import annotations
 

@@ -10,29 +10,29 @@ from docferry.settings.alerts import ReceiverSettings
 
 
 class DeliveryError(Exception):
-    """A receiver did not take a message; the text says why, without secrets."""
+    """Report that a receiver did not accept a message. The text gives the reason, without secrets."""
 
 
 class Receiver(Protocol):
-    """One place that alerts are sent to."""
+    """Define one destination of alerts."""
 
     @property
     def name(self) -> str:
-        """Its name in the configuration."""
+        """Return the name of the receiver in the configuration."""
 
     @property
     def refresh(self) -> float | None:
-        """Seconds after which the receiver forgets a condition; None: it forgets none."""
+        """Return the seconds after which the receiver forgets a condition; None if never."""
 
     def wants(self, event: str) -> bool:
-        """Return whether it gets this event."""
+        """Return whether the receiver gets this event."""
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
 
 
 class ConfiguredReceiver:
-    """The common part of all receivers: one `[[alerts.to]]` of the configuration."""
+    """Implement the common part of all receivers: one `[[alerts.to]]` of the configuration."""
 
     refresh: float | None = None
 
@@ -42,5 +42,5 @@ class ConfiguredReceiver:
         self._clock = clock
 
     def wants(self, event: str) -> bool:
-        """Return whether it gets this event."""
+        """Return whether the receiver gets this event."""
         return self._settings.wants(event)

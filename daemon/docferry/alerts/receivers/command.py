@@ -1,4 +1,4 @@
-"""Alerts through a program of the operator's: it gets the message on its standard input."""
+"""Deliver alerts to a program of the operator, which reads the message on its standard input."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from anyio.abc import Process
 from docferry.alerts.messages import Message
 from docferry.alerts.receivers.base import ConfiguredReceiver, DeliveryError
 
-#: How long the program may take, seconds.
+#: The time limit of the program, seconds.
 PROGRAM_TIMEOUT_S: Final = 30.0
-#: Bytes of its standard error that are kept for the error message.
+#: The length of its standard error kept for the error message, bytes.
 STDERR_LIMIT: Final = 2_000
-#: The environment of the program: no API key, no credential, nothing of systemd's.
+#: The environment of the program: without API keys, credentials and systemd's variables.
 _PASSED_ON: Final = frozenset({"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"})
 
 
 class Command(ConfiguredReceiver):
-    """A receiver of kind `command`. Exit code 0 means delivered."""
+    """Deliver to a receiver of kind `command`. Exit code 0 means delivered."""
 
     async def send(self, message: Message) -> None:
-        """Run the program with Alertmanager's JSON on its standard input; DeliveryError unless it ends with 0."""
+        """Run the program with Alertmanager's JSON on its standard input.
+
+        Raises DeliveryError unless it exits with 0.
+        """
         body = await anyio.to_thread.run_sync(_body, message)
         stderr = bytearray()
         try:
@@ -49,7 +52,7 @@ class Command(ConfiguredReceiver):
                     group.start_soon(_write, process, body)
                     group.start_soon(_read, process, stderr)
                     code = await process.wait()
-                    group.cancel_scope.cancel()  # a child that it left behind may hold its pipes open
+                    group.cancel_scope.cancel()  # a remaining child process may hold the pipes open
         except TimeoutError:
             raise DeliveryError(
                 f"{self._settings.command[0]} did not end within {PROGRAM_TIMEOUT_S:.0f} s and was killed"
@@ -62,21 +65,21 @@ class Command(ConfiguredReceiver):
 
 
 def _body(message: Message) -> bytes:
-    """Return the webhook's JSON and, for simple programs, the message for people."""
+    """Return the JSON of the webhook and, for simple programs, the message for people."""
     said = message.webhook() | {"subject": message.subject, "text": message.text}
     return json.dumps(said, ensure_ascii=False).encode() + b"\n"
 
 
 async def _write(process: Process, body: bytes) -> None:
     if process.stdin is not None:
-        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it may end without reading
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # the program may end without reading
             await process.stdin.send(body)
         with suppress(anyio.BrokenResourceError, OSError):
             await process.stdin.aclose()
 
 
 async def _read(process: Process, into: bytearray) -> None:
-    """Keep the beginning, and read the rest so that the program does not block."""
+    """Return the beginning of the stream, and discard the rest so that the program does not block."""
     if process.stderr is None:
         return
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -85,7 +88,7 @@ async def _read(process: Process, into: bytearray) -> None:
 
 
 async def _end(process: Process) -> None:
-    """Kill the process group, where the program still runs, and close its pipes."""
+    """Kill the process group if the program still runs, and close its pipes."""
     with anyio.CancelScope(shield=True):
         if process.returncode is None:
             with suppress(ProcessLookupError):

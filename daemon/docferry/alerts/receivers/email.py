@@ -1,4 +1,4 @@
-"""Alerts by mail: SMTP over TLS, STARTTLS, or plain to a server on this machine."""
+"""Send alerts by mail: SMTP over TLS, STARTTLS, or plain to a server on this machine."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from docferry.settings.alerts import ReceiverSettings
 
 log = logs.get("alerts")
 
-#: How long each step of the conversation may take, seconds.
+#: The time limit of one SMTP step, seconds.
 STEP_TIMEOUT_S: Final = 15.0
-#: How long the whole conversation may take, seconds.
+#: The time limit of the whole SMTP session, seconds.
 SMTP_TIMEOUT_S: Final = 60.0
 _PORTS: Final = {"smtps": smtplib.SMTP_SSL_PORT, "smtp": smtplib.SMTP_PORT, "smtp+starttls": 587}
 
 
 class Email(ConfiguredReceiver):
-    """A receiver of kind `email`."""
+    """Deliver to a receiver of kind `email`."""
 
     async def send(self, message: Message) -> None:
         """Deliver a message to all recipients, or raise DeliveryError."""
@@ -44,18 +44,18 @@ class Email(ConfiguredReceiver):
         except TimeoutError:
             raise DeliveryError(f"the mail server did not take the message within {SMTP_TIMEOUT_S:.0f} s") from None
         finally:
-            conversation.abort()  # a thread that is left behind ends at once
+            conversation.abort()  # an abandoned thread ends at once
 
 
 def compose(message: Message, settings: ReceiverSettings, now: float) -> EmailMessage:
-    """Return the mail. Its headers come from the configuration and from one clean line."""
+    """Return the mail. Its headers contain only configured values and one line without control characters."""
     mail = EmailMessage(policy=SMTP)
     mail["From"] = settings.sender or ""
     mail["To"] = ", ".join(settings.to)
     mail["Subject"] = message.subject
     mail["Date"] = format_datetime(datetime.fromtimestamp(now, UTC))
     mail["Message-ID"] = f"<{message.id}@{(settings.sender or '').rpartition('@')[2]}>"
-    mail["Auto-Submitted"] = "auto-generated"  # no vacation message comes back
+    mail["Auto-Submitted"] = "auto-generated"  # suppresses vacation replies
     if message.severity == "critical":
         mail["Importance"] = "high"
     mail.set_content(message.text, cte="quoted-printable")
@@ -63,20 +63,20 @@ def compose(message: Message, settings: ReceiverSettings, now: float) -> EmailMe
 
 
 class _Cut:
-    """Ends a connection from another thread: one that waits for an answer does not hear a cancellation."""
+    """Close a connection from another thread: a thread that waits for a reply cannot be cancelled."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._done = False
 
     def guard(self, connected: socket.socket) -> None:
-        """End this connection when `now` is called, or at once where it was."""
+        """Close this connection when `now` is called, or at once if `now` was called before."""
         self._socket = connected.dup()
         if self._done:
             self.now()
 
     def now(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._done = True
         if self._socket is not None:
             with suppress(OSError):
@@ -85,21 +85,21 @@ class _Cut:
 
 
 class _Connection(smtplib.SMTP):
-    """An SMTP connection, over TLS where there is a context, that can be cut."""
+    """Hold an SMTP connection that another thread can close, over TLS if a context is given."""
 
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, cut: _Cut) -> None:
         self._context = context
         self._cut = cut
         super().__init__(host, port, timeout=STEP_TIMEOUT_S)
 
-    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:  # as smtplib.SMTP_SSL does it
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:  # like smtplib.SMTP_SSL
         connected = socket.create_connection((host, port), timeout)
         self._cut.guard(connected)
         return connected if self._context is None else self._context.wrap_socket(connected, server_hostname=host)
 
 
 class _Conversation:
-    """One conversation with the mail server, held in a thread."""
+    """Run one session with the mail server, in a thread."""
 
     def __init__(self, settings: ReceiverSettings) -> None:
         self._settings = settings
@@ -130,7 +130,7 @@ class _Conversation:
         try:
             self._log_in(connection, server, context, password)
             refused = connection.send_message(mail, self._settings.sender, list(self._settings.to))
-            with suppress(smtplib.SMTPException, OSError):  # it has the message, whatever comes now
+            with suppress(smtplib.SMTPException, OSError):  # the server has accepted the message, whatever happens next
                 connection.quit()
         finally:
             connection.close()
@@ -148,7 +148,7 @@ class _Conversation:
 
     @staticmethod
     def _starttls(connection: smtplib.SMTP, server: SplitResult, context: ssl.SSLContext) -> bool:
-        """Encrypt where the server offers it; DeliveryError where it must and does not."""
+        """Start TLS if the server offers it; raise DeliveryError if TLS is required and not offered."""
         connection.ehlo()
         if connection.has_extn("starttls"):
             connection.starttls(context=context)

@@ -1,4 +1,4 @@
-"""Alerts by HTTP: signed webhooks, Alertmanager's API and ntfy."""
+"""Send alerts by HTTP: signed webhooks, Alertmanager's API and ntfy."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ from docferry.clock import iso
 from docferry.endpoints import parse_proxy
 from docferry.settings.keys import Key
 
-#: How long one request may take, seconds.
+#: The time limit of one request, seconds.
 HTTP_TIMEOUT_S: Final = 20.0
-#: Bytes of an answer that are read, for the error message.
+#: The length of a response that is read for the error message, bytes.
 ANSWER_LIMIT: Final = 2_000
-#: Alertmanager forgets an alert after its `resolve_timeout`, 5 minutes by default. It is told again so often, seconds.
+#: The interval at which alerts are repeated, seconds: Alertmanager drops an alert after `resolve_timeout`, by default 5
+#: minutes.
 REFRESH_S: Final = 60.0
-#: And takes it as resolved when it was not told again for so long, seconds.
+#: The time after which Alertmanager may resolve an alert that was not repeated, seconds.
 FORGOTTEN_S: Final = 300.0
-#: ntfy makes a file of a longer message, bytes.
+#: The largest message in bytes; ntfy turns a longer one into an attachment.
 NTFY_LIMIT: Final = 3_900
 
 
 class RequestRoute(Protocol):
-    """How a request goes to its address."""
+    """Provide the certificates and the proxy of a request."""
 
     @property
     def ca_file(self) -> Path | None:
-        """The certificates to trust."""
+        """Return the path of the trusted certificates."""
 
     @property
     def proxy(self) -> str | None:
-        """The proxy to go through; those of the environment are not used."""
+        """Return the proxy; proxies of the environment are not used."""
 
 
 async def post(address: Key, body: bytes, headers: Mapping[str, str], route: RequestRoute) -> None:
-    """Send one request, and follow no redirect; DeliveryError unless the answer is 2xx."""
+    """Send one request without following redirects; raise DeliveryError unless the status is 2xx."""
     url = _url(address)
     try:
         with anyio.fail_after(HTTP_TIMEOUT_S):
@@ -80,7 +81,7 @@ async def post(address: Key, body: bytes, headers: Mapping[str, str], route: Req
 
 
 class Webhook(ConfiguredReceiver):
-    """A receiver of kind `webhook`: Alertmanager's JSON, signed as Standard Webhooks where it has a secret."""
+    """Deliver to a receiver of kind `webhook`: Alertmanager's JSON, signed by Standard Webhooks if a secret is set."""
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
@@ -101,7 +102,7 @@ class Webhook(ConfiguredReceiver):
 
 
 class Alertmanager(ConfiguredReceiver):
-    """A receiver of kind `alertmanager`: it is told of every condition again and again, as it expects."""
+    """Deliver to a receiver of kind `alertmanager`. Alertmanager expects every lasting alert to be repeated."""
 
     refresh = REFRESH_S
 
@@ -116,7 +117,7 @@ class Alertmanager(ConfiguredReceiver):
 
 
 class Ntfy(ConfiguredReceiver):
-    """A receiver of kind `ntfy`; `url` names the topic."""
+    """Deliver to a receiver of kind `ntfy`; `url` names the topic."""
 
     async def send(self, message: Message) -> None:
         """Deliver a message, or raise DeliveryError."""
@@ -142,12 +143,12 @@ class Ntfy(ConfiguredReceiver):
 
 
 def webhook_body(message: Message) -> bytes:
-    """Return a message as Alertmanager's webhooks send it. A thousand alerts take long enough for a thread."""
+    """Return a message in the format of Alertmanager's webhooks. A thousand alerts need a thread."""
     return json.dumps(message.webhook(), ensure_ascii=False).encode()
 
 
 def _alertmanager_body(message: Message, forgotten: str) -> bytes:
-    """Return a message as Alertmanager's API takes it. What lasts ends at `forgotten`, unless it is told again."""
+    """Return a message in the format of Alertmanager's API. Lasting alerts end at `forgotten` unless repeated."""
     alerts = []
     for item in message.items:
         told = alert_json(item, message.host)
@@ -178,11 +179,11 @@ def _url(address: Key) -> str:
 
 
 def hide(address: Key) -> Key:
-    """Keep an address that is a secret by itself out of every log, with its path and its query."""
+    """Register an address that contains a secret, its path and its query for redaction in all logs."""
     if address.value is not None:
         parts = urlsplit(address.value)
         for secret in (address.value, parts.path, parts.query):
-            if len(secret) >= 12:  # shorter ones, as /alerts, are no secrets
+            if len(secret) >= 12:  # shorter paths, such as /alerts, are not secret
                 logs.hide(secret)
     return address
 
