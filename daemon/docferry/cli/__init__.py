@@ -1,1 +1,1 @@
-"""What speaks to people."""
+"""Implement the commands: parse arguments, run, and print for people."""

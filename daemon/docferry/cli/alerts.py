@@ -22,7 +22,7 @@ from docferry.settings.alerts import EVENTS, ReceiverSettings
 from docferry.store import alerts as store
 from docferry.store.alerts import Alert, Observed
 
-#: Exit code where a receiver did not take the test message: run it again.
+#: Exit code if a receiver did not accept the test message: run the command again.
 AWAY = 75
 TEST_TEXT = "This is a test message of docferry. Nothing needs attention."
 
@@ -99,7 +99,7 @@ def _row(alert: Alert, silences: Mapping[str, float]) -> dict[str, object]:
 
 
 async def _test(settings: Settings, name: str | None) -> int:
-    """Send one message to each receiver; nothing is kept of it."""
+    """Send one message to each receiver; store nothing."""
     chosen = _chosen(settings, name)
     if not chosen:
         complain("no receiver is configured; add one with [[alerts.to]], see `docferry config init`")

@@ -16,7 +16,7 @@ from docferry.settings.outbox import outboxes
 
 
 def load(path: Path | None) -> Settings:
-    """Return the settings of the named or the usual configuration file; name on stderr each one that is not read."""
+    """Return the settings of the given or default configuration file; list ignored settings on stderr."""
     found = settings.load(path)
     complain(*(f"warning: {sentence}" for sentence in found.passed_over))
     return found
@@ -25,7 +25,7 @@ def load(path: Path | None) -> Settings:
 def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -> list[str]:
     """Return the names without repetitions.
 
-    Raises ConfigError for each name that is neither configured nor in `also`, with the nearest one.
+    Raises ConfigError for a name that is neither configured nor in `also`, and suggests the nearest name.
     """
     known = [*(each.name for each in wanted.uploads), *(each.name for each in wanted.downloads), *also]
     problems = [_unknown(name, known) for name in names if name not in known]
@@ -35,7 +35,7 @@ def mappings(wanted: Settings, names: Sequence[str], also: Sequence[str] = ()) -
 
 
 def reason(code: str | None) -> str | None:
-    """Return the code. Raises ConfigError with the nearest code where there is no such one."""
+    """Return the reason code. Raises ConfigError for an unknown code, and suggests the nearest one."""
     if code is not None and code not in list(Reason):
         raise ConfigError([_unknown(code, list(Reason), "reason")])
     return code

@@ -1,4 +1,4 @@
-"""An argument parser that says which word is wrong, and the nearest right one."""
+"""Parse arguments; errors name the wrong word and the nearest valid one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose 
 
 
 class Misused(Exception):
-    """The command line is wrong; the message names the word and the nearest right one."""
+    """Report a wrong command line. The message names the wrong word and the nearest valid one."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises Misused instead of ending the program."""
+    """Parse arguments, and raise Misused instead of ending the program."""
 
     commands: argparse._SubParsersAction[Parser]
 
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         raise Misused(f'there is no {kind} "{wrong}"; {cure}' if kind == "command" else f'{what}: no "{wrong}"; {cure}')
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        """Write help and version as all other output: argparse would keep silent about what could not be written."""
+        """Write help and version like all other output: argparse would ignore failed writes."""
         streams.write(cast("IO[str] | None", file), message)
 
     def command(self, name: str, summary: str, *examples: str, more: str = "") -> Parser:
@@ -52,6 +52,6 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        # Accepted after the command too; SUPPRESS keeps a value that was given before it.
+        # Accepted after the command, too; SUPPRESS keeps a value from before the command.
         added.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=CONFIG_HELP)
         return added

@@ -1,4 +1,4 @@
-"""Read the values of arguments. Each raises ArgumentTypeError with an example of a right one."""
+"""Parse the values of arguments. Each function raises ArgumentTypeError with a valid example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def duration(written: str) -> float:
-    """Return a duration such as "10m" in seconds."""
+    """Return the seconds of a duration such as "10m"."""
     from docferry.settings import units
 
     try:
@@ -20,7 +20,7 @@ def duration(written: str) -> float:
 
 
 def moment(written: str) -> float:
-    """Return a duration from now, or a local date, as wall seconds."""
+    """Return the wall seconds of a local date, or of a duration from now."""
     import time
     from datetime import datetime
 
@@ -39,7 +39,7 @@ def moment(written: str) -> float:
 
 
 def day(written: str) -> date:
-    """Return a date such as 2026-08-01."""
+    """Return the date from a text such as 2026-08-01."""
     from datetime import date
 
     try:
@@ -49,14 +49,14 @@ def day(written: str) -> date:
 
 
 def count(written: str) -> int:
-    """Return a whole number from 1 on."""
+    """Return an integer of at least 1."""
     if not written.isascii() or not written.isdecimal() or not 0 < int(written) < 2**63:
         raise argparse.ArgumentTypeError(f'"{written}" is not a number from 1 on')
     return int(written)
 
 
 def port(written: str) -> int:
-    """Return a port; 0 is any free one."""
+    """Return a port number; 0 means any free port."""
     if not written.isascii() or not written.isdecimal() or int(written) > 65535:
         raise argparse.ArgumentTypeError(f'"{written}" is not a port; choose one from 1024 to 65535')
     return int(written)

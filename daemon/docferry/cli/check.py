@@ -1,4 +1,4 @@
-"""The command `docferry check`: checks configuration, keys, folders and limits, and names the fix of each problem."""
+"""Run `docferry check`: check configuration, keys, folders and limits, and print the fix of each problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from docferry.remotes.http import diagnose
 from docferry.remotes.protocol import Checked, Remote
 from docferry.settings import Settings, load
 
-#: Clock offset of a remote that is worth a warning, and one at which signatures fail, seconds.
+#: Clock offsets of a remote that cause a warning, and at which signatures fail, seconds.
 CLOCK_WARN, CLOCK_FAIL = 60.0, 300.0
 WRONG, AWAY = 2, 75
 _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
@@ -34,8 +34,8 @@ _MARKS: Final[dict[Level, tuple[str, str, str]]] = {
 
 def command(asked: Namespace) -> int:
     """Check everything, print the findings and return the exit code."""
-    settings = load(asked.config)  # the findings name a configuration that was passed over
-    logs.configure("error", settings.log_format)  # the findings contain what a log would
+    settings = load(asked.config)  # the findings name the configuration files that were ignored
+    logs.configure("error", settings.log_format)  # the findings repeat the log messages
     findings = anyio.run(_gathered, settings, asked.offline)
     if asked.json:
         _as_json(findings)
@@ -58,8 +58,8 @@ async def _gathered(settings: Settings, offline: bool) -> list[Check]:
         findings += way
         try:
             if any(finding.level == "fail" for finding in way):
-                continue  # every question would fail at the same step
-            if getattr(secrets, name):  # a missing key is a finding of its own
+                continue  # every further request would fail at the same step
+            if getattr(secrets, name):  # a missing key has its own finding
                 checked = [target for target in targets if target.remote == name]
                 findings += _findings_of(remote, await remote.check(checked))
         finally:
@@ -80,7 +80,7 @@ async def _clamd(settings: Settings) -> Check:
 
 
 async def _way(name: str, settings: Settings) -> list[Check]:
-    """Return the steps to a remote: name, addresses, TLS or proxy, and whether it answers."""
+    """Return the steps of a connection to a remote: name, addresses, TLS or proxy, and the response."""
     section = settings.codat if name == "codat" else settings.wootiv
     steps = await diagnose(name.capitalize(), section.base_url or "", http_options(section))
     return [

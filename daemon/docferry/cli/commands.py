@@ -1,4 +1,4 @@
-"""The commands with their options and help, but `verify` and `receipts`, which have a module of their own."""
+"""Define the commands with their options and help, except `verify` and `receipts`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", 
 
 
 def add_commands(parser: Parser) -> None:
-    """Add every command, in the order of the help."""
+    """Add every command in the order of the help."""
     for add in (
         _run,
         _sync,

@@ -1,4 +1,4 @@
-"""The command `docferry config`: an example, the effective settings with secrets hidden, and their JSON Schema."""
+"""Run `docferry config`: print an example, the effective settings without secrets, or their JSON Schema."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _UNUSED: Final[Mapping[tuple[str, str] | None, tuple[str, ...]]] = {
 
 
 def init_text() -> str:
-    """Return the commented example."""
+    """Return the example with its comments."""
     package = Path(__file__).parents[1]
     for place in (package / "_config" / "docferry.toml", package.parents[1] / "config" / "docferry.toml"):
         if place.is_file():
@@ -53,12 +53,12 @@ def init_text() -> str:
 
 
 def show(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the effective settings as TOML; of a key its origin alone."""
+    """Return the effective settings as TOML; for a key, only its origin."""
     return "\n".join(_lines(settings, environ)) + "\n"
 
 
 def mapping_names(path: Path | None, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the names of all mappings, one a line, even where the file has problems: a shell asks for them."""
+    """Return the names of all mappings, one a line, also from a file with problems: shells complete them."""
     values = sources.collect(path, environ).values
     lists = [values[key] for key in ("upload", "download") if isinstance(values.get(key), list)]
     names = [entry["name"] for entries in lists for entry in entries if isinstance(entry, dict) and "name" in entry]
@@ -137,7 +137,7 @@ def _remote(model: BaseModel) -> tuple[str, str] | None:
 
 
 def _notation(key: str, value: Any) -> Any:
-    """Return a value in the notation of people, where that loses nothing."""
+    """Return a value in readable notation, if no precision is lost."""
     if key == "url":  # the path of a webhook is a secret
         parts = urlsplit(value)
         plain = f"{parts.scheme}://{parts.netloc}"

@@ -1,4 +1,4 @@
-"""The commands `docferry list` and `docferry show`: documents and their attempts."""
+"""Run `docferry list` and `docferry show`: documents and their attempts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docferry.model import escaped
 from docferry.settings import Settings
 from docferry.store.reports import AttemptRow, Reports, Row
 
-#: Rows that one query returns at most.
+#: The largest number of rows of one query.
 CHUNK: Final = 1000
 STYLES: Final = {"sent": GOOD, "held": BAD, "doubtful": WARN, "asking": WARN, "gone": FAINT}
 _HEADINGS: Final = ("id", "state", "size", "mapping", "path", "reason")
@@ -34,7 +34,7 @@ def list_command(asked: Namespace) -> int:
 
 def show_command(asked: Namespace) -> int:
     """Print one document with every attempt, and return the exit code."""
-    # As typed, and with links followed.
+    # As typed, and with links resolved.
     given = os.fsencode(Path(asked.document).absolute())
     anyio.run(_show, args.load(asked.config), asked, [os.path.normpath(given), os.path.realpath(given)])
     return 0
@@ -62,7 +62,7 @@ def as_json(row: Row, roots: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def full_path(mapping: str, path: bytes, roots: Mapping[str, bytes]) -> str:
-    """Return the absolute path, escaped; relative where the mapping is no longer configured."""
+    """Return the absolute path, escaped; the relative path if the mapping is no longer configured."""
     root = roots.get(mapping)
     return escaped(path if root is None else root.rstrip(b"/") + b"/" + path)
 
@@ -81,7 +81,7 @@ async def _list(settings: Settings, asked: Namespace) -> None:
     async with open_queue(settings) as database:
         reports = None if database is None else Reports(database)
         if asked.mapping is not None:
-            # The queue may have documents of a mapping that is no longer configured.
+            # The queue may contain documents of a mapping that is no longer configured.
             left = [] if reports is None or asked.mapping in roots else list(await reports.counts())
             args.mappings(settings, [asked.mapping], also=left)
         if reports is None:
@@ -137,7 +137,7 @@ async def _show(settings: Settings, asked: Namespace, paths: list[bytes]) -> Non
 
 
 async def _found(reports: Reports, document: str, paths: list[bytes], roots: Mapping[str, bytes]) -> list[Row]:
-    """Return the document with that id, or every version of the file at that path, the newest first."""
+    """Return the document with that id, or all versions of the file at that path, the newest first."""
     if document.isascii() and document.isdecimal():
         row = await reports.by_id(int(document)) if int(document) < 2**63 else None
         if row is not None:

@@ -1,4 +1,4 @@
-"""`docferry health`: whether the daemon is alive, or ready, for container health checks."""
+"""Run `docferry health`: whether the daemon is alive, or ready, for health checks of containers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNHEALTHY = 1
 
 
 def command(asked: Namespace) -> int:
-    """Tell it in a line; 0: it is, 1: it is not."""
+    """Print the state of the daemon in one line; return 0 if healthy, otherwise 1."""
     problem = trouble(args.load(asked.config), ready=asked.ready)
     if problem is not None:
         complain(problem)
@@ -24,7 +24,7 @@ def command(asked: Namespace) -> int:
 
 
 def trouble(settings: Settings, *, ready: bool) -> str | None:
-    """Return the problem of the daemon of these settings, None when there is none."""
+    """Return the problem of the daemon with these settings, None if there is none."""
     status = status_file.read_status(settings.state_dir)
     if status is None:
         return "no daemon runs on this state folder; `docferry run` starts it"

@@ -1,4 +1,4 @@
-"""The command `docferry hosts`: the machines that share the queue."""
+"""Run `docferry hosts`: list the machines that share the queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docferry.cli.queue import open_queue
 from docferry.settings import Settings
 from docferry.store.owners import Process, processes
 
-#: A smaller difference between clocks is not worth a word, seconds.
+#: Smaller differences between clocks are not shown, seconds.
 CLOCK_DEVIATION_S: Final = 5.0
 
 
@@ -53,7 +53,7 @@ def _table(found: list[Process]) -> Table:
 
 
 def _clock(process: Process) -> str | Cell:
-    """Return how far the host's clock is from the server's."""
+    """Return the offset of the host's clock from the server's."""
     offset = process.clock_offset
     if offset is None:
         return ""
@@ -63,7 +63,7 @@ def _clock(process: Process) -> str | Cell:
 
 
 def _folders(process: Process) -> str | Cell:
-    """Return the shared mappings that the process scans or cannot read."""
+    """Return the shared mappings that the process scans, and those that it cannot read."""
     parts = [f"scans {', '.join(process.scans)}"] if process.scans else []
     if not process.unreadable:
         return "; ".join(parts)

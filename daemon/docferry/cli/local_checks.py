@@ -1,4 +1,4 @@
-"""Checks without a network: configuration, state folder, mapped folders, limits of the kernel."""
+"""Check without a network: configuration, state folder, mapped folders, and limits of the kernel."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from docferry.store.second_queue import second_queues
 
 Level = Literal["ok", "note", "warn", "fail"]
 
-#: Free space that is worth a warning, and one that is a failure, bytes.
+#: Free space below which a check warns, and below which it fails, bytes.
 ROOMY, TIGHT = 1_000_000_000, 100_000_000
-_CAP_LEASE: Final = 28  # in capability.h
-#: Connections found by placeholders that are asked for; each costs a request of the daily quota.
+_CAP_LEASE: Final = 28  # from linux/capability.h
+#: The largest number of connections checked among those named by folders; each costs a request of the daily quota.
 MOST_ASKED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check, with the fix where there is a problem; `away`: it may pass by itself."""
+    """Hold the result of one check, with the fix of a problem. `away` marks a problem that may pass by itself."""
 
     level: Level
     subject: str
@@ -47,18 +47,18 @@ class Check:
 
 @dataclass(slots=True)
 class FolderCounts:
-    """The result of one walk through a mapping's folder."""
+    """Hold the counts of one walk through a mapping's folder."""
 
     folders: int = 0
     files: int = 0
     problems: list[str] = field(default_factory=list)
-    sample: bytes | None = None  # a document to try a lease on
+    sample: bytes | None = None  # a document for testing leases
     left_out: LeftOut = field(default_factory=LeftOut)
-    paths: list[bytes] = field(default_factory=list)  # of all files, where the mapping has patterns of its own
+    paths: list[bytes] = field(default_factory=list)  # of all files, if the mapping has its own patterns
 
 
 def local(settings: Settings) -> Iterator[Check]:
-    """Yield the findings of every check that needs no network."""
+    """Yield the findings of all checks that need no network."""
     yield Check("ok", "configuration", escaped(str(settings.path)))
     yield from (Check("warn", "configuration", sentence) for sentence in (*settings.passed_over, *settings.warnings))
     yield from _keys(settings)
@@ -81,7 +81,7 @@ def local(settings: Settings) -> Iterator[Check]:
 
 
 def _outboxes(settings: Settings) -> Iterator[Check]:
-    """Name the outboxes that have documents and belong to no mapping: nothing sends these."""
+    """Report outboxes that contain documents but belong to no mapping: these documents are never sent."""
     served = {box.root for box in outboxes(settings.uploads, settings.state_dir, settings.host_name).values()}
     with suppress(OSError):
         for folder in sorted((settings.state_dir / "outbox").iterdir()):
@@ -91,7 +91,7 @@ def _outboxes(settings: Settings) -> Iterator[Check]:
 
 
 def object_names(uploads: Iterable[Upload]) -> Iterator[Check]:
-    """Warn where two mappings can give one object name: the second file of a name is held as `name_taken`."""
+    """Warn if two mappings can produce one object name: the second file with that name is held as `name_taken`."""
     known: list[Upload] = []
     for upload in uploads:
         if upload.to != "wootiv" or "{mapping}" in upload.object_name:
@@ -107,7 +107,7 @@ def object_names(uploads: Iterable[Upload]) -> Iterator[Check]:
 
 
 def _receipts(settings: Settings) -> Iterator[Check]:
-    """Whether the key of the receipts can be read, and heads can be appended to each file."""
+    """Check that the key of the receipts can be read, and that heads can be appended to each anchor file."""
     try:
         if settings.receipts.key_file is not None:
             open_signer(settings.receipts.key_file)
@@ -132,7 +132,7 @@ def _device(folder: Path) -> int | None:
 
 
 def _alerts(settings: Settings) -> Iterator[Check]:
-    """Whether each receiver has its address and its secret; only `docferry alerts test` says whether it takes them."""
+    """Check that each receiver has an address and a secret. Only `docferry alerts test` checks delivery."""
     for receiver in settings.alerts.to:
         needed = [receiver.secret()] + ([receiver.address()] if receiver.url_file is not None else [])
         problems = [found.problem for found in needed if found.problem is not None]
@@ -147,9 +147,9 @@ def _alerts(settings: Settings) -> Iterator[Check]:
 
 
 def targets(settings: Settings) -> tuple[list[Target], int]:
-    """Return the companies and connections of the mappings, and the number of those left out.
+    """Return the companies and connections of the mappings, and the number of skipped ones.
 
-    Of those that folders name by placeholders, MOST_ASKED are returned at most.
+    Of the targets that folders name by placeholders, return at most MOST_ASKED.
     """
     found = [
         Target(upload.to, upload.company_id, upload.connection_id) for upload in settings.uploads if not _open(upload)
@@ -297,7 +297,7 @@ def _count(upload: Upload, listings: Iterable[scan.Listing], walked: FolderCount
 
 
 def _lease(upload: Upload, root: Root, walked: FolderCounts) -> Iterator[Check]:
-    """Report where the kernel does not tell who is writing, so that only `settle` does."""
+    """Report where the kernel cannot detect writers, so that only `settle` protects unfinished files."""
     told = True if os.geteuid() == 0 or _has_cap_lease() else None
     if walked.sample is not None:
         try:
@@ -361,11 +361,11 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError:
-        return True  # it exists and cannot be examined; opening it reports why
+        return True  # the folder exists and cannot be examined; opening it reports the reason
 
 
 def _nearest(path: Path) -> Path:
-    """Return the path itself, or the nearest folder above it that exists."""
+    """Return the path, or its nearest existing parent folder."""
     return next((each for each in (path, *path.parents) if _exists(each)), Path("/"))
 
 

@@ -1,4 +1,4 @@
-"""Find the command for the arguments and run it. Errors become sentences on stderr and an exit code."""
+"""Find the command for the arguments and run it. Print errors on stderr and return an exit code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ BROKEN = 70  # a defect of docferry (EX_SOFTWARE)
 UNWRITTEN = 74  # the output could not be written (EX_IOERR)
 LATER = 75  # nothing is lost: run it again (EX_TEMPFAIL)
 INTERRUPTED = 130
-#: Garbage is looked for after so many new objects. With Python's 700, a twenty-fifth of an upload's processor time
-#: goes into looking through the requests in flight.
+#: New objects between two garbage collections. Python's default of 700 spends a twenty-fifth of an upload's processor
+#: time on scanning the requests in flight.
 GARBAGE_THRESHOLD: Final = 10_000
-PIPE_CLOSED = 141  # as a program that SIGPIPE ended
+PIPE_CLOSED = 141  # the exit code after SIGPIPE
 
 Command = Callable[[Namespace], int]
 
@@ -36,13 +36,13 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     except SystemExit as leaving:  # after --help and --version
         code = leaving.code if isinstance(leaving.code, int) else 0
-    except Exception as error:  # noqa: BLE001 - the last resort: people get a sentence, not a traceback
+    except Exception as error:  # noqa: BLE001 - last resort: print a sentence instead of a traceback
         code = _failed(error)
     return code or _output_code()
 
 
 def _output_code() -> int:
-    """Return the exit code for the output alone: it was written, its reader left, or it could not be written."""
+    """Return the exit code for the output: written, closed by its reader, or not writable."""
     streams.flush()
     if streams.lost.reader_left:
         return PIPE_CLOSED
@@ -50,7 +50,7 @@ def _output_code() -> int:
 
 
 def _command(asked: Namespace) -> int:
-    """Import the command when it is needed, so that `--version` and `list` start fast, and run it."""
+    """Import the command only when needed, so that `--version` and `list` start fast, and run it."""
     command = _COMMANDS[asked.command]()
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
@@ -233,7 +233,7 @@ def _failed(error: Exception) -> int:
 
 
 def _report_defect(error: BaseException) -> int:
-    """Report a defect of docferry in one sentence; the traceback is logged at level debug."""
+    """Report a defect of docferry in one sentence; log the traceback at level debug."""
     import logging
 
     from docferry import logs

@@ -1,6 +1,6 @@
-"""`docferry metrics`: the metrics once, from the running daemon where it serves them, else from the queue.
+"""Run `docferry metrics`: print the metrics of the running daemon, else of the queue.
 
-The text is the classic format, which `promtool check metrics` reads; the listener has OpenMetrics too.
+The format is the classic text format, which `promtool check metrics` reads. The listener also serves OpenMetrics.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def command(asked: Namespace) -> int:
 
 
 def _from_daemon(settings: Settings) -> bytes | None:
-    """Return the daemon's metrics with its counted events; None where it serves none."""
+    """Return the daemon's metrics with its event counters; None if the daemon serves none."""
     status = read_status(settings.state_dir) or {}
     listen = status.get("listening", {}).get("metrics")
     if listen is None:
@@ -43,7 +43,7 @@ def _from_daemon(settings: Settings) -> bytes | None:
         response = connection.getresponse()
         return response.read() if response.status == http.client.OK else None
     except (OSError, http.client.HTTPException):
-        return None  # it is just stopping: the queue is there all the same
+        return None  # the daemon is stopping: read the queue instead
     finally:
         connection.close()
 
@@ -56,7 +56,7 @@ async def _from_queue(settings: Settings) -> bytes:
 
 
 def write_textfile(settings: Settings, path: Path) -> None:
-    """Write the textfile once, unless a running daemon keeps it written; trouble is told and changes no exit code."""
+    """Write the textfile once, unless a running daemon writes it. Failures are logged and keep the exit code."""
     status = read_status(settings.state_dir) or {}
     if status.get("listening", {}).get("textfile") == str(path):
         return
@@ -69,14 +69,14 @@ def write_textfile(settings: Settings, path: Path) -> None:
 
 
 class _Connection(http.client.HTTPConnection):
-    """To a loopback port or a Unix socket."""
+    """Connect to a loopback port or a Unix socket."""
 
     def __init__(self, listen: str) -> None:
         self._where = address(listen)
         super().__init__(self._where.host or "localhost", self._where.port or None, timeout=_TIMEOUT_S)
 
     def connect(self) -> None:
-        """Connect, to the socket where there is one."""
+        """Connect to the socket if there is one, else to the port."""
         if self._where.path is None:
             super().connect()
             return

@@ -1,4 +1,4 @@
-"""The metrics and the status page, imported only where the configuration asks for them."""
+"""Start the metrics and the status page. Imported only if the configuration contains them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ConfiguredMonitoring(Monitoring):
-    """What `[metrics]` and `[web]` ask for. Counters live on when SIGHUP brings another configuration."""
+    """Provide the services of `[metrics]` and `[web]`. Counters survive a reload by SIGHUP."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -25,7 +25,7 @@ class ConfiguredMonitoring(Monitoring):
         self._page: PageService | None = None
 
     def telemetry(self, settings: Settings) -> Telemetry:
-        """Return the metrics' counters, once they were asked for."""
+        """Return the counters of the metrics, if metrics were ever configured."""
         if self._events is None and (settings.metrics.listen or settings.metrics.textfile):
             from docferry.web.metrics import EventMetrics
 

@@ -1,4 +1,4 @@
-"""The command `docferry queue move`: take the queue of this machine to PostgreSQL."""
+"""Run `docferry queue move`: move the queue of this machine to PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Prints lines and tables: fitted and coloured on a terminal, aligned and plain in a pipe, always escaped.
+"""Print lines and tables: fitted and coloured on a terminal, aligned and plain in a pipe, always escaped.
 
-Output that cannot be written never ends a command: it is noted in `streams.lost`, which decides the exit code.
+A failed write never ends a command: `streams.lost` records it and decides the exit code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GOOD, WARN, BAD, FAINT, STRONG = "green", "yellow", "red", "bright_black", "bold
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of text, with a colour for terminals."""
+    """Hold a piece of text, with a colour for terminals."""
 
     text: str | bytes | int
     style: str = ""
@@ -36,7 +36,7 @@ Content = Cell | str | bytes | int
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of cells."""
+    """Hold a line of cells."""
 
     cells: tuple[Content, ...]
 
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass(slots=True)
 class Table:
-    """Rows under headings; columns in `right` are numbers, columns in `folds` may wrap."""
+    """Hold rows under headings; columns in `right` are numbers, columns in `folds` may wrap."""
 
     headings: Sequence[str]
     rows: list[Sequence[Content]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Table:
     folds: frozenset[int] = frozenset()
 
     def lines(self, widths: list[int] | None = None) -> list[str]:
-        """Return the table in plain text; `widths` are the widths of the chunk before, which had the headings."""
+        """Return the table as plain text; `widths` are the widths of the previous chunk, which printed the headings."""
         texts = [[str(cell(each)) for each in row] for row in self.rows]
         if any(self.headings) and not widths:
             texts.insert(0, list(self.headings))
@@ -88,7 +88,7 @@ def line(*cells: Content) -> Line:
 
 
 class Screen:
-    """Standard output, as a terminal or as a pipe."""
+    """Write to standard output, as a terminal or as a pipe."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -111,9 +111,9 @@ class Screen:
             self.write("".join(f"{text}\n" for text in table.lines(widths)))
 
     def write(self, text: str) -> None:
-        """Write text that is safe already: JSON, or what `show` made plain."""
+        """Write text that needs no escaping: JSON, or the output of `show`."""
         if streams.lost.reader_left and self._stream is sys.stdout:
-            raise SystemExit(141)  # as SIGPIPE would: nobody reads the rest of a long listing
+            raise SystemExit(141)  # like SIGPIPE: the reader of a long listing has left
         streams.write(self._stream, text)
 
     def console(self) -> Console:
@@ -145,7 +145,7 @@ def rendered(block: Block) -> RenderableType:
 
 
 def size(octets: float) -> str:
-    """Return a size as people read it: `1.4 MB`."""
+    """Return a size in readable form: `1.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if octets < 1000 or unit == "GB":
             return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""The command line as a whole. Imports the standard library alone, to start fast."""
+"""Define the whole command line. Imports only the standard library, to start fast."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ exit codes:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the parsed arguments.
 
-    Raises Misused where they are wrong, and SystemExit after --help and --version.
+    Raises Misused for wrong arguments, and SystemExit after --help and --version.
     """
     parser = build_parser()
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in _options(parser):
-        # Before the command, where its value would be taken for the command.
+        # Before the command, where argparse would take the option's value for the command.
         raise Misused(_unknown(argv[0], parser, None))
     asked, rest = parser.parse_known_args(list(argv))
     if rest and asked.command == "remote" and not rest[0].startswith("-") and getattr(asked, "name", "") is None:
-        asked.name = rest.pop(0)  # argparse takes an optional word only beside the word before it
+        asked.name = rest.pop(0)  # argparse accepts an optional word only next to the previous word
     if rest:
         raise Misused(_unknown(rest[0], parser, asked.command))
     if asked.command is None:

@@ -1,4 +1,4 @@
-"""The progress bar of `docferry sync`: files, bytes, rate and time left."""
+"""Show the progress bar of `docferry sync`: files, bytes, rate and remaining time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """One line that redraws itself, and disappears before the summary."""
+    """Draw the progress in one line, and remove the line before the summary."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(

@@ -1,4 +1,4 @@
-"""The command `docferry put`: store files, or the standard input, in the queue of a mapping."""
+"""Run `docferry put`: store files, or the standard input, in the queue of a mapping."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ async def _stored(queue: Queue, mapping: str, name: str, content: BinaryIO) -> s
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """Open a file, or take the standard input for `-`. Raises ConfigError where it cannot be read."""
+    """Open a file, or return the standard input for `-`. Raises ConfigError if it cannot be read."""
     if file == "-":
         yield sys.stdin.buffer
         return
     try:
-        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; errors of the block are not this file's
+        opened = Path(file).open("rb")  # noqa: SIM115 - closed below; errors inside the block belong to the caller
     except OSError as error:
         raise ConfigError([f"{escaped(file)} cannot be read: {(error.strerror or 'unknown error').lower()}"]) from error
     with opened:

@@ -1,4 +1,4 @@
-"""Opens the queue for commands that read it, beside a running daemon too."""
+"""Open the queue for commands that read it, also while a daemon runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from docferry.model import escaped
 from docferry.settings import Settings
 from docferry.store.database import Database, open_database
 
-#: How long a command waits for a PostgreSQL server that is away, seconds.
+#: How long a command waits for an unreachable PostgreSQL server, seconds.
 SERVER_TIMEOUT_S = 10.0
 
 
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[Database | None]:
-    """Yield the database, or None where there is none yet; creates neither folder nor database."""
+    """Yield the database, or None if there is none; create neither folder nor database."""
     if settings.database_url is not None:
         url = settings.database_url.get_secret_value()
         async with open_database(url, SERVER_TIMEOUT_S, settings.host_name) as database:
@@ -41,7 +41,7 @@ def _exists(path: Path) -> bool:
         raise StateError(_owned_by_another(path)) from None
     except OSError as error:
         raise StateError(f"{escaped(str(path))} cannot be read: {error.strerror}") from error
-    # A first start has just created an empty file.
+    # The file is empty while a first start creates the database.
     if not os.access(path, os.R_OK | os.W_OK):
         raise StateError(_owned_by_another(path))
     return status.st_size > 0

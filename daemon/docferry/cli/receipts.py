@@ -30,7 +30,7 @@ from docferry.settings import Settings
 from docferry.store.receipt_log import AuditReport, ReceiptLog, StoredHead, StoredReceipt
 from docferry.store.receipt_upkeep import ReceiptUpkeep
 
-#: Transfers from before the log get their receipts in steps of so many.
+#: Transfers that get a receipt in one step, if they are older than the log.
 _STEP: Final = 1000
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -62,7 +62,7 @@ async def _verify(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
         except ConfigError as error:
             if file in asked.anchor:
                 raise
-            unreadable += error.problems  # as where nothing was anchored yet, or a share is not mounted
+            unreadable += error.problems  # for instance before the first anchor, or while a share is not mounted
     report = await log.audit(anchored, signer.public_key if signer is not None else None)
     complain(*unreadable)
     _tell_report(report, as_json=asked.json)
@@ -119,7 +119,10 @@ async def _find(log: ReceiptLog, _settings: Settings, asked: Namespace) -> int:
 
 
 async def _of(log: ReceiptLog, document: str) -> list[StoredReceipt]:
-    """Return the receipts of a document by its number, or one by `rN` or `rN@HOST`; ConfigError without any."""
+    """Return the receipts of a document by its number, or one by `rN` or `rN@HOST`.
+
+    Raises ConfigError if there is none.
+    """
     number, _, host = document.removeprefix("r").partition("@")
     if not (number.isascii() and number.isdecimal()) or int(number) >= 2**63 or (host and document[:1] != "r"):
         raise ConfigError([f'"{escaped(document)}" is no number of a document; `docferry list` shows them'])
@@ -223,7 +226,7 @@ async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _WithText:
-    """Receipts with this text in their bodies."""
+    """Select receipts with this text in their bodies."""
 
     text: str
 
@@ -233,14 +236,14 @@ class _WithText:
 
 @dataclass(frozen=True, slots=True)
 class _OfPeriod:
-    """Receipts of one company and period; None: of every company, from the first, to the last."""
+    """Select receipts of one company and period; None means every company, from the first, up to the last."""
 
     company: str | None
     since: str | None
     until: str | None
 
     def wants(self, body: str) -> bool:
-        # A download states its company in the name that it has at Codat.
+        # The receipt of a download names the company as Codat does.
         theirs = self.company is None or has(body, "company_id", self.company)
         if not theirs and f'"remote_name":"{self.company}/' not in body:
             return False
@@ -259,7 +262,7 @@ def _asked_for(asked: Namespace) -> list[tuple[str, str]]:
 def _anchors(settings: Settings, heads: Sequence[StoredHead]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for each in heads:
-        if each.timestamp is not None:  # with the very bytes that were stamped
+        if each.timestamp is not None:  # with exactly the stamped bytes
             found[f"head-{each.signed.head.size}.tsr"] = each.timestamp
             found[f"head-{each.signed.head.size}.txt"] = each.signed.note().encode()
     for number, file in enumerate(settings.receipts.files, 1):

@@ -1,4 +1,4 @@
-"""The options of `docferry receipts` and `docferry verify`; standard library only."""
+"""Define the options of `docferry receipts` and `docferry verify`, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def add_receipts(parser: Parser) -> None:
-    """Add `docferry receipts WHAT`."""
+    """Add the parser of `docferry receipts WHAT`."""
     receipts = parser.command(
         "receipts",
         "the tamper-evident record of what was sent",
@@ -48,7 +48,7 @@ def add_receipts(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """Add `docferry verify`."""
+    """Add the parser of `docferry verify`."""
     verify = parser.command(
         "verify",
         "asks the remotes whether every sent document is there; changes nothing",
@@ -66,12 +66,12 @@ def add_verify(parser: Parser) -> None:
 
 
 def since(written: str) -> str:
-    """Return the time as receipts have it."""
+    """Return the time in the format of receipts."""
     return _text(_moment(written)[0])
 
 
 def until(written: str) -> str:
-    """Return the time before which a receipt must be; a date counts as a whole."""
+    """Return the exclusive upper limit in the format of receipts; a date includes the whole day."""
     moment, is_date = _moment(written)
     return _text(moment + timedelta(days=1) if is_date else moment)
 

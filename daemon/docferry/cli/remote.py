@@ -162,7 +162,7 @@ def _mapping(settings: Settings, name: str) -> Upload | Download:
     for each in mappings:
         if name in (each.configured_name, each.name):
             return each
-    args.mappings(settings, [name])  # tells the nearest one
+    args.mappings(settings, [name])  # the error names the nearest mapping
     raise AssertionError("unreachable: an unknown mapping is an error")
 
 
@@ -179,7 +179,7 @@ def _only(settings: Settings, name: str) -> Settings:
 
 
 def _companies(settings: Settings, mapping: Upload | Download, chosen: str | None) -> list[str]:
-    """Return the chosen company of a mapping, else all of them; of placeholders those that have a folder."""
+    """Return the chosen company of a mapping, else all of them; for placeholders, those with a folder."""
     if chosen is not None:
         return [chosen]
     targets, left_out = local_checks.targets(_only(settings, mapping.name))

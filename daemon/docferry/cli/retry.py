@@ -1,4 +1,4 @@
-"""The command `docferry retry`: makes held and waiting documents due now, and opens closed gates."""
+"""Run `docferry retry`: make held and waiting documents due now, and open closed gates."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def _awaiting_approval(database: Database, mapping: str | None) -> int:
 
 
 async def _resend_missing(settings: Settings) -> int:
-    """Let the next scan send what `docferry verify` proved missing."""
+    """Make the next scan send documents that `docferry verify` proved missing."""
     async with open_queue(settings) as database:
         if database is None:
             Screen().show(line("nothing is missing: docferry has not seen any document yet"))
@@ -106,9 +106,9 @@ def _tell(settings: Settings, number: int) -> None:
 
 
 async def _accept_folder(settings: Settings, mapping: str, *, is_right: bool) -> None:
-    """Accept an empty folder of a mapping as emptied on purpose.
+    """Accept that the folder of a mapping was emptied on purpose.
 
-    A shared folder may be empty because it is not mounted on this host. Only `is_right` says that it is the share.
+    A shared folder may be empty because it is not mounted on this host. Only `is_right` confirms the mount.
     """
     upload = next((upload for upload in settings.uploads if upload.name == mapping), None)
     if upload is None or not upload.root.is_dir() or (upload.shared and not is_right):

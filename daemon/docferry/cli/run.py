@@ -1,4 +1,4 @@
-"""The command `docferry run`: the daemon, in the foreground."""
+"""Run `docferry run`: the daemon in the foreground."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the PostgreSQL server: can it be used, and can it lose a commit."""
+"""Check whether the PostgreSQL server can be used, and whether it can lose a commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIX_COMMIT: Final = "ALTER ROLE … SET synchronous_commit = on, for docferry's
 
 
 def server(settings: Settings) -> list[Check]:
-    """Return the findings about the server of a shared queue; none for a queue in SQLite."""
+    """Return the findings about the server of a shared queue; none for SQLite."""
     if settings.database_url is None:
         return []
     try:
@@ -27,7 +27,7 @@ def server(settings: Settings) -> list[Check]:
 
 
 def findings(durability: Durability) -> Iterator[Check]:
-    """Yield a finding for each way to lose a commit, with its fix, or one that there is none."""
+    """Yield a finding with a fix for each way to lose a commit, or one success if there is none."""
     losses = [*_crash(durability.settings), *_failover(durability)]
     version = f"PostgreSQL {durability.settings['server_version'].partition(' ')[0]}"
     if any(loss.level in ("warn", "fail") for loss in losses):

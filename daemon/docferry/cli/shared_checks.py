@@ -1,4 +1,4 @@
-"""Checks of shared mappings for `docferry check`: whether this host and the others can read them."""
+"""Check shared mappings for `docferry check`: whether this host and the others can read the folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docferry.store.owners import LocalOwners, processes
 
 
 async def shared(settings: Settings) -> list[Check]:
-    """Return the findings about all shared mappings; none if the database cannot be read, which is another finding."""
+    """Return the findings about all shared mappings; none if the database cannot be read, which has its own finding."""
     if not any(upload.shared for upload in settings.uploads):
         return []
     try:

@@ -1,4 +1,4 @@
-"""The command `docferry simulate`: a local Codat and Wootiv that shows every request."""
+"""Run `docferry simulate`: a local Codat and Wootiv that shows every request."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def command(asked: Namespace) -> int:
 
 
 async def _simulate(screen: Screen, port: int, faults: list[Fault], options: SimulatorOptions) -> Simulator | None:
-    """Serve until a signal, and return the simulator; None where the signal came before the port."""
+    """Serve until a signal, and return the simulator; None if the signal precedes the port."""
     simulator, is_ready = Simulator(options, faults), False
     async with anyio.create_task_group() as group:
         await group.start(_until_signal, group.cancel_scope)
@@ -97,7 +97,7 @@ def _greet(screen: Screen, simulator: Simulator) -> None:
 
 
 async def _follow(screen: Screen, simulator: Simulator) -> None:
-    """Show each finished request. The log drops the oldest, so it is read by its count."""
+    """Show each finished request. The log drops its oldest entries, so the position is a count."""
     known = 0
     under_way: list[RequestSeen] = []
     while True:

@@ -1,4 +1,4 @@
-"""The command `docferry status`: the figures of queue and daemon; problems that need a person come last."""
+"""Run `docferry status`: print the figures of queue and daemon, with problems for a person last."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(asked: Namespace) -> int:
     try:
         anyio.run(_watch, settings, screen, asked.json)
     except KeyboardInterrupt:
-        return 0  # that is how watching ends
+        return 0  # Ctrl-C is the normal end of watching
     return 0
 
 

@@ -11,9 +11,9 @@ from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Block, Cell, Con
 Figures = dict[str, Any]
 Row = Sequence[Content]
 
-#: A file that was written for longer is shown, seconds.
+#: Files being written for longer are shown, seconds.
 LONG_WRITTEN: Final = 60.0
-#: A clock offset of a remote that is shown, seconds.
+#: Smaller clock offsets of a remote are not shown, seconds.
 CLOCK_OFF: Final = 60.0
 #: The fix of held documents, by reason.
 CURES: Final = {
@@ -47,7 +47,7 @@ _IN_FLIGHT: Final = ("leased", "sending", "asking")
 
 
 def blocks(figures: Figures, now: float) -> list[Block]:
-    """Return the whole page; problems that need a person come last."""
+    """Return the whole page, with problems that need a person last."""
     page: list[Block] = [_daemon(figures, now)]
     for part in (
         _uploads(figures, now),
@@ -108,7 +108,7 @@ def _folder(row: Figures, now: float) -> Cell:
 
 
 def _hosts(figures: Figures) -> list[Block]:
-    """Return the hosts of a shared queue, and which of them stopped."""
+    """Return the hosts of a shared queue, with the stopped ones."""
     alive = {row["host"] for row in figures["hosts"] if row["alive"]}
     silent = {row["host"] for row in figures["hosts"]} - alive
     if not alive | silent:
@@ -148,7 +148,7 @@ def _remotes(figures: Figures, now: float) -> list[Block]:
 
 
 def _due(figures: Figures, now: float) -> list[Block]:
-    """Return what each remote still has to get, since when, and until when that will take."""
+    """Return the due documents of each remote, the oldest due time, and the projected end."""
     table = Table(
         ("due at", "documents", "oldest", "arrives by", "document"), right=frozenset({1}), folds=frozenset({4})
     )

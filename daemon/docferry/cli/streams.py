@@ -1,4 +1,4 @@
-"""Writes to standard output and error; what cannot be written never ends a command.
+"""Write to standard output and standard error. A failed write never ends a command.
 
 Imports little, so that `docferry --version` starts fast.
 """
@@ -12,14 +12,14 @@ from typing import IO
 
 
 class OutputLost:
-    """Output that could not be written: the reader of a pipe left, or the stream is closed or full."""
+    """Report a failed write: the reader of a pipe left, or the stream is closed or full."""
 
     def __init__(self) -> None:
         self.reader_left = False
         self.unwritten = False
 
     def note(self, error: Exception | None, stream: IO[str] | None) -> None:
-        """Note an error of a stream, and point the stream at /dev/null, so that exiting reports nothing more."""
+        """Record an error of a stream, and redirect the stream to /dev/null, so that the exit reports none."""
         if isinstance(error, BrokenPipeError):
             self.reader_left = True
         else:
@@ -35,7 +35,7 @@ lost = OutputLost()
 
 
 def write(stream: IO[str] | None, text: str) -> None:
-    """Write text at once; characters that the stream cannot encode are escaped, an error is noted in `lost`."""
+    """Write text at once; escape characters that the stream cannot encode, and record an error in `lost`."""
     if stream is None:
         lost.note(None, None)
         return
@@ -50,7 +50,7 @@ def write(stream: IO[str] | None, text: str) -> None:
 
 
 def write_bytes(content: bytes) -> None:
-    """Write bytes to standard output as they are; an error is noted in `lost`."""
+    """Write bytes to standard output unchanged; record an error in `lost`."""
     if sys.stdout is None:
         lost.note(None, None)
         return
@@ -62,7 +62,7 @@ def write_bytes(content: bytes) -> None:
 
 
 def flush() -> None:
-    """Write what Python holds back for standard output."""
+    """Flush the buffer of standard output."""
     if sys.stdout is None:
         return
     try:

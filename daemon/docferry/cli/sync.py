@@ -1,4 +1,4 @@
-"""The command `docferry sync`: one pass, with a progress bar on a terminal and a summary at the end."""
+"""Run `docferry sync`: one pass, with a progress bar on a terminal and a final summary."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _bar(screen: Screen, *, quiet: bool) -> AbstractContextManager[ProgressView 
 
 
 def _level(settings: Settings, screen: Screen, *, quiet: bool) -> str:
-    """Return the log level: beside a progress bar only errors are logged."""
+    """Return the log level: with a progress bar, only errors are logged."""
     if settings.log_level != "info":
         return settings.log_level
     return "error" if screen.tty and not quiet else "warning"

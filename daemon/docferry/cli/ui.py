@@ -1,4 +1,4 @@
-"""`docferry ui`: a one-time link to the status page, or the ssh line that leads to its socket."""
+"""Run `docferry ui`: print a one-time link to the status page, or the ssh line that opens its socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCAL_PORT = 8025
 
 
 def command(asked: Namespace) -> int:
-    """Print the way to the page of the running daemon."""
+    """Print the link or the ssh line for the page of the running daemon."""
     settings = args.load(asked.config)
     if settings.web.listen is None:
         fix = 'write listen = "unix:/run/docferry/web.sock" or "127.0.0.1:8025" under [web], and restart docferry'
@@ -41,7 +41,7 @@ def command(asked: Namespace) -> int:
 
 
 def link(state_dir: Path, listen: str) -> str:
-    """Return a link that logs in once within a minute; StateError when the state folder is not ours."""
+    """Return a link that logs in once within a minute. Raises StateError if the state folder has another owner."""
     from docferry.web.sessions import make_link_token
 
     try:

@@ -1,4 +1,4 @@
-"""`docferry verify`: are all sent documents at the remotes? A table, or one JSON object."""
+"""Run `docferry verify`: check that all sent documents are at the remotes; print a table or a JSON object."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ async def _verify(settings: Settings, asked: Namespace) -> int:
 
 
 def _exit_code(report: RoundReport, found: list[Discrepancy]) -> int:
-    """Return 1 when something is missing or changed, 75 when not everything is known."""
+    """Return 1 if a document is missing or changed, 75 if some are unknown."""
     if any(each.verdict in (Verdict.MISSING, Verdict.CHANGED) for each in found):
         return 1
     return 75 if report.stopped is not None or found else 0
 
 
 class _Progress:
-    """The number of verified documents, on a terminal."""
+    """Show the number of verified documents on a terminal."""
 
     def __init__(self) -> None:
         self._done = 0

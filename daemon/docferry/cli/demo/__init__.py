@@ -1,1 +1,1 @@
-"""The command `docferry demo`."""
+"""Run the command `docferry demo`."""

@@ -1,4 +1,4 @@
-"""The command `docferry demo`: the real daemon against the simulator, shown as it happens, then verified."""
+"""Run `docferry demo`: the real daemon against the simulator, shown live, then verified."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from docferry.simulator import Event
 from docferry.store.database import open_database
 from docferry.store.reports import AttemptRow, Reports, Row
 
-#: The demo ends after this time at the latest, seconds.
+#: The longest duration of the demo, seconds.
 LONGEST_S: Final = 50.0
 EVENT_POLL_S: Final = 0.15
 FAILED: Final = 1
@@ -37,7 +37,7 @@ _PROOFS: Final = {"list": "it had arrived: Codat lists it", "zip": "it had arriv
 
 
 def command(asked: Namespace) -> int:
-    """Run the demo, and return 0 where every document is proved."""
+    """Run the demo, and return 0 if every document is proved."""
     screen = Screen()
     code = anyio.run(_demo, screen, asked.page)
     if code == 0:
@@ -84,7 +84,7 @@ async def _show_link(screen: Screen, stage: Stage, text: str) -> None:
             if (listen := _listening(state)) is not None:
                 screen.show(line(text, Cell(link(state, listen), STRONG)), line())
                 return
-            await anyio.sleep(0.05)  # the daemon does not announce that it listens
+            await anyio.sleep(0.05)  # the daemon does not announce its listening port
 
 
 def _listening(state: Path) -> str | None:
@@ -103,7 +103,7 @@ def _introduce(screen: Screen, stage: Stage) -> None:
 
 @dataclass(slots=True)
 class _Show:
-    """Prints events as they happen, until everything expected has arrived."""
+    """Print events as they happen, until all expected events have arrived."""
 
     screen: Screen
     stage: Stage
@@ -123,7 +123,7 @@ class _Show:
             while not (self.stage.base / "state" / "status.json").exists():
                 if self.running.poll() is not None:
                     return
-                await anyio.sleep(0.05)  # the start of the daemon is not announced
+                await anyio.sleep(0.05)  # the daemon does not announce its start
             async with open_database(path) as database, anyio.create_task_group() as group:
                 group.start_soon(self._perform)
                 while not self.complete and self.running.poll() is None:
@@ -192,7 +192,7 @@ class _Show:
 
 
 def _short(detail: str | None) -> str:
-    """Shorten a sentence; `docferry show` has the whole."""
+    """Shorten a sentence; `docferry show` prints all of it."""
     return (detail or "").partition(" — ")[0].partition(" [")[0]
 
 

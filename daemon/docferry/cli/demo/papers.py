@@ -1,4 +1,4 @@
-"""Small real documents for the demo: PDF, CSV, PNG and JPEG, from the standard library alone."""
+"""Create small real documents for the demo: PDF, CSV, PNG and JPEG, with the standard library alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def csv(number: int) -> bytes:
 
 
 def png(number: int, side: int = 64) -> bytes:
-    """Return a grey picture; each number gives another one."""
+    """Return a grey picture that differs for each number."""
     rows = b"".join(b"\0" + bytes((x * y * (number + 3)) % 251 for x in range(side)) for y in range(side))
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
@@ -73,7 +73,7 @@ def jpeg(number: int, blocks: int = 8) -> bytes:
 
 
 def _bookings(number: int) -> Iterator[tuple[str, str, str]]:
-    jitter = random.Random(number)  # noqa: S311 - made-up money
+    jitter = random.Random(number)  # noqa: S311 - invented amounts
     for day in sorted(jitter.sample(range(1, 29), 12)):
         yield (
             f"2026-{number % 12 + 1:02}-{day:02}",
@@ -111,7 +111,7 @@ def _segment(marker: int, body: bytes) -> bytes:
 
 
 def _block_bits(levels: Iterable[int]) -> Iterator[str]:
-    """Return the bits of the blocks: the difference of each grey from the one before, and the end of block."""
+    """Return the bits of the blocks: each grey's difference from the previous one, and the end of block."""
     before = 0
     codes = list(_dc_codes())
     for level in levels:

@@ -1,4 +1,4 @@
-"""Compares the remotes and the inbox with the folders of the demo: exactly once, with the exact bytes."""
+"""Compare the remotes and the inbox with the folders of the demo: exactly once, with the exact bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Delivered = Counter[tuple[str, str, str]]  # (mapping, remote name, digest) → 
 
 @dataclass(slots=True)
 class Comparison:
-    """The tables to show, and the differences found."""
+    """Hold the tables to print, and the differences found."""
 
     blocks: list[Block] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -41,12 +41,12 @@ def arrived(stage: Stage) -> list[Path]:
 
 
 def tries(attempts: Iterable[AttemptRow]) -> list[AttemptRow]:
-    """Return the attempts, without leases that were released unused."""
+    """Return the attempts, except leases that were released unused."""
     return [each for each in attempts if each.ended is not None and (each.state != "waiting" or each.detail)]
 
 
 def verdict(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int]) -> Comparison:
-    """Compare everything with the remotes themselves; no figure of the daemon is used."""
+    """Compare everything with the files of the remotes; use no figure of the daemon."""
     verdict = Comparison()
     _judge_sent(stage, rows, tries, verdict)
     _judge_held(rows, verdict)
@@ -125,7 +125,7 @@ def _lying(stage: Stage) -> list[tuple[str, bytes, Path]]:
 
 
 def _delivered(stage: Stage) -> Delivered:
-    """Return the documents of the remotes. At S3 a PUT may be repeated: the object counts."""
+    """Return the documents of the remotes. At S3 a PUT may be repeated, so the object counts."""
     found: Delivered = Counter()
     for stored in stage.simulator.stored:
         if stored.remote == "codat" and stored.via == "api":

@@ -1,4 +1,4 @@
-"""Sets up the demo: a temporary folder with documents, a simulator with faults, and the real daemon."""
+"""Set up the demo: a temporary folder with documents, a simulator with faults, and the real daemon."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ folder = "{base}/inbox/wootiv"
 every = "2s"
 """
 _PAGE: Final = '\n[web]\nlisten = "127.0.0.1:0"\n'
-#: The faults of the demo; each strikes once, at a request that always comes.
+#: The faults of the demo; each occurs once, at a request that always occurs.
 FAULTS: Final = (
     Fault("lost_answer", "codat.upload", nth=3),
     Fault("too_many", "codat.upload", nth=6, params={"retry_after": 1}),
@@ -80,7 +80,7 @@ _TOO_LARGE: Final = 10 * 1024 * 1024 + 1
 
 @dataclass(slots=True)
 class Stage:
-    """The folders, the simulator and the events of one demo."""
+    """Hold the folders, the simulator and the events of one demo."""
 
     base: Path
     simulator: Simulator
@@ -88,28 +88,28 @@ class Stage:
 
     @property
     def outbox(self) -> Path:
-        """The folder of documents to upload."""
+        """Return the folder of documents to upload."""
         return self.base / "outbox"
 
     @property
     def inbox(self) -> Path:
-        """The folder of downloads."""
+        """Return the folder of downloads."""
         return self.base / "inbox"
 
     @property
     def config(self) -> Path:
-        """The configuration file."""
+        """Return the path of the configuration file."""
         return self.base / "docferry.toml"
 
     @property
     def log(self) -> Path:
-        """The log of the daemon."""
+        """Return the path of the daemon's log."""
         return self.base / "docferry.log"
 
 
 @contextmanager
 def set_up(*, page: bool = False) -> Iterator[Stage]:
-    """Create folder, documents, configuration and simulator; remove them at the end."""
+    """Create the folder, documents, configuration and simulator; remove them at the end."""
     events: list[Event] = []
     simulator = Simulator(SimulatorOptions(list_lag=0.4).with_random_keys(), FAULTS, events=events)
     with TemporaryDirectory(prefix="docferry-demo-") as folder, SimulatorThread.start(simulator):
@@ -132,7 +132,7 @@ def daemon(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
     options = stage.simulator.options
     keys = {"CODAT_API_KEY": options.codat_key, "WOOTIV_API_KEY": options.wootiv_key}
     with stage.log.open("wb") as log:
-        # A session of its own: Ctrl-C at the terminal reaches the demo alone, which stops the daemon.
+        # In its own session: Ctrl-C at the terminal then reaches only the demo, which stops the daemon.
         started = _started(stage, kept | keys, log)
         try:
             yield started
@@ -146,7 +146,7 @@ def daemon(stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
 
 
 async def perform(stage: Stage) -> None:
-    """Write a slow file and a whole tree, and upload a customer's document, while the daemon runs."""
+    """Write a slow file and a whole tree, and upload a document as a customer, while the daemon runs."""
     await anyio.sleep(2)
     async with anyio.create_task_group() as group:
         group.start_soon(_write_slowly, stage.outbox / "acme" / "slowly-written.pdf", papers.statement(30))
@@ -184,7 +184,7 @@ async def _write_slowly(path: Path, content: bytes) -> None:
 
 
 def _started(stage: Stage, environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - ourselves
+    return subprocess.Popen(  # noqa: S603 - starts docferry itself
         [sys.executable, "-m", "docferry", "run", "--config", str(stage.config)],
         cwd=stage.base,
         env=environment,
