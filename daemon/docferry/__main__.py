@@ -1,4 +1,4 @@
-"""The entry point of `docferry` and `python -m docferry`."""
+"""Start `docferry` and `python -m docferry`."""
 
 import gc
 import os
@@ -9,18 +9,18 @@ def main() -> int:
     """Run the installed command and return its exit code."""
     _open_standard_streams()
     _use_utf8_paths()
-    gc.disable()  # what is imported stays: to look for garbage in it is a twelfth of a start
+    gc.disable()  # imported modules are permanent: skipping them in garbage collection saves a twelfth of the start
     # httpx would bring its own command line, with rich, click and pygments, wherever click happens to be installed.
-    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
-    from docferry.cli.main import main as speak  # here, so that `--version` pays for nothing it does not need
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None in sys.modules marks a module as missing
+    from docferry.cli.main import main as speak  # imported here to keep `--version` fast
 
     return speak(sys.argv[1:])
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream, so that no file of ours gets its number.
+    """Open /dev/null for each closed standard stream, so that no file of docferry gets its number.
 
-    `sys.stdout` stays None where it was closed: what is printed there is reported as not written.
+    `sys.stdout` stays None where it was closed: output is then reported as not written.
     """
     for number in range(3):
         try:
@@ -30,10 +30,10 @@ def _open_standard_streams() -> None:
 
 
 def _use_utf8_paths() -> None:
-    """Start Python again in its UTF-8 mode, unless it takes paths as UTF-8 already.
+    """Restart Python in its UTF-8 mode, unless it decodes paths as UTF-8 already.
 
-    The configuration is UTF-8, and so are the names that people give to folders. Under the C locale or Latin-1 Python
-    would encode them otherwise, and not find them. Output keeps the locale's encoding, with escapes for the rest.
+    The configuration and the names of files are UTF-8. Under the C locale or Latin-1, Python would encode names
+    differently and not find the files. Output keeps the encoding of the locale and escapes all other characters.
     """
     if sys.getfilesystemencoding().lower().replace("-", "") == "utf8":
         return

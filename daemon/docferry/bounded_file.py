@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class BoundedFile(io.FileIO):
-    """A file whose single reads are limited, however large the central directory of an archive claims to be."""
+    """Limit the size of each read of a file, whatever size the central directory of an archive claims."""
 
     def __init__(self, path: Path, most: int, error: Exception) -> None:
         super().__init__(path, "rb")
@@ -16,7 +16,7 @@ class BoundedFile(io.FileIO):
         self._error = error
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as a file does. Raises `error` where more than `most` bytes are asked for."""
+        """Read like a file. Raises `error` if more than `most` bytes are requested."""
         wanted = size if size is not None and size >= 0 else os.fstat(self.fileno()).st_size - self.tell()
         if wanted > self._most:
             raise self._error

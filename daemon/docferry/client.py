@@ -1,4 +1,4 @@
-"""The Python interface: put documents that are in memory into the queue, and wait until they are sent.
+"""Queue documents from memory and wait until they are sent: the Python interface of docferry.
 
 Example:
     async with Queue.open() as queue, queue.sending():  # without `sending` where `docferry run` runs
@@ -35,28 +35,28 @@ __all__ = ["Document", "Queue"]
 
 log = logs.get("client")
 
-#: States in which nothing more happens by itself.
+#: States that no longer change by themselves.
 _RESTING: Final = frozenset({State.SENT, State.HELD, State.GONE})
-#: `wait` looks at the queue after this, then less and less often, seconds.
+#: The first and the longest interval at which `wait` reads the queue, seconds.
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document that was put, as the queue has it now."""
+    """Describe the present state of a queued document."""
 
     id: str
     state: State
-    reason: str | None  # of a held document, see `State`
-    detail: str | None  # what happened and what to do
+    reason: str | None  # for a held document, see `State`
+    detail: str | None  # the cause and the fix
     remote_name: str
     sha256: str | None
 
 
 class Queue:
-    """The queue of one configuration. Open it with `Queue.open`.
+    """Access the queue of one configuration. Open it with `Queue.open`.
 
-    It can be used beside a running daemon, by any number of processes.
+    Any number of processes may use the queue at once, also beside a running daemon.
     """
 
     def __init__(self, app: Application) -> None:
@@ -67,7 +67,7 @@ class Queue:
     @classmethod
     @asynccontextmanager
     async def open(cls, config: Path | str | Settings | None = None) -> AsyncIterator[Queue]:
-        """Open the queue of a configuration: its file, loaded settings, or the usual file.
+        """Open the queue of a configuration, given as its file, as loaded settings, or as None for the default file.
 
         Raises:
             ConfigError: The configuration is wrong.
@@ -83,17 +83,17 @@ class Queue:
             raise failure
 
     async def put(self, mapping: str, name: str, content: bytes | BinaryIO) -> str:
-        """Store a document durably, to be sent as if it lay in the folder of the mapping; return its id.
+        """Store a document durably, as if it were a file in the folder of the mapping; return its id.
 
-        Once this returns, the document goes exactly once, whatever is killed. Before, it may go or not.
+        After the return, the document is sent exactly once, even after a kill. Before, it is sent once or not at all.
 
         Args:
             mapping: The name of an `[[upload]]`.
-            name: The path that the document would have in the mapping's folder, such as "2026/report.pdf".
+            name: The path of the document relative to the mapping's folder, such as "2026/report.pdf".
             content: The bytes, or an open binary file that is read to its end.
 
         Raises:
-            ConfigError: There is no such mapping, or it would send no document of this name.
+            ConfigError: There is no such mapping, or the mapping excludes documents of this name.
             OSError: The bytes could not be stored.
         """
         box, path = self._outbox(mapping), outbox.checked_name(name)
@@ -107,12 +107,12 @@ class Queue:
         try:
             await self._app.reconciler.check_paths(box, changed)
         except (DatabaseBusy, FolderError) as error:
-            # The document is on the disk, and every scan finds it.
+            # The document is on the disk, so every scan finds it.
             log.warning("planned_later", str(error), mapping=mapping, path=changed[0])
         return stored
 
     async def get(self, document: str) -> Document | None:
-        """Return a document by its id; None while it is stored and not queued: an earlier version goes first."""
+        """Return a document by its id; None while it is stored but waits for an earlier version."""
         path, boxes = os.fsencode(document), self._outboxes()
         is_stored = await anyio.to_thread.run_sync(
             lambda: any((box.root / document).exists() for box in boxes.values())
@@ -128,7 +128,10 @@ class Queue:
         return None if is_stored else _gone(document, "a later document of its name replaced it")
 
     async def wait(self, document: str) -> Document:
-        """Wait until a document is sent, held or gone, and return it. It is gone when a later one replaced it."""
+        """Wait until a document is sent, held or gone, and return it.
+
+        A document is gone when a later version replaced it.
+        """
         pause = _FIRST_POLL_S
         while (found := await self.get(document)) is None or found.state not in _RESTING:
             await anyio.sleep(pause)
@@ -137,7 +140,7 @@ class Queue:
 
     @asynccontextmanager
     async def sending(self) -> AsyncIterator[None]:
-        """Send what is due while the block runs, and stop at its end, also where it raises; see `run` and `stop`."""
+        """Send due documents while the block runs, and stop at its end, also after an error; see `run` and `stop`."""
         failures: list[Exception] = []
         with plain_errors():
             async with anyio.create_task_group() as group:
@@ -149,15 +152,15 @@ class Queue:
             raise failure
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Send what is due until `stop`. Not needed where a daemon runs, and safe beside one.
+        """Send due documents until `stop`. A running daemon makes this unnecessary; both may run at once.
 
-        It sends everything that is queued, and looks for new documents in the outboxes alone: `docferry run` and
-        `docferry sync` look into the folders of the mappings. Cancelling it cuts the requests in flight: their
-        documents are doubtful, and the next run asks the remote about them.
+        Only outboxes are scanned for new documents: `docferry run` and `docferry sync` scan the folders of the
+        mappings. Cancellation interrupts the requests in flight. Their documents become doubtful, and the next run asks
+        the remote about them.
 
         Raises:
             ConfigError: A remote has no API key.
-            RuntimeError: It was called before; a queue runs once after it was opened.
+            RuntimeError: The method was called before; an opened queue runs only once.
         """
         if self._runs:
             raise RuntimeError("this queue runs or has run; open it again")
@@ -182,7 +185,7 @@ class Queue:
             await app.after_upload.serve()
 
     def stop(self) -> None:
-        """Let `run` return: nothing more is started, and requests in flight have `stop_grace` to finish."""
+        """Make `run` return: start no more requests, and give those in flight `stop_grace` to finish."""
         self._stopping.set()
 
     def _outboxes(self) -> dict[str, Outbox]:
@@ -199,7 +202,7 @@ class Queue:
 
 @contextmanager
 def _kept_apart(failures: list[Exception]) -> Iterator[None]:
-    """Keep an error of the block from the task groups around it, which would wrap it in groups."""
+    """Store an error of the block outside the task groups, which would wrap the error in groups."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the caller raises it
@@ -211,7 +214,7 @@ def _gone(document: str, detail: str) -> Document:
 
 
 def _require_wanted(box: Outbox, path: bytes) -> None:
-    """Raise ConfigError where the mapping would send no document of this path."""
+    """Raise ConfigError if the mapping excludes this path."""
     if box.origin.left_out(path) is not None or not _enters(box, path):
         raise ConfigError([f'"{escaped(path)}" is no document of {box.origin.name}: its patterns leave it out'])
     route = box.origin.route(path)

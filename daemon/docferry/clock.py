@@ -14,14 +14,14 @@ from uuid import UUID, uuid4
 import anyio
 from anyio.lowlevel import checkpoint
 
-#: The boot id where the system gives none. It differs in each process, so that none compares steady clocks.
+#: The boot id if the system gives none. It is unique for each process, so that steady clocks are never compared.
 _UNKNOWN_BOOT: Final = str(uuid4())
 
 
 def boot_id() -> str:
-    """Return the UUID of this boot of the machine; the steady clock begins anew with each.
+    """Return the UUID of this boot of the machine; the steady clock restarts at each boot.
 
-    The systemd units hide /proc/sys and name the boot in SYSTEMD_BOOT_ID.
+    The systemd units hide /proc/sys and pass the boot id in SYSTEMD_BOOT_ID.
     """
     with suppress(ValueError):
         return str(UUID(os.environ.get("SYSTEMD_BOOT_ID", "")))
@@ -31,20 +31,20 @@ def boot_id() -> str:
 
 
 class Clock(Protocol):
-    """The clocks of the machine; tests pass one that they control."""
+    """Define the clocks of the machine; tests pass a clock that they control."""
 
     def now(self) -> float:
-        """Return the seconds since 1970, UTC. They may jump."""
+        """Return the wall time in seconds since 1970, UTC, which may jump."""
 
     def steady(self) -> float:
-        """Return the seconds since some start. They never jump, and count while the machine sleeps."""
+        """Return the seconds since a fixed start. This time never jumps, and includes sleep of the machine."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`."""
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """Read the machine's clocks."""
 
     def now(self) -> float:
         """Return the wall time."""
@@ -61,7 +61,7 @@ class SystemClock:
 
 @dataclass(slots=True)
 class TurnableClock:
-    """A clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""
+    """Provide a clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""
 
     wall: float = 1_790_000_000.0
     running: float = field(default=1_000.0)
@@ -75,7 +75,7 @@ class TurnableClock:
         return self.running
 
     async def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass at once; other tasks run first."""
+        """Let `seconds` pass at once, after other tasks have run."""
         await checkpoint()
         self.turn(seconds)
 
@@ -86,11 +86,12 @@ class TurnableClock:
 
 
 class ServerClock:
-    """The clock of a database server, as a distance to this machine's steady clock.
+    """Estimate the clock of a database server by its distance to this machine's steady clock.
 
-    Hosts of a shared queue use it, because their own clocks may differ by minutes.
+    Hosts of a shared queue use this clock, because their own clocks may differ by minutes.
 
-    Every heartbeat bounds the distance anew. It changes only where the bounds contradict it: the time is smooth.
+    Every heartbeat bounds the distance again. The distance changes only if it contradicts the bounds, so that the time
+    is smooth.
     """
 
     def __init__(self, local: Clock, server_now: float, began: float, ended: float) -> None:
@@ -114,7 +115,7 @@ class ServerClock:
         return self._local.now()
 
     def correct(self, server_now: float, began: float, ended: float) -> None:
-        """Take a server's time into account that was read between two moments of the steady clock."""
+        """Use a server's time that was read between two moments of the steady clock."""
         self._distance = min(max(self._distance, server_now - ended), server_now - began)
 
 

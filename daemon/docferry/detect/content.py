@@ -1,6 +1,6 @@
-"""Tell from the first and last bytes of a file whether it is cut short, or is not what its extension says. Pure.
+"""Detect from the first and last bytes of a file whether it is cut short or contradicts its extension. Pure.
 
-A verdict is given only where it is evident: a doubtful file counts as complete and as right.
+Only evident faults are reported: in doubt, a file counts as complete and correct.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from docferry.model import ContentFault, Reason, escaped
 
 Mode = Literal["complete", "type", "off"]
 
-#: First bytes of a file that tell its type.
+#: First bytes that identify the type of a file.
 _HEAD: Final = 4096
 _OLE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # Office up to 2003, and encrypted documents of later versions
 _ZIP: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
@@ -21,18 +21,19 @@ _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8\xff"
 _PDF: Final = b"%PDF-"
 _END_RECORD: Final = b"PK\x05\x06"  # of a ZIP archive: 22 bytes and a comment of at most 65,535
-#: The end record may lie so far behind the central directory: ZIP64 records and signatures are between, bytes.
+#: The longest distance between the central directory and the end record, bytes: ZIP64 records and signatures may
+#: follow.
 _END_RECORD_GAP: Final = 1024
-#: Bytes at the end of a PDF in which readers look for `%%EOF`; padding does not count.
+#: Bytes at the end of a PDF in which readers search `%%EOF`; padding does not count.
 _EOF_WINDOW: Final = 1024
 _PADDING: Final = b"\0\t\n\f\r \x1a"
 #: The largest number of other bytes before the beginning of a PDF.
 _PDF_START: Final = 1024
-#: Bytes at the end of a JPEG that are looked at, and stuffed bytes in them that prove compressed data.
+#: Bytes at the end of a JPEG that are examined, and the number of stuffed bytes that proves compressed data.
 _SCAN_WINDOW: Final = 4096
 _SCAN_PROOF: Final = 4
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-#: Control characters that no text has; tab, line feed, form feed, carriage return, SUB and ESC occur.
+#: Control characters that no text contains; tab, line feed, form feed, carriage return, SUB and ESC may occur.
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x19\x1c-\x1f]")
 _HTML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<!--.{0,400}?-->\s*)?<(?:!doctype\s+html|html[\s>])", re.I | re.S)
 
@@ -56,7 +57,7 @@ _BEGINNINGS: Final[dict[str, tuple[bytes, ...]]] = {
 }
 _TEXTS: Final = frozenset({"csv", "tsv", "txt", "json", "xml", "html", "htm"})
 _NEVER_HTML: Final = frozenset({"csv", "tsv", "json"})
-#: What a file is, by its first bytes: for the sentence that a person reads, and for text that is none.
+#: The names of file types by first bytes, for messages and for detecting binary files with a text extension.
 _KINDS: Final = (
     (_PDF, "a PDF"),
     (_ZIP[0], "a ZIP archive or an Office document"),
@@ -73,9 +74,9 @@ _KINDS: Final = (
 
 
 def examine(mode: Mode, path: bytes, size: int, head: bytes, tail: bytes) -> ContentFault | None:
-    """Return the evident fault of a file, None when there is none.
+    """Return the evident fault of a file, None if there is none.
 
-    `head` and `tail` are its first and last bytes, as `files.hashing` gives them.
+    `head` and `tail` are the first and last bytes of the file, as `files.hashing` gives them.
     """
     if mode == "off" or not size:
         return None
@@ -89,7 +90,7 @@ def examine(mode: Mode, path: bytes, size: int, head: bytes, tail: bytes) -> Con
 
 
 def _missing_end(head: bytes, tail: bytes, size: int) -> str | None:
-    """Return what a file lacks at its end, None when it is complete or of a kind that does not tell."""
+    """Return the missing end of a file; None if the file is complete or its type has no recognisable end."""
     if head.startswith(_PDF):
         return None if _pdf_ends(tail) else "it is a PDF without %%EOF at its end"
     if head.startswith(_ZIP[0]):
@@ -102,10 +103,10 @@ def _missing_end(head: bytes, tail: bytes, size: int) -> str | None:
 
 
 def _pdf_ends(tail: bytes) -> bool:
-    """Whether a PDF ends as it should.
+    """Return whether a PDF ends correctly.
 
     Other bytes may follow, such as those of a careless web server. An object after the last `%%EOF` belongs to an
-    update whose own end is missing.
+    update whose end is missing.
     """
     if tail.rfind(b"%%EOF", max(0, len(tail) - _EOF_WINDOW)) >= 0:
         return True
@@ -115,9 +116,9 @@ def _pdf_ends(tail: bytes) -> bool:
 
 
 def _zip_ends(tail: bytes, size: int) -> bool:
-    """Whether a ZIP archive has an end record of its own.
+    """Return whether a ZIP archive has its own end record.
 
-    A member that is an archive itself has one too, whose central directory lies elsewhere than the record says.
+    A member that is an archive also has an end record, but its central directory is not at the recorded offset.
     """
     at = tail.rfind(_END_RECORD)
     while at >= 0:
@@ -131,13 +132,13 @@ def _zip_ends(tail: bytes, size: int) -> bool:
 
 
 def _jpeg_is_cut(tail: bytes) -> bool:
-    """Whether the end of a JPEG is compressed data: there each byte FF is followed by 00 or a restart marker."""
+    """Return whether a JPEG ends in compressed data, where 00 or a restart marker follows each byte FF."""
     window = tail[-_SCAN_WINDOW:]
     return window.count(b"\xff\x00") >= _SCAN_PROOF and _MARKER.search(window) is None
 
 
 def _contradiction(name: bytes, head: bytes) -> str | None:
-    """Return what a file is, or lacks, against its extension; None when they agree or nothing is known."""
+    """Return the contradiction between content and extension; None if they agree or the type is unknown."""
     extension = name.rpartition(b".")[2].lower().decode("ascii", "replace") if b"." in name else ""
     if extension == "pdf":
         return None if _PDF in head[:_PDF_START] else f"it is {_kind(head)}"
@@ -157,11 +158,11 @@ def _kind(head: bytes) -> str:
 
 
 def _is_binary(head: bytes) -> bool:
-    """Whether bytes are no text in any usual encoding."""
+    """Return whether the bytes are text in no usual encoding."""
     if any(head.startswith(start) for start, _ in _KINDS if start != b"MZ"):
         return True
     if head.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        return False  # UTF-16 or UTF-32 with its mark
+        return False  # UTF-16 or UTF-32 with a byte order mark
     if b"\0" in head[::2] and b"\0" in head[1::2]:
-        return True  # UTF-16 without a mark has its NULs at one of the two
+        return True  # UTF-16 without a byte order mark has its NULs at even or odd positions only
     return len(_CONTROL.findall(head.replace(b"\0", b""))) * 20 > len(head)

@@ -11,19 +11,19 @@ from docferry.clock import Clock
 from docferry.files.scan import top_level
 from docferry.model import SeenFile, Stamp
 
-_CLOCK_JUMP_S: Final = 1.0  # by which wall and steady clock may drift apart between two looks
+_CLOCK_JUMP_S: Final = 1.0  # the largest drift between wall and steady clock during one interval
 _SHORTEST_POSTPONEMENT_S: Final = 0.2
 _LONGEST_POSTPONEMENT_S: Final = 60.0
 
 #: Mapping, and path relative to its root.
 Key = tuple[str, bytes]
-#: Mapping, and a top-level folder of its root: what one customer can write to.
+#: Mapping, and a top-level folder of its root: the area of one customer.
 Group = tuple[str, bytes]
 
 
 @dataclass(slots=True, eq=False)
 class WatchedFile:
-    """A file that is not quiet yet."""
+    """Hold a file that is not quiet yet."""
 
     mapping: str
     path: bytes
@@ -31,21 +31,21 @@ class WatchedFile:
     settle: float
     first: float  # wall seconds: since when it has been unsettled
     since: float  # steady seconds: when this stamp was first seen
-    due: float  # steady seconds: when to look again; its entry in the heap may have an earlier time
+    due: float  # steady seconds: the next check; its entry in the heap may be earlier
     by_watching: bool = False
     in_heap: bool = False
 
     @property
     def key(self) -> Key:
-        """Mapping and path."""
+        """Return mapping and path."""
         return self.mapping, self.path
 
 
 class Debouncer:
-    """Holds at most `limit` unsettled files, shared fairly between top-level folders.
+    """Hold at most `limit` unsettled files, shared fairly between top-level folders.
 
-    `offer` takes what a scan or a hint saw. `due` returns the files whose time has come; each is then examined and
-    given to `offer` again, or to `forget`.
+    `offer` takes files from a scan or a hint. `due` returns the files to examine; the caller then passes each to
+    `offer` again, or to `forget`.
     """
 
     def __init__(self, clock: Clock, limit: int = 10_000) -> None:
@@ -55,7 +55,7 @@ class Debouncer:
         self._groups: dict[Group, dict[Key, WatchedFile]] = {}
         self._heap: list[tuple[float, int, WatchedFile]] = []
         self._count = 0
-        self._released: dict[Key, float] = {}  # since when files were unsettled that were just said to be quiet
+        self._released: dict[Key, float] = {}  # the start of the unsettled time of files that were just reported quiet
         self._overflowed: set[Group] = set()
         self._skew = clock.now() - clock.steady()
         self._jumped_at = float("-inf")  # steady seconds of the latest jump of the wall clock
@@ -64,10 +64,10 @@ class Debouncer:
         return len(self._files)
 
     def offer(self, mapping: str, seen_file: SeenFile, settle: float, *, by_watching: bool = False) -> bool:
-        """Return whether the file is quiet now. Otherwise keep it, to be returned by `due`.
+        """Return whether the file is quiet now. Otherwise keep it until `due` returns it.
 
-        A file may be dropped because there are too many; `take_overflow` tells. `by_watching` is for shares, whose
-        clock is not ours.
+        A file may be dropped if there are too many; `take_overflow` reports the folders. `by_watching` is for shares,
+        whose clock may differ.
         """
         watched = self._files.get((mapping, seen_file.path))
         now = self._clock.steady()
@@ -81,7 +81,7 @@ class Debouncer:
         return False
 
     def due(self) -> list[Key]:
-        """Return the files whose time has come, each once until it is offered again."""
+        """Return the due files, each once until it is offered again."""
         now = self._clock.steady()
         found: list[Key] = []
         while self._heap and self._heap[0][0] <= now:
@@ -96,9 +96,9 @@ class Debouncer:
         return found
 
     def postpone(self, mapping: str, seen_file: SeenFile, settle: float, *, by_watching: bool = False) -> None:
-        """Keep a quiet file that is not complete, such as one that a program has open for writing.
+        """Keep a quiet but incomplete file, such as one that a program has open for writing.
 
-        The longer it has been unsettled, the later it is due, up to a minute; closing it causes a hint anyway.
+        The interval grows with the unsettled time, up to a minute. Closing the file causes a hint anyway.
         """
         key = (mapping, seen_file.path)
         if key in self._files:
@@ -108,25 +108,25 @@ class Debouncer:
         self._keep(mapping, seen_file, settle, self._clock.steady() + wait, by_watching)
 
     def keep(self, mapping: str, path: bytes) -> None:
-        """Return a due file later again, because the disk gave no answer about it."""
+        """Keep a due file for later, because the disk did not answer."""
         watched = self._files.get((mapping, path))
         if watched is not None and not watched.in_heap:
             watched.due = self._clock.steady() + max(watched.settle, _SHORTEST_POSTPONEMENT_S)
             self._push(watched)
 
     def will_look_at(self, mapping: str, path: bytes) -> bool:
-        """Whether `due` returns this file within its `settle` anyway: a hint about it is of no use."""
+        """Return whether `due` returns this file within its `settle` anyway, so that a hint is unnecessary."""
         watched = self._files.get((mapping, path))
         return watched is not None and watched.in_heap and watched.due - self._clock.steady() <= watched.settle
 
     def forget(self, mapping: str, path: bytes) -> None:
-        """Drop a file that is gone, or is no longer a document."""
+        """Drop a file that is gone or no longer a document."""
         watched = self._files.get((mapping, path))
         if watched is not None:
             self._remove(watched)
 
     def next_due(self) -> float | None:
-        """Return the steady seconds at which `due` has something, None when nothing is kept."""
+        """Return the steady seconds at which a file is due, None if none is kept."""
         while self._heap and self._files.get(self._heap[0][2].key) is not self._heap[0][2]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
@@ -141,7 +141,7 @@ class Debouncer:
         return sorted(pairs, key=lambda pair: pair[1])
 
     def take_overflow(self, mapping: str) -> set[bytes]:
-        """Return and forget the top-level folders of which files were dropped: they must be scanned again."""
+        """Return and clear the top-level folders whose files were dropped: scan these folders again."""
         groups = {group for group in self._overflowed if group[0] == mapping}
         self._overflowed -= groups
         return {top for _, top in groups}
@@ -152,7 +152,7 @@ class Debouncer:
                 yield from files.values()
 
     def _observe(self, watched: WatchedFile, stamp: Stamp, now: float) -> bool:
-        """Release a kept file if it is quiet, else set when it is due."""
+        """Release a kept file if it is quiet, else set its next check."""
         if stamp != watched.stamp:
             watched.stamp, watched.since = stamp, now
         wait = self._wait(stamp, watched.settle, watched.by_watching)
@@ -169,8 +169,8 @@ class Debouncer:
     def _wait(self, stamp: Stamp, settle: float, by_watching: bool) -> float:
         """Return the seconds until the stamp alone proves that the file is quiet.
 
-        That is `settle` where the stamp proves nothing: it lies in the future, was made before the wall clock jumped,
-        or comes from a clock that is not ours.
+        Return `settle` if the stamp proves nothing. Such a stamp lies in the future, is older than a jump of the wall
+        clock, or comes from another clock.
         """
         wall, steady = self._clock.now(), self._clock.steady()
         if abs(wall - steady - self._skew) > _CLOCK_JUMP_S:
@@ -194,7 +194,7 @@ class Debouncer:
         self._push(watched)
 
     def _make_room(self, group: Group) -> bool:
-        """Drop a file of the largest group for one of a group that has less than its share."""
+        """Drop a file of the largest group to make room for a group below its share."""
         share = self._limit / (len(self._groups) + (group not in self._groups))
         if len(self._groups.get(group, ())) + 1 > share:
             return False

@@ -1,4 +1,4 @@
-"""Count the files that a mapping leaves out, and say how to include them."""
+"""Count the files that a mapping leaves out, and explain how to include them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from docferry.settings.patterns import EVERYTHING
 
 @dataclass(slots=True)
 class LeftOut:
-    """Files of one walk that are not documents, by the reason; built-in excludes are not counted."""
+    """Count the files of one walk that are not documents, by reason; built-in excludes do not count."""
 
     count: Counter[str] = field(default_factory=Counter)  # exclude, include, case, link, too_long
     example: dict[str, bytes] = field(default_factory=dict)
     documents: int = 0
 
     def add_listing(self, listing: Listing) -> None:
-        """Count the other entries of a folder than regular files."""
+        """Count the entries of a folder that are not regular files."""
         for reason, count in (("link", listing.links), ("too_long", listing.too_long)):
             if count:
                 self.count[reason] += count
                 self.example.setdefault(reason, listing.folder)
 
     def add_unwanted(self, upload: Upload, paths: Iterable[bytes]) -> None:
-        """Count files that the mapping's patterns leave out."""
+        """Count files that the mapping's patterns exclude."""
         for path in paths:
             reason = upload.left_out(path)
             if reason is not None and reason != "builtin":
@@ -37,7 +37,7 @@ class LeftOut:
                 self.example.setdefault(reason, path)
 
     def sentences(self, upload: Upload) -> list[str]:
-        """Return one sentence for each reason that a person may want to change: count, example, pattern and fix."""
+        """Return one sentence for each reason that a person can change: count, example, pattern and fix."""
         return [*self._patterns(upload), *self._names()]
 
     def _patterns(self, upload: Upload) -> Iterator[str]:
@@ -68,7 +68,7 @@ class LeftOut:
 
 
 def unmatched(upload: Upload, paths: Iterable[bytes]) -> list[str]:
-    """Return one sentence for each pattern of `include` that matches none of these paths, with its fix."""
+    """Return one sentence with a fix for each `include` pattern that matches none of these paths."""
     if tuple(upload.include) == EVERYTHING:
         return []
     left = dict.fromkeys(range(len(upload.include)))
@@ -94,7 +94,7 @@ def unwanted(upload: Upload, listing: Listing) -> Iterator[bytes]:
 
 
 def _fix(include: Iterable[str]) -> str | None:
-    """Return the fix of a usual mistake in patterns, None when there is none."""
+    """Return the fix of a common mistake in patterns, None if there is none."""
     patterns = list(include)
     if not patterns:
         return 'include is empty; remove it, or write include = ["*"]'

@@ -32,18 +32,18 @@ from docferry.wakeups import Wakeups
 
 log = logs.get("planner")
 
-#: Files that one call of a thread hashes, by number and bytes: few, so that callers take turns and a stop is prompt.
+#: Files and bytes that one call in a thread hashes: few, so that callers alternate and a stop is prompt.
 HASHED_AT_ONCE: Final = 64
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
-#: Failed reads of a file, for another reason than permission, before it is held.
+#: Failed reads of a file before it is held; missing permission holds it at once.
 READ_TRIES: Final = 4
 #: Documents of one commit: each commit writes most pages of the indexes by digest.
 PLANNED_AT_ONCE: Final = 1024
-#: Bytes of one commit: large documents are sent while the next are read.
+#: Bytes of one commit: large documents are sent while the next ones are read.
 PLANNED_BYTES: Final = 64 * 1024 * 1024
-#: The log message of a document whose name at the remote another one has.
+#: The log message of a document whose remote name is taken by another document.
 NAME_TAKEN: Final = "its name at the remote is taken by another file or version; rename it, or let names differ"
-#: Held documents of one mapping and reason that are logged one by one; then only their number is.
+#: The number of held documents of one mapping and reason that are logged singly; the others are only counted.
 LOGGED_SINGLY: Final = 5
 
 
@@ -65,11 +65,11 @@ class Planner:
         self._rules = rules
         self._clock = clock
         self._wakeups = wakeups
-        # The database was lost or is old: files from before this wall time may be at the remote already.
+        # The database was lost or is old: the remote may already have files from before this wall time.
         self._adopt = adopt
-        self.unchanged = 0  # files that turned out to be known: touched, renamed or copied
+        self.unchanged = 0  # files found to be known already: touched, renamed or copied
         self._screening = Screening(clock)
-        self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders take turns
+        self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders alternate
         self._hashing_large = anyio.CapacityLimiter(1)  # large files never occupy both threads
         self._failed_reads: Counter[tuple[str, bytes]] = Counter()
         self._held: Counter[tuple[str, str]] = Counter()  # by mapping and reason, since this process started
@@ -83,11 +83,14 @@ class Planner:
         return incomplete
 
     def is_read_alone(self, upload: Upload, seen_file: SeenFile) -> bool:
-        """Whether reading a file takes so long that others should not wait for it; a rule may hold it unread."""
+        """Return whether a file takes long to read, so that others should not wait for it.
+
+        A rule may hold it unread.
+        """
         return seen_file.stamp.size > BYTES_AT_ONCE and isinstance(validate(upload, seen_file, self._rules), Target)
 
     def log_held(self, mapping: str) -> None:
-        """Log the number of documents that were held and not logged one by one."""
+        """Log the number of held documents that were not logged singly."""
         for key in [key for key in self._unlogged if key[0] == mapping]:
             count = self._unlogged.pop(key)
             advice = f"{count:,} more documents are held; list them: docferry list --state held --reason {key[1]}"
@@ -117,7 +120,7 @@ class Planner:
         incomplete += await self._apply(upload, planned)
 
     async def _apply(self, upload: Upload, plans: Sequence[Planned]) -> Sequence[SeenFile]:
-        """Commit plans, and return the files whose earlier version has to be sent first."""
+        """Commit plans, and return the files that must wait until their earlier version is sent."""
         planned = await self._without_downloads(upload, plans)
         if not planned:
             return ()
@@ -180,7 +183,7 @@ class Planner:
     async def _without_writer(
         self, upload: Upload, empty: Sequence[Planned], incomplete: list[SeenFile]
     ) -> list[Planned]:
-        """Return the plans of empty files, but for those whose first byte is still to be written."""
+        """Return the plans without empty files that a program still has open for writing."""
         planned = []
         for start in range(0, len(empty), HASHED_AT_ONCE):
             group = empty[start : start + HASHED_AT_ONCE]
@@ -193,7 +196,7 @@ class Planner:
         return planned
 
     def _may_recover(self, upload: Upload, seen_file: SeenFile, error: SourceUnreadable) -> bool:
-        """Whether an unreadable file is worth another try: disks and shares fail for a moment, permissions do not."""
+        """Return whether to retry an unreadable file: disks and shares fail temporarily, permissions do not."""
         key = (upload.name, seen_file.path)
         self._failed_reads[key] += 1
         cause = error.__cause__
@@ -204,10 +207,10 @@ class Planner:
         return True
 
     async def _without_downloads(self, upload: Upload, planned: Sequence[Planned]) -> list[Planned]:
-        """Take the target from plans whose bytes came from a download: they are not sent back.
+        """Remove the target from plans whose bytes came from a download, so that they are not sent back.
 
-        At Codat the bytes tell, wherever a person moved or copied them below a folder of the same company. An object at
-        Wootiv belongs to its name, so that the path has to be the same.
+        At Codat the digest decides, wherever a person moved or copied the file below a folder of the company. At Wootiv
+        an object belongs to its name, so the path must match, too.
         """
         digests = {each.sha256 for each in planned if each.sha256 is not None}
         if not digests or not await self._downloads.exist():
@@ -241,7 +244,7 @@ def _without_targets(
 
 
 def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, now: float) -> Planned:
-    """Return the plan of a file that was read with this stamp: its name at the remote and its dedupe key."""
+    """Return the plan of a file that was read with this stamp, with its remote name and dedupe key."""
     uid = secrets.token_hex(16)
     name = upload.remote_name(seen_file.path, token=uid[:8], sha256=digests.sha256, now=now)
     key, exclusion = _dedupe(upload, seen_file, name, digests.sha256)
@@ -259,10 +262,10 @@ def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, 
 
 
 def _dedupe(upload: Upload, seen_file: SeenFile, remote_name: str, sha256: str) -> tuple[str, Exclusion]:
-    """Return the dedupe key of a document, and how it excludes others.
+    """Return the dedupe key of a document, and its scope.
 
-    At Wootiv an object has the bytes of one file at a time. Names are compared without case, as they may be copied to
-    places that ignore it. At Codat `dedupe` decides.
+    At Wootiv an object holds the bytes of one file at a time. Object names are compared without case, because a file
+    system without case may receive copies. At Codat the setting `dedupe` decides.
     """
     if upload.to == "wootiv":
         volatile = upload.remote_name(seen_file.path, token="", sha256=sha256, now=0.0) != remote_name
@@ -274,7 +277,7 @@ def _dedupe(upload: Upload, seen_file: SeenFile, remote_name: str, sha256: str) 
 
 
 def validate(upload: Upload, seen_file: SeenFile, rules: Mapping[str, Rules]) -> Planned | Target:
-    """Return the target of a file, or the plan that holds it because it breaks a rule; no byte is read."""
+    """Return the target of a file, or the plan that holds it for breaking a rule. Read no byte of the file."""
     route = upload.route(seen_file.path)
     if route.target is None:
         detail = f"{escaped(seen_file.path)} {route.problem}"
@@ -297,7 +300,10 @@ def held(upload: Upload, seen_file: SeenFile, target: Target, reason: Reason, de
 
 
 def _groups(files: Sequence[tuple[SeenFile, Target]]) -> Iterable[Sequence[tuple[SeenFile, Target]]]:
-    """Part files into groups of HASHED_AT_ONCE files or BYTES_AT_ONCE bytes; a larger file has a group of its own."""
+    """Divide files into groups of at most HASHED_AT_ONCE files and BYTES_AT_ONCE bytes.
+
+    A larger file is its own group.
+    """
     group: list[tuple[SeenFile, Target]] = []
     size = 0
     for seen_file, target in files:

@@ -33,34 +33,34 @@ from docferry.wakeups import Wakeups
 
 log = logs.get("reconciler")
 
-#: Files of a scan that are compared together, so that the way to the database's thread costs little.
+#: Files of a scan that are compared together, to reduce calls to the database's thread.
 COMPARED_AT_ONCE: Final = 4000
 
 
-#: Files that are offered to the debouncer without letting other tasks run.
+#: Files offered to the debouncer before other tasks may run.
 OFFERED_AT_ONCE: Final = 256
-#: Quiet files of one top-level folder that are planned after those of smaller ones.
+#: Top-level folders with more quiet files than this are planned after smaller ones.
 LARGE_GROUP: Final = 256
 
 
 @dataclass(slots=True)
 class FolderState:
-    """The state of one mapping's folder, for `status`."""
+    """Hold the state of one mapping's folder, for `status`."""
 
     problem: str | None = None
-    root: tuple[int, int] | None = None  # of a shared folder as it was looked at: device and inode
+    root: tuple[int, int] | None = None  # device and inode of a shared folder when it was checked
     watch: str = "not watched yet"
-    unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders that only scans read, and why
+    unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders without a watch, with the reason
     last_scan: float | None = None
-    reading: float = 0.0  # seconds that the last scan took to read and compare, without planning
+    reading: float = 0.0  # seconds of the last scan for reading and comparing, without planning
     known: int = 0  # files of the last scan with an unchanged document
-    subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable ones, and why
+    subfolders: dict[bytes, str] = field(default_factory=dict)  # unreadable files and folders, with the reason
     left_out: list[str] = field(default_factory=list)  # sentences about files that are not documents
 
 
 @dataclass(slots=True)
 class WalkResult:
-    """What one walk found."""
+    """Hold the results of one walk."""
 
     folders: set[bytes] = field(default_factory=set)  # read completely
     broken: set[bytes] = field(default_factory=set)  # read in part, or not at all
@@ -71,16 +71,16 @@ class WalkResult:
 
 @dataclass(slots=True)
 class Examined:
-    """The files and folders at some paths."""
+    """Hold the files and folders found at some paths."""
 
     seen: list[SeenFile] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)  # to be walked
     absent: list[bytes] = field(default_factory=list)
-    unreadable: list[bytes] = field(default_factory=list)  # the disk gives no answer about them
+    unreadable: list[bytes] = field(default_factory=list)  # the disk gave no answer for these
 
 
 class Reconciler:
-    """Brings the database in line with the mapped folders. Nothing here talks to a remote."""
+    """Bring the database in line with the mapped folders, without any request to a remote."""
 
     def __init__(
         self,
@@ -104,9 +104,9 @@ class Reconciler:
         return self.folders.setdefault(mapping, FolderState())
 
     async def detect_retarget(self, upload: Upload) -> None:
-        """Plan again what a changed configuration of the mapping concerns: its target, or its patterns and limits."""
+        """Plan documents again that a changed configuration of the mapping affects: target, patterns or limits."""
         names = f" {upload.object_name}" if upload.to == "wootiv" else ""
-        # Hosts may mount a share at different places.
+        # Hosts may mount a share at different paths.
         folder = upload.folder.removeprefix(str(upload.root)) if upload.shared else upload.folder
         target = f"{upload.to} {folder} {upload.company_id} {upload.connection_id}{names}"
         await self._documents.set_target(upload.name, target)
@@ -117,7 +117,7 @@ class Reconciler:
             await self._documents.forget_held_stamps(upload.name)
 
     async def _drop_excluded(self, upload: Upload) -> None:
-        """Mark documents as gone that the configuration no longer includes, whatever state they are in."""
+        """Mark documents as gone that the configuration no longer includes, in any state."""
         for folder in await self._documents.folders(upload.name):
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             paths = [joined(folder, entry[0]) for entry in known]
@@ -126,7 +126,7 @@ class Reconciler:
     # -- scans ---------------------------------------------------------------------------------------------------
 
     async def scan(self, upload: Upload) -> None:
-        """Walk a mapping's folder and plan its changes. Raises FolderError when it cannot be read."""
+        """Walk a mapping's folder and plan its changes. Raises FolderError if it cannot be read."""
         state = self.state(upload.name)
         if isinstance(upload, Outbox) and upload.replaces:
             with contextlib.suppress(OSError):  # the next scan tries again
@@ -177,7 +177,8 @@ class Reconciler:
                 await self._documents.mark_gone(upload.name, gone)
             walked.seconds += self._clock.steady() - began
             whole.clear()
-            chunk.clear()  # the generator holds it, too; planning takes long, and a large folder would stay in memory
+            # drop the reference: planning takes long, and the list of a large folder would stay in memory
+            chunk.clear()
             _small_groups_last(found.fresh)
             while found.fresh:
                 await self._offer(upload, found.fresh[-COMPARED_AT_ONCE:], walked.left_out)
@@ -212,7 +213,7 @@ class Reconciler:
         state.left_out = sentences
 
     async def _restore_set_aside(self, upload: Upload, chunk: Sequence[Listing]) -> None:
-        """Put back files that a process was about to remove after their upload when it was killed."""
+        """Restore files that a killed process had set aside to remove after their upload."""
         for listing in chunk:
             for name in listing.hidden:
                 if name.startswith(sent_files.ASIDE_PREFIX):
@@ -222,12 +223,12 @@ class Reconciler:
                         log.info("files_restored", mapping=upload.name, folder=listing.folder, files=len(restored))
 
     async def _forget_folders(self, upload: Upload, walked: WalkResult) -> None:
-        """Mark documents as gone whose folder no longer exists. A folder that cannot be read is left alone."""
+        """Mark documents as gone whose folder no longer exists. Skip folders that cannot be read."""
         for folder in await self._documents.folders(upload.name) - walked.folders:
             if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in walked.broken):
                 continue
             if await anyio.to_thread.run_sync(_is_walked, upload, folder, self.state(upload.name).root):
-                continue  # it was made after the walk had read its parent
+                continue  # created after the walk had read its parent
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             await self._documents.mark_gone(upload.name, [joined(folder, entry[0]) for entry in known])
 
@@ -256,15 +257,16 @@ class Reconciler:
     async def _offer(
         self, upload: Upload, seen_files: Iterable[SeenFile], left_out: LeftOut | None = None, *, large: bool = False
     ) -> None:
-        """Plan the files that are quiet; the others wait in the debouncer.
+        """Plan the quiet files; the debouncer keeps the others.
 
-        Reading a large file takes as long as planning thousands of others. Without `large` it gets a turn of its own.
+        Reading a large file takes as long as planning thousands of others. Without `large`, a large file is deferred to
+        a batch of its own.
         """
         wanted, quiet, unwanted_paths = [], [], []
         settle, by_watching, debouncer = upload.settle, upload.poll, self.debouncer
         for number, seen_file in enumerate(seen_files, 1):
             if number % OFFERED_AT_ONCE == 0:
-                await checkpoint()  # thousands of files must not keep the event loop from others
+                await checkpoint()  # thousands of files must not block the event loop
             if upload.wanted(seen_file.path):
                 wanted.append(seen_file)
                 if debouncer.offer(upload.name, seen_file, settle, by_watching=by_watching):
@@ -289,14 +291,14 @@ class Reconciler:
 
 
 def _small_groups_last(seen_files: list[SeenFile]) -> None:
-    """Sort files so that those of small top-level folders come last, from where they are taken first."""
+    """Sort files of small top-level folders last, because the planner takes from the end."""
     sizes = Counter(scan.top_level(s.path) for s in seen_files)
     if len(sizes) > 1:
         seen_files.sort(key=lambda s: -sizes[scan.top_level(s.path)])
 
 
 def _by_size(seen_files: Sequence[SeenFile]) -> list[list[SeenFile]]:
-    """Part files into those of small top-level folders, and each large one by itself, which has to wait for them."""
+    """Divide files into those of small top-level folders, and those of each large one, which are planned later."""
     groups: dict[bytes, list[SeenFile]] = {}
     for seen_file in seen_files:
         groups.setdefault(scan.top_level(seen_file.path), []).append(seen_file)
@@ -306,7 +308,7 @@ def _by_size(seen_files: Sequence[SeenFile]) -> list[list[SeenFile]]:
 
 @contextlib.contextmanager
 def _opened(root: Root, identity: tuple[int, int] | None) -> Iterator[OpenRoot]:
-    """Open a root. Raises FolderError if it is not the folder of this identity any more, so that nothing is gone."""
+    """Open a root. Raises FolderError if its identity has changed, so that no document is marked gone."""
     with OpenRoot(root) as opened:
         if identity is not None and opened.identity != identity:
             raise FolderError(f"{root.shown} is another folder than before: was its share unmounted?")
@@ -314,18 +316,21 @@ def _opened(root: Root, identity: tuple[int, int] | None) -> Iterator[OpenRoot]:
 
 
 def _examine(upload: Upload, paths: Sequence[bytes], identity: tuple[int, int] | None) -> Examined:
-    """Return what is at these paths. A tree that came is hinted at folder by folder: its topmost one is walked."""
+    """Return the content of these paths.
+
+    A new tree causes a hint for each folder; only its topmost folder is walked.
+    """
     found = Examined()
     walked = set[bytes]()
     with _opened(Root.of(upload), identity) as opened:
-        for path in sorted(paths):  # a folder comes before its content
+        for path in sorted(paths):  # a folder precedes its content
             parents = _parents(path)
             if not all(upload.enters(folder) for folder in parents):
                 continue
             try:
                 seen_file = scan.stat_file(opened, path)
             except SourceUnreadable:
-                found.unreadable.append(path)  # neither present nor gone: it is examined again
+                found.unreadable.append(path)  # unknown, neither present nor gone: examine it again
                 continue
             is_walked = not walked.isdisjoint(parents)
             if seen_file is not None:
@@ -340,23 +345,23 @@ def _examine(upload: Upload, paths: Sequence[bytes], identity: tuple[int, int] |
 
 
 def _still_absent(root: Root, paths: Sequence[bytes], identity: tuple[int, int] | None) -> list[bytes]:
-    """Return the paths, unseen by a scan, that are absent now: a file may have come, and been planned, since."""
+    """Return the paths, unseen by scans, that are absent now: a file may have appeared and been planned meanwhile."""
     absent = []
     with _opened(root, identity) as opened:
         for path in paths:
-            with contextlib.suppress(SourceUnreadable):  # neither present nor gone: the next scan tells
+            with contextlib.suppress(SourceUnreadable):  # unknown, neither present nor gone: the next scan decides
                 if scan.stat_file(opened, path) is None:
                     absent.append(path)
     return absent
 
 
 def _is_document(upload: Upload, path: bytes) -> bool:
-    """Whether a walk reaches this path, and the patterns want it."""
+    """Return whether a walk visits this path and the patterns include it."""
     return all(upload.enters(folder) for folder in _parents(path)) and upload.wanted(path)
 
 
 def _is_walked(upload: Upload, folder: bytes, identity: tuple[int, int] | None) -> bool:
-    """Whether a walk reaches this folder now."""
+    """Return whether a walk visits this folder now."""
     if not all(upload.enters(each) for each in (folder, *_parents(folder))):
         return False
     with _opened(Root.of(upload), identity) as opened:

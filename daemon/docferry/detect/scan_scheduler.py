@@ -1,4 +1,4 @@
-"""Keep the reconciler busy: hinted paths at once, quiet files in time, and every folder again on a schedule."""
+"""Schedule the reconciler: hinted paths at once, quiet files when due, and every folder at regular intervals."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from docferry.wakeups import Wakeups
 
 log = logs.get("scan_scheduler")
 
-#: Folders that are scanned at once: a share that hangs occupies one of these.
+#: Folders that are scanned at once: a hanging share occupies one of these.
 SCANS_AT_ONCE: Final = 4
 #: Batches of hinted paths that are checked at once.
 CHECKS_AT_ONCE: Final = 6
-#: Large files that are checked at once, each of another mapping; one of them is read at a time.
+#: Large files that are checked at once, each of another mapping; only one is read at a time.
 LARGE_AT_ONCE: Final = 4
-#: A folder without a watch, or with a problem, is scanned at least so often.
+#: The longest interval between scans of a folder that has no watch or has a problem, seconds.
 UNWATCHED_S: Final = 10.0
-#: It is scanned more often where that is quick: after UNREAD times what the last scan took, SOONEST_S, and SHARED_S for
-#: each mapping.
+#: Fast scans of such a folder are more frequent: after UNREAD times the last duration, SOONEST_S, and SHARED_S for each
+#: mapping.
 UNREAD: Final = 50
 SOONEST_S: Final = 1.0
 SHARED_S: Final = 0.02
-#: A scan of some top-level folders alone rests for so many times as long as the scan before took.
+#: The pause after a scan of some top-level folders, as a multiple of the previous duration.
 PARTIAL_REST: Final = 3
-#: Between a request for a scan and the scan, so that many requests make one scan.
+#: The delay between a request for a scan and the scan, so that many requests cause one scan.
 GATHER_S: Final = 0.2
 
 
 class ScanScheduler:
-    """The tasks between the watcher and the reconciler."""
+    """Run the tasks between the watcher and the reconciler."""
 
     def __init__(
         self,
@@ -68,17 +68,17 @@ class ScanScheduler:
         self._scanning = anyio.CapacityLimiter(SCANS_AT_ONCE)
         self._unscanned = set(uploads)
         self._share_problems: dict[str, str] = {}
-        self.first_round = anyio.Event()  # every folder was scanned once, or cannot be
+        self.first_round = anyio.Event()  # set once every folder was scanned or proved unreadable
         self.beat = clock.steady()
         if not uploads:
             self.first_round.set()
 
     def scan_soon(self, mapping: str) -> None:
-        """Ask for a scan, because hints may have been lost."""
+        """Request a scan, because hints may have been lost."""
         self._scan_now[mapping].set()
 
     async def run(self) -> None:
-        """Watch, then scan, then go on until cancelled."""
+        """Watch, scan, and continue until cancelled."""
         async with anyio.create_task_group() as group:
             for upload in self._uploads.values():
                 self._start(group, upload)
@@ -105,7 +105,7 @@ class ScanScheduler:
         return problems
 
     async def serve_hints(self, *, large: bool = True) -> None:
-        """Check all paths that are known now: hinted ones, files that may be quiet, then `large` files."""
+        """Check all known paths: hinted ones, due files, then `large` files."""
         while True:
             self._gather()
             if (batch := self._queue.take()) is not None:
@@ -116,9 +116,9 @@ class ScanScheduler:
                 return
 
     def _gather(self) -> None:
-        """Move hinted paths, and files whose time has come, into the queue of paths to check.
+        """Move hinted paths and due files into the queue of paths to check.
 
-        Of a file that changes all the time one look each `settle` is enough, however many hints there are.
+        A file that changes constantly is checked once in each `settle`, however many hints arrive.
         """
         debouncer = self._reconciler.debouncer
         for mapping, paths in self._wakeups.take_paths().items():
@@ -171,7 +171,7 @@ class ScanScheduler:
 
     def _start(self, group: TaskGroup, upload: Upload) -> None:
         if isinstance(upload, Outbox):
-            # The process that puts a document plans it; the schedule is for what a crash left.
+            # The process that puts a document also plans it; the schedule finds documents after a crash.
             self._reconciler.state(upload.name).watch = "scanned on a schedule"
         else:
             group.start_soon(self._watch, upload, name=f"watch {upload.name}")
@@ -180,12 +180,12 @@ class ScanScheduler:
         group.start_soon(self._scans, upload, name=f"scan {upload.name}")
 
     async def _watch(self, upload: Upload) -> None:
-        """Ask for hints and scans at the events of a mapping's folder, until cancelled."""
-        # Imported here, as a single pass watches nothing and must not wait for the import.
+        """Request checks and scans for the events of a mapping's folder, until cancelled."""
+        # Imported here, because a single pass watches nothing and must not wait for the import.
         from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, watch
 
         state = self._reconciler.state(upload.name)
-        if upload.poll:  # the kernel reports no changes of a share, and polling by watchfiles would be a second scan
+        if upload.poll:  # the kernel reports no changes of a share, and polling by watchfiles would duplicate the scan
             state.watch = f"scanning every {self._pace:g} s, as `poll` asks"
             return
         async with watch(Root.of(upload), upload, self._clock) as events:
@@ -202,13 +202,13 @@ class ScanScheduler:
                 self.scan_soon(upload.name)
 
     async def follow_share(self, upload: Upload, *, elects: bool = True) -> None:
-        """Look at a shared folder again and again, and take part in the election of the host that scans it.
+        """Check a shared folder repeatedly, and join the election of the host that scans it.
 
         Without `elects` this process scans no folders.
         """
         while True:
             scanned, looked = self._shares.scans(upload.name), None
-            with contextlib.suppress(FolderError):  # it was logged, and `status` shows it
+            with contextlib.suppress(FolderError):  # already logged, and `status` shows it
                 looked = await self._look_at_share(upload)
             if elects:
                 await self._shares.elect(upload, looked)
@@ -219,7 +219,7 @@ class ScanScheduler:
             await self._clock.sleep(SHARE_LOOK_S)
 
     async def _look_at_share(self, upload: Upload) -> ShareLook:
-        """Look whether this host can read a shared folder. Raises FolderError."""
+        """Check whether this host can read a shared folder. Raises FolderError."""
         state = self._reconciler.state(upload.name)
         try:
             looked = await self._shares.look(upload)
@@ -236,14 +236,14 @@ class ScanScheduler:
         return looked
 
     async def _is_scanned_elsewhere(self, upload: Upload) -> bool:
-        """Whether another host scans a shared mapping, or this host cannot read it."""
+        """Return whether another host scans a shared mapping, or this host cannot read it."""
         if not upload.shared:
             return False
         await self._elected[upload.name].wait()
         return not self._shares.scans(upload.name)
 
     def _degraded(self, mapping: str, state: FolderState, folders: frozenset[bytes], reason: str) -> None:
-        """Note that changes of these top-level folders (b"": of all) go unreported: they are scanned often instead."""
+        """Record that changes of these top-level folders (b"": of all) are not reported: they are scanned often."""
         if state.unwatched.keys() != folders:
             log.warning("watch_degraded", reason, mapping=mapping, folders=len(folders))
         state.unwatched = dict.fromkeys(folders, reason)
@@ -254,11 +254,11 @@ class ScanScheduler:
 
     @property
     def _pace(self) -> float:
-        """The longest time between two scans of folders without a watch, seconds."""
+        """Return the longest time between two scans of folders without a watch, seconds."""
         return min(self._rescan, UNWATCHED_S)
 
     async def _scans(self, upload: Upload) -> None:
-        """Scan a mapping's folder for ever: all of it each `rescan` or when asked, what is not watched more often."""
+        """Scan a folder until cancelled: all of it every `rescan` or on request, unwatched parts more often."""
         state = self._reconciler.state(upload.name)
         last_whole = float("-inf")
         folders: set[bytes] = {b""}
@@ -287,7 +287,7 @@ class ScanScheduler:
                 folders = {b""}
 
     def _scanned_once(self, upload: Upload) -> None:
-        """Note that a folder was scanned, cannot be, or is scanned by another host."""
+        """Record that a folder was scanned, is unreadable, or is scanned by another host."""
         self._unscanned.discard(upload.name)
         if not self._unscanned:
             self.first_round.set()
@@ -295,7 +295,7 @@ class ScanScheduler:
     def _next_scan(
         self, upload: Upload, state: FolderState, dropped: set[bytes], last_whole: float
     ) -> tuple[float, set[bytes]]:
-        """Return the seconds until the next scan, and the top-level folders to scan then (b"": all)."""
+        """Return the seconds until the next scan, and its top-level folders (b"": all)."""
         whole = max(0.0, last_whole + self._rescan - self._clock.steady())
         if state.problem is not None or state.watch == "not watched yet" or b"" in state.unwatched:
             sooner = max(UNREAD * state.reading, SHARED_S * len(self._uploads), SOONEST_S)

@@ -1,4 +1,4 @@
-"""Keep back planned documents that their mapping does not send unasked: cut short, mislabelled, or to be approved."""
+"""Hold back planned documents that are cut short, mislabelled, or need approval."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from docferry.model import ContentFault, Reason, SeenFile, Stamp, State
 from docferry.settings import Upload
 from docferry.store.enqueue import APPROVAL, Planned
 
-#: A file that is cut short is held when it has not changed for so long, seconds. Its own times tell, so that a restart
-#: starts nothing anew; a file from the future by more than this is held at once.
+#: A file that is cut short is held after this time without changes, seconds. Its own times count, so that a restart
+#: resets nothing. A file further than this in the future is held at once.
 COMPLETION_S: Final = 3600.0
-#: Files known to be cut short, at most; as many as the debouncer keeps.
+#: The largest number of remembered files that are cut short; equals the debouncer's limit.
 _MOST_CUT: Final = 10_000
 _ADVICE: Final = {
     Reason.INCOMPLETE: "write the file again as a whole, or send it as it is with `docferry retry`",
@@ -25,14 +25,14 @@ _ADVICE: Final = {
 
 
 class Screening:
-    """Decides by content and by mapping whether a document is queued, held, or awaited."""
+    """Decide by content and mapping whether a document is queued, held, or awaited."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._cut: dict[tuple[str, bytes], Stamp] = {}
 
     def awaits(self, upload: Upload, seen_file: SeenFile) -> bool:
-        """Whether a file was cut short when it was read, has not changed since, and may still be completed.
+        """Return whether a file was cut short when read, is unchanged since, and may still be completed.
 
         Such a file is not read again.
         """
@@ -45,7 +45,7 @@ class Screening:
         return False
 
     def screen(self, upload: Upload, planned: Planned, fault: ContentFault | None) -> Planned | None:
-        """Return the plan of a file that was read, held where a check objects; None when its end is awaited."""
+        """Return the plan of a file that was read, held if a check fails; None while its end is awaited."""
         if fault is not None:
             if fault.reason is Reason.INCOMPLETE and self._may_be_completed(planned.seen_file.stamp):
                 self._remember(upload, planned.seen_file)
@@ -64,10 +64,10 @@ class Screening:
 
 
 def inspector(upload: Upload) -> Inspect | None:
-    """Return the check of a mapping's content for the one reading of its files."""
+    """Return the content check of a mapping, for use while its files are read."""
     return None if upload.check_content == "off" else partial(content.examine, upload.check_content)
 
 
 def _held(planned: Planned, reason: Reason, detail: str) -> Planned:
-    """Return the plan held. It keeps its digest, so that a retry sends exactly the bytes that were looked at."""
+    """Return the plan as held, with its digest, so that a retry sends exactly the checked bytes."""
     return replace(planned, state=State.HELD, reason=reason, detail=detail)

@@ -1,4 +1,4 @@
-"""Shared mappings: whether this host can read them, and whether this process is the one that scans them."""
+"""Determine which shared mappings this host can read, and which ones this process scans."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from docferry.store.documents import Documents
 from docferry.store.owners import Owners
 from docferry.store.scan_leases import ScanLeases
 
-#: How often a shared folder is looked at, seconds.
+#: The interval between two checks of a shared folder, seconds.
 SHARE_LOOK_S = 5.0
-#: A share that does not answer for so long cannot be read, seconds.
+#: The time limit for an answer of a share, seconds; a slower share counts as unreadable.
 SHARE_TIMEOUT_S = 10.0
-#: The cursor of the mounts on which documents of a mapping were seen, JSON.
+#: The cursor for the mounts that contained documents of a mapping, JSON.
 _KEY = "share/"
 
 
 class SharedFolders:
-    """The shared mappings of one process. A mapping that was not looked at yet counts as unreadable."""
+    """Track the shared mappings of one process. A mapping counts as unreadable until it was checked."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class SharedFolders:
         owners.unreadable |= {upload.name for upload in uploads.values() if upload.shared}
 
     def is_readable(self, mapping: str) -> bool:
-        """Whether this host can read a mapping's folder, as far as is known."""
+        """Return whether this host can read a mapping's folder, according to the last check."""
         return mapping not in self._owners.unreadable
 
     def scans(self, mapping: str) -> bool:
-        """Whether this process scans a shared mapping."""
+        """Return whether this process scans a shared mapping."""
         return mapping in self._scanned and self._owners.is_confirmed
 
     async def look(self, upload: Upload) -> ShareLook:
-        """Return how a shared folder looks here. Raises FolderError if this host cannot read it."""
+        """Return the state of a shared folder on this host. Raises FolderError if this host cannot read it."""
         try:
             found = await self._look(upload)
         except FolderError:
@@ -64,7 +64,7 @@ class SharedFolders:
         return found
 
     async def elect(self, upload: Upload, looked: ShareLook | None) -> None:
-        """Take part in the election of the process that scans a mapping; without a look, resign.
+        """Join the election of the process that scans a mapping; resign if the folder was not checked.
 
         An empty folder without known documents may be the mount point of a share that other hosts have mounted.
         """
@@ -79,7 +79,7 @@ class SharedFolders:
             self._scanned.discard(upload.name)
 
     async def accept(self, upload: Upload) -> None:
-        """Remember the folder that lies there now as the share, as a person says that it is."""
+        """Record the present folder as the share, because a person confirms it."""
         found = await anyio.to_thread.run_sync(look, Root.of(upload), (), ())
         await self._remember(upload, await self._mounts(upload), found)
 

@@ -1,4 +1,4 @@
-"""Paths to check, handed out so that top-level folders take turns: one customer's noise does not delay the others."""
+"""Hand out paths to check in turns of top-level folders, so that one busy customer does not delay the others."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from docferry.files.scan import top_level
 
 #: The largest number of paths in one batch.
 PATHS_IN_BATCH: Final = 1024
-#: Batches of one mapping at a time, so that a hanging share leaves room for the others.
+#: Batches of one mapping at a time, so that a hanging share leaves capacity for the others.
 PER_MAPPING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PathBatch:
-    """Paths of one top-level folder that are checked together."""
+    """Hold paths of one top-level folder that are checked together."""
 
     mapping: str
     top: bytes
@@ -27,9 +27,9 @@ class PathBatch:
 
 
 class WorkQueue:
-    """Distinct paths by top-level folder. A folder in progress gets no second turn at the same time.
+    """Hold distinct paths by top-level folder. A folder in progress gets no second batch at the same time.
 
-    A turn is `batch` paths; a mapping has `per_mapping` turns at a time.
+    A batch has at most `batch` paths; a mapping has at most `per_mapping` batches at a time.
     """
 
     def __init__(self, batch: int = PATHS_IN_BATCH, per_mapping: int = PER_MAPPING) -> None:
@@ -47,7 +47,7 @@ class WorkQueue:
             self._paths.setdefault((mapping, top_level(path)), {})[path] = None
 
     def take(self) -> PathBatch | None:
-        """Return the next batch and mark its folder as busy; None when there is nothing, or all of it is busy."""
+        """Return the next batch and mark its folder as busy; None if all folders are empty or busy."""
         for group in self._paths:
             if group not in self._busy and self._busy_mappings[group[0]] < self._per_mapping:
                 break
@@ -64,6 +64,6 @@ class WorkQueue:
         return batch
 
     def done(self, batch: PathBatch) -> None:
-        """Let the folder of a batch have its next batch."""
+        """Mark the folder of a batch as free for its next batch."""
         self._busy.remove((batch.mapping, batch.top))
         self._busy_mappings[batch.mapping] -= 1
