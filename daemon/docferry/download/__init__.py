@@ -1,1 +1,1 @@
-"""Downloads: from a remote to a folder."""
+"""Download files from a remote into a folder."""

@@ -1,4 +1,4 @@
-"""Downloads what customers uploaded at Codat: lists a company, and fetches the ZIP of each day that has new files."""
+"""Download the files that customers uploaded at Codat: list a company, and fetch the ZIP of each day with new files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logs.get("download")
 
 @dataclass(frozen=True, slots=True)
 class CodatSource:
-    """The company files of one Codat, and what docferry knows of them."""
+    """Hold the client of one Codat, and the transfers that identify docferry's own uploads."""
 
     codat: Codat
     cursors: Cursors
@@ -44,7 +44,7 @@ class CodatSource:
 
 @dataclass(slots=True)
 class _DayRound:
-    """The listed files of one day, and the results of their download."""
+    """Hold the listed files of one day, and the results of their download."""
 
     day: str
     wanted: Counter[str]  # listed names of other uploaders, and of own uploads that are still doubtful
@@ -53,20 +53,20 @@ class _DayRound:
     refused: list[str] = field(default_factory=list)
 
     def account_own(self, name: str) -> None:
-        """Count an own upload in the archive: one that the queue calls doubtful is among the wanted names."""
+        """Count an own upload found in the archive. A doubtful upload counts among the wanted names."""
         if self.explained[name] > 0:
             self.explained[name] -= 1
         elif self.wanted[name] > 0:
             self.came[name] += 1
 
     def missing(self) -> Counter[str]:
-        """Return the listed names that did not come; nothing where as many files came under other names."""
+        """Return the listed names without a downloaded file; nothing if as many files came under other names."""
         missing = self.wanted - self.came
         return Counter() if self.came.total() >= self.wanted.total() else missing
 
 
 class CodatDays:
-    """Downloads the days of companies; one round of one company at a time."""
+    """Download the days of companies; one round of one company at a time."""
 
     def __init__(self, source: CodatSource, publisher: Publisher, spool: Spool) -> None:
         self._codat = source.codat
@@ -80,7 +80,7 @@ class CodatDays:
     async def round(self, download: Download, company: str) -> list[str]:
         """Download the new files of a company; return a sentence for each problem.
 
-        Raises RemoteError where the list cannot be read, and FolderError for the folder of the mapping.
+        Raises RemoteError if the list cannot be read, and FolderError for the folder of the mapping.
         """
         days, problems = _by_day(await self._codat.listing(company))
         prefix = f"{download.name}/{company}/"
@@ -104,7 +104,7 @@ class CodatDays:
     async def _fetch(
         self, download: Download, company: str, day: _DayRound, gap: Gap | None, fingerprint: str
     ) -> Gap | None:
-        """Fetch a day, and its neighbours where a listed file is missing; return the gap that is left."""
+        """Fetch a day, and its neighbours if a listed file is missing; return the remaining gap."""
         key = f"{download.name}/{company}/{day.day}"
         try:
             await self._day(download, company, day, day.day)
@@ -127,7 +127,7 @@ class CodatDays:
         return None
 
     async def _day(self, download: Download, company: str, day: _DayRound, fetched_day: str) -> None:
-        """Fetch the ZIP of one day and publish its members; of a neighbouring day only those that are missing."""
+        """Fetch the ZIP of one day and publish its members; of a neighbouring day, only the missing ones."""
         free = await anyio.to_thread.run_sync(self._spool.require)
         async with self._spool.work_folder() as work:
             zipped = work / "day.zip"
@@ -169,7 +169,7 @@ class CodatDays:
             await self._publisher.publish(download, download.folder_of(company), arrived)
         if own_day:
             day.refused += [each.problem for each in extracted.refused]
-            # A refused member is no longer missing: its own problem names it.
+            # A refused member does not count as missing: it has its own problem.
             day.came.update(_normalised(each.name) for each in extracted.refused)
 
     async def _ours(self, download: Download, company: str, members: Iterable[unzip.Member]) -> set[str]:
@@ -180,7 +180,7 @@ class CodatDays:
     async def _split(
         self, company: str, day: str, entries: Sequence[ListedFile]
     ) -> tuple[list[ListedFile], list[ListedFile]]:
-        """Return the entries of a day that docferry's own uploads of that day explain by name, and the others."""
+        """Divide the entries of a day into docferry's own uploads, recognised by name, and the others."""
         begin = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
         known = await self._transfers.accounted(
             Target("codat", company), names_since=begin, digests_since=begin, until=begin + 86_400
@@ -197,7 +197,7 @@ class CodatDays:
 
 
 def _by_day(listing: Iterable[ListedFile]) -> tuple[Mapping[str, list[ListedFile]], list[str]]:
-    """Return the rows by day in UTC, and a problem where dates cannot be read."""
+    """Return the rows by day in UTC, and a problem if dates cannot be read."""
     days: dict[str, list[ListedFile]] = {}
     unreadable = 0
     for listed in listing:
@@ -211,7 +211,7 @@ def _by_day(listing: Iterable[ListedFile]) -> tuple[Mapping[str, list[ListedFile
 
 
 def day_of(uploaded: str) -> str | None:
-    """Return the UTC day of a date-time in ISO 8601; one without a zone keeps its day."""
+    """Return the UTC day of an ISO 8601 date-time; a date-time without a zone keeps its day."""
     try:
         found = datetime.fromisoformat(uploaded.strip())
         day = (found.astimezone(UTC) if found.tzinfo is not None else found).date()
@@ -221,7 +221,7 @@ def day_of(uploaded: str) -> str | None:
 
 
 def neighbours(day: str, now: float) -> list[str]:
-    """Return the day before and the day after, without days to come."""
+    """Return the previous and the next day, without future days."""
     middle = date.fromisoformat(day)
     latest = datetime.fromtimestamp(now, UTC).date() + timedelta(days=1)
     return [each.isoformat() for each in (middle - timedelta(days=1), middle + timedelta(days=1)) if each <= latest]

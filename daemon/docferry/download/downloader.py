@@ -1,4 +1,4 @@
-"""Does one round of a download mapping: every company or object, however the others fare."""
+"""Run one round of a download mapping: every company or object, even if others fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logs.get("download")
 
 @dataclass(frozen=True, slots=True)
 class Downloader:
-    """The sources of downloads."""
+    """Hold the sources of downloads."""
 
     publisher: Publisher
     codat: CodatDays | None
@@ -25,11 +25,14 @@ class Downloader:
 
     @property
     def counters(self) -> DownloadCounters:
-        """Files and bytes downloaded since the start."""
+        """Return the number of files and bytes downloaded since the start."""
         return self.publisher.counters
 
     async def round(self, download: Download) -> list[str]:
-        """Do one round; return a sentence for each problem. One company's or object's problem ends no other's round."""
+        """Run one round; return a sentence for each problem.
+
+        A problem of one company or object does not stop the others.
+        """
         problems: list[str] = []
         if download.source == "codat" and self.codat is not None:
             for company in download.companies:
@@ -43,7 +46,7 @@ class Downloader:
 
 
 async def _shielded(round_: Awaitable[Sequence[str] | None], subject: str, named: bool) -> list[str]:
-    """Return the problems of one company or object, its errors included."""
+    """Return the problems of one company or object, including its errors."""
     try:
         problems = list(await round_ or ())
     except (RemoteError, FolderError, ArchiveError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Puts downloaded files into their folders, and records them before they appear."""
+"""Publish downloaded files in their folders, and record each before it appears."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logs.get("download")
 
 @dataclass(slots=True)
 class DownloadCounters:
-    """Files and bytes downloaded since the start."""
+    """Count the files and bytes downloaded since the start."""
 
     files: int = 0
     bytes: int = 0
@@ -27,16 +27,16 @@ class DownloadCounters:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A file in the spool that is about to be published: its origin at the remote, its bytes, its place."""
+    """Describe a file in the spool before publication: its origin at the remote, its bytes, its destination."""
 
     origin: str
     spool: Path
     content: Content
-    relative: PurePosixPath  # below the root
+    relative: PurePosixPath  # relative to the root
 
 
 class Publisher:
-    """Publishes files of all downloads."""
+    """Publish files of all downloads."""
 
     def __init__(self, downloads: Downloads, telemetry: Telemetry) -> None:
         self.downloads = downloads
@@ -46,12 +46,12 @@ class Publisher:
     async def publish(self, download: Download, root: Path, arrived: Arrived) -> None:
         """Move a file to its place below `root`, never over other bytes. Raises FolderError and OSError.
 
-        The place is recorded before the file appears, so that an upload mapping recognises it.
+        The path is recorded before the file appears, so that an upload mapping recognises the file.
         """
         content = arrived.content
         target = await anyio.to_thread.run_sync(publish.choose, root, arrived.relative, content)
         await self._record(download, arrived, target, published=False)
-        # The place differs where another process took the name meanwhile.
+        # The path differs if another process took the name in the meantime.
         place = await anyio.to_thread.run_sync(publish.put, arrived.spool, target, root, content)
         await self._record(download, arrived, place, published=True)
         self.counters.files += 1

@@ -1,4 +1,4 @@
-"""Remembers documents that were listed and did not come, and decides when to ask for them again."""
+"""Remember listed documents that could not be downloaded, and schedule their next attempts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Final
 from docferry.clock import Clock
 from docferry.store.cursors import Cursors
 
-#: A document that was listed and did not come is asked for this long, seconds.
+#: The time after which a listed but missing document is given up, seconds.
 ASK_FOR_S: Final = 30 * 86_400.0
 #: The longest pause between two attempts, seconds.
 LONGEST_DOWNLOAD_PAUSE_S: Final = 86_400.0
-#: Names that one problem lists.
+#: The largest number of names in one problem.
 _NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The documents of one day that did not come, for a list as it was then."""
+    """Describe the missing documents of one day, for one version of the list."""
 
-    fingerprint: str  # of the list; another list is asked for at once
+    fingerprint: str  # of the list; a changed list is fetched at once
     problems: Sequence[str]
     since: float  # wall seconds of the first attempt
     attempts: int
@@ -36,14 +36,14 @@ class Gap:
 
 
 class Gaps:
-    """The gaps of downloads, kept over restarts."""
+    """Store the gaps of downloads across restarts."""
 
     def __init__(self, cursors: Cursors, clock: Clock) -> None:
         self._cursors = cursors
         self._clock = clock
 
     async def load(self, prefix: str) -> dict[str, Gap]:
-        """Return the gaps whose key begins with `prefix`, by the rest of the key."""
+        """Return the gaps whose key begins with `prefix`, keyed by the rest of the key."""
         found = {}
         for key, value in (await self._cursors.get_all(_key(prefix))).items():
             if value and (gap := _parsed(value)) is not None:
@@ -51,13 +51,13 @@ class Gaps:
         return found
 
     def is_due(self, gap: Gap | None, fingerprint: str) -> bool:
-        """Return whether the documents behind a list should be fetched now."""
+        """Return whether the documents of a list are due for download."""
         return gap is None or gap.fingerprint != fingerprint or gap.next_attempt <= self._clock.now()
 
     async def note(
         self, key: str, before: Gap | None, fingerprint: str, problems: Sequence[str], pause: float
     ) -> Gap | None:
-        """Record another attempt without success; None where it was asked for long enough and is given up.
+        """Record another failed attempt and return the gap; None if the gap is given up after its time limit.
 
         The pauses grow from `pause`, seconds, up to a day.
         """
@@ -73,7 +73,7 @@ class Gaps:
         return gap
 
     async def close(self, key: str) -> None:
-        """Forget a gap: the documents came, or are given up."""
+        """Remove a gap: the documents arrived, or are given up."""
         await self._cursors.set(_key(key), "")
 
 

@@ -1,4 +1,4 @@
-"""Limits the space that downloads occupy in the state folder, so that the queue always has room."""
+"""Limit the space of downloads in the state folder, so that the queue always has space."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from anyio.to_thread import run_sync
 
 from docferry.errors import FolderError
 
-#: Space on the disk of the state folder that downloads leave to the queue, bytes.
+#: Bytes on the disk of the state folder that are reserved for the queue.
 QUEUE_RESERVE: Final = 256 * 1024 * 1024
 
 
 class Spool:
-    """The folder of downloads that are not complete yet."""
+    """Manage the folder of incomplete downloads."""
 
     def __init__(self, folder: Path, limit: int, lease_owner: str) -> None:
         self.folder = folder
@@ -29,13 +29,13 @@ class Spool:
         self._owner = lease_owner
 
     def free(self) -> int:
-        """Return the bytes that downloads may still occupy; call it in a worker thread."""
+        """Return the bytes available to downloads; call it in a worker thread."""
         used = sum(_size(path) for path in self.folder.rglob("*"))
         on_disk = shutil.disk_usage(self.folder).free - QUEUE_RESERVE
         return max(0, min(self._limit - used, on_disk))
 
     def require(self) -> int:
-        """Return the free bytes. Raises FolderError where there are none; parts of earlier downloads are removed."""
+        """Return the available bytes. Without any, remove the parts of earlier downloads, or raise FolderError."""
         free = self.free()
         if free <= 0:
             self.remove_parts()
@@ -66,7 +66,7 @@ class Spool:
 
 @contextmanager
 def room_in(folder: Path) -> Iterator[None]:
-    """Raise FolderError, with the fix, where the disk of the spool is full."""
+    """Raise FolderError, with the fix, if the disk of the spool is full."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Downloads objects of Wootiv, each under its own name or the layout of its mapping."""
+"""Download objects of Wootiv, each under its own name or by the layout of its mapping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from docferry.store.cursors import Cursors
 
 
 class WootivObjects:
-    """Downloads single objects where they changed."""
+    """Download single objects that have changed."""
 
     def __init__(self, wootiv: Wootiv, cursors: Cursors, clock: Clock, publisher: Publisher, spool: Spool) -> None:
         self._wootiv = wootiv
@@ -29,7 +29,7 @@ class WootivObjects:
         self._spool = spool
 
     async def round(self, download: Download, name: str) -> None:
-        """Download an object that changed. Raises RemoteError and FolderError; a part is resumed by the next round."""
+        """Download a changed object. Raises RemoteError and FolderError; the next round resumes a part."""
         subject = f"object/{download.name}/{name}"
         part = self._spool.folder / f"object-{hashlib.sha256(subject.encode()).hexdigest()[:32]}.part"
         free = await anyio.to_thread.run_sync(self._spool.require)

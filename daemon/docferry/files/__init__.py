@@ -1,1 +1,1 @@
-"""The outer wall to the disk: watching, scanning, reading and landing files."""
+"""Access the disk: watch, scan, read and publish files."""

@@ -1,4 +1,4 @@
-"""Read a file once: take its digests, and make sure that nobody changed it meanwhile."""
+"""Read a file once: compute its digests, and verify that the file did not change meanwhile."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from docferry.files import write_lease
 from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
 from docferry.model import ContentFault, Digests, Stamp, escaped
 
-#: Bytes at the end of a file that tell whether it is complete: a ZIP archive's last record, with the longest comment.
+#: Bytes at the end of a file that show whether it is complete: the last record of a ZIP, with the longest comment.
 TAIL: Final = 22 + 65_535
 
-#: Returns the evident fault of a file, given its path, size, first bytes and last bytes (TAIL or more, if it has them).
+#: Returns the evident fault of a file from its path, size, first bytes and last bytes (at least TAIL if available).
 Inspect = Callable[[bytes, int, bytes, bytes], ContentFault | None]
 
 
 @dataclass(frozen=True, slots=True)
 class HashedFile:
-    """The result of reading a file once.
+    """Hold the result of reading a file once.
 
-    `no_writer` is False when a program has the file open for writing (`digests` is None then), and None when the
-    kernel does not tell. `fault` is what `inspect` found.
+    `no_writer` is False if a program has the file open for writing; `digests` is then None. `no_writer` is None if the
+    kernel cannot tell. `fault` is the result of `inspect`.
     """
 
     stamp: Stamp
@@ -40,13 +40,13 @@ class HashedFile:
 
 
 class Ends:
-    """The first and last bytes of a file, gathered while it is read. A small file is its own ends, without a copy."""
+    """Collect the first and last bytes of a file during the read. A small file is used without a copy."""
 
     def __init__(self) -> None:
         self.head = self.tail = b""
 
     def add(self, block: bytes, offset: int, size: int) -> None:
-        """Take what belongs to the ends of a file of `size` bytes."""
+        """Add the part of a block that belongs to the ends of a file of `size` bytes."""
         if offset == 0:
             self.head = block
         if offset + 2 * BLOCK >= size:  # the last block may be shorter than TAIL
@@ -56,7 +56,7 @@ class Ends:
 def hash_files(
     root: Root, paths: Iterable[bytes], *, md5: bool = False, inspect: Inspect | None = None
 ) -> list[HashedFile | SourceError]:
-    """Read files once each, in the calling thread; the error of a file stands in its place. Raises FolderError."""
+    """Read files once each, in the calling thread; an error takes the place of its file. Raises FolderError."""
     found: list[HashedFile | SourceError] = []
     with OpenRoot(root) as opened:
         for path in paths:
@@ -64,13 +64,13 @@ def hash_files(
                 found.append(_hash(opened, path, md5, inspect))
             except SourceError as error:
                 found.append(error)
-            except Exception as error:  # noqa: BLE001 - whatever a file brings about, it stays with this file
+            except Exception as error:  # noqa: BLE001 - every error concerns only this file
                 found.append(source_error(path, error))
     return found
 
 
 def hash_file(root: Root, path: bytes, *, md5: bool = False, inspect: Inspect | None = None) -> HashedFile:
-    """Read one file. Raises SourceError, and FolderError when the root is missing."""
+    """Read one file. Raises SourceError, and FolderError if the root is missing."""
     (found,) = hash_files(root, [path], md5=md5, inspect=inspect)
     if isinstance(found, SourceError):
         raise found
@@ -78,13 +78,13 @@ def hash_file(root: Root, path: bytes, *, md5: bool = False, inspect: Inspect | 
 
 
 def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = None) -> Digests:
-    """Return the digests of an open file's first `size` bytes. Raises SourceChanged when it is shorter, and OSError."""
+    """Return the digests of an open file's first `size` bytes. Raises OSError, and SourceChanged for a shorter file."""
     sha256, fingerprint, other = hashlib.sha256(), xxh3_128(), hashlib.md5(usedforsecurity=False)
     pending: Future[None] | None = None
-    # MD5 takes twice as long as the rest, and releases the GIL: for a large file it runs on a core of its own.
+    # MD5 takes twice as long as the rest, and releases the GIL. For a large file it runs on its own core.
     with ThreadPoolExecutor(1, "md5") if md5 and size > BLOCK else nullcontext() as beside:
         for offset in range(0, size, BLOCK):
-            if offset:  # a small file is read at once
+            if offset:  # a small file is read in one step
                 raise_if_cancelled()
             block = read_exactly(descriptor, min(BLOCK, size - offset), offset)
             if pending is not None:
@@ -101,7 +101,7 @@ def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = Non
 
 
 def sha256_of(descriptor: int, size: int) -> str:
-    """Return the SHA-256 of an open file's first `size` bytes, or of fewer where it is shorter. Raises OSError."""
+    """Return the SHA-256 of an open file's first `size` bytes, or of all bytes of a shorter file. Raises OSError."""
     sha256 = hashlib.sha256()
     for offset in range(0, size, BLOCK):
         raise_if_cancelled()
@@ -110,8 +110,8 @@ def sha256_of(descriptor: int, size: int) -> str:
 
 
 def raise_if_cancelled() -> None:
-    """Let a thread that reads a large file end soon after its task was cancelled: a stop must not wait for it."""
-    with suppress(RuntimeError):  # this thread works for no task
+    """Raise in a thread that reads a large file, if its task was cancelled: a stop must not wait for the read."""
+    with suppress(RuntimeError):  # this thread belongs to no task
         from_thread.check_cancelled()
 
 
@@ -132,12 +132,12 @@ def _hash_without_writer(descriptor: int, path: bytes, md5: bool, inspect: Inspe
         return HashedFile(stamp, False, None)
     keeps_lease = bool(free) and stamp.size <= BLOCK
     if free and not keeps_lease:
-        write_lease.release(descriptor)  # a writer must not wait for as long as a large file takes
+        write_lease.release(descriptor)  # a writer must not wait until a large file is read
     ends = None if inspect is None else Ends()
     found = digests_of(descriptor, stamp.size, md5=md5, ends=ends)
     if not keeps_lease and Stamp.of(os.fstat(descriptor)) != stamp:
         raise SourceChanged(f"{escaped(path)} changed while it was being read")
-    # A program may have opened it for writing meanwhile; writing through an mmap changes the stamp late.
+    # A program may have opened it for writing meanwhile; a write through mmap changes the stamp late.
     if free and not (
         write_lease.is_held(descriptor) if keeps_lease else write_lease.no_writer(descriptor) is not False
     ):

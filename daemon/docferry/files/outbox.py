@@ -1,7 +1,7 @@
-"""Store documents of applications durably in a mapping's outbox: whole or not at all, each in a folder of its own.
+"""Store documents of applications durably in a mapping's outbox, each completely or not at all, in its own folder.
 
-A document is written and synced below a staging folder, which then gets its final name. After a crash a staging folder
-is removed, and a document is complete.
+A document is written and synced below a staging folder, which then gets its final name. After a crash, staging folders
+are removed, and all other documents are complete.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Final
 from docferry.errors import ConfigError
 from docferry.files.safe_open import BLOCK
 
-#: Staging folders; no scan enters a hidden folder.
+#: The prefix of staging folders; scans skip hidden folders.
 STAGING_PREFIX: Final = ".docferry-put-"
-#: A staging folder is locked by its process. A younger one may not be locked yet, seconds.
+#: The age below which a staging folder may not yet be locked by its process, seconds.
 STAGING_AGE_S: Final = 60.0
-#: Documents of one name are in the order of their folders' names.
+#: The names of folders sort documents of one name by time.
 _KEY_DIGITS: Final = 12
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 2000
 
 
 def checked_name(name: str) -> PurePosixPath:
-    """Return a document's path in its mapping. Raises ConfigError where it cannot be the path of a file."""
+    """Return a document's path in its mapping. Raises ConfigError if it cannot be the path of a file."""
     segments = name.split("/")
     if any(segment in ("", ".", "..") for segment in segments) or "\0" in name:
         raise ConfigError([f'"{name}" is not the name of a document; write it like "report.pdf" or "2026/report.pdf"'])
@@ -44,7 +44,7 @@ def checked_name(name: str) -> PurePosixPath:
 def store(root: Path, name: PurePosixPath, blocks: Iterable[bytes]) -> str:
     """Store a document and return the name of its folder in the outbox; call it in a worker thread.
 
-    It is on the disk when this returns. Raises OSError.
+    The document is on the disk after the return. Raises OSError.
     """
     with _staging(root) as staging:
         path = staging / name
@@ -62,13 +62,13 @@ def store(root: Path, name: PurePosixPath, blocks: Iterable[bytes]) -> str:
 
 
 def replace_older(root: Path, folder: str) -> list[bytes]:
-    """Remove the documents of the same name that came before this one; return their paths."""
+    """Remove the older documents of the same name; return their paths."""
     key = folder[:_KEY_DIGITS]
     return _remove_files(root, [name for name in _names(root) if name.startswith(key) and name < folder])
 
 
 def remove_replaced(root: Path) -> None:
-    """Remove the documents that a later one of their name replaces, which a killed process left."""
+    """Remove documents that a killed process replaced by a later one but did not remove."""
     names = [name for name in _names(root) if not name.startswith(".")]
     latest = {name[:_KEY_DIGITS]: name for name in names}
     older = [name for name in names if latest[name[:_KEY_DIGITS]] != name]
@@ -76,7 +76,7 @@ def remove_replaced(root: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove empty folders of sent documents, and what killed processes staged; call it in a worker thread."""
+    """Remove empty folders of sent documents, and staging folders of killed processes; call it in a worker thread."""
     for name in _names(root):
         if name.startswith(STAGING_PREFIX):
             _remove_abandoned(root / name)
@@ -93,7 +93,7 @@ def blocks_of(content: bytes) -> Iterator[bytes]:
 
 @contextmanager
 def _staging(root: Path) -> Iterator[Path]:
-    """Give a locked new folder in the outbox; its rest is removed at the end."""
+    """Yield a locked new folder in the outbox; remove its remains at the end."""
     path = root / f"{STAGING_PREFIX}{secrets.token_hex(8)}"
     path.mkdir(mode=0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -106,7 +106,7 @@ def _staging(root: Path) -> Iterator[Path]:
 
 
 def _publish(staging: Path, root: Path, name: PurePosixPath) -> str:
-    """Give a staging folder its final name: by the document's name, then by time."""
+    """Give a staging folder its final name, which sorts by the document's name, then by time."""
     key = hashlib.sha256(bytes(name)).hexdigest()[:_KEY_DIGITS]
     latest = max((each for each in _names(root) if each.startswith(key)), default=f"{key}-0")
     number = max(time.time_ns(), int(latest[_KEY_DIGITS + 1 :], 16) + 1)
@@ -117,7 +117,7 @@ def _publish(staging: Path, root: Path, name: PurePosixPath) -> str:
         except OSError:
             if not (root / made).exists():
                 raise
-            number += 1  # another process put a document of this name at the same time
+            number += 1  # another process put a document of this name at the same moment
         else:
             return made
 
@@ -131,7 +131,7 @@ def _names(root: Path) -> list[str]:
 
 
 def _remove_files(root: Path, folders: Iterable[str]) -> list[bytes]:
-    """Remove the documents in these folders, and return their paths. A removal lasts once this returns."""
+    """Remove the documents in these folders durably, and return their paths."""
     removed = []
     for folder in folders:
         for path in [path for path in (root / folder).rglob("*") if not path.is_dir()]:
@@ -155,8 +155,8 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _remove_empty(path: Path) -> None:
-    """Remove a folder with its subfolders where they are empty."""
-    with suppress(OSError):  # it is not empty
+    """Remove a folder and its subfolders if they are empty."""
+    with suppress(OSError):  # not empty
         for folder, _, _ in os.walk(path, topdown=False):
             Path(folder).rmdir()
 

@@ -1,4 +1,4 @@
-"""Make a file appear in a folder: whole or not at all, never over another file, never behind a link."""
+"""Make a file appear in a folder: completely or not at all, never over another file, never behind a link."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from docferry.files.hashing import raise_if_cancelled, sha256_of
 from docferry.files.safe_open import BLOCK, FILE, FOLDER, OpenRoot, Root, components, folder_error, reason
 from docferry.model import escaped
 
-#: Existing files of a name that are compared before a free number is searched for without reading any.
+#: The number of existing files of a name that are compared; then a free number is searched without reading files.
 COMPARED: Final = 16
-#: Files of one name in one folder; then a person has to look.
+#: The largest number of files of one name in one folder; beyond it, a person has to check.
 MOST_NUMBERS: Final = 1_000_000
-#: A file cannot be linked or renamed to its place: another file system or mount, or one without hard links.
+#: Errors if a file cannot be linked or renamed to its place: another file system, or one without hard links.
 NOT_LINKED: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
 _LONGEST_NAME: Final = 255
 _RENAME_NOREPLACE: Final = 1
@@ -30,13 +30,13 @@ _RENAME_NOREPLACE: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes that are to appear."""
+    """Describe the bytes of the new file."""
 
     sha256: str
     size: int
 
     def equals(self, folder: int, name: bytes) -> bool:
-        """Whether `name` is a regular file with these bytes. Only a file of the right size is read."""
+        """Return whether `name` is a regular file with these bytes. Only a file of equal size is read."""
         found = _lstat(folder, name)
         if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != self.size:
             return False
@@ -45,7 +45,7 @@ class Content:
         except OSError:
             return False
         try:
-            found = os.fstat(descriptor)  # another file may have its name by now
+            found = os.fstat(descriptor)  # another file may have this name by now
             return found.st_size == self.size and sha256_of(descriptor, self.size) == self.sha256
         finally:
             os.close(descriptor)
@@ -53,9 +53,9 @@ class Content:
 
 @contextmanager
 def opened_folder(root: Root, folder: bytes, *, make: bool = True) -> Iterator[int]:
-    """Give a descriptor of a folder below `root`. With `make`, missing folders are made.
+    """Yield a descriptor of a folder below `root`. With `make`, create missing folders.
 
-    Raises FolderError for a link in the way, and FileNotFoundError without `make`.
+    Raises FolderError for a link in the path, and FileNotFoundError without `make`.
     """
     segments = _segments(root, folder)
     if make:
@@ -77,10 +77,10 @@ def opened_folder(root: Root, folder: bytes, *, make: bool = True) -> Iterator[i
 
 
 def free_name(folder: int, name: bytes, content: Content) -> tuple[bytes, bool]:
-    """Return the name that `content` gets in a folder, and whether it is there already.
+    """Return the name for `content` in a folder, and whether the content is already there.
 
-    Where other files have the name, a number is put behind it. The cost does not grow with their number: after a few
-    comparisons a free number is searched for in ever larger steps. Raises FolderError when there is none.
+    If other files have the name, a number is appended. The cost does not grow with the number of such files: after a
+    few comparisons, the search continues in growing steps. Raises FolderError if no number is free.
     """
     for number in range(1, COMPARED + 1):
         candidate = numbered(name, number)
@@ -105,7 +105,7 @@ def free_name(folder: int, name: bytes, content: Content) -> tuple[bytes, bool]:
 
 
 def numbered(name: bytes, number: int) -> bytes:
-    """Return `a (2).pdf` for `a.pdf` and 2, cut to the bytes that a name may have; the name itself for 1."""
+    """Return `a (2).pdf` for `a.pdf` and 2, cut to the longest name in bytes; return the name itself for 1."""
     if number == 1:
         return name
     stem, dot, suffix = name.rpartition(b".")
@@ -128,16 +128,16 @@ def rename(from_folder: int, name: bytes, to_folder: int, target: bytes) -> None
         number = ctypes.get_errno()
         if number not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(number, os.strerror(number), escaped(target))
-    # Some network shares cannot do that, but a link never replaces.
+    # Some network shares cannot rename so, but a link never replaces a file.
     os.link(name, target, src_dir_fd=from_folder, dst_dir_fd=to_folder, follow_symlinks=False)
     os.unlink(name, dir_fd=from_folder)
 
 
 def link_copy(source: int, folder: int, name: bytes, content: Content, *, attributes: bool = False) -> None:
-    """Copy an open file; the synced copy appears under its name at once.
+    """Copy an open file; the synced copy appears under its name in one step.
 
-    With `attributes` the copy has owner, mode, times and extended attributes of the original, as `mv` keeps them.
-    Raises FileExistsError, SourceChanged, FolderError and other OSError.
+    With `attributes` the copy keeps owner, mode, times and extended attributes of the original, like `mv`. Raises
+    FileExistsError, SourceChanged, FolderError and other OSError.
     """
     with _unnamed(folder) as (copy, path):
         if _copy_bytes(source, copy) != content.sha256:
@@ -193,14 +193,14 @@ def _lstat(folder: int, name: bytes) -> os.stat_result | None:
 
 @contextmanager
 def _unnamed(folder: int) -> Iterator[tuple[int, bytes]]:
-    """Give a descriptor of a new file without a name in `folder`, and a path that leads to it."""
+    """Yield a descriptor of a new file without a name in `folder`, and a path to the file."""
     part = None
     try:
         descriptor = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-        part = b".docferry-%s.part" % secrets.token_hex(8).encode()  # network shares have no files without a name
+        part = b".docferry-%s.part" % secrets.token_hex(8).encode()  # network shares do not support unnamed files
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
         yield descriptor, b"/proc/self/fd/%d" % descriptor if part is None else b"/proc/self/fd/%d/" % folder + part
@@ -212,7 +212,7 @@ def _unnamed(folder: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _copy_bytes(source: int, copy: int) -> str:
-    """Copy an open file from its beginning and return the SHA-256 of the copied bytes."""
+    """Copy an open file from its beginning and return the SHA-256 of the copy."""
     sha256, offset = hashlib.sha256(), 0
     while block := os.pread(source, BLOCK, offset):
         raise_if_cancelled()
@@ -225,12 +225,12 @@ def _copy_bytes(source: int, copy: int) -> str:
 
 def _copy_attributes(source: int, copy: int) -> None:
     found = os.fstat(source)
-    with suppress(PermissionError):  # only root may give a file to another user
+    with suppress(PermissionError):  # only root may change the owner
         os.fchown(copy, found.st_uid, found.st_gid)
-        os.fchmod(copy, stat.S_IMODE(found.st_mode))  # changing the owner clears some bits
+        os.fchmod(copy, stat.S_IMODE(found.st_mode))  # changing the owner clears some mode bits
     with suppress(OSError):  # a file system without extended attributes
         for name in os.listxattr(source):
-            with suppress(OSError):  # this one is the kernel's own, or not allowed there
+            with suppress(OSError):  # the kernel owns this attribute, or the file system refuses it
                 os.setxattr(copy, name, os.getxattr(source, name))
     os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
 

@@ -1,4 +1,4 @@
-"""Give a downloaded file a safe name and put it into its folder: whole or not at all, never over other bytes."""
+"""Give a downloaded file a safe name and move it into its folder: completely or not at all, never over other bytes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from docferry.files.placement import NOT_LINKED, Content, free_name, link_copy, 
 from docferry.files.safe_open import FILE, Root
 from docferry.model import joined, parted
 
-_LONGEST: Final = 200  # bytes of a name: room for " (2)" and a temporary suffix below the kernel's 255
+_LONGEST: Final = 200  # bytes of a name: leaves space for " (2)" and a temporary suffix within the kernel's 255
 _UNSAFE: Final = frozenset('/\\:*?"<>|')
-#: Names of devices on other systems, with any suffix.
+#: Device names of other systems, with any suffix.
 _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", "conin$", "conout$"}) | {
     f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³"
 }
 
 
 def safe_name(name: str) -> str:
-    """Return one path segment that is safe on every system, never empty.
+    """Return one path segment that is safe on every system and never empty.
 
-    It is NFC, without separators, control or direction-changing characters, leading dots or names of devices, and has
-    at most 200 bytes with the suffix kept.
+    The segment is NFC and has at most 200 bytes, with the suffix kept. It contains no separators, control or
+    direction-changing characters, leading dots, or device names.
     """
     text = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8"))
     text = "".join("_" if char in _UNSAFE or not char.isprintable() else char for char in text)
@@ -36,7 +36,7 @@ def safe_name(name: str) -> str:
 
 
 def render_layout(layout: str, *, date: str, source: str, name: str, company_id: str) -> PurePosixPath:
-    """Return the path of a file below its folder, with every placeholder made safe."""
+    """Return the path of a file below its folder, with safe values for all placeholders."""
     words = {"date": date, "source": source or "other", "name": name, "company_id": company_id}
     segments = []
     for template in layout.split("/"):
@@ -53,23 +53,23 @@ def content_of(path: Path) -> Content:
 
 
 def choose(root: Path, relative: PurePosixPath, content: Content) -> Path:
-    """Return the path that a file with these bytes will have: `relative` below `root`, numbered if that is taken.
+    """Return the future path of a file with these bytes: `relative` below `root`, numbered if that name is taken.
 
-    Nothing is made yet. Raises FolderError when a link or a file stands in the way.
+    Nothing is created yet. Raises FolderError if a link or a file is in the way.
     """
     folder, name = parted(_raw(relative))
     try:
         with opened_folder(_root(root), folder, make=False) as parent:
             name, _ = free_name(parent, name, content)
     except FileNotFoundError:
-        pass  # the folder is not made yet, so that the name is free
+        pass  # the folder does not exist yet, so the name is free
     return root / os.fsdecode(joined(folder, name))
 
 
 def put(file: Path, target: Path, root: Path, content: Content) -> Path:
-    """Move `file` to `target` in one step, never over other bytes, and return where it is.
+    """Move `file` to `target` in one step, never over other bytes, and return its path.
 
-    That is another path when another process has taken the name. File and folder are synced. Raises FolderError.
+    The path differs from `target` if another process took that name. File and folder are synced. Raises FolderError.
     """
     folder, name = parted(_raw(PurePosixPath(target.relative_to(root))))
     source = os.open(file, FILE)
@@ -101,7 +101,7 @@ def _appear(file: Path, source: int, parent: int, name: bytes, content: Content)
 
 
 def _root(root: Path) -> Root:
-    return Root(root, follow_links=True)  # a person chose the folder; links below it are not followed
+    return Root(root, follow_links=True)  # a person chose the root; links below it are not followed
 
 
 def _raw(relative: PurePosixPath) -> bytes:

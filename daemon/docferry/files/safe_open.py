@@ -1,7 +1,7 @@
 """Open files and folders beneath a mapping's root without following a link.
 
-A customer may exchange any name below the root for a link at any moment. So a path is resolved once, by the kernel,
-from a descriptor of the root; everything later works on the descriptor that came out of it.
+A customer may replace any name below the root by a link at any moment. So the kernel resolves each path once, from a
+descriptor of the root. All later steps use the resulting descriptor.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Final, Self
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.model import Stamp, escaped, parted
 
-if TYPE_CHECKING:  # a sender process reads no configuration, and need not load it
+if TYPE_CHECKING:  # a sender process reads no configuration, and need not import its module
     from docferry.settings import Upload
 
-#: Bytes of one read. Larger ones are a little faster, and eight workers hold three each; smaller files are one block.
+#: Bytes of one read. Larger blocks are slightly faster, but eight workers hold three each. A smaller file is one block.
 BLOCK: Final = 1 << 19
-#: Bytes of the longest path beneath a root: the kernel takes 4,096 with the final NUL.
+#: Bytes of the longest path beneath a root: the kernel accepts 4,096 with the final NUL.
 LONGEST_PATH: Final = 4095
-#: The name is missing, or cannot be reached without following a link.
+#: Errors of a missing name, or of a name behind a link.
 MISSING: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV})
 
 FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -37,10 +37,10 @@ FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 PARENT: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: Links that a root's path may lead over, as in the kernel.
+#: The largest number of links in a root's path, as in the kernel.
 _MOST_LINKS: Final = 40
 _AT_FDCWD: Final = -100
-_SYS_OPENAT2: Final = 437  # the same number on every architecture
+_SYS_OPENAT2: Final = 437  # equal on all architectures
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
@@ -51,9 +51,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A mapping's folder before the first placeholder.
+    """Describe a mapping's folder before the first placeholder.
 
-    Unless `follow_links` is set, a link in its path is followed only where no unprivileged user could have put it.
+    Unless `follow_links` is set, a link in its path is followed only if no unprivileged user could have created it.
     """
 
     path: Path
@@ -66,20 +66,20 @@ class Root:
 
     @property
     def raw(self) -> bytes:
-        """The path as the kernel takes it: UTF-8, whatever the locale says."""
+        """Return the path in UTF-8 for the kernel, independent of the locale."""
         return str(self.path).encode("utf-8", "surrogateescape")
 
     @property
     def shown(self) -> str:
-        """The path for messages."""
+        """Return the path for messages."""
         return escaped(self.raw)
 
 
 class OpenRoot:
-    """Opens what lies beneath one root; a context manager that holds the root's descriptor.
+    """Open paths beneath one root; a context manager that holds the root's descriptor.
 
-    Entering raises FolderError when the root is missing. Every path given is relative, and every method raises OSError
-    where a component is missing or a link.
+    Entering raises FolderError if the root is missing. All paths are relative. Every method raises OSError if a
+    component is missing or a link.
     """
 
     def __init__(self, root: Root) -> None:
@@ -98,7 +98,7 @@ class OpenRoot:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """The device and inode of the root, which change with a mount."""
+        """Return device and inode of the root, which change with a mount."""
         status = os.fstat(self.descriptor)
         return status.st_dev, status.st_ino
 
@@ -110,7 +110,7 @@ class OpenRoot:
 
     @contextmanager
     def opened(self, path: bytes, flags: int) -> Iterator[int]:
-        """Like `open`, for a `with` that closes the descriptor."""
+        """Open a path like `open`, and close the descriptor at the end of the context."""
         descriptor = self.open(path, flags)
         try:
             yield descriptor
@@ -118,7 +118,7 @@ class OpenRoot:
             os.close(descriptor)
 
     def open_file(self, path: bytes) -> int:
-        """Return a read-only descriptor that never blocks; `stamp_of` tells whether it is a regular file.
+        """Return a read-only descriptor that never blocks; `stamp_of` checks for a regular file.
 
         Raises SourceError.
         """
@@ -133,7 +133,7 @@ class OpenRoot:
             return os.fstat(descriptor)
 
     def is_folder(self, path: bytes) -> bool:
-        """Whether `path` is a folder that is reached without a link."""
+        """Return whether `path` is a folder that is reachable without a link."""
         try:
             return stat.S_ISDIR(self.stat(path).st_mode)
         except OSError:
@@ -141,7 +141,10 @@ class OpenRoot:
 
 
 def open_beneath(base: int, path: bytes, flags: int) -> int:
-    """Return a descriptor of the relative `path` beneath the folder `base`. Raises OSError, ENOENT for a path out."""
+    """Return a descriptor of the relative `path` beneath the folder `base`.
+
+    Raises OSError, with ENOENT for an outside path.
+    """
     components(path)
     if _has_openat2():
         return _openat2(base, path, flags, _BENEATH)
@@ -156,7 +159,7 @@ def open_beneath(base: int, path: bytes, flags: int) -> int:
 
 
 def components(path: bytes) -> list[bytes]:
-    """Return the segments of a relative path. Raises OSError for a segment that could lead elsewhere."""
+    """Return the segments of a relative path. Raises OSError for a segment that leads elsewhere."""
     parts = path.split(b"/")
     if b"\0" in path or len(path) > LONGEST_PATH or any(part in (b"", b".", b"..") for part in parts):
         raise OSError(errno.ENOENT, "not a path beneath the folder", escaped(path))
@@ -164,7 +167,7 @@ def components(path: bytes) -> list[bytes]:
 
 
 def replaceable(root: Root) -> bytes | None:
-    """Return the first component of the root's path that an unprivileged user can replace, None when there is none."""
+    """Return the first component of the root's path that an unprivileged user can replace, or None."""
     here = b""
     for part in root.raw.split(b"/")[1:]:
         above, here = here or b"/", here + b"/" + part
@@ -172,12 +175,12 @@ def replaceable(root: Root) -> bytes | None:
             if not _is_guarded(os.stat(above), os.lstat(here)):  # noqa: PTH116 - paths of bytes
                 return here
         except OSError:
-            return None  # opening the root gives the error
+            return None  # opening the root reports the error
     return None
 
 
 def stamp_of(descriptor: int, path: bytes) -> Stamp:
-    """Return the stamp of an open file. Raises SourceUnreadable when it is not a regular file."""
+    """Return the stamp of an open file. Raises SourceUnreadable for anything but a regular file."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         raise SourceUnreadable(f"{escaped(path)} is not a regular file: it is left alone")
@@ -185,7 +188,7 @@ def stamp_of(descriptor: int, path: bytes) -> Stamp:
 
 
 def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
-    """Return `length` bytes from `offset`. Raises SourceChanged when the file is shorter."""
+    """Return `length` bytes from `offset`. Raises SourceChanged if the file is shorter."""
     content = os.pread(descriptor, length, offset)
     while len(content) < length:
         more = os.pread(descriptor, length - len(content), offset + len(content))
@@ -196,7 +199,7 @@ def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
 
 
 def source_error(path: bytes, error: Exception) -> SourceError:
-    """Return the error of a document that could not be opened or read, with its cure."""
+    """Return the error, with its fix, of a document that could not be opened or read."""
     shown = escaped(path)
     if errno_of(error) == errno.ENOENT:
         return SourceVanished(f"{shown} no longer exists")
@@ -208,7 +211,7 @@ def source_error(path: bytes, error: Exception) -> SourceError:
 
 
 def folder_error(root: Root, error: Exception) -> FolderError:
-    """Return the error of a mapping's folder that cannot be opened, with its cure."""
+    """Return the error, with its fix, of a mapping's folder that cannot be opened."""
     shown = root.shown
     if errno_of(error) == errno.ENOENT:
         return FolderError(f"{shown} does not exist: create it, mount its file system, or correct `folder`")
@@ -220,7 +223,7 @@ def folder_error(root: Root, error: Exception) -> FolderError:
 
 
 def subfolder_problem(folder: bytes, error: Exception) -> str:
-    """Return one sentence about a folder inside a mapping that cannot be read, with its cure."""
+    """Return one sentence, with the fix, about a folder inside a mapping that cannot be read."""
     shown = escaped(folder)
     if errno_of(error) in MISSING:
         return f"{shown} disappeared while it was being read: the next scan reads it again"
@@ -230,14 +233,14 @@ def subfolder_problem(folder: bytes, error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the kernel's description of an error, in lower case for the inside of a sentence."""
+    """Return the kernel's description of an error, in lower case for use inside a sentence."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
     return escaped(f"{type(error).__name__}: {error}")
 
 
 def errno_of(error: Exception) -> int | None:
-    """Return the number of an error of the system, None of any other error that a file brought about."""
+    """Return the errno of a system error, or None for any other error of a file."""
     return error.errno if isinstance(error, OSError) else None
 
 
@@ -283,7 +286,7 @@ def _walk_root(root: Root, path: bytes) -> int:
 
 
 def _link_target(root: Root, here: int, part: bytes, links: int) -> bytes | None:
-    """Return the target of a link, None when `part` is not one. Raises FolderError for a link that is not trusted."""
+    """Return the target of a link, or None if `part` is not one. Raises FolderError for an untrusted link."""
     entry = os.open(part, NAME, dir_fd=here)
     try:
         found = os.fstat(entry)
@@ -302,7 +305,7 @@ def _link_target(root: Root, here: int, part: bytes, links: int) -> bytes | None
 
 
 def _is_guarded(folder: os.stat_result, entry: os.stat_result) -> bool:
-    """Whether only root and the running user can replace this entry of a folder."""
+    """Return whether only root and the running user can replace this entry of a folder."""
     trusted = (0, os.geteuid())
     if folder.st_uid not in trusted:
         return False
@@ -330,7 +333,10 @@ def _step_by_step(base: int, parts: list[bytes]) -> int:
 
 
 def _openat2(base: int, path: bytes, flags: int, resolve: int) -> int:
-    """Call openat2(2). With RESOLVE_BENEATH a rename in another tree makes the kernel say EAGAIN: ask again."""
+    """Call openat2(2).
+
+    With RESOLVE_BENEATH the kernel returns EAGAIN after a rename in another tree: repeat the call.
+    """
     how = struct.pack("QQQ", flags, 0, resolve)
     while True:
         descriptor: int = _libc.syscall(_SYS_OPENAT2, base, path, how, len(how))
@@ -343,7 +349,7 @@ def _openat2(base: int, path: bytes, flags: int, resolve: int) -> int:
 
 @cache
 def _has_openat2() -> bool:
-    """Whether the kernel has openat2, and no sandbox forbids it. Kernels before 5.6 lack it."""
+    """Return whether the kernel has openat2 (since 5.6) and no sandbox forbids it."""
     try:
         os.close(_openat2(_AT_FDCWD, b"/", PARENT, _RESOLVE_NO_SYMLINKS))
     except OSError:

@@ -1,4 +1,4 @@
-"""Read a mapping's folders from the disk. A scan is the truth about what exists; the watcher only hurries it."""
+"""Read a mapping's folders from the disk. A scan alone decides which files exist; the watcher only hurries it."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from docferry.files.safe_open import (
 )
 from docferry.model import SeenFile, Stamp, clamped, escaped, joined, parted
 
-#: name, size, mtime_ns, ctime_ns: a million of these are four times cheaper than a million SeenFile.
+#: name, size, mtime_ns, ctime_ns: a million such tuples cost a quarter of a million SeenFile objects.
 FileEntry = tuple[bytes, int, int, int]
 
-#: Times within these bounds need not be clamped; nobody can set a ctime beyond them.
+#: Times within these limits need no clamping; no user can set a ctime outside them.
 _USUAL_NS: Final = 2**62
 
-#: The starts of a walk of everything.
+#: The start of a walk through the whole root.
 WHOLE: Final = (b"",)
 
 
 @dataclass(slots=True)
 class Listing:
-    """The content of one folder. With a `problem` it is incomplete: a missing entry may still exist."""
+    """Hold the content of one folder. With a `problem` the content is incomplete: a missing entry may still exist."""
 
     folder: bytes  # relative to the root; b"" is the root
     files: list[FileEntry] = field(default_factory=list)
-    folders: int = 0  # subfolders, entered or not
+    folders: int = 0  # subfolders, visited or not
     links: int = 0  # links to files and folders, which are not followed
-    too_long: int = 0  # names whose path is longer than the kernel takes
+    too_long: int = 0  # names whose path exceeds the kernel's limit
     hidden: list[bytes] = field(default_factory=list)  # names of subfolders that begin with a dot
     problem: str | None = None
 
@@ -52,10 +52,10 @@ class Listing:
 
 
 class FolderFilter(Protocol):
-    """Chooses the folders of a root that are read and watched, as a mapping does."""
+    """Choose the folders of a root that are read and watched, by the rules of a mapping."""
 
     def enters(self, folder: bytes) -> bool:
-        """Whether a folder is read, given relative to the root. The folders above it are asked for separately."""
+        """Return whether a folder is read. The path is relative to the root; parent folders are checked separately."""
 
 
 class _EveryFolder:
@@ -72,7 +72,7 @@ def walk(
     """Yield a listing of every chosen folder from each of `starts` down, in lists of about `chunk` files.
 
     Top-level folders take turns, so that a huge one does not delay the others. Links are not followed. Raises
-    FolderError when the root cannot be read; nothing below the root raises.
+    FolderError if the root cannot be read; no folder below the root raises.
     """
     ahead = _Ahead(start for start in starts if _is_entered(start, folders))
     gathered: list[Listing] = []
@@ -86,7 +86,7 @@ def walk(
             ahead.extend(path for path in subfolders if folders.enters(path))
             gathered.append(listing)
             weight += 1 + len(listing.files)
-            del listing  # the consumer decides how long it stays in memory
+            del listing  # the consumer decides how long the list stays in memory
             if weight >= chunk:
                 yield gathered
                 gathered, weight = [], 0
@@ -101,7 +101,7 @@ def top_level(path: bytes) -> bytes:
 
 
 def is_empty(root: Root) -> bool:
-    """Whether the root has only hidden names, as the mount point of a share that is not mounted. Raises FolderError."""
+    """Return whether the root has only hidden names, like the mount point of an unmounted share. Raises FolderError."""
     with OpenRoot(root) as opened:
         try:
             with opened.opened(b"", FOLDER) as descriptor, os.scandir(descriptor) as names:
@@ -111,9 +111,9 @@ def is_empty(root: Root) -> bool:
 
 
 def stat_file(opened: OpenRoot, path: bytes) -> SeenFile | None:
-    """Return how a file looks now, None when there is no regular file that is reached without a link.
+    """Return the present state of a file, or None if there is no regular file that is reachable without a link.
 
-    Raises SourceUnreadable when the disk gives no answer.
+    Raises SourceUnreadable if the disk does not answer.
     """
     try:
         found = opened.stat(path)
@@ -125,7 +125,7 @@ def stat_file(opened: OpenRoot, path: bytes) -> SeenFile | None:
 
 
 class _Ahead:
-    """Folders that a walk has still to read: depth first within a top-level folder, which take turns."""
+    """Hold the unread folders of a walk. Top-level folders take turns; within each, the walk is depth first."""
 
     def __init__(self, starts: Iterable[bytes]) -> None:
         self._by_top: dict[bytes, list[bytes]] = {}
@@ -165,7 +165,7 @@ def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[by
     try:
         with opened.opened(folder, FOLDER) as descriptor:
             subfolders = _read(descriptor, listing)
-    except Exception as error:  # whatever a folder brings about, it stays with this folder
+    except Exception as error:  # every error concerns only this folder
         if not folder:
             raise folder_error(root, error) from error
         listing.problem = subfolder_problem(folder, error)
@@ -173,7 +173,7 @@ def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[by
     listing.folders = len(subfolders)
     listing.hidden = [name for name in subfolders if name.startswith(b".")]
     room = LONGEST_PATH - len(folder) - 1
-    if room < 255:  # the longest name
+    if room < 255:  # the longest possible name
         _leave_out_too_long(listing, subfolders, room)
     return listing, [joined(folder, name) for name in subfolders]
 
@@ -181,7 +181,7 @@ def _list(root: Root, opened: OpenRoot, folder: bytes) -> tuple[Listing, list[by
 def _read(descriptor: int, listing: Listing) -> list[bytes]:
     """Fill in the files of a listing and return the names of its subfolders.
 
-    Through a descriptor, so that a folder exchanged for a link changes nothing; as fast as scandir on a path.
+    Uses a descriptor, so that replacing the folder by a link has no effect. This is as fast as scandir on a path.
     """
     below: list[bytes] = []
     keep, encode = listing.files.append, os.fsencode
@@ -191,14 +191,15 @@ def _read(descriptor: int, listing: Listing) -> list[bytes]:
                 if each.is_file(follow_symlinks=False):
                     seen = each.stat(follow_symlinks=False)
                     mtime_ns = seen.st_mtime_ns
-                    if not -_USUAL_NS < mtime_ns < _USUAL_NS:  # a call for each file would take a tenth of the time
+                    # a function call for each file would take a tenth of the time
+                    if not -_USUAL_NS < mtime_ns < _USUAL_NS:
                         mtime_ns = clamped(mtime_ns)
                     keep((encode(each.name), seen.st_size, mtime_ns, seen.st_ctime_ns))
                 elif each.is_dir(follow_symlinks=False):
                     below.append(encode(each.name))
                 elif each.is_symlink():
                     listing.links += 1
-            except FileNotFoundError:  # it was removed since it was listed
+            except FileNotFoundError:  # removed since it was listed
                 continue
     return below
 

@@ -1,8 +1,8 @@
-"""Delete or archive files that were sent, and nothing else.
+"""Delete or archive sent files, and no others.
 
-A name in a customer's folder can be exchanged at any moment. So a file is renamed into a folder of docferry's own
-beside it, compared there with what was sent, and then finished or put back. Every call works on descriptors: the path
-is resolved once, without links, and never used again.
+A name in a customer's folder can be replaced at any moment. So a file is first renamed into a hidden folder of docferry
+beside it, and compared there with the sent version. Then it is deleted or archived, or restored if it differs. All
+calls use descriptors: each path is resolved once, without links.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from docferry.files.placement import Content, free_name, link_copy, numbered, op
 from docferry.files.safe_open import FILE, FOLDER, MISSING, PARENT, OpenRoot, Root, errno_of, reason
 from docferry.model import Stamp, escaped, joined, parted
 
-#: Names of the folders for files that are set aside. A scan enters no hidden folder.
+#: The prefix of folders for files that are set aside. Scans skip hidden folders.
 ASIDE_PREFIX: Final = b".docferry-aside-"
-#: Names that are tried when the name of a file that is put back was taken meanwhile.
+#: The number of names tried for a restored file whose own name was taken meanwhile.
 _MOST_NAMES: Final = 1000
 
 
 class Fate(StrEnum):
-    """The result of the removal of a file."""
+    """Name the result of the removal of a file."""
 
-    DONE = "done"  # deleted, archived, or no longer there
-    REPLACED = "replaced"  # it is not the version that was sent: it stays
-    IN_USE = "in_use"  # a program has it open for writing: it stays
-    FAILED = "failed"  # the file system refuses
+    DONE = "done"  # deleted, archived, or already absent
+    REPLACED = "replaced"  # not the sent version: the file stays
+    IN_USE = "in_use"  # a program has the file open for writing: it stays
+    FAILED = "failed"  # the file system refuses the removal
 
 
 @dataclass(frozen=True, slots=True)
 class SentFile:
-    """A document whose bytes were sent: its path below the root, and how it looked then."""
+    """Describe a sent document: its path below the root, and its stamp when it was read."""
 
     document_id: int
     path: bytes
@@ -53,7 +53,7 @@ class SentFile:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What became of one file. For FAILED, `detail` has reason and fix, and is the same for files that fail alike."""
+    """Hold the result for one file. `detail` of FAILED has reason and fix, and is equal for files that fail alike."""
 
     file: SentFile
     fate: Fate
@@ -61,9 +61,9 @@ class Removal:
 
 
 def remove(root: Root, files: Sequence[SentFile], archive: Root | None) -> list[Removal]:
-    """Delete sent files, or move them into the archive under their path; in the calling thread.
+    """Delete sent files, or move them to the same path in the archive, in the calling thread.
 
-    Raises FolderError when the root cannot be opened.
+    Raises FolderError if the root cannot be opened.
     """
     found: list[Removal] = []
     with OpenRoot(root) as opened:
@@ -73,9 +73,9 @@ def remove(root: Root, files: Sequence[SentFile], archive: Root | None) -> list[
 
 
 def restore(root: Root, folder: bytes, name: bytes) -> list[bytes]:
-    """Put back what a killed process left in the folder `name` within `folder`; return the restored paths.
+    """Restore files that a killed process left in the folder `name` within `folder`; return the restored paths.
 
-    A folder that is not ours, or that a living process works in, is left alone.
+    Foreign folders, and folders of running processes, are skipped.
     """
     restored: list[bytes] = []
     with suppress(OSError), OpenRoot(root) as opened, opened.opened(folder, PARENT) as parent:
@@ -106,7 +106,7 @@ def _remove_from(opened: OpenRoot, folder: bytes, files: Sequence[SentFile], arc
             return done + [_remove_one(parent, aside, file, into) for file in left]
     except FolderError as error:
         return [Removal(file, Fate.FAILED, str(error)) for file in files]
-    except Exception as error:  # noqa: BLE001 - whatever a folder brings about, it stays with its documents
+    except Exception as error:  # noqa: BLE001 - every error concerns only the documents of this folder
         if errno_of(error) in MISSING:
             return [Removal(file, Fate.DONE) for file in files]
         return [Removal(file, Fate.FAILED, _cure(error)) for file in files]
@@ -122,20 +122,20 @@ def _exists(parent: int, name: bytes) -> bool:
 
 @contextmanager
 def _aside(parent: int) -> Iterator[int]:
-    """A locked folder in `parent` that only the running user can enter; it is removed at the end if it is empty."""
+    """Yield a locked folder in `parent` that only the running user can enter; remove it at the end if it is empty."""
     name = ASIDE_PREFIX + secrets.token_hex(8).encode()
     os.mkdir(name, 0o700, dir_fd=parent)
     try:
         aside = os.open(name, FOLDER, dir_fd=parent)
         try:
-            if not _is_ours(aside):  # it was exchanged in this moment
+            if not _is_ours(aside):  # replaced at this moment
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             fcntl.flock(aside, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield aside
         finally:
             os.close(aside)
     finally:
-        with suppress(OSError):  # the next scan puts its rest back
+        with suppress(OSError):  # the next scan restores its files
             os.rmdir(name, dir_fd=parent)
 
 
@@ -156,14 +156,14 @@ def _remove_one(parent: int, aside: int, file: SentFile, into: int | None) -> Re
         return Removal(file, Fate.FAILED, _cure(error))
     try:
         return _set_aside(parent, aside, file, descriptor, into)
-    except Exception as error:  # noqa: BLE001 - whatever a file brings about, it stays with this file
+    except Exception as error:  # noqa: BLE001 - every error concerns only this file
         return Removal(file, Fate.FAILED, _cure(error))
     finally:
         os.close(descriptor)
 
 
 def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: int | None) -> Removal:
-    """Rename the file aside, compare it with the sent version, then finish or put it back."""
+    """Rename the file aside, compare it with the sent version, then delete, archive or restore it."""
     name = parted(file.path)[1]
     if not _is_sent(os.fstat(descriptor), file, compare_ctime=True):
         return Removal(file, Fate.REPLACED)
@@ -178,7 +178,7 @@ def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: i
             return Removal(file, Fate.REPLACED)
         if free is None and digests_of(descriptor, file.stamp.size, md5=False).sha256 != file.sha256:
             return Removal(file, Fate.REPLACED)
-        # From now on nobody can open it by its name; a program that opened it before breaks the lease.
+        # From here on nobody can open the file by its name; a program that opened it before breaks the lease.
         if free and not write_lease.is_held(descriptor):
             return Removal(file, Fate.IN_USE)
         try:
@@ -198,7 +198,7 @@ def _set_aside(parent: int, aside: int, file: SentFile, descriptor: int, into: i
 
 
 def _is_sent(found: os.stat_result, file: SentFile, *, compare_ctime: bool = False) -> bool:
-    """Whether this is the version that was sent. Renaming a file changes its ctime."""
+    """Return whether this is the sent version. Renaming a file changes its ctime."""
     stamp = Stamp.of(found)
     if not stat.S_ISREG(found.st_mode) or (compare_ctime and stamp != file.stamp):
         return False
@@ -208,7 +208,7 @@ def _is_sent(found: os.stat_result, file: SentFile, *, compare_ctime: bool = Fal
 def _archive(aside: int, name: bytes, descriptor: int, content: Content, into: int) -> None:
     """Move a file that was set aside into an open folder of the archive.
 
-    A file with other hard links is copied: through one of them its owner could rewrite what is archived.
+    A file with other hard links is copied: its owner could otherwise change the archived bytes.
     """
     is_copied = os.fstat(descriptor).st_nlink > 1
     while True:
@@ -224,7 +224,7 @@ def _archive(aside: int, name: bytes, descriptor: int, content: Content, into: i
                 os.fsync(descriptor)
                 rename(aside, name, into, target)
         except FileExistsError:
-            continue  # another process was faster
+            continue  # another process created it first
         except OSError as error:
             if error.errno != errno.EXDEV or is_copied:
                 raise
@@ -234,7 +234,7 @@ def _archive(aside: int, name: bytes, descriptor: int, content: Content, into: i
 
 
 def _put_back(parent: int, aside: int, name: bytes) -> bytes:
-    """Move a name back and return it. Another that took its place stays: then it gets a number."""
+    """Restore a file under its name and return the name, with a number if another file took it."""
     for number in range(1, _MOST_NAMES):
         with suppress(FileExistsError):
             rename(aside, name, parent, numbered(name, number))

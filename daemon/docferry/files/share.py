@@ -1,4 +1,4 @@
-"""Look whether a folder is the share that a queue knows, without writing into it."""
+"""Check whether a folder is the share known to the queue, without writing into the folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from docferry.model import SeenFile
 
 @dataclass(frozen=True, slots=True)
 class ShareLook:
-    """What lies at the root of a shared mapping on this host."""
+    """Describe the root of a shared mapping on this host."""
 
     identity: tuple[int, int]  # device and inode, which change with the mount
-    mount: str | None  # file system, source and inode, which are equal on other hosts; None: unknown
-    is_proved: bool  # a known document lies there
+    mount: str | None  # file system, source and inode, which are equal on all hosts; None: unknown
+    is_proved: bool  # contains a known document
     is_empty: bool
 
 
 def look(root: Root, documents: Sequence[SeenFile], mounts: Collection[str]) -> ShareLook:
-    """Return how the root of a shared mapping looks on this host.
+    """Return the state of the root of a shared mapping on this host.
 
-    It is the share if one of these known `documents` lies there unchanged, or if it is a mount on which one was seen
-    before. Raises FolderError if it cannot be read or is another folder, such as an empty mount point.
+    The root is the share if it contains one of the known `documents` unchanged, or is a mount on which one was found
+    earlier. Raises FolderError if the root cannot be read or is another folder, such as an empty mount point.
     """
     with OpenRoot(root) as opened:
         try:
@@ -52,7 +52,7 @@ def look(root: Root, documents: Sequence[SeenFile], mounts: Collection[str]) -> 
 
 
 def _lies_there(opened: OpenRoot, document: SeenFile) -> bool:
-    """Whether a file with the size and the time of a known document lies at its path."""
+    """Return whether a file with the size and the time of a known document is at its path."""
     try:
         status = opened.stat(document.path)
     except OSError:
@@ -61,7 +61,7 @@ def _lies_there(opened: OpenRoot, document: SeenFile) -> bool:
 
 
 def _mount(status: os.stat_result) -> str | None:
-    """Return the file system and source of a mount with the inode of its folder, None if the kernel does not tell."""
+    """Return the file system and source of a mount with the inode of its folder, or None if unknown to the kernel."""
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()

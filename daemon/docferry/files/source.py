@@ -1,4 +1,4 @@
-"""Give out a document's bytes in blocks, and prove that they are the planned ones."""
+"""Read a document's bytes in blocks, and prove that they are the planned ones."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from docferry.model import Digests, Source, Stamp, escaped
 
 
 class Opener:
-    """Opens the sources of one root in a thread.
+    """Open the sources of one root in a thread.
 
-    Sources that are asked for while the thread is busy are opened together next. A root that hangs delays only itself.
+    Sources requested while the thread is busy are opened together in the next call. A hanging root delays only its own
+    sources.
     """
 
     def __init__(self, root: Root) -> None:
@@ -34,21 +35,22 @@ class Opener:
     def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> FileSource:
         """Return the file as a source for one attempt: `async with opener.source(…) as source`.
 
-        Entering raises SourceError unless the file has this stamp. A small file is then already read and proved,
-        unless `stays_open` was set.
+        Entering raises SourceError unless the file has this stamp. A small file is then already read and proved, unless
+        `stays_open` was set.
         """
         return FileSource(self, path, stamp, digests, md5)
 
     async def open(self, *sources: FileSource) -> None:
-        """Open these sources together with all others that wait. Errors are raised when a source is entered.
+        """Open these sources together with all other waiting ones. Errors are raised when a source is entered.
 
-        When this is cancelled, none of these sources is left open.
+        After a cancellation, none of these sources stays open.
         """
         self._waiting += sources
         try:
             async with self._one_call:
                 if not all(source.is_open for source in sources):
-                    await to_thread.run_sync(self._open, tuple(self._waiting))  # cancelled before: all go on waiting
+                    # cancelled before the call: all continue to wait
+                    await to_thread.run_sync(self._open, tuple(self._waiting))
                     self._waiting = [source for source in self._waiting if not source.is_open]
         except BaseException:
             self._waiting = [source for source in self._waiting if source not in sources]
@@ -69,7 +71,7 @@ class Opener:
 
 
 async def open_together(sources: Iterable[FileSource]) -> None:
-    """Open the sources of one request, in one call of a thread for each root. Errors wait until one is entered."""
+    """Open the sources of one request, with one call in a thread for each root. Errors are raised on entering."""
     by_opener: dict[Opener, list[FileSource]] = {}
     for source in sources:
         by_opener.setdefault(source.opener, []).append(source)
@@ -78,30 +80,30 @@ async def open_together(sources: Iterable[FileSource]) -> None:
 
 
 class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
-    """An open file whose bytes are proved while they are read: XXH3 of all, and the stamp, before the last block.
+    """Read an open file, and prove its bytes before the last block: the XXH3 of all, and the stamp.
 
-    Of a large file two blocks are in memory: while one is being sent, the next is read. A small one may be read ahead
-    of time with `read_small`. `blocks` may be called again.
+    Of a large file, two blocks are in memory: the next is read while one is sent. `read_small` reads a small file in
+    advance. `blocks` may be called again.
     """
 
     def __init__(self, descriptor: int, path: bytes, stamp: Stamp, fingerprint: str) -> None:
         self.descriptor, self.path, self.stamp, self.fingerprint = descriptor, path, stamp, fingerprint
-        self.whole: bytes | None = None  # of a small file that was read
+        self.whole: bytes | None = None  # of a small file after `read_small`
         self._readers: TaskGroup | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of the document."""
+        """Return the size of the document in bytes."""
         return self.stamp.size
 
     @property
     def is_small(self) -> bool:
-        """Whether the file is one block."""
+        """Return whether the file is one block."""
         return self.size <= BLOCK
 
     @property
     def md5(self) -> str | None:
-        """None: nobody asks an open file."""
+        """Return None: an open file never needs its MD5."""
         return None
 
     async def __aenter__(self) -> Self:
@@ -119,13 +121,13 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
             readers.cancel_scope.cancel()
             if isinstance(error, anyio.get_cancelled_exc_class()):
                 return await readers.__aexit__(kind, error, trace)
-            await readers.__aexit__(None, None, None)  # given the error, it would raise an ExceptionGroup
+            await readers.__aexit__(None, None, None)  # an error passed here would become an ExceptionGroup
             return None
         finally:
             self.close()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
+        """Yield the bytes in order. Raises SourceChanged instead of the last block unless they are the planned ones."""
         if self.is_small:
             if self.whole is None:
                 await to_thread.run_sync(self.read_small)
@@ -155,7 +157,7 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         self.whole = whole
 
     def close(self) -> None:
-        """Close the file; harmless when it is closed."""
+        """Close the file, unless it is closed."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -167,11 +169,11 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
                 await self._read_blocks(send)
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
                 return
-            except Exception as error:  # noqa: BLE001 - it is raised where the file is read
+            except Exception as error:  # noqa: BLE001 - the reader of the file raises it
                 await _tell(send, error if isinstance(error, SourceError) else source_error(self.path, error))
 
     async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Read a block while the one before is sent; prove the whole before the last block is given out."""
+        """Read each block while the previous one is sent; prove all bytes before yielding the last block."""
         fingerprint = xxh3_128()
 
         def read(offset: int) -> bytes:
@@ -195,31 +197,31 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
 
 
 class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
-    """The bytes of one document for one attempt: of a small file in memory, else an open file."""
+    """Hold the bytes of one document for one attempt: a small file in memory, or an open file."""
 
     def __init__(self, opener: Opener, path: bytes, stamp: Stamp, digests: Digests, md5: bool) -> None:
         self.opener, self._path = opener, path
         self._stamp, self._digests, self._wants_md5 = stamp, digests, md5
         self._whole: bytes | None = None
         self._file: OpenedFile | None = None
-        self.stays_open = False  # also if it is small, as another process reads it
+        self.stays_open = False  # also for a small file, because another process reads it
         self.is_open = False
-        self.is_wanted = False  # bytes were asked for: before that none can have been sent
-        self.trouble: Exception | None = None  # why it could not be opened
+        self.is_wanted = False  # blocks were requested: before that, none can have been sent
+        self.trouble: Exception | None = None  # the error of opening
 
     @property
     def size(self) -> int:
-        """Bytes of the document."""
+        """Return the size of the document in bytes."""
         return self._stamp.size
 
     @property
     def md5(self) -> str | None:
-        """Hex MD5 of the bytes, None unless it was asked for."""
+        """Return the hex MD5 of the bytes, None unless requested."""
         return self._digests.md5
 
     @property
     def opened(self) -> bytes | OpenedFile | None:
-        """The bytes of a small file, or the open file, for a process that sends them; None when it is closed."""
+        """Return the bytes of a small file, or the open file, for a sender process; None after the close."""
         return self._file if self._whole is None else self._whole
 
     async def __aenter__(self) -> Self:
@@ -237,7 +239,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         return None if self._file is None else await self._file.__aexit__(kind, error, trace)
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes in order. Raises SourceChanged instead of the last block if they are not the planned ones."""
+        """Yield the bytes in order. Raises SourceChanged instead of the last block unless they are the planned ones."""
         self.is_wanted = True
         if self._whole is not None:
             if self._whole:
@@ -263,7 +265,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
                 os.close(descriptor)
 
     def _take(self, descriptor: int) -> None:
-        """Read a small file whole, or keep the descriptor."""
+        """Read a small file completely, or keep the descriptor."""
         if stamp_of(descriptor, self._path) != self._stamp:
             raise _changed(self._path)
         fingerprint = self._digests.fingerprint
@@ -277,7 +279,10 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             self._file = file
 
     def _read_through(self, descriptor: int) -> str:
-        """Take the digests that the docferry which planned the document did not take; its SHA-256 proves them."""
+        """Compute digests that are missing because an older docferry planned the document.
+
+        The SHA-256 proves the bytes.
+        """
         found = digests_of(descriptor, self._stamp.size, md5=self._wants_md5)
         if found.sha256 != self._digests.sha256 or found.fingerprint is None:
             raise _mismatch(self._path)
@@ -289,7 +294,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._whole = None
 
     def close(self) -> None:
-        """Close the file; harmless when it is closed."""
+        """Close the file, unless it is closed."""
         if self._file is not None:
             self._file.close()
 
@@ -305,7 +310,7 @@ def _mismatch(path: bytes) -> SourceChanged:
 def _open_one(source: FileSource, opened: OpenRoot) -> None:
     try:
         source.open(opened)
-    except Exception as error:  # noqa: BLE001 - it concerns this source alone, and is raised when that is entered
+    except Exception as error:  # noqa: BLE001 - concerns only this source, and is raised on entering it
         source.trouble = error
     source.is_open = True
 

@@ -1,4 +1,4 @@
-"""Extract a downloaded ZIP that may be hostile: under names of our own, within limits, each member by itself."""
+"""Extract a downloaded ZIP that may be hostile: under generated names, within limits, each member separately."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _UTF8 = 0x800
 _LOCAL_HEADER = 30
 #: Info-ZIP's Unicode path: version, CRC of the name in the header, name in UTF-8.
 _UNICODE_PATH = 0x7075
-#: Bytes of the central directory for each member that an archive may have: enough for long names.
+#: Bytes of the central directory allowed for each member: enough for long names.
 _DIRECTORY_BYTES = 512
-#: The other methods unpack a whole block at once, whatever size was asked for: 256 KiB become gigabytes.
+#: Other methods unpack a whole block at once and ignore the requested size: 256 KiB become gigabytes.
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate"}
 _OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -35,7 +35,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """Limits of one archive; sizes in bytes. They stop bombs: deflate packs an honest file up to 1,032:1."""
+    """Limit one archive against bombs; sizes are in bytes. No ratio is limited: honest files compress up to 1,032:1."""
 
     count: int = 10_000
     size: int = 2 * 1024**3  # all members together
@@ -44,9 +44,9 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One extracted file: its name in the archive, and the spool file that has its bytes."""
+    """Describe one extracted file: its name in the archive, and the spool file with its bytes."""
 
-    folder: str  # "" at the top, segments parted by "/"
+    folder: str  # "" at the top, segments separated by "/"
     name: str
     spool: Path
     sha256: str
@@ -55,29 +55,29 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One member that was not extracted, and why."""
+    """Describe one member that was not extracted, and the reason."""
 
-    name: str  # the last segment, as the archive has it
+    name: str  # the last segment, unchanged
     problem: str  # a sentence that names the member
 
 
 @dataclass(slots=True)
 class Extracted:
-    """The members of an archive."""
+    """Hold the members of an archive."""
 
     members: list[Member] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
 
 class _MemberError(Exception):
-    """One member cannot be extracted; the others can."""
+    """Report that one member cannot be extracted, unlike the others."""
 
 
 def unzip(archive: Path, into: Path, caps: Caps | None = None) -> Extracted:
     """Extract every file of `archive` into the new folder `into`, as 0001, 0002 and so on; call it in a worker thread.
 
-    A member that is unsafe, encrypted, damaged or packed in an unsupported way is refused alone. Raises ArchiveError
-    where the archive as a whole is broken or hostile, and OSError of the disk; then `into` is removed again.
+    Members that are unsafe, encrypted, damaged or packed by an unsupported method are refused separately. Raises
+    ArchiveError for a broken or hostile archive, and OSError of the disk; `into` is then removed.
     """
     into.mkdir(mode=0o700)
     try:
@@ -90,10 +90,10 @@ def unzip(archive: Path, into: Path, caps: Caps | None = None) -> Extracted:
 
 
 def _is_archive_error(error: BaseException) -> bool:
-    """Tell an error of the archive from an error of the disk.
+    """Return whether an error comes from the archive, not from the disk.
 
     A broken archive makes zipfile raise BadZipFile, struct.error, zlib.error, UnicodeError and others, and EINVAL for
-    an impossible offset. Any other OSError is the disk's.
+    an impossible offset. Any other OSError comes from the disk.
     """
     if isinstance(error, OSError):
         return error.errno == errno.EINVAL
@@ -123,7 +123,7 @@ def _unzip(archive: Path, into: Path, caps: Caps) -> Extracted:
 
 
 def _assert_within(listed: list[zipfile.ZipInfo], caps: Caps) -> None:
-    """Refuse an archive that exceeds the limits by the sizes it states; zipfile never yields more than those."""
+    """Refuse an archive whose stated sizes exceed the limits; zipfile never yields more than the stated sizes."""
     if len(listed) > caps.count:
         raise ArchiveError(f"the archive has {len(listed):,} members, more than {caps.count:,}")
     total = sum(packed.file_size for packed in listed if packed.file_size <= caps.member)
@@ -132,7 +132,7 @@ def _assert_within(listed: list[zipfile.ZipInfo], caps: Caps) -> None:
 
 
 def _assert_apart(listed: list[zipfile.ZipInfo]) -> None:
-    """Refuse members that share their bytes: so a small archive expands to petabytes."""
+    """Refuse members that share bytes: otherwise a small archive expands to petabytes."""
     end = -1
     for packed in sorted(listed, key=lambda each: each.header_offset):
         if packed.header_offset < end:
@@ -141,9 +141,9 @@ def _assert_apart(listed: list[zipfile.ZipInfo]) -> None:
 
 
 def _checked_name(packed: zipfile.ZipInfo) -> tuple[str, str]:
-    """Return folder and name, with an empty name for a folder. Raises _MemberError where it must not be extracted.
+    """Return folder and name, with an empty name for a folder. Raises _MemberError if it must not be extracted.
 
-    Segments `.` and empty ones are dropped. Odd names, such as those of devices, are left to `publish.safe_name`.
+    Segments `.` and empty ones are dropped. Unusual names, such as those of devices, are left to `publish.safe_name`.
     """
     name = _decoded_name(packed)
     kind = stat.S_IFMT(packed.external_attr >> 16)
@@ -168,9 +168,9 @@ def _checked_name(packed: zipfile.ZipInfo) -> tuple[str, str]:
 
 
 def _decoded_name(packed: zipfile.ZipInfo) -> str:
-    """Return the name as its writer meant it: Info-ZIP's Unicode path, UTF-8 with or without its flag, else CP437.
+    """Return the name in its original encoding: Info-ZIP's Unicode path, UTF-8 with or without its flag, else CP437.
 
-    zipfile cuts `filename` at a NUL; the archive's own name is in `orig_filename`.
+    zipfile cuts `filename` at a NUL; the unchanged name is in `orig_filename`.
     """
     name = packed.orig_filename
     if packed.flag_bits & _UTF8:
@@ -190,7 +190,7 @@ def _unicode_path(extra: bytes, raw: bytes) -> str | None:
         content, extra = extra[4 : 4 + length], extra[4 + length :]
         if kind == _UNICODE_PATH and len(content) > 5 and content[0] == 1:
             if int.from_bytes(content[1:5], "little") != zlib.crc32(raw):
-                return None  # it belongs to another name
+                return None  # the extra field belongs to another name
             try:
                 return content[5:].decode("utf-8")
             except UnicodeDecodeError:
@@ -203,7 +203,7 @@ def _extract(opened: zipfile.ZipFile, packed: zipfile.ZipInfo, spool: Path, caps
     if packed.file_size > caps.member:
         raise _MemberError(f"expands to {packed.file_size:,} bytes, more than {caps.member:,}")
     digest, size = hashlib.sha256(), 0
-    # The umask decides the mode, which the published file keeps; the spool around it is private.
+    # The umask decides the mode, and the published file keeps it; the spool is private.
     descriptor = os.open(spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb") as target:
         for block in _blocks(opened, packed):

@@ -1,4 +1,4 @@
-"""Ask the kernel whether a program has a file open for writing, by its file leases (fcntl(2), F_SETLEASE)."""
+"""Ask the kernel whether a program has a file open for writing, with file leases (fcntl(2), F_SETLEASE)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-#: On these file systems the kernel also says EAGAIN when the server grants no lease, which proves nothing.
+#: File systems on which the kernel also returns EAGAIN if the server grants no lease, which proves nothing.
 _REMOTE_TYPES = (
     "nfs",
     "cifs",
@@ -27,10 +27,10 @@ _REMOTE_TYPES = (
 
 
 def no_writer(descriptor: int) -> bool | None:
-    """Return False when a program has the file open for writing, mmaps included, and True when none has.
+    """Return False if a program has the file open for writing, mmaps included, and True if none has.
 
-    None: the kernel does not tell here. The file belongs to another user and the process lacks CAP_LEASE, or the file
-    system has no leases. `descriptor` must be read-only.
+    Return None if the kernel cannot tell. The file then belongs to another user and the process lacks CAP_LEASE, or the
+    file system has no leases. `descriptor` must be read-only.
     """
     free = take(descriptor)
     if free:
@@ -41,8 +41,8 @@ def no_writer(descriptor: int) -> bool | None:
 def take(descriptor: int) -> bool | None:
     """Take a read lease; the result is that of `no_writer`.
 
-    While the lease is held a writer's `open` waits: until `release`, or until the descriptor is closed, or for
-    /proc/sys/fs/lease-break-time.
+    While the lease is held, a writer's `open` waits. The wait ends at `release`, at the close of the descriptor, or
+    after /proc/sys/fs/lease-break-time.
     """
     try:
         # The kernel announces a waiting writer by SIGIO, which ends the program by default. SIGURG is ignored.
@@ -54,22 +54,25 @@ def take(descriptor: int) -> bool | None:
 
 
 def is_held(descriptor: int) -> bool:
-    """Whether no writer has come since `take`."""
+    """Return whether no writer has appeared since `take`."""
     return fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 
 def release(descriptor: int) -> None:
-    """Give the lease back, so that writers no longer wait."""
+    """Release the lease, so that writers no longer wait."""
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def guard_signals() -> None:
-    """Ignore SIGIO as well, should a lease ever be taken without F_SETSIG. Call it once, in the main thread."""
+    """Ignore SIGIO as well, in case a lease is taken without F_SETSIG. Call it once, in the main thread."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
 def _is_remote(descriptor: int) -> bool:
-    """Whether the file lies on a network share. Called only when a lease was refused: it reads the mount table."""
+    """Return whether the file is on a network share.
+
+    Called only for a refused lease, because it reads the mount table.
+    """
     device = os.fstat(descriptor).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with suppress(OSError, ValueError, IndexError):

@@ -1,1 +1,1 @@
-"""The file watcher, which hurries the scanner."""
+"""Watch files, to hurry the scanner."""

@@ -1,4 +1,4 @@
-"""Define the events of a watched folder. Hints hurry the scan; a scan alone is the truth."""
+"""Define the events of a watched folder. Hints hurry the scan; only a scan decides which files exist."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Final, Self
 
 import anyio
 
-#: Stands for all of a root where top-level folders are named.
+#: Means all of a root in places that name top-level folders.
 WHOLE_ROOT: Final = frozenset({b""})
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """These paths, relative to the root, may have changed."""
+    """Report that these paths, relative to the root, may have changed."""
 
     paths: set[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """Everything is watched from now on; earlier changes are for a scan to find."""
+    """Report that everything is watched from now on; a scan must find earlier changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Changes may have gone unreported. `Armed` follows when they are reported again."""
+    """Report that changes may have been missed. `Armed` follows once watching continues."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """Changes of these top-level folders (b"": of all) go unreported until `Armed`; the reason has the fix."""
+    """Report that changes of these top-level folders (b"": of all) are missed until `Armed`; the reason has the fix."""
 
     reason: str
     folders: frozenset[bytes] = WHOLE_ROOT
@@ -46,7 +46,7 @@ WatchEvent = Hint | Armed | Lost | Degraded
 
 
 class WatchEvents:
-    """The events of one root: told from any thread, iterated on the event loop. The context ends them."""
+    """Queue the events of one root: added from any thread, iterated on the event loop. The context ends the queue."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

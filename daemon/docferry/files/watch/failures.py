@@ -1,4 +1,4 @@
-"""Describe what ends a watch, or keeps it from beginning, with the fix."""
+"""Describe errors that end or prevent a watch, with the fix."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ NOT_UTF8 = "a name in it is not UTF-8, which the watcher cannot report"
 
 
 def is_watch_limit(error: Exception) -> bool:
-    """Whether the kernel has no inotify watch left for this user."""
+    """Return whether the kernel has no inotify watch left for this user."""
     return "watch limit" in str(error)
 
 
 def is_instance_limit(error: Exception) -> bool:
-    """Whether the kernel has no inotify instance left for this user, or the process no descriptor."""
+    """Return whether the kernel has no inotify instance left for this user, or the process no descriptor."""
     return "Too many open files" in str(error)
 
 
 def is_undecodable(error: Exception) -> bool:
-    """Whether the watcher was working and met a name that is not UTF-8."""
+    """Return whether a running watcher failed at a name that is not UTF-8."""
     return "decode path" in str(error)
 
 
 def diagnosis(error: Exception) -> str:
-    """Return one sentence about an error of the watcher, with the fix where there is one."""
+    """Return one sentence about an error of the watcher, with the fix if there is one."""
     text = str(error)
     if is_watch_limit(error):
         return (

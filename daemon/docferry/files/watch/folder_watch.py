@@ -1,6 +1,6 @@
-"""One call of watchfiles over a fixed list of folders, in a thread of its own.
+"""Run one call of watchfiles over a fixed list of folders, in its own thread.
 
-The call is not recursive: watchfiles follows links when it descends, and a customer could lead it anywhere. So docferry
+The call is not recursive: a recursive watchfiles follows links, and a customer could lead it anywhere. So docferry
 lists the folders itself, without links.
 """
 
@@ -16,8 +16,8 @@ import watchfiles
 
 from docferry.clock import Clock
 
-#: 100 ms a step costs 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %), and `settle` hides the delay. Polling
-#: and permissions are given, as variables of the environment would decide otherwise.
+#: A step of 100 ms costs 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %), and `settle` hides the delay. Polling
+#: and permissions are passed explicitly, because watchfiles would otherwise read variables of the environment.
 OPTIONS: Final[dict[str, Any]] = {
     "watch_filter": None,
     "debounce": 100,
@@ -34,7 +34,7 @@ OPTIONS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class WatchReport:
-    """News of a FolderWatch: it is armed, it saw changes, or it has ended with an error."""
+    """Report news of a FolderWatch: it is armed, it saw changes, or it has ended with an error."""
 
     watch: FolderWatch
     changes: set[tuple[Any, str]] = field(default_factory=set)
@@ -43,26 +43,26 @@ class WatchReport:
 
 
 class FolderWatch:
-    """Watches folders until `stop`. It is its own stop event: watchfiles asks it at every step, which shows life."""
+    """Watch folders until `stop`. As its own stop event, it notices every step of watchfiles as a sign of progress."""
 
     def __init__(self, folders: Collection[str], inbox: queue.SimpleQueue[object], clock: Clock) -> None:
         self.folders = frozenset(folders)
-        self._inbox = inbox  # gets the reports
+        self._inbox = inbox  # receives the reports
         self._clock = clock
         self.is_armed = False
         self.is_stopped = False
         self.beat = clock.steady()
 
     def start(self) -> None:
-        """Start the thread. A daemon thread: one that hangs in the kernel must not delay the end of the program."""
+        """Start a daemon thread: a thread that hangs in the kernel must not delay the end of the program."""
         threading.Thread(target=self._run, name="docferry watch folders", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end at its next step; it reports nothing more."""
+        """Make the thread end at its next step, without further reports."""
         self.is_stopped = True
 
     def is_set(self) -> bool:
-        """Whether watchfiles is to stop. Its first question shows that the folders are watched."""
+        """Return whether watchfiles must stop. The first call shows that the folders are watched."""
         self.beat = self._clock.steady()
         if not self.is_armed and not self.is_stopped:
             self.is_armed = True
@@ -77,7 +77,7 @@ class FolderWatch:
                     return
                 if changes:
                     self._inbox.put(WatchReport(self, changes))
-        except Exception as ended:  # noqa: BLE001 - whatever ended the watch, it is set up again
+        except Exception as ended:  # noqa: BLE001 - any error ends the watch, and the session starts it again
             error = ended
         if not self.is_stopped:
             self._inbox.put(WatchReport(self, error=error or RuntimeError("it ended"), is_end=True))

@@ -1,4 +1,4 @@
-"""The folders of a watch: places, their index, and the choice among them."""
+"""Index the folders of a watch, and choose among them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Group = tuple[WatchedRoot, bytes]
 
 @dataclass(slots=True)
 class Purpose:
-    """Why a FolderWatch was started."""
+    """Describe the reason for starting a FolderWatch."""
 
     places: list[Place]
-    announced: list[Place] = field(default_factory=list)  # new folders, to be hinted at once it is armed
-    armed_roots: list[WatchedRoot] = field(default_factory=list)  # to be told that they are watched
-    replaces: list[FolderWatch] = field(default_factory=list)  # to be stopped once it is armed
-    is_apart: bool = False  # it is not merged with others
+    announced: list[Place] = field(default_factory=list)  # new folders, hinted at once the watch is armed
+    armed_roots: list[WatchedRoot] = field(default_factory=list)  # roots that get `Armed` once the watch is armed
+    replaces: list[FolderWatch] = field(default_factory=list)  # watches to stop once this one is armed
+    is_apart: bool = False  # never merged with other watches
     tries: int = 0
     armed_at: float = 0.0
 
 
 class FolderIndex:
-    """The watched folders by absolute path. One path may lie in several roots."""
+    """Index the watched folders by absolute path. One path may belong to several roots."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[Place]] = {}
@@ -39,18 +39,18 @@ class FolderIndex:
         return path in self._places
 
     def at(self, path: str) -> Sequence[Place]:
-        """Return the places of a path: its folder in each root that has it."""
+        """Return the places of a path: its folder in each root that contains it."""
         return self._places.get(path, ())
 
     def add(self, root: WatchedRoot, folder: bytes) -> None:
-        """Note that a folder is watched, or soon will be."""
+        """Record that a folder is watched, or soon will be."""
         root.folders.add(folder)
         places = self._places.setdefault(root.path(folder), [])
         if (root, folder) not in places:
             places.append((root, folder))
 
     def count_changes(self, paths: Iterable[str]) -> Counter[Group]:
-        """Return the number of changes by top-level folder, from the paths that changed."""
+        """Return the number of changes by top-level folder for these changed paths."""
         counts: Counter[Group] = Counter()
         for path in paths:
             for root, folder in self.at(path.rpartition("/")[0] or "/"):
@@ -58,7 +58,7 @@ class FolderIndex:
         return counts
 
     def drop(self, root: WatchedRoot, folders: Iterable[bytes]) -> None:
-        """Forget folders of a root."""
+        """Remove folders of a root."""
         for folder in folders:
             root.folders.discard(folder)
             path = root.path(folder)
@@ -70,7 +70,7 @@ class FolderIndex:
 
 
 def by_root(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
-    """Return the folders of places by their root."""
+    """Return the folders of places, grouped by root."""
     found: dict[WatchedRoot, set[bytes]] = {}
     for root, folder in places:
         found.setdefault(root, set()).add(folder)
@@ -78,7 +78,7 @@ def by_root(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
 
 
 def topmost(folders: Iterable[bytes]) -> list[bytes]:
-    """Return those of the folders that lie below none of the others."""
+    """Return the folders that are below no other folder of the collection."""
     found: list[bytes] = []
     for folder in sorted(folders, key=lambda each: each.split(b"/")):
         if not found or not folder.startswith(found[-1] + b"/"):
@@ -87,30 +87,30 @@ def topmost(folders: Iterable[bytes]) -> list[bytes]:
 
 
 def tell_hints(places: Iterable[Place]) -> None:
-    """Tell each root that its folders among the places may have changed."""
+    """Report to each root that its folders among the places may have changed."""
     for root, folders in by_root(places).items():
         root.tell(Hint(folders))
 
 
 def existing(places: Iterable[Place]) -> list[Place]:
-    """Return the places that are folders now."""
+    """Return the places that are still folders."""
     return [(root, folder) for root, all_of in by_root(places).items() for folder in root.are_folders(all_of)]
 
 
 def named_in(error: str, places: Iterable[Place]) -> set[Group]:
-    """Return the top-level folders with the place that a watcher's error names; the longest path that fits counts."""
+    """Return the top-level folders of the place in a watcher's error; the longest matching path counts."""
     named = [place for place in places if f'"{place[0].path(place[1])}/' in error]
     longest = max((len(root.path(folder)) for root, folder in named), default=0)
     return {(root, top_of(folder)) for root, folder in named if len(root.path(folder)) == longest}
 
 
 def is_left_to_scans(root: WatchedRoot, folder: bytes) -> bool:
-    """Whether a folder is left to the scans."""
+    """Return whether only scans read a folder."""
     return b"" in root.unwatched or (folder != b"" and top_of(folder) in root.unwatched)
 
 
 def largest(places: Iterable[Place]) -> dict[WatchedRoot, set[bytes]]:
-    """Return the largest top-level folders that have a quarter of all folders together."""
+    """Return the largest top-level folders that together contain a quarter of all folders."""
     sizes = Counter((root, top_of(folder)) for root, folder in places)
     enough = sum(sizes.values()) / 4
     chosen: dict[WatchedRoot, set[bytes]] = {}

@@ -1,4 +1,4 @@
-"""The watches of one thread: arm folders, report their changes, and set up again whatever ends."""
+"""Manage the watches of one thread: arm folders, report changes, and restart ended watches."""
 
 from __future__ import annotations
 
@@ -31,52 +31,53 @@ from docferry.files.watch.places import (
 from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, top_of
 from docferry.model import joined
 
-ROOT_CHECK_S = 2.0  # between two looks at whether the roots are still the same folders
-GATHER_ROOTS_S: Final = 0.02  # for roots that come together
-QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # ends within this time leave a folder to the scans
-TRIES: Final = 5  # to arm folders that disappear meanwhile
+ROOT_CHECK_S = 2.0  # between two checks that the roots are still the same folders
+GATHER_ROOTS_S: Final = 0.02  # to gather roots that are added together
+QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # watches that end so often within this time leave their folder to the scans
+TRIES: Final = 5  # to arm folders while some disappear
 MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
 
 MODIFIED: Final = 2  # watchfiles.Change.modified
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
 
-#: Processor time for new folders of one top-level folder within a window, seconds; beyond it the scans find them.
+#: Processor time for new folders of one top-level folder within a window, seconds; beyond it only scans find them.
 MOST_COST_S: Final = 2.0
 COST_WINDOW_S: Final = 10.0
-#: Changes that come at once, half of the kernel's queue (/proc/sys/fs/inotify/max_queued_events).
+#: Changes in one report, half of the kernel's queue (/proc/sys/fs/inotify/max_queued_events).
 FLOOD: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
 class _Addition:
-    """A root to be watched from now on."""
+    """Request to watch a root."""
 
     root: WatchedRoot
 
 
 @dataclass(frozen=True, slots=True)
 class _Removal:
-    """A root that is no longer watched."""
+    """Request to stop watching a root."""
 
     root: WatchedRoot
 
 
 class Session:
-    """The life of one thread, and the watches that it has."""
+    """Manage the watches of one thread, from its start to its end."""
 
     def __init__(self, clock: Clock, hung: float) -> None:
         self._clock = clock
         self._hung = hung
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._roots: list[WatchedRoot] = []
-        self._waiting: list[WatchedRoot] = []  # to be armed
+        self._waiting: list[WatchedRoot] = []  # waiting to be armed
         self._watches: dict[FolderWatch, Purpose] = {}
         self._index = FolderIndex()
-        self._costs: dict[Group, tuple[float, float]] = {}  # processor time by top-level folder, and since when
+        # processor time by top-level folder, and the start of its window
+        self._costs: dict[Group, tuple[float, float]] = {}
         self._next_check = 0.0
         self._merge_at = 0.0
         self._is_stopped = False
-        self.at_work: WatchedRoot | None = None  # whose folders are being read
+        self.at_work: WatchedRoot | None = None  # the root whose folders are being read
         self.beat = clock.steady()
         self.thread = threading.Thread(target=self._run, name="docferry watch", daemon=True)
 
@@ -132,7 +133,7 @@ class Session:
             self._roots.remove(item.root)
 
     def _start(self, purpose: Purpose) -> None:
-        """Watch folders; `_armed` follows, or `_ended`."""
+        """Start watching folders; `_armed` or `_ended` follows."""
         purpose.places = [place for place in purpose.places if place[0] in self._roots]
         if not purpose.places:
             return
@@ -144,7 +145,7 @@ class Session:
         watch.start()
 
     def _arm_waiting(self) -> None:
-        """Arm the roots that are there, together; tell of a missing one once."""
+        """Arm the existing roots together; report a missing root once."""
         now = self._clock.steady()
         ready: list[WatchedRoot] = []
         places: list[Place] = []
@@ -161,7 +162,7 @@ class Session:
             self._start(Purpose(places, armed_roots=ready))
 
     def _find(self, root: WatchedRoot) -> set[bytes] | None:
-        """Return the folders of a root, None when it is missing; an empty set when it cannot be watched."""
+        """Return the folders of a root, None if it is missing; an empty set if it cannot be watched."""
         self.at_work = root
         root.unwatched = {}
         try:
@@ -199,7 +200,7 @@ class Session:
             self._merge()
 
     def _unseen(self, root: WatchedRoot, start: bytes, most: float = math.inf) -> list[Place]:
-        """Return folders that were made since their parent was listed, before it was watched.
+        """Return the folders below `start` that are not watched yet: created after their parent was listed.
 
         A top-level folder whose folders take more than `most` seconds to find stays unwatched.
         """
@@ -212,7 +213,7 @@ class Session:
             self.at_work = None
 
     def _merge(self) -> None:
-        """Replace all but the largest watch by one; nothing goes unreported meanwhile."""
+        """Replace all watches except the largest by one, without missing a change."""
         candidates = [watch for watch, purpose in self._watches.items() if watch.is_armed and not purpose.is_apart]
         old = sorted(candidates, key=lambda watch: len(watch.folders))[:-1]
         if not old:
@@ -224,10 +225,10 @@ class Session:
     # -- changes -------------------------------------------------------------------------------------------------
 
     def _flooded(self, watch: FolderWatch, changes: Collection[tuple[int, str]]) -> Group | None:
-        """Part the noisiest top-level folder from a watch whose queue in the kernel may have overflowed.
+        """Move the noisiest top-level folder out of a watch whose kernel queue may have overflowed, and return it.
 
-        An overflow drops changes of others without a word. So the noisy folder gets a queue of its own; if that
-        overflows too, the folder is left to the scans for a time. Returns it: its changes are for a scan to find.
+        An overflow silently drops changes of other folders. So the noisy folder gets its own queue; if that overflows
+        too, only scans read the folder for a time. A scan must find the changes of the returned folder.
         """
         if len(changes) < FLOOD:
             return None
@@ -248,7 +249,7 @@ class Session:
         return noisy
 
     def _start_apart(self, places: Sequence[Place], groups: Collection[Group]) -> None:
-        """Watch some top-level folders apart, so that their errors end no watch of the others."""
+        """Watch some top-level folders separately, so that their errors do not end the watch of others."""
         apart = [(root, folder) for root, folder in places if (root, top_of(folder)) in groups]
         rest = [(root, folder) for root, folder in places if (root, top_of(folder)) not in groups]
         for group, is_apart in ((rest, False), (apart, True)):
@@ -269,15 +270,15 @@ class Session:
                 changed = joined(folder, name.encode())
                 (modified if kind == MODIFIED else others).setdefault(root, set()).add(changed)
                 if kind == DELETED and root.unwatched.pop(changed, None) is not None:
-                    solved[root] = None  # a top-level folder that could not be watched has gone
+                    solved[root] = None  # an unwatchable top-level folder has disappeared
         for root in solved:
             root.tell_state()
-        for root, paths in modified.items():  # none of them is a new folder: nobody has to look
+        for root, paths in modified.items():  # no folder is new: no check is needed
             root.tell(Hint(paths))
         self._appeared(others)
 
     def _appeared(self, changed: Mapping[WatchedRoot, set[bytes]]) -> None:
-        """Watch the new folders among these paths, and hint at the others."""
+        """Watch the new folders among these paths, and report the others as hints."""
         new: list[Place] = []
         below: list[Place] = []
         for root, paths in changed.items():
@@ -292,7 +293,7 @@ class Session:
     def _below(self, root: WatchedRoot, folders: Iterable[bytes]) -> list[Place]:
         """Return the unseen folders below new ones.
 
-        This thread serves all roots: a top-level folder that has used its share of the time is left to the scans.
+        All roots share this thread, so a top-level folder that exceeds its processor time is left to the scans.
         """
         found: list[Place] = []
         for folder in topmost(folders):
@@ -309,10 +310,10 @@ class Session:
         return [place for place in found if not is_left_to_scans(*place)]
 
     def _removed(self, paths: Collection[str]) -> None:
-        """Forget folders that were deleted or renamed, and all that was below them."""
+        """Remove deleted or renamed folders, and all folders below."""
         for root, gone in by_root(place for path in paths for place in self._index.at(path)).items():
             if b"" in gone:
-                self._set_up(root)  # another folder may be in its place, even with the same inode
+                self._set_up(root)  # another folder may replace it, even with the same inode
                 continue
             below = tuple(folder + b"/" for folder in topmost(gone))
             self._index.drop(root, [each for each in root.folders if each in gone or each.startswith(below)])
@@ -333,7 +334,7 @@ class Session:
             self._died(purpose, places, error)
 
     def _died(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
-        """Set up a watch again at once. A top-level folder that keeps ending it is left to the scans."""
+        """Restart an ended watch at once. A top-level folder that keeps ending it is left to the scans."""
         quick = self._clock.steady() - purpose.armed_at < QUICK_DEATH_S or not purpose.armed_at
         named = named_in(str(error), places)
         roots = list(dict.fromkeys(root for root, _ in places))
@@ -348,9 +349,10 @@ class Session:
         self._start_apart(alive, named if is_undecodable(error) else ())
 
     def _limited(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
-        """The kernel refuses: the largest top-level folders are left to the scans, and one watch has all the others."""
+        """Reduce the watches after a refusal of the kernel: scans read the largest folders, one watch the others."""
         if purpose.replaces:
-            self._merge_at = self._clock.steady() + LONGEST_RETRY_S  # both together are too many: stay as it is
+            # old and new watch together exceed the limit: keep the old ones
+            self._merge_at = self._clock.steady() + LONGEST_RETRY_S
             return
         everything = {place for watch in self._watches.values() for place in watch.places} | set(places)
         everything = {place for place in everything if place[1] in place[0].folders}
@@ -400,7 +402,7 @@ class Session:
                 self._retry(root)
 
     def _retry(self, root: WatchedRoot) -> None:
-        """Try to watch the top-level folders that were left to the scans."""
+        """Try to watch the top-level folders again that were left to the scans."""
         if b"" in root.unwatched:
             self._set_up(root)
             return
@@ -417,7 +419,7 @@ class Session:
             root.tell_state()
 
     def _set_up(self, root: WatchedRoot) -> None:
-        """Watch a root as if it were new. What watches it now goes on until then, and its reports are ignored."""
+        """Watch a root as if it were new. Its old watches run until then, but their reports are ignored."""
         failures = root.failures
         self._forget(root)
         root.failures, root.retry_at = failures, 0.0

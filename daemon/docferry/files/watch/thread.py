@@ -1,4 +1,4 @@
-"""A thread that watches a group of roots, and is replaced when it hangs."""
+"""Run a thread that watches a group of roots, and replace the thread when it hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from docferry.files.watch.tree import WatchedRoot
 
 
 class WatchThread:
-    """A thread that exists while there are roots. `guard` and `leave` may be called from any thread."""
+    """Run a thread while there are roots. `guard` and `leave` may be called from any thread."""
 
     def __init__(self, clock: Clock, hung: float) -> None:
         self._clock = clock
@@ -28,16 +28,16 @@ class WatchThread:
 
     @property
     def beat(self) -> float:
-        """Steady seconds of the thread's latest sign of life."""
+        """Return the steady seconds of the thread's last progress."""
         return self._session.beat if self._session else self._clock.steady()
 
     @property
     def patience(self) -> int:
-        """The factor of the time limit for a sign of life: threads that hang on a dead share must not pile up."""
+        """Return the factor of the time limit without progress. It grows, so that hanging threads do not accumulate."""
         return int(2 ** min(self._replaced, 7))
 
     def guard(self, root: WatchedRoot) -> None:
-        """Watch this root too."""
+        """Add a root to the watch."""
         with self._lock:
             self._roots.append(root)
             if self._session is None:
@@ -46,7 +46,7 @@ class WatchThread:
                 self._session.add(root)
 
     def leave(self, root: WatchedRoot) -> threading.Thread | None:
-        """Stop watching this root. Returns the thread when it ends because no root is left, to be joined."""
+        """Remove a root from the watch. Return the thread to be joined if no root is left."""
         with self._lock:
             self._roots.remove(root)
             session = self._session
@@ -60,7 +60,7 @@ class WatchThread:
             return session.thread
 
     def replace(self, beat: float) -> None:
-        """Give up a thread that has shown no life since `beat`, and start another."""
+        """Abandon a thread without progress since `beat`, and start another."""
         with self._lock:
             if not self._roots or self._session is None or self._session.beat != beat:
                 return

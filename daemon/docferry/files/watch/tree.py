@@ -1,4 +1,4 @@
-"""The folders of one root that are to be watched."""
+"""Find the folders of one root to watch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.watch.events import Armed, Degraded, WatchEvent, WatchEvents
 from docferry.files.watch.failures import NOT_UTF8
 
-WATCH_RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # until a folder is tried again, twice as long each time
+WATCH_RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # before a folder is tried again, doubled each time
 
 
 @dataclass(slots=True, eq=False)
 class WatchedRoot:
-    """One root, the state of its watch, and its events."""
+    """Hold one root, the state of its watch, and its events."""
 
     root: Root
     filter: scan.FolderFilter
     events: WatchEvents
-    place: str = ""  # the root with links resolved: watched under one name, however many lead there
+    place: str = ""  # the root with links resolved: watched under one name, even if several paths lead to it
     identity: tuple[int, int] | None = None
     is_armed: bool = False
-    is_missing: bool = False  # and that was told
-    folders: set[bytes] = field(default_factory=set)  # that are watched, or soon will be
-    unwatched: dict[bytes, str] = field(default_factory=dict)  # top-level folders, and why
-    deaths: Counter[bytes] = field(default_factory=Counter)  # quick ones, by top-level folder
+    is_missing: bool = False  # and this was reported
+    folders: set[bytes] = field(default_factory=set)  # watched now, or soon
+    unwatched: dict[bytes, str] = field(default_factory=dict)  # unwatched top-level folders, with the reason
+    deaths: Counter[bytes] = field(default_factory=Counter)  # ends soon after the start, by top-level folder
     failures: int = 0
     retry_at: float = 0.0
 
     def resolve(self) -> bool:
-        """Find out what stands at the root's path. False when it is missing, or cannot be watched."""
+        """Resolve the root's path. Return False if the root is missing or cannot be watched."""
         self.identity = identity(self.root)
         try:
             self.place = os.path.realpath(self.root.raw).decode("utf-8")
@@ -50,10 +50,10 @@ class WatchedRoot:
         return f"{self.place.rstrip('/')}/{folder.decode('utf-8')}" if folder else self.place
 
     def find_folders(self, start: bytes = b"", most: float = math.inf) -> set[bytes]:
-        """Return the folders from `start` down that can be watched. Raises FolderError.
+        """Return the watchable folders from `start` down. Raises FolderError.
 
-        Folders that cannot be, because of their name or their permissions, make their top-level folder unwatched. So
-        does one whose walk takes more than `most` seconds of processor time: none is returned then.
+        Folders that are unwatchable by name or permissions make their top-level folder unwatched. So does a walk of
+        more than `most` seconds of processor time, which returns no folder.
         """
         found = set[bytes]()
         began = time.thread_time()
@@ -69,7 +69,7 @@ class WatchedRoot:
         return found
 
     def are_folders(self, paths: Iterable[bytes]) -> set[bytes]:
-        """Return those of the paths that are folders now, and can be watched."""
+        """Return the paths that are watchable folders now."""
         try:
             with OpenRoot(self.root) as opened:
                 return {path for path in paths if self.enters(path) and opened.is_folder(path)}
@@ -77,13 +77,13 @@ class WatchedRoot:
             return set()
 
     def enters(self, folder: bytes) -> bool:
-        """Whether a folder is to be watched, and can be: this root is the filter of its own walk."""
+        """Return whether a folder is wanted and watchable: this root is the filter of its own walk."""
         return self._is_watchable(folder) and self.filter.enters(folder)
 
     def plan_retry(self, now: float) -> None:
-        """Set the time when the top-level folders that are not watched are tried again."""
+        """Set the next attempt to watch the unwatched top-level folders."""
         if now > self.retry_at + LONGEST_RETRY_S:
-            self.failures = 0  # all went well for long enough
+            self.failures = 0  # no error for long enough
         self.retry_at = now + min(WATCH_RETRY_S * 2**self.failures, LONGEST_RETRY_S)
         if self.unwatched:
             self.failures += 1
@@ -93,7 +93,7 @@ class WatchedRoot:
         self.events.tell(event)
 
     def tell_state(self) -> None:
-        """Tell that all is watched, and then which top-level folders are not."""
+        """Report that all is watched, and then the top-level folders that are not."""
         self.is_armed = True
         self.tell(Armed())
         if self.unwatched:
@@ -115,7 +115,7 @@ def top_of(folder: bytes) -> bytes:
 
 
 def identity(root: Root) -> tuple[int, int] | None:
-    """Return device and inode of a root, None when it cannot be opened."""
+    """Return device and inode of a root, None if it cannot be opened."""
     try:
         with OpenRoot(root) as opened:
             found = os.fstat(opened.descriptor)

@@ -1,4 +1,4 @@
-"""Watch mapped folders for changes, which hurry the scan; tell when changes go unreported."""
+"""Watch mapped folders for changes, which hurry the scan; report when changes are missed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from docferry.files.watch.tree import WatchedRoot
 __all__ = ["Armed", "Degraded", "Hint", "Lost", "WatchEvent", "Watcher", "watch"]
 
 THREADS: Final = 2
-HUNG_S: Final = 30.0  # without a sign of life
-LOOK_S: Final = 5.0  # between two looks for one
+HUNG_S: Final = 30.0  # without progress
+LOOK_S: Final = 5.0  # between two checks for progress
 
 
 class Watcher:
-    """Shares a few threads between all mappings of a run."""
+    """Share a few threads between all mappings of a run."""
 
     def __init__(self, clock: Clock, *, hung: float = HUNG_S) -> None:
         self._clock = clock
@@ -34,7 +34,7 @@ class Watcher:
 
     @asynccontextmanager
     async def watch(self, root: Root, folders: FolderFilter = EVERY_FOLDER) -> AsyncIterator[WatchEvents]:
-        """Watch those folders of a root, until the end of the context. Yields the events."""
+        """Watch the chosen folders of a root until the context ends. Yields the events."""
         thread = min(self._threads, key=len)
         with WatchEvents() as events:
             watched = WatchedRoot(root, folders, events)
@@ -48,18 +48,18 @@ class Watcher:
                 await _leave(thread, watched)
 
     async def _oversee(self, thread: WatchThread) -> None:
-        """Replace a thread that hangs."""
+        """Replace a hanging thread."""
         while True:
             await anyio.sleep(min(LOOK_S, self._hung / 2))
             seen = thread.beat
             if self._clock.steady() - seen < 2 * self._hung * thread.patience:
                 continue
-            await anyio.sleep(min(1.0, self._hung / 2))  # after the whole machine stood still, the thread comes first
+            await anyio.sleep(min(1.0, self._hung / 2))  # after a pause of the whole machine, let the thread run first
             thread.replace(seen)
 
 
 def watch(root: Root, folders: FolderFilter, clock: Clock) -> AbstractAsyncContextManager[WatchEvents]:
-    """Watch a root with the watcher that all roots of this run share."""
+    """Watch a root with the shared watcher of this run."""
     try:
         watcher = _watcher.get()
     except LookupError:
@@ -71,7 +71,7 @@ def watch(root: Root, folders: FolderFilter, clock: Clock) -> AbstractAsyncConte
 async def _leave(thread: WatchThread, root: WatchedRoot) -> None:
     ending = thread.leave(root)
     if ending is not None:
-        with anyio.CancelScope(shield=True):  # it ends within a step
+        with anyio.CancelScope(shield=True):  # the thread ends within one step
             await to_thread.run_sync(ending.join, 1.0)
 
 
