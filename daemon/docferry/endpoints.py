@@ -1,4 +1,4 @@
-"""Check addresses and certificates where they are written and where they are used.
+"""Validate addresses and certificates at configuration and at use.
 
 The settings call these functions at load, the HTTP client at use, so that both accept the same. Each raises ValueError
 with a sentence that continues the name of the key: "is not a URL; write it like …".
@@ -18,14 +18,14 @@ from urllib.parse import unquote
 import certifi
 import httpx
 
-#: The servers as Wootiv's SDK (0.0.1) names them; its "production" is an address of this machine.
+#: The servers named in Wootiv's SDK (0.0.1); its "production" is an address of this machine.
 WOOTIV_SERVERS: Final = {"production": "http://localhost:3001", "environment_1": "https://dev.wootiv.com"}
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PROXY_PORTS: Final = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-#: RFC 1035: a label has 63 bytes at most, a name 253. Underscores are not in the RFC, but in use.
+#: RFC 1035 limits a label to 63 bytes and a name to 253. Underscores violate the RFC but are in use.
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
 _LONGEST_NAME: Final = 253
-#: A server, then a path and a query of nothing but characters that httpx leaves as they are.
+#: A server, a path and a query that contain only characters which httpx leaves unchanged.
 _PLAIN_URL: Final = re.compile(r"(https?://[^/?#@]+)(/(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]++|%[0-9A-Fa-f]{2})*+)")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OWN_HEADERS: Final = frozenset(
@@ -36,22 +36,22 @@ _OWN_HEADERS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The server of a URL. `host` is ASCII, without the brackets of an IPv6 address."""
+    """Describe the server of a URL. `host` is ASCII, without the brackets of an IPv6 address."""
 
     scheme: str
     host: str
     port: int
-    authority: str  # as the `Host` field names it
+    authority: str  # in the form of the `Host` field
 
     @property
     def is_tls(self) -> bool:
-        """Whether requests to it are encrypted."""
+        """Return whether requests to this server are encrypted."""
         return self.scheme == "https"
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy and the credentials for it; the password may contain any character."""
+    """Describe a proxy and its credentials; the password may contain any character."""
 
     scheme: str
     host: str
@@ -61,13 +61,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Return the address without the credentials."""
+        """Return the address without credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
 
 def validate_url(text: str) -> str:
-    """Return `text` when a request can be sent to it; raise ValueError otherwise."""
+    """Return `text` if it is a valid URL for requests; raise ValueError otherwise."""
     parse_url(text)
     return text
 
@@ -78,16 +78,17 @@ def parse_url(text: str) -> tuple[httpx.URL, Origin]:
         url = httpx.URL(text)
         return url, _origin(url.scheme, url.raw_host, url.port)
     except (httpx.InvalidURL, UnicodeError, TypeError) as error:
-        # The reason quotes at most the host or the port; a signed query never is in it.
+        # The reason quotes at most the host or the port, never a signed query.
         reason = "" if "?" in str(error) else f" ({str(error)[:100]})"
         raise ValueError(f'is not a URL{reason}; write it like "https://api.example.com"') from None
 
 
 def split_url(text: str) -> tuple[httpx.URL, Origin, bytes | None]:
-    """Return a URL, its origin and the target of requests to it, as httpx's extension `target` takes it.
+    """Return a URL, its origin, and the request target for httpx's extension `target`.
 
-    Signed URLs are all different, and httpx parses one in 33 µs. Where nothing in it needs an escape, only the address
-    of its server is parsed, and the target is the rest. Otherwise the target is None, and the URL is the whole.
+    Signed URLs all differ, and httpx needs 33 µs to parse one. A URL without characters to escape is split: httpx
+    parses only the server's address, and the target is the rest. For any other URL the target is None, and the URL is
+    complete.
     """
     found = _PLAIN_URL.fullmatch(text) if "/." not in text else None
     if found is None:
@@ -113,16 +114,16 @@ def _origin(scheme: str, raw_host: bytes, port: int | None) -> Origin:
 
 
 def validate_proxy(text: str) -> str:
-    """Return `text` when it is the address of a proxy; raise ValueError otherwise."""
+    """Return `text` if it is the address of a proxy; raise ValueError otherwise."""
     parse_proxy(text)
     return text
 
 
 def parse_proxy(text: str) -> Proxy:
-    """Return the proxy that `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]` names.
+    """Return the proxy of `SCHEME://[USER[:PASSWORD]@]HOST[:PORT]`.
 
-    Everything between the scheme and the last `@` is the credentials, so `#`, `/` and `@` in a password need no
-    escape; `%XX` in it is decoded.
+    The credentials end at the last `@`, so `#`, `/` and `@` in a password need no escape. `%XX` in a password is
+    decoded.
     """
     scheme, separator, rest = text.strip().partition("://")
     scheme = scheme.lower()
@@ -153,7 +154,7 @@ def load_trust(
     context.hostname_checks_common_name = False
     if cert_file is not None:
         try:
-            # Without a function that answers, OpenSSL asks the terminal for the key's password.
+            # Without a callback, OpenSSL would ask for the key's password on the terminal.
             context.load_cert_chain(cert_file, key_file, password=lambda: "")
         except (OSError, ValueError) as error:
             wrong = _reason(error, "it is not a certificate with its unencrypted private key in PEM")
@@ -162,13 +163,13 @@ def load_trust(
 
 
 def validate_ca_file(path: Path) -> Path:
-    """Return `path` when it holds certificates to trust; raise ValueError otherwise."""
+    """Return `path` if it contains CA certificates; raise ValueError otherwise."""
     _default_context(path)
     return path
 
 
 def validate_local_address(text: str) -> str:
-    """Return `text` when it is an IP address; raise ValueError otherwise."""
+    """Return `text` if it is an IP address; raise ValueError otherwise."""
     try:
         return str(ipaddress.ip_address(text.strip()))
     except ValueError:
@@ -176,7 +177,7 @@ def validate_local_address(text: str) -> str:
 
 
 def validate_headers(headers: dict[str, str]) -> dict[str, str]:
-    """Return these additional headers of requests; raise ValueError where one is not allowed."""
+    """Return these additional request headers; raise ValueError if one is not allowed."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
             raise ValueError(f"has a name or a value that no HTTP header has: {name!r}")
@@ -193,7 +194,7 @@ def _default_context(ca_file: Path) -> ssl.SSLContext:
 
 
 def _reason(error: Exception, otherwise: str) -> str:
-    """Return the system's reason for a file that cannot be read, or `otherwise` for wrong content."""
+    """Return the system's reason for an unreadable file, or `otherwise` for invalid content."""
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.strerror:
         return error.strerror.lower()
     return otherwise

@@ -26,11 +26,11 @@ from docferry.redaction import redacted
 
 
 class DocferryError(Exception):
-    """The base of all errors that docferry raises on purpose."""
+    """Serve as the base class of all errors that docferry raises on purpose."""
 
 
 class ConfigError(DocferryError):
-    """The configuration or command line is wrong; `problems` has one sentence each, with the key and the fix."""
+    """Report a wrong configuration or command line. `problems` has one sentence each, with the key and the fix."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -38,11 +38,11 @@ class ConfigError(DocferryError):
 
 
 class StateError(DocferryError):
-    """The state folder or the database cannot be used."""
+    """Report that the state folder or the database cannot be used."""
 
 
 class AlreadyRunning(StateError):
-    """Another `docferry run` holds this state folder."""
+    """Report that another `docferry run` holds this state folder."""
 
     def __init__(self, pid: int | None) -> None:
         super().__init__(f"docferry already runs on this state folder{f' (pid {pid})' if pid else ''}; stop it first")
@@ -50,73 +50,74 @@ class AlreadyRunning(StateError):
 
 
 class DatabaseLost(StateError):
-    """The database file was removed or replaced while it was in use."""
+    """Report that the database file was removed or replaced while in use."""
 
 
 class DatabaseBusy(StateError):
-    """The database cannot be written for now; nothing is wrong with it."""
+    """Report that the database is intact but cannot be written for now."""
 
 
 class SourceError(DocferryError):
-    """The file of a document could not be read to its end."""
+    """Report that the file of a document could not be read completely."""
 
 
 class SourceVanished(SourceError):
-    """The file is no longer there."""
+    """Report that the file no longer exists."""
 
 
 class SourceChanged(SourceError):
-    """The bytes of the file are not the planned ones; the body was not completed."""
+    """Report that the bytes of the file differ from the plan; the body was not completed."""
 
 
 class SourceUnreadable(SourceError):
-    """The file is there and cannot be read."""
+    """Report that the file exists but cannot be read."""
 
 
 class NotNow(DocferryError):
-    """The permit to send was withdrawn before the first byte."""
+    """Report that the permit to send was withdrawn before the first byte."""
 
 
 class FolderError(DocferryError):
-    """The folder of a mapping is missing, unreadable or suddenly empty; only that mapping stops."""
+    """Report that the folder of a mapping is missing, unreadable or suddenly empty; only that mapping stops."""
 
 
 class LeaseLost(DocferryError):
-    """The lease of a transfer is lost: a guarded transition changed another row count than one."""
+    """Report that the lease of a transfer is lost: a guarded transition did not change exactly one row."""
 
 
 class ArchiveError(DocferryError):
-    """A downloaded archive is broken or hostile; nothing of it is kept."""
+    """Report that a downloaded archive is broken or hostile; none of it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorDetails:
-    """The fields of an error response beside its status."""
+    """Hold the fields of an error response besides its status."""
 
-    retry_after: float | None = None  # seconds that the remote asked to wait
+    retry_after: float | None = None  # the pause that the remote requested, seconds
     should_retry: bool | None = None  # the header `x-should-retry`
-    correlation_id: str | None = None  # for the remote's support
-    about_document: bool = False  # a structured error of the remote itself about this document
+    correlation_id: str | None = None  # for the support of the remote
+    about_document: bool = False  # a structured error by the remote itself about this document
 
 
 _NO_DETAILS = ErrorDetails()
 
 
 class RemoteError(DocferryError):
-    """A request that did not end in a receipt or in a usable answer.
+    """Report a request without a receipt or a usable response.
 
     Attributes:
         kind: One of
             "answer" (an error of the remote itself),
-            "not_ours" (an answer that this remote never gives: a proxy, a web page),
-            "unreachable", "timeout", "cut" (no answer),
+            "not_ours" (a response that this remote never gives: a proxy, a web page),
+            "unreachable", "timeout", "cut" (no response),
             "redirect",
             "signature" (a signed URL was refused: ask for a new one),
             "storage" (the storage refused its account, bucket, signer or quota),
             "redo" (the storage has other bytes than were sent: repeat the PUT).
-        status: The HTTP status, None when there was no answer.
-        body_complete: The last byte of the body was handed to the kernel, so that the remote may have stored it.
-        scope: The part of the remote that was refused, as the key of a gate; None: no more than this document.
+        status: The HTTP status, None without a response.
+        body_complete: The last byte of the body was handed to the kernel, so that the remote may have stored the
+            document.
+        scope: The refused part of the remote, as the key of a gate; None if only this document is affected.
         details: The pause, correlation id and scope of an error response.
     """
 
@@ -130,7 +131,7 @@ class RemoteError(DocferryError):
         scope: str | None = None,
         details: ErrorDetails = _NO_DETAILS,
     ) -> None:
-        super().__init__(redacted(message))  # it may quote the remote
+        super().__init__(redacted(message))  # may quote the remote
         self.kind = kind
         self.status = status
         self.body_complete = body_complete
@@ -139,15 +140,15 @@ class RemoteError(DocferryError):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the remote asked to wait, None when it did not."""
+        """Return the pause that the remote requested, seconds, or None."""
         return self.details.retry_after
 
     @property
     def correlation_id(self) -> str | None:
-        """The id that the remote's support asks for."""
+        """Return the id that the remote's support asks for."""
         return self.details.correlation_id
 
     @property
     def about_document(self) -> bool:
-        """Whether the remote itself refused this document in a structured error."""
+        """Return whether the remote itself refused this document in a structured error."""
         return self.details.about_document

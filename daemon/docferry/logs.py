@@ -1,4 +1,4 @@
-"""Log events as text or JSON, each with an `action`; one sink redacts everything, also of other libraries."""
+"""Log events as text or JSON, each with an `action`. One sink redacts everything, also of other libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical
 
 
 class Log:
-    """A logger of events: `log.info("sent", mapping=…, path=…)`. Values may be bytes; they are escaped."""
+    """Log events of one module: `log.info("sent", mapping=…, path=…)`. Values may be bytes; they are escaped."""
 
     __slots__ = ("_logger",)
 
@@ -51,8 +51,8 @@ class Log:
         if self._logger.isEnabledFor(level):
             extra = {"action": action, "fields": fields}
             trouble = None if exc is None else (type(exc), exc, exc.__traceback__)
-            # Made here: looking up the calling line would cost a tenth more, and no format shows it.
-            # The message is an argument, so that "%" in it is not a format.
+            # Created here: looking up the calling line would cost a tenth more, and no format shows it. The message is
+            # an argument, so that "%" in it is not a format.
             record = self._logger.makeRecord(self._logger.name, level, "", 0, "%s", (message,), trouble, extra=extra)
             self._logger.handle(record)
 
@@ -89,7 +89,7 @@ class _Sink(logging.Handler):
         self._descriptor = _descriptor(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(Exception):  # a log that cannot be written must never stop a document
+        with suppress(Exception):  # a failed log write must never stop a document
             self._write(self.format(record) + "\n")
 
     def _write(self, text: str) -> None:
@@ -97,7 +97,7 @@ class _Sink(logging.Handler):
             self._stream.write(text)
             self._stream.flush()
             return
-        if self._stream.closed:  # the number may belong to another file by now
+        if self._stream.closed:  # another file may have this number by now
             return
         left = memoryview(text.encode("utf-8", "backslashreplace"))
         while left:
@@ -107,7 +107,8 @@ class _Sink(logging.Handler):
 class _Text(logging.Formatter):
     """Format a record as `time level action  message  key=value …`; the journal gets a priority instead of a time.
 
-    Values and messages with a sign of this grammar are in quotes, so that a file name cannot look like a field.
+    Values and messages that contain characters of this grammar are quoted, so that a file name cannot look like a
+    field.
     """
 
     def __init__(self, *, journal: bool, colour: bool) -> None:
@@ -159,7 +160,7 @@ def _parts(record: logging.LogRecord) -> tuple[str, str, str, dict[str, Any]]:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # a library's format does not fit its arguments
+    except (TypeError, ValueError):  # a library passed arguments that do not match its format
         return str(record.msg)
 
 
@@ -170,7 +171,7 @@ def _shown(value: object) -> object:
 
 
 def _backslashed(value: object) -> str:
-    """Return a value with control characters escaped, and each backslash of its own doubled."""
+    """Return a value with control characters escaped, and each backslash doubled."""
     if isinstance(value, bytes):
         text = value.decode("utf-8", "surrogateescape")
     else:
@@ -184,7 +185,7 @@ def _value(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return a message: in quotes where it has an equals sign, or quotes and spaces that prose does not have."""
+    """Return a message, quoted if it has an equals sign or quotes and spaces unlike prose."""
     plain = "=" not in text and "  " not in text and text[:1] not in ('"', " ") and text[-1:] != " "
     return text.replace("\\\\", "\\") if plain else _quoted(text)
 
@@ -194,7 +195,7 @@ def _quoted(text: str) -> str:
 
 
 def _all_redacted(texts: list[str]) -> list[str]:
-    """Redact texts without line breaks; together, as each call costs more than a text."""
+    """Redact texts without line breaks together, because each call costs more than a text."""
     found = redacted("\n".join(texts)).split("\n")
     return found if len(found) == len(texts) else [redacted(text) for text in texts]
 
@@ -220,7 +221,7 @@ def _descriptor(stream: TextIO) -> int | None:
 
 
 def _is_journal(stream: TextIO) -> bool:
-    """Whether a stream leads to the journal, by the file that systemd names in the environment."""
+    """Return whether a stream leads to the journal, by the file in systemd's environment variable."""
     descriptor = _descriptor(stream)
     named = os.environ.get("JOURNAL_STREAM", "")
     if descriptor is None or not named:

@@ -1,4 +1,4 @@
-"""Keep the memory of a process with threads small."""
+"""Limit the memory of a process with threads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _M_ARENA_MAX: Final = -8
 
 
 def share_arena() -> None:
-    """Let all threads share one arena of malloc (mallopt(3)): each of their own keeps the blocks that it once held.
+    """Make all threads share one arena of malloc (mallopt(3)): otherwise each thread's arena keeps freed blocks.
 
-    Threads read, hash and wait here, and allocate little. A libc without arenas is left as it is.
+    Threads read, hash and wait here, and allocate little. A libc without arenas is left unchanged.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -12,7 +12,7 @@ RemoteName = str  # "codat" | "wootiv"
 
 
 class State(StrEnum):
-    """The state of a transfer. SENT and GONE are final."""
+    """Name the states of a transfer. SENT and GONE are final."""
 
     WAITING = "waiting"
     LEASED = "leased"
@@ -24,7 +24,7 @@ class State(StrEnum):
     GONE = "gone"
 
 
-#: The allowed transitions. A transfer in SENDING returns to WAITING only when the remote certainly stored nothing.
+#: The allowed transitions. A transfer in SENDING returns to WAITING only if the remote certainly stored nothing.
 TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
     {
         (State.WAITING, State.LEASED),
@@ -33,7 +33,7 @@ TRANSITIONS: Final[frozenset[tuple[State, State]]] = frozenset(
         (State.LEASED, State.SENDING),
         (State.LEASED, State.HELD),
         (State.LEASED, State.GONE),
-        (State.LEASED, State.SENT),  # adopted: proved present before anything was sent
+        (State.LEASED, State.SENT),  # adopted: proved present before it was sent
         (State.SENDING, State.SENT),
         (State.SENDING, State.WAITING),
         (State.SENDING, State.DOUBTFUL),
@@ -58,7 +58,7 @@ DUE: Final = frozenset({State.WAITING, State.DOUBTFUL})
 
 
 class Reason(StrEnum):
-    """The codes of held documents and closed gates; scripts rely on them."""
+    """Name the reasons of held documents and closed gates; scripts rely on these codes."""
 
     TOO_LARGE = "too_large"
     EXTENSION = "extension"
@@ -85,13 +85,13 @@ class Reason(StrEnum):
     UNREACHABLE = "unreachable"
     FAILING = "failing"
     REDIRECTED = "redirected"
-    STRANGER = "stranger"  # something else than the remote answers
+    STRANGER = "stranger"  # another server answers in place of the remote
     ANTIVIRUS = "antivirus"  # the virus scanner gives no verdict
     STORAGE = "storage"  # the storage refuses its account, bucket, signer or quota
 
 
 class Stamp(NamedTuple):
-    """Size and times of a file. The ctime cannot be set back, so that every change is noticed."""
+    """Hold size and times of a file. The ctime cannot be set back, so every change is noticed."""
 
     size: int
     mtime_ns: int
@@ -99,16 +99,16 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, stat: os.stat_result) -> Stamp:
-        """Return the stamp of a stat result. Times beyond the range of a database become its ends."""
+        """Return the stamp of a stat result. Times beyond the range of a database are clamped."""
         return cls(stat.st_size, clamped(stat.st_mtime_ns), clamped(stat.st_ctime_ns))
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """The digests of a file's bytes, in hex.
+    """Hold the digests of a file's bytes, in hex.
 
-    `sha256` is shown to people. `fingerprint` is the XXH3 of 128 bits, which proves a later reading at the speed of
-    memory. `md5` is for remotes that are told it. None: not computed when the document was planned.
+    `sha256` is shown to people. `fingerprint` is the XXH3 of 128 bits, which proves a later read at the speed of
+    memory. `md5` is for remotes that need it. None means not computed when the document was planned.
     """
 
     sha256: str
@@ -118,7 +118,7 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class ContentFault:
-    """An evident fault of a file's content, with the sentence that explains it."""
+    """Describe an evident fault of a file's content, with a sentence for people."""
 
     reason: Reason  # INCOMPLETE or CONTENT
     detail: str
@@ -126,7 +126,7 @@ class ContentFault:
 
 @dataclass(frozen=True, slots=True)
 class SeenFile:
-    """A file as a scan saw it. `folder` and `name` are the bytes of the kernel.
+    """Describe a file as found by a scan. `folder` and `name` are the bytes of the kernel.
 
     `folder` is relative to the folder of the mapping, without slashes at its ends; b"" is that folder itself.
     """
@@ -137,18 +137,18 @@ class SeenFile:
 
     @property
     def path(self) -> bytes:
-        """The path relative to the folder of the mapping."""
+        """Return the path relative to the folder of the mapping."""
         return joined(self.folder, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The destination of documents: a remote, and at Codat the connection of a company."""
+    """Describe the destination of documents: a remote, and at Codat the connection of a company."""
 
     remote: RemoteName
     company_id: str | None = None
     connection_id: str | None = None
-    #: `codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it. Stored, as every transition needs it.
+    #: `codat/COMPANY/CONNECTION` or `wootiv`; gates close prefixes of it. Stored, because every transition needs it.
     lane: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -158,10 +158,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One digest of one document to one remote, as a worker with its lease sees it."""
+    """Describe one digest of one document for one remote, as leased by a worker."""
 
     id: int
-    uid: str  # 32 hex digits, random: idempotency keys, boundaries and tokens come from it
+    uid: str  # 32 random hex digits: the source of idempotency keys, boundaries and tokens
     mapping: str
     target: Target
     remote_name: str
@@ -169,29 +169,29 @@ class Transfer:
     size: int
     state: State
     lease: int
-    tries: int  # attempts since it was planned or a person retried it
-    key_version: int  # which idempotency key is in force
+    tries: int  # attempts since the plan, or since a retry by a person
+    key_version: int  # the version of the idempotency key
     created: float
-    due_since: float  # wall seconds since when it is due; a retry starts it again
-    first_sent: float | None  # wall seconds: when the first attempt that may have stored it began
-    last_sent: float | None  # when the latest such attempt ended, or began when its end is unknown
+    due_since: float  # wall seconds since which it is due; reset by a retry
+    first_sent: float | None  # wall seconds: the begin of the first attempt that may have stored it
+    last_sent: float | None  # the end of the latest such attempt, or its begin while the end is unknown
     reason: str | None
     detail: str | None
-    fingerprint: str | None = None  # of its bytes, see `Digests`
+    fingerprint: str | None = None  # digests of its bytes, see `Digests`
     md5: str | None = None
 
     @property
     def token(self) -> str:
-        """The eight hex digits that stand for {token} in remote names."""
+        """Return the eight hex digits for {token} in remote names."""
         return self.uid[:8]
 
 
 class Source(Protocol):
-    """The bytes of a document for one attempt; `files.source` opens, proves and closes it."""
+    """Provide the bytes of a document for one attempt; `files.source` opens, proves and closes them."""
 
     @property
     def size(self) -> int:
-        """Bytes of the document."""
+        """Return the size of the document in bytes."""
 
     def blocks(self) -> AsyncIterator[bytes]:
         """Yield all bytes in order.
@@ -202,12 +202,12 @@ class Source(Protocol):
 
     @property
     def md5(self) -> str | None:
-        """The MD5 of the bytes in hex, if it was requested."""
+        """Return the MD5 of the bytes in hex, None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadItem:
-    """One document as a remote gets it: its transfer and its bytes."""
+    """Describe one document for a remote: its transfer and its bytes."""
 
     transfer: Transfer
     source: Source
@@ -215,7 +215,7 @@ class UploadItem:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The answer with which a remote accepted a document, or the proof that it has the document."""
+    """Hold the response with which a remote accepted a document, or the proof that the remote has it."""
 
     status: int | None
     correlation_id: str | None = None
@@ -225,7 +225,7 @@ class Receipt:
 
 
 class Found(StrEnum):
-    """The result of a lookup."""
+    """Name the result of a lookup."""
 
     PRESENT = "present"
     ABSENT = "absent"
@@ -234,7 +234,7 @@ class Found(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a lookup for one doubtful transfer, with the sentence that explains it."""
+    """Hold the result of a lookup for one doubtful transfer, with a sentence for people."""
 
     found: Found
     detail: str
@@ -243,7 +243,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class KnownUploads:
-    """The uploads of one company that other transfers account for: counts by name and by digest."""
+    """Count the uploads of one company that belong to other transfers, by name and by digest."""
 
     names: dict[str, int]
     digests: dict[str, int]
@@ -251,7 +251,7 @@ class KnownUploads:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A remote, company or connection that is closed until a time; then one document probes it."""
+    """Describe a remote, company or connection that is closed until a time; then one document probes it."""
 
     key: str  # a prefix of lanes: "codat", "codat/COMPANY", "codat/COMPANY/CONNECTION", "wootiv"
     reason: str
@@ -259,17 +259,17 @@ class Gate:
     until: float  # wall seconds
     tries: int
     since: float
-    lets_doubts_pass: bool = False  # a spent quota keeps a reserve for resolving doubts
+    lets_doubts_pass: bool = False  # a spent quota keeps a reserve for lookups
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of an attempt: the next state of the transfer, and the gate that it closes."""
+    """Hold the result of an attempt: the next state of the transfer, and the gate to close."""
 
     state: State
     reason: str | None = None
     detail: str | None = None
-    delay: float = 0.0  # seconds until it is due, for WAITING and DOUBTFUL
+    delay: float = 0.0  # seconds until it is due again, for WAITING and DOUBTFUL
     gate: Gate | None = None
     fresh_key: bool = False  # the next request needs a new idempotency key
     costs_a_try: bool = True

@@ -8,33 +8,33 @@ from typing import Final
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State
 
-#: The longest pause that a remote may ask for, seconds.
+#: The longest pause that a remote may request, seconds.
 MAX_PAUSE_S: Final = 86_400.0
-#: A daily quota starts anew within this, whatever a remote says, seconds.
+#: A daily quota resets within this time, even if the remote claims a later time; seconds.
 MAX_QUOTA_RESET_S: Final = 25 * 3600.0
 #: A longer requested pause means a spent quota, a shorter one the rate limit, seconds.
 QUOTA_PAUSE_S: Final = 120.0
-#: Unreachable requests in a row that close the remote for all documents.
+#: Consecutive unreachable requests that close the remote for all documents.
 UNREACHABLE_LIMIT: Final = 3
-#: After so many failures in a row, of whatever kind, a lane is closed; after so many answers of strangers a remote.
+#: Consecutive failures of any kind that close a lane, and responses of other servers that close a remote.
 FAILURE_LIMIT: Final = 5
 
 _GATE_REASONS: Final = {401: Reason.KEY, 402: Reason.ACCOUNT, 403: Reason.COMPANY, 404: Reason.CONNECTION}
-#: Answers of a remote after which the document may still have been stored, or may be by an earlier request.
+#: Statuses after which this or an earlier request may still store the document.
 _UNCLEAR: Final = frozenset({408, 409, 422, 425})
 _NOT_OF_THE_DOCUMENT: Final = frozenset({"not_ours", "storage", "signature", "redirect"})
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """The pause before attempt n+1: `initial` * `factor`^n, at most `longest`, with jitter; seconds."""
+    """Compute the pause before attempt n+1: `initial` * `factor`^n, at most `longest`, with jitter; seconds."""
 
     initial: float = 0.5
     factor: float = 1.5
     longest: float = 60.0
 
     def pause(self, tries: int, jitter: float) -> float:
-        """Return the seconds to wait after `tries` failures; `jitter` in [0, 1) spreads the upper half."""
+        """Return the pause in seconds after `tries` failures; `jitter` in [0, 1) spreads the upper half."""
         exponent = min(tries - 1, 64) if tries > 0 else 0
         full = min(self.longest, self.initial * self.factor**exponent)
         return full * (0.5 + jitter / 2)
@@ -42,7 +42,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The settings of `[retry]`."""
+    """Hold the settings of `[retry]`."""
 
     backoff: Backoff = Backoff()
     give_up_after: float = 7 * 86_400.0  # seconds
@@ -50,27 +50,27 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FailureCounts:
-    """Failures in a row of one activity (sends or lookups), the latest included."""
+    """Count consecutive failures of one activity (sends or lookups), including the latest."""
 
-    lane: int = 1  # of whatever kind, in the lane
+    lane: int = 1  # of any kind, in the lane
     unreachable: int = 0  # of the remote
-    stranger: int = 0  # answers that came from something else than the remote
+    stranger: int = 0  # responses from another server than the remote
 
 
 @dataclass(frozen=True, slots=True)
 class FailedAttempt:
-    """The facts about a failed attempt that decide its outcome."""
+    """Hold the facts about a failed attempt that decide its outcome."""
 
     lane: str
-    tries: int  # the failed one included
+    tries: int  # including the failed one
     now: float  # wall seconds
     jitter: float
-    gate_tries: int = 0  # probes of the gate in question that failed
+    gate_tries: int = 0  # failed probes of this gate
     failures: FailureCounts = field(default=FailureCounts())
 
 
 def after_failure(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    """Return the outcome of a failed send, with the gate that it closes."""
+    """Return the outcome of a failed send, with the gate to close."""
     outcome = _of_transfer(failure, attempt, backoff)
     if outcome.gate is None and outcome.state in {State.WAITING, State.DOUBTFUL}:
         return replace(outcome, gate=_repeated(failure, attempt, backoff, attempt.lane))
@@ -78,7 +78,7 @@ def after_failure(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff
 
 
 def after_failed_lookup(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    """Return the outcome of a failed lookup: still a doubt, with the gate that the failure closes."""
+    """Return the outcome of a failed lookup: the transfer stays doubtful, and a gate may close."""
     company = "/".join(attempt.lane.split("/")[:2])
     gate = _gate_of(failure, attempt, backoff) or _repeated(failure, attempt, backoff, company)
     delay = pause_of(failure, attempt, backoff)
@@ -86,21 +86,22 @@ def after_failed_lookup(failure: RemoteError, attempt: FailedAttempt, backoff: B
 
 
 def after_stop(*, begun: bool) -> Outcome:
-    """Return the outcome of an attempt that a stop cut off; `begun`: bytes of the document may have been sent."""
+    """Return the outcome of an attempt that a stop interrupted; `begun`: bytes of the document may have been sent."""
     if begun:
         return Outcome(State.DOUBTFUL, None, "docferry stopped while this was being sent")
     return Outcome(State.WAITING, None, "docferry stopped before any of it was sent", costs_a_try=False)
 
 
 def is_about_document(failure: RemoteError) -> bool:
-    """Whether giving up the document after `give_up_after` can be right: it may be the cause of the failure."""
+    """Return whether `give_up_after` applies: the document itself may be the cause of the failure."""
     return failure.scope is None and failure.kind not in _NOT_OF_THE_DOCUMENT
 
 
 def pause_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> float:
-    """Return the seconds until the next try: the pause that the remote asked for, at most a day.
+    """Return the seconds until the next attempt: the pause that the remote requested, at most a day.
 
-    A shorter pause than `initial` is not obeyed: a failing remote that answers "retry now" would be asked without end.
+    A requested pause below `initial` is raised to it: otherwise a failing remote with "retry now" gets requests without
+    end.
     """
     if failure.retry_after is not None and failure.retry_after >= backoff.initial:
         return min(failure.retry_after, MAX_PAUSE_S)
@@ -109,7 +110,7 @@ def pause_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> 
 
 def _of_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
     if failure.kind == "signature":
-        # A new URL cures an expired one at once; it does not cure a wrong signer.
+        # A new URL replaces an expired one at once, but cannot fix a wrong signer.
         repeats = attempt.failures.lane - 1
         pause = backoff.pause(repeats, attempt.jitter) if repeats else 0.0
         return Outcome(State.WAITING, None, str(failure), delay=pause, costs_a_try=False)
@@ -120,7 +121,7 @@ def _of_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff)
         return _again(failure, attempt, backoff)
     if failure.about_document:
         reason = Reason.TOO_LARGE if failure.status == 413 else Reason.REFUSED
-        # Codat repeats a kept answer to the same key: a person's retry needs a new one.
+        # Codat repeats a stored response for the same key, so a retry by a person needs a new key.
         return Outcome(
             State.HELD, reason, f"{failure}; correct the document, then run `docferry retry`", fresh_key=True
         )
@@ -130,15 +131,15 @@ def _of_transfer(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff)
 
 
 def _is_refusal(failure: RemoteError) -> bool:
-    """Whether the remote itself said that it did not store the document."""
+    """Return whether the remote itself stated that it did not store the document."""
     status = failure.status or 0
     return failure.kind == "answer" and 400 <= status < 500 and status not in _UNCLEAR
 
 
 def _in_doubt(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Outcome:
-    # After a 5xx, and after 422, Codat repeats the kept answer to the same key for 90 minutes. The answer of a proxy
-    # was not kept: there the old key still guards against a second copy.
-    # 409 means that the first request is still running, once; a second 409 is a kept answer too.
+    # After a 5xx or 422, Codat repeats the stored response to the same key for 90 minutes. The response of a proxy was
+    # not stored, so the old key still prevents a second copy. The first 409 means that the request is still running; a
+    # second 409 is a stored response, too.
     unspent = {429} if attempt.tries > 1 else {409, 429}
     spent = failure.kind == "answer" and failure.status is not None and failure.status not in unspent
     return Outcome(State.DOUBTFUL, None, str(failure), delay=pause_of(failure, attempt, backoff), fresh_key=spent)
@@ -155,7 +156,7 @@ def _again(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Ou
 
 
 def _behind(gate: Gate, failure: RemoteError) -> Outcome:
-    """Return the outcome of a transfer that waits for a gate: nothing is wrong with the document."""
+    """Return the outcome of a transfer that waits for a gate, without a fault of the document."""
     return Outcome(
         State.WAITING,
         gate.reason,
@@ -167,7 +168,7 @@ def _behind(gate: Gate, failure: RemoteError) -> Outcome:
 
 
 def _gate_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> Gate | None:
-    """Return the gate that a single failure closes, or some unreachable requests in a row."""
+    """Return the gate that a single failure, or a few consecutive unreachable requests, close."""
     remote = attempt.lane.split("/", 1)[0]
     if failure.kind == "signature":
         return None
@@ -181,9 +182,9 @@ def _gate_of(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff) -> 
 
 
 def _repeated(failure: RemoteError, attempt: FailedAttempt, backoff: Backoff, key: str) -> Gate | None:
-    """Return the gate that failures in a row close, None while there are few of them."""
+    """Return the gate that consecutive failures close, None if there are too few."""
     counts = attempt.failures
-    # The answer of a proxy concerns the remote and not one lane.
+    # The response of a proxy concerns the remote, not a single lane.
     if failure.kind == "not_ours" and counts.stranger >= FAILURE_LIMIT:
         return _closed(failure, attempt, backoff, attempt.lane.split("/", 1)[0], Reason.STRANGER, counts.stranger)
     if counts.lane < FAILURE_LIMIT:

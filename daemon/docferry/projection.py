@@ -1,4 +1,4 @@
-"""Compute when a remote will have everything that is due, from rate limit, quota and measured rate. Pure."""
+"""Compute when a remote will have all due documents, from rate limit, quota and measured rate. Pure."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ DAY_S: Final = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The due documents of one remote and the limits that delay them. Times are wall seconds."""
+    """Hold the due documents of one remote and the limits that delay them. Times are wall seconds."""
 
     documents: int
-    rate: float | None  # documents a second, measured lately; None: nothing was uploaded
+    rate: float | None  # documents a second, measured recently; None: no upload was measured
     per_minute: float | None  # documents a minute that the rate limit allows; None: no limit
     batch: int = 1  # documents in one request
     quota_limit: int | None = None  # requests a day
-    quota_left: float | None = None  # requests for new documents, apart from the reserve
+    quota_left: float | None = None  # requests for new documents, without the reserve
     quota_reset: float | None = None
-    closed_until: float | None = None  # by a gate before the whole remote
-    needs_person: bool = False  # a gate before the whole remote that time alone does not open
+    closed_until: float | None = None  # end time of a gate of the whole remote
+    needs_person: bool = False  # the gate of the whole remote needs more than time
 
 
 def finish(backlog: Backlog, now: float) -> float | None:
-    """Return when the last due document will have arrived; None if nothing is due or the time is unknown."""
+    """Return the time at which the last due document will have arrived; None if nothing is due or it is unknown."""
     if not backlog.documents or backlog.needs_person:
         return None
     limit = math.inf if backlog.per_minute is None else backlog.per_minute / 60.0

@@ -1,7 +1,7 @@
-"""Remove secrets from text: at the boundary where remote text enters, and again in the log.
+"""Remove secrets from text, both where remote text enters and again in the log.
 
-Hidden are the secrets that were named with `hide`, in their encodings too, and what looks like one: authorization
-values, user and query of URLs, and the parts of signed URLs.
+Redacted are the secrets passed to `hide`, with their encodings. Redacted are also authorization values, user and query
+of URLs, and the parts of signed URLs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HIDDEN: Final = "[hidden]"
 _QUERY: Final = re.compile(r"(https?://[^\s?\"'<>#]*)\?[^\s\"'<>]*", re.IGNORECASE)
 _USER: Final = re.compile(r"(https?://)[^\s/?#\"'@]*@", re.IGNORECASE)
 _AUTHORIZATION: Final = re.compile(r"(authorization\\?[\"']?\s*[:=,]\s*b?\\?[\"']?)[^\"'\\\n]+", re.IGNORECASE)
-#: Prose continues in small letters after "basic"; credentials contain a capital, a digit or a sign.
+#: After "basic", prose continues in lower case; credentials contain a capital, a digit or a sign.
 _SCHEME: Final = re.compile(r"\b((?i:basic|bearer))(?:\s+|%20|\+)(?=[\w+/=.~%-]*[A-Z0-9=+/])[\w+/=.~%-]{6,}")
 _SIGNED: Final = re.compile(
     r"(X-Amz-(?:Signature|Credential|Security-Token)[\\\"']*\s*[:=]\s*[\\\"']*)[^&\s\"'\\,}]+", re.IGNORECASE
@@ -25,7 +25,7 @@ _SIGNED: Final = re.compile(
 
 
 def hide(secret: str) -> None:
-    """Hide a secret, and its encodings in HTTP, in everything that is redacted from now on."""
+    """Redact a secret, and its encodings in HTTP, in all later texts."""
     global _known  # one process has one set of secrets
     if len(secret) >= 4:
         _secrets.update(_guises(secret))
@@ -34,7 +34,7 @@ def hide(secret: str) -> None:
 
 def redacted(text: str) -> str:
     """Return the text without secrets, authorization values, users in URLs, and queries of URLs."""
-    folded = text.casefold()  # the test whether a pattern can match costs a fraction of trying it
+    folded = text.casefold()  # testing for a possible match costs a fraction of the pattern
     if "://" in folded:
         text = _QUERY.sub(rf"\1?{HIDDEN}", text)
         text = _USER.sub(rf"\1{HIDDEN}@", text)
