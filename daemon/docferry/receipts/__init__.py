@@ -1,1 +1,1 @@
-"""The transparency log of receipts: Merkle tree, signed heads, canonical JSON, exports. No I/O apart from files."""
+"""Keep the transparency log of receipts: Merkle tree, signed heads, canonical JSON, exports. No I/O except files."""

@@ -1,4 +1,4 @@
-"""Audit a log: rebuild its tree row by row, compare it with the queue and every head, and name differences."""
+"""Audit a log: rebuild its tree row by row, compare the log with the queue and every head, and name differences."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier
 from docferry.receipts.record import DELIVERED, ReceiptKind, has, quoted
 
-#: The largest number of named problems; the rest is counted.
+#: The largest number of named problems; the others are counted.
 NAMED_PROBLEMS: Final = 100
-#: Room for so many more transfers is made at a time.
+#: The number of transfers by which the arrays grow at a time.
 _GROWTH: Final = 65_536
 
 
 class AuditedReceipt(NamedTuple):
-    """A receipt as it is stored, with the transfer it is about (None where there is none)."""
+    """Hold a stored receipt and the transfer to which it belongs, if any."""
 
     idx: int
     transfer_id: int | None
@@ -38,47 +38,47 @@ class AuditedReceipt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NamedHead:
-    """A head, and where it was found, as the subject of a sentence: "the head of 2026-11-30T12:00:00Z"."""
+    """Hold a head, and its origin as the subject of a sentence: "the head of 2026-11-30T12:00:00Z"."""
 
     where: str
     signed: SignedHead
 
     @property
     def size(self) -> int:
-        """Number of receipts that it counts."""
+        """Return the number of receipts in the head."""
         return self.signed.head.size
 
 
 @dataclass(slots=True)
 class Findings:
-    """The problems, in sentences; beyond `NAMED_PROBLEMS` they are only counted."""
+    """Collect the problems as sentences; beyond `NAMED_PROBLEMS` they are only counted."""
 
     named: list[str] = field(default_factory=list)
     count: int = 0
 
     def add(self, sentence: str) -> None:
-        """Name one more."""
+        """Add one problem."""
         self.count += 1
         if self.count <= NAMED_PROBLEMS:
             self.named.append(sentence)
 
 
 class Deliveries:
-    """What the receipts of all logs say about the transfers of the queue."""
+    """Track the deliveries that the receipts of all logs state, by transfer of the queue."""
 
     def __init__(self) -> None:
-        self.delivered = bytearray()  # by transfer: 1 when it has a receipt as sent
-        self.undone: dict[int, int] = {}  # transfers that are gone and have a receipt as sent -> its index
-        self.gone: set[int] = set()  # transfers with a receipt as gone in a log that was read before
+        self.delivered = bytearray()  # by transfer: 1 if it has a receipt as sent
+        self.undone: dict[int, int] = {}  # gone transfers with a receipt as sent -> its index
+        self.gone: set[int] = set()  # transfers with a receipt as gone in an earlier log
 
     def finish(self, findings: Findings) -> None:
-        """Add the transfers that are gone although the newest receipt says that they were sent."""
+        """Report the gone transfers whose newest receipt states that they were sent."""
         for transfer_id, index in self.undone.items():
             findings.add(f"receipt {index} says that transfer {transfer_id} was sent; the queue says it is gone")
 
 
 class Audit:
-    """One pass over the receipts of one log, in the order of their index."""
+    """Check the receipts of one log in one pass, in the order of their index."""
 
     def __init__(
         self,
@@ -90,13 +90,13 @@ class Audit:
         self.findings = Findings()
         self.next_index = 0
         self.erased = 0
-        self.other_keys = 0  # heads that another key signed, as before a change of key_file
+        self.other_keys = 0  # heads signed by another key, such as before a change of key_file
         self._origin = origin
         self._frontier = Frontier()
-        self._right_size = 0  # size of the newest head that the tree agrees with
-        self._suspect: int | None = None  # the newest index at which something was found
-        self._is_broken = False  # no root can be right any more
-        self._moved: dict[int, int] = {}  # index of a row -> index that its text states
+        self._right_size = 0  # size of the newest head that matches the tree
+        self._suspect: int | None = None  # the newest index with a problem
+        self._is_broken = False  # no later root can match
+        self._moved: dict[int, int] = {}  # index of a row -> index stated in its text
         self._deliveries = deliveries or Deliveries()
         self._gone: set[int] = set()  # transfers with a receipt as gone in this log
         self._heads = sorted(
@@ -104,7 +104,7 @@ class Audit:
         )
 
     def add(self, rows: Iterable[AuditedReceipt]) -> None:
-        """Take the next rows."""
+        """Check the next rows."""
         for row in rows:
             if row.idx != self.next_index:
                 self._lose(self.next_index, row.idx)
@@ -120,11 +120,11 @@ class Audit:
                 self._check_transfer(row, row.transfer_id)
 
     def finish(self, size: int, frontier: bytes, sent: Iterable[int]) -> Findings:
-        """End the pass.
+        """Finish the pass.
 
         Args:
-            size: number of receipts that the database says the log has.
-            frontier: the tree's right edge, as the database has it.
+            size: number of receipts that the log has according to the database.
+            frontier: the right edge of the tree according to the database.
             sent: ids of all transfers in the state `sent`.
         """
         self._compare_heads()
@@ -162,7 +162,7 @@ class Audit:
         return True
 
     def _compare_heads(self) -> None:
-        """Compare the heads of as many receipts as the tree has now."""
+        """Compare the heads whose size equals the present size of the tree."""
         while self._heads and self._heads[-1].size <= self.next_index:
             head = self._heads.pop()
             if self._is_broken:
@@ -173,7 +173,7 @@ class Audit:
                 self._name_changed(f"{head.where} has another root")
 
     def _name_changed(self, why: str) -> None:
-        """Say that the tree differs, unless the row at fault is named already."""
+        """Report that the tree differs, unless the faulty row is reported already."""
         self._is_broken = True
         if self._suspect is None or self._suspect < self._right_size:
             end = max(self.next_index, self._right_size + 1)
@@ -192,7 +192,7 @@ class Audit:
         if sha256(b"\x00" + body.encode("utf-8", "surrogatepass")).digest() != row.leaf:
             self._suspect = row.idx
             self.findings.add(f"receipt {row.idx} was changed: its text has another hash than its leaf")
-        # In canonical JSON these two are neighbours; one search costs a third of two.
+        # In canonical JSON these two are adjacent; one search costs a third of two.
         if f'"index":{row.idx},"kind":"{row.kind}"' not in body and not has(body, "index", row.idx):
             self._suspect = row.idx
             self._moved[row.idx] = _stated_index(body)
@@ -235,7 +235,7 @@ class Audit:
 
 
 def _agrees(row: AuditedReceipt, body: str) -> bool:
-    """Whether a receipt states its transfer's identity, target and content; without parsing it."""
+    """Return whether a receipt states its transfer's identity, target and content, without parsing it."""
     name = quoted(row.remote_name or "")
     digest = f',"sha256":"{row.sha256}"' if row.sha256 is not None else ""
     if f'"remote":"{row.remote}","remote_name":{name}{digest},"size":{row.size},' not in body:
@@ -255,5 +255,5 @@ def _stated_index(body: str) -> int:
 
 
 def _span(start: int, end: int) -> str:
-    """Name receipts as the subject of "missing" or "added"."""
+    """Name a range of receipts as the subject of "missing" or "added"."""
     return f"receipt {start} is" if end - start == 1 else f"receipts {start} to {end - 1} ({end - start:,}) are"

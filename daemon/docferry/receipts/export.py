@@ -16,28 +16,28 @@ from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Tree
 from docferry.receipts.record import FIELDS
 
-#: A cell that begins with one of these is a formula for a spreadsheet.
+#: Spreadsheets read a cell that begins with one of these as a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The content of the ZIP: `(index, body)` of each receipt, all leaf hashes, and the heads."""
+    """Hold the content of the ZIP: `(index, body)` of each receipt, all leaf hashes, and the heads."""
 
     receipts: Sequence[tuple[int, str]]
     tree: Tree
     head: SignedHead  # of the whole tree
-    heads: Sequence[SignedHead]  # earlier ones, as they are stored
+    heads: Sequence[SignedHead]  # earlier ones, as stored
     exported: str  # time, ISO 8601
-    about: str = ""  # which receipts were asked for
+    about: str = ""  # the selection of receipts
     public_key: bytes | None = None
     anchors: Mapping[str, bytes] = field(default_factory=dict)  # copies of external heads and time stamps, by file name
 
 
 def write_exports(path: Path, exports: Mapping[str, Export]) -> None:
-    """Write the ZIP to `path`; the file appears whole or not at all. OSError when it cannot be written.
+    """Write the ZIP to `path`; the file appears completely or not at all. Raises OSError if it cannot be written.
 
-    Of several logs, each one gets a folder with its name in `exports`.
+    With several logs, each has a folder with its name in `exports`.
     """
     partial = path.with_name(f".{path.name}.part")
     try:
@@ -53,7 +53,7 @@ def write_exports(path: Path, exports: Mapping[str, Export]) -> None:
 
 
 def safe_cell(value: object) -> str:
-    """Return text that no spreadsheet takes for a formula."""
+    """Return text that no spreadsheet reads as a formula."""
     text = value if isinstance(value, str) else json.dumps(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
@@ -94,7 +94,7 @@ def _csv(bodies: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _html(export: Export, bodies: Sequence[Mapping[str, Any]]) -> str:
-    from jinja2 import Environment  # only an export needs it
+    from jinja2 import Environment  # only an export needs this module
 
     template = Environment(autoescape=True).from_string(Path(__file__).with_name("export.html.j2").read_text("utf-8"))
     return template.render(

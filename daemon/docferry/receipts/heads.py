@@ -1,4 +1,4 @@
-"""Heads of the log as C2SP checkpoints (tlog-checkpoint): signed notes with an Ed25519 key, or unsigned."""
+"""Write and read heads of the log as C2SP checkpoints (tlog-checkpoint): notes signed with Ed25519, or unsigned."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from docferry.receipts.verify_export import verify_ed25519
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-#: How every origin begins: `docferry/HOST/ID`.
+#: The prefix of every origin: `docferry/HOST/ID`.
 ORIGIN: Final = "docferry/"
 #: The signature type of Ed25519 in a signed note.
 _ED25519: Final = b"\x01"
-#: What `one_line` returns, anywhere in a line.
+#: Matches the result of `one_line` anywhere in a line.
 _LOGGED: Final = re.compile(r"(docferry/[^\s\"]+) (\d+) ([A-Za-z0-9+/]{43}=)(?: ([A-Za-z0-9+/]{80,}=*))?")
 _SIGNATURE: Final = re.compile(r"— (\S+) (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The size and root of a log at one moment."""
+    """Hold the size and root of a log at one moment."""
 
     origin: str
     size: int
     root: bytes
 
     def text(self) -> str:
-        """Return the body of the checkpoint: three lines, each with its line feed."""
+        """Return the body of the checkpoint: three lines, each with a line feed."""
         return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode('ascii')}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One signature line of a note."""
+    """Hold one signature line of a note."""
 
     name: str
     key_id: bytes
@@ -50,13 +50,13 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class SignedHead:
-    """A head with its signatures, as it is stored and exported."""
+    """Hold a head with its signatures, as stored and exported."""
 
     head: Head
     signatures: tuple[Signature, ...] = ()
 
     def note(self) -> str:
-        """Return the signed note; without a signature it ends after the blank line."""
+        """Return the signed note; an unsigned note ends after the blank line."""
         lines = [f"— {s.name} {b64encode(s.key_id + s.value).decode('ascii')}\n" for s in self.signatures]
         return f"{self.head.text()}\n{''.join(lines)}"
 
@@ -66,11 +66,11 @@ class SignedHead:
         return " ".join([*self.head.text().split("\n")[:3], *signatures])
 
     def names_key(self, public_key: bytes) -> bool:
-        """Whether a signature states this Ed25519 public key, right or not."""
+        """Return whether a signature names this Ed25519 public key, valid or not."""
         return any(s.key_id == key_id(s.name, public_key) for s in self.signatures)
 
     def is_signed_by(self, public_key: bytes) -> bool:
-        """Whether a signature of this Ed25519 public key (32 bytes) is there and right."""
+        """Return whether a valid signature of this Ed25519 public key (32 bytes) exists."""
         text = self.head.text().encode()
         return any(
             s.key_id == key_id(s.name, public_key) and verify_ed25519(public_key, text, s.value)
@@ -80,7 +80,7 @@ class SignedHead:
 
 
 class Signer:
-    """Signs heads with the Ed25519 key of a file."""
+    """Sign heads with the Ed25519 key of a file."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -93,7 +93,7 @@ class Signer:
 
 
 def open_signer(key_file: Path) -> Signer:
-    """Read an Ed25519 private key, PEM or OpenSSH; ConfigError names the problem and the way to make a key."""
+    """Read an Ed25519 private key, PEM or OpenSSH. Raises ConfigError with the problem and the way to make a key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -119,7 +119,7 @@ def open_signer(key_file: Path) -> Signer:
 
 
 def key_id(name: str, public_key: bytes) -> bytes:
-    """Return the four bytes that name a key in a signature line."""
+    """Return the four bytes that identify a key in a signature line."""
     return sha256(name.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
 
 
@@ -139,9 +139,9 @@ def parse_note(text: str) -> SignedHead:
 
 
 def parse_notes(text: str, *, strict: bool = True) -> Iterator[SignedHead]:
-    """Read every head of a text, in order, with anything between them: whole notes, and lines of a log.
+    """Read every head of a text in order, and skip other text: whole notes, and lines of a log.
 
-    ValueError names the first one that is broken; otherwise, if not `strict`, it is passed over.
+    If `strict`, the first broken head raises ValueError; otherwise broken heads are skipped.
     """
     lines = text.splitlines(keepends=True)
     starts = [at for at, line in enumerate(lines) if line.startswith(ORIGIN) or _LOGGED.search(line)]
@@ -155,7 +155,7 @@ def parse_notes(text: str, *, strict: bool = True) -> Iterator[SignedHead]:
 
 
 def read_notes(data: bytes) -> list[SignedHead]:
-    """Read every head of a file: notes, lines of a log, or a mail as it was saved. ValueError as `parse_notes`."""
+    """Read every head of a file: notes, lines of a log, or a saved mail. Raises ValueError like `parse_notes`."""
     if b"\nContent-Transfer-Encoding:" in data:
         from email import message_from_bytes
         from email.policy import default

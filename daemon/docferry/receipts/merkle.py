@@ -1,4 +1,4 @@
-"""The Merkle tree of RFC 6962: append in constant time, roots, inclusion and consistency proofs."""
+"""Build the Merkle tree of RFC 6962: append in constant time, roots, inclusion and consistency proofs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Final
 
-#: Bytes of a hash.
+#: Length of a hash in bytes.
 HASH_SIZE: Final = 32
 #: The root of a tree without leaves.
 EMPTY_ROOT: Final = sha256(b"").digest()
@@ -23,15 +23,15 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class Frontier:
-    """The right edge of a tree: the roots of its complete subtrees, the largest first.
+    """Hold the right edge of a tree: the roots of its complete subtrees, the largest first.
 
-    An append costs one hash on average, and the state of a tree of a million leaves is 640 bytes at most.
+    An append costs one hash on average. The state of a tree of a million leaves has at most 640 bytes.
     """
 
     __slots__ = ("_hashes", "size")
 
     def __init__(self, size: int = 0, hashes: bytes = b"") -> None:
-        """Restore what `encode` returned for a tree of `size` leaves; ValueError when the two do not match."""
+        """Restore the result of `encode` for a tree of `size` leaves. Raises ValueError if the two do not match."""
         if len(hashes) != HASH_SIZE * size.bit_count():
             raise ValueError(f"a tree of {size} leaves has no frontier of {len(hashes)} bytes")
         self.size = size
@@ -56,12 +56,12 @@ class Frontier:
         return root
 
     def encode(self) -> bytes:
-        """Return the hashes in a row, for storage."""
+        """Return the concatenated hashes, for storage."""
         return b"".join(self._hashes)
 
 
 class Tree:
-    """All nodes of a tree, for proofs: 64 bytes of memory per leaf."""
+    """Hold all nodes of a tree, for proofs: 64 bytes of memory per leaf."""
 
     def __init__(self, leaves: Iterable[bytes]) -> None:
         """Build the tree over these leaf hashes."""
@@ -111,7 +111,7 @@ class Tree:
         return proof[::-1]
 
     def _range(self, low: int, high: int) -> bytes:
-        """Return the root of the subtree over leaves `low` to `high`, one that the tree has."""
+        """Return the root of the subtree over leaves `low` to `high`, which must exist in the tree."""
         level = (high - low - 1).bit_length()
         return self._node(level, low >> level)
 
@@ -120,7 +120,7 @@ class Tree:
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
-    """Whether `proof` shows that the leaf hash is at `index` of the tree with this size and root."""
+    """Return whether `proof` shows that the leaf hash is at `index` of the tree with this size and root."""
     if not 0 <= index < size:
         return False
     position, last, found = index, size - 1, leaf
@@ -138,7 +138,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
 
 
 def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]) -> bool:
-    """Whether `proof` shows that the tree of `size` leaves begins with the tree of `old_size` leaves."""
+    """Return whether `proof` shows that the tree of `size` leaves begins with the tree of `old_size` leaves."""
     if not 0 < old_size <= size:
         return False
     if old_size == size:
@@ -166,7 +166,7 @@ def verify_consistency(old_size: int, old_root: bytes, size: int, root: bytes, p
 
 
 def _parents(level: bytearray) -> bytearray:
-    """Return the level above; a last node without a sibling moves up as it is."""
+    """Return the level above; a last node without a sibling moves up unchanged."""
     pair = 2 * HASH_SIZE
     whole = len(level) // pair * pair
     view = memoryview(level)

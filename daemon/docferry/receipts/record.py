@@ -1,4 +1,4 @@
-"""A receipt as canonical JSON: sorted keys, no white space, ASCII, no floating-point numbers."""
+"""Encode a receipt as canonical JSON: sorted keys, no white space, ASCII, no floating-point numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Value = str | int | bool
 
 
 class ReceiptKind(StrEnum):
-    """The kind of event that a receipt attests."""
+    """Name the kinds of events that a receipt attests."""
 
-    SENT = "sent"  # the remote took the document
-    ADOPTED = "adopted"  # the remote was asked and has it; this docferry did not see it taken
-    GONE = "gone"  # it will not be sent: its file went away or changed, or `retry --missing` replaced it
+    SENT = "sent"  # the remote accepted the document
+    ADOPTED = "adopted"  # a lookup found the document at the remote; docferry did not see its acceptance
+    GONE = "gone"  # the document will not be sent: its file vanished or changed, or `retry --missing` replaced it
     RELEASED = "released"  # a person released a held document
     DOWNLOADED = "downloaded"
 
@@ -34,23 +34,23 @@ quoted: Final = json.encoder.encode_basestring_ascii
 
 @dataclass(frozen=True, slots=True)
 class LoggedReceipt:
-    """One leaf of the log: its index, the transfer it is about (None for a download), and its fields."""
+    """Hold one leaf of the log: its index, its transfer (None for a download), and its fields."""
 
     transfer_id: int | None
     kind: ReceiptKind
     fields: Mapping[str, Value | None]
 
     def body(self, index: int) -> str:
-        """Return the canonical JSON of the leaf at `index`; fields that are None are left out."""
+        """Return the canonical JSON of the leaf at `index`, without fields that are None."""
         found = {**self.fields, "index": index, "kind": self.kind}
         pairs = [f'"{name}":{_encoded(found[name])}' for name in sorted(found) if found[name] is not None]
         return f"{{{','.join(pairs)}}}"
 
 
 def has(body: str, name: str, value: Value | None) -> bool:
-    """Whether canonical JSON has this field with this value, or lacks it for None; without parsing all of it.
+    """Return whether canonical JSON has this field with this value, or lacks it for None, without parsing all of it.
 
-    A quotation mark inside a string is escaped, so that a string cannot contain another field.
+    A quotation mark inside a string is escaped, so a string cannot contain another field.
     """
     if value is None:
         return f'"{name}":' not in body
@@ -60,7 +60,7 @@ def has(body: str, name: str, value: Value | None) -> bool:
 
 
 def _encoded(value: Value | None) -> str:
-    """Encode one value; several times faster than `json.dumps`, which builds an encoder a call."""
+    """Encode one value, several times faster than `json.dumps`, which builds an encoder for each call."""
     if isinstance(value, str):
         return quoted(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,10 +1,10 @@
-"""Verify an export of docferry's receipts: needs Python 3.9 or newer and nothing else.
+"""Verify an export of docferry's receipts; needs only Python 3.9 or newer.
 
 Usage: python3 -I verify.py [--key BASE64] [--anchor FILE]... [EXPORT.zip]
 
-Without EXPORT.zip the files beside this script are verified. `--key` is the log's Ed25519 public key, as you got it
-from a source that you trust; without it the key in the export is used. `--anchor` names a file of heads that you kept.
-Exit status 0: everything is right. 1: something is not, and is named. 2: the export cannot be read.
+Without EXPORT.zip, the files beside this script are verified. `--key` is the log's Ed25519 public key from a source
+that you trust; without it, the key in the export is used. `--anchor` names a file of heads that you kept. Exit status
+0: everything is valid. 1: there are problems, all printed. 2: the export cannot be read.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def root_from_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes | None:
-    """Return the root that an inclusion proof leads to (RFC 9162, section 2.1.3.2); None for a malformed proof."""
+    """Return the root computed from an inclusion proof (RFC 9162, section 2.1.3.2), None for a malformed proof."""
     if not 0 <= index < size:
         return None
     position, last, found = index, size - 1, leaf
@@ -61,7 +61,7 @@ def root_from_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[byte
 def roots_from_consistency(
     old_size: int, old_root: bytes, size: int, proof: Sequence[bytes]
 ) -> tuple[bytes, bytes] | None:
-    """Return the old and the new root that a consistency proof leads to (RFC 9162, section 2.1.4.2), or None."""
+    """Return the old and new root computed from a consistency proof (RFC 9162, section 2.1.4.2), or None."""
     if old_size == size:
         return (old_root, old_root) if not proof else None
     path = ([old_root] if old_size & (old_size - 1) == 0 else []) + list(proof)
@@ -134,7 +134,7 @@ BASE = (BASE_X, BASE_Y, 1, BASE_X * BASE_Y % P)
 
 
 def verify_ed25519(public_key: bytes, message: bytes, signature: bytes) -> bool:
-    """Whether the signature (64 bytes) of the message was made with the key (32 bytes)."""
+    """Return whether the signature (64 bytes) of the message was made with the key (32 bytes)."""
     if len(public_key) != 32 or len(signature) != 64:
         return False
     a, r = _point_decompress(public_key), _point_decompress(signature[:32])
@@ -182,7 +182,7 @@ def is_signed(head: Head, public_key: bytes) -> bool:
 def verify(
     read: Read, public_key: bytes, anchors: Sequence[tuple[str, str]], others: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield one sentence for each thing that is wrong; `read(name)` returns a file's bytes, b"" when there is none.
+    """Yield one sentence for each problem. `read(name)` returns a file's bytes, b"" if there is none.
 
     `others` are the names of further logs, whose heads in `anchors` are not compared.
     """
@@ -262,7 +262,7 @@ def verify_anchor(name: str, text: str, read: Read, head: Head, others: Sequence
 
 
 def open_exports(path: str | None) -> list[Read]:
-    """Return functions from a name to a file's bytes, one for each log; several logs have a folder each."""
+    """Return functions from a name to a file's bytes, one for each log; with several logs, each has a folder."""
     if path is None:
         top = Path(__file__).resolve().parent
         folders = [top] if (top / "head.txt").exists() else sorted(found.parent for found in top.glob("*/head.txt"))
