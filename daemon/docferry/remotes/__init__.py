@@ -1,1 +1,1 @@
-"""The outer wall to HTTP: what Codat and Wootiv are to docferry."""
+"""Access the remotes over HTTP: clients of Codat and Wootiv, and their limits."""

@@ -1,6 +1,6 @@
-"""Ask clamd whether bytes are infected, by its command INSTREAM (clamd(8)) over a Unix or TCP socket.
+"""Ask clamd whether bytes are infected, with its command INSTREAM (clamd(8)) over a Unix or TCP socket.
 
-Anything but a complete and well-formed reply is an error: nothing counts as clean by accident.
+Any incomplete or malformed reply is an error: no document counts as clean by accident.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from docferry.model import escaped
 
 #: Scans at a time; clamd has 10 threads by default.
 _SCANS: Final = 8
-#: How long connecting, and taking a block of bytes, may last, seconds.
+#: The time limit to connect, and to write one block of bytes, seconds.
 _CONNECT_S: Final = 10.0
 _SEND_S: Final = 60.0
-#: How long a scan may take: clamd's own limit is 120 s by default. Meanwhile clamd is asked so often whether it lives.
+#: The time limit of a scan, above clamd's default of 120 s, and the interval of pings during it, seconds.
 _SCAN_S: Final = 180.0
 _PING_EVERY_S: Final = 5.0
 _PING_S: Final = 5.0
 _LONGEST_REPLY: Final = 4096
-#: A chunk of this size or less goes together with its length, bytes.
+#: A chunk up to this size is written together with its length, bytes.
 _SMALL: Final = 65_536
 _END: Final = bytes(4)
 _TOO_LARGE: Final = b"INSTREAM size limit exceeded. ERROR"
-#: Found instead of a virus where clamd did not scan all of a document (with AlertExceedsMax).
+#: The name reported instead of a virus if clamd skipped a part of the document (AlertExceedsMax).
 _LIMITS: Final = "Heuristics.Limits.Exceeded"
 _BROKEN: Final = (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, OSError)
 
 
 class ClamdError(DocferryError):
-    """No verdict. `about_document`: clamd lives, so that the document may be the cause."""
+    """Report that there is no verdict. `about_document`: clamd responds, so the document may be the cause."""
 
     def __init__(self, message: str, *, about_document: bool = False) -> None:
         super().__init__(message)
@@ -44,14 +44,14 @@ class ClamdError(DocferryError):
 
 @dataclass(frozen=True, slots=True)
 class ScanVerdict:
-    """The result of a scan: clean, infected, or too large to be scanned."""
+    """Hold the result of a scan: clean, infected, or too large to scan."""
 
     signature: str | None = None  # the name of the found signature
-    too_large: str | None = None  # what clamd said
+    too_large: str | None = None  # the reply of clamd
 
 
 class Clamd:
-    """A client of one clamd. `path` is that of a Unix socket; without it `host` and `port` count."""
+    """Access one clamd. `path` is the path of a Unix socket; without it, `host` and `port` are used."""
 
     def __init__(self, path: str | None, host: str = "", port: int = 0) -> None:
         self._path, self._host, self._port = path, host, port
@@ -59,13 +59,13 @@ class Clamd:
         self._shown = f"clamd at {path or f'{host}:{port}'}"
 
     async def scan(self, blocks: AsyncIterator[bytes]) -> ScanVerdict:
-        """Scan bytes. Raises ClamdError, and whatever `blocks` raises."""
+        """Scan bytes. Raises ClamdError, and any error of `blocks`."""
         async with self._scans, await self._connect() as stream:
             is_sent = await self._send(stream, blocks)
             return await self._verdict(await self._reply(stream), is_sent=is_sent)
 
     async def ping(self) -> bool:
-        """Whether clamd answers."""
+        """Return whether clamd responds."""
         with anyio.move_on_after(_PING_S):
             try:
                 async with await self._connect() as stream:
@@ -85,12 +85,12 @@ class Clamd:
             raise ClamdError(f"{self._shown} cannot be reached: {error or 'no answer'}") from error
 
     async def _send(self, stream: ByteStream, blocks: AsyncIterator[bytes]) -> bool:
-        """Send the command and all bytes; False when clamd closed the connection before their end."""
+        """Send the command and all bytes. Return False if clamd closed the connection early."""
         try:
             await self._send_some(stream, b"zINSTREAM\0")
             async for block in blocks:
                 if not block:
-                    continue  # an empty chunk would be the end
+                    continue  # an empty chunk means the end
                 length = len(block).to_bytes(4, "big")
                 if len(block) <= _SMALL:
                     await self._send_some(stream, length + block)

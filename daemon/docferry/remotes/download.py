@@ -1,4 +1,4 @@
-"""Download an object of S3 into a file: only when it changed, resumed after a break, proved by its ETag."""
+"""Download an object of S3 into a file: only if it changed, resumed after an interruption, proved by its ETag."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The result of a download; no file was written when the object did not change."""
+    """Hold the result of a download; no file was written if the object did not change."""
 
     etag: str | None
     changed: bool
@@ -30,14 +30,14 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to download: an object without this ETag, up to `limit` bytes."""
+    """Describe the object to download: its known ETag, and the limit in bytes."""
 
     etag: str | None = None
     limit: int = MAX_OBJECT_SIZE
 
 
 async def fetch(http: HttpClient, url: str, to: Path, wanted: Wanted, now: float) -> Fetched:
-    """GET the signed `url` into `to`. After a break the received part stays there for the next call."""
+    """GET the signed `url` into `to`. After an interruption, the received part stays for the next call."""
     start, partial = await run_sync(_read_partial, to)
     etag = wanted.etag if wanted.etag and _is_token(wanted.etag) else None
     headers = {"If-None-Match": f'"{etag}"'} if etag else {}
@@ -78,12 +78,12 @@ async def fetch(http: HttpClient, url: str, to: Path, wanted: Wanted, now: float
 
 
 def _is_token(etag: str) -> bool:
-    """Return whether an ETag can be sent back in a header."""
+    """Return whether an ETag can be sent in a header."""
     return bool(etag) and etag.isascii() and etag.isprintable() and '"' not in etag
 
 
 def _is_page(headers: Mapping[str, str]) -> bool:
-    """Return whether a success is a login page: HTML without the ETag that a storage always sends."""
+    """Return whether a 2xx response is a login page: HTML without the ETag that a storage always sends."""
     return not headers.get("etag") and headers.get("content-type", "").lower().startswith("text/html")
 
 
@@ -91,8 +91,8 @@ def _is_page(headers: Mapping[str, str]) -> bool:
 async def _file_for(to: Path, status: int, headers: Mapping[str, str], start: int) -> AsyncIterator[Sink]:
     """Open the file for a response.
 
-    A part is accepted only at the requested offset: a later resume would append to wrong data. The ETag that allows
-    a resume is noted before the first byte.
+    A part is accepted only at the requested offset: a later resume would append to wrong data. The ETag that allows a
+    resume is stored before the first byte.
     """
     part = _is_part(status, headers)
     found = _RANGE.fullmatch(headers.get("content-range", "")) if part else None
@@ -106,12 +106,12 @@ async def _file_for(to: Path, status: int, headers: Mapping[str, str], start: in
 
 
 def _is_part(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether a response is a part of the object; rclone's server sends parts with 200."""
+    """Return whether a response is a part of the object; rclone's server sends parts with 200."""
     return status == 206 or "content-range" in headers
 
 
 def _read_partial(to: Path) -> tuple[int, str | None]:
-    """Return the length and ETag of the part that an earlier call left, `(0, None)` without one."""
+    """Return the length and ETag of the part of an earlier call, `(0, None)` without one."""
     try:
         size, etag = to.stat().st_size, _note_path(to).read_text("ascii")
     except (OSError, ValueError):
@@ -120,10 +120,10 @@ def _read_partial(to: Path) -> tuple[int, str | None]:
 
 
 def _note(to: Path, etag: str) -> None:
-    """Note a strong ETag for a later resume; a weak one does not promise the same bytes."""
+    """Store a strong ETag for a later resume; a weak one does not guarantee identical bytes."""
     note = _note_path(to)
     if etag.startswith('"') and etag.isascii() and etag.isprintable():
-        to.unlink(missing_ok=True)  # else the note would describe the bytes of another object
+        to.unlink(missing_ok=True)  # otherwise the stored ETag would describe the bytes of another object
         note.write_text(etag, "ascii")
     else:
         note.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def _forget(to: Path) -> None:
 
 
 def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> bool:
-    """Whether the file is what S3 has.
+    """Return whether the file equals the object of S3.
 
     A part must have the start and the ETag in `asked`: some servers ignore If-Match.
     """
@@ -161,9 +161,9 @@ def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> 
 
 
 def _was_received_before(to: Path, etag: str, md5: str) -> bool:
-    """Return whether an earlier download had the same bytes for this ETag: then it is not the MD5 of the bytes.
+    """Return whether an earlier download had the same bytes for this ETag, so that it is not the MD5 of the bytes.
 
-    A storage may use 32 hex digits of its own. A transmission error does not give the same wrong bytes twice.
+    A storage may use its own 32 hex digits. A transmission error does not produce the same wrong bytes twice.
     """
     note = _mismatch_path(to)
     seen = f"{etag} {md5}"

@@ -1,1 +1,1 @@
-"""The client of the Codat Files API."""
+"""Access the Codat Files API."""

@@ -50,13 +50,13 @@ from docferry.remotes.rate_limits import CompanyLimiter, MinuteLimiter
 EXTENSIONS: Final = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
 CODAT_RULES: Final = Rules("Codat", max_size=10 * 1024 * 1024, extensions=EXTENSIONS)
 _LARGEST_ARCHIVE: Final = 8 * 1024**3
-#: The first bytes of every ZIP, also of an empty one.
+#: The first bytes of every ZIP, including an empty one.
 _ZIP: Final = b"PK"
 
 
 @dataclass(frozen=True, slots=True)
 class CodatOptions:
-    """The settings of `[codat]` that the client needs."""
+    """Hold the settings of `[codat]` that the client needs."""
 
     base_url: str
     requests_per_minute: int = 1000
@@ -65,7 +65,7 @@ class CodatOptions:
 
 
 class Codat:
-    """The client of Codat's Files API."""
+    """Call Codat's Files API."""
 
     name: Final = "codat"
     rules: Final = CODAT_RULES
@@ -85,14 +85,14 @@ class Codat:
 
     @property
     def health(self) -> Health:
-        """The latest quota, and the state of the connection."""
+        """Return the latest quota, and the state of the connection."""
         quota, http = self._quota, self._http
         return Health(
             quota.limit, quota.remaining, quota.reset, http.clock_offset, http.last_response, requests=http.requests
         )
 
     async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
-        """Upload all items in one request to the connection of the first; 200 is the receipt."""
+        """Upload all items in one request to the connection of the first; status 200 is the receipt."""
         target = items[0].transfer.target
         form = Form(items)
         headers = {"Content-Type": form.content_type, "Idempotency-Key": key}
@@ -104,13 +104,13 @@ class Codat:
         return Receipt(response.status, correlation_id=correlation(response, response.json_object()))
 
     def lookback(self, doubts: Sequence[Transfer]) -> Lookback:
-        """Return the times since which a lookup of these doubts needs the known uploads."""
+        """Return the times from which a lookup of these doubts needs the known uploads."""
         return lookback(doubts)
 
     async def lookup(
         self, doubts: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
     ) -> Mapping[int, Finding]:
-        """Read the list once for all doubts, then the ZIPs of the dates that it leaves open."""
+        """Read the list once for all doubts, then the ZIPs of the dates that remain open."""
         if not doubts:
             return {}
         company = doubts[0].target.company_id or ""
@@ -128,12 +128,12 @@ class Codat:
         days = [None] if reconciliation.needs_everything else [day.isoformat() for day in sorted(reconciliation.days)]
         if not self._zips.is_for(company, listed):
             self._zips = ZipCache(company, listed)
-        # An earlier ZIP proves no absence: the document may have been stored after it was read.
+        # An older ZIP proves no absence: the document may have been stored after it was read.
         sent = max(each.last_sent or each.created for each in doubts)
         return found | reconciliation.by_archive(await self._members(company, days, sent + self.absent_after))
 
     async def listing(self, company: str) -> list[ListedFile]:
-        """Return the files of a company, by API and by Codat's own upload page."""
+        """Return the files of a company, uploaded through the API or on Codat's own upload page."""
         reader = ListReader()
         path, to = f"{_company_path(company)}/files", Destination(lambda *_: reader.sink(), MAX_LIST_BYTES)
         response = await self._ask("GET", path, Target("codat", company), to=to)
@@ -141,7 +141,7 @@ class Codat:
         return reader.rows()
 
     async def fetch(self, company: str, day: str | None, to: Path, limit: int = _LARGEST_ARCHIVE) -> None:
-        """Download the ZIP of the files of a day (YYYY-MM-DD), or of all days, into `to`, up to `limit` bytes."""
+        """Download the ZIP with the files of a day (YYYY-MM-DD), or of all days, into `to`, up to `limit` bytes."""
         query = f"?date={quote(day)}" if day else ""
         path = f"{_company_path(company)}/files/download{query}"
         response = await self._ask(
@@ -153,7 +153,7 @@ class Codat:
         require_whole(response, "Codat")
 
     async def connection(self, company: str, connection: str) -> Mapping[str, Any]:
-        """Return what Codat knows of a connection: its `status` must be `Linked` for uploads."""
+        """Return Codat's data about a connection: its `status` must be `Linked` for uploads."""
         target = Target("codat", company, connection)
         found = parse_json(await self._ask("GET", _connection_path(target), target), "Codat")
         return found if isinstance(found, dict) else {}
@@ -174,8 +174,8 @@ class Codat:
         await self._http.aclose()
 
     async def _members(self, company: str, days: Sequence[str | None], read_since: float) -> Members:
-        """Return the members of the ZIPs of these days, None for all days, none read before `read_since`."""
-        members, zips = Members(), self._zips  # another company's lookup may replace it meanwhile
+        """Return the members of the ZIPs of these days (None: all days), read at `read_since` or later."""
+        members, zips = Members(), self._zips  # the lookup of another company may replace it meanwhile
         for day in days:
             found = zips.get(day, read_since)
             if found is None:
@@ -186,7 +186,7 @@ class Codat:
         return members
 
     async def read_zip(self, company: str, day: str | None) -> Members:
-        """Return the members of one ZIP, which is not kept."""
+        """Return the members of one ZIP, which is not stored."""
         members = Members()
         await run_sync(lambda: self._spool.mkdir(mode=0o700, parents=True, exist_ok=True))
         archive = self._spool / f"doubt-{uuid4().hex}.zip"
@@ -203,7 +203,7 @@ class Codat:
     async def _ask(
         self, method: str, path: str, target: Target, *, permit: SendPermit = ALWAYS_PERMITTED, **more: Any
     ) -> Response:
-        """Return a 2xx response about a company, within the limits; RemoteError for any other."""
+        """Return a 2xx response about a company, within the limits. Raises RemoteError for any other."""
         headers = {"Authorization": _authorization(self._key.value), **more.pop("headers", {})}
         async with self._companies.slot(target.company_id or ""):
             await self._minute.acquire(permit)
@@ -246,7 +246,7 @@ def _authorization(key: str | None) -> str:
 
 @asynccontextmanager
 async def _zip_sink(to: Path, status: int) -> AsyncIterator[Sink]:
-    """Open a sink that refuses a body that does not begin like a ZIP: such a body may have no end."""
+    """Open a sink that refuses a body unless it begins like a ZIP: another body may be endless."""
     start = b""
     async with file_sink(to) as sink:
 

@@ -1,4 +1,4 @@
-"""Reads the list of a company's files as a stream: it has no paging, and may have hundreds of thousands of rows."""
+"""Read the list of a company's files as a stream: without paging, it may have hundreds of thousands of rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from anyio.lowlevel import checkpoint
 from docferry.errors import RemoteError
 from docferry.remotes.http import Sink
 
-#: A longer list is not read to its end, bytes.
+#: The largest list that is read, bytes.
 MAX_LIST_BYTES: Final = 1024**3
-#: A list with more rows is refused: each one takes about 400 bytes of memory.
+#: The largest number of rows that is accepted: each row takes about 400 bytes of memory.
 MAX_ROWS: Final = 300_000
-#: Bytes that the parser gets at a time, so that other tasks run in between.
+#: Bytes passed to the parser at a time, so that other tasks run in between.
 _STEP: Final = 64 * 1024
 _NAMES: Final = ("fileName", "displayName", "sourceType", "uploaded")
 
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """One row of a company's list, as Codat wrote it."""
+    """Hold one row of a company's list, unchanged."""
 
     file_name: str | None
     display_name: str | None
@@ -33,7 +33,7 @@ class ListedFile:
 
 
 class ListReader:
-    """Parses one list while it arrives."""
+    """Parse one list during its download."""
 
     def __init__(self) -> None:
         self._rows: list[ListedFile] = []
@@ -42,16 +42,16 @@ class ListReader:
 
     @asynccontextmanager
     async def sink(self) -> AsyncIterator[Sink]:
-        """Yield a sink for the body. Raises RemoteError where the body is not a list of objects."""
+        """Yield a sink for the body. Raises RemoteError if the body is not a list of objects."""
         self._rows, self._is_array, self._ended = [], False, False
-        # Numbers as floats: an integer above 4,300 digits ends the process in ijson 3.6 (yajl2_c).
+        # Read numbers as floats: an integer above 4,300 digits ends the process in ijson 3.6 (yajl2_c).
         parser = ijson.basic_parse_coro(self._events(), use_float=True)
 
         async def feed(block: bytes) -> None:
             for start in range(0, len(block), _STEP):
                 try:
                     parser.send(block[start : start + _STEP])
-                except Exception as error:  # whatever a list holds, it stays with its company
+                except Exception as error:  # an error in a list concerns only its company
                     raise _unreadable(error, "is not valid JSON") from error
                 await checkpoint()
 
@@ -62,7 +62,7 @@ class ListReader:
             raise _unreadable(error, "ends early") from error
 
     def rows(self) -> list[ListedFile]:
-        """Return the rows of a list that was read to its end."""
+        """Return the rows of a completely read list."""
         if not self._ended:
             raise _not_a_list("is not a JSON array" if not self._is_array else "ends early")
         return self._rows
@@ -73,7 +73,7 @@ class ListReader:
         return events
 
     def _parse(self) -> Generator[None, tuple[str, Any], None]:
-        """Take the parser's events; only the four texts of each row are kept, however deep the rest is nested."""
+        """Process the parser's events; store only the four texts of each row, at any depth of nesting."""
         event, _ = yield
         if event != "start_array":
             raise _not_a_list("is not a JSON array")

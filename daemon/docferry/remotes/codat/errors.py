@@ -1,4 +1,4 @@
-"""Interpret Codat's answers: receipts, errors with their scope, and the daily quota."""
+"""Interpret Codat's responses: receipts, errors with their scope, and the daily quota."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from docferry.policy import MAX_QUOTA_RESET_S
 from docferry.remotes.http import MAX_PAUSE_S, Response, parse_time, retry_after, safe_text, should_retry
 from docferry.remotes.protocol import Health
 
-#: The keys of Codat's error object; two of them are no coincidence.
+#: The keys of Codat's error object; two of them identify it.
 _ERROR_KEYS: Final = frozenset(
     {"statusCode", "service", "error", "correlationId", "validation", "canBeRetried", "detailedErrorCode"}
 )
 
 
 def is_receipt(response: Response) -> bool:
-    """Whether a 200 is Codat's: its body is empty or one JSON object, of which a part is enough."""
+    """Return whether a 200 comes from Codat: its body is empty or one JSON object, perhaps cut off."""
     if response.status != 200 or response.is_html or response.body_error == "large":
         return False
     text = response.content.strip()
@@ -34,7 +34,7 @@ def is_receipt(response: Response) -> bool:
 
 
 def refusal(response: Response, target: Target, now: float) -> RemoteError:
-    """Return the error for an response other than 2xx, with the scope that it concerns."""
+    """Return the error for a response other than 2xx, with its scope."""
     status = response.status
     if 300 <= status < 400:
         return _redirected(response)
@@ -60,7 +60,7 @@ def refusal(response: Response, target: Target, now: float) -> RemoteError:
 
 
 def not_codat(response: Response, pause: float | None = None) -> RemoteError:
-    """Return the error for an response that Codat never gives."""
+    """Return the error for a response that Codat never gives."""
     return RemoteError(
         f"something that is not Codat answered with {response.status}{_excerpt(response)}; "
         "check base_url in [codat] and the proxies in between",
@@ -79,7 +79,7 @@ def correlation(response: Response, said: Mapping[str, Any]) -> str | None:
 
 
 def quota(response: Response, now: float) -> Health | None:
-    """Return the rate headers, None when there are none."""
+    """Return the rate headers, None if there are none."""
     limit, remaining = _count(response, "x-rate-limit-limit"), _count(response, "x-rate-limit-remaining")
     return None if limit is None and remaining is None else Health(limit, remaining, _reset(response, now))
 
@@ -95,14 +95,14 @@ def _redirected(response: Response) -> RemoteError:
 
 
 def _is_about_document(status: int, said: Mapping[str, Any], wish: bool | None) -> bool:
-    """Whether a structured error of Codat refuses this document for good: repeating it brings the same response."""
+    """Return whether a structured error of Codat refuses this document permanently, so that a repetition is useless."""
     if wish is True or len(_ERROR_KEYS & said.keys()) < 2:
         return False
     return status in {400, 413, 415} or (wish is False and 400 <= status < 500 and status not in {408, 409})
 
 
 def _excerpt(response: Response) -> str:
-    """Return the title or the first words of a page, to be quoted."""
+    """Return the title or the first words of a page, for a quotation."""
     text = response.content[:4096].decode("utf-8", "replace")
     title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
     words = safe_text(title[1] if title else re.sub(r"<[^>]*>", " ", text))[:80]
@@ -117,7 +117,7 @@ def _host(location: str) -> str:
 
 
 def _verdict(status: int, target: Target, error: str) -> tuple[str | None, str]:
-    """Return the scope that a status concerns, None for the document alone, and the advice."""
+    """Return the scope of a status, None for the document alone, and the advice."""
     company, connection = target.company_id, target.connection_id
     of_company = f"codat/{company}"
     if status == 401:
@@ -150,7 +150,7 @@ def _sentence(status: int, said: Mapping[str, Any], cure: str, correlation: str 
 
 
 def _pause(response: Response, now: float) -> float | None:
-    """Return Retry-After, at least the time until the reset when the daily quota is used up; seconds."""
+    """Return Retry-After in seconds, at least the time until the reset if the daily quota is spent."""
     pause = retry_after(response, now)
     if response.status != 429 or _count(response, "x-rate-limit-remaining") != 0:
         return pause

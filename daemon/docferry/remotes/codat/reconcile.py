@@ -1,8 +1,8 @@
 """Decide whether doubtful documents are at Codat, from its list, its ZIPs and the uploads of other transfers. Pure.
 
-Codat may change a name, its list may lag, and other people may upload the same name. So the list alone proves
-"present" only for a name that carries a token. It proves "absent" only when it shows every known upload and nothing
-unexplained. Everything else is decided by the digests in the ZIPs.
+Codat may change a name, the list may lag, and other people may upload the same name. So the list alone proves "present"
+only for a name with a token. It proves "absent" only if it shows every known upload and no unexplained row. The digests
+in the ZIPs decide all other cases.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from urllib.parse import unquote
 from docferry.model import Finding, Found, KnownUploads, Transfer
 from docferry.remotes.protocol import Lookback
 
-#: The largest difference between the remote's clock and ours, seconds.
+#: The largest assumed offset of the remote's clock, seconds.
 MARGIN_S: Final = 300.0
 #: The largest offset of a time without a zone, seconds.
 VAGUE_S: Final = 15 * 3600.0
 #: The longest time between the storing of an upload and the end of its attempt, seconds.
 _LONGEST_ATTEMPT_S: Final = 3600.0
-#: A prefix shorter than this, in characters, is not taken for a name that was cut off.
+#: The shortest prefix that may be a cut name, characters.
 _SHORTEST_CUT: Final = 16
 _DAY: Final = timedelta(days=1)
-#: The largest number of dated ZIPs in a lookup; beyond it the ZIP of everything is read.
+#: The largest number of dated ZIPs in a lookup; beyond it, the ZIP of all days is read.
 MAX_DATED_ZIPS: Final = 40
-#: The days whose uploads a list that lags may lack.
+#: The days whose uploads may be missing in a lagging list.
 _LAGGING: Final = timedelta(days=3)
 
 
 @dataclass(frozen=True, slots=True)
 class ListedUpload:
-    """One upload as the list shows it.
+    """Describe one upload in the list.
 
-    `days` are the dates whose ZIP may hold it, none when its time cannot be read.
+    `days` are the dates whose ZIP may contain it, none if its time cannot be read.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ListedUpload:
 
     @classmethod
     def read(cls, name: str | None, uploaded: str, offset: float) -> ListedUpload:
-        """Read a row; `offset` is how far the remote's clock is ahead, seconds."""
+        """Read a row; `offset` is the number of seconds by which the remote's clock is ahead."""
         try:
             moment = datetime.fromisoformat(uploaded)
             there = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -64,7 +64,7 @@ class ListedUpload:
 
 @dataclass(slots=True)
 class Members:
-    """The members of ZIPs: counts by digest and by name, and the names of each digest."""
+    """Count the members of ZIPs by digest and by name, and keep the names of each digest."""
 
     digests: Counter[str] = field(default_factory=Counter)
     names: Counter[str] = field(default_factory=Counter)
@@ -86,9 +86,9 @@ class Members:
 
 
 def lookback(doubts: Sequence[Transfer]) -> Lookback:
-    """Return the times since which other transfers matter.
+    """Return the times from which other transfers are relevant.
 
-    Names matter since just before the first attempt, digests since the first day whose ZIP may be read.
+    Names are relevant since just before the first attempt, digests since the first day whose ZIP may be read.
     """
     first = min(_begun(each) for each in doubts)
     day = datetime.fromtimestamp(first - VAGUE_S, UTC).date() - _DAY
@@ -96,7 +96,7 @@ def lookback(doubts: Sequence[Transfer]) -> Lookback:
 
 
 class Reconciliation:
-    """One lookup: the doubts of one company, its list, and the uploads that other transfers explain."""
+    """Run one lookup: the doubts of one company, its list, and the uploads of other transfers."""
 
     def __init__(
         self,
@@ -118,10 +118,10 @@ class Reconciliation:
         self._unexplained = self._without_explained()
         self._open: list[Transfer] = []
         self.days: frozenset[date] = frozenset()  # the dates whose ZIPs are needed
-        self.needs_everything = False  # the ZIP of all dates is needed instead
+        self.needs_everything = False  # the ZIP of all dates is needed instead of dated ones
 
     def by_list(self) -> dict[int, Finding]:
-        """Return the findings that the list decides; `days` are the dates whose ZIPs the others need."""
+        """Return the findings that follow from the list; `days` are the dates whose ZIPs the other doubts need."""
         found: dict[int, Finding] = {}
         for doubt in self._doubts:
             finding = self._by_list(doubt)
@@ -136,7 +136,7 @@ class Reconciliation:
         return found
 
     def by_archive(self, members: Members) -> dict[int, Finding]:
-        """Return the other findings, by digest. A copy that is found for one document does not count for the next."""
+        """Return the other findings, by digest. A copy found for one document does not count for the next."""
         found: dict[int, Finding] = {}
         taken: Counter[str] = Counter()
         complete = self._is_complete(members)
@@ -150,7 +150,7 @@ class Reconciliation:
 
     def _by_list(self, doubt: Transfer) -> Finding | None:
         name = same(doubt.remote_name)
-        # After the database was lost the token is a new one: an earlier copy has another.
+        # After a loss of the database the token is new: an earlier copy has the old one.
         adopted = doubt.first_sent is not None and doubt.first_sent < doubt.created
         if doubt.token in doubt.remote_name and not adopted:
             if any(row.name == name for row in self._rows):
@@ -167,13 +167,13 @@ class Reconciliation:
         return row.at is None or row.at >= self._lookback.names - slack
 
     def _shows_all_settled(self) -> bool:
-        """Whether the list shows every known upload; a stale list does not prove absence."""
+        """Return whether the list shows every known upload; a stale list does not prove absence."""
         shown = Counter(row.name for row in self._rows if self._is_recent(row) or self._is_edge(row))
         missing = {name: count for name, count in self._settled().items() if shown[name] < count}
         return all(any(_is_cut(row, name) for row in shown) for name in missing)
 
     def _without_explained(self) -> list[ListedUpload]:
-        """Return the recent rows that no other transfer explains by name; of several the oldest are explained.
+        """Return the recent rows that no other transfer explains by name; the oldest rows are explained first.
 
         The name of a doubt is explained only by transfers that were certainly sent.
         """
@@ -189,7 +189,7 @@ class Reconciliation:
         return self._without_cut(left, [name for name in settled + loose if name not in groups])
 
     def _without_cut(self, rows: list[ListedUpload], names: Iterable[str]) -> list[ListedUpload]:
-        """Remove rows whose name is the prefix of an explained name, unless they may be a doubt."""
+        """Remove rows whose name is a prefix of an explained name, unless they may be a doubt."""
         for name in names:
             cut = next((row for row in rows if row.name not in self._ours and _is_cut(row.name, name)), None)
             if cut is not None and not any(_is_cut(cut.name, ours) for ours in self._ours):
@@ -226,10 +226,10 @@ class Reconciliation:
         return Finding(Found.UNSURE, "Codat's list and ZIP do not show every known upload yet", "zip")
 
     def _days(self) -> Iterator[date]:
-        """Yield the dates of rows that are unexplained or have the name of a doubt.
+        """Yield the dates of unexplained rows, and of rows with the name of a doubt.
 
-        When other transfers have the same bytes, or the list is stale, yield every date since these are counted:
-        else one of their copies would pass for ours, or hide ours.
+        If other transfers have the same bytes, or the list is stale, yield every date since these transfers count.
+        Otherwise a copy of theirs could be counted as ours, or hide ours.
         """
         for row in self._unexplained:
             yield from row.days
@@ -244,9 +244,9 @@ class Reconciliation:
             yield from self._days_since(first)
 
     def _days_since(self, first: float) -> Iterator[date]:
-        """Yield the dates since a wall time; of a long time only those that are listed, the first and the last ones.
+        """Yield the dates since a wall time; for a long period, only the listed, the first and the last dates.
 
-        The time of an adopted document may lie decades back.
+        The time of an adopted document may be decades ago.
         """
         start, now = (datetime.fromtimestamp(each, UTC).date() for each in (first, self._now))
         end = now + _DAY
@@ -261,7 +261,7 @@ class Reconciliation:
         return self.needs_everything or row.days <= self.days
 
     def _is_complete(self, members: Members) -> bool:
-        """Whether the ZIPs hold everything that the list shows for their dates, or at least all unexplained rows."""
+        """Return whether the ZIPs contain all listed rows of their dates, or at least all unexplained rows."""
         if not self._shows_all:
             settled = self._accounted.digests.items()
             return bool(settled) and all(members.digests[sha256] >= count for sha256, count in settled)
@@ -279,14 +279,14 @@ def _each_day(first: date, last: date) -> Iterator[date]:
 
 
 def same(name: str) -> str:
-    """Return a name in the form in which names are compared: changes that servers make are undone."""
+    """Return the comparable form of a name, without the changes that servers make."""
     if "%" in name:
         name = unquote(name)
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _is_cut(short: str, long: str) -> bool:
-    """Whether `short` may be `long` after it was cut off, with or without its suffix."""
+    """Return whether `short` may be a cut form of `long`, with or without its suffix."""
     if not _SHORTEST_CUT <= len(short) < len(long):
         return False
     path = PurePosixPath(short)

@@ -14,17 +14,17 @@ from docferry.errors import RemoteError
 from docferry.remotes.codat.reconcile import Members
 
 _BLOCK: Final = 256 * 1024
-#: Codat accepts no file over 10 MB, so that a larger member is not ours; bytes.
+#: The largest member that can be a document: Codat accepts no file over 10 MB; bytes.
 _MAX_MEMBER_SIZE: Final = 64 * 1024 * 1024
 _MAX_MEMBERS: Final = 200_000
 _MAX_TOTAL_SIZE: Final = 64 * 1024**3
-#: zipfile holds the whole central directory: 16 MiB of the smallest entries take 145 MB. Bytes.
+#: The largest central directory, bytes: zipfile holds all of it, and 16 MiB of the smallest entries take 145 MB.
 _MAX_DIRECTORY_BYTES: Final = 16 * 1024**2
 _TOO_LARGE: Final = "Codat's ZIP exceeds the limits; download it from Codat's portal and look at it"
 
 
 class ZipCache:
-    """The members of the ZIPs of one company, kept while its list stays the same.
+    """Cache the members of the ZIPs of one company while its list is unchanged.
 
     A restored folder has many doubts that need the same ZIPs.
     """
@@ -34,7 +34,7 @@ class ZipCache:
         self._read: dict[str | None, tuple[float, Members]] = {}
 
     def is_for(self, company: str, listed: Sequence[object]) -> bool:
-        """Whether the members belong to this company, and its list is still the same."""
+        """Return whether the members belong to this company with an unchanged list."""
         return self._key == (company, listed)
 
     def get(self, day: str | None, since: float) -> Members | None:
@@ -43,12 +43,12 @@ class ZipCache:
         return members if at >= since else None
 
     def put(self, day: str | None, at: float, members: Members) -> None:
-        """Keep the members of a ZIP that was read at a wall time."""
+        """Store the members of a ZIP that was read at a wall time."""
         self._read[day] = at, members
 
 
 def count(archive: Path, into: Members) -> None:
-    """Add the members of a ZIP; RemoteError when it is not a ZIP, broken, or larger than the limits."""
+    """Add the members of a ZIP. Raises RemoteError if it is not a ZIP, broken, or larger than the limits."""
     if not archive.stat().st_size:
         return  # a day without files may have no ZIP
     try:
@@ -70,13 +70,13 @@ def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 
 def _digest(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
-    """Return the digest of a member; a text that no digest equals when the member is too large."""
+    """Return the digest of a member, or a text that equals no digest for a member that is too large."""
     if member.file_size > _MAX_MEMBER_SIZE:
         return "too large"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile("compressed by a method that Codat does not use")
     digest = sha256()
     with archive.open(member) as file:
-        while block := file.read(_BLOCK):  # at most `file_size` bytes, whatever the stream says
+        while block := file.read(_BLOCK):  # at most `file_size` bytes, whatever size the stream claims
             digest.update(block)
     return digest.hexdigest()
