@@ -1,4 +1,4 @@
-"""Define what every remote offers: its rules, uploads, lookups and checks."""
+"""Define the interface of every remote: its rules, uploads, lookups and checks."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Final, NamedTuple, Protocol
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Reason, Receipt, Target, Transfer, UploadItem
 
-#: No known uploads.
+#: An empty set of known uploads.
 NOTHING: Final = KnownUploads({}, {})
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The documents that a remote accepts; checked before any request."""
+    """Describe the documents that a remote accepts; checked before any request."""
 
-    remote: str  # as people write it
+    remote: str  # as shown to people
     max_size: int
     min_size: int = 1
     extensions: frozenset[str] | None = None  # without the dot, lower case; None: all
-    needs_md5: bool = False  # uploads name the MD5 of the bytes
+    needs_md5: bool = False  # uploads state the MD5 of the bytes
 
     def broken(self, name: str, size: int) -> tuple[Reason, str] | None:
-        """Return the first rule that a document of this name and size breaks, with a sentence that says the fix."""
+        """Return the first rule that a document of this name and size breaks, with a sentence that has the fix."""
         if size < self.min_size:
             return Reason.EMPTY, "the file is empty; write it again, or exclude it from the mapping"
         if size > self.max_size:
@@ -44,19 +44,19 @@ class Rules:
 
 
 class Health(NamedTuple):
-    """The condition of a remote, for `docferry status`; None: it never said."""
+    """Describe the condition of a remote, for `docferry status`; None: not stated by the remote."""
 
     limit: int | None = None  # requests a day
     remaining: int | None = None
     reset: float | None = None  # wall seconds
-    clock_offset: float | None = None  # seconds that the remote's clock is ahead of ours
+    clock_offset: float | None = None  # seconds by which the remote's clock is ahead
     last_answer: float | None = None  # wall seconds
-    requests: int = 0  # since the start
+    requests: int = 0  # number since the start
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One result of `docferry check`, with the fix where it failed.
+    """Hold one result of `docferry check`, with the fix of a failure.
 
     `passes`: the check may succeed later without any change.
     """
@@ -69,9 +69,9 @@ class Checked:
 
 
 def failed(subject: str, error: RemoteError, cure: str) -> Checked:
-    """Return the result of a check that ended with an error.
+    """Return the result of a failed check.
 
-    Requested pauses, 5xx and broken connections pass; errors about the configuration do not.
+    Requested pauses, 5xx and broken connections may pass; errors of the configuration do not.
     """
     status = error.status
     passes = error.kind in ("unreachable", "timeout", "cut")
@@ -82,69 +82,69 @@ def failed(subject: str, error: RemoteError, cure: str) -> Checked:
 
 @dataclass(frozen=True, slots=True)
 class Lookback:
-    """The wall seconds since which a lookup needs the known uploads, for names and for digests."""
+    """Hold the wall seconds from which a lookup needs the known uploads, for names and for digests."""
 
     names: float
     digests: float
 
 
 class SendPermit:
-    """The right to send one batch; this one is always granted.
+    """Grant the right to send one batch, here always.
 
-    `acquire` waits for a slot. A remote that waits before the first byte reads `is_granted` again, since a stop, a
-    gate or the quota may have overtaken the batch. `release` gives the slot back once the remote has accepted the
-    batch, while its outcome is being committed.
+    `acquire` waits for a slot. A remote that waits before the first byte reads `is_granted` again, because a stop, a
+    gate or the quota may have intervened. `release` frees the slot once the remote has accepted the batch, before its
+    outcome is committed.
     """
 
     async def acquire(self) -> bool:
-        """Wait for a slot; False when the batch must not be sent now."""
+        """Wait for a slot. Return False if the batch must not be sent now."""
         return True
 
     @property
     def is_granted(self) -> bool:
-        """Whether the batch may still be sent."""
+        """Return whether the batch may still be sent."""
         return True
 
     def release(self) -> None:
-        """Give the slot back."""
+        """Free the slot."""
 
 
 ALWAYS_PERMITTED: Final = SendPermit()
 
 
 class ApiKey(Protocol):
-    """The API key of a remote, read before each request, so that a renewed key counts at once."""
+    """Provide the API key of a remote, read before each request, so that a renewed key is used at once."""
 
     @property
     def value(self) -> str | None:
-        """The key, None when there is none."""
+        """Return the key, None if there is none."""
 
     def reload(self) -> None:
-        """Read the key again: the remote has refused it."""
+        """Read the key again after the remote has refused it."""
 
 
 class Remote(Protocol):
-    """One remote. Its methods make one attempt each; retries belong to the queue."""
+    """Define one remote. Each method makes one attempt; the queue retries."""
 
     @property
     def name(self) -> str:
-        """The name in the configuration."""
+        """Return the name in the configuration."""
 
     @property
     def rules(self) -> Rules:
-        """The documents that it accepts."""
+        """Return the rules for its documents."""
 
     @property
     def lookup_after(self) -> float:
-        """Seconds after `last_sent` before a lookup means anything."""
+        """Return the seconds after `last_sent` from which a lookup is meaningful."""
 
     @property
     def absent_after(self) -> float:
-        """Seconds after `last_sent` before an ABSENT counts."""
+        """Return the seconds after `last_sent` from which an ABSENT counts."""
 
     @property
     def health(self) -> Health:
-        """Its condition as of the latest answer."""
+        """Return the condition of the remote at its latest response."""
 
     async def send(self, items: Sequence[UploadItem], key: str, permit: SendPermit = ALWAYS_PERMITTED) -> Receipt:
         """Send the items in one request under an idempotency key.
@@ -152,11 +152,11 @@ class Remote(Protocol):
         Raises:
             NotNow: The permit was withdrawn while the request waited for its first byte.
             SourceError: A file could not be read to its end; the body was not completed.
-            RemoteError: Anything else that is not a receipt.
+            RemoteError: The response is anything but a receipt.
         """
 
     def lookback(self, doubts: Sequence[Transfer]) -> Lookback:
-        """Return the times since which a lookup of these doubts needs the known uploads."""
+        """Return the times from which a lookup of these doubts needs the known uploads."""
 
     async def lookup(
         self, doubts: Sequence[Transfer], accounted: KnownUploads, unsettled: KnownUploads = NOTHING
@@ -164,13 +164,13 @@ class Remote(Protocol):
         """Return a finding for each doubt, by transfer id; all doubts belong to one company.
 
         Args:
-            doubts: The transfers in doubt. Only one lookup at a time runs for a company.
+            doubts: The doubtful transfers. Only one lookup at a time runs for a company.
             accounted: The uploads of transfers that were SENT more than `lookup_after` seconds ago.
-            unsettled: The uploads that may or may not show yet: SENT since then, in flight, or other doubts.
+            unsettled: The uploads that may not be visible yet: SENT since then, in flight, or other doubts.
         """
 
     async def check(self, targets: Sequence[Target]) -> list[Checked]:
-        """Check key, connections and clock with real requests that change nothing."""
+        """Check key, connections and clock by real requests that change nothing."""
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -12,14 +12,14 @@ from docferry.clock import Clock
 from docferry.errors import NotNow
 from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
 
-#: A minute with a margin: requests that leave evenly may arrive bunched, seconds.
+#: A minute plus a margin, seconds: requests sent evenly may arrive bunched.
 _WINDOW_S: Final = 61.0
-#: How often a waiting request looks whether its permit still holds, seconds.
+#: The interval at which a waiting request checks its permit, seconds.
 PERMIT_POLL_S: Final = 1.0
 
 
 class MinuteLimiter:
-    """Let `limit` requests through in any minute, first come, first served."""
+    """Allow `limit` requests in any minute, first come, first served."""
 
     def __init__(self, limit: int, clock: Clock) -> None:
         self._limit = limit
@@ -28,7 +28,7 @@ class MinuteLimiter:
         self._queue = anyio.Lock(fast_acquire=True)
 
     async def acquire(self, permit: SendPermit = ALWAYS_PERMITTED) -> None:
-        """Wait until one more request may go, and count it; NotNow when the permit was withdrawn."""
+        """Wait until one more request is allowed, and count it. Raises NotNow if the permit was withdrawn."""
         if not self._queue.locked() and self._pause() <= 0:
             self._passed.append(self._clock.steady())
             return
@@ -47,7 +47,7 @@ class MinuteLimiter:
 
 
 class CompanyLimiter:
-    """Let `limit` requests be in flight for each company, first come, first served."""
+    """Allow `limit` requests in flight for each company, first come, first served."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -66,7 +66,7 @@ class _CompanySlots:
         self._busy = busy
         self._company = company
         self._slots = anyio.Semaphore(limit, fast_acquire=True)
-        self._users = 0  # with a slot, or waiting for one
+        self._users = 0  # holding a slot, or waiting for one
 
     async def __aenter__(self) -> Self:
         self._users += 1
@@ -80,7 +80,7 @@ class _CompanySlots:
         is_awaited = self._slots.statistics().tasks_waiting > 0
         self._slots.release()
         self._leave()
-        if is_awaited:  # the next request is sent before this answer is processed
+        if is_awaited:  # the next request starts before this response is processed
             await cancel_shielded_checkpoint()
 
     async def _wait(self) -> None:

@@ -1,4 +1,4 @@
-"""RFC 3161 time stamps: an authority signs that a head existed at a time."""
+"""Request RFC 3161 time stamps: an authority signs that a head existed at a time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from docferry.remotes.http import HttpClient, HttpOptions
 if TYPE_CHECKING:
     from rfc3161_client import TimeStampRequest
 
-#: An authority that makes no progress for so long is given up, seconds.
+#: The time limit without progress of the authority, seconds.
 TSA_TIMEOUT_S: Final = 20.0
 _REQUEST: Final = "application/timestamp-query"
 _REPLY: Final = "application/timestamp-reply"
 
 
 def check_installed() -> None:
-    """Raise ConfigError when the library for time stamps is missing."""
+    """Raise ConfigError if the library for time stamps is missing."""
     try:
-        import rfc3161_client  # noqa: F401 - only whether it is there
+        import rfc3161_client  # noqa: F401 - only tests whether it is installed
     except ImportError:
         raise ConfigError(
             ["[receipts] anchor tsa: needs the extra `receipts`: pip install 'docferry[receipts]', or remove it"]
@@ -28,7 +28,7 @@ def check_installed() -> None:
 
 
 async def request_timestamp(url: str, data: bytes, clock: Clock) -> bytes:
-    """Return the authority's reply for `data`, DER; RemoteError when it is none, or one for other data."""
+    """Return the authority's reply for `data`, DER. Raises RemoteError for an invalid reply, or one for other data."""
     from rfc3161_client import TimestampRequestBuilder
 
     request = TimestampRequestBuilder().data(data).nonce(nonce=True).cert_request(cert_request=True).build()
@@ -45,7 +45,7 @@ async def request_timestamp(url: str, data: bytes, clock: Clock) -> bytes:
 
 
 def _check(reply: bytes, request: TimeStampRequest) -> None:
-    """Whether the reply grants the request: same digest, same nonce. Its signature is for the auditor to verify."""
+    """Return whether the reply grants the request, with equal digest and nonce. The auditor verifies the signature."""
     from rfc3161_client import decode_timestamp_response
 
     try:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for documents: httpx's requests and responses, httptools' parser, and an exact account of what was sent."""
+"""Implement HTTP/1.1 for documents: httpx's requests and responses, httptools' parser, exact progress of each body."""
 
 from docferry.remotes.http.client import HttpClient
 from docferry.remotes.http.diagnose import Step, diagnose

@@ -29,10 +29,10 @@ from docferry.remotes.http.response import (
 from docferry.remotes.http.transport import target_of
 from docferry.remotes.http.transports import open_transport
 
-#: Larger bodies ask first (`Expect: 100-continue`) after one was refused, or broke off unexplained.
+#: Above this size a request waits for permission (`Expect: 100-continue`) after a refusal or an unexplained break.
 _LARGE_BYTES: Final = 128 * 1024
 _ALWAYS: Final = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "docferry"}
-#: After these nothing of a request has reached the server.
+#: After these errors no byte of the request has reached the server.
 _UNSENT: Final = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -44,11 +44,11 @@ _UNSENT: Final = (
 
 
 class HttpClient:
-    """Requests to one remote, named `name` in messages.
+    """Send requests to one remote, named `name` in messages.
 
-    Nothing is retried, no redirect is followed, no cookie is kept, the environment's proxies and `.netrc` are not used.
-    Every error of a request is a RemoteError, except what the document's source or the sink raise.
-    `open_transport` opens the connections at the first request.
+    Nothing is retried. Redirects, cookies, `.netrc` and proxies of the environment are ignored. Every error of a
+    request is a RemoteError, except errors of the document's source or of the sink. `open_transport` opens the
+    transport at the first request.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class HttpClient:
         body: bytes | Body | None = None,
         to: Destination = MEMORY,
     ) -> Response:
-        """Send one request and return its response; RemoteError when no status came.
+        """Send one request and return its response. Raises RemoteError if no status arrives.
 
-        `body` is a document, or a few bytes; `to` is where the body of the response goes.
+        `body` is a document, or a few bytes; `to` is the destination of the response's body.
         """
-        await checkpoint_if_cancelled()  # a request that was cancelled while others ran has sent nothing yet
+        await checkpoint_if_cancelled()  # a request that was cancelled while it waited has sent nothing yet
         tracked = None if body is None or isinstance(body, bytes) else TrackedBody(body)
         request = self._request(method, url, headers, body if isinstance(body, bytes) else tracked)
         self.requests += 1
@@ -129,11 +129,11 @@ class HttpClient:
     def _request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | TrackedBody | None
     ) -> httpx.Request:
-        """Return the request; RemoteError when the URL or a header cannot be sent."""
+        """Return the request. Raises RemoteError if the URL or a header cannot be sent."""
         try:
             if self._options.proxy is None:
                 parsed, origin, target = split_url(url)
-            else:  # httpx's transport for proxies knows no `target`
+            else:  # httpx's transport for proxies ignores `target`
                 (parsed, origin), target = parse_url(url), None
             own = _raw_headers(headers)
         except ValueError as error:
@@ -149,32 +149,32 @@ class HttpClient:
         if target is not None:
             extensions["target"] = target
         if _is_large(body) and self._expect_continue and self._options.proxy is None:
-            # A server that refuses early and hangs up is heard then, and the document is not sent over and over.
+            # With permission first, an early refusal is read before a reset, so the document is not sent repeatedly.
             fields.append((b"Expect", b"100-continue"))
             extensions["expect_continue"] = True
         stream = body if isinstance(body, TrackedBody) else httpx.ByteStream(body or b"")
         return httpx.Request(method, parsed, headers=fields, stream=stream, extensions=extensions)
 
     def _note(self, headers: Mapping[str, str]) -> None:
-        """Keep the time of the last response, and how far the remote's clock is ahead of ours."""
+        """Store the time of the latest response, and the seconds by which the remote's clock is ahead."""
         self.last_response = now = self._clock.now()
         date = headers.get("date", "")
         if date and date != self._date:
             self._date = date
             remote_now = parse_time(date)
             if remote_now is not None:
-                self.clock_offset = remote_now + 0.5 - now  # dates are cut to the second
+                self.clock_offset = remote_now + 0.5 - now  # dates are truncated to the second
 
     def _learn(self, response: Response, tracked: TrackedBody | None) -> None:
         if response.status == 417:
             self._expect_continue = None
         elif _is_large(tracked) and self._expect_continue is not None:
-            # A server that refused a large body is asked first: the next refusal costs no body.
+            # Ask for permission after a refusal of a large body: the next refusal then costs no body.
             self._expect_continue = not response.ok
 
     def _failure(self, error: Exception, request: httpx.Request, tracked: TrackedBody | None) -> RemoteError:
         """Return the RemoteError for any exception of a request."""
-        # Only the host is named: paths say little, and a signed URL's query is a secret.
+        # Name only the host: paths add little, and a signed URL's query is a secret.
         where = f"{self._name} at {request.url.host}"
         why = self._describe(error, request)
         if isinstance(error, PrivateAddressError):
@@ -204,7 +204,7 @@ async def _read(
     answered: httpx.Response, headers: Mapping[str, str], to: Destination
 ) -> tuple[bytes, int, BodyError | None]:
     """Read the body to its destination."""
-    stream = cast(httpx.AsyncByteStream, answered.stream)  # what our transports give
+    stream = cast(httpx.AsyncByteStream, answered.stream)  # the stream type of docferry's transports
     try:
         if to.open_sink is None or not answered.is_success:
             return await read_content(aiter(stream), headers, to, None)

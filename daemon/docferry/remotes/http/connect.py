@@ -1,7 +1,7 @@
 """Connect to a name: look it up, then race its addresses (happy eyeballs, RFC 8305).
 
-anyio.connect_tcp does the same, but hands out a stream whose transport reads and buffers. The connection needs the
-socket itself, to know what the kernel took and whether anything came.
+anyio.connect_tcp does the same, but its stream reads and buffers. The connection needs the socket itself, to observe
+the bytes that the kernel took and any received byte.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, Final
 
 import anyio
 
-#: RFC 8305: the next address is tried when the one before has not answered for so long.
+#: The delay before the next address is tried (RFC 8305), seconds.
 _ATTEMPT_DELAY_S: Final = 0.25
 AddressInfo = tuple[Any, Any, int, str, Any]
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One address that was tried. `error` is None while it is tried, and after success."""
+    """Record the attempt to connect to one address. `error` is None during the attempt, and after success."""
 
     address: str
     began: float
@@ -36,7 +36,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Connector:
-    """Connects to one host; keeps the addresses that it tried for messages."""
+    """Connect to one host; record the tried addresses for messages."""
 
     host: str
     port: int
@@ -44,9 +44,9 @@ class Connector:
     attempts: list[Attempt] = field(default_factory=list)
 
     async def connect_to(self, addresses: list[AddressInfo]) -> socket.socket:
-        """Return a non-blocking socket that is connected to the first address that answers; OSError if none does.
+        """Return a non-blocking socket connected to the first address that answers. Raises OSError if none does.
 
-        Race the addresses, each 0.25 s after the one before, or at once when that has failed.
+        Start each address 0.25 s after the previous one, or at once if that has failed.
         """
         addresses = _interleaved(addresses)
         if len(addresses) == 1:
@@ -82,7 +82,7 @@ class Connector:
         raise failures[0] if len(failures) == 1 else OSError(self.summary() or f"{self.host} has no address")
 
     def summary(self) -> str:
-        """Return the addresses that were tried, each with its error."""
+        """Return the tried addresses, each with its error."""
         return "; ".join(f"{each.address} {each.error or 'did not answer'}" for each in self.attempts)
 
     async def _connect(self, address: AddressInfo) -> socket.socket:
@@ -107,7 +107,7 @@ class Connector:
 
 
 async def resolve(host: str, port: int) -> list[AddressInfo]:
-    """Return the addresses of a name; OSError when it has none."""
+    """Return the addresses of a name. Raises OSError if there are none."""
     try:
         return [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)]
     except socket.gaierror:
@@ -115,9 +115,9 @@ async def resolve(host: str, port: int) -> list[AddressInfo]:
 
 
 async def _looked_up(host: bytes, port: int) -> list[AddressInfo]:
-    """Ask the resolver in a daemon thread: it may hang for half a minute.
+    """Look up the name in a daemon thread, which may hang for half a minute.
 
-    A thread of the event loop's own pool would keep a stopped program from ending.
+    A thread of the event loop's own pool would delay the end of a stopped program.
     """
     loop = asyncio.get_running_loop()
     addresses: asyncio.Future[list[AddressInfo]] = loop.create_future()
@@ -134,9 +134,9 @@ async def _looked_up(host: bytes, port: int) -> list[AddressInfo]:
         found: list[AddressInfo] | Exception
         try:
             found = [*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
+        except Exception as error:  # noqa: BLE001 - raised again by the waiting task
             found = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(set_result, found)
 
     try:

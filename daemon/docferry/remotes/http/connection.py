@@ -1,8 +1,7 @@
-"""One connection to a server: a request out, its response in.
+"""Exchange one request and its response over a connection at a time.
 
-It works on the socket itself rather than on a buffered stream, as three things must be exact: when the last byte of
-a body was handed to the kernel, whether an idle connection was closed meanwhile, and what a server said before it
-hung up.
+The class uses the socket itself instead of a buffered stream, because three facts must be exact: the moment when the
+kernel took the last byte of a body, the close of an idle connection, and a response before a hang-up.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ from docferry.remotes.http.response_parser import ResponseHead, ResponseParser
 from docferry.remotes.http.tls import explain_tls
 
 _RECEIVE_BYTES: Final = 64 * 1024
-#: A first block up to this size travels with the request's head.
+#: The largest first block that is sent together with the head of the request.
 _COALESCE_BYTES: Final = 256 * 1024
-#: After `Expect: 100-continue` the body is sent when the server has been silent for so long.
+#: The time without an answer to `Expect: 100-continue` after which the body is sent.
 _CONTINUE_TIMEOUT_S: Final = 1.0
 #: Pause between two checks of a blocked connection: for an early response, and for acknowledged bytes.
 _POLL_S: Final = 0.25
-#: A body up to this size is gone at once, or its line is so slow that nothing helps.
+#: The size up to which a body needs no early checks for a response.
 _SMALL_BYTES: Final = 64 * 1024
-# Closing discards what the kernel has not delivered, also when the process is killed. Otherwise a request that was
-# given up behind a broken network arrives minutes later, after its absence was proved and it was sent again.
+# Closing discards undelivered bytes of the kernel, also after a kill. Otherwise they could arrive minutes later over a
+# restored network, after a lookup proved the document absent and it was sent again.
 DISCARD_UNSENT: Final = struct.pack("ii", 1, 0)
 
 
 class Timeouts(NamedTuple):
-    """Seconds without progress of the request and of the response until an exchange is given up; None: no limit."""
+    """Limit the seconds without progress of the request and of the response; None: no limit."""
 
     write: float | None
     read: float | None
 
 
 class Connection:
-    """One request at a time; the caller closes it unless `can_keep_alive` is true after the last byte."""
+    """Exchange one request at a time; the caller closes the connection unless `can_keep_alive` is true at the end."""
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_UNSENT)
         self._parser = ResponseParser("GET")
         self._closed_by_peer = False
-        self._failure: OSError | None = None  # what reading ended with while a body was sent
+        self._failure: OSError | None = None  # the error of reading during the send
         self._scope = anyio.CancelScope()
         self._timeout: float | None = None
         self._moved = 0.0  # monotonic seconds
@@ -71,10 +70,11 @@ class Connection:
         *,
         expect_continue: bool = False,
     ) -> ResponseHead:
-        """Send a request and return the head of its response, which may come before the whole body was sent.
+        """Send a request and return the head of its response, which may arrive before the whole body was sent.
 
         The timeouts limit the time without progress. Progress of a request is a byte that the kernel takes or the peer
-        acknowledges; progress of a response is its complete head, not a part of it, nor an interim response.
+        acknowledges. Progress of a response is its complete head; a part of the head or an interim response does not
+        count.
         """
         self._parser = ResponseParser(method)
         self._timeout = timeouts.write
@@ -95,7 +95,7 @@ class Connection:
         raise httpx.WriteTimeout("the server took nothing more of the request in time")
 
     async def read_body(self, timeout: float | None) -> bytes | None:
-        """Return the next bytes of the response body, None at its end. `timeout`: seconds without such bytes."""
+        """Return the next bytes of the response body, None at its end. `timeout`: seconds without a byte."""
         deadline = None if timeout is None else anyio.current_time() + timeout
         while not (block := self._parser.read()) and not self._parser.ended:
             await self._receive_body(deadline)
@@ -103,11 +103,11 @@ class Connection:
 
     @property
     def can_keep_alive(self) -> bool:
-        """Whether request and response are complete, and the server allows another request."""
+        """Return whether request and response are complete and the server allows another request."""
         return self._sent_all and not self._closed_by_peer and self._parser.can_keep_alive
 
     def is_idle(self) -> bool:
-        """Whether nothing has come since the last response, not even the end of the connection."""
+        """Return whether no byte and no end of the connection arrived since the last response."""
         try:
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -123,7 +123,10 @@ class Connection:
     # sending
 
     async def _send(self, head: bytes, body: bytes | TrackedBody, *, expect_continue: bool) -> bool:
-        """Send the request; each block is read once the one before was taken. False: a response came first."""
+        """Send the request; read each block after the kernel took the previous one.
+
+        Return False for an early response.
+        """
         if isinstance(body, bytes):
             return await self._push(head + body)
         if expect_continue:
@@ -140,7 +143,7 @@ class Connection:
                 head = b""
             else:
                 self._progress()
-                await checkpoint()  # a fast peer never blocks; other tasks and an early response must be served
+                await checkpoint()  # a fast peer never blocks: let other tasks run, and check for an early response
                 if self._has_response():
                     return False
             if not await self._push(data):
@@ -149,7 +152,10 @@ class Connection:
         return not head or await self._push(head)
 
     async def _push(self, data: bytes) -> bool:
-        """Hand all of `data` to the kernel. False: a response came first, or the peer hung up after one."""
+        """Pass all of `data` to the kernel.
+
+        Return False after an early response, or after a hang-up that follows one.
+        """
         rest = memoryview(data)
         while True:
             try:
@@ -159,7 +165,7 @@ class Connection:
             except ssl.SSLWantReadError:
                 await self._wait(writable=False)
             except OSError as error:
-                # The server may have said why before it hung up: its response is still here to be read.
+                # The server may have responded before it hung up: the response can still be read.
                 if self._has_response():
                     return False
                 raise httpx.WriteError("the connection broke while sending") from error
@@ -172,7 +178,7 @@ class Connection:
                 return False
 
     async def _wait_for_continue(self) -> bool:
-        """Return whether the server wants the body; False when it has sent its final response instead."""
+        """Return whether the server wants the body; False if its final response came instead."""
         with anyio.move_on_after(_CONTINUE_TIMEOUT_S):
             while not self._has_response():
                 if self._parser.interim_responses:
@@ -182,7 +188,7 @@ class Connection:
         return True
 
     def _has_response(self) -> bool:
-        """Read without waiting; return whether the final head has come, or the end of the connection."""
+        """Read without waiting; return whether the final head or the end of the connection has arrived."""
         while self._parser.head is None and not self._closed_by_peer:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
@@ -202,7 +208,7 @@ class Connection:
         if self._failure is not None:
             raise _read_error(self._failure)
         if self._closed_by_peer:
-            self._parser.feed(b"")  # raises: there is no response
+            self._parser.feed(b"")  # raises, because there is no response
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -215,10 +221,10 @@ class Connection:
             self._closed_by_peer = not data
             self._parser.feed(data)
             if self._parser.head is None:
-                await checkpoint()  # a server that never ends must not keep the event loop to itself
+                await checkpoint()  # an endless body must not block the event loop
 
     async def _receive_body(self, deadline: float | None) -> None:
-        """Feed what came to the parser; httpx.ReadTimeout after the deadline, whatever keeps coming."""
+        """Pass received bytes to the parser. Raises httpx.ReadTimeout after the deadline, even while bytes arrive."""
         waited: Callable[[socket.socket], Awaitable[None]] = anyio.wait_readable
         try:
             data = self._socket.recv(_RECEIVE_BYTES)
@@ -247,14 +253,14 @@ class Connection:
     # deadlines
 
     def _progress(self) -> None:
-        """Move the deadline; not with each block, as that costs more than the block."""
+        """Extend the deadline; not for each block, because that costs more than the block."""
         now = time.monotonic()
         if self._timeout is not None and now - self._moved > min(1.0, self._timeout / 8):
             self._moved = now
             self._scope.deadline = anyio.current_time() + self._timeout
 
     async def _wait(self, *, writable: bool) -> None:
-        """Wait until the socket is writable or readable, but not long. Acknowledged bytes are progress."""
+        """Wait briefly until the socket is writable or readable. Newly acknowledged bytes count as progress."""
         with anyio.move_on_after(_POLL_S):
             await (anyio.wait_writable(self._socket) if writable else anyio.wait_readable(self._socket))
             return
@@ -269,7 +275,7 @@ def _deadline(timeout: float | None) -> float:
 
 
 def _unacknowledged_bytes(connected: socket.socket) -> int:
-    """Return how much the kernel holds that the peer has not acknowledged (SIOCOUTQ, tcp(7)); 0 if it cannot say."""
+    """Return the bytes in the kernel without acknowledgement (SIOCOUTQ, tcp(7)); 0 if unknown."""
     try:
         return int(struct.unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except OSError:
@@ -280,7 +286,7 @@ def _read_error(error: OSError) -> httpx.NetworkError:
     if isinstance(error, ssl.SSLEOFError):
         return httpx.ReadError("the server closed the connection without the end of TLS: the response may be cut")
     if isinstance(error, ssl.SSLError):
-        # TLS 1.3 refuses a client certificate after the handshake, and discards what was sent.
+        # TLS 1.3 refuses a client certificate after the handshake, and discards the sent bytes.
         refused = "CERTIFICATE" in str(error.reason).upper()
         return (httpx.ConnectError if refused else httpx.ReadError)(explain_tls(error))
     return httpx.ReadError("the connection broke while reading")

@@ -1,4 +1,4 @@
-"""Find out at which step the way to a server fails: name, address, TLS, proxy or the server's own response."""
+"""Find the failing step of a connection: name, address, TLS, proxy or the server's response."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXPIRES_SOON_S: Final = 14 * _DAY_S
 
 
 class Step(NamedTuple):
-    """One step on the way to a server: "url" | "proxy" | "dns" | "connect" | "tls" | "http"."""
+    """Describe one step of a connection: "url" | "proxy" | "dns" | "connect" | "tls" | "http"."""
 
     name: str
     ok: bool
@@ -35,10 +35,10 @@ class Step(NamedTuple):
 async def diagnose(
     name: str, url: str, options: HttpOptions | None = None, headers: Mapping[str, str] | None = None
 ) -> list[Step]:
-    """Return the steps to `url` up to the first one that fails; never raises for what the network does.
+    """Return the steps to `url` up to the first failure; network errors are never raised.
 
     The last step is a GET with `headers`, so that 401 and 403 show whether the key works; without headers any status
-    is good. `name` is the remote's, for messages. Each address of the host is tried.
+    passes. `name` is the remote's name for messages. Each address of the host is tried.
     """
     options = options or HttpOptions()
     try:
@@ -51,7 +51,7 @@ async def diagnose(
         ]
     steps: list[Step] = []
     if proxy is not None:
-        # The proxy looks up the name and connects; only the way to the proxy can be looked at.
+        # The proxy looks up the name and connects, so only the connection to the proxy can be checked.
         origin = Origin("http", proxy.host, proxy.port, proxy.host)
     try:
         addresses = await _look_up(origin, options, steps)
@@ -59,7 +59,7 @@ async def diagnose(
             await _connect(origin, addresses, options, steps)
         if proxy is None and origin.is_tls and steps[-1].ok:
             await _secure(origin, addresses, trust, options, steps)
-    except Exception as error:  # noqa: BLE001 - a diagnosis names every failure
+    except Exception as error:  # noqa: BLE001 - a diagnosis reports every failure
         steps.append(Step("connect", False, f"{type(error).__name__}: {error}", "check the network"))
     if proxy is not None:
         steps = [step._replace(name="proxy", detail=f"the proxy's {step.detail}") for step in steps]
@@ -82,7 +82,7 @@ async def _look_up(origin: Origin, options: HttpOptions, steps: list[Step]) -> l
 
 
 async def _connect(origin: Origin, addresses: list[AddressInfo], options: HttpOptions, steps: list[Step]) -> None:
-    """Try every address on its own, all at once."""
+    """Try every address separately, all at once."""
     connectors = [Connector(origin.host, origin.port, options.local_address) for _ in dict.fromkeys(addresses)]
 
     async def one(connector: Connector, address: AddressInfo) -> None:
@@ -90,7 +90,7 @@ async def _connect(origin: Origin, addresses: list[AddressInfo], options: HttpOp
             try:
                 (await connector.connect_to([address])).close()
             except OSError:
-                return  # the attempt keeps the reason
+                return  # the attempt holds the reason
 
     async with anyio.create_task_group() as group:
         for connector, address in zip(connectors, dict.fromkeys(addresses), strict=True):

@@ -1,4 +1,4 @@
-"""Write a response body to a file, off the event loop."""
+"""Write a response body to a file, outside the event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BUFFER_BYTES: Final = 1024 * 1024
 
 @asynccontextmanager
 async def file_sink(to: Path, mode: Literal["wb", "ab"] = "wb") -> AsyncIterator[Sink]:
-    """Open a sink into a file of mode 0600; bytes are written in large blocks, by a thread."""
+    """Open a sink for a file of mode 0600; a thread writes the bytes in large blocks."""
     blocks: list[bytes] = []
     size = 0
     file = await anyio.to_thread.run_sync(_open, to, mode)

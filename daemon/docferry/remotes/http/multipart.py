@@ -1,4 +1,4 @@
-"""Request bodies of documents: as they are, or as multipart/form-data of known length with a derived boundary."""
+"""Build request bodies of documents: plain, or multipart/form-data of known length with a derived boundary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 from docferry.model import Source, UploadItem
 from docferry.remotes.http.request_body import ClosingBlocks
 
-#: Small blocks are gathered up to this size, so that few calls send them.
+#: Small blocks are joined up to this size, so that few calls send them.
 _BLOCK_BYTES: Final = 128 * 1024
-#: Not the `mimetypes` module: it differs between machines, and a retry must be the same body.
+#: The `mimetypes` module differs between machines, but a retry must have the same body.
 _CONTENT_TYPES: Final = {
     "csv": "text/csv",
     "doc": "application/msword",
@@ -39,18 +39,18 @@ def content_type(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlainBody:
-    """One document as it is; its source yields the last block once the bytes are proved."""
+    """Provide one plain document; its source yields the last block after the bytes are proved."""
 
     item: UploadItem
 
     @property
     def length(self) -> int:
-        """Bytes of the document."""
+        """Return the size of the document in bytes."""
         return self.item.source.size
 
     @property
     def parts(self) -> Sequence[bytes | Source]:
-        """The document."""
+        """Return the document as the only part."""
         return [self.item.source]
 
     def blocks(self) -> AsyncIterator[bytes]:
@@ -59,9 +59,9 @@ class PlainBody:
 
 
 class Form:
-    """Documents as parts named `part`, after the `fields` exactly as given and in their order.
+    """Build a form: the `fields` unchanged and in their order, then the documents as parts named `part`.
 
-    The file names are the documents' names at the remote, unless `names` gives others.
+    The file names are the documents' remote names, unless `names` gives others.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Form:
 
     @property
     def parts(self) -> Sequence[bytes | Source]:
-        """The form in order: bytes as they are, and the documents. The last part is the terminator."""
+        """Return the form in order: bytes, and documents. The last part is the terminator."""
         parts: list[bytes | Source] = []
         before = self._fields
         for head, item in zip(self._heads, self._items, strict=True):
@@ -94,14 +94,14 @@ class Form:
         return [*parts, before, self._end]
 
     def blocks(self) -> AsyncIterator[bytes]:
-        """Yield everything up to the terminator, then the terminator, once every source has proved its bytes."""
+        """Yield all blocks before the terminator, and the terminator after every source has proved its bytes."""
         return join_parts(self.parts)
 
 
 async def join_parts(parts: Sequence[bytes | Source]) -> AsyncIterator[bytes]:
-    """Yield the blocks of a body. A terminator, bytes as the last part, is a block of its own.
+    """Yield the blocks of a body. A terminator (bytes as the last part) is always a separate block.
 
-    What fits one block is one: the kernel takes it as a whole, and no response could come in between.
+    Parts that fit into one block are joined: the kernel takes the block at once, with no response in between.
     """
     pending, size, is_first = list[bytes](), 0, True
     for number, part in enumerate(parts):
@@ -124,7 +124,7 @@ async def join_parts(parts: Sequence[bytes | Source]) -> AsyncIterator[bytes]:
 
 
 def _boundary(items: Sequence[UploadItem]) -> str:
-    """Derive the boundary from the transfers' uids: the same for a retry, and not to be guessed from outside."""
+    """Derive the boundary from the transfers' uids: equal for a retry, and not guessable from outside."""
     uids = " ".join(item.transfer.uid for item in items)
     return "docferry-" + sha256(uids.encode()).hexdigest()[:40]
 
@@ -140,5 +140,5 @@ def _head(delimiter: bytes, part: str, name: str) -> bytes:
 
 
 def _quoted(name: str) -> str:
-    """Escape a name as browsers do (HTML, "multipart form data")."""
+    """Escape a name like browsers (HTML, "multipart form data")."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

@@ -11,17 +11,17 @@ from docferry.remotes.http.public_addresses import PublicOnly
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """Settings of one client.
+    """Hold the settings of one client.
 
     timeout             seconds without progress until a request is given up
     read_timeout        the same while a response is awaited and read; None: `timeout`
     write_timeout       the same while a request is sent; None: `timeout`
     connect_timeout     seconds for a connection, over all addresses of a name and with the TLS handshake
     proxy               `http://`, `https://`, `socks5://` or `socks5h://`, with credentials
-    headers             sent with every request; a request's own header of the same name goes before
+    headers             sent with every request; a header of the request itself has precedence
     local_address       source address of the connections
     cert_file, key_file client certificate, as PEM
-    public_only         which hosts alone may have private addresses; None: any host
+    public_only         the only hosts with private addresses; None: any host
     """
 
     timeout: float = 60.0

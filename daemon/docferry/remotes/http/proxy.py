@@ -1,4 +1,4 @@
-"""Requests through a proxy, on httpx's own transport."""
+"""Send requests through a proxy, with httpx's own transport."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from docferry.remotes.http.connection import DISCARD_UNSENT
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.tls import Trust, explain_tls, find_tls_error
 
-#: What the kernel holds unsent is out of sight here: little of it, and a slow line is not taken for a dead one.
+#: Unsent bytes in the kernel are not observable here. A small buffer keeps them few, so that a slow line does not look
+#: dead.
 _SEND_BUFFER: Final = (socket.SOL_SOCKET, socket.SO_SNDBUF, 128 * 1024)
 _ADVICE: Final = {
     "401": "set user and password in `proxy`",
@@ -27,16 +28,16 @@ _ADVICE: Final = {
 }
 
 
-#: So many blocks of a response may come before they must have 16 bytes on average: chunks of one byte are an attack.
+#: Blocks of a response after which their average must be 16 bytes: chunks of one byte are an attack.
 _FREE_BLOCKS: Final = 4096
 _BLOCKS_PER_YIELD: Final = 64
 
 
 class ProxyTransport(httpx.AsyncBaseTransport):
-    """One httpx transport with one connection for each request at a time; those of finished requests are reused.
+    """Use one httpx transport with one connection for each request, and reuse those of finished requests.
 
-    httpx's pool loses the place of a request that is cancelled at the wrong moment; here a transport whose request did
-    not end well is closed, so no place can be lost.
+    httpx's pool leaks a slot if a request is cancelled at the wrong moment. Here an unfinished request closes its
+    transport, so no slot can leak.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its response, whose stream the caller closes."""
+        """Send the request and return its response; the caller closes the stream."""
         timeout = request.extensions.get("timeout", {})
         if self._public_only is not None:
             await self._public_only.require_for_proxy(request.url.host, request.url.port or 443)
@@ -72,13 +73,13 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status_code, headers=response.headers, stream=content, request=request)
 
     async def aclose(self) -> None:
-        """Close idle connections; those in use are closed with their responses."""
+        """Close idle connections; those in use close with their responses."""
         self._closed = True
         while self._idle:
             await self._idle.pop().aclose()
 
     async def put_idle(self, transport: httpx.AsyncHTTPTransport) -> None:
-        """Keep a transport whose response was read to its end."""
+        """Store a transport for reuse after its response was read to the end."""
         if self._closed:
             await transport.aclose()
         else:
@@ -106,7 +107,7 @@ class ProxyTransport(httpx.AsyncBaseTransport):
             raise httpx.ConnectError("SOCKS needs a package more: pip install 'docferry[socks]'") from None
 
     def _explained(self, error: httpx.HTTPError) -> httpx.HTTPError:
-        """Return the error with the proxy named where it is the proxy's."""
+        """Return the error, with the proxy named if the proxy caused it."""
         name = f"the proxy {self._proxy.host}:{self._proxy.port}"
         if isinstance(error, httpx.ProxyError):
             said = str(error)[:100]
@@ -122,7 +123,7 @@ class ProxyTransport(httpx.AsyncBaseTransport):
 
 
 async def _send(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
-    """Send the request; httpx.ReadTimeout when nothing moves, also while interim responses (1xx) keep coming."""
+    """Send the request. Raises httpx.ReadTimeout without progress; interim responses (1xx) are no progress."""
     timeout = request.extensions.get("timeout", {})
     limit = timeout.get("read")
     with anyio.CancelScope() as scope:
@@ -134,7 +135,7 @@ async def _send(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> 
 
 
 class _WatchedStream(httpx.AsyncByteStream):
-    """A request body that moves a deadline with each of its blocks."""
+    """Extend a deadline with each block of a request body."""
 
     def __init__(self, stream: httpx.AsyncByteStream, scope: anyio.CancelScope, timeout: float) -> None:
         self._stream = stream
@@ -148,7 +149,7 @@ class _WatchedStream(httpx.AsyncByteStream):
 
 
 class _ResponseStream(httpx.AsyncByteStream):
-    """The body of a response, with a limit for the time without any of it."""
+    """Read the body of a response, with a limit for the time without a byte."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Refuse addresses of this machine and of private networks for hosts that somebody else names, as in signed URLs.
+"""Refuse addresses of this machine and of private networks for hosts from outside, as in signed URLs.
 
-The addresses are checked after the lookup and before the first connection, so that a name cannot have one address for
-the check and another for the connection.
+The addresses are checked between the lookup and the first connection. So a name cannot have one address for the check
+and another for the connection.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _V4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")
 
 
 class PrivateAddressError(httpx.ConnectError):
-    """A host has an address that it may not have; nothing was connected or sent."""
+    """Report that a host has a forbidden address; nothing was connected or sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublicOnly:
-    """The hosts that may have private addresses: patterns, and any host while `trusted_host` has one itself."""
+    """List the hosts that may have private addresses: patterns, and any host while `trusted_host` has one itself."""
 
     trusted_host: str
     patterns: tuple[str, ...] = ()
 
     async def require(self, host: str, addresses: Iterable[AddressInfo]) -> None:
-        """Raise PrivateAddressError when a host has an address that it may not have."""
+        """Raise PrivateAddressError if a host has a forbidden address."""
         host = host.lower()
         if host == self.trusted_host or any(fnmatchcase(host, pattern) for pattern in self.patterns):
             return
@@ -48,7 +48,7 @@ class PublicOnly:
             )
 
     async def require_for_proxy(self, host: str, port: int) -> None:
-        """Check a host that a proxy looks up: by the addresses that it has here, if it has any here."""
+        """Check a host that a proxy looks up, by its addresses on this machine, if any."""
         await self.require(host, await _known_addresses(host, port))
 
     async def _is_trusted_host_private(self) -> bool:
@@ -56,7 +56,7 @@ class PublicOnly:
 
 
 async def _known_addresses(host: str, port: int) -> list[AddressInfo]:
-    """Return the addresses of a host; none when the lookup fails or hangs."""
+    """Return the addresses of a host; none if the lookup fails or hangs."""
     with contextlib.suppress(OSError, UnicodeError), anyio.move_on_after(_LOOKUP_S):
         return await resolve(host, port)
     return []
@@ -70,7 +70,7 @@ def _first_private(addresses: Iterable[AddressInfo]) -> str | None:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is reached over the internet: also the IPv4 address within an IPv6 address."""
+    """Return whether an address is public, including an IPv4 address embedded in an IPv6 address."""
     address = ipaddress.ip_address(text.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_global and not address.is_multicast and all(map(_is_public_v4, _embedded(address)))
@@ -81,7 +81,7 @@ def _is_public_v4(address: ipaddress.IPv4Address) -> bool:
 
 
 def _embedded(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
-    """Return the IPv4 addresses that translators and tunnels read from an IPv6 address."""
+    """Return the IPv4 addresses that translators and tunnels extract from an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found = [address.sixtofour] if address.sixtofour else []

@@ -1,4 +1,4 @@
-"""Request bodies: their length, their blocks, and how far they got."""
+"""Define request bodies: their length, their blocks, and their progress."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import httpx
 from docferry.errors import SourceChanged
 from docferry.model import Source
 
-#: httpx limits the time to write one block, so that a small block lets a slow line move.
+#: httpx limits the time to write one block, so a small block allows a slow line.
 _PIECE_BYTES: Final = 16 * 1024
 
 
 class Body(Protocol):
-    """A body of known length. Its last block is yielded only once the document was proved to be whole."""
+    """Provide a body of known length. The last block follows only after the document is proved."""
 
     @property
     def length(self) -> int:
-        """Bytes of all blocks together."""
+        """Return the total length of all blocks in bytes."""
 
     def blocks(self) -> AsyncIterator[bytes]:
-        """Yield the blocks; a generator is closed if it is not read to its end."""
+        """Yield the blocks; a generator that is not read to its end is closed."""
 
 
 class TrackedBody(httpx.AsyncByteStream):
-    """A body that records what was taken of it.
+    """Track the progress of a body.
 
     `complete`          every byte was handed to the kernel
-    `maybe_complete`    the last byte was given out: the server may have the whole body
-    `error`             what the document's source raised; it is no error of the network
+    `maybe_complete`    the last block was yielded: the server may have the whole body
+    `error`             the error of the document's source; not an error of the network
     """
 
     def __init__(self, body: Body) -> None:
@@ -43,12 +43,12 @@ class TrackedBody(httpx.AsyncByteStream):
 
     @property
     def parts(self) -> Sequence[bytes | Source] | None:
-        """The parts of the body, for a process that sends it instead; None when it has none."""
+        """Return the parts for a process that sends the body instead; None for a body without parts."""
         return getattr(self._body, "parts", None)
 
     @property
     def complete(self) -> bool:
-        """Whether every byte was handed to the kernel."""
+        """Return whether every byte was handed to the kernel."""
         return self._unsent == 0
 
     def handed_over(self, block: bytes) -> None:
@@ -58,12 +58,12 @@ class TrackedBody(httpx.AsyncByteStream):
             self.maybe_complete = True
 
     def sent_elsewhere(self, *, complete: bool, maybe_complete: bool) -> None:
-        """Record how far another process got with the parts."""
+        """Record the progress of another process that sends the parts."""
         self._unsent = 0 if complete else self.length
         self.maybe_complete = maybe_complete
 
     async def next_block(self) -> bytes | None:
-        """Return the next block, None after the last. The transport reports what it hands over."""
+        """Return the next block, None after the last. The transport reports each block that the kernel took."""
         if self._blocks is None:
             self._blocks = self._body.blocks()
         try:
@@ -82,9 +82,9 @@ class TrackedBody(httpx.AsyncByteStream):
         return block
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield small blocks to a transport that does not report what it hands over.
+        """Yield small blocks for a transport that reports no progress.
 
-        A block counts as handed over when the next one is asked for, and as possibly sent when it is yielded.
+        A yielded block counts as possibly sent, and as handed over once the next block is requested.
         """
         while (block := await self.next_block()) is not None:
             for start in range(0, len(block), _PIECE_BYTES):
@@ -95,11 +95,11 @@ class TrackedBody(httpx.AsyncByteStream):
 
     @property
     def is_open(self) -> bool:
-        """Whether the source must still be closed."""
+        """Return whether the source must still be closed."""
         return self._blocks is not None
 
     async def aclose(self) -> None:
-        """Close the source; no more blocks are wanted."""
+        """Close the source; no more blocks are needed."""
         blocks, self._blocks = self._blocks, None
         if isinstance(blocks, AsyncGenerator):
             await blocks.aclose()

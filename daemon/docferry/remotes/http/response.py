@@ -1,6 +1,6 @@
-"""Responses as the remotes see them: status, headers, content, and what is missing of it.
+"""Represent responses: status, headers, content, and missing parts of the content.
 
-Everything here comes from outside and is read with suspicion: dates, pauses, JSON, and text that is shown to people.
+All values come from outside and are checked: dates, pauses, JSON, and text for people.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from docferry.errors import RemoteError
 from docferry.model import escaped
 from docferry.redaction import redacted
 
-#: The longest pause that a remote can ask for.
+#: The longest pause that a remote can request.
 MAX_PAUSE_S: Final = 86_400.0
 #: Dates outside these years are placeholders or mistakes, and would break arithmetic.
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,7 +32,7 @@ _PACKED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 BodyError = Literal["cut", "large"]
 Sink = Callable[[bytes], Awaitable[None]]
-#: Open a sink for the body of a 2xx response, given its status and headers.
+#: Opens a sink for the body of a 2xx response, given its status and headers.
 OpenSink = Callable[[int, Mapping[str, str]], AbstractAsyncContextManager[Sink]]
 #: The longest response that is read into memory, unpacked.
 MAX_CONTENT_BYTES: Final = 16 * 1024 * 1024
@@ -40,11 +40,11 @@ MAX_CONTENT_BYTES: Final = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where the body of a response goes.
+    """Define the destination of a response's body.
 
-    open_sink   opens the sink for the body of a 2xx; other bodies, and without a sink all, go into memory
+    open_sink   opens the sink for the body of a 2xx; other bodies, or all without a sink, are read into memory
     limit       a longer body is not read to its end
-    raw         the bytes as they came; otherwise gzip and deflate are unpacked
+    raw         the bytes as received; otherwise gzip and deflate are unpacked
     """
 
     open_sink: OpenSink | None = None
@@ -57,14 +57,14 @@ MEMORY: Final = Destination()
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One response.
+    """Represent one response.
 
     headers             names in lower case; repeated ones are joined by ", "
-    content             the body, unless it went to a sink
-    length              bytes of the body, wherever it went
+    content             the body, empty if it went to a sink
+    length              bytes of the body, also in a sink
     body_complete       every byte of the request body was handed to the kernel: a success counts
     maybe_complete      the server may have the whole request body: an error is doubtful
-    body_error          what is wrong with the response body: "cut" | "large" (above the limit); the status counts
+    body_error          the error of the response body: "cut" | "large" (above the limit); the status counts
     """
 
     status: int
@@ -77,17 +77,17 @@ class Response:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is 2xx."""
+        """Return whether the status is 2xx."""
         return 200 <= self.status < 300
 
     @property
     def is_html(self) -> bool:
-        """Whether a web page came, which no remote sends."""
+        """Return whether the response is a web page, which no remote sends."""
         start = self.content[:256].lstrip()[:5].lower()
         return "html" in self.headers.get("content-type", "").lower() or start in (b"<!doc", b"<html")
 
     def json_object(self) -> Mapping[str, Any]:
-        """Return the content as a JSON object; empty when it is none."""
+        """Return the content as a JSON object; an empty one for other content."""
         found = _decoded(self.content) if self.body_error is None else None
         return found if isinstance(found, dict) else {}
 
@@ -95,12 +95,12 @@ class Response:
 async def read_content(
     blocks: AsyncIterator[bytes], headers: Mapping[str, str], to: Destination, sink: Sink | None
 ) -> tuple[bytes, int, BodyError | None]:
-    """Read a body into memory or into the sink; return content, length and what is wrong with it.
+    """Read a body into memory or into the sink; return content, length and the error of the body.
 
     Any error of `blocks` is "cut"; the sink's own errors are raised.
     """
     packed = not to.raw and headers.get("content-encoding", "").strip().lower() in _PACKED
-    content = bytearray()  # not a list: of tiny blocks it would be many times as large
+    content = bytearray()  # a list of tiny blocks would take many times the memory
     length = 0
     decoded = _Unpacked(blocks) if packed else blocks
     while True:
@@ -108,7 +108,7 @@ async def read_content(
             block = await anext(decoded)
         except StopAsyncIteration:
             return bytes(content), length, None
-        except Exception:  # noqa: BLE001 - whatever a response brings, it stays with its request
+        except Exception:  # noqa: BLE001 - every error of a response concerns only its request
             return bytes(content), length, "cut"
         length += len(block)
         if length > to.limit:
@@ -120,7 +120,7 @@ async def read_content(
 
 
 class _Unpacked:
-    """The unpacked bytes, in small steps: one block of a bomb holds a thousand times its size."""
+    """Unpack the bytes in small steps: one block of a bomb holds a thousand times its size."""
 
     def __init__(self, blocks: AsyncIterator[bytes]) -> None:
         self._blocks = blocks
@@ -159,9 +159,9 @@ def header_dict(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def parse_time(text: str) -> float | None:
-    """Return the wall seconds of an HTTP date or an ISO 8601 date-time (UTC without a zone); None if it is neither.
+    """Return the wall seconds of an HTTP date or an ISO 8601 date-time (UTC without a zone), or None.
 
-    Years before 1970 and after 2200 are no times either.
+    Years before 1970 and after 2200 also give None.
     """
     try:
         found = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
@@ -172,7 +172,7 @@ def parse_time(text: str) -> float | None:
 
 
 def retry_after(response: Response, now: float) -> float | None:
-    """Return the pause that the remote asks for, from 0 to MAX_PAUSE_S seconds; None when it asks for none."""
+    """Return the pause that the remote requests, from 0 to MAX_PAUSE_S seconds, or None."""
     said = response.headers.get("retry-after", "").strip()
     if not said:
         return None
@@ -182,20 +182,20 @@ def retry_after(response: Response, now: float) -> float | None:
         when = parse_time(said)
         if when is None:
             return None
-        # By the remote's own clock: ours may be wrong.
+        # By the remote's own clock: the clock of this machine may be wrong.
         seconds = when - (parse_time(response.headers.get("date", "")) or now)
-    if seconds != seconds:  # float() takes "nan"
+    if seconds != seconds:  # float() accepts "nan"
         return None
     return min(max(seconds, 0.0), MAX_PAUSE_S)
 
 
 def should_retry(response: Response) -> bool | None:
-    """Return the value of `x-should-retry`; None when it has none."""
+    """Return the value of the header `x-should-retry`, or None."""
     return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
 
 
 def require_whole(response: Response, remote: str) -> Response:
-    """Return a response whose body is whole; raise RemoteError otherwise. A receipt needs no more than a status."""
+    """Return a response with a complete body; raise RemoteError otherwise. Receipts skip this check."""
     if response.body_error is None:
         return response
     wrong = "is longer than any such response may be" if response.body_error == "large" else "broke off"
@@ -204,7 +204,7 @@ def require_whole(response: Response, remote: str) -> Response:
 
 
 def require_body_complete(response: Response, remote: str) -> Response:
-    """Return a success that follows a complete request body; raise a doubtful RemoteError for an earlier one."""
+    """Return a success that follows a complete request body; raise a doubtful RemoteError for an earlier success."""
     if response.body_complete or not response.ok:
         return response
     raise RemoteError(
@@ -217,7 +217,7 @@ def require_body_complete(response: Response, remote: str) -> Response:
 
 
 def parse_json(response: Response, remote: str) -> object:
-    """Return the content as JSON; raise RemoteError when it is none."""
+    """Return the content as JSON; raise RemoteError for other content."""
     found = _decoded(require_whole(response, remote).content)
     if found is None or response.is_html:
         raise RemoteError(
@@ -236,7 +236,7 @@ def safe_text(text: object) -> str:
 
 def _decoded(content: bytes) -> object:
     if not content:
-        return None  # most receipts are: an exception would cost more than the rest of the response
+        return None  # most receipts are empty: an exception would cost more than all other steps
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Parse HTTP/1.1 responses with httptools, behind a layer that repairs header lines which curl and browsers accept.
+"""Parse HTTP/1.1 responses with httptools, and repair header lines that curl and browsers accept.
 
-httptools (llhttp, the parser of Node.js) reads whatever it accepts; a head that it rejects is repaired once and read
-again. What is irrelevant is dropped. What could change where the body ends is an error that names the header.
+httptools (llhttp, the parser of Node.js) parses first; a rejected head is repaired once and parsed again. Irrelevant
+lines are dropped. A line that could change the end of the body is an error that names the header.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Final, NamedTuple
 import httptools
 import httpx
 
-#: A response head is no longer than this.
+#: The longest head of a response.
 MAX_HEAD_BYTES: Final = 64 * 1024
-#: More interim responses (1xx) before the final one are an attack.
+#: The largest number of interim responses (1xx) before the final one; more are an attack.
 MAX_INTERIM_RESPONSES: Final = 16
-#: Framing of a chunked body, trailers included, may take this much, and twice as many bytes as the payload.
+#: The allowed framing of a chunked body, trailers included: this much, plus twice the payload.
 _FREE_OVERHEAD_BYTES: Final = 64 * 1024
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _STATUS: Final = re.compile(rb"(HTTP/1\.[01] [1-9][0-9]{2})(?![0-9])")
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 _FRAMING: Final = re.compile(rb"(content.?length|transfer.?encoding)", re.IGNORECASE)
-#: The same length several times.
+#: Matches one length that is repeated.
 _LENGTHS: Final = re.compile(rb"([0-9]+)(?:[ \t]*,[ \t]*\1)+")
 _BODILESS: Final = frozenset({204, 304})
 
 
 class ResponseHead(NamedTuple):
-    """A final response head.
+    """Hold the head of a final response.
 
     until_close     the end of the connection is the end of the body
     keep_alive      the server allows another request on the connection
@@ -42,7 +42,7 @@ class ResponseHead(NamedTuple):
 
 
 class ResponseParser:
-    """The response to one request. Raises httpx.RemoteProtocolError for what is no HTTP/1.1."""
+    """Parse the response to one request. Raises httpx.RemoteProtocolError for invalid HTTP/1.1."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -51,23 +51,23 @@ class ResponseParser:
         self._incomplete = bytearray()  # bytes of an incomplete head
         self._searched = 0
         self._received = self._payload = 0
-        self._error: str | None = None  # the problem of the body
-        self.interim_responses = 0  # 1xx so far
+        self._error: str | None = None  # the error of the body
+        self.interim_responses = 0  # number of 1xx responses so far
         self.head: ResponseHead | None = None  # the final head, once it is complete
-        self.ended = False  # the whole message has come; `read` may still have bytes of it
+        self.ended = False  # the whole message was received; `read` may still return bytes of it
 
     @property
     def has_known_end(self) -> bool:
-        """Whether length or chunks tell where the body ends; otherwise it ends with the connection."""
+        """Return whether length or chunks define the end of the body; otherwise the connection's end does."""
         return self.head is not None and not self.head.until_close
 
     @property
     def can_keep_alive(self) -> bool:
-        """Whether the connection can serve another request; all of the response must have been read."""
+        """Return whether the connection can serve another request, after all of the response was read."""
         return self.ended and self.head is not None and self.head.keep_alive and not self._message.is_followed
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the server; b"" is the end of the connection."""
+        """Parse bytes from the server; b"" is the end of the connection."""
         if self.head is not None:
             self._feed_body(self.head, data)
         elif data:
@@ -81,7 +81,7 @@ class ResponseParser:
             )
 
     def read(self) -> bytes:
-        """Return the bytes of the body that came since the last call; raise once they are followed by an error."""
+        """Return the new bytes of the body since the last call; raise a following error after them."""
         blocks = self._message.blocks
         if not blocks and self._error is not None:
             raise httpx.RemoteProtocolError(self._error)
@@ -90,7 +90,7 @@ class ResponseParser:
         return content
 
     def _feed_body(self, head: ResponseHead, data: bytes) -> None:
-        """Take bytes of the body. Errors wait for `read`: the head is complete, and its status counts."""
+        """Parse bytes of the body. `read` raises the errors later: the head is complete, and its status counts."""
         message = self._message
         if not data:
             if not (self.ended or head.until_close):
@@ -130,7 +130,7 @@ class ResponseParser:
             self._take(raw)
 
     def _take(self, raw: bytes) -> None:
-        """Read one complete head, repaired if it is rejected as it is."""
+        """Parse one complete head, repaired if httptools rejects it."""
         parser, message = _read_head(raw)
         if parser is None:
             parser, message = _read_head(_repaired(raw, self._method))
@@ -157,22 +157,22 @@ class ResponseParser:
 
 
 class _Message:
-    """What httptools reports of one message."""
+    """Record the events of httptools for one message."""
 
     __slots__ = ("blocks", "error", "has_head", "headers", "is_complete", "is_followed")
 
     def __init__(self) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
-        self.blocks: list[bytes] = []  # of the body, not read yet
+        self.blocks: list[bytes] = []  # unread bytes of the body
         self.has_head = self.is_complete = False
-        self.is_followed = False  # more came after its end
+        self.is_followed = False  # more bytes came after the end
         self.error = ""
 
     def on_message_begin(self) -> None:
         self.is_followed = self.is_complete
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.has_head:  # else it is a trailer, or of another message
+        if not self.has_head:  # otherwise the line is a trailer, or belongs to another message
             self.headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -187,14 +187,15 @@ class _Message:
 
 
 def _read_head(raw: bytes) -> tuple[httptools.HttpResponseParser | None, _Message]:
-    """Return a parser that has read the head, None when it rejects it."""
+    """Return a parser that has read the head, None if httptools rejects it."""
     message = _Message()
     parser = httptools.HttpResponseParser(message)
-    parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)  # some servers pad sizes; harmless
+    # some servers pad sizes with spaces, which is harmless
+    parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
     try:
         parser.feed_data(raw)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-        message.error = _short(error)  # after a complete head, for 101
+        message.error = _short(error)  # raised after a complete head, for 101
     encodings = [value.lower() for name, value in message.headers if name == b"transfer-encoding"]
     if encodings not in ([], [b"chunked"]):
         message.error = "it has an unsupported Transfer-Encoding"
@@ -204,7 +205,7 @@ def _read_head(raw: bytes) -> tuple[httptools.HttpResponseParser | None, _Messag
 
 
 def _repaired(raw: bytes, method: str) -> bytes:
-    """Return the head with only the lines that httptools reads; raise when a dropped line could frame the body."""
+    """Return the head with only the valid lines; raise if a dropped line could frame the body."""
     first, *lines = raw.rstrip(b"\r\n").split(b"\n")
     status = _STATUS.match(first)
     if status is None:
@@ -236,7 +237,7 @@ def _repaired(raw: bytes, method: str) -> bytes:
 
 
 def _unfolded(lines: list[bytes]) -> list[bytes]:
-    """Join continuation lines (obs-fold of RFC 9112) to the lines that they continue."""
+    """Join continuation lines (obs-fold of RFC 9112) to their header lines."""
     joined: list[bytearray] = []
     for line in lines:
         line = line.removesuffix(b"\r")

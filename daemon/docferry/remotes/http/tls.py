@@ -1,4 +1,4 @@
-"""Trust certificates, start TLS on a socket, and explain its errors to an operator."""
+"""Trust certificates, start TLS on a socket, and explain TLS errors to an operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 
 from docferry.endpoints import load_trust
 
-#: OpenSSL's verify codes (x509_vfy.h), with the cause and what to do.
+#: OpenSSL's verify codes (x509_vfy.h), with the cause and the fix.
 _CERTIFICATE: Final = {
     9: "its certificate is not valid yet; check the clock of this machine",
     10: "its certificate has expired; its operator must renew it (is the clock of this machine right?)",
@@ -42,7 +42,7 @@ _HANDSHAKE: Final = (
 
 
 class Trust:
-    """The certificates of a client, which are read at the first use: that takes 20 ms."""
+    """Load the certificates of a client at the first use: loading takes 20 ms."""
 
     def __init__(
         self, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
@@ -51,7 +51,7 @@ class Trust:
         self._context: ssl.SSLContext | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context of all connections. Raises httpx.ConnectError for a file that cannot be used."""
+        """Return the TLS context of all connections. Raises httpx.ConnectError for an unusable file."""
         if self._context is None:
             try:
                 self._context = load_trust(*self._files)
@@ -61,9 +61,9 @@ class Trust:
 
 
 async def handshake(connected: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
-    """Return the socket under TLS; ssl.SSLError or OSError if there is none. The caller closes the socket then.
+    """Return the socket under TLS. Raises ssl.SSLError or OSError; the caller then closes the socket.
 
-    A connection that ends without TLS's own end (close_notify) raises ssl.SSLEOFError: the data may be cut.
+    A connection that ends without close_notify raises ssl.SSLEOFError: the data may be cut.
     """
     secured = context.wrap_socket(
         connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
@@ -84,7 +84,7 @@ async def handshake(connected: socket.socket, context: ssl.SSLContext, host: str
 
 
 def explain_tls(error: ssl.SSLError) -> str:
-    """Return cause and fix for an error of TLS."""
+    """Return cause and fix of a TLS error."""
     if isinstance(error, ssl.SSLCertVerificationError):
         known = _CERTIFICATE.get(error.verify_code)
         return f"{known} ({error.verify_message})" if known else f"its certificate is refused: {error.verify_message}"

@@ -1,4 +1,4 @@
-"""An httpx transport for documents: direct connections, reused, with an exact account of what was sent."""
+"""Implement an httpx transport for documents: direct, reused connections with exact progress of each body."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.tls import Trust, explain_tls, handshake
 
-#: An idle connection is not used again after so long; a server may say less.
+#: The longest idle time of a reusable connection; a server may set a shorter one.
 _KEEP_ALIVE_S: Final = 10.0
 _KEEP_ALIVE: Final = re.compile(rb"timeout=([0-9]{1,6})")
-#: A header with one of these would be two headers, or none.
+#: Characters that would split a header in two or invalidate it.
 _UNSAFE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
-    """Connections to any number of origins, as many as there are requests at once; nothing waits for a free one.
+    """Hold one connection for each concurrent request, to any number of origins; no request waits for another.
 
-    A request that is cancelled or fails closes its connection. A request body may be a TrackedBody, which is told what
-    the kernel took. Of the `timeout` extension, `connect` covers all addresses and TLS; `write` and `read` limit the
-    time without progress. All errors are httpx's.
+    A cancelled or failed request closes its connection. A TrackedBody as request body is told the bytes that the kernel
+    took. Of the `timeout` extension, `connect` covers all addresses and TLS; `write` and `read` limit the time without
+    progress. All errors are those of httpx.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its response, whose stream the caller closes."""
+        """Send the request and return its response; the caller closes the stream."""
         origin = request.extensions.get("origin") or parse_url(str(request.url))[1]
         timeout = request.extensions.get("timeout", {})
         stream = request.stream
@@ -65,7 +65,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
 
     async def aclose(self) -> None:
-        """Close idle connections; those in use are closed with their responses."""
+        """Close idle connections; those in use close with their responses."""
         self._closed = True
         for connections in self._idle.values():
             for connection in connections:
@@ -73,7 +73,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
 
     def put_idle(self, origin: Origin, connection: Connection, headers: list[tuple[bytes, bytes]]) -> None:
-        """Keep the connection for the next request, for as long as the server allows."""
+        """Store the connection for the next request, for as long as the server allows."""
         if self._closed:
             connection.close()
             return
@@ -81,7 +81,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._idle.setdefault(origin, []).append(connection)
 
     def _take_idle(self, origin: Origin) -> Connection | None:
-        """Return the latest idle connection that is still open; close the expired ones."""
+        """Return the latest idle connection that is still open; close expired ones."""
         connections = self._idle.get(origin)
         now = time.monotonic()
         while connections:
@@ -119,7 +119,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
 
 
 class _ResponseStream(httpx.AsyncByteStream):
-    """The body of a response. At its end the connection is free for another request; closed earlier, it is closed."""
+    """Read the body of a response. At its end the connection becomes idle; an earlier close closes the connection."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class _ResponseStream(httpx.AsyncByteStream):
 
 
 def target_of(request: httpx.Request) -> bytes:
-    """Return path and query, which the extension `target` replaces."""
+    """Return path and query, or the extension `target` if given."""
     target: bytes = request.extensions.get("target") or request.url.raw_path
     return target
 
@@ -180,7 +180,7 @@ def _request_head(request: httpx.Request) -> bytes:
 
 
 def _keep_alive_s(headers: list[tuple[bytes, bytes]]) -> float:
-    """Return a second less than the server says: it may be closing already when the next request arrives."""
+    """Return a second less than the server's limit, because the next request needs time to arrive."""
     for name, value in headers:
         if name == b"keep-alive" and (found := _KEEP_ALIVE.search(value)):
             return min(_KEEP_ALIVE_S, max(0.0, int(found[1]) - 1.0))

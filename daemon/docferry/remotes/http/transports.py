@@ -1,4 +1,4 @@
-"""Open the transport that options ask for."""
+"""Open the transport for given options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from docferry.remotes.http.transport import DirectTransport
 
 
 def open_transport(options: HttpOptions) -> httpx.AsyncBaseTransport:
-    """Return a transport for direct connections, or for those through a proxy. Raises httpx.ConnectError."""
+    """Return a transport for direct or proxied connections. Raises httpx.ConnectError."""
     trust = Trust(options.ca_file, options.cert_file, options.key_file)
     if options.proxy is None:
         return DirectTransport(trust, local_address=options.local_address, public_only=options.public_only)

@@ -1,1 +1,1 @@
-"""The client of Wootiv and of the S3 storage behind its signed URLs."""
+"""Access Wootiv and the S3 storage behind its signed URLs."""

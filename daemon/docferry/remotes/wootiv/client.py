@@ -1,4 +1,4 @@
-"""Upload to Wootiv: it signs a URL, and the storage (S3) behind it stores and serves the bytes."""
+"""Upload to Wootiv: Wootiv signs a URL, and its storage (S3) stores and serves the bytes."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ _ADVICE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class WootivOptions:
-    """The settings of `[wootiv]` that the client needs."""
+    """Hold the settings of `[wootiv]` that the client needs."""
 
     base_url: str
     direct: frozenset[str] = frozenset()  # the mappings with via = "direct"
 
 
 class Wootiv:
-    """The client of Wootiv and of its storage."""
+    """Call Wootiv and its storage."""
 
     name: Final = "wootiv"
     rules: Final = WOOTIV_RULES
@@ -91,7 +91,7 @@ class Wootiv:
 
     @property
     def health(self) -> Health:
-        """The state of the connections; Wootiv has no quota."""
+        """Return the state of the connections; Wootiv has no quota."""
         http = self._http
         requests = http.requests + self._s3.requests
         return Health(clock_offset=http.clock_offset, last_answer=http.last_response, requests=requests)
@@ -102,10 +102,10 @@ class Wootiv:
         key: str,  # noqa: ARG002 - a PUT needs no idempotency key
         permit: SendPermit = ALWAYS_PERMITTED,
     ) -> Receipt:
-        """Ask for a signed URL and send the bytes to it. A 2xx of the storage with a fitting ETag is the receipt.
+        """Request a signed URL and send the bytes to it. A 2xx of the storage with a matching ETag is the receipt.
 
-        Documents of mappings with via = "direct" go to Wootiv itself, several of them in one request; a name that a
-        form cannot carry goes by a signed URL.
+        Documents of mappings with via = "direct" go to Wootiv itself, several in one request. A name that a form cannot
+        contain uses a signed URL.
         """
         first = items[0].transfer
         if first.mapping in self._direct and direct.can_name(first.remote_name):
@@ -120,17 +120,17 @@ class Wootiv:
         return s3.receipt(require_body_complete(response, "S3"), item.source.md5)
 
     def lookback(self, doubts: Sequence[Transfer]) -> Lookback:
-        """Return times since which nothing has to be counted."""
+        """Return times from which no upload has to be counted."""
         now = min((each.created for each in doubts), default=self._clock.now())
         return Lookback(now, now)
 
     async def lookup(
         self,
         doubts: Sequence[Transfer],
-        accounted: KnownUploads,  # noqa: ARG002 - the same for every remote
-        unsettled: KnownUploads = NOTHING,  # noqa: ARG002 - the same for every remote
+        accounted: KnownUploads,  # noqa: ARG002 - the signature of every remote
+        unsettled: KnownUploads = NOTHING,  # noqa: ARG002 - the signature of every remote
     ) -> Mapping[int, Finding]:
-        """Return ABSENT without a request where a PUT is repeated; read the object of a direct upload."""
+        """Return ABSENT without a request if the PUT can be repeated; read the object of a direct upload."""
         found = {}
         for each in doubts:
             if each.mapping in self._direct:
@@ -142,24 +142,24 @@ class Wootiv:
     async def fetch(
         self, object_name: str, to: Path, etag: str | None, limit: int = download.MAX_OBJECT_SIZE
     ) -> Fetched:
-        """Download an object into `to`, up to `limit` bytes, unless it still has this ETag; resume an earlier part."""
+        """Download an object into `to`, up to `limit` bytes, unless its ETag is unchanged; resume an earlier part."""
         signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
         url = self._urls.check(signed.get("signedUrl"))
         return await download.fetch(self._s3, url, to, download.Wanted(etag, limit), self._clock.now())
 
     async def stat(self, object_name: str) -> ObjectStat | None:
-        """Return size and ETag of an object, from one byte of it; None when Wootiv or the storage has none."""
+        """Return size and ETag of an object, by reading its first byte; None if Wootiv or the storage lacks it."""
         try:
             signed = await self._ask("GET", f"/aws/buckets/{quote(object_name.strip('/'))}")
         except RemoteError as error:
             if error.kind == "answer" and error.status == 404:
-                return None  # Wootiv's own structured answer about this name
+                return None  # Wootiv's own structured response about this name
             raise
         return await self._stat_url(signed.get("signedUrl"))
 
     async def _stat_url(self, signed_url: object) -> ObjectStat | None:
         url = self._urls.check(signed_url)
-        # A URL is signed for GET alone. Where a server sends everything, the body is not read to its end.
+        # A URL is signed for GET only. If a server sends the whole object, the body is not read to its end.
         response = await self._s3.call("GET", url, headers={"Range": "bytes=0-0"}, to=Destination(limit=4096, raw=True))
         if s3.is_absent(response):
             return None
@@ -176,15 +176,15 @@ class Wootiv:
         return listing.buckets(await self._ask_any("GET", "/aws/buckets"))
 
     async def check_buckets(self) -> Checked:
-        """Ask Wootiv about the health of its buckets."""
+        """Request the health of Wootiv's buckets."""
         try:
             await self._request("GET", "/aws/buckets/health")
         except RemoteError as error:
             return failed("wootiv buckets", error, "ask Wootiv about its storage")
         return Checked("wootiv buckets", ok=True, detail="healthy")
 
-    async def check(self, targets: Sequence[Target]) -> list[Checked]:  # noqa: ARG002 - there is one target
-        """Ask for a signed URL that is not used, and about the health of the buckets."""
+    async def check(self, targets: Sequence[Target]) -> list[Checked]:  # noqa: ARG002 - there is only one target
+        """Request a signed URL without using it, and the health of the buckets."""
         try:
             signed = await self._sign("docferry-check.txt")
         except RemoteError as error:
@@ -214,7 +214,7 @@ class Wootiv:
         if signed.is_put:
             headers = signed.headers(item.transfer.remote_name, item.source.md5)
             return await self._s3.call("PUT", signed.url, headers=headers, body=PlainBody(item))
-        # No field is added to a form: its policy says which ones there may be.
+        # Add no field to a form: its policy lists the allowed fields.
         form = Form([item], signed.fields)
         return await self._s3.call("POST", signed.url, headers={"Content-Type": form.content_type}, body=form)
 
@@ -228,7 +228,7 @@ class Wootiv:
         return Receipt(response.status, etag=etags[0] if len(etags) == 1 else None, proof="etag")
 
     async def _prove(self, item: UploadItem, signed_url: object) -> str:
-        """Return the ETag of an object that was just uploaded; a doubt or a repetition when it cannot be proved."""
+        """Return the ETag of a newly uploaded object. Raises a doubt or a repetition if it cannot be proved."""
         transfer = replace(item.transfer, md5=item.source.md5)
         try:
             stat = await (self._stat_url(signed_url) if signed_url else self.stat(transfer.remote_name))
@@ -250,7 +250,7 @@ class Wootiv:
         return direct.confirmed(transfer, await self.stat(transfer.remote_name)) or await self._compare(transfer)
 
     async def _compare(self, transfer: Transfer) -> Finding:
-        """Read a whole object, whose ETag is no MD5, and compare its SHA-256 with that of the document."""
+        """Read a whole object whose ETag is no MD5, and compare its SHA-256 with that of the document."""
         digest = hashlib.sha256()
 
         @asynccontextmanager
@@ -271,7 +271,7 @@ class Wootiv:
         return Finding(Found.ABSENT, "the object has other bytes", "etag")
 
     async def _ask(self, method: str, path: str, question: Mapping[str, str] | None = None) -> Mapping[str, Any]:
-        """Return the JSON object with which Wootiv answers a small request; RemoteError otherwise."""
+        """Return the JSON object of Wootiv's response to a small request. Raises RemoteError otherwise."""
         found = await self._ask_any(method, path, question)
         return found if isinstance(found, dict) else {}
 
@@ -282,7 +282,7 @@ class Wootiv:
     async def _request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: Body | bytes | None = None
     ) -> Response:
-        """Return a 2xx response of Wootiv's API; RemoteError for any other."""
+        """Return a 2xx response of Wootiv's API. Raises RemoteError for any other."""
         headers = {"Authorization": f"Bearer {self._secret()}", **(headers or {})}
         response = await self._http.call(method, self._base + path, headers=headers, body=body)
         if not response.ok:
@@ -300,7 +300,7 @@ class Wootiv:
         )
 
     def _refusal(self, response: Response, *, has_document: bool) -> RemoteError:
-        """Return the error for an response of Wootiv's API other than 2xx."""
+        """Return the error for a response of Wootiv's API other than 2xx."""
         maybe_stored = response.maybe_complete
         status, said, wish = response.status, response.json_object(), should_retry(response)
         pause = retry_after(response, self._clock.now())
@@ -309,7 +309,7 @@ class Wootiv:
             return RemoteError(message, kind="redirect", status=status)
         is_stranger = not said and bool(response.content.strip()) and response.body_error is None and status != 429
         if is_stranger or (status == 413 and not has_document):
-            # A request of a few words is too large for no one: that is not Wootiv's response either.
+            # A 413 for a request of a few words cannot come from Wootiv.
             return RemoteError(
                 f"something that is not Wootiv answered: check base_url and proxies ({status})",
                 kind="not_ours",
@@ -320,7 +320,7 @@ class Wootiv:
         scope = "wootiv" if status in _ADVICE else None
         default = "Wootiv has a problem of its own" if status >= 500 else "Wootiv refused the request"
         words = safe_text(said.get("message") or said.get("error") or "")
-        # Validation refuses this name; any other 4xx is about the request.
+        # Validation refuses this name; any other 4xx concerns the request.
         about_document = status in {400, 413, 422} and wish is not True and bool(words)
         details = ErrorDetails(
             retry_after=pause,

@@ -1,4 +1,4 @@
-"""Upload through Wootiv itself: the form of a request, what its response confirms, and which documents share one."""
+"""Upload through Wootiv itself: build the form of a request, read its response, and divide documents into requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from docferry.model import Finding, Found, Transfer, UploadItem
 from docferry.remotes.http import Form, Response, parse_json, safe_text
 from docferry.remotes.wootiv.s3 import ObjectStat
 
-#: Bytes of the documents of one bulk request: after a failure each of them is looked up and perhaps sent again.
+#: Bytes of the documents in one bulk request: after a failure, each is looked up and perhaps sent again.
 MAX_BULK_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BulkPolicy:
-    """Which documents share a request to `/aws/buckets/bulk_upload`."""
+    """Decide which documents share a request to `/aws/buckets/bulk_upload`."""
 
     mappings: frozenset[str]  # with via = "direct"
-    size: int  # documents in one request, at most
+    size: int  # the largest number of documents in one request
 
     def divide(self, transfers: Sequence[Transfer]) -> list[list[Transfer]]:
-        """Divide transfers into requests: one folder each, and whatever failed once alone."""
+        """Divide transfers into requests: one folder each, and each transfer that failed before alone."""
         requests: list[list[Transfer]] = []
         filling: dict[str, list[Transfer]] = {}
         for transfer in transfers:
@@ -48,12 +48,12 @@ class BulkPolicy:
 
 
 def can_name(name: str) -> bool:
-    """Whether a form can name an object: a server reads these escapes as the characters they stand for."""
+    """Return whether a form can name an object: a server decodes these escapes in a name."""
     return not any(escape in name.upper() for escape in ("%22", "%0D", "%0A"))
 
 
 def request(items: Sequence[UploadItem]) -> tuple[str, Form]:
-    """Return the path and the body of the request for documents that share a folder."""
+    """Return the path and the body of the request for documents of one folder."""
     folder = _parted(items[0].transfer.remote_name)[0]
     names = [_parted(item.transfer.remote_name)[1] for item in items]
     fields = [("path", folder)]
@@ -63,13 +63,13 @@ def request(items: Sequence[UploadItem]) -> tuple[str, Form]:
 
 
 def read_urls(response: Response, items: Sequence[UploadItem]) -> list[object]:
-    """Return the signed read URL of each document, None where the response has none.
+    """Return the signed read URL of each document, None if the response has none.
 
     Raises:
-        RemoteError: The response is not Wootiv's, or names other objects than the requested ones.
+        RemoteError: The response is not Wootiv's, or names other objects than requested.
     """
     if response.body_error == "cut":
-        return [None] * len(items)  # the status counts, and the requested names tell
+        return [None] * len(items)  # the status counts, and the requested names identify the objects
     try:
         found = parse_json(response, "Wootiv")
     except RemoteError as error:
@@ -89,7 +89,7 @@ def read_urls(response: Response, items: Sequence[UploadItem]) -> list[object]:
 
 
 def confirmed(transfer: Transfer, stat: ObjectStat | None) -> Finding | None:
-    """Return whether the object has the bytes of a transfer; None when only reading it can tell."""
+    """Return whether the object has the bytes of a transfer; None if only reading the object can show it."""
     if stat is None:
         return Finding(Found.ABSENT, "Wootiv has no object of this name", "etag")
     if stat.md5 is not None and transfer.md5 is not None:
@@ -108,7 +108,7 @@ def _row_of(
     if (row := by_name.get(name.strip("/"))) is not None:
         return row
     if len(rows) == 1 and None in by_name:
-        return rows[0]  # it names no object: the read URL of the requested name tells
+        return rows[0]  # the URL names no object: the read URL of the requested name decides
     stored = safe_text(next((each for each in by_name if each is not None), ""))
     raise RemoteError(
         f'Wootiv stored it as "{stored}" and not as "{safe_text(name)}"; rename the document, or set '

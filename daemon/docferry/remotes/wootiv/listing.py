@@ -1,4 +1,4 @@
-"""Read Wootiv's lists of buckets and objects; the answer to `GET /aws/objects` is not documented."""
+"""Read Wootiv's lists of buckets and objects; the response to `GET /aws/objects` is not documented."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES: Final = ("key", "Key", "pathWithFilename", "name", "Name", "filename")
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object as Wootiv lists it; None where it does not say."""
+    """Describe one object in Wootiv's list; unknown values are None."""
 
     name: str
     size: int | None = None  # bytes
@@ -24,7 +24,7 @@ class StoredObject:
 
 
 def objects(answer: object) -> list[StoredObject]:
-    """Return the objects of a list, as S3 or as Wootiv writes them; RemoteError when it is no list."""
+    """Return the objects of a list in the format of S3 or of Wootiv. Raises RemoteError for anything else."""
     found = []
     for row in _rows(answer):
         if (name := _name(row)) is not None:
@@ -43,7 +43,7 @@ def objects(answer: object) -> list[StoredObject]:
 
 
 def buckets(answer: object) -> list[str]:
-    """Return the names of the buckets; RemoteError when it is no list."""
+    """Return the names of the buckets. Raises RemoteError if the response is no list."""
     return [name for row in _rows(answer) if (name := _name(row)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""Interpret the answers of S3 to a request with a signed URL."""
+"""Interpret the responses of S3 to a request with a signed URL."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from docferry.model import Receipt
 from docferry.remotes.http import Response, retry_after, safe_text, should_retry
 
 _SIGNATURE_CODES: Final = frozenset({"SignatureDoesNotMatch", "ExpiredToken", "RequestTimeTooSkewed"})
-#: AccessDenied has many causes; for the time of a URL each server has its own words, with 400 or 403.
+#: AccessDenied has many causes; for an expired URL each server has its own text, with 400 or 403.
 _TIME_WORDS: Final = re.compile(r"expired|request time|not yet valid", re.IGNORECASE)
-#: The storage got other bytes than were sent, or fewer: nothing is wrong with the document.
+#: The storage received other or fewer bytes than were sent, without a fault of the document.
 _BODY_CODES: Final = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody", "RequestTimeout"})
 #: The codes that refuse this document. All others concern account, bucket, signer or quota.
 _DOCUMENT_CODES: Final = frozenset(
@@ -26,7 +26,7 @@ _MD5: Final = re.compile(r"[0-9a-f]{32}")
 def receipt(response: Response, md5: str | None) -> Receipt:
     """Return the receipt for a 2xx.
 
-    RemoteError when the response is not S3's (it has no ETag), or names other bytes.
+    Raises RemoteError if the response is not S3's (it has no ETag), or names other bytes.
     """
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
     if response.is_html or not etag:
@@ -49,7 +49,7 @@ def receipt(response: Response, md5: str | None) -> Receipt:
 
 
 def refusal(response: Response, now: float) -> RemoteError:
-    """Return the error for an response other than 2xx; none of them concerns the Wootiv key."""
+    """Return the error for a response other than 2xx; none of them concerns the Wootiv key."""
     code, message = (_tag(response, name) for name in ("Code", "Message"))
     said = " — ".join(safe_text(text) for text in (code, message) if text)
     kind, advice = _meaning(response, code, message)
@@ -70,11 +70,11 @@ def refusal(response: Response, now: float) -> RemoteError:
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """The properties of an object in the storage; None where unknown."""
+    """Describe an object in the storage; unknown values are None."""
 
     size: int | None  # bytes
     etag: str
-    md5: str | None  # the ETag, where it is the MD5 of the bytes
+    md5: str | None  # the ETag, if it is the MD5 of the bytes
 
 
 def stat(response: Response) -> ObjectStat:
@@ -93,12 +93,12 @@ def stat(response: Response) -> ObjectStat:
 
 
 def is_absent(response: Response) -> bool:
-    """Whether the storage says that there is no such object."""
+    """Return whether the storage states that there is no such object."""
     return response.status == 404 and _tag(response, "Code") == "NoSuchKey"
 
 
 def is_md5(response: Response, etag: str) -> bool:
-    """Whether an ETag is the MD5 of the bytes; it is not after multipart uploads, nor with KMS or a customer's key."""
+    """Return whether an ETag is the MD5 of the bytes: not after multipart uploads, nor with KMS or a customer's key."""
     encryption = response.headers.get("x-amz-server-side-encryption", "")
     own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
     return _MD5.fullmatch(etag.lower()) is not None and "kms" not in encryption and not own_key
@@ -122,6 +122,6 @@ def _meaning(response: Response, code: str, message: str) -> tuple[str, str]:
 
 
 def _tag(response: Response, name: str) -> str:
-    """Return the text of an element; S3's errors are flat, so that no XML parser is needed."""
+    """Return the text of an element. S3's errors are flat, so no XML parser is needed."""
     found = re.search(f"<{name}>([^<]*)</{name}>", response.content[:64_000].decode("utf-8", "replace"))
     return found[1].strip() if found else ""

@@ -1,4 +1,4 @@
-"""Check signed URLs and compute the headers that go with them; the query of a URL is a secret until it expires."""
+"""Check signed URLs and compute their headers. The query of a URL is a secret until it expires."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from docferry.errors import RemoteError
 from docferry.remotes.http import PublicOnly, content_type
 
-#: The signed headers that a request may have. Others could change its meaning or its account.
+#: The signed headers that a request may contain. Others could change its meaning or its account.
 _ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-control", "expires")
-#: A request sets these itself.
+#: Headers that the request sets itself.
 _OWN_HEADERS: Final = frozenset({"content-length"})
 _DIGEST: Final = "content-md5"
 
@@ -22,8 +22,8 @@ _DIGEST: Final = "content-md5"
 class SignedUrlPolicy:
     """Decide which hosts a signed URL may name.
 
-    Allowed are the host of `base_url`, the patterns of `storage_hosts`, and any public host. The scheme is `https`,
-    or the plain `http` of a plain `base_url`. The client of the storage checks the addresses: `public_only`.
+    Allowed are the host of `base_url`, the patterns of `storage_hosts`, and any public host. The scheme is `https`, or
+    `http` if `base_url` has `http`. The client of the storage checks the addresses: `public_only`.
     """
 
     def __init__(self, base_url: str, storage_hosts: Sequence[str] = ()) -> None:
@@ -34,11 +34,11 @@ class SignedUrlPolicy:
 
     @property
     def public_only(self) -> PublicOnly:
-        """The hosts that may have private addresses."""
+        """Return the hosts that may have private addresses."""
         return PublicOnly(self._base_host, self._hosts)
 
     def check(self, url: object) -> str:
-        """Return a URL that documents may be sent to; RemoteError for any other."""
+        """Return a URL to which documents may be sent. Raises RemoteError for any other."""
         parts = _split(url)
         host = (parts.hostname or "").lower()
         if parts.scheme == "http" and not self._is_plain:
@@ -50,7 +50,7 @@ class SignedUrlPolicy:
 
 @dataclass(slots=True)
 class SignedUpload:
-    """The permission to upload one object: a URL for a PUT, or a URL and form fields for a POST."""
+    """Hold the permission to upload one object: a URL for a PUT, or a URL and form fields for a POST."""
 
     url: str
     fields: Sequence[tuple[str, str]]
@@ -61,19 +61,19 @@ class SignedUpload:
 
     @property
     def is_put(self) -> bool:
-        """Whether the URL is signed for a PUT."""
+        """Return whether the URL is signed for a PUT."""
         return "X-Amz-Signature" in self.query
 
     @property
     def is_post(self) -> bool:
-        """Whether the fields are signed for a POST."""
+        """Return whether the fields are signed for a POST."""
         return not self.is_put and bool(dict(self.fields).get("Policy"))
 
     def headers(self, name: str, md5: str | None) -> dict[str, str]:
-        """Return the headers of a PUT: the signed ones as they were signed, and the MD5 of the bytes.
+        """Return the headers of a PUT: the signed ones unchanged, and the MD5 of the bytes.
 
-        The storage accepts a digest that was not signed, and refuses other bytes with BadDigest. So damaged bytes
-        never stand under the name of the document. A digest that Wootiv signs has precedence.
+        The storage accepts an unsigned digest, and refuses other bytes with BadDigest. So damaged bytes are never
+        stored under the name of the document. A digest signed by Wootiv has precedence.
         """
         given = {field.lower(): value for field, value in self.fields}
         signed = set(self.query.get("X-Amz-SignedHeaders", "").lower().split(";"))
@@ -84,7 +84,7 @@ class SignedUpload:
 
 
 def unusable(what: str) -> RemoteError:
-    """Return the error for an response of Wootiv that no document can be sent with."""
+    """Return the error for a response of Wootiv without a usable permission to upload."""
     return RemoteError(f"{what}; check base_url in [wootiv], and ask Wootiv", kind="not_ours")
 
 
