@@ -1,1 +1,1 @@
-"""Send documents from processes of their own: the daemon decides what is sent, sender processes read and encrypt it."""
+"""Send documents from separate processes: the daemon decides, sender processes read and encrypt the documents."""

@@ -1,7 +1,7 @@
-"""Frames over a socket pair: JSON, some bytes, and open file descriptors.
+"""Exchange frames over a socket pair: JSON, some bytes, and open file descriptors.
 
-A frame is the lengths of both parts as two 32-bit numbers, the JSON, and the bytes. Its descriptors travel with its
-first byte (SCM_RIGHTS, unix(7)).
+A frame is the lengths of both parts as two 32-bit numbers, the JSON, and the bytes. The descriptors are sent with the
+first byte of their frame (SCM_RIGHTS, unix(7)).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ import anyio
 
 _LENGTHS: Final = struct.Struct("!II")
 _RECEIVE_BYTES: Final = 256 * 1024
-#: The most descriptors of one frame (SCM_MAX_FD).
+#: The largest number of descriptors in one frame (SCM_MAX_FD).
 MAX_DESCRIPTORS: Final = 253
-#: No frame is longer: more is a defect, or an attack.
+#: The longest frame; a longer one is a defect, or an attack.
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
 class ChannelError(Exception):
-    """The other process sent something that is no frame."""
+    """Report that the other process sent an invalid frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What one process says to the other; `message` is JSON."""
+    """Hold one message between the processes; `message` is JSON."""
 
     message: Sequence[Any]
     tail: bytes = b""
 
 
 class Channel:
-    """One end of the socket pair. One task receives; any number may send."""
+    """Hold one end of the socket pair. One task receives; any number may send."""
 
     def __init__(self, end: socket.socket, *, takes_descriptors: bool) -> None:
         end.setblocking(False)
@@ -50,7 +50,10 @@ class Channel:
         self._sending = anyio.Lock(fast_acquire=True)
 
     async def send(self, message: Sequence[Any], tail: Sequence[bytes] = (), descriptors: Sequence[int] = ()) -> None:
-        """Send a frame; OSError when the other process has ended. Not cancelled halfway: the next would be garbled."""
+        """Send a frame.
+
+        Raises OSError if the other process has ended. A started send is never cancelled, to keep frames whole.
+        """
         head = json.dumps(message, separators=(",", ":")).encode("ascii")
         frame = b"".join([_LENGTHS.pack(len(head), sum(map(len, tail))), head, *tail])
         with anyio.CancelScope(shield=True):
@@ -65,7 +68,7 @@ class Channel:
                         rest, descriptors = rest[sent:], ()
 
     async def receive(self) -> list[Frame]:
-        """Wait for frames and return those that are complete; none at the end of the channel."""
+        """Wait for frames and return the complete ones; none at the end of the channel."""
         while True:
             try:
                 data = self._read()
@@ -87,7 +90,7 @@ class Channel:
         return [self._descriptors.popleft() for _ in range(count)]
 
     def shut_down(self) -> None:
-        """End both directions: `receive` returns in both processes."""
+        """Shut down both directions: `receive` returns in both processes."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -108,7 +111,7 @@ class Channel:
         return data
 
     def _complete(self) -> list[Frame]:
-        """Cut the complete frames off the front of what was received."""
+        """Remove the complete frames from the front of the received bytes."""
         frames, start, received = list[Frame](), 0, self._received
         while len(received) - start >= _LENGTHS.size:
             head, tail = _LENGTHS.unpack_from(received, start)

@@ -1,4 +1,4 @@
-"""One sender process as the daemon sees it."""
+"""Control one sender process from the daemon."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from docferry.senders.progress import SLOTS, ProgressPage, Slot
 
 #: The module that a sender runs.
 PROGRAM: Final = "docferry.senders"
-#: How long a sender may take to end a cancelled request, and to end after its channel was closed, seconds.
+#: The time limits of a sender to end a cancelled request, and to end after its channel is closed, seconds.
 CANCEL_S: Final = 5.0
 END_S: Final = 2.0
-#: What a sender gets of the environment: no key, and no way to systemd.
+#: The environment of a sender: no key, and no access to systemd.
 _ENVIRONMENT: Final = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE",
     "PYTHONPYCACHEPREFIX", "OPENSSL_CONF", "OPENSSL_MODULES", "LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES",
@@ -39,17 +39,17 @@ class _Pending:
 
 
 class SenderHandle:
-    """A sender process: its channel, its shared page and its requests."""
+    """Hold a sender process: its channel, its shared page and its requests."""
 
     def __init__(self, clients: Sequence[HttpOptions]) -> None:
         """Start the process. Raises OSError.
 
-        Must be called in the main thread: the kernel ends a sender with the thread that started it.
+        Must be called in the main thread: the kernel ends a sender together with the thread that started it.
         """
         self.clients = len(clients)
         self._hello = messages.hello(clients)
         self.is_ready = False
-        self.requests = 0  # that it was handed
+        self.requests = 0  # passed to it
         self.is_closing = False
         self.last_used = self.started = time.monotonic()
         self._pending: dict[int, _Pending] = {}
@@ -71,54 +71,54 @@ class SenderHandle:
 
     @property
     def pid(self) -> int:
-        """The id of the process."""
+        """Return the id of the process."""
         return self._process.pid
 
     @property
     def in_flight(self) -> int:
-        """Requests without a reply."""
+        """Return the number of requests without a reply."""
         return len(self._pending)
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last request; 0 while there is one, or before the start is complete."""
+        """Return the seconds since the last request; 0 during one, or before the start is complete."""
         return 0.0 if self._pending or not self.is_ready else time.monotonic() - self.last_used
 
     @property
     def can_take(self) -> bool:
-        """Whether another request may be handed to it."""
+        """Return whether the sender can take another request."""
         return self.is_ready and not self.is_closing and bool(self._free)
 
     def checks_without_beat(self) -> int:
-        """Return how many calls in a row have found no sign of life."""
+        """Return the number of consecutive calls without progress of the sender."""
         beat = self.page.beat
         self._silent, self._beat = (self._silent + 1 if beat == self._beat else 0), beat
         return self._silent
 
     def take_slot(self) -> Slot:
-        """Return a place on the page."""
+        """Reserve a slot of the page."""
         self._slots_in_use += 1
         number = self._free.pop()
         self.page.write(number, begun=False, given=0)
         return Slot(self.page, number)
 
     def give_back(self, slot: Slot) -> None:
-        """Free a place of the page; with the last one the page of a process that has ended."""
+        """Free a slot of the page; with the last slot of an ended process, free the page."""
         self._slots_in_use -= 1
         if not slot.is_lost:
             self._free.append(slot.number)
         self._free_page()
 
     async def exchange(self, slot: Slot, request: Callable[[int], SendRequest]) -> Reply | None:
-        """Hand a request over and return its reply; None when the process ended first: the slot tells how far it got.
+        """Pass a request to the process and return its reply; None if the process ended: its slot has the progress.
 
-        Cancelled, it cancels the request, and waits shortly until its slot says how far it got.
+        A cancellation also cancels the request, and briefly waits for the final progress in its slot.
         """
         number = self.requests = self.requests + 1
         pending = self._pending[number] = _Pending()
         self.last_used = time.monotonic()
         try:
-            with suppress(OSError):  # the reader notices the end too
+            with suppress(OSError):  # the reader notices the end, too
                 await request(number).send(self._channel)
             await pending.done.wait()
         except anyio.get_cancelled_exc_class():
@@ -133,7 +133,7 @@ class SenderHandle:
         return pending.reply
 
     async def serve(self, ready: Callable[[], None]) -> str | None:
-        """Take replies until the process ends or breaks the protocol; return what is wrong. Calls `ready` once."""
+        """Read replies until the process ends or breaks the protocol; return the error. Calls `ready` once."""
         try:
             await self._channel.send(self._hello)
             while frames := await self._channel.receive():
@@ -152,25 +152,25 @@ class SenderHandle:
         return None
 
     def close(self) -> None:
-        """Ask the process to end: it does when its channel closes."""
+        """Ask the process to end, by closing its channel."""
         self.is_closing = True
         self._channel.shut_down()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._process.kill()
 
     async def reap(self) -> int | None:
-        """Wait for the end of the process, kill it if need be, then tell its requests; return the exit code.
+        """Wait for the end of the process, kill it after a time limit, end its requests; return the exit code.
 
-        Only a process that has ended says with its slots how far its requests got.
+        Only after the end of the process do the slots have the final progress of its requests.
         """
         if not self.is_closing:
             self.kill()
         self.close()
         if not await self._has_ended_within(END_S):
             self.kill()
-            await self._has_ended_within(END_S)  # a thread inside a dead network share ends later, but sends nothing
+            await self._has_ended_within(END_S)  # a thread in a hanging network share ends later, but sends nothing
         for pending in self._pending.values():
             pending.done.set()
         self._channel.close()
@@ -184,17 +184,17 @@ class SenderHandle:
 
     async def _has_ended_within(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):
-            while self._process.poll() is None:  # noqa: ASYNC110 - a thread to wait in may not be had
+            while self._process.poll() is None:  # noqa: ASYNC110 - a thread to wait in may be unavailable
                 await anyio.sleep(0.005)  # polling interval
             return True
         return False
 
 
 def _spawn(channel: int, page: int) -> subprocess.Popen[bytes]:
-    """Start the program with nothing but its two descriptors; stderr is ours, as only a defect writes to it."""
+    """Start the program with only its two descriptors; it inherits stderr, as only a defect writes to it."""
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    return subprocess.Popen(  # noqa: S603 - our own program
+    return subprocess.Popen(  # noqa: S603 - starts docferry itself
         [sys.executable, "-P", "-m", PROGRAM, str(channel), str(page), str(os.getpid())],
         env=environment,
         cwd="/",

@@ -1,4 +1,4 @@
-"""What the daemon and a sender process say to each other."""
+"""Define the messages between the daemon and a sender process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from docferry.remotes.http.public_addresses import PrivateAddressError, PublicOn
 from docferry.senders.channel import Channel, ChannelError, Frame
 
 #: The first word of each message.
-HELLO: Final = "hello"  # to the sender: the options of all clients, before anything else
+HELLO: Final = "hello"  # to the sender: the options of all clients, first
 REQUEST: Final = "request"  # to the sender: one request
-CANCEL: Final = "cancel"  # to the sender: its answer is no longer wanted
+CANCEL: Final = "cancel"  # to the sender: cancel a request
 READY: Final = "ready"  # from the sender
 RESPONSE: Final = "response"  # from the sender: the end of a request
 FAILURE: Final = "failure"  # from the sender: the end of a request without a response
@@ -41,7 +41,10 @@ _SOURCE_ERRORS: Final[dict[str, type[SourceError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class SendRequest:
-    """One request with documents. `number` and `slot` are unique among those of one sender at a time."""
+    """Describe one request with documents.
+
+    `number` and `slot` are unique among the requests of one sender at a time.
+    """
 
     number: int
     slot: int
@@ -53,7 +56,7 @@ class SendRequest:
     parts: Sequence[bytes | OpenedFile]
 
     async def send(self, channel: Channel) -> None:
-        """Send it with its open files."""
+        """Send the request with its open files."""
         files = [part for part in self.parts if not isinstance(part, bytes)]
         parts = [len(part) if isinstance(part, bytes) else _described(part) for part in self.parts]
         message = [
@@ -81,7 +84,7 @@ class SendRequest:
 
 @dataclass(frozen=True, slots=True)
 class SendResponse:
-    """The response to a request. `is_cut`: its content broke off."""
+    """Hold the response to a request. `is_cut`: its content is incomplete."""
 
     number: int
     status: int
@@ -92,14 +95,14 @@ class SendResponse:
     is_cut: bool
 
     async def send(self, channel: Channel) -> None:
-        """Send it to the daemon."""
+        """Send the response to the daemon."""
         flags = [self.complete, self.maybe_complete, self.is_cut]
         await channel.send([RESPONSE, self.number, self.status, _text(self.headers), *flags], [self.content])
 
 
 @dataclass(frozen=True, slots=True)
 class SendFailure:
-    """The error that a request ended with; `kind` is the name of its class, "" when it was cancelled."""
+    """Hold the error of a request; `kind` is the name of its class, "" after a cancellation."""
 
     number: int
     kind: str
@@ -108,15 +111,15 @@ class SendFailure:
 
     @classmethod
     def of(cls, number: int, error: Exception, *, maybe_complete: bool) -> SendFailure:
-        """Return the failure that tells of any exception."""
+        """Return the failure for any exception."""
         return cls(number, type(error).__name__, str(error), maybe_complete)
 
     async def send(self, channel: Channel) -> None:
-        """Send it to the daemon."""
+        """Send the failure to the daemon."""
         await channel.send([FAILURE, self.number, self.kind, self.text, self.maybe_complete])
 
     def error(self) -> Exception:
-        """Return the exception: of httpx or of a source; any other is a broken connection that names it."""
+        """Return the exception: of httpx or of a source; any other becomes a broken connection with its name."""
         if self.kind in _SOURCE_ERRORS:
             return _SOURCE_ERRORS[self.kind](self.text)
         if self.kind in _HTTP_ERRORS:
@@ -128,7 +131,7 @@ Reply = SendResponse | SendFailure
 
 
 def read_reply(frame: Frame) -> Reply:
-    """Return the reply of a frame; ChannelError when it is none."""
+    """Return the reply of a frame. Raises ChannelError if it is none."""
     try:
         if frame.message[0] == RESPONSE:
             _, number, status, headers, complete, maybe, is_cut = frame.message
@@ -153,7 +156,7 @@ def read_options(fields: dict[str, Any]) -> HttpOptions:
 
 
 def paths_of(options: HttpOptions) -> list[Path]:
-    """Return the files that are read for TLS."""
+    """Return the files that TLS needs."""
     return [path for name in _PATHS if (path := getattr(options, name)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""Start sender processes while much is due, hand requests to them, and stop them when there is nothing to do."""
+"""Start sender processes under load, pass requests to them, and stop them when idle."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from docferry.senders.transport import SenderTransport
 
 log = logs.get("senders")
 
-#: Smaller requests are sent here: handing one over costs as much as it saves (measured with TLS: 360 µs at 40 kB).
+#: Smaller requests are sent by the daemon: passing one on costs as much as it saves (with TLS: 360 µs at 40 kB).
 MIN_REQUEST_BYTES: Final = 128 * 1024
-#: Senders start when requests for them of so many bytes were claimed within `WINDOW_S` seconds.
+#: Senders start if requests of so many bytes were claimed within `WINDOW_S` seconds.
 START_BYTES: Final = 64 * 1024 * 1024
 WINDOW_S: Final = 5.0
-#: They stop after so long without a request, seconds.
+#: Idle time after which senders stop, seconds.
 IDLE_S: Final = 60.0
-#: How often they are looked at, seconds, and after so many looks without a sign of life one is killed.
+#: The interval between two checks of the senders, seconds, and the checks without progress before a kill.
 CHECK_S: Final = 1.0
 STALLED_CHECKS: Final = 30
-#: How long a dead sender is not replaced, seconds: twice as long after each death, up to the second figure.
+#: The delay before a dead sender is replaced, seconds: doubled after each death, up to the second value.
 PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 60.0
-#: "auto" starts no more: beyond, the daemon's own work is the limit.
+#: The most senders of "auto": beyond it, the daemon's own work is the limit.
 MOST_AUTO: Final = 4
 
 
 def sender_count(wanted: Literal["auto"] | int) -> int:
-    """Return the number of senders of a setting: "auto" leaves two cores to the daemon, for its loop and its threads.
+    """Return the number of senders for a setting: "auto" leaves two cores to the daemon, for its loop and its threads.
 
     On two cores a sender gained 3 to 5 % and took 27 MB (docs/performance.md).
     """
@@ -52,7 +52,7 @@ def sender_count(wanted: Literal["auto"] | int) -> int:
 
 
 class SenderPool:
-    """The sender processes of one daemon. Without any, and whatever happens to one, requests are sent here."""
+    """Manage the sender processes of one daemon. Without a usable sender, the daemon sends requests itself."""
 
     def __init__(self, count: int = 0) -> None:
         self._count = count
@@ -62,17 +62,17 @@ class SenderPool:
         self._changed = anyio.Event()
         self._is_wanted = False
         self._window = 0.0  # steady seconds of its start
-        self._bytes = 0  # claimed since
+        self._bytes = 0  # bytes claimed since
         self._pause = PAUSE_S
         self._not_before = 0.0  # steady seconds
 
     def http_client(self, name: str, clock: Clock, options: HttpOptions) -> HttpClient:
-        """Return a client whose requests with documents go to senders. Senders know the clients made before them."""
+        """Return a client that passes requests with documents to senders. Running senders know only earlier clients."""
         self._clients.append(options)
         return HttpClient(name, clock, options, partial(SenderTransport, self))
 
     def claimed(self, requests: Iterable[int]) -> None:
-        """Note that requests of these bytes are about to be sent; start senders when that is much."""
+        """Record that requests of these bytes are about to be sent; start senders if the total is large."""
         if self._group is None or self._is_wanted:
             return
         now = time.monotonic()
@@ -84,21 +84,21 @@ class SenderPool:
             self._changed.set()
 
     def takes(self, size: int) -> bool:
-        """Whether a sender would send a request of so many bytes now."""
+        """Return whether a sender would send a request of so many bytes now."""
         return size >= MIN_REQUEST_BYTES and self.is_running
 
     @property
     def is_running(self) -> bool:
-        """Whether a sender takes requests."""
+        """Return whether a sender accepts requests."""
         return any(sender.can_take for sender in self._senders)
 
     @property
     def in_flight(self) -> int:
-        """Requests that senders have."""
+        """Return the number of requests in the senders."""
         return sum(sender.in_flight for sender in self._senders)
 
     def choose(self, options: HttpOptions) -> tuple[SenderHandle, int] | None:
-        """Return the sender with the fewest requests, and the number of a client; None when there is none."""
+        """Return the sender with the fewest requests, and the number of a client; None if no sender is available."""
         free = [sender for sender in self._senders if sender.can_take]
         if not free or options not in self._clients:
             return None
@@ -107,7 +107,7 @@ class SenderPool:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Keep senders for as long as the context lasts."""
+        """Run the senders during the context."""
         if not self._count:
             yield
             return
@@ -116,7 +116,7 @@ class SenderPool:
             self._group.start_soon(self._manage, name="senders")
             try:
                 yield
-            except Exception as error:  # noqa: BLE001 - raised below, where the group does not wrap it
+            except Exception as error:  # noqa: BLE001 - raised below, outside the group, which would wrap it
                 failure = error
             self._group.cancel_scope.cancel()
         if failure is not None:
@@ -153,14 +153,14 @@ class SenderPool:
             self._group.start_soon(self._serve, sender, name="sender")
 
     async def _serve(self, sender: SenderHandle) -> None:
-        """Watch one sender from its start to its end."""
+        """Supervise one sender from its start to its end."""
         trouble: str | None = None
         try:
             trouble = await sender.serve(partial(log.info, "sender_started", pid=sender.pid))
         except anyio.get_cancelled_exc_class():
             sender.close()
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a sender brings about, the daemon goes on
+        except Exception as error:  # noqa: BLE001 - every error of a sender leaves the daemon running
             trouble = f"{type(error).__name__}: {error}"
         finally:
             with anyio.CancelScope(shield=True):

@@ -1,4 +1,4 @@
-"""A sender process: it reads, proves, encrypts and sends the documents that the daemon hands it."""
+"""Run a sender process: read, prove, encrypt and send the documents that the daemon passes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from docferry.senders.channel import Channel, ChannelError, Frame
 from docferry.senders.messages import Reply, SendFailure, SendRequest, SendResponse
 from docferry.senders.progress import ProgressPage
 
-#: How often the page shows that the event loop moves, seconds.
+#: The interval at which the page shows progress of the event loop, seconds.
 BEAT_S: Final = 1.0
-#: Small documents of one request up to this size are read together.
+#: Small documents of one request up to this total are read together.
 READ_TOGETHER_BYTES: Final = 1024 * 1024
 
 
@@ -41,7 +41,7 @@ def run(end: socket.socket, page: int) -> None:
 
 
 class _PartsBody:
-    """A body that the daemon described by its parts."""
+    """Build a body from the parts that the daemon sent."""
 
     def __init__(self, parts: Sequence[bytes | Source]) -> None:
         self.parts = parts
@@ -52,7 +52,7 @@ class _PartsBody:
 
 
 class _SharedBody(TrackedBody):
-    """A body that shows on the page how far it got; that it begins before its first byte is given out."""
+    """Record the progress of a body on the page, before its first byte is yielded."""
 
     def __init__(self, request: SendRequest, page: ProgressPage) -> None:
         super().__init__(_PartsBody(request.parts))
@@ -72,7 +72,7 @@ class _SharedBody(TrackedBody):
 
 
 class _Sender:
-    """The requests of one process; their connections are kept for the next ones."""
+    """Serve the requests of one process; connections are reused."""
 
     def __init__(self, channel: Channel, page: ProgressPage) -> None:
         self._channel = channel
@@ -111,13 +111,13 @@ class _Sender:
             await anyio.sleep(BEAT_S)
 
     async def _answer(self, request: SendRequest, scope: anyio.CancelScope) -> None:
-        """Send one request and its reply; every error is the reply."""
+        """Send one request and return its reply; errors are replies, too."""
         body = _SharedBody(request, self._page)
         reply: Reply = SendFailure(request.number, "", "", maybe_complete=False)
         with scope:
             try:
                 reply = await self._send(request, body)
-            except Exception as error:  # noqa: BLE001 - it is raised where the request came from
+            except Exception as error:  # noqa: BLE001 - raised in the daemon
                 reply = SendFailure.of(request.number, error, maybe_complete=body.maybe_complete)
         del self._scopes[request.number]
         await reply.send(self._channel)
@@ -146,7 +146,7 @@ class _Sender:
 
 
 async def _read_small(files: Sequence[OpenedFile]) -> None:
-    """Read the small documents of a form in one call of a thread, unless together they are large."""
+    """Read the small documents of a form in one call of a thread, unless their total is large."""
     if files and sum(file.size for file in files) <= READ_TOGETHER_BYTES:
         await to_thread.run_sync(_read_each, files)
 
@@ -157,14 +157,14 @@ def _read_each(files: Sequence[OpenedFile]) -> None:
 
 
 async def _read(stream: httpx.AsyncByteStream) -> tuple[bytes, bool]:
-    """Return the content as it came, a little more than its limit at most, and whether it broke off."""
+    """Return the raw content, slightly more than its limit at most, and whether it is incomplete."""
     content = bytearray()
     try:
         async for block in stream:
             content += block
             if len(content) > MAX_CONTENT_BYTES:
                 break
-    except Exception:  # noqa: BLE001 - the status counts, whatever the content brings
+    except Exception:  # noqa: BLE001 - the status counts, whatever happens to the content
         return bytes(content), True
     finally:
         await stream.aclose()

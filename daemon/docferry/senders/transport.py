@@ -1,4 +1,4 @@
-"""The httpx transport of the daemon that hands requests with documents to sender processes."""
+"""Implement the httpx transport of the daemon that passes requests with documents to sender processes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 
 class SenderTransport(httpx.AsyncBaseTransport):
-    """A transport over senders and over a transport of this process.
+    """Choose between senders and a transport of this process.
 
-    A request goes to a sender when its body is large and holds files that are open, and a sender runs. Its errors are
-    those of the sender's transport. When the sender dies, the request is sent again only if no byte of its body can be
-    on its way.
+    A request goes to a running sender if its body is large and holds open files. Its errors are those of the sender's
+    transport. After the death of a sender, the request is sent again only if no byte of its body can have been sent.
     """
 
     def __init__(self, pool: SenderPool, options: HttpOptions) -> None:
@@ -65,7 +64,7 @@ async def _through(
     body: TrackedBody,
     parts: Sequence[bytes | OpenedFile],
 ) -> Reply | None:
-    """Return a sender's reply; None when it died before a byte of the body can have been sent."""
+    """Return a sender's reply; None if the sender died before a byte of the body can have been sent."""
     slot = sender.take_slot()
     sources = [part for part in body.parts or () if not isinstance(part, bytes)]
     _follow(sources, slot)
@@ -99,7 +98,7 @@ async def _through(
 
 
 def _response(reply: Reply, request: httpx.Request, body: TrackedBody) -> httpx.Response:
-    """Return the response of a reply, or raise its error; `body` knows then how far the sender got."""
+    """Return the response of a reply, or raise its error; record the sender's progress in `body`."""
     if isinstance(reply, SendFailure):
         body.sent_elsewhere(complete=False, maybe_complete=reply.maybe_complete)
         error = reply.error()
@@ -112,7 +111,7 @@ def _response(reply: Reply, request: httpx.Request, body: TrackedBody) -> httpx.
 
 
 class _Content(httpx.AsyncByteStream):
-    """Content that is here already, and perhaps broke off."""
+    """Yield content that was received already, perhaps incomplete."""
 
     def __init__(self, content: bytes, is_cut: bool) -> None:
         self._content, self._is_cut = content, is_cut
@@ -125,7 +124,7 @@ class _Content(httpx.AsyncByteStream):
 
 
 def _open_parts(parts: Sequence[bytes | Source]) -> list[bytes | OpenedFile]:
-    """Return the parts with open files in place of documents; none when one of them is not open."""
+    """Return the parts with open files in place of documents; none if a document is not open."""
     found = list[bytes | OpenedFile]()
     for part in parts:
         opened = part if isinstance(part, bytes) else getattr(_uncounted(part), "opened", None)
@@ -136,11 +135,11 @@ def _open_parts(parts: Sequence[bytes | Source]) -> list[bytes | OpenedFile]:
 
 
 def _uncounted(source: Source) -> Any:
-    return source.source if type(source) is CountedSource else source  # of a Protocol; isinstance() costs 10 µs
+    return source.source if type(source) is CountedSource else source  # a Protocol, for which isinstance() costs 10 µs
 
 
 def _follow(sources: Sequence[Source], slot: Slot | None) -> None:
-    """Let counted sources show what a sender has given to the kernel; None: no longer."""
+    """Let counted sources read the progress of a sender; None ends this."""
     before = 0
     for source in sources:
         if type(source) is CountedSource:
