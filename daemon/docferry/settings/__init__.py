@@ -1,4 +1,4 @@
-"""Reads TOML, environment and credentials into one frozen `Settings`, and reports all problems at once."""
+"""Read TOML, environment and credentials into one frozen `Settings`, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ __all__ = [
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings of the file at `path` (else of the first usual place that has one) and of the environment.
+    """Return the settings of the file at `path` (else of the first default place with a file) and of the environment.
 
     Raises ConfigError with all problems at once.
     """
@@ -85,10 +85,10 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def _with_own_names(settings: Settings) -> Settings:
-    """Return settings whose mappings are called NAME@HOST in the shared queue, apart from shared ones.
+    """Return settings whose mappings have the name NAME@HOST in the shared queue, except shared mappings.
 
-    Hosts may use one configuration although each has folders of its own: a host claims the transfers of its own
-    mappings and of shared ones, which are those that it can read.
+    So several hosts can use one configuration with folders of their own. Each host claims only the transfers of its own
+    mappings and of shared ones, because it can read only these.
     """
     host = settings.host_name
     uploads = tuple(upload if upload.shared else upload.of_host(host) for upload in settings.uploads)
@@ -97,7 +97,7 @@ def _with_own_names(settings: Settings) -> Settings:
 
 
 def missing_keys(settings: Settings, secrets: Secrets) -> list[str]:
-    """Return a sentence for each remote that a mapping uses and that has no key, with the places for one."""
+    """Return a sentence for each remote in use without a key, with the places for one."""
     sentences = []
     for remote, key in (("codat", secrets.codat_key), ("wootiv", secrets.wootiv_key)):
         if remote in settings.remotes and key.value is None:
@@ -140,7 +140,7 @@ LocalAddress = Annotated[str, AfterValidator(endpoints.validate_local_address)]
 
 
 def validate_database_url(written: SecretStr) -> SecretStr:
-    """Return a PostgreSQL URL; ValueError when it is none."""
+    """Return a PostgreSQL URL. Raises ValueError for any other."""
     scheme, separator, _ = written.get_secret_value().partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         raise ValueError("is no PostgreSQL URL; write postgresql://USER:PASSWORD@SERVER/DATABASE")
@@ -159,7 +159,7 @@ Senders = Annotated[
 
 
 class Retry(BaseModel):
-    """The section `[retry]`: the waits between attempts, and their end."""
+    """Hold the section `[retry]`: the pauses between attempts, and their end."""
 
     model_config = SECTION
 
@@ -197,7 +197,7 @@ class _Remote(BaseModel):
 
 
 class CodatSettings(_Remote):
-    """The section `[codat]`: address, limits and key of the Codat API."""
+    """Hold the section `[codat]`: address, limits and key of the Codat API."""
 
     base_url: Url = Field(default="https://api.codat.io", description="the server")
     requests_per_minute: Count = Field(default=1000, ge=1, description="over all companies")
@@ -208,7 +208,7 @@ class CodatSettings(_Remote):
 
 
 class WootivSettings(_Remote):
-    """The section `[wootiv]`: address and key of Wootiv."""
+    """Hold the section `[wootiv]`: address and key of Wootiv."""
 
     base_url: Url | None = Field(default=None, description="the server; it or environment is required")
     environment: Literal["production", "environment_1"] | None = Field(
@@ -230,7 +230,7 @@ class WootivSettings(_Remote):
 
 
 class Settings(BaseSettings):
-    """The whole configuration."""
+    """Hold the whole configuration."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid")
 
@@ -278,45 +278,45 @@ class Settings(BaseSettings):
             upload._common_settle = self.settle
 
     @classmethod
-    def settings_customise_sources(  # the signature is the library's
+    def settings_customise_sources(  # pydantic defines the signature
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library passes it
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic-settings defines the signature
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library passes it
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings defines the signature
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings defines the signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings defines the signature
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take the values of `sources` alone: it reads lists by index and reports unknown variables."""
+        """Use only the values of `sources`, which reads lists by index and reports unknown variables."""
         return (init_settings,)
 
     @property
     def host_name(self) -> str:
-        """The name of this machine in a shared queue."""
+        """Return the name of this machine in a shared queue."""
         return self.host or re.sub(r"[^A-Za-z0-9._-]", "-", platform.node()) or "localhost"
 
     @property
     def queue_host(self) -> str:
-        """The name of this machine in rows that belong to one host; empty where the queue belongs to one machine."""
+        """Return the name of this machine in rows of one host; empty if the queue belongs to one machine."""
         return "" if self.database_url is None else self.host_name
 
     @property
     def path(self) -> Path | None:
-        """The file of these settings."""
+        """Return the file of these settings."""
         return self._path
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence for each combination that is allowed and risky."""
+        """Return a sentence for each allowed but risky combination."""
         return self._warnings
 
     @property
     def passed_over(self) -> tuple[str, ...]:
-        """A sentence for each configuration file that was found first and not read, because others may change it."""
+        """Return a sentence for each configuration file that was found first but ignored, as others may change it."""
         return self._passed_over
 
     @property
     def remotes(self) -> frozenset[RemoteName]:
-        """The remotes that some mapping uses."""
+        """Return the remotes that a mapping uses."""
         return frozenset(upload.to for upload in self.uploads) | {download.source for download in self.downloads}
 
     def unsafe_files(self) -> list[tuple[str, str]]:
@@ -324,7 +324,7 @@ class Settings(BaseSettings):
         found = []
         files = dict(_files_of(self))
         for key, path in files.items():
-            # Certificates are public; cert_file holds the private key too where there is no key_file.
+            # Certificates are public; cert_file also holds the private key if there is no key_file.
             if key.endswith("ca_file") or key.replace("cert_file", "key_file") in files.keys() - {key}:
                 continue
             if (problem := trust.unsafe_key_file(path)) is not None:
@@ -332,14 +332,14 @@ class Settings(BaseSettings):
         return found
 
     def protect_own_files(self) -> None:
-        """Keep every mapping from reading the state folder, the configuration file, every key file, and our output."""
+        """Exclude the state folder, the configuration file, every key file and docferry's output from every mapping."""
         own = [self.state_dir, *(path for _, path in _files_of(self)), *self.receipts.files, *output_files()]
         own += [path for path in (self._path, self.metrics.textfile) if path is not None]
         for upload in self.uploads:
             upload.protect(own)
 
     def secrets(self, environ: Mapping[str, str] = os.environ) -> Secrets:
-        """Return the keys, read afresh. A key that is missing or unreadable is None, see `missing_keys`."""
+        """Return the keys, read again. A missing or unreadable key is None, see `missing_keys`."""
         codat, wootiv = (
             keys.find(
                 remote,

@@ -1,4 +1,4 @@
-"""`[alerts]`, `[[alerts.to]]` and `[heartbeat]`: when docferry calls for help, and where."""
+"""Define `[alerts]`, `[[alerts.to]]` and `[heartbeat]`: when docferry alerts people, and where."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from docferry.settings.keys import Key
 from docferry.settings.mappings import CaFile, Octets, PlainPath, Proxy, Seconds, SomeSeconds
 from docferry.settings.section import SECTION
 
-#: Everything that docferry can report. Receivers choose among these names by patterns.
+#: All events that docferry can report. Receivers select events by patterns of these names.
 EVENTS: Final = (
     "held",
     "gate",
@@ -38,7 +38,7 @@ EVENTS: Final = (
 
 Kind = Literal["email", "webhook", "alertmanager", "ntfy", "command"]
 
-#: Keys that each kind of receiver needs, and those that it may have. A tuple within: one of them.
+#: Keys that each kind of receiver requires, and its optional keys. A nested tuple: one of them.
 _NEEDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "email": (("smtp",), ("from",), ("to",)),
     "webhook": (("url", "url_file"),),
@@ -53,7 +53,7 @@ _MAY_HAVE: Final[Mapping[str, frozenset[str]]] = {
     "ntfy": frozenset({"url", "url_file", "token_file", "ca_file", "proxy"}),
     "command": frozenset({"command"}),
 }
-#: The secret that a kind of receiver has, as the last part of its variable's name.
+#: The secret of each kind of receiver, as the last part of its variable's name.
 _SECRET: Final[Mapping[str, str]] = {"email": "password", "webhook": "secret", "ntfy": "token"}
 
 _ADDRESS: Final = re.compile(r"[!-~]+@[!-~]+")
@@ -97,7 +97,7 @@ def _smtp(written: str) -> str:
 
 
 def web_address(written: str) -> str:
-    """Return `written` when it is an http or https address that can be called; else ValueError."""
+    """Return `written` if it is a usable http or https address. Raises ValueError otherwise."""
     try:
         parts = urlsplit(written)
         host, _ = parts.hostname, parts.port
@@ -129,7 +129,7 @@ MailAddresses = Annotated[
 
 
 class ReceiverSettings(BaseModel):
-    """`[[alerts.to]]`: one place that alerts are sent to."""
+    """Hold `[[alerts.to]]`: one destination of alerts."""
 
     model_config = SECTION
 
@@ -170,7 +170,7 @@ class ReceiverSettings(BaseModel):
         return any(fnmatchcase(event, pattern) for pattern in self.events)
 
     def secret(self, environ: Mapping[str, str] = os.environ) -> Key:
-        """Return the password, signing secret or token, read afresh. An empty `Key`: there is none."""
+        """Return the password, signing secret or token, read again; an empty `Key` if there is none."""
         kind = _SECRET.get(self.kind)
         if kind is None:
             return Key()
@@ -184,12 +184,12 @@ class ReceiverSettings(BaseModel):
         )
 
     def address(self) -> Key:
-        """Return the address of a webhook, Alertmanager or ntfy topic, read afresh."""
+        """Return the address of a webhook, Alertmanager or ntfy topic, read again."""
         return _address(self.url, self.url_file)
 
 
 class AlertsSettings(BaseModel):
-    """`[alerts]`: which conditions are reported, and how often."""
+    """Hold `[alerts]`: which conditions are reported, and how often."""
 
     model_config = SECTION
 
@@ -213,7 +213,7 @@ class AlertsSettings(BaseModel):
 
 
 class HeartbeatSettings(BaseModel):
-    """`[heartbeat]`: a service that notices when docferry falls silent."""
+    """Hold `[heartbeat]`: the service that reports missing pings of docferry."""
 
     model_config = SECTION
 
@@ -231,11 +231,11 @@ class HeartbeatSettings(BaseModel):
 
     @property
     def is_set(self) -> bool:
-        """Whether anything is to be pinged."""
+        """Return whether an address for pings is set."""
         return self.url is not None or self.url_file is not None
 
     def address(self) -> Key:
-        """Return the address, read afresh. An empty `Key`: there is none."""
+        """Return the address, read again; an empty `Key` if there is none."""
         return _address(self.url, self.url_file)
 
 

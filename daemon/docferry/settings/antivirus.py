@@ -1,4 +1,4 @@
-"""`[antivirus]`: the virus scanner that documents of some mappings pass before they are sent."""
+"""Define `[antivirus]`: the virus scanner for documents of some mappings, before they are sent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from docferry.settings.section import SECTION
 from docferry.settings.templates import fit
 
 _UNIX: Final = "unix:"
-#: The kernel takes no longer path for a Unix socket, bytes.
+#: The longest path of a Unix socket in the kernel, bytes.
 _LONGEST_SOCKET: Final = 107
 
 
 class ClamdAddress(NamedTuple):
-    """Where clamd listens: a Unix socket's `path`, or `host` and `port`."""
+    """Hold the address of clamd: a Unix socket's `path`, or `host` and `port`."""
 
     path: str | None
     host: str
@@ -24,7 +24,7 @@ class ClamdAddress(NamedTuple):
 
 
 def clamd_address(written: str) -> ClamdAddress:
-    """Parse the value of `clamd`; ValueError with the fix."""
+    """Parse the value of `clamd`. Raises ValueError with the fix."""
     if written.startswith(_UNIX):
         path = written.removeprefix(_UNIX)
         if not path.startswith("/") or not fit(path) or len(path.encode()) > _LONGEST_SOCKET:
@@ -44,7 +44,7 @@ def _clamd(written: str) -> str:
 
 
 class AntivirusSettings(BaseModel):
-    """`[antivirus]`: where clamd is asked, for mappings with `antivirus = true`."""
+    """Hold `[antivirus]`: the address of clamd, for mappings with `antivirus = true`."""
 
     model_config = SECTION
 

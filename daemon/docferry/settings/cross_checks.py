@@ -1,4 +1,4 @@
-"""Checks values against each other: contradictions are errors, risky combinations are warnings."""
+"""Check values against each other: contradictions are errors, risky combinations are warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = Iterator[tuple[Loc, str]]
 
 
 def found(settings: Settings, upload_places: Sequence[int], download_places: Sequence[int]) -> Found:
-    """Yield each contradiction: the key to change, and the fix. The places are the numbers of the mappings."""
+    """Yield each contradiction: the key to change, and the fix. `places` are the numbers of the mappings."""
     uploads = list(zip(upload_places, settings.uploads, strict=True))
     downloads = list(zip(download_places, settings.downloads, strict=True))
     if settings.retry.max < settings.retry.initial:
@@ -62,7 +62,7 @@ def _of_receipts(settings: Settings) -> Found:
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
-    """Return a sentence for each combination that is allowed and risky."""
+    """Return a sentence for each allowed but risky combination."""
     return tuple(_warnings(settings))
 
 

@@ -1,4 +1,4 @@
-"""Finds the API keys: environment, systemd credential, key file, configuration file; the first found wins."""
+"""Find the API keys: environment, systemd credential, key file, configuration file; the first one counts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from docferry.errors import ConfigError
 from docferry.model import RemoteName, escaped
 from docferry.settings import trust
 
-HIDDEN_KEY: Final = "(hidden)"  # what `config show` writes instead of a key
+HIDDEN_KEY: Final = "(hidden)"  # the text of `config show` in place of a key
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One remote's key, its origin in words, and the problem where there is no key."""
+    """Hold one remote's key, a description of its origin, and the problem if there is no key."""
 
     value: str | None = field(default=None, repr=False)
     origin: str | None = None
@@ -26,7 +26,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """The keys of both remotes as they are now. The representation shows none of them."""
+    """Hold the present keys of both remotes. The representation shows neither."""
 
     codat: str | None = field(default=None, repr=False)
     wootiv: str | None = field(default=None, repr=False)
@@ -46,7 +46,7 @@ def find(
     written: str | None,
     written_in: Path | None,
 ) -> Key:
-    """Return the key of a remote, read afresh from the first place that has one."""
+    """Return the key of a remote, read again from the first place that has one."""
     for variable in (f"DOCFERRY_{remote.upper()}__API_KEY", f"{remote.upper()}_API_KEY"):
         if environ.get(variable, "").strip():
             return _checked(environ[variable], f"${variable}")
@@ -68,7 +68,7 @@ def find(
 def find_secret(
     environ: Mapping[str, str], *, variable: str, credential: str | None, file: Path | None, file_key: str
 ) -> Key:
-    """Return a secret that belongs to no remote, read afresh from its variable, systemd credential or file."""
+    """Return a secret that belongs to no remote, read again from its variable, systemd credential or file."""
     if environ.get(variable, "").strip():
         return _checked(environ[variable], f"${variable}")
     directory = environ.get("CREDENTIALS_DIRECTORY")
@@ -105,7 +105,7 @@ def _checked(written: str, origin: str) -> Key:
 
 
 def _written_again(remote: RemoteName, path: Path) -> str | None:
-    """Return the key that the file has now; None where the file is broken or exposed, which changes nothing."""
+    """Return the present key in the file; None for a broken or exposed file, which changes nothing."""
     try:
         content, status = trust.read_regular_file(path)
         if trust.exposed(status, path):

@@ -1,4 +1,4 @@
-"""`[metrics]` and `[web]`: where docferry listens, which is never beyond this machine."""
+"""Define `[metrics]` and `[web]`: the addresses of the listeners, always on this machine only."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from docferry.settings.templates import fit
 
 _EXAMPLE: Final = 'write "127.0.0.1:{port}" or "unix:/run/docferry/{name}.sock"'
 _UNIX: Final = "unix:"
-#: The kernel takes no longer path for a Unix socket, bytes.
+#: The longest path of a Unix socket in the kernel, bytes.
 _LONGEST_SOCKET: Final = 107
 _HOST: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]", re.ASCII)
 
 
 class Address(NamedTuple):
-    """Where a listener is bound: a Unix socket's `path`, or a loopback `host` and `port`."""
+    """Hold the address of a listener: a Unix socket's `path`, or a loopback `host` and `port`."""
 
     path: str | None
     host: str
@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
 
 def address(listen: str) -> Address:
-    """Parse a `listen` value; ValueError with the fix. Port 0 lets the kernel choose."""
+    """Parse a `listen` value. Raises ValueError with the fix. Port 0 lets the kernel choose."""
     if listen.startswith(_UNIX):
         path = listen.removeprefix(_UNIX)
         if not path.startswith("/") or not fit(path) or len(path.encode()) > _LONGEST_SOCKET:
@@ -72,7 +72,7 @@ HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 class Metrics(BaseModel):
-    """`[metrics]`: figures for Prometheus."""
+    """Hold `[metrics]`: figures for Prometheus."""
 
     model_config = SECTION
 
@@ -85,7 +85,7 @@ class Metrics(BaseModel):
 
 
 class Web(BaseModel):
-    """`[web]`: the status page."""
+    """Hold `[web]`: the status page."""
 
     model_config = SECTION
 

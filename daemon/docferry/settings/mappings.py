@@ -1,4 +1,4 @@
-"""The mappings of a configuration: uploads from a folder to a remote, downloads from a remote into a folder."""
+"""Define the mappings of a configuration: uploads from a folder to a remote, downloads from a remote into a folder."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ Share = Annotated[
     WithJsonSchema({"type": ["string", "number"], "pattern": units.SHARE_PATTERN, "minimum": 0, "maximum": 1}),
 ]
 Count = Annotated[int, BeforeValidator(_no_bool)]
-PlainPath = Annotated[Path, AfterValidator(_path)]  # `sources` made it absolute, unless it is empty
+PlainPath = Annotated[Path, AfterValidator(_path)]  # made absolute by `sources`, unless empty
 CaFile = Annotated[PlainPath, AfterValidator(_ca_file)]
 Proxy = Annotated[str, AfterValidator(lambda written: endpoints.validate_proxy(written.strip()))]
 Name = Annotated[str, AfterValidator(_plain_text)]
@@ -142,9 +142,10 @@ PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The target of one path of a mapping.
+    """Hold the target of one path of a mapping.
 
-    Without a target, `problem` says why. An `ignored` path lies above the folder of the placeholders, or beside it.
+    Without a target, `problem` has the reason. An `ignored` path lies above the folder of the placeholders, or beside
+    it.
     """
 
     target: Target | None
@@ -154,7 +155,7 @@ class Route:
 
 
 class _Entry(BaseModel):
-    """An entry of the configuration. In a shared queue the name of one that a host has alone is NAME@HOST."""
+    """Define an entry of the configuration. In a shared queue, the entry of a single host has the name NAME@HOST."""
 
     model_config = SECTION
 
@@ -164,18 +165,18 @@ class _Entry(BaseModel):
 
     @property
     def configured_name(self) -> str:
-        """The name as the configuration has it."""
+        """Return the name in the configuration."""
         return self._configured_name or self.name
 
     def of_host(self, host: str) -> Self:
-        """Return this mapping under the name that it has in a shared queue."""
+        """Return this mapping with its name in a shared queue."""
         copy = self.model_copy(update={"name": f"{self.name}@{host}"})
         copy._configured_name = self.name
         return copy
 
 
 class Upload(_Entry):
-    """One `[[upload]]`: a folder whose documents go to a remote. Paths given to it are relative to `root`."""
+    """Hold one `[[upload]]`: a folder whose documents go to a remote. All path arguments are relative to `root`."""
 
     folder: Annotated[str, AfterValidator(_folder)] = Field(
         description="may have the placeholders {company_id} and {connection_id}, each a whole path segment"
@@ -229,17 +230,17 @@ class Upload(_Entry):
     )
 
     _common_settle: float = PrivateAttr(5.0)
-    _protected: frozenset[bytes] = PrivateAttr(frozenset())  # our own files and folders, relative to `root`
+    _protected: frozenset[bytes] = PrivateAttr(frozenset())  # docferry's own files and folders, relative to `root`
 
     def protect(self, own: Iterable[Path]) -> None:
-        """Never read these files and folders of ours, wherever links make them appear below `root`."""
+        """Exclude these files and folders of docferry wherever they appear below `root`, also through links."""
         root = Path(os.path.realpath(self.root))
         real = [Path(os.path.realpath(path)) for path in own]
         self._protected = frozenset(os.fsencode(path.relative_to(root)) for path in real if root in path.parents)
 
     @property
     def settle(self) -> float:
-        """Seconds for which a file must not have changed: of this mapping, else of the configuration."""
+        """Return the seconds without a change until a file is quiet: from the mapping, else from the configuration."""
         return self._common_settle if self.own_settle is None else self.own_settle
 
     @cached_property
@@ -249,17 +250,17 @@ class Upload(_Entry):
 
     @property
     def root(self) -> Path:
-        """The fixed part of the folder, before the first placeholder."""
+        """Return the fixed part of the folder, before the first placeholder."""
         return self._split[0]
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The segments of the folder after `root` as written: `{company_id}`, or plain text."""
+        """Return the segments of the folder after `root`, as configured: `{company_id}`, or plain text."""
         return self._split[1]
 
     @cached_property
     def placeholders(self) -> tuple[str, ...]:
-        """The names of the folder's placeholders, in order."""
+        """Return the names of the folder's placeholders, in order."""
         return tuple(word for level in self.levels if (word := templates.word_of(level)))
 
     @cached_property
@@ -292,11 +293,11 @@ class Upload(_Entry):
         return self._routed(segments[:depth], inner)
 
     def wanted(self, path: bytes) -> bool:
-        """Return whether a file is a document: excluded neither by the mapping nor by the built-in excludes."""
+        """Return whether a file is a document, excluded neither by the mapping nor by the built-in excludes."""
         return self.left_out(path) is None
 
     def left_out(self, path: bytes) -> patterns.LeftOut | None:
-        """Return why a file is not a document, None when it is one."""
+        """Return why a file is not a document, None if it is one."""
         if self._protected and self._is_protected(path):
             return "builtin"
         if not self.levels:
@@ -312,7 +313,7 @@ class Upload(_Entry):
         return self._chosen.matches(b"/".join(path.split(b"/")[len(self.levels) :]))
 
     def enters(self, folder: bytes) -> bool:
-        """Return whether documents can lie in a folder: not hidden, not excluded, and matching the mapping's levels."""
+        """Return whether a folder can contain documents: not hidden, not excluded, and matching the levels."""
         if self._protected and self._is_protected(folder):
             return False
         if not self.levels:
@@ -324,7 +325,7 @@ class Upload(_Entry):
         return self._matches_levels(segments[:depth]) and self._chosen.enters(b"/".join(segments[depth:]))
 
     def remote_name(self, path: bytes, *, token: str, sha256: str, now: float) -> str:
-        """Return the name of a document at the remote. `{path}` is the path below the placeholders."""
+        """Return the remote name of a document. `{path}` is the path below the placeholders."""
         inner = b"/".join(path.split(b"/")[len(self.levels) :]) or path.rpartition(b"/")[2]
         template = self.file_name if self.to == "codat" else self.object_name
 
@@ -356,7 +357,7 @@ class Upload(_Entry):
 
 
 class Download(_Entry):
-    """One `[[download]]`: documents of a remote that are downloaded into a folder."""
+    """Hold one `[[download]]`: documents of a remote that are downloaded into a folder."""
 
     source: Literal["codat", "wootiv"] = Field(alias="from", description="the remote")
     companies: Companies = Field(

@@ -1,7 +1,7 @@
-"""Finds folders through which one document could go to two targets, or come back after it was sent or downloaded.
+"""Find folders through which one document could go to two targets, or come back after it was sent or downloaded.
 
-Two folders overlap where one scan reads both, after links and `..` are resolved. Nested folders are allowed where every
-document of the inner folder has the same target in both mappings, and where the outer mapping excludes the inner one.
+Two folders overlap if one scan reads both, after links and `..` are resolved. Nested folders are allowed in two cases:
+every document of the inner folder has the same target in both mappings, or the outer mapping excludes the inner one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from docferry.model import Target, escaped
 from docferry.settings.mappings import Download, Upload
 from docferry.settings.sources import Loc
 
-#: Stands for the name of any folder that somebody may make.
+#: A placeholder for the name of any future folder.
 _ANY_ID: Final = b"00000000-0000-0000-0000-000000000000"
 
 Numbered = Sequence[tuple[int, Upload]]
@@ -62,12 +62,12 @@ def _differ_in_target(outer: Upload, inner: Upload) -> bool:
     if not inner.levels:
         target = _target_at(outer, within)
         return target is not None and target != _target_at(inner, b"")
-    # One of the two takes its target from names of folders that may be made at any time.
+    # One mapping takes its target from names of folders that may be created at any time.
     return outer.to != inner.to or _prefixed(outer, within) != inner.levels
 
 
 def _prefixed(outer: Upload, within: bytes) -> tuple[str, ...]:
-    """Return the levels that are left of `outer` below a folder, as `inner` would have to write them."""
+    """Return the remaining levels of `outer` below a folder, in the notation that `inner` would need."""
     depth = len(within.split(b"/")) if within else 0
     return outer.levels[depth:]
 
@@ -77,7 +77,7 @@ def _comes_back(archiving: Upload, other: Upload, archive: Path) -> bool:
     if within is None or not _reads(other, within):
         return False
     if other.to == "wootiv":
-        return True  # a name of its own below the archive is another object
+        return True  # a separate name below the archive is another object
     target = _target_at(other, within)
     return target is None or archiving.levels != () or target != _target_at(archiving, b"")
 
@@ -93,9 +93,9 @@ def _brings_into(download: Download, company_id: str | None, upload: Upload) -> 
 
 
 def _target_at(upload: Upload, folder: bytes) -> Target | None:
-    """Return the target of a document below a folder; None where none is sent.
+    """Return the target of a document below a folder; None if the folder has no documents to send.
 
-    Where folders below it decide, the target has an id that no mapping has.
+    If deeper folders decide, the target has an id that no mapping has.
     """
     segments = folder.split(b"/") if folder else []
     below = [_ANY_ID] * (len(upload.levels) - len(segments))
@@ -109,7 +109,7 @@ def _reads(upload: Upload, folder: bytes) -> bool:
 
 
 def _relative(inner: Path, outer: Path) -> bytes | None:
-    """Return `inner` relative to `outer`, both with links resolved; None where it is not inside."""
+    """Return `inner` relative to `outer`, both with links resolved; None if it is not inside."""
     inside, around = Path(os.path.realpath(inner)), Path(os.path.realpath(outer))
     if inside != around and around not in inside.parents:
         return b"" if _same_folder(inside, around) else None
@@ -118,7 +118,7 @@ def _relative(inner: Path, outer: Path) -> bytes | None:
 
 
 def _same_folder(one: Path, other: Path) -> bool:
-    """Return whether two paths are one folder, as a bind mount makes it."""
+    """Return whether two paths are one folder, for instance through a bind mount."""
     try:
         return one.samefile(other)
     except OSError:

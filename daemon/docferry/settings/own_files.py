@@ -1,4 +1,4 @@
-"""Names the files that docferry itself writes or reads, which no mapping may send."""
+"""Name the files that docferry itself writes or reads, which no mapping may send."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _STANDARD_OUTPUTS: Final = (1, 2)
 
 
 def output_files() -> Iterator[Path]:
-    """Yield the files that stdout and stderr are written to.
+    """Yield the files that stdout and stderr write to.
 
-    The log of a daemon that lies in a mapped folder would otherwise be planned again after each line that says so.
+    A daemon's log in a mapped folder would otherwise be planned again after each line about its own change.
     """
     for descriptor in _STANDARD_OUTPUTS:
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode):
                 yield Path(f"/proc/self/fd/{descriptor}").readlink()
-        except OSError:  # it is closed, or there is no /proc
+        except OSError:  # closed, or without /proc
             continue

@@ -1,4 +1,4 @@
-"""Decides which files of a folder are documents: built-in excludes, and gitignore-style patterns by pathspec."""
+"""Decide which files of a folder are documents: built-in excludes, and gitignore-style patterns by pathspec."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-#: Office locks, editors' copies, files that another program is still writing, and what systems leave in folders.
+#: Office locks, editors' copies, files being written by other programs, and system files in folders.
 _BUILTIN_FILES: Final = re.compile(
     rb"~\$|.*(?:~|\.(?:tmp|temp|part|partial|filepart|crdownload|opdownload|uploading|aria2|swp|swo))\Z"
     rb"|.*\.sync-conflict-[^/]*\Z|(?:thumbs\.db|ehthumbs\.db|desktop\.ini)\Z",
@@ -21,16 +21,16 @@ _BUILTIN_FOLDERS: Final = re.compile(
     rb"|system volume information|lost\+found|[^/]*\.download)/)",
     re.IGNORECASE | re.DOTALL,
 )
-#: Names of docferry's own files in customers' folders: never documents, whatever the configuration says.
+#: Names of docferry's own files in customers' folders: never documents, in any configuration.
 _OWN: Final = b".docferry-"
 EVERYTHING: Final = ("*",)
 
-#: Why a file is left out: the built-in list, `exclude`, `include`, or a pattern of `include` in other letter case.
+#: The reasons to leave out a file: the built-in list, `exclude`, `include`, or `include` in other letter case.
 LeftOut = Literal["builtin", "exclude", "include", "case"]
 
 
 class Patterns:
-    """The include and exclude patterns of one mapping, compiled once."""
+    """Match the include and exclude patterns of one mapping, compiled once."""
 
     __slots__ = ("_builtin", "_exclude", "_include", "_include_folded", "_prunes", "_singly", "_written")
 
@@ -41,7 +41,7 @@ class Patterns:
         self._written = include
         self._singly: list[GitIgnoreSpec] = []
         self._exclude = compiled(exclude) if exclude else None
-        # a "!" pattern may bring back a file of an excluded folder: such folders must be entered
+        # a "!" pattern may include a file of an excluded folder again: such folders must be entered
         self._prunes = not any(pattern.startswith("!") for pattern in exclude)
 
     def wanted(self, path: bytes) -> bool:
@@ -49,7 +49,7 @@ class Patterns:
         return self.left_out(path) is None
 
     def left_out(self, path: bytes) -> LeftOut | None:
-        """Return why a file is not a document, None when it is one."""
+        """Return why a file is not a document, None if it is one."""
         if path.startswith(_OWN) or b"/" + _OWN in path:
             return "builtin"
         if self._builtin and (_BUILTIN_FOLDERS.search(path) or _BUILTIN_FILES.match(path, path.rfind(b"/") + 1)):
@@ -66,7 +66,7 @@ class Patterns:
         return "case" if self._include_folded.match_file(text.casefold()) else "include"
 
     def enters(self, folder: bytes) -> bool:
-        """Return whether documents can lie in a folder: False where it is hidden, or excluded as a whole."""
+        """Return whether a folder can contain documents: False if it is hidden, or excluded as a whole."""
         if folder.startswith(_OWN) or b"/" + _OWN in folder:
             return False
         if self._builtin and folder and _BUILTIN_FOLDERS.search(folder + b"/"):
@@ -85,8 +85,8 @@ class Patterns:
 
 
 def compiled(patterns: Sequence[str]) -> GitIgnoreSpec:
-    """Return patterns ready for matching. Raises ValueError that names the wrong one."""
-    from pathspec import GitIgnoreSpec  # most mappings have no patterns: they don't pay for the import
+    """Return compiled patterns. Raises ValueError that names the wrong one."""
+    from pathspec import GitIgnoreSpec  # most mappings have no patterns: these skip the cost of the import
 
     for pattern in patterns:
         try:

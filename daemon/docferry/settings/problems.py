@@ -1,4 +1,4 @@
-"""Reports all problems of a configuration at once, as sentences that name the key and the fix."""
+"""Report all problems of a configuration at once, as sentences that name the key and the fix."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _QUIET: Final = frozenset(
     {"api_key", "database_url", "proxy", "base_url", "url", "smtp"}
-)  # their values may carry a secret
-#: The tables of one level, where a key that stands in the wrong place may belong.
+)  # their values may contain a secret
+#: The tables of one level, to which a misplaced key may belong.
 _SECTIONS: Final = ("codat", "wootiv", "retry", "metrics", "web", "alerts", "heartbeat")
 _MISSING: Final = {
     "name": "give it a name of its own",
@@ -48,11 +48,11 @@ def validate(model: type[Settings], written: Written) -> tuple[Settings | None, 
     """Return the settings and all their problems.
 
     Wrong values are removed and the rest is validated again. So contradictions between mappings are reported together
-    with a wrong value elsewhere. The settings are None where even the rest is not valid.
+    with a wrong value elsewhere. The settings are None if even the rest is invalid.
     """
     values = copy.deepcopy(written.values)
     problems = list(written.problems)
-    # pydantic-settings takes arguments of its own by such names
+    # pydantic-settings reserves arguments of such names
     strays = [key for key in values if key.startswith("_")]
     problems += [_unknown(model, (key,), written) for key in strays]
     for key in strays:
@@ -80,14 +80,14 @@ def _try(model: type[Settings], values: dict[str, Any]) -> tuple[Settings | None
 
 
 def _value_of(loc: Loc) -> Loc:
-    """Return the place of the whole value: of the list, where one of its members is wrong."""
+    """Return the place of the whole value: of the list, if one of its members is wrong."""
     return loc[:3] if loc[0] in ("upload", "download") else loc[:2]
 
 
 def _take_out(values: dict[str, Any], faulty: Iterable[Loc]) -> dict[str, list[int]]:
-    """Remove wrong values, and a whole mapping where its folder or remote is wrong.
+    """Remove wrong values, and a whole mapping if its folder or remote is wrong.
 
-    Returns the numbers, as written, of the mappings that are left.
+    Returns the original numbers of the remaining mappings.
     """
     broken: dict[str, set[int]] = {"upload": set(), "download": set()}
     for loc in faulty:
@@ -173,7 +173,7 @@ def _is_model(kind: object) -> bool:
 
 
 def _key(loc: Loc) -> str:
-    """Return a place as people write it: `upload[2].folder`."""
+    """Return a place in readable notation: `upload[2].folder`."""
     return "".join(_parts(loc)).removeprefix(".")
 
 

@@ -1,4 +1,4 @@
-"""`[receipts]` and `[verify]`: the log of receipts, where its heads go, and how often the remotes are asked."""
+"""Define `[receipts]` and `[verify]`: the log of receipts, the anchors of its heads, and checks at the remotes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from docferry.settings.alerts import web_address
 from docferry.settings.mappings import PlainPath, SomeSeconds
 from docferry.settings.section import SECTION
 
-#: Anchors without a place of their own; the other kinds are `file:PATH` and `tsa:URL`.
+#: Anchors without a path or URL; the other kinds are `file:PATH` and `tsa:URL`.
 _PLAIN: Final = ("log", "email", "webhook")
 
 
@@ -39,7 +39,7 @@ Anchors = Annotated[
 
 
 class Receipts(BaseModel):
-    """`[receipts]`: the tamper-evident log of what was sent."""
+    """Hold `[receipts]`: the tamper-evident log of sent documents."""
 
     model_config = SECTION
 
@@ -53,12 +53,12 @@ class Receipts(BaseModel):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that heads are appended to."""
+        """Return the files to which heads are appended."""
         return tuple(Path(each.removeprefix("file:")) for each in self.anchor if each.startswith("file:"))
 
 
 class Verify(BaseModel):
-    """`[verify]`: whether and how often the daemon asks the remotes whether all that was sent is there."""
+    """Hold `[verify]`: whether and how often the daemon checks that the remotes still have all sent documents."""
 
     model_config = SECTION
 

@@ -1,4 +1,4 @@
-"""The pydantic configuration of each section of the file."""
+"""Define the pydantic configuration of each section of the file."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Final
 
 from pydantic import ConfigDict
 
-#: A section is validated as a part of `Settings`: a validator of its own for each would be 18 ms of every start.
+#: A section is validated as a part of `Settings`: a separate validator for each would add 18 ms to every start.
 SECTION: Final = ConfigDict(frozen=True, extra="forbid", defer_build=True)

@@ -1,4 +1,4 @@
-"""Collects what was written: the configuration file in its usual places, and the environment over it."""
+"""Collect the configured values: the configuration file in its default places, and the environment over it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _SHARED_STATE_DIR: Final = Path("/var/lib/docferry")
 
 @dataclass(slots=True)
 class Written:
-    """The values as written, with their origin, and the problems found before any value was checked."""
+    """Hold the configured values with their origin, and the problems found before validation."""
 
     path: Path
     values: dict[str, Any]
-    variables: dict[Loc, str] = field(default_factory=dict)  # the values that the environment gave
+    variables: dict[Loc, str] = field(default_factory=dict)  # the values from the environment
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Written:
 def collect(path: Path | None, environ: Mapping[str, str]) -> Written:
     """Return the configuration file with the environment laid over it, its paths made absolute.
 
-    Raises ConfigError where no file is found, or the file cannot be used.
+    Raises ConfigError if no file is found, or the file cannot be used.
     """
     file, warnings = choose_file(path, environ)
     written = _read(file)
@@ -67,10 +67,10 @@ def collect(path: Path | None, environ: Mapping[str, str]) -> Written:
 
 
 def choose_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, list[str]]:
-    """Return the file to read, and a warning for each place that was passed over.
+    """Return the file to read, and a warning for each ignored file.
 
-    The file is the one named, else the first of the usual places that has one. A file in the working folder that
-    others could change is passed over, so that a file planted there cannot steal a key.
+    The file is the given one, else the first in the default places. In the working folder, a file that others could
+    change is ignored, so that a planted file cannot steal a key.
     """
     named = path or (Path(environ["DOCFERRY_CONFIG"]) if environ.get("DOCFERRY_CONFIG") else None)
     if named is not None:
@@ -90,7 +90,7 @@ def choose_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, li
 
 
 def usual_places(environ: Mapping[str, str]) -> list[Path]:
-    """Return the places where the file is looked for when nobody names it, in order."""
+    """Return the default places of the file, in order."""
     home = _home(environ)
     given = environ.get("XDG_CONFIG_HOME", "")
     config = Path(given) if given.startswith("/") else home / ".config" if home else None
@@ -99,9 +99,9 @@ def usual_places(environ: Mapping[str, str]) -> list[Path]:
 
 
 def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
-    """Return the state folders that docferry may use without `state_dir`, the one in force first.
+    """Return the possible state folders without `state_dir`, with the effective one first.
 
-    That is `$STATE_DIRECTORY`, else /var/lib/docferry where it exists, else `$XDG_STATE_HOME/docferry`.
+    The effective folder is `$STATE_DIRECTORY`, else an existing /var/lib/docferry, else `$XDG_STATE_HOME/docferry`.
     """
     found: list[Path] = []
     if first := environ.get("STATE_DIRECTORY", "").split(":")[0]:
@@ -117,8 +117,8 @@ def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
 def _default_state_dir(environ: Mapping[str, str], base: Path) -> Path:
     """Return the state folder without `state_dir`.
 
-    A queue that an earlier version or an earlier run left in a later place is used on: beside a new, empty one
-    its documents would be sent again.
+    A queue of an earlier version or run in a later place stays in use: with a new, empty queue its documents would be
+    sent again.
     """
     first, *others = default_state_dirs(environ, base)
     if environ.get("STATE_DIRECTORY") or _exists(first / "docferry.db"):
@@ -127,7 +127,7 @@ def _default_state_dir(environ: Mapping[str, str], base: Path) -> Path:
 
 
 def _named(path: Path, by: str) -> Path:
-    with suppress(PermissionError):  # reading it reports that
+    with suppress(PermissionError):  # reading the file reports it
         if not path.exists():
             raise ConfigError([f"{by} names {escaped(str(path))}, which does not exist"])
     return path.absolute()
@@ -193,7 +193,7 @@ def _lay_over(written: Written, environ: Mapping[str, str]) -> None:
 
 
 def _receiver_names(values: Mapping[str, Any]) -> list[str]:
-    """The names of the receivers in the file, as far as they are written rightly."""
+    """Return the valid names of receivers in the file."""
     receivers = _table(values.get("alerts")).get("to")
     found = [_table(each).get("name") for each in receivers] if isinstance(receivers, list) else []
     return [name for name in found if isinstance(name, str)]
@@ -207,7 +207,7 @@ def _locs(environ: Mapping[str, str]) -> Iterator[tuple[str, Loc]]:
 
 
 def _put(values: Any, loc: Loc, value: str) -> None:
-    """Set one value, and create the tables that it needs. A list takes an index that it has, or the next one."""
+    """Set one value, and create the tables above it. A list accepts an existing index, or the next one."""
     for part, following in pairwise(loc):
         values = _part(values, part, [] if isinstance(following, int) else {})
     if isinstance(values, dict):
@@ -218,7 +218,7 @@ def _put(values: Any, loc: Loc, value: str) -> None:
 
 
 def _part(values: Any, part: str | int, fresh: Any) -> Any:
-    """Return the part of that name or number, created where it is absent."""
+    """Return the part of that name or number, created if absent."""
     if isinstance(values, dict):
         return values.setdefault(str(part), fresh)
     length = len(values) if isinstance(values, list) and isinstance(part, int) else -1

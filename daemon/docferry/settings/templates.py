@@ -1,4 +1,4 @@
-"""Placeholders: `{company_id}` in folders, `{stem}~{token}{suffix}` in names at the remote."""
+"""Replace placeholders: `{company_id}` in folders, `{stem}~{token}{suffix}` in remote names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 IDS: Final = ("company_id", "connection_id")
 NAME_WORDS: Final = ("name", "stem", "suffix", "token", "path", "sha256", "date", "mapping")
 LAYOUT_WORDS: Final = ("date", "source", "name")
-#: Longest last segment of a name at a remote: file systems take no longer one, so it could not be downloaded.
+#: The longest last segment of a remote name: file systems accept no longer one, so it could not be downloaded.
 NAME_BYTES: Final = 255
 _WORD: Final = re.compile(r"\{([^{}]*)\}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -19,12 +19,12 @@ _UNFIT: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def rendered(template: str, words: Mapping[str, str]) -> str:
-    """Return the template with each placeholder replaced; `words_of` has checked the template."""
+    """Return the template with each placeholder replaced; `words_of` has validated the template."""
     return _WORD.sub(lambda match: words[match[1]], template)
 
 
 def words_of(template: str, allowed: Collection[str]) -> tuple[str, ...]:
-    """Return the placeholders of a template, in order. Raises ValueError that names the allowed ones."""
+    """Return the placeholders of a template, in order. Raises ValueError that lists the allowed ones."""
     found = tuple(_WORD.findall(template))
     for word in found:
         if word not in allowed:
@@ -35,7 +35,7 @@ def words_of(template: str, allowed: Collection[str]) -> tuple[str, ...]:
 
 
 def divided(folder: str, allowed: Collection[str] = IDS) -> tuple[str, tuple[str, ...]]:
-    """Return the fixed part of a folder, and its levels from the first placeholder on, as written."""
+    """Return the fixed part of a folder, and its levels from the first placeholder on, unchanged."""
     segments = PurePosixPath(folder).parts
     for segment in segments:
         if words_of(segment, allowed) and not _WORD.fullmatch(segment):
@@ -68,7 +68,7 @@ def name_words(path: bytes, *, token: str, sha256: str, now: float) -> dict[str,
 
 
 def shortened(path: bytes, excess: int) -> bytes:
-    """Return the path with the stem of its name cut by `excess` bytes, at a character's border."""
+    """Return the path with the stem of its name shortened by `excess` bytes, between two characters."""
     folder, slash, name = path.rpartition(b"/")
     dot = name.rfind(b".")
     stem, suffix = (name[:dot], name[dot:]) if dot > 0 else (name, b"")
@@ -77,7 +77,7 @@ def shortened(path: bytes, excess: int) -> bytes:
 
 
 def uuid(written: str) -> str | None:
-    """Return the UUID in lower case, or None where the text is not a UUID."""
+    """Return the UUID in lower case, or None if the text is no UUID."""
     lowered = written.strip().lower()
     return lowered if _UUID.fullmatch(lowered) else None
 

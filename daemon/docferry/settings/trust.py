@@ -1,4 +1,4 @@
-"""Checks that nobody but root and the running user can change a configuration file or a key file."""
+"""Check that only root and the running user can change a configuration file or a key file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Final
 from docferry.errors import ConfigError
 from docferry.model import escaped
 
-#: A configuration or key file is never larger; bytes.
+#: The largest configuration or key file; bytes.
 LARGEST_FILE: Final = 16 * 1024 * 1024
 
 
 def untrusted(path: Path) -> str | None:
-    """Return why somebody else could change a file, with the fix; None where nobody can.
+    """Return why somebody else could change a file, with the fix; None if nobody can.
 
     The file and every folder above it must belong to root or to the running user, and only these may write them. A
-    folder with the sticky bit, as `/tmp`, may be writable: others cannot replace a file in it that is not theirs.
-    Links are followed as well: both the path as written and the file that it leads to are checked.
+    folder with the sticky bit, such as `/tmp`, may be writable: there, others cannot replace foreign files. Links are
+    followed: both the given path and its target are checked.
     """
     written, real = path.absolute(), Path(os.path.realpath(path))
     for place in dict.fromkeys((real, *real.parents, *written.parents)):
@@ -33,7 +33,7 @@ def untrusted(path: Path) -> str | None:
 
 
 def exposed(status: os.stat_result, path: Path) -> str | None:
-    """Return why others can read a file that holds a key, with the fix; None where nobody can."""
+    """Return why others can read a file that contains a key, with the fix; None if nobody can."""
     shown = escaped(str(path))
     if stat.S_IMODE(status.st_mode) & 0o077:
         return f"others can read {shown}; run: chmod 600 {shown}"
@@ -43,7 +43,7 @@ def exposed(status: os.stat_result, path: Path) -> str | None:
 
 
 def unsafe_key_file(path: Path) -> str | None:
-    """Return why a key file must not be used, with the fix; None where it is safe, or absent.
+    """Return why a key file must not be used, with the fix; None if it is safe, or absent.
 
     The group of the running process may read it, as `root:docferry 0640` allows.
     """
@@ -62,7 +62,7 @@ def unsafe_key_file(path: Path) -> str | None:
 def read_regular_file(path: Path) -> tuple[bytes, os.stat_result]:
     """Return the bytes and the status of a regular file, without waiting for a writer of a FIFO.
 
-    Raises OSError, and ConfigError where `path` is no regular file or has more than LARGEST_FILE bytes.
+    Raises OSError, and ConfigError if `path` is no regular file or has more than LARGEST_FILE bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(descriptor, "rb") as file:

@@ -1,4 +1,4 @@
-"""Parses durations, sizes and shares as people write them."""
+"""Parse durations, sizes and shares in readable notation."""
 
 from __future__ import annotations
 
