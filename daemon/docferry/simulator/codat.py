@@ -27,7 +27,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class RequestRefused(Exception):
-    """Raised when a request gets an error response."""
+    """Report that a request gets an error response."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(response.status)
@@ -134,7 +134,7 @@ class Codat:
         self._files.setdefault(stored.company or "", []).append(company_file)
 
     def remove(self, company: str, name: str) -> None:
-        """Remove every file of this name, as no request can."""
+        """Remove every file of this name, which no request can do."""
         files = self._files.get(company, [])
         files[:] = [company_file for company_file in files if company_file.stored.name != name]
         self._recorder.stored[:] = [
@@ -142,7 +142,7 @@ class Codat:
         ]
 
     def reset(self) -> None:
-        """Forget all files, counts and idempotency keys."""
+        """Remove all files, counts and idempotency keys."""
         self._files.clear()
         self.limits.reset()
         self.keys.reset()
@@ -157,7 +157,7 @@ class Codat:
         if (wait := self.limits.day()) is not None:
             raise RequestRefused(self._too_many("the daily quota is used up", wait))
         if len(request.segments) < 2:
-            return  # the path names no company
+            return  # the path contains no company
         company = request.segments[1]
         if not self.limits.acquire(company):
             raise RequestRefused(self._too_many("too many requests at once for this company", 1.0))

@@ -21,7 +21,7 @@ _IN_MEMORY = 32 * 1024 * 1024
 
 @dataclass(slots=True)
 class CompanyFile:
-    """A stored file with its list entry. `at` is in steady seconds."""
+    """Hold a stored file with its list entry. `at` is in steady seconds."""
 
     stored: Stored
     uploaded: str
@@ -31,7 +31,7 @@ class CompanyFile:
     _row: str = field(default="", repr=False)
 
     def row(self) -> str:
-        """Return its JSON object in the list. It is built once, as lists grow long."""
+        """Return the JSON object of the file in the list, built once because lists grow long."""
         if not self._row:
             self._row = json.dumps(
                 {
@@ -45,7 +45,7 @@ class CompanyFile:
 
 
 async def build_zip(files: Sequence[CompanyFile]) -> tuple[IO[bytes], int]:
-    """Return a ZIP of the files whose bytes were kept, one folder for each integration, and its length."""
+    """Return a ZIP of the files with stored bytes, one folder for each integration, and its length."""
     return await anyio.to_thread.run_sync(_zip, files)
 
 

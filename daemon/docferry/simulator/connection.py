@@ -21,15 +21,15 @@ LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class Disconnected(Exception):
-    """Raised when the client is gone, or sent an unreadable head."""
+    """Report that the client is gone, or sent an unreadable head."""
 
 
 class Reset(Exception):
-    """Raised to end the connection with an RST."""
+    """Request to end the connection with an RST."""
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection. Reads wait for bytes, and raise Disconnected when none will come."""
+    """Hold a client's connection. Reads wait for bytes, and raise Disconnected if none can come."""
 
     def __init__(self, client: socket.socket, clock: Clock) -> None:
         self._client = client
@@ -86,21 +86,21 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def pause_writing(self) -> None:
-        """Let writes wait (called by asyncio)."""
+        """Suspend writes (called by asyncio)."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Let writes go on (called by asyncio)."""
+        """Resume writes (called by asyncio)."""
         self._writable.set()
 
     async def open(self, tls: ssl.SSLContext | None) -> None:
-        """Take the socket over, with a TLS handshake if `tls` is given. Raises OSError if it fails."""
+        """Take over the socket, with a TLS handshake if `tls` is given. Raises OSError if it fails."""
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._client, ssl=tls)
 
     # reading
 
     async def read(self) -> bytes:
-        """Return the next bytes as they came."""
+        """Return the next bytes, in the blocks received."""
         while not self._blocks:
             if self._eof:
                 raise Disconnected
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the client has closed its side."""
+        """Return whether the client has closed its side."""
         return self._eof
 
     def between_requests(self) -> None:
@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_secure(self) -> bool:
-        """Whether the connection uses TLS, which has no half-closed state."""
+        """Return whether the connection uses TLS, which has no half-closed state."""
         return self._transport is None or self._transport.get_extra_info("ssl_object") is not None
 
     def _socket(self) -> socket.socket | None:

@@ -38,7 +38,7 @@ class FaultContext:
     request: Request
     now: float  # the server's wall clock
     run: Callable[[], Awaitable[Response]]  # runs the service
-    error: Callable[[int, str | None], Response]  # an error in the shape of the service: status and code
+    error: Callable[[int, str | None], Response]  # an error in the format of the service: status and code
     refuse: Callable[[float, str, bool], None]  # refuses connections for some seconds
 
     def param(self, name: str, default: Any) -> Any:
@@ -47,7 +47,7 @@ class FaultContext:
 
 
 async def apply_fault(context: FaultContext) -> Response:
-    """Return the response that the fault gives. Raises Reset when the connection is to be reset."""
+    """Return the response that the fault gives. Raises Reset if the fault resets the connection."""
     context.request.late = float(context.param("late", 0.0))
     return await EFFECTS[context.fault.kind](context)
 
@@ -81,7 +81,7 @@ async def _reset_during_body(context: FaultContext) -> Response:
         raise Reset
     body.cut_after = max(1, int(context.param("after", (body.length or 2) // 2)))
     await body.drain()
-    raise Reset  # the body was shorter than that
+    raise Reset  # the body was shorter than the limit
 
 
 async def _slow_read(context: FaultContext) -> Response:
@@ -164,7 +164,7 @@ async def _html(context: FaultContext) -> Response:
 
 
 async def _page(context: FaultContext) -> Response:
-    """Return a response as a proxy or another server gives it: any status, type and text."""
+    """Return a response in the style of a proxy or another server: any status, type and text."""
     await _store_if_requested(context)
     status, content_type = int(context.param("status", 400)), str(context.param("type", "text/html"))
     default = _HTML % (status, status) if "html" in content_type else b"no such page"

@@ -1,4 +1,4 @@
-"""Define fault rules: which requests fail, and how. They are read from TOML or JSON."""
+"""Define fault rules: which requests fail, and how. Rules are read from TOML or JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from docferry.errors import ConfigError
 from docferry.simulator.options import SimulatorOptions
 
-#: Every kind, and the parameters it knows.
+#: Every kind of fault, with its parameters.
 KINDS: Mapping[str, frozenset[str]] = {
     # the socket
     "refuse": frozenset({"seconds", "mode", "all"}),
@@ -29,7 +29,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "slow_answer": frozenset({"rate"}),
     "truncated_answer": frozenset({"extra", "at"}),
     "stale_keepalive": frozenset(),
-    # something between the client and the service responds
+    # a server between the client and the service responds
     "html_200": frozenset({"stored", "late"}),
     "html_502": frozenset({"stored", "late"}),
     "page": frozenset({"status", "type", "text", "stored", "late"}),
@@ -48,11 +48,11 @@ KINDS: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One rule.
+    """Define one rule.
 
     `match` is a route's name ("codat.upload", "s3.*", "*"), a pattern for method and path ("POST */files") or, after
-    "re:", a regular expression for them. Of the matching requests, `nth` selects one, `first` the first so many, and
-    `rate` selects each with this probability.
+    "re:", a regular expression for them. Of the matching requests, `nth` selects one by number, and `first` selects the
+    first ones. `rate` selects each with this probability.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Fault:
 
 
 class Rules:
-    """The rules in force. The first rule that applies wins; every matching rule counts the request."""
+    """Hold the active rules. The first applicable rule wins; every matching rule counts the request."""
 
     def __init__(self, faults: Sequence[Fault], jitter: random.Random) -> None:
         self._random = jitter
@@ -92,11 +92,11 @@ class Rules:
         self._applied = [0] * len(self.faults)
 
     def select(self, route: str, line: str, *, reused: bool) -> Fault | None:
-        """Return the fault that applies to a request, or None. `reused`: its connection served one before."""
+        """Return the fault that applies to a request, or None. `reused`: its connection served a request before."""
         selected = None
         for index, fault in enumerate(self.faults):
             if fault.kind == "stale_keepalive" and not reused:
-                continue  # only a connection that was kept alive can be stale
+                continue  # only a reused connection can be stale
             if not fault.matches(route, line):
                 continue
             self._seen[index] += 1
@@ -116,7 +116,7 @@ class Rules:
 def load_faults(path: Path) -> list[Fault]:
     """Return the rules of a file: `[[fault]]` tables in TOML, or in JSON a list or `{"fault": […]}`.
 
-    Parameters may stand beside `kind`, or under `params`. Raises ConfigError with every problem.
+    Parameters may be next to `kind`, or under `params`. Raises ConfigError with every problem.
     """
     return faults_from(_read(path).get("fault", []))
 
@@ -207,7 +207,7 @@ def _expression_problems(expression: str) -> list[str]:
 
 
 def _param_problems(params: Mapping[str, Any]) -> list[str]:
-    """Return problems of parameter types, which would otherwise raise while a request is served."""
+    """Return problems of parameter types, which would otherwise raise during a request."""
     problems = []
     for name, value in params.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0

@@ -1,4 +1,4 @@
-"""Check the types, sizes and number of files as Codat does, and change names as it may."""
+"""Check the types, sizes and number of files like Codat, and change names as Codat may."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 from docferry.simulator.multipart import Part
 
 EXTENSIONS = frozenset(["pdf", "xls", "xlsx", "xlsb", "csv", "doc", "docx", "ppt", "pptx", "jpeg", "jpg", "png"])
-#: "10 MB" in Codat's words; whether it means 10^7 or 2^20 * 10 is not documented. This is the larger.
+#: Codat's "10 MB" may mean 10^7 or 2^20 * 10, which is not documented. This is the larger value.
 MAX_FILE_SIZE = 10 * 1024 * 1024
 MAX_FILES = 20
-MAX_NAME_LENGTH = 64  # where `rename = "cut"` cuts
+MAX_NAME_LENGTH = 64  # the length at which `rename = "cut"` cuts
 
 
 def validate(parts: Sequence[Part]) -> list[tuple[str, str, str]]:
@@ -32,7 +32,7 @@ def validate(parts: Sequence[Part]) -> list[tuple[str, str, str]]:
 
 
 def apply_rename(name: str, how: str | None) -> str:
-    """Return the name that Codat keeps."""
+    """Return the name that Codat stores."""
     if how == "quote":
         return name.replace('"', "%22")
     if how == "nfc":

@@ -21,12 +21,12 @@ _CRLF = b"\r\n"
 
 
 class Malformed(Exception):
-    """Raised for a request that is not valid HTTP; its text goes into the 400."""
+    """Report a request that is not valid HTTP; the text goes into the 400."""
 
 
 @dataclass(slots=True)
 class Response:
-    """A response, and how to deliver it."""
+    """Hold a response, and the way to deliver it."""
 
     status: int
     body: bytes = b""
@@ -35,8 +35,8 @@ class Response:
     length: int | None = None  # of `stream`; None: up to the end of the connection
     then: Literal["keep", "close", "reset"] = "keep"
     rate: float | None = None  # bytes a second; None: at once
-    extra: int = 0  # bytes that Content-Length declares beyond the body
-    cut: int | None = None  # send only so many bytes of the body
+    extra: int = 0  # bytes in Content-Length beyond the body
+    cut: int | None = None  # the number of bytes to send of the body
 
     @classmethod
     def of_json(cls, status: int, value: object, headers: dict[str, str] | None = None) -> Response:
@@ -120,30 +120,30 @@ class Body:
 
 @dataclass(slots=True)
 class Request:
-    """One request, and the way in which a fault changes its processing."""
+    """Hold one request, and the changes of a fault to its processing."""
 
     connection: Connection
     method: str
-    path: str  # as it was sent, without the query
-    query: str  # as it was sent
+    path: str  # unchanged, without the query
+    query: str  # unchanged
     headers: dict[str, str]  # names in lower case; repeated ones joined by a comma
     body: Body
     keep_alive: bool
     secure: bool = False
-    forced: Response | None = None  # the service itself gives this response
-    stores: bool = True  # with `forced`: whether it stores the document all the same
+    forced: Response | None = None  # the response that the service itself gives
+    stores: bool = True  # with `forced`: whether the service still stores the document
     late: float = 0.0  # delay of storing, seconds
     latency: float = 0.0  # wait before the response, seconds
-    admitted: str | None = None  # the company whose concurrency counts this request
+    admitted: str | None = None  # the company whose concurrency includes this request
 
     @property
     def segments(self) -> list[str]:
-        """The decoded segments of the path."""
+        """Return the decoded segments of the path."""
         return [unquote(segment) for segment in self.path.split("/")[1:]]
 
     @property
     def parameters(self) -> list[tuple[str, str]]:
-        """The decoded pairs of the query; `+` stays `+`, as in S3."""
+        """Return the decoded pairs of the query; `+` stays `+`, as in S3."""
         pairs = (pair.partition("=") for pair in self.query.split("&") if pair)
         return [(unquote(name), unquote(value)) for name, _, value in pairs]
 
@@ -153,7 +153,7 @@ class Request:
 
     @property
     def base(self) -> str:
-        """`http://host:port` as the client addresses this server."""
+        """Return `http://host:port` as addressed by the client."""
         return f"{'https' if self.secure else 'http'}://{self.headers.get('host', 'localhost')}"
 
     async def pause(self) -> None:
@@ -171,7 +171,7 @@ class Request:
 
 
 async def next_request(connection: Connection, *, secure: bool) -> Request | None:
-    """Return the next request's head, or None when the client closed the connection."""
+    """Return the next request's head, or None if the client closed the connection."""
     try:
         head = await connection.read_until(b"\r\n\r\n")
     except Disconnected:
@@ -222,7 +222,7 @@ async def _write_stream(connection: Connection, stream: AsyncGenerator[bytes, No
     async with aclosing(stream):
         async for block in stream:
             await connection.write(block if cut is None else block[: cut - sent])
-            await checkpoint()  # lets a lost connection be noticed between writes
+            await checkpoint()  # allows a lost connection to be noticed between writes
             sent += len(block)
             if cut is not None and sent >= cut:
                 return

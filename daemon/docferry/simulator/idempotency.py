@@ -1,4 +1,4 @@
-"""Implement Codat's idempotency keys: the first response is kept for 90 minutes and repeated."""
+"""Implement Codat's idempotency keys: the first response is stored for 90 minutes and repeated."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class _SavedResponse:
 
 
 class KeyReused(Exception):
-    """Raised when a key was used before with another body."""
+    """Report that a key was used before with another body."""
 
 
 class IdempotencyKeys:
-    """Record which keys are in use, and the responses of those that were."""
+    """Record the keys in use, and the responses to earlier keys."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -67,7 +67,7 @@ class IdempotencyKeys:
             )
 
     def reset(self) -> None:
-        """Forget all responses."""
+        """Remove all responses."""
         self._responses.clear()
 
     def _expire(self) -> None:

@@ -1,4 +1,4 @@
-"""Keep a simulator running: in a thread of its own for synchronous callers, or until cancelled."""
+"""Keep a simulator running: in its own thread for synchronous callers, or until cancelled."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SimulatorThread:
 
     @property
     def url(self) -> str:
-        """The base URL."""
+        """Return the base URL."""
         return self.simulator.url
 
     def stop(self) -> None:

@@ -9,13 +9,13 @@ from email.utils import format_datetime
 from docferry.clock import Clock, iso
 from docferry.simulator.options import SimulatorOptions
 
-#: The quota in the headers when none is set.
+#: The quota in the headers if none is set.
 _NO_QUOTA = 10_000_000
 _MINUTE = 60.0
 
 
 class Limits:
-    """Count requests, and return the seconds to wait when a limit is reached."""
+    """Count requests, and return the seconds to wait at a limit."""
 
     def __init__(self, options: SimulatorOptions, clock: Clock) -> None:
         self._options = options

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from docferry.simulator.connection import LINGER_ZERO
 
 _BACKLOG = 1024
-#: Pause of accepting when no file descriptors are left, seconds.
+#: Pause of accepting while no file descriptors are left, seconds.
 _ACCEPT_RETRY_S = 0.05
 
 
@@ -79,7 +79,7 @@ class Listener:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
                 client.close()
             else:
-                # Nagle's algorithm holds a response back until earlier data (TLS tickets) is acknowledged. A reset
-                # would then discard it.
+                # Nagle's algorithm delays a response until earlier data (TLS tickets) is acknowledged. A reset would
+                # then discard it.
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._on_accept(client)

@@ -22,7 +22,7 @@ class ContentSink:
     __slots__ = ("_blocks", "_kept", "_limit", "_md5", "_sha256", "size")
 
     def __init__(self, *, keep: int = 0, md5: bool = False, digest: bool = True) -> None:
-        self._limit = keep  # content that exceeds it is hashed but not kept
+        self._limit = keep  # longer content is hashed but not stored
         self._blocks: list[bytes] | None = [] if keep else None
         self._sha256 = hashlib.sha256() if digest else None
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 and digest else None
@@ -42,23 +42,23 @@ class ContentSink:
 
     @property
     def content(self) -> bytes | None:
-        """All bytes, or None if they were not kept."""
+        """Return all bytes, or None if they were not stored."""
         return None if self._blocks is None else b"".join(self._blocks)
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 in hex; empty without `digest`."""
+        """Return the SHA-256 in hex; empty without `digest`."""
         return self._sha256.hexdigest() if self._sha256 is not None else ""
 
     @property
     def md5(self) -> bytes:
-        """The MD5; empty if it was not requested."""
+        """Return the MD5; empty if it was not requested."""
         return self._md5.digest() if self._md5 is not None else b""
 
 
 @dataclass(slots=True)
 class Part:
-    """One part: its name, its file name if it is a file, and its content."""
+    """Hold one part: its name, its file name if it is a file, and its content."""
 
     name: str
     filename: str | None
@@ -67,7 +67,7 @@ class Part:
 
     @property
     def text(self) -> str:
-        """The content as text."""
+        """Return the content as text."""
         return (self.sink.content or b"").decode("utf-8", "replace")
 
 
@@ -76,7 +76,7 @@ Opener = Callable[[str, str | None], ContentSink]
 
 
 async def read_form(request: Request, opener: Opener) -> list[Part]:
-    """Return all parts of a request's body. Raises Malformed if it is no complete multipart/form-data."""
+    """Return all parts of a request's body. Raises Malformed if it is not a complete multipart/form-data."""
     kind, _, rest = request.headers.get("content-type", "").partition(";")
     boundary = dict(_parameters(";" + rest)).get("boundary")
     if kind.strip().lower() != "multipart/form-data" or not boundary:
