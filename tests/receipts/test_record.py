@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from docferry.receipts.record import FIELDS, LoggedReceipt, ReceiptKind, has
+from docferry.store.receipts import EndedReceipt, about_transfer
 
 VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=40)
 
@@ -21,6 +22,27 @@ def test_a_body_is_canonical_json_of_its_fields(fields: dict[str, str | int | No
     assert body == json.dumps(read, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     for name in FIELDS:
         assert has(body, name, read.get(name))
+
+
+TEXTS = st.text(max_size=40)
+SOME = st.none() | TEXTS
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.tuples(TEXTS, TEXTS, st.sampled_from(["codat", "wootiv"]), SOME, SOME, TEXTS, SOME, st.integers(0, 2**53)),
+    st.tuples(st.binary(max_size=20), st.binary(min_size=1, max_size=20)) | st.just((None, None)),
+    st.tuples(st.none() | st.integers(100, 599), SOME, SOME, SOME, SOME, st.floats(0, 4e9)),
+    st.sampled_from([ReceiptKind.SENT, ReceiptKind.ADOPTED, ReceiptKind.GONE]),
+)
+def test_the_receipt_of_an_ended_transfer_is_the_same_canonical_json(
+    about: tuple[object, ...], path: tuple[bytes | None, bytes | None], end: tuple[object, ...], kind: ReceiptKind
+) -> None:
+    row = dict(zip(("status", "correlation_id", "etag", "proof", "detail", "at"), end, strict=True))
+    facts = (7, *about, *path)
+    fields = {name: value for name, value in row.items() if name != "at"} | {"host": "sftp-1"}
+    general = about_transfer(facts, kind, row["at"], fields)  # type: ignore[arg-type]  # drawn from the types above
+    assert EndedReceipt(7, kind, facts, row, "sftp-1").body(12) == general.body(12)
 
 
 def test_a_value_cannot_pass_for_another_field() -> None:

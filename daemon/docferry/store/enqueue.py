@@ -165,7 +165,9 @@ def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
         "sent_since": plan.sent_since,
         "exclusion": plan.exclusion,
     }
-    if all(map(is_storable, row.values())):
+    texts = "".join([value for value in row.values() if isinstance(value, str)])
+    is_plain = texts.isascii() and "\0" not in texts and all(map(is_storable, stamp))  # most are, and it is found soon
+    if is_plain or all(map(is_storable, row.values())):
         return row
     held = {
         "sha256": None,

@@ -6,7 +6,7 @@ import os
 import platform
 import pwd
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import text
 
@@ -15,7 +15,7 @@ from docferry.clock import iso
 from docferry.errors import StateError
 from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
-from docferry.receipts.record import LoggedReceipt, ReceiptKind
+from docferry.receipts.record import LoggedReceipt, ReceiptKind, quoted
 from docferry.store.connection import ByDialect, Parameters, Transaction
 from docferry.store.recordset import BYTES, as_json, recordset, selected
 
@@ -47,7 +47,7 @@ class ReceiptWriter:
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
 
-    def append(self, transaction: Transaction, receipts: Sequence[LoggedReceipt]) -> None:
+    def append(self, transaction: Transaction, receipts: Sequence[Leaf]) -> None:
         """Append leaves, in this order. StateError when the log's own row is missing."""
         if receipts:
             _append(transaction, read_edge(transaction, self.host), receipts)
@@ -70,15 +70,7 @@ class ReceiptWriter:
             kind = _KINDS[row["state"]]
             if kind is ReceiptKind.SENT and row["from"] is not State.SENDING:
                 kind = ReceiptKind.ADOPTED
-            answer = {
-                "status": row["status"],
-                "correlation_id": row["correlation_id"],
-                "etag": row["etag"],
-                "proof": row["proof"],
-                "detail": row["detail"],
-                "host": self.host,
-            }
-            receipts.append(about_transfer(facts, kind, row["at"], answer))
+            receipts.append(EndedReceipt(facts[0], kind, facts, row, self.host))
         _append(transaction, _edge(started.log.fetchall()), receipts)
 
     def append_gone(self, transaction: Transaction, transfer_ids: Iterable[int], now: float, detail: str) -> None:
@@ -133,7 +125,54 @@ def _edge(found: Sequence[Sequence[Any]]) -> LogEdge:
         ) from error
 
 
-def _append(transaction: Transaction, log: LogEdge, receipts: Sequence[LoggedReceipt]) -> None:
+class Leaf(Protocol):
+    """A receipt that can be appended: a `LoggedReceipt` or an `EndedReceipt`."""
+
+    @property
+    def transfer_id(self) -> int | None:
+        """The transfer that it is about; None for a download."""
+
+    @property
+    def kind(self) -> ReceiptKind:
+        """The event that it attests."""
+
+    def body(self, index: int) -> str:
+        """Return its canonical JSON as the leaf at `index`."""
+
+
+class EndedReceipt(NamedTuple):
+    """The receipt of a transition that ended a transfer; each document needs one."""
+
+    transfer_id: int
+    kind: ReceiptKind
+    facts: Sequence[Any]  # a row of `FACTS`
+    row: Mapping[str, Any]  # the transition, as in `transitions`
+    host: str
+
+    def body(self, index: int) -> str:
+        """Return what `LoggedReceipt.body` returns for the same fields, in a third of its time."""
+        _, uid, mapping, remote, company, connection_id, remote_name, sha256, size, folder, name = self.facts
+        row = self.row
+        path = None if name is None else escaped(joined(folder, name))
+        status = "" if row["status"] is None else f'"status":{row["status"]},'
+        return (
+            f"{{{_member('company_id', company)}{_member('connection_id', connection_id)}"
+            f"{_member('correlation_id', row['correlation_id'])}{_member('detail', row['detail'])}"
+            f'{_member("etag", row["etag"])}"host":{quoted(self.host)},"index":{index},"kind":"{self.kind.value}",'
+            f'"mapping":{quoted(mapping)},{_member("path", path)}{_member("proof", row["proof"])}'
+            f'"remote":{quoted(remote)},"remote_name":{quoted(remote_name)},{_member("sha256", sha256)}'
+            f'"size":{size},{status}"time":"{iso(row["at"])}","uid":{quoted(uid)},"version":{_VERSION}}}'
+        )
+
+
+_VERSION: Final = quoted(__version__)
+
+
+def _member(name: str, value: str | None) -> str:
+    return "" if value is None else f'"{name}":{quoted(value)},'
+
+
+def _append(transaction: Transaction, log: LogEdge, receipts: Sequence[Leaf]) -> None:
     if not receipts:
         return
     number, tree = log
@@ -210,11 +249,13 @@ WITH appended AS (
 UPDATE receipt_log SET size = :size, frontier = :frontier WHERE number = :number
 """)  # noqa: S608 - the columns above
 _KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
-#: Transfers, and the path that its bytes have or had: of several the one that is still there.
+#: Transfers, and the path that its bytes have or had: of several the first that is still there. Each subquery reads
+#: its rows in the order of an index; sorting them by `present` takes longer than all the rest.
 FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name
-FROM transfer t LEFT JOIN document d ON d.id = (
-  SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)
+FROM transfer t LEFT JOIN document d ON d.id = coalesce(
+  (SELECT id FROM document WHERE transfer_id = t.id AND present ORDER BY id LIMIT 1),
+  (SELECT id FROM document WHERE transfer_id = t.id ORDER BY id LIMIT 1))
 WHERE t.id = ANY(:ids) ORDER BY t.id
 """)
