@@ -11,16 +11,16 @@ from typing import Final
 from docferry.clock import Clock
 from docferry.model import Source, UploadItem
 
-#: The measured rate is that of the uploads within this time, seconds.
+#: The period of the measured rate, seconds.
 SPEED_WINDOW_S: Final = 600.0
-#: Bytes above which the sent part of a document is counted; smaller documents go at once.
+#: The smallest document whose sent part is counted, bytes; smaller ones are sent in one step.
 LARGE: Final = 1024 * 1024
-#: The shortest time that gives a rate, seconds: a burst of one second says little about an hour.
+#: The shortest period that gives a rate, seconds: a burst of one second says little about an hour.
 _SHORTEST_S: Final = 10.0
 
 
 class Throughput:
-    """Documents a second that one remote took lately, kept by the minute."""
+    """Measure the recent documents a second of one remote, in buckets of a minute."""
 
     def __init__(self) -> None:
         self._minutes: deque[list[float]] = deque()  # [steady seconds of the first upload, uploads]
@@ -32,7 +32,7 @@ class Throughput:
         self._minutes[-1][1] += documents
 
     def rate(self, now: float) -> float | None:
-        """Documents a second; None when nothing was uploaded within `SPEED_WINDOW_S`."""
+        """Return documents a second; None without an upload within `SPEED_WINDOW_S`."""
         while self._minutes and self._minutes[0][0] < now - SPEED_WINDOW_S:
             self._minutes.popleft()
         if not self._minutes:
@@ -42,7 +42,7 @@ class Throughput:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A document that arrived, `delay` seconds after it was due."""
+    """Describe a document that arrived, `delay` seconds after it was due."""
 
     mapping: str
     remote: str
@@ -51,7 +51,7 @@ class Delivery:
 
 
 class CountedSource(Source):
-    """A source that counts the bytes that were given to the connection."""
+    """Count the bytes of a source that were given to the connection."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -60,27 +60,27 @@ class CountedSource(Source):
 
     @property
     def given(self) -> int:
-        """Bytes that were given to the connection so far."""
+        """Return the bytes given to the connection so far."""
         if self._elsewhere is not None:
             self._given = min(max(self._elsewhere(), 0), self.size)
         return self._given
 
     def follow(self, given: Callable[[], int] | None) -> None:
-        """Show what another process has given to the connection; None: what it had given until now."""
+        """Show the progress of another process; None: keep its last value."""
         self._elsewhere = given
 
     @property
     def size(self) -> int:
-        """Bytes of the document."""
+        """Return the size of the document in bytes."""
         return self.source.size
 
     @property
     def md5(self) -> str | None:
-        """Hex MD5 of the bytes, if it was asked for."""
+        """Return the hex MD5 of the bytes, None unless requested."""
         return self.source.md5
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """Yield the blocks of the source; one counts when the next is asked for."""
+        """Yield the blocks of the source; a block counts when the next is requested."""
         self._given = 0
         blocks = self.source.blocks()
         try:
@@ -94,7 +94,7 @@ class CountedSource(Source):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """A request with documents that is in flight, and its start in wall seconds."""
+    """Describe a request with documents in flight, and its start in wall seconds."""
 
     remote: str
     items: Sequence[UploadItem]
@@ -102,17 +102,17 @@ class Request:
 
     @property
     def size(self) -> int:
-        """Bytes of its documents."""
+        """Return the size of its documents in bytes."""
         return sum(item.source.size for item in self.items)
 
     @property
     def given(self) -> int:
-        """Bytes of them that were given to the connection so far."""
+        """Return the bytes of its documents given to the connection so far."""
         return sum(item.source.given for item in self.items if isinstance(item.source, CountedSource))
 
 
 class Telemetry:
-    """Takes events. This one keeps throughput alone, which `status` needs; the metrics add counters to it."""
+    """Receive events. This base class keeps only the throughput, for `status`; the metrics add counters."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -120,20 +120,20 @@ class Telemetry:
         self._in_flight: list[Request] = []
 
     def rate(self, remote: str) -> float | None:
-        """Documents a second that a remote took lately; None when it took none."""
+        """Return the recent documents a second of a remote; None if there were none."""
         found = self._throughput.get(remote)
         return None if found is None else found.rate(self._clock.steady())
 
     def uploaded(self, delivery: Delivery) -> None:
-        """A document arrived."""
+        """Record that a document arrived."""
         self._throughput.setdefault(delivery.remote, Throughput()).add(self._clock.steady())
 
     @contextmanager
     def sending(self, remote: str, items: Sequence[UploadItem]) -> Iterator[Sequence[UploadItem]]:
-        """Count a request that carries `items` as in flight; its time is observed when it gets a receipt.
+        """Count a request with `items` as in flight; observe its duration when it gets a receipt.
 
         Yields:
-            The items, with large sources replaced by ones that count how much was read of them.
+            The items, with large sources replaced by counting ones.
         """
         counted = [
             replace(item, source=CountedSource(item.source)) if item.source.size > LARGE else item for item in items
@@ -149,20 +149,20 @@ class Telemetry:
 
     @property
     def requests(self) -> Sequence[Request]:
-        """The requests in flight, the oldest first."""
+        """Return the requests in flight, the oldest first."""
         return tuple(self._in_flight)
 
     def attempt_ended(self, remote: str, outcome: str) -> None:
-        """An attempt ended; `outcome` is the state that the transfer got."""
+        """Record the end of an attempt; `outcome` is the new state of the transfer."""
 
     def request_ended(self, remote: str, seconds: float) -> None:
-        """A request with documents got its receipt after so many seconds."""
+        """Record that a request with documents got its receipt after this many seconds."""
 
     def downloaded(self, mapping: str) -> None:
-        """A file came down and is in its folder."""
+        """Record that a file was downloaded into its folder."""
 
     def doubt_resolved(self, remote: str, proof: str) -> None:
-        """A doubt ended. `proof`: what showed that the document arrived, or "absent"."""
+        """Record that a doubt was resolved. `proof`: the proof of arrival, or "absent"."""
 
     def alert_failed(self, receiver: str) -> None:
-        """A receiver did not take an alert."""
+        """Record that a receiver did not accept an alert."""

@@ -14,23 +14,23 @@ from docferry.errors import ConfigError
 
 @dataclass
 class SimulatorOptions:
-    """Options of users and tests. Times are in seconds; 0 means none or unlimited."""
+    """Hold options for users and tests. Times are in seconds; 0 means none or unlimited."""
 
     codat_key: str = "codat-demo-key"
     wootiv_key: str = "wootiv-demo-key"
     storage_secret: str = "docferry-simulated-secret-key"  # noqa: S105 - public on purpose; signs the URLs of S3
-    record_is_open: bool = True  # whether /_sim needs no key; closed, it takes Codat's
+    record_is_open: bool = True  # whether /_sim needs no key; otherwise it needs Codat's
     idempotency: bool = True  # whether Codat honours Idempotency-Key
     list_lag: float = 0.0  # delay between storing and listing at Codat
     store_lag: float = 0.0  # delay between the response and storing
     keeps_only_first_of_batch: bool = False
     companies: dict[str, set[str]] | None = None  # None: every UUID is a company, and has every connection
-    connection_status: dict[str, str] = field(default_factory=dict)  # connection → status; else "Linked"
+    connection_status: dict[str, str] = field(default_factory=dict)  # connection → status; default "Linked"
     unlinked_status: int = 400  # status of an upload to such a connection; not documented by Codat
     daily_quota: int | None = None  # None: no limit
     requests_per_minute: int = 1000
     concurrent_per_company: int = 10
-    reset_format: Literal["iso", "http"] = "iso"  # of X-Rate-Limit-Reset: "a date", says Codat
+    reset_format: Literal["iso", "http"] = "iso"  # of X-Rate-Limit-Reset, which Codat documents only as "a date"
     rename: Literal["quote", "nfc", "cut"] | None = None  # change of file names by Codat
     swallow: tuple[str, ...] = ()  # names (glob patterns) that get a 200 and are never stored
     platform: str = "Business file upload"  # platformName of connections; the ZIP's folder for API uploads
@@ -57,7 +57,7 @@ class SimulatorOptions:
             setattr(self, name, value)
 
     def with_random_keys(self) -> SimulatorOptions:
-        """Return the options with a random key in place of each public one, so that other local users are refused."""
+        """Return the options with a random key in place of each public one, to refuse other local users."""
         public, found = SimulatorOptions(), replace(self, record_is_open=False)
         for name in _KEYS:
             if getattr(self, name) == getattr(public, name):
@@ -65,7 +65,7 @@ class SimulatorOptions:
         return found
 
     def reset(self) -> None:
-        """Restore the defaults, but for keys that are not public."""
+        """Restore the defaults, except keys that are not public."""
         fresh = SimulatorOptions()
         kept = () if self.record_is_open else (*_KEYS, "record_is_open")
         for each in fields(self):
@@ -104,5 +104,5 @@ def _check_choice(value: object, allowed: tuple[object, ...]) -> object:
 
 def _mapping(value: object, of: Any) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise ValueError("must be a table")  # noqa: TRY004 - the caller reports it as a problem
+        raise ValueError("must be a table")  # noqa: TRY004 - the caller reports the problem
     return {str(name): _convert(of, each) for name, each in value.items()}

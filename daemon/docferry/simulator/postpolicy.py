@@ -71,7 +71,7 @@ def _expiration(document: Mapping[str, Any]) -> float:
 
 
 def _check_condition(condition: object, fields: Mapping[str, str], size: int) -> list[str]:
-    """Return the names of the fields that a condition covers. Raises S3Error if it is not met."""
+    """Return the names of the fields that a condition covers. Raises S3Error if the condition is not met."""
     match condition:
         case ["content-length-range", int(low), int(high)]:
             if size < low:

@@ -11,7 +11,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 def conditional_response(request: Request, s3_object: S3Object, modified: str) -> Response:
-    """Return the object, the requested part, or the status that its conditions give."""
+    """Return the object, the requested part, or the status that follows from the conditions."""
     headers = {
         "ETag": s3_object.etag,
         "Last-Modified": modified,
@@ -41,7 +41,7 @@ def _matches_etag(wanted: str, etag: str) -> bool:
 
 
 def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
-    """Return the first and last byte, both included; the first exceeds the last if there is nothing."""
+    """Return the first and last byte, both included; the first exceeds the last if the range is empty."""
     if not first:
         return max(0, size - int(last)), size - 1
     return int(first), min(int(last), size - 1) if last else size - 1

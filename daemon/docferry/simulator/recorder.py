@@ -8,19 +8,19 @@ from typing import Literal, Protocol
 
 from docferry.clock import Clock
 
-#: The number of requests that are kept one by one; counts have no limit.
+#: The number of requests recorded singly; counts have no limit.
 MAX_LOGGED = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A file that a remote stored. `at` is in wall seconds of the simulator's clock."""
+    """Describe a file that a remote stored. `at` is in wall seconds of the simulator's clock."""
 
     remote: Literal["codat", "wootiv"]
     company: str | None
     connection: str | None
     name: str
-    content: bytes | None = field(repr=False)  # None: not kept
+    content: bytes | None = field(repr=False)  # None: not stored
     sha256: str
     size: int
     at: float
@@ -30,21 +30,21 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class S3Object:
-    """The object under one key of a bucket."""
+    """Describe the object under one key of a bucket."""
 
     bucket: str
     key: str
     content: bytes | None = field(repr=False)
     size: int
     sha256: str
-    etag: str  # with its quotes
+    etag: str  # with quotes
     modified: float
     content_type: str = "binary/octet-stream"
 
 
 @dataclass(slots=True)
 class RequestSeen:
-    """One request; `path` has no query. `status` is None without a response."""
+    """Describe one request; `path` has no query. `status` is None without a response."""
 
     route: str
     method: str
@@ -52,12 +52,12 @@ class RequestSeen:
     fault: str | None
     at_first_byte: float
     status: int | None = None
-    at: float = 0.0  # when it was over
+    at: float = 0.0  # the end of the request
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A file was stored, or a fault was applied."""
+    """Report that a file was stored or a fault was applied."""
 
     kind: Literal["stored", "fault"]
     route: str
@@ -66,14 +66,14 @@ class Event:
 
 
 class EventLog(Protocol):
-    """Gets the events as they happen; a list is one."""
+    """Receive the events as they happen; a list is one implementation."""
 
     def append(self, event: Event, /) -> None:
         """Add an event."""
 
 
 class Recorder:
-    """Keep the record. Delayed files appear when their time has come."""
+    """Keep the record. Delayed files appear when they are due."""
 
     def __init__(self, clock: Clock, events: EventLog | None) -> None:
         self._clock = clock
@@ -86,19 +86,19 @@ class Recorder:
 
     @property
     def stored(self) -> list[Stored]:
-        """Everything stored by now, in order; each PUT to one key of S3 counts."""
+        """Return all files stored by now, in order; each PUT to one key of S3 counts."""
         self._store_due()
         return self._stored
 
     @property
     def objects(self) -> dict[tuple[str, str], S3Object]:
-        """The objects in S3 by now, by bucket and key."""
+        """Return the present objects in S3, by bucket and key."""
         self._store_due()
         return self._objects
 
     def store(self, stored: Stored, s3_object: S3Object | None = None, late: float = 0.0) -> None:
         """Record a file, and the object that it becomes in S3, `late` seconds from now."""
-        self._store_due()  # delayed files that are due come before it
+        self._store_due()  # due delayed files precede it
         if late > 0:
             self._delayed.append(_DelayedStore(self._clock.steady() + late, stored, s3_object))
         else:
@@ -110,7 +110,7 @@ class Recorder:
             self._events.append(Event("fault", route, kind))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all records."""
         self._stored.clear()
         self._objects.clear()
         self._delayed.clear()

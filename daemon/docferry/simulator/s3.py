@@ -19,7 +19,7 @@ from docferry.simulator.ranges import conditional_response
 from docferry.simulator.recorder import Recorder, S3Object, Stored
 from docferry.simulator.sigv4 import Credentials, S3Error, Signable, presign, verify
 
-#: The bytes of a larger object are hashed and counted, but not kept.
+#: The bytes of a larger object are hashed and counted, but not stored.
 MAX_KEPT_SIZE = 64 * 1024 * 1024
 _MAX_PUT_SIZE = 5 * 1024**3
 
@@ -27,7 +27,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class S3:
-    """The object store; `sign` makes its URLs."""
+    """Simulate the object store; `sign` creates its URLs."""
 
     def __init__(
         self,

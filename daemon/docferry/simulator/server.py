@@ -44,11 +44,11 @@ _S3_CODES |= {413: "EntityTooLarge", 429: "SlowDown", 500: "InternalError", 503:
 
 
 class Simulator:
-    """A local Codat, Wootiv and S3 whose record can be read at any time, from any thread.
+    """Simulate Codat, Wootiv and S3 locally, with a record that any thread can read at any time.
 
-    `content` says how much of each file is kept: its bytes and digests ("keep"), its digests ("digest"), or its size
-    ("count"). Without bytes no ZIP and no GET has content. Without digests no ETag is an MD5, and an Idempotency-Key is
-    compared by the heads of parts alone.
+    `content` selects the stored content of each file: its bytes and digests ("keep"), its digests ("digest"), or its
+    size ("count"). Without bytes no ZIP and no GET has content. Without digests no ETag is an MD5, and an
+    Idempotency-Key compares only the heads of parts.
     """
 
     def __init__(
@@ -81,38 +81,38 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """The base URL."""
+        """Return the base URL."""
         host, port = self._address
         return f"{'https' if self._ssl is not None else 'http'}://{host}:{port}"
 
     @property
     def stored(self) -> list[Stored]:
-        """Every file stored by now, in order. For S3 each PUT counts; `objects` has the current ones."""
+        """Return every file stored by now, in order. For S3 each PUT counts; `objects` has the current ones."""
         return list(self.recorder.stored)
 
     @property
     def objects(self) -> dict[tuple[str, str], S3Object]:
-        """The objects in S3 by now, by bucket and key."""
+        """Return the present objects in S3, by bucket and key."""
         return dict(self.recorder.objects)
 
     @property
     def requests(self) -> Counter[str]:
-        """The number of requests by route."""
+        """Return the number of requests by route."""
         return self.recorder.requests
 
     @property
     def log(self) -> deque[RequestSeen]:
-        """The latest requests."""
+        """Return the latest requests."""
         return self.recorder.log
 
     @property
     def peak_concurrency(self) -> Counter[str]:
-        """The largest number of concurrent requests by company."""
+        """Return the largest number of concurrent requests by company."""
         return self.codat.limits.peak_concurrency
 
     @property
     def credentials(self) -> Credentials:
-        """The credentials that the simulated S3 accepts."""
+        """Return the credentials that the simulated S3 accepts."""
         return self.s3.credentials
 
     # changes
@@ -126,7 +126,7 @@ class Simulator:
         uploaded: datetime | str | None = None,
         integration: str | None = None,
     ) -> Stored:
-        """Store a file as a customer does on Codat's page. `uploaded` as a string is listed as it is."""
+        """Store a file like a customer on Codat's page. A string as `uploaded` is listed unchanged."""
         at = self.clock.now()
         if isinstance(uploaded, datetime):
             at = uploaded.timestamp()
@@ -138,7 +138,7 @@ class Simulator:
         return stored
 
     def remove_company_file(self, company: str, name: str) -> None:
-        """Remove a file of Codat, as no request can."""
+        """Remove a file of Codat, which no request can do."""
         self.codat.remove(company, name)
 
     def remove_object(self, key: str, bucket: str = "wootiv-documents") -> None:
@@ -146,7 +146,7 @@ class Simulator:
         self.recorder.objects.pop((bucket, key), None)
 
     def put_object(self, key: str, content: bytes, bucket: str = "wootiv-documents") -> S3Object:
-        """Store an object as another program does."""
+        """Store an object like another program."""
         sink = self.s3.sink()
         sink.write(content)
         return self.s3.keep(bucket, key, sink, "binary/octet-stream")
@@ -158,7 +158,7 @@ class Simulator:
     def refuse(self, seconds: float, mode: str = "refuse", close_open: bool = True) -> None:
         """Refuse connections for some seconds: by a closed port, or ("reset") by an RST after accepting.
 
-        `close_open` resets open connections too. Any thread may call it; it returns when connections are refused.
+        `close_open` also resets open connections. Any thread may call it; it returns once connections are refused.
         """
         if self._loop is None:
             raise RuntimeError("the simulator does not serve yet")
@@ -175,7 +175,7 @@ class Simulator:
         done.result()
 
     def reset(self) -> None:
-        """Forget all requests, files and faults, and restore the default options."""
+        """Remove all requests, files and faults, and restore the default options."""
         self.recorder.reset()
         self.codat.reset()
         self.rules.replace(())
@@ -199,7 +199,7 @@ class Simulator:
 
                 def on_accept(client: socket.socket) -> None:
                     connection = Connection(client, self.clock)
-                    self._connections.add(connection)  # before any await, so that `refuse` can reset it
+                    self._connections.add(connection)  # before any await, so that `refuse` can reset the connection
                     group.start_soon(self._serve_connection, connection)
 
                 with Listener(listener, on_accept) as self._listener:

@@ -12,14 +12,14 @@ from urllib.parse import quote, unquote
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 MAX_LIFETIME_S = 7 * 24 * 3600
-#: How far a signature may be ahead of the server's clock.
+#: The allowed lead of a signature over the server's clock.
 _MAX_CLOCK_SKEW_S = 900.0
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The key pair that the simulated S3 accepts."""
+    """Hold the key pair that the simulated S3 accepts."""
 
     access_key: str = "AKIADOCFERRYSIMULATE"
     secret_key: str = "docferry-simulated-secret-key"  # noqa: S105 - public on purpose
@@ -35,7 +35,7 @@ class Credentials:
 
 
 class S3Error(Exception):
-    """Raised for an error response of S3: status, Code and Message of its XML."""
+    """Report an error response of S3: status, Code and Message of its XML."""
 
     def __init__(self, status: int, code: str, message: str, **extra: str) -> None:
         super().__init__(message)
@@ -47,10 +47,10 @@ class S3Error(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Signable:
-    """The parts of a request that a signature covers."""
+    """Hold the parts of a request that a signature covers."""
 
     method: str
-    path: str  # as sent
+    path: str  # unchanged
     parameters: Sequence[tuple[str, str]]
     headers: Mapping[str, str]  # names in lower case
 

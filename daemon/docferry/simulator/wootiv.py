@@ -1,4 +1,4 @@
-"""Simulate Wootiv: it signs S3 URLs, and accepts files itself."""
+"""Simulate Wootiv: sign S3 URLs, and accept files directly."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Wootiv:
         return Response.of_json(200, signed(request.base, name))
 
     def put_url(self, base: str, name: str) -> dict[str, Any]:
-        """Return the response that names a signed URL for a PUT."""
+        """Return the response with a signed URL for a PUT."""
         content_type = {"content-type": _media_type(name)} if self._options.sign_content_type else {}
         url = self._s3.sign("PUT", base, BUCKET, name, content_type)
         fields = {"bucket": BUCKET, "key": name, "Policy": ""}

@@ -1,1 +1,1 @@
-"""The queue's database: every SQL statement of docferry and the rules for running them."""
+"""Store the queue in a database: every SQL statement of docferry and the rules for running them."""

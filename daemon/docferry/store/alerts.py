@@ -1,4 +1,4 @@
-"""The conditions that last and who was told of them, kept over restarts; and which of them are silenced."""
+"""Store conditions, the deliveries to each receiver, and silences across restarts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from docferry.store.database import Database
 
 
 class Observed(StrEnum):
-    """How far a condition got."""
+    """Name the progress of a condition."""
 
-    PENDING = "pending"  # it was seen, and has not lasted long enough
+    PENDING = "pending"  # present, but not yet for long enough
     FIRING = "firing"
-    RESOLVED = "resolved"  # it was firing, and has been gone for long enough
-    NOTE = "note"  # a digest: it is told once, and neither lasts nor ends
+    RESOLVED = "resolved"  # was firing, and is absent for long enough
+    NOTE = "note"  # a digest: sent once, without duration and end
 
 
 @dataclass(slots=True)
 class AlertDelivery:
-    """What one receiver was told of one alert."""
+    """Describe the last delivery of one alert to one receiver."""
 
     delivered: Observed | None = None
-    at: float = 0.0  # when it was told, wall seconds
-    tries: int = 0  # attempts since then, all of which failed
+    at: float = 0.0  # the time of delivery, wall seconds
+    tries: int = 0  # attempts since then, all failed
 
 
 @dataclass(slots=True)
 class Alert:
-    """One condition from its first sighting to its end. Times are wall seconds."""
+    """Describe one condition from its beginning to its end. Times are wall seconds."""
 
     key: str
     since: float
@@ -43,18 +43,21 @@ class Alert:
     advice: str
     observed: Observed
     last_seen: float
-    changed: float  # when `observed` became what it is
-    ended: float | None = None  # since when it has not been seen; None: it is there
+    changed: float  # the time of the last change of `observed`
+    ended: float | None = None  # the time since which it is absent; None while present
     deliveries: dict[str, AlertDelivery] = field(default_factory=dict)  # by receiver
 
     @property
     def event(self) -> str:
-        """The first part of the key."""
+        """Return the first part of the key."""
         return self.key.partition("/")[0]
 
 
 class Alerts:
-    """The tables alert, alert_delivery and alert_silence. `host`: whose conditions, in a queue of several hosts."""
+    """Access the tables alert, alert_delivery and alert_silence.
+
+    `host` selects conditions in a queue of several hosts.
+    """
 
     def __init__(self, database: Database, host: str = "") -> None:
         self._database = database
@@ -76,7 +79,7 @@ class Alerts:
         return await self._database.read(work)
 
     async def replace(self, alerts: Sequence[Alert]) -> None:
-        """Keep exactly these alerts, in one commit. The caller may change them meanwhile."""
+        """Store exactly these alerts, in one commit. The caller may change them in the meantime."""
         rows = [
             {
                 "host": self.host,
@@ -117,16 +120,16 @@ class Alerts:
         await self._database.write(work)
 
     async def uploaded_since(self, moment: float) -> int:
-        """Return how many transfers were sent since then."""
+        """Return the number of transfers sent since a time, wall seconds."""
         (number,) = await self._database.fetch_one(_UPLOADED, {"moment": moment})
         return int(number)
 
     async def silences(self, now: float) -> dict[str, float]:
-        """Return the silences that last, as key patterns with the wall seconds at which they end."""
+        """Return the active silences: key patterns with the wall seconds of their ends."""
         return dict(await self._database.fetch_all(_SILENCES, {"now": now}))
 
     async def silence(self, pattern: str, until: float, now: float) -> None:
-        """Tell nobody of conditions whose key fits `pattern` until then; a time in the past ends a silence."""
+        """Silence conditions whose key matches `pattern` until a time; a time in the past ends a silence."""
 
         def work(transaction: Transaction) -> None:
             transaction.execute(_FORGET_SILENCES, {"now": now, "key": pattern})
@@ -137,7 +140,7 @@ class Alerts:
 
 
 def _alert(*row: Any) -> Alert | None:
-    """Return a row as an alert; None when something else than docferry wrote it."""
+    """Return a row as an alert; None if it is not in docferry's format."""
     key, since, labels, summary, advice, observed, last_seen, changed, ended = row
     try:
         return Alert(

@@ -1,8 +1,8 @@
-"""Claims: the lanes that have work, and the leases of their transfers and of companies.
+"""Claim transfers: find lanes with work, and lease their transfers and companies.
 
-On PostgreSQL a process claims transfers of a company only while no other process has transfers of it in flight: the
-limit of concurrent requests, and the counts of a lookup, belong to the whole company. The row of the company in
-`company_lease` decides between claims at the same time, and lets processes take turns.
+On PostgreSQL a process claims transfers of a company only while no other process has transfers of it in flight. The
+limit of concurrent requests and the counts of a lookup need this, because they apply to the whole company. The row in
+`company_lease` decides between simultaneous claims, and makes processes take turns.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from docferry.model import RemoteName, State, Target, Transfer
 from docferry.store.connection import ByDialect, Transaction
 from docferry.store.server_clock import SERVER_NOW
 
-#: A process keeps a company for so long although another one asks for it, seconds.
+#: The time that a process keeps a company while another one asks for it, seconds.
 TURN_S: Final = 5.0
-#: A process that asked longer ago no longer waits for the company, seconds.
+#: A request for a company older than this no longer counts, seconds.
 ASKED_S: Final = 5.0
-#: How often the wish for a company is written again, seconds.
+#: The interval at which a request for a company is repeated, seconds.
 ASK_AGAIN_S: Final = 1.0
 
 COLUMNS: Final = (
@@ -33,18 +33,18 @@ COLUMNS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The due transfers of one lane of one mapping."""
+    """Describe the due transfers of one lane of one mapping."""
 
     mapping: str
     lane: str
-    due: float  # the earliest, wall seconds
+    due: float  # the earliest due time, wall seconds
     doubtful: bool
     elsewhere: bool = False  # another process has transfers of the company in flight
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The number of transfers to claim from a lane."""
+    """Select a number of transfers to claim from a lane."""
 
     lane: Lane
     most: int
@@ -100,9 +100,8 @@ def transfer_of(*row: Any) -> Transfer:
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)
 
 
-# The earliest due row of each (mapping, lane), found by a loose index scan: its cost depends on the number of lanes and
-# not on that of rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would
-# read row by row.
+# Find the earliest due row of each (mapping, lane) by a loose index scan, whose cost depends on the lanes, not on the
+# rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would read row by row.
 _LANES = """
 WITH RECURSIVE lane(mapping, lane, due) AS (
   SELECT * FROM (SELECT mapping, lane, next_attempt FROM transfer WHERE state = '{state}'
@@ -116,7 +115,7 @@ WITH RECURSIVE lane(mapping, lane, due) AS (
 )
 SELECT mapping, lane, due, {elsewhere} FROM lane
 """
-# Companies of which another process has transfers in flight.
+# Select companies of which another process has transfers in flight.
 _BUSY = """
 SELECT remote || '/' || company_id FROM transfer WHERE state IN ('leased', 'sending', 'asking')
   AND lease_owner <> :owner AND company_id IS NOT NULL
@@ -136,9 +135,9 @@ WHERE id IN (
   LIMIT :room)
 RETURNING {columns}
 """
-# The statement reads one snapshot. A company's row that another claim has changed since then has another number of
-# claims, and is left to that claim. PostgreSQL may run an uncorrelated subquery again for each row, so the chosen rows
-# are materialised first.
+# The statement reads one snapshot. If another claim has changed a company's row since then, its number of claims
+# differs, and the company is left to that claim. PostgreSQL may run an uncorrelated subquery again for each row, so the
+# chosen rows are materialised first.
 _CLAIM_COMPANIES = """
 WITH asked AS (
   SELECT DISTINCT a.company, s.owner, s.since, s.asked
@@ -181,4 +180,4 @@ UPDATE company_lease SET asked = {SERVER_NOW} WHERE company IN (
   SELECT company FROM company_lease WHERE company = ANY(:companies) AND owner <> :owner
     AND (asked IS NULL OR asked < {SERVER_NOW} - {ASK_AGAIN_S})
   FOR UPDATE SKIP LOCKED)
-""")  # noqa: S608 - our own terms
+""")  # noqa: S608 - constant terms

@@ -8,18 +8,18 @@ from docferry.clock import boot_id
 from docferry.store import cursors
 from docferry.store.connection import Transaction
 
-#: A smaller change of the wall clock is drift, seconds.
+#: The smallest change of the wall clock that counts as a jump, not as drift, seconds.
 JUMP_S = 30.0
-#: A jump is noticed within this time, so that a row written closer to the new time has the new time. Seconds.
+#: The longest delay until a jump is noticed, seconds: rows written this close to the new time are already correct.
 NOTICED_S = 10.0
-#: Age after which no lookup counts a sent transfer, seconds.
+#: The age from which no lookup counts a sent transfer, seconds.
 _COUNTED_S = 7 * 86_400.0
-#: Age that a transfer may really have if a wrong clock wrote it, seconds.
+#: The largest possible age of a transfer whose time a wrong clock wrote, seconds.
 _ANY_TIME_S = 30 * 86_400.0
 
 
 def shift_times(transaction: Transaction, drift: float, now: float) -> float:
-    """Shift all times that still matter, and return the jump in seconds.
+    """Shift all relevant times, and return the jump in seconds.
 
     `drift` is the wall clock minus the steady clock. Returns 0.0 if it did not change or another process shifted the
     times.
@@ -40,23 +40,22 @@ def shift_times(transaction: Transaction, drift: float, now: float) -> float:
 
 
 def reset_future_rows(transaction: Transaction, now: float) -> int:
-    """Make transfers due that were written later than now, and return their number.
+    """Make transfers with a time in the future due, and return their number.
 
-    Nobody knows by how much that clock was wrong, so each may have been sent at any time, and `list_lag` counts from
-    now.
+    The error of the clock is unknown, so each may have been sent at any time, and `list_lag` counts from now.
     """
     changed = transaction.execute(_RESET_FUTURE, {"now": now, "limit": now + 60, "any_time": now - _ANY_TIME_S})
     transaction.execute(_RESET_FUTURE_GATES, {"limit": now + 60})
     return changed
 
 
-# All hosts of a PostgreSQL queue keep its server's time, and each will notice the same jump.
+# All hosts of a PostgreSQL queue use the server's time, and each notices the same jump.
 _SHIFT_OTHERS = text("""
 UPDATE cursor SET value = CAST(CAST(value AS DOUBLE PRECISION) + :jump AS TEXT)
 WHERE key >= 'clock/' AND key < 'clock0' AND key <> :key
 """)
-# Each state is read through its own partial index, so that a million sent rows are not read. Leases of dead owners and
-# undecidable transfers are included, because they can become doubtful.
+# Each state is read through its own partial index, to skip a million sent rows. Leases of dead owners and undecidable
+# transfers are included, because they can become doubtful.
 _RESET_FUTURE = text("""
 UPDATE transfer SET next_attempt = :now, updated = :now,
   first_sent = CASE WHEN first_sent > :any_time THEN :any_time ELSE first_sent END,
@@ -73,7 +72,7 @@ _SHIFT = (
       updated = updated + :jump, first_sent = first_sent + :jump, last_sent = last_sent + :jump
     WHERE state NOT IN ('sent', 'gone') AND abs(updated - :now) > :noticed
     """),
-    # Rows that were written after the jump by a try that began before it.
+    # Exclude rows written after the jump by an attempt that began before it.
     text("""
     UPDATE transfer SET first_sent = CASE WHEN first_sent > :now THEN :now ELSE first_sent END,
       due_since = CASE WHEN due_since > :now THEN :now ELSE due_since END

@@ -1,4 +1,4 @@
-"""One database connection in its own thread, and the transaction that a unit of work receives."""
+"""Run a database connection in its own thread, and define the transaction passed to a unit of work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Parameters = Mapping[str, Any]
 Work = Callable[["Transaction"], T]
 
 NO_PARAMETERS: Parameters = {}
-#: Rows that `Transaction.fetch_pieces` holds in memory at a time.
+#: The largest number of rows that `Transaction.fetch_pieces` holds in memory.
 PIECE_ROWS = 4096
 _ANY = re.compile(r"= ANY\(:(\w+)\)")
 _ALL = re.compile(r"<> ALL\(:(\w+)\)")
@@ -48,13 +48,13 @@ def storable(value: object) -> object:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text; libpq's errors have several."""
+    """Return the first line of an error's text, because libpq's errors have several."""
     return str(error).strip().partition("\n")[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByDialect:
-    """A statement that the databases spell differently."""
+    """Hold the variants of a statement for each database."""
 
     sqlite: TextClause
     postgresql: TextClause
@@ -64,15 +64,15 @@ Statement = TextClause | ByDialect
 
 
 class CommitUnknown(DocferryError):
-    """The connection was lost during COMMIT: only the database knows whether the transaction was committed."""
+    """Report that the connection was lost during COMMIT: only the database knows the result."""
 
 
 class Translation:
-    """A statement as one database wants it, and the names of its list parameters.
+    """Hold a statement translated for one database, and the names of its list parameters.
 
     Statements are written in PostgreSQL's dialect. SQLite has no arrays: `= ANY(:ids)` and `<> ALL(:ids)` read a JSON
-    array there. `position(:part IN column)` is `instr(column, :part)`. Its versions before 3.39 spell
-    `IS DISTINCT FROM` as `IS NOT`. It indexes paths themselves: `sha256(folder)` is `folder`.
+    array there. `position(:part IN column)` becomes `instr(column, :part)`. Versions before 3.39 write `IS DISTINCT
+    FROM` as `IS NOT`. SQLite indexes paths themselves, so `sha256(folder)` becomes `folder`.
     """
 
     __slots__ = ("lists", "sql")
@@ -95,14 +95,14 @@ class Translation:
 class Transaction:
     """Run statements on one connection.
 
-    SQLAlchemy translates a statement once; the driver's cursor then runs the translated text. A small UPDATE costs
-    2 µs this way. It costs 16 µs through `sqlalchemy.Connection.execute`, and 37 µs through aiosqlite, which changes
+    SQLAlchemy translates a statement once; the driver's cursor then runs the translated text. A small UPDATE costs 2 µs
+    by this method. It costs 16 µs through `sqlalchemy.Connection.execute`, and 37 µs through aiosqlite, which changes
     threads for each statement.
     """
 
     __slots__ = ("_dialect", "_translations", "driver")
 
-    #: Whether `json_to_recordset` exists, and a statement is a round trip to a server.
+    #: Whether `json_to_recordset` exists; each statement is then a round trip to a server.
     has_recordsets = False
 
     def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
@@ -111,15 +111,15 @@ class Transaction:
         self._translations: dict[Statement, Translation] = {}
 
     def start(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Any:
-        """Run a statement without waiting for its result, and return the cursor with it.
+        """Start a statement without waiting for its result, and return the cursor for the result.
 
-        A server gets such statements together with the next one. Their errors are raised when a later result is read,
-        at the latest by the commit.
+        Such statements are sent to a server together with the next one. Their errors are raised when a later result is
+        read, at the latest by the commit.
         """
         return self._run(statement, parameters)
 
     def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
-        """Run a statement and return the number of rows that it changed."""
+        """Run a statement and return the number of changed rows."""
         return int(self._run(statement, parameters).rowcount)
 
     def execute_many(self, statement: Statement, rows: Sequence[Parameters]) -> None:
@@ -147,7 +147,8 @@ class Transaction:
         cursor = self.driver.cursor()
         try:
             cursor.execute(translated.sql, parameters)
-        except (OverflowError, UnicodeEncodeError):  # raised before the statement runs, by a value from outside
+        # raised before the statement runs, by an invalid value from outside
+        except (OverflowError, UnicodeEncodeError):
             cursor.execute(translated.sql, {name: storable(value) for name, value in parameters.items()})
         return cursor
 
@@ -159,7 +160,10 @@ class Transaction:
 
 
 class ThreadConnection:
-    """A connection that lives in its own thread. Each unit of work is one transaction and one visit to that thread."""
+    """Hold a connection that lives in its own thread.
+
+    Each unit of work is one transaction and one call in that thread.
+    """
 
     def __init__(self, engine: Engine, begin: str) -> None:
         self._engine = engine
@@ -203,11 +207,11 @@ class ThreadConnection:
             except Exception as error:
                 if not is_old or isinstance(error, CommitUnknown) or not self._is_lost(error):
                     raise
-                self._disconnect()  # it was cut while it was idle, or before the commit
+                self._disconnect()  # the connection was lost while idle, or before the commit
                 return self._run_in(self._connect(), work)
         except Exception as error:
             if self._is_lost(error) or self._serves_no_writes(error):
-                self._disconnect()  # the next unit of work connects again, perhaps to another server
+                self._disconnect()  # the next unit of work reconnects, perhaps to another server
             raise
 
     def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
@@ -216,7 +220,7 @@ class ThreadConnection:
             driver.cursor().execute(self._begin)
             value = work(transaction)
         except Exception:
-            with contextlib.suppress(self._errors):  # the first error tells more
+            with contextlib.suppress(self._errors):  # the first error has the cause
                 driver.rollback()
             raise
         try:
@@ -231,7 +235,7 @@ class ThreadConnection:
     def _is_lost(self, error: Exception) -> bool:
         """Return whether an error means the end of the connection.
 
-        pgbouncer and a server that shuts down say so before they close it.
+        pgbouncer and a server that shuts down report an error before they close the connection.
         """
         dialect: Any = self._engine.dialect
         cause = error.__cause__ if isinstance(error, CommitUnknown) else error

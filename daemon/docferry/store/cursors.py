@@ -1,4 +1,4 @@
-"""Progress that outlives a restart, by key."""
+"""Store progress across restarts, by key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated = excluded.updat
 
 
 class Cursors:
-    """The cursor table."""
+    """Access the cursor table."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -28,7 +28,7 @@ class Cursors:
         return None if row is None else str(row[0])
 
     async def get_all(self, prefix: str) -> dict[str, str]:
-        """Return all values whose key begins with `prefix`, by key."""
+        """Return all values by key, for keys with this prefix."""
         return dict(await self._database.fetch_all(_GET_ALL, {"first": prefix, "last": prefix + "\U0010ffff"}))
 
     async def set(self, key: str, value: str) -> None:

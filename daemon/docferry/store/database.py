@@ -1,4 +1,4 @@
-"""The queue's database: one writer that commits gathered work together, and readers beside it."""
+"""Open the queue's database: one writer that commits collected work together, and readers beside it."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Pauses before work is repeated that met a full disk, a lock or a server that is away: the first and the longest,
-#: seconds. Each is longer than the one before by `RETRY_FACTOR`.
+#: The first and the longest pause before work is repeated after a full disk, a lock or an unreachable server, seconds.
+#: Each pause is longer than the previous one by `RETRY_FACTOR`.
 RETRY_PAUSE_S = 1.0
 LONGEST_RETRY_PAUSE_S = 5.0
 RETRY_FACTOR = 1.5
-#: A commit that lasts longer is reported, seconds. SQLite waits longer for the lock of another program.
+#: A longer commit is reported, seconds. SQLite waits longer for the lock of another program.
 SILENT_S = 40.0
-#: Largest number of units of work in one commit. It bounds the length of a commit.
+#: The largest number of units of work in one commit, to limit its duration.
 MAX_GATHERED = 256
-#: Passes of the event loop between two commits.
+#: Iterations of the event loop between two commits.
 YIELDS = 8
-#: Reads that run at the same time; a further one waits.
+#: The largest number of concurrent reads.
 READERS = 4
 
 
@@ -60,41 +60,40 @@ class _Request:
 
 
 class Backend(Protocol):
-    """The differences between the databases: `sqlite.SqliteFile` and `postgresql.PostgresServer`."""
+    """Define the differences between the databases: `sqlite.SqliteFile` and `postgresql.PostgresServer`."""
 
-    #: How often the server was replaced by another one.
+    #: The number of times that another server replaced this one.
     replacements: int
-    #: Files that are older may have been sent by a lost queue. Wall seconds; 0.0: there is none.
+    #: A lost queue may have sent files older than this, wall seconds; 0.0: there is none.
     adopt_before: float
 
     def connection(self, *, writer: bool) -> ThreadConnection:
-        """Return a connection that is not open yet."""
+        """Return an unopened connection."""
 
     def assert_unchanged(self) -> None:
         """Raise DatabaseLost if the database is no longer the one that was opened."""
 
     def stamp(self) -> tuple[int, int] | None:
-        """Return a value that changes with every commit of another process, or None if there is none."""
+        """Return a value that changes with every commit of another process, or None if there is no such value."""
 
     def alarm(self) -> str | None:
         """Return a message about a condition that an operator must know, or None."""
 
     def is_transient(self, error: BaseException) -> bool:
-        """Return whether waiting may cure an error of the driver."""
+        """Return whether waiting may resolve an error of the driver."""
 
     def explain(self, error: Exception) -> Exception:
-        """Return an error with a remedy, or the same error."""
+        """Return an error with a fix, or the same error."""
 
     def busy(self, error: BaseException) -> DatabaseBusy:
-        """Return the error for a caller that waited long enough."""
+        """Return the error for a caller whose time limit has passed."""
 
 
 class Database:
     """Read snapshots and write durably.
 
-    `read` and `write` run a unit of work, a function of a `Transaction`, in a database thread. The function must
-    touch nothing but its transaction and its own data. `fetch_all`, `fetch_one`, `execute` and `execute_many` run
-    one statement.
+    `read` and `write` run a unit of work, a function of a `Transaction`, in a database thread. The function must use
+    only its transaction and its own data. `fetch_all`, `fetch_one`, `execute` and `execute_many` run one statement.
 
     Group commit: the writer runs all waiting units of work in one transaction and commits them together, with
     synchronous FULL. If one unit fails, the writer undoes the commit and runs each unit alone.
@@ -102,7 +101,7 @@ class Database:
 
     def __init__(self, backend: Backend, patience_s: float = float("inf"), host: str | None = None) -> None:
         self.receipts = ReceiptWriter(host)
-        self._trouble: str | None = None  # why the writer is pausing
+        self._trouble: str | None = None  # the reason for a pause of the writer
         self._commit_began: float | None = None  # seconds on the event loop's clock
         self._backend = backend
         self._patience_s = patience_s
@@ -118,7 +117,7 @@ class Database:
         self._ended = False
 
     async def read(self, work: Work[T]) -> T:
-        """Run `work` on a snapshot. Waits for a server that is away, as `write` does."""
+        """Run `work` on a snapshot. Waits for an unreachable server, like `write`."""
         began, pauses = anyio.current_time(), retry_pauses()
         while True:
             try:
@@ -129,7 +128,7 @@ class Database:
                     finally:
                         self._idle.append(reader)
             except Exception as error:
-                # A read has nothing to commit, so that it is repeated whatever its COMMIT met.
+                # A read has nothing to commit, so it can be repeated after any result of COMMIT.
                 if isinstance(error, CommitUnknown) or self._backend.is_transient(error):
                     if not self._closing and anyio.current_time() - began < self._patience_s:
                         await anyio.sleep(next(pauses))
@@ -141,10 +140,10 @@ class Database:
                 raise explained from error
 
     async def write(self, work: Work[T], started: Callable[[], None] | None = None) -> T:
-        """Run `work` and return when it is committed.
+        """Run `work` and return after its commit.
 
-        A cancellation does not interrupt it, so the caller always learns the result. `started` is called on the event
-        loop directly before the commit begins.
+        A cancellation does not interrupt the work, so the caller always gets the result. `started` is called on the
+        event loop directly before the commit begins.
         """
         if self._ended:
             raise StateError("the database is closed; nothing more can be written")
@@ -155,7 +154,7 @@ class Database:
             await request.done.wait()
         if request.error is not None:
             raise request.error
-        return request.value  # type: ignore[no-any-return]  # the queue does not keep the type of `work`
+        return request.value  # type: ignore[no-any-return]  # the queue loses the result type of `work`
 
     async def fetch_all(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """Return all rows of a reading statement as tuples."""
@@ -166,7 +165,7 @@ class Database:
         return await self.read(lambda transaction: transaction.fetch_one(statement, parameters))
 
     async def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
-        """Commit a writing statement and return the number of rows that it changed."""
+        """Commit a writing statement and return the number of changed rows."""
         return await self.write(lambda transaction: transaction.execute(statement, parameters))
 
     async def execute_many(self, statement: Statement, rows: Sequence[Parameters]) -> None:
@@ -181,7 +180,7 @@ class Database:
     async def serve(self, opened: anyio.Event) -> None:
         """Set `opened`, and run the writer until `close` was called and no work waits.
 
-        The writer is shielded, because cancelled tasks still write the state that they leave behind.
+        The writer is shielded, because cancelled tasks still write their final states.
         """
         with anyio.CancelScope(shield=True):
             try:
@@ -201,7 +200,7 @@ class Database:
     async def _serve(self) -> None:
         while self._queue or not self._closing:
             if self._queue:
-                for _ in range(YIELDS):  # tasks that the last commit has awakened can join this one
+                for _ in range(YIELDS):  # let tasks awakened by the last commit join this one
                     await checkpoint()
                 gathered = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GATHERED))]
                 self._commit_began = anyio.current_time()
@@ -213,30 +212,30 @@ class Database:
 
     @property
     def unknown_commits(self) -> int:
-        """Number of times at which this process lost track of its leases.
+        """Return the number of times at which this process lost track of its leases.
 
-        A commit had an unknown result, or the server was replaced. The owner of leases changes with it, see
+        A commit had an unknown result, or the server was replaced. The owner of leases changes with this number, see
         `Transfers.owner`.
         """
         return self._lost_commits + self._backend.replacements
 
     @property
     def adopt_before(self) -> float:
-        """The time until which a file may have been sent by a lost queue, wall seconds; 0.0: there is none."""
+        """Return the time until which a lost queue may have sent a file, wall seconds; 0.0 if there is none."""
         return self._backend.adopt_before
 
     @property
     def stamp(self) -> tuple[int, int, int] | None:
-        """A value that changes with every commit, also of other processes; None while that cannot be told.
+        """Return a value that changes with every commit, also of other processes; None while it is unknown.
 
-        The number of own commits is part of it: a file's time may be set long after its commit.
+        The value includes the number of own commits: a file's time may be set long after its commit.
         """
         found = self._backend.stamp()
         return None if found is None else (self._commits, *found)
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be written now, or None. A server or a pooler may also keep silent."""
+        """Return why no write is possible now, or None. A silent server or pooler also counts."""
         began = self._commit_began
         if self._trouble is None and began is not None and anyio.current_time() - began > SILENT_S:
             return f"the database has not answered for {SILENT_S:g} s or more"
@@ -244,7 +243,7 @@ class Database:
 
     @property
     def alarm(self) -> str | None:
-        """The condition that an operator must know: the writer pauses, or the log grows without end."""
+        """Return the condition that an operator must know: the writer pauses, or the log grows without limit."""
         return self.trouble or self._backend.alarm()
 
     def stop_waiting(self) -> None:
@@ -253,11 +252,11 @@ class Database:
 
     @property
     def has_stopped_waiting(self) -> bool:
-        """Whether `stop_waiting` was called."""
+        """Return whether `stop_waiting` was called."""
         return not self._patience_s
 
     def close(self) -> None:
-        """Let the writer end after the work that waits now."""
+        """End the writer after the waiting work."""
         self._closing = True
         self._wake.set()
 
@@ -267,7 +266,7 @@ class Database:
             await connection.close()
 
     async def _close_idle_readers(self) -> None:
-        """Close the readers that do nothing: they may lead to a server that is the primary no longer."""
+        """Close the idle readers: their server may no longer be the primary."""
         idle, self._idle = self._idle, []
         for reader in idle:
             await reader.close()
@@ -287,7 +286,7 @@ class Database:
         pauses = retry_pauses()
         while (error := await self._try_commit(gathered)) is not None:
             if isinstance(error, CommitUnknown):
-                # Repeat it: a transition that was made is not made twice, and its lease is found lost.
+                # Repeat the work: a completed transition is not repeated, because its lease is found lost.
                 self._lost_commits += 1
             elif self._closing or not self._backend.is_transient(error):
                 await self._fail(gathered, error)
@@ -310,7 +309,7 @@ class Database:
 
         try:
             await self._writer.run(work)
-        except Exception as error:  # noqa: BLE001 - it is raised in the task that asked
+        except Exception as error:  # noqa: BLE001 - raised in the requesting task
             return error
         return None
 
@@ -335,7 +334,7 @@ class Database:
 
 
 def retry_pauses() -> Iterator[float]:
-    """Yield the growing pauses between tries, seconds. A tenth is random, so that hosts do not return together."""
+    """Yield growing pauses between attempts, seconds. A tenth is random, so that hosts do not return together."""
     pause = RETRY_PAUSE_S
     while True:
         yield pause * random.uniform(0.9, 1.0)  # noqa: S311 - jitter, not cryptography
@@ -348,15 +347,16 @@ async def open_database(
 ) -> AsyncIterator[Database]:
     """Open a SQLite file (a path) or a PostgreSQL database (a URL); create or upgrade it first.
 
-    Raises StateError if it cannot be used.
+    Raises StateError if the database cannot be used.
 
-    The writer waits `patience_s` seconds for a full disk or a lock: a daemon for ever, an interactive command briefly.
+    The writer waits `patience_s` seconds for a full disk or a lock: a daemon without limit, an interactive command
+    briefly.
     """
     host = host or platform.node()
     database = Database(await anyio.to_thread.run_sync(_prepare, location, host), patience_s, host)
     try:
         async with anyio.create_task_group() as group:
-            try:  # the writer ends only when it is closed, also if this is cancelled while it opens
+            try:  # the writer ends only after `close`, also if this opening is cancelled
                 opened = anyio.Event()
                 group.start_soon(database.serve, opened, name="database writer")
                 await opened.wait()
@@ -364,7 +364,7 @@ async def open_database(
             finally:
                 database.close()
     finally:
-        with anyio.CancelScope(shield=True):  # an open connection is a thread, and the interpreter would wait for it
+        with anyio.CancelScope(shield=True):  # an open connection has a thread, and the interpreter would wait for it
             await database.dispose()
 
 
@@ -378,7 +378,7 @@ def _prepare(location: Path | str, host: str) -> Backend:
 def prepare_server(url: str, host: str) -> PostgresServer:
     """Return a PostgreSQL server after creating or upgrading its schema for a host.
 
-    Raises StateError if it cannot be used.
+    Raises StateError if the server cannot be used.
     """
     server: PostgresServer = _driver().prepare(url, host)
     return server
@@ -392,7 +392,7 @@ def open_server(url: str) -> PostgresServer:
 
 def _driver() -> ModuleType:
     try:
-        from docferry.store import postgresql  # only where it is used: its driver is an extra
+        from docferry.store import postgresql  # imported here, because its driver is an extra
     except ImportError as error:
         raise StateError(
             "database_url needs the PostgreSQL driver; install it with: pip install 'docferry[postgresql]'"

@@ -1,4 +1,4 @@
-"""Documents of the mapped folders: one present row for each path, written by the planner and compared by every scan."""
+"""Store documents of the mapped folders: one present row for each path, written by the planner, compared by scans."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from docferry.store.database import Database
 from docferry.store.enqueue import Applied, Planned
 from docferry.store.old_copy import adopted
 
-#: name, size, mtime_ns and ctime_ns of a file, as `files.scan` gives them.
+#: name, size, mtime_ns and ctime_ns of a file, from `files.scan`.
 FileEntry = tuple[bytes, int, int, int]
 
 
 @dataclass(slots=True)
 class Differences:
-    """Differences between folders on the disk and their documents."""
+    """Hold the differences between folders on the disk and their documents."""
 
-    known: int = 0  # files that have an unchanged document
+    known: int = 0  # files with an unchanged document
     fresh: list[SeenFile] = field(default_factory=list)  # new or changed files
     gone: list[bytes] = field(default_factory=list)  # paths of documents whose file is absent
 
 
 class Place(NamedTuple):
-    """A present file that contains a transfer's bytes."""
+    """Describe a present file that contains a transfer's bytes."""
 
     document_id: int
     mapping: str
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Documents:
-    """The document table."""
+    """Access the document table."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -48,9 +48,9 @@ class Documents:
         self._clock = clock
 
     async def differences(self, mapping: str, seen: Sequence[tuple[bytes, Sequence[FileEntry]]]) -> Differences:
-        """Compare folders with their documents. Each folder comes with all files that a scan found in it.
+        """Compare folders with their documents. Each folder is given with all files of a scan.
 
-        The database thread compares folder by folder, so that only differences are passed on.
+        The database thread compares folder by folder, so that only differences are returned.
         """
 
         def work(transaction: Transaction) -> Differences:
@@ -62,7 +62,7 @@ class Documents:
         return await self._database.read(work)
 
     async def known(self, mapping: str, folders: Iterable[bytes]) -> dict[bytes, set[FileEntry]]:
-        """Return the entries of the present documents of these folders, as they were planned."""
+        """Return the entries of the present documents of these folders, as planned."""
 
         def work(transaction: Transaction) -> dict[bytes, set[FileEntry]]:
             rows = {folder: transaction.fetch_all(_KNOWN, {"mapping": mapping, "folder": folder}) for folder in folders}
@@ -71,7 +71,7 @@ class Documents:
         return await self._database.read(work)
 
     async def stamps(self, mapping: str, paths: Iterable[bytes]) -> dict[bytes, Stamp]:
-        """Return the stamps of the present documents at these paths, as they were planned."""
+        """Return the stamps of the present documents at these paths, as planned."""
 
         def work(transaction: Transaction) -> dict[bytes, Stamp]:
             found = {}
@@ -105,7 +105,7 @@ class Documents:
         """Commit plans together.
 
         Changed content becomes a new document. The transfer of the old content is gone if no other document needs it
-        and no byte of it may have been sent.
+        and it certainly was not sent.
         """
         if not planned:
             return Applied(0, 0, 0)
@@ -164,18 +164,18 @@ class Documents:
     ) -> list[tuple[int, bytes, Stamp, str]]:
         """Return id, path, stamp and digest of present documents that were sent, for the after-upload action.
 
-        They are in the order of their ids, from the one behind id `after`.
+        The rows are in the order of their ids, and begin after id `after`.
         """
         rows = await self._database.fetch_all(_DELIVERED, {"mapping": mapping, "after": after, "limit": limit})
         return [(row[0], joined(row[1], row[2]), Stamp(row[3], row[4], row[5]), row[6]) for row in rows]
 
     async def is_queued(self, lane: str, dedupe_key: str, sha256: str | None) -> bool:
-        """Return whether a transfer of the lane that is not gone has this dedupe key and these bytes."""
+        """Return whether the lane has a transfer with this dedupe key and these bytes that is not gone."""
         parameters = {"lane": lane, "key": dedupe_key, "sha256": sha256}
         return await self._database.fetch_one(_IS_QUEUED, parameters) is not None
 
     async def mark_removed(self, document_ids: Sequence[int]) -> None:
-        """Record that the after-upload action archived or deleted these files, whose names are free now."""
+        """Record that the after-upload action archived or deleted these files, so their names are free."""
         now, ids = self._clock.now(), list(document_ids)
         if ids:
             await self._database.write(lambda transaction: enqueue.mark_removed(transaction, ids, now))
@@ -226,7 +226,7 @@ def _compare(
 ) -> None:
     """Add the differences of one folder to `found`.
 
-    The documents come in pieces, so that a folder of a million files is in memory once and not three times.
+    The documents are read in pieces, so that a folder of a million files is in memory once, not three times.
     """
     fresh, other = set(files), list[FileEntry]()
     pieces = transaction.fetch_pieces(_KNOWN, {"mapping": mapping, "folder": folder})

@@ -1,4 +1,4 @@
-"""Files that downloads wrote. Each row is committed before its file appears."""
+"""Store the files that downloads wrote. Each row is committed before its file appears."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SELECT mapping, origin, sha256, path, published, size FROM download WHERE sha256
 """)
 _INDEX_DOWNLOADS = text("CREATE INDEX IF NOT EXISTS download_digest ON download (sha256)")
 _ANY_ROW = text("SELECT 1 FROM download LIMIT 1")
-# Created where docferry downloads from Codat: digests are spread over the whole index, so that each upload to a
-# database of millions would write one more page.
+# Created only for downloads from Codat: digests are spread over the whole index, so each upload to a database of
+# millions would write one more page.
 _INDEX_DIGESTS = text("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
 _OWN_DIGESTS = text("""
 SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id = :company
@@ -37,18 +37,18 @@ SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id
 
 @dataclass(frozen=True, slots=True)
 class DownloadedFile:
-    """A remote file: its origin, its digest and its place on the disk."""
+    """Describe a remote file: its origin, its digest and its place on the disk."""
 
     mapping: str
     origin: str
     sha256: str
     path: bytes | None  # absolute; None: docferry's own upload, which is not downloaded
-    published: bool  # the file has appeared under `path`
+    published: bool  # whether the file has appeared under `path`
     size: int
 
 
 class Downloads:
-    """The download table."""
+    """Access the download table."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -67,7 +67,7 @@ class Downloads:
 
         def work(transaction: Transaction) -> None:
             transaction.execute(_INDEX_DOWNLOADS)
-            for row in rows:  # one by one: a name from the remote that cannot be stored is replaced
+            for row in rows:  # one by one: an unstorable name from the remote is replaced
                 transaction.execute(_RECORD, row)
             receipts.append_downloaded(transaction, published, now)
 
@@ -75,16 +75,16 @@ class Downloads:
             await self._database.write(work)
 
     async def with_digests(self, digests: Collection[str]) -> list[DownloadedFile]:
-        """Return the files with these digests that downloads wrote, wherever they are now."""
+        """Return the files with these digests that downloads wrote, at any present path."""
         rows = await self._database.fetch_all(_BY_DIGEST, {"digests": list(digests)})
         return [_downloaded(row) for row in rows]
 
     async def exist(self) -> bool:
-        """Return whether any download is recorded; without one the planner need not look up each file."""
+        """Return whether any download is recorded; without one, the planner need not look up files."""
         return await self._database.fetch_one(_ANY_ROW) is not None
 
     async def own_digests(self, company_id: str, digests: Collection[str]) -> set[str]:
-        """Return those of `digests` that docferry sent to the company, or may have sent."""
+        """Return the digests that docferry sent, or may have sent, to the company."""
 
         def work(transaction: Transaction) -> set[str]:
             transaction.execute(_INDEX_DIGESTS)

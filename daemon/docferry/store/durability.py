@@ -21,14 +21,17 @@ _STANDBYS: Final = "SELECT count(*) FROM pg_stat_replication"
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """The settings of a server, and the number of standbys that are connected."""
+    """Hold the settings of a server, and the number of connected standbys."""
 
-    settings: Mapping[str, str]  # by name, as pg_settings has them
+    settings: Mapping[str, str]  # by name, as in pg_settings
     standbys: int
 
 
 def read_durability(url: str) -> Durability:
-    """Return the durability of the server at `url`; creates nothing there. Raises StateError if it cannot be used."""
+    """Return the durability settings of the server at `url`, without changes there.
+
+    Raises StateError if it cannot be used.
+    """
     server = open_server(url)
     try:
         with server.engine.connect() as connection:

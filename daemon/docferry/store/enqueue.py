@@ -1,4 +1,4 @@
-"""Commit a plan: copy it into a temporary table, so that each step is one statement for all its documents."""
+"""Commit plans: copy them into a temporary table, so that each step is one statement for all documents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from docferry.store.connection import ByDialect, Transaction, is_storable, stora
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.recordset import BYTES, as_json, recordset, selected
 
-#: How a dedupe key excludes others. "content": the same bytes go once. "name": the name goes once, and another version
-#: is held. "object": the name has one content at a time, and versions follow each other. "volatile": the same, but
-#: each version gets a name of its own.
+#: The scope of a dedupe key. "content": equal bytes are sent once. "name": a name is sent once, and another version is
+#: held. "object": a name has one content at a time, and versions follow each other. "volatile": like "object", but each
+#: version gets its own name.
 Exclusion = Literal["content", "name", "object", "volatile"]
 OBJECT_KEY: Final = "object:"
-#: An attempt whose answer was lost may be applied so late, seconds.
+#: The longest delay after which an attempt with a lost response may take effect, seconds.
 LATE_PUT_S: Final = 5.0
 #: Detail of a transfer that is held for approval.
 APPROVAL: Final = "this mapping sends only what a person released: `docferry retry ID`, or Release on the status page"
@@ -28,13 +28,13 @@ WENT_AWAY: Final = "the file went away or changed before it was sent"
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The planner's decision about a seen file: its target, or the rule that holds it."""
+    """Hold the planner's decision about a seen file: its target, or the rule that holds it."""
 
     seen_file: SeenFile
     target: Target | None  # None: a download wrote the file, and it is not uploaded
     uid: str
     remote_name: str
-    sha256: str | None  # None: a rule holds it and nothing was read
+    sha256: str | None  # None: a rule holds the file unread
     dedupe_key: str
     state: State = State.WAITING
     reason: str | None = None
@@ -47,14 +47,14 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """Numbers of documents by the effect of their plan."""
+    """Count documents by the effect of their plan."""
 
     queued: int
     held: int
     unchanged: int
-    #: Plans that wait until an earlier version under the same name was sent; to be planned again soon.
+    #: Plans that wait until an earlier version with the same name was sent; plan them again soon.
     deferred: tuple[SeenFile, ...] = ()
-    taken: tuple[SeenFile, ...] = ()  # held, since their name is taken
+    taken: tuple[SeenFile, ...] = ()  # held, because their name is taken
 
 
 def apply(
@@ -113,9 +113,9 @@ def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> Non
 
 
 def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> tuple[SeenFile, ...]:
-    """Take plans out whose earlier version is in flight or in doubt, so that versions arrive in order.
+    """Remove plans whose earlier version is in flight or doubtful, so that versions arrive in order.
 
-    A version that needed several attempts counts as in doubt for a while: a lost attempt may still be applied.
+    A version with several attempts counts as doubtful for a time: a lost attempt may still take effect.
     """
     if not transaction.has_recordsets:
         transaction.start(_INDEX_PLAN)
@@ -139,7 +139,7 @@ def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> in
 
 
 def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
-    """Return the row of a plan. A number or text that no database can store makes it held, and fails no other plan."""
+    """Return the row of a plan. An unstorable number or text makes the plan held, without failing other plans."""
     seen_file, stamp, target = plan.seen_file, plan.seen_file.stamp, plan.target
     row = {
         "n": number,
@@ -215,13 +215,13 @@ _RECORD_TYPES = {
 
 
 def _columns(types: Mapping[str, str]) -> str:
-    """Return the definition of the columns, with each type replaced as `types` says."""
+    """Return the definition of the columns, with types replaced by `types`."""
     return ", ".join(f"{name} {types.get(kind, kind)}" for name, kind in _PLAN_COLUMNS.items())
 
 
 _CREATE_PLAN = ByDialect(
     text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns({})})"),
-    # Dropped with the transaction, because pgbouncer may give the session to another process.
+    # Dropped at the end of the transaction, because pgbouncer may pass the session to another process.
     text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
 )
 _CLEAR_PLAN = text("DELETE FROM plan")
@@ -233,8 +233,8 @@ _FILL_PLAN_TOGETHER = text(
 )
 # The later plan of a path counts.
 _DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
-# A rule holds another version of the file for the same reason: the same document, or a file that is changed in a loop
-# would add rows without end.
+# Keep the document if a rule holds another version of the file for the same reason: a file changed in a loop would add
+# rows without end.
 _REFRESH_HELD_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping
@@ -249,13 +249,13 @@ FROM plan p, document d WHERE d.transfer_id = transfer.id AND d.present AND d.ma
   AND transfer.state = 'held' AND transfer.reason = p.reason
   AND (transfer.size, transfer.detail) IS DISTINCT FROM (p.size, p.detail)
 """)
-# Also what another process held just now.
+# Include files that another process held at this moment.
 _DROP_STILL_HELD = text("""
 DELETE FROM plan WHERE sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present
     AND d.mapping = plan.mapping AND sha256(d.folder) = sha256(plan.folder) AND d.name = plan.name AND d.sha256 IS NULL
     AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
-# The same bytes for the same target as before, with another stamp: somebody touched the file.
+# The same bytes for the same target with another stamp: the file was touched.
 _REFRESH_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping
@@ -272,7 +272,7 @@ DELETE FROM plan WHERE exclusion = 'volatile' AND EXISTS (SELECT 1 FROM document
   AND d.sha256 = plan.sha256
   AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
-# Another version, or at an object store another spelling of the name.
+# Find another version, or at an object store another spelling of the name.
 _DIFFERS = """
 ({other}.sha256 IS DISTINCT FROM {plan}.sha256
   OR {plan}.exclusion = 'object' AND {other}.remote_name <> {plan}.remote_name)
@@ -284,8 +284,8 @@ WHERE p.exclusion <> 'content' AND (t.state IN ('leased', 'sending', 'asking', '
   AND {_DIFFERS.format(other="t", plan="p")}
 """)
 _DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
-# The name belongs to another present file, or, where a name goes once, to a version that was sent; or an earlier plan
-# of this commit takes it.
+# The name belongs to another present file, to a sent version if names are sent once, or to an earlier plan of this
+# commit.
 _HOLD_TAKEN = text(f"""
 UPDATE plan SET state = 'held', reason = 'name_taken', sha256 = NULL, fingerprint = NULL, md5 = NULL,
   dedupe_key = 'taken:' || dedupe_key || ':' || uid,
@@ -300,14 +300,14 @@ WHERE exclusion <> 'content' AND sha256 IS NOT NULL AND (
     AND {_DIFFERS.format(other="q", plan="plan")}))
 RETURNING n
 """)
-# The object gets another version: the earlier transfer no longer stands for it.
+# The object gets another version, so the earlier transfer no longer represents the object.
 _SUPERSEDE = text(f"""
 UPDATE transfer SET dedupe_key = 'superseded:' || transfer.id, updated = :now FROM plan p
 WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclusion IN ('object', 'volatile')
   AND p.sha256 IS NOT NULL AND transfer.state IN ('sent', 'held')
   AND {_DIFFERS.format(other="transfer", plan="p")}
 """)
-# A file gave its name up: documents that were held for it are planned anew by the next scan.
+# A file released its name: the next scan plans the documents again that were held for it.
 _FREE_TAKEN = text("""
 UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
   SELECT h.id FROM transfer r CROSS JOIN transfer h
@@ -352,7 +352,7 @@ UPDATE transfer SET state = CASE WHEN transfer.first_sent IS NULL THEN 'waiting'
 FROM plan p WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND transfer.sha256 = p.sha256
   AND p.state = 'waiting' AND transfer.state = 'held' AND transfer.reason IN ('approval', 'content', 'incomplete')
 """)
-# A transfer belongs to the mapping that had its bytes last: a mapping that was renamed or removed claims nothing.
+# A transfer belongs to the mapping that had its bytes last: a renamed or removed mapping claims nothing.
 _FOLLOW_MAPPING = text("""
 UPDATE transfer SET mapping = p.mapping FROM plan p
 WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND transfer.mapping <> p.mapping

@@ -1,7 +1,7 @@
-"""Notice that a PostgreSQL server was replaced, and doubt whatever the earlier one may have sent.
+"""Detect that a PostgreSQL server was replaced, and make transfers doubtful that the earlier one may have sent.
 
-A promoted standby may lack the newest commits, and a restored backup lacks all later ones. What was sent in lost
-commits is waiting again, or is not known at all. Therefore everything that is due is looked up at its remote first.
+A promoted standby may lack the newest commits, and a restored backup lacks all later ones. Documents sent in lost
+commits are waiting again, or are unknown. Therefore every due transfer is first looked up at its remote.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from sqlalchemy import text
 from docferry.store import cursors, old_copy
 from docferry.store.connection import Transaction
 
-#: Clocks of hosts may be ahead of the server's clock by so much, seconds.
+#: The largest lead of a host's clock over the server's clock, seconds.
 REPLACED_CLOCK_S: Final = 300.0
-#: Hosts cut what they are sending within this time after the change, seconds: see `owners.UNCONFIRMED_AFTER_S`.
+#: The time after the change within which hosts cancel their requests, seconds: see `owners.UNCONFIRMED_AFTER_S`.
 CUT_AFTER_S: Final = 15.0
 _DETAIL: Final = "the database server was replaced or restored: the remote is asked whether this was sent before"
 
-#: Cursor keys and SQL expressions of the server's identity; the first expression that the role may run is used.
+#: Cursor keys and SQL expressions of the server's identity; the first expression with sufficient permission is used.
 #: The name of the current WAL file begins with the timeline, which changes with a promotion and with a restored backup.
-#: The control file would show it only after the next checkpoint. The start time stands in where these are not allowed:
-#: each restart then counts as a change.
+#: The control file would show the timeline only after the next checkpoint. Without these permissions, the start time is
+#: used: each restart then counts as a change.
 IDENTITIES: Final = (
     (
         "server/identity",
@@ -31,21 +31,21 @@ IDENTITIES: Final = (
     ),
     ("server/started", "CAST(extract(epoch FROM pg_postmaster_start_time()) AS text)"),
 )
-#: A database or table that was dropped and restored has another number.
+#: A dropped and restored database or table has another number.
 _TABLE: Final = "'transfer'::regclass::oid"
 
 
 def identity_query(key: str, expression: str) -> str:
-    """Return the query of three columns: the identity now, the one of the queue, and the time of `adopt_before`."""
+    """Return the query of three columns: the present identity, the recorded one, and the time of `adopt_before`."""
     return (
-        f"SELECT {expression} || '/' || {_TABLE}, "  # noqa: S608 - our own expressions
+        f"SELECT {expression} || '/' || {_TABLE}, "  # noqa: S608 - constant expressions
         f"(SELECT value FROM cursor WHERE key = '{key}'), "
         f"(SELECT value FROM cursor WHERE key = '{old_copy.KEY}')"
     )
 
 
 def record(transaction: Transaction, key: str, identity: str) -> int | None:
-    """Store the identity of the server; after a change make everything doubtful that may have been sent.
+    """Store the identity of the server; after a change, make all transfers doubtful that may have been sent.
 
     Returns the number of doubtful transfers, or None if another process did this or the queue had no identity yet.
     """
@@ -73,19 +73,19 @@ def _doubt(transaction: Transaction, now: float) -> int:
     return doubtful
 
 
-#: The time until which a file may have been sent by a lost queue.
+#: The time until which a lost queue may have sent a file.
 ADOPT_BEFORE = text(f"SELECT (SELECT value FROM cursor WHERE key = '{old_copy.KEY}')")  # noqa: S608 - a constant
 _NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)")
 _LOCKED = text("SELECT value FROM cursor WHERE key = :key FOR UPDATE")
-# Leases count no longer, since the commits that gave or ended them may be lost. A doubt from before may have been sent
-# again meanwhile, so its `list_lag` counts anew too.
+# All leases are void, because the commits that gave or ended them may be lost. An earlier doubt may have been sent
+# again meanwhile, so its `list_lag` also starts again.
 _DOUBT = text("""
 UPDATE transfer SET state = 'doubtful', lease_owner = NULL, lease = lease + 1,
   reason = CASE WHEN state IN ('waiting', 'leased', 'sending') THEN :reason ELSE reason END, detail = :detail,
   first_sent = coalesce(first_sent, created), last_sent = :cut, next_attempt = :now, updated = :now
 WHERE state IN ('waiting', 'leased', 'sending', 'asking', 'doubtful')
 """)
-# A remote that still refuses closes its gate again.
+# A remote that still refuses requests closes its gate again.
 _OPEN_GATES = text("DELETE FROM gate")
-# Heartbeats of the earlier server's clock say nothing here; each process gets the time to send one.
+# Heartbeats by the earlier server's clock are meaningless here; each process gets the time to send one.
 _KEEP_ALIVE = text("UPDATE process SET heartbeat = :now")

@@ -1,4 +1,4 @@
-"""Gates: circuit breakers of remotes, companies and connections. They survive a restart."""
+"""Store gates, the circuit breakers of remotes, companies and connections, across restarts."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ _OPEN_ALL = text("DELETE FROM gate")
 
 
 class Gates:
-    """The gate table."""
+    """Access the gate table."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def all(self) -> dict[str, Gate]:
-        """Return every closed gate by its key. A gate whose `until` has passed lets one document probe."""
+        """Return every closed gate by its key. After its `until`, a gate lets one document probe."""
         rows = await self._database.fetch_all(_ALL)
         return {row[0]: Gate(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6])) for row in rows}
 
     async def close(self, gate: Gate) -> None:
-        """Close a gate, or prolong one that is closed."""
+        """Close a gate, or extend a closed one."""
         await self._database.execute(_CLOSE, asdict(gate))
 
     async def open(self, until: Mapping[str, float]) -> None:
-        """Open gates by their keys. A gate stays closed if its time is now later than the given one."""
+        """Open gates by their keys. A gate stays closed if its present time is later than the given one."""
         await self._database.execute_many(_OPEN, [{"key": key, "until": each} for key, each in until.items()])
 
     async def limit(self, latest: float) -> None:
-        """Let no gate stay closed beyond `latest`, wall seconds. An older release believed every time of a remote."""
+        """Limit all gates to `latest`, wall seconds, because an older release accepted any time of a remote."""
         await self._database.execute(_LIMIT, {"latest": latest})
 
     async def let_probe(self, reasons: Collection[str], now: float) -> None:

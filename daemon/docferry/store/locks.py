@@ -1,4 +1,4 @@
-"""File locks of the state folder: each process locks its own file, so that a lease ends with its process."""
+"""Lock files of the state folder: each process locks its own file, so that leases end with their process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from typing import Final
 from docferry.errors import AlreadyRunning
 from docferry.store.state_dir import usable
 
-#: Flags of every lock file: a link in its place is not followed, a FIFO in its place is not waited for.
+#: Flags of every lock file: do not follow a link, and do not wait for a FIFO in its place.
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @contextmanager
 def lease_owner(folder: Path) -> Iterator[str]:
-    """Yield the name of this process in leases, and lock its file. The kernel frees the lock when the process dies."""
+    """Yield the name of this process in leases, and lock its file.
+
+    The kernel frees the lock at the end of the process.
+    """
     name = f"{os.getpid()}-{secrets.token_hex(4)}"
     path = folder / "owners" / name
     with usable(folder):
@@ -36,7 +39,7 @@ def lease_owner(folder: Path) -> Iterator[str]:
 
 
 def dead_owners(folder: Path, owners: Collection[str], ourselves: str) -> set[str]:
-    """Return those of `owners` whose process has ended."""
+    """Return the owners whose process has ended."""
     return {name for name in owners if name != ourselves and not _is_alive(folder / "owners" / name)}
 
 
@@ -87,14 +90,14 @@ def _pid(descriptor: int) -> int | None:
 
 
 def _write_pid(descriptor: int, text: str) -> None:
-    """Note the pid for people. The lock holds without it, on a full disk too."""
+    """Write the pid for people. The lock is valid without it, also on a full disk."""
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Take the lock; retry for 0.2 s, because `running` holds it for a moment to test it."""
+    """Take the lock; retry for 0.2 s, because `running` takes it briefly as a test."""
     for _ in range(20):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,7 +109,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _is_alive(path: Path) -> bool:
-    """Return whether a process holds its lock. What cannot be opened counts as alive, so that nothing is sent twice."""
+    """Return whether a process holds its lock. A file that cannot be opened counts as held, to send nothing twice."""
     try:
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Questions that the resolver asks the queue: leases, doubts, and the uploads that explain a remote's list."""
+"""Answer the resolver's queries: leases, doubts, and the uploads that explain a remote's list."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from docferry.model import KnownUploads, Target
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 
-# The condition on IN_FLIGHT states is written as the partial index `transfer_in_flight` has it; else SQLite would read
-# every transfer.
+# The condition on IN_FLIGHT states repeats the condition of the partial index `transfer_in_flight`; otherwise SQLite
+# would read every transfer.
 _LEASE_OWNERS = text("SELECT DISTINCT lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
 _ASKING_ELSEWHERE = text("""
 SELECT DISTINCT lane FROM transfer WHERE state IN ('leased', 'sending', 'asking')
@@ -53,10 +53,10 @@ class LookupCounts:
 
     @property
     def owner(self) -> str:
-        """The name of this process in leases.
+        """Return the name of this process in leases.
 
-        It changes after a commit with an unknown result, because nobody knows which leases that commit changed.
-        Those under the earlier name are then reclaimed as those of a dead process.
+        The name changes after a commit with an unknown result, because the changed leases are unknown. Leases under the
+        earlier name are then reclaimed like those of a dead process.
         """
         unknown = self._database.unknown_commits
         return f"{self._process}#{unknown}" if unknown else self._process
@@ -66,11 +66,11 @@ class LookupCounts:
         return {owner for (owner,) in await self._database.fetch_all(_LEASE_OWNERS)}
 
     async def asking_elsewhere(self) -> set[str]:
-        """Return the lanes whose doubts another process is looking up. Two processes would count one list twice."""
+        """Return the lanes in a lookup of another process. Two processes would count one list twice."""
         return {lane for (lane,) in await self._database.fetch_all(_ASKING_ELSEWHERE, {"owner": self.owner})}
 
     async def any_doubt(self, lane: str, reason: str) -> bool:
-        """Return whether the lane has a transfer that is DOUBTFUL or ASKING for this reason."""
+        """Return whether the lane has a DOUBTFUL or ASKING transfer with this reason."""
         return await self._database.fetch_one(_ANY_DOUBT, {"lane": lane, "reason": reason}) is not None
 
     async def accounted(
@@ -87,9 +87,9 @@ class LookupCounts:
         return await self._database.read(work)
 
     async def unsettled(self, target: Target, *, sent_since: float, apart_from: Collection[int]) -> KnownUploads:
-        """Count uploads of a company that the remote may or may not list yet, except some transfers.
+        """Count uploads of a company that the remote may or may not list yet, except the given transfers.
 
-        They were sent after `sent_since`, are being sent, or are doubtful.
+        Such uploads were sent after `sent_since`, are being sent, or are doubtful.
         """
         parameters = {"company": target.company_id, "since": sent_since, "apart": sorted(apart_from)}
         rows = await self._database.fetch_all(_UNSETTLED, parameters)

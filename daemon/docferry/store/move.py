@@ -1,7 +1,7 @@
 """Move a SQLite queue to an empty PostgreSQL database, completely or not at all.
 
-The file has another name before the server commits, so that at no moment both queues can be used. After a kill the
-name tells that a move was interrupted; the same command finds out whether the server committed.
+The file gets another name before the server commits, so that the two queues are never usable at once. After a kill, the
+name shows that a move was interrupted; the same command checks whether the server committed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from docferry.errors import StateError
 from docferry.store import postgresql, schema
 from docferry.store.tables import alembic_version, company_lease, metadata, process, scan_lease
 
-#: Rows that are copied together.
+#: The number of rows in one copy.
 _CHUNK = 2_000
-#: Cursors of these kinds have a mapping's name as their second part.
+#: Kinds of cursors whose second part is the name of a mapping.
 _BY_MAPPING = ("mapping", "rules", "day", "object")
 
 
 def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
-    """Copy all rows to `url` in one transaction, set the file aside, and return the number of rows.
+    """Copy all rows to `url` in one transaction, rename the file, and return the number of rows.
 
-    Mappings become NAME@HOST, apart from those in `shared`. Raises StateError if the database is not empty or a row is
-    missing afterwards; the file then stays as it was. Completes a move that was interrupted.
+    Mappings become NAME@HOST, except those in `shared`. Raises StateError if the database is not empty or a row is
+    missing afterwards; the file is then unchanged. Completes an interrupted move.
     """
     server = postgresql.prepare(url, host)
     if schema.moving(path).exists() and not path.exists():
@@ -57,7 +57,7 @@ def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
 
 
 def _undone(path: Path, server: postgresql.PostgresServer, error: DBAPIError) -> StateError:
-    """Return the error of a move that failed, after giving the file its name back unless the COMMIT is in doubt."""
+    """Return the error of a failed move, after restoring the file's name unless the result of COMMIT is unknown."""
     if not error.connection_invalidated and schema.moving(path).exists():
         _rename(schema.moving(path), path)
     if not schema.moving(path).exists():
@@ -69,7 +69,10 @@ def _undone(path: Path, server: postgresql.PostgresServer, error: DBAPIError) ->
 
 
 def _complete(path: Path, server: postgresql.PostgresServer) -> int | None:
-    """End an interrupted move. Return the number of rows if the server has them, else None and the file is back."""
+    """Complete an interrupted move.
+
+    Return the number of rows if the server has them; else restore the file and return None.
+    """
     with _transaction(schema.moving(path)) as source, server.engine.connect() as target:
         origin = source.execute(_ORIGIN).scalar_one()
         if target.execute(_IS_THERE, {"origin": origin}).first() is not None:
@@ -80,14 +83,14 @@ def _complete(path: Path, server: postgresql.PostgresServer) -> int | None:
     return None
 
 
-#: A log of receipts has a random name, which moves with it.
+#: The random name of a log of receipts, which moves with the log.
 _ORIGIN = text("SELECT origin FROM receipt_log")
 _IS_THERE = text("SELECT 1 FROM receipt_log WHERE origin = :origin")
 
 
 @contextmanager
 def _transaction(path: Path) -> Iterator[Connection]:
-    """Yield a connection that locks the file, so that no command changes the queue meanwhile."""
+    """Yield a connection that locks the file, so that no command changes the queue in the meantime."""
     engine = create_engine(
         URL.create("sqlite", database=str(path)), connect_args={"isolation_level": None}, poolclass=NullPool
     )
@@ -101,13 +104,13 @@ def _transaction(path: Path) -> Iterator[Connection]:
 
 
 def _checkpoint(path: Path) -> None:
-    """Write the log of a database into it: the log has the database's name, and stays behind when it is renamed."""
+    """Write the write-ahead log into the database: the log keeps its name when the database is renamed."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _rename(path: Path, other: Path) -> None:
-    """Rename a file, also on the disk."""
+    """Rename a file durably."""
     path.rename(other)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -122,8 +125,8 @@ def _tables() -> list[Table]:
 
 
 def _assert_empty(target: Connection, name: str) -> None:
-    target.execute(text("DELETE FROM receipt_log WHERE size = 0"))  # a fresh log; the moved one replaces it
-    target.execute(text("DELETE FROM cursor WHERE key LIKE 'server/%'"))  # any earlier command recorded the server
+    target.execute(text("DELETE FROM receipt_log WHERE size = 0"))  # a new log, which the moved one replaces
+    target.execute(text("DELETE FROM cursor WHERE key LIKE 'server/%'"))  # an earlier command recorded the server
     for table in _tables():
         if target.execute(select(func.count()).select_from(table)).scalar_one():
             raise StateError(f"{name} has a queue already (table {table.name} has rows); move to an empty database")
@@ -137,7 +140,7 @@ def _copy(source: Connection, target: Connection, table: Table, host: str, share
     found = target.execute(select(func.count()).select_from(table)).scalar_one()
     if found != copied:
         raise StateError(f"table {table.name} has {found} rows instead of {copied}; nothing was moved")
-    if table.autoincrement_column is not None:  # the next row gets an id behind the copied ones
+    if table.autoincrement_column is not None:  # the next row gets an id after the copied ones
         sequence = func.pg_get_serial_sequence(table.name, table.autoincrement_column.name)
         following = func.coalesce(func.max(table.autoincrement_column), 0) + 1
         target.execute(select(func.setval(sequence, following, False)))
@@ -155,7 +158,7 @@ def _renamed(table: str, row: dict[str, Any], host: str, shared: Collection[str]
     if row.get("mapping") is not None and row["mapping"] not in shared:
         row["mapping"] = f"{row['mapping']}@{host}"
     if table == "receipt_log":
-        row["host"] = host  # it goes on as the log of this host
+        row["host"] = host  # continues as the log of this host
     if table == "cursor":
         kind, separator, rest = row["key"].partition("/")
         name, slash, more = rest.partition("/")

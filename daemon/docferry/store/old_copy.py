@@ -1,4 +1,4 @@
-"""What an older copy of the database does not know: which documents were sent since it was made."""
+"""Make documents doubtful after an older copy of the database was restored: it lacks later uploads."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.enqueue import Planned
 
-#: The reason of a doubt about what the lost queue may have sent.
+#: The reason of a doubt about documents that a lost queue may have sent.
 REASON: Final = "old_copy"
-#: The time since which an adopted document may have been sent: any, wall seconds.
+#: The earliest time at which an adopted document may have been sent, wall seconds: any time.
 ANY_TIME: Final = 1.0
-#: The cursor with the time until which a file may have been sent by a lost queue, JSON.
+#: The cursor with the time until which a lost queue may have sent a file, JSON.
 KEY: Final = "receipts/old_copy"
 _DETAIL: Final = "the database is an older copy: the remote is asked whether this was sent since"
 
 
 def adopted(plan: Planned, before: float) -> Planned:
-    """After the database was lost, make a plan doubtful if its file is older than `before`, wall seconds.
+    """Make a plan doubtful after a loss of the database if its file is older than `before`, wall seconds.
 
     The document may have been sent at any time: a restored or copied file has today's time.
     """
     if plan.seen_file.stamp.ctime_ns / 1e9 >= before:
         return plan
     if plan.state is State.HELD and plan.reason != Reason.APPROVAL:
-        return replace(plan, sent_since=ANY_TIME)  # doubtful once a person retries it
+        return replace(plan, sent_since=ANY_TIME)  # doubtful after a retry by a person
     return replace(plan, state=State.DOUBTFUL, reason=REASON, detail=None, sent_since=ANY_TIME)
 
 
 class OldCopy:
-    """Doubts about an older copy, kept over restarts."""
+    """Store the doubts about an older copy across restarts."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -45,10 +45,10 @@ class OldCopy:
         self._clock = clock
 
     async def doubt(self) -> int:
-        """Make every document doubtful that may have been sent since the copy was made: number of them.
+        """Make all documents doubtful that may have been sent since the copy was made, and return their number.
 
-        A lease on one of them is lost. What is held is doubtful once a person retries it. Files that are new to this
-        database are to be taken for doubtful too, if they were there by now.
+        Leases on them are lost. Held documents become doubtful after a retry by a person. Files that are new to this
+        database also become doubtful if they exist by now.
         """
         now = self._clock.now()
         parameters = {"now": now, "reason": REASON, "detail": _DETAIL}
@@ -61,12 +61,12 @@ class OldCopy:
         return await self._database.write(work)
 
     async def since(self) -> float:
-        """Return the time until which a file may have been sent by a lost queue, wall seconds; 0.0: there is none."""
+        """Return the time until which a lost queue may have sent a file, wall seconds; 0.0 if there is none."""
         mark = await self._cursors.get(KEY)
         return 0.0 if mark is None else float(json.loads(mark))
 
     async def any_left(self) -> bool:
-        """Whether a doubt of this kind is still to be resolved."""
+        """Return whether a doubt of this kind is unresolved."""
         return await self._database.fetch_one(_LEFT, {"reason": REASON}) is not None
 
 
@@ -75,7 +75,7 @@ UPDATE transfer SET state = 'doubtful', reason = :reason, detail = :detail, leas
   first_sent = coalesce(first_sent, created), last_sent = :now, next_attempt = :now, updated = :now
 WHERE state IN ('waiting', 'leased')
 """)
-#: What is held is doubtful once a person retries it.
+#: Held documents become doubtful after a retry by a person.
 DOUBT_HELD = text("""
 UPDATE transfer SET first_sent = coalesce(first_sent, created), last_sent = :now
 WHERE state = 'held' AND sha256 IS NOT NULL

@@ -1,4 +1,4 @@
-"""Lease owners: the processes that share a queue, and the rules for calling one dead.
+"""Track lease owners: the processes that share a queue, and the rules to declare one dead.
 
 On SQLite a process is alive while the kernel holds the lock of its file, see `locks`. On PostgreSQL each process stamps
 a row with the server's clock, so that the clocks of hosts may differ.
@@ -25,17 +25,17 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.server_clock import SERVER_NOW
 
-#: How often a process stamps its row, seconds.
+#: The interval between two heartbeats of a process, seconds.
 HEARTBEAT_INTERVAL_S: Final = 5.0
-#: Without a confirmed heartbeat for so long, a process starts nothing and cancels what is in flight. Seconds.
+#: The time without a confirmed heartbeat after which a process starts nothing and cancels its requests, seconds.
 UNCONFIRMED_AFTER_S: Final = 15.0
-#: After so long others take over its leases, seconds.
+#: The time after which others take over its leases, seconds.
 DEAD_AFTER_S: Final = 30.0
 
-#: The row of a host that never came back is kept for so long, seconds.
+#: The time after which the row of a host that never returned is removed, seconds.
 FORGOTTEN_AFTER_S: Final = 30 * 86_400.0
 
-# A host that starts again is no longer missed: the rows of its dead processes are removed.
+# A restarted host is no longer missing: remove the rows of its dead processes.
 _JOIN = text(f"""
 DELETE FROM process WHERE host = :host AND heartbeat <= {SERVER_NOW} - {DEAD_AFTER_S}
   OR heartbeat <= {SERVER_NOW} - {FORGOTTEN_AFTER_S}
@@ -62,7 +62,7 @@ _SCANS = text("SELECT owner, mapping FROM scan_lease ORDER BY mapping")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that shares the queue. Times are seconds of the server's clock."""
+    """Describe a process that shares the queue. Times are seconds of the server's clock."""
 
     owner: str
     host: str
@@ -70,38 +70,38 @@ class Process:
     version: str
     started: float
     heartbeat: float
-    age: float  # of the heartbeat, seconds
-    clock_offset: float | None  # seconds that its host's clock is ahead of the server's
+    age: float  # seconds since the heartbeat
+    clock_offset: float | None  # seconds by which its host's clock is ahead of the server's
     unreadable: tuple[str, ...]  # shared mappings that its host cannot read
     held: dict[str, int]  # transfers under its leases, by state
     scans: tuple[str, ...]  # shared mappings that it scans
 
     @property
     def is_alive(self) -> bool:
-        """Whether no other process may take over its leases."""
+        """Return whether no other process may take over its leases."""
         return self.age < DEAD_AFTER_S
 
 
 class Owners(Protocol):
-    """The processes that share a queue."""
+    """Define the processes that share a queue."""
 
-    is_local: bool  # all of them are on this host
-    others: int  # other hosts that are alive
+    is_local: bool  # whether all of them are on this host
+    others: int  # other running hosts
     unreadable: set[str]  # shared mappings that this process cannot read
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether this process may send: no other process takes it for dead."""
+        """Return whether this process may send, because no other process considers it dead."""
 
     async def dead(self, owners: Collection[str]) -> set[str]:
-        """Return those of `owners` whose process has ended, without this process."""
+        """Return the given owners whose process has ended, except this process."""
 
     async def remove(self, owners: Collection[str]) -> None:
-        """Take note that the leases of dead owners were reclaimed."""
+        """Record that the leases of dead owners were reclaimed."""
 
 
 class LocalOwners:
-    """Processes of one host, by the locks of their files."""
+    """Track processes of one host by the locks of their files."""
 
     is_local = True
     is_confirmed = True
@@ -113,7 +113,7 @@ class LocalOwners:
         self._owner = owner
 
     async def dead(self, owners: Collection[str]) -> set[str]:
-        """Return those of `owners` whose process has ended, without this process."""
+        """Return the given owners whose process has ended, except this process."""
         return locks.dead_owners(self._state_dir, owners, self._owner)
 
     async def remove(self, owners: Collection[str]) -> None:
@@ -122,13 +122,13 @@ class LocalOwners:
 
 
 class HeartbeatOwners:
-    """Processes of several hosts, by the rows that they stamp."""
+    """Track processes of several hosts by their stamped rows."""
 
     is_local = False
 
     def __init__(self, database: Database, clock: ServerClock, owner: str, host: str) -> None:
-        self.others = 0  # other hosts that were alive at the last heartbeat
-        self.unreadable: set[str] = set()  # shared mappings that this process cannot read; others see them
+        self.others = 0  # other hosts that were running at the last heartbeat
+        self.unreadable: set[str] = set()  # shared mappings that this process cannot read; visible to other hosts
         self._database = database
         self._clock = clock
         self._owner = owner
@@ -137,7 +137,7 @@ class HeartbeatOwners:
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether the last confirmed heartbeat began less than `UNCONFIRMED_AFTER_S` ago."""
+        """Return whether the last confirmed heartbeat began less than `UNCONFIRMED_AFTER_S` ago."""
         return self._clock.steady() - self._confirmed_at < UNCONFIRMED_AFTER_S
 
     async def join(self) -> None:
@@ -146,7 +146,7 @@ class HeartbeatOwners:
         await self.beat()
 
     async def beat(self) -> None:
-        """Stamp the row of this process. It counts from the time before the statement was sent."""
+        """Stamp the row of this process. The heartbeat counts from the time before the statement was sent."""
         began = self._clock.steady()
         row = {
             "owner": self._owner,
@@ -165,7 +165,7 @@ class HeartbeatOwners:
         """Stamp the row until cancelled."""
         while True:
             await anyio.sleep(HEARTBEAT_INTERVAL_S)
-            with contextlib.suppress(DatabaseBusy):  # no heartbeat is confirmed meanwhile, and nothing is sent
+            with contextlib.suppress(DatabaseBusy):  # without a confirmed heartbeat, nothing is sent
                 await self.beat()
 
     async def leave(self) -> None:
@@ -173,7 +173,7 @@ class HeartbeatOwners:
         await self._database.execute(_LEAVE, {"owner": self._owner})
 
     async def dead(self, owners: Collection[str]) -> set[str]:
-        """Return those of `owners` without a recent heartbeat. Earlier names of this process are dead too."""
+        """Return the given owners without a recent heartbeat. Earlier names of this process also count as dead."""
         # Read by the writer: a reader's connection may lead to a standby or an earlier primary.
         alive = {owner for (owner,) in await self._database.write(lambda transaction: transaction.fetch_all(_ALIVE))}
         current = f"{self._owner}#{self._database.unknown_commits}" if self._database.unknown_commits else self._owner
@@ -184,7 +184,7 @@ class HeartbeatOwners:
         }
 
     async def remove(self, owners: Collection[str]) -> None:
-        """Keep the rows of dead owners: a host that stopped is missed until it is back."""
+        """Keep the rows of dead owners: a stopped host counts as missing until it returns."""
 
 
 async def processes(database: Database) -> list[Process]:
@@ -212,7 +212,7 @@ def read_processes(transaction: Transaction) -> list[Process]:
 
 
 def _names(written: str | None) -> tuple[str, ...]:
-    """Return a list of names from JSON; none where another program wrote something else."""
+    """Return a list of names from JSON; an empty one for invalid content."""
     try:
         found = json.loads(written or "[]")
     except ValueError:

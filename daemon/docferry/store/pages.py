@@ -1,4 +1,4 @@
-"""Query the queue for the status page: documents page by page, and the arrivals of each hour. Fast with millions."""
+"""Query the queue for the status page: documents page by page, and arrivals by hour. Fast with millions of rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from docferry.model import joined
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 
-#: Documents looked through between two looks at the clock, and how long one page may look, seconds.
+#: Documents examined between two checks of the clock, and the time limit of one page, seconds.
 WINDOW: Final = 50_000
 BUDGET_S: Final = 0.7
-#: So few transfers in the wanted states are read first, and their documents after them.
+#: Up to this number of transfers in the wanted states, transfers are read first, then their documents.
 FEW: Final = 5_000
 _OPEN: Final = {
     "waiting": "state = 'waiting'",
@@ -33,7 +33,7 @@ _TOP: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which documents a page shows; None and () filter nothing."""
+    """Select the documents of a page; None and () select all."""
 
     mapping: str | None = None
     states: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One document of a page; times are wall seconds."""
+    """Describe one document of a page; times are wall seconds."""
 
     id: int
     mapping: str
@@ -58,7 +58,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Documents with descending ids; the next page begins below `below`. Not `complete`: the time was up before."""
+    """Hold documents with descending ids; the next page begins below `below`. Not `complete`: the time limit passed."""
 
     rows: tuple[Listed, ...]
     below: int | None = None
@@ -67,9 +67,9 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Hour:
-    """What one remote took within an hour; delays in seconds."""
+    """Count the arrivals at one remote within an hour; delays in seconds."""
 
-    hour: int  # 0 begins at the time asked for
+    hour: int  # 0 is the first requested hour
     remote: str
     documents: int
     octets: int
@@ -78,17 +78,17 @@ class Hour:
 
 
 class Pages:
-    """Read-only questions of the status page."""
+    """Answer the queries of the status page, read-only."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def documents(self, wanted: Filter, *, below: int | None = None, limit: int = 100) -> Page:
-        """Return the newest documents that fit the filter, from the one before id `below`."""
+        """Return the newest documents that match the filter, from the one before id `below`."""
         return await self._database.read(lambda transaction: documents(transaction, wanted, below, limit))
 
     async def all_ids(self, wanted: Filter, chunk: int = 5_000) -> list[int]:
-        """Return the ids of all documents that fit the filter and can be retried, however long that takes."""
+        """Return the ids of all retriable documents that match the filter, without a time limit."""
         found: list[int] = []
         for state in ("held", "waiting", "doubtful"):
             if wanted.states and state not in wanted.states:
@@ -101,12 +101,12 @@ class Pages:
         return found
 
     async def hours(self, since: float) -> list[Hour]:
-        """Return what arrived in each hour since a time, by remote."""
+        """Return the arrivals of each hour since a time, by remote."""
         return await self._database.read(lambda transaction: hours(transaction, since))
 
 
 def found_all(page: Page) -> bool:
-    """Whether nothing comes after a page."""
+    """Return whether no page follows."""
     return page.complete and page.below is None
 
 
@@ -132,13 +132,13 @@ def documents(transaction: Transaction, wanted: Filter, below: int | None, limit
 
 
 def hours(transaction: Transaction, since: float) -> list[Hour]:
-    """Return what arrived since a time; see `Pages.hours`."""
+    """Return the arrivals since a time; see `Pages.hours`."""
     rows = transaction.fetch_all(_HOURS, {"since": since})
     return [Hour(row[0], row[1], row[2], int(row[3]), float(row[4]), float(row[5])) for row in rows]
 
 
 def _floors(top: int, lowest: int) -> Iterator[int]:
-    """The lower ends of windows from `top` down; the first is small, as most pages are full after it."""
+    """Yield the lower ends of id ranges from `top` down. The first range is small, because it usually fills a page."""
     size = 1_000
     while top > lowest:
         top = max(top - size, lowest)
@@ -158,7 +158,7 @@ def _are_few(transaction: Transaction, state: str) -> bool:
 def _read(
     transaction: Transaction, wanted: Filter, ids: tuple[int, int], limit: int, state: str | None = None
 ) -> list[Listed]:
-    """Return documents with ids from `ids[0]` to below `ids[1]`; those of one `state` by its index."""
+    """Return documents with ids from `ids[0]` to below `ids[1]`; use the index of `state` if given."""
     query: dict[str, Any] = {"floor": ids[0], "below": ids[1], "limit": limit}
     if wanted.mapping is not None:
         query["mapping"] = wanted.mapping
@@ -177,11 +177,11 @@ def _read(
 
 @cache
 def _statement(names: tuple[str, ...], state: str | None) -> TextClause:
-    """One statement for each combination of conditions, of which there are few: transactions keep them."""
+    """Return the statement for a combination of conditions, of which there are few: transactions cache them."""
     where = ["t.id = d.transfer_id", "d.id >= :floor", "d.id < :below", *(_CONDITIONS[name] for name in names)]
     source = "document d CROSS JOIN transfer t"
     if state is not None:
-        # CROSS: the few lead in SQLite.
+        # CROSS makes SQLite begin with the few rows.
         source = f"(SELECT id FROM transfer WHERE {_OPEN[state]}) f CROSS JOIN transfer t CROSS JOIN document d"
         where.append("t.id = f.id")
     return text(f"SELECT {_COLUMNS} FROM {source} WHERE {' AND '.join(where)} ORDER BY d.id DESC LIMIT :limit")
@@ -201,17 +201,17 @@ _CONDITIONS: Final = {
     "mapping": "d.mapping = :mapping",
     "reason": "t.reason = :reason",
     "states": "t.state = ANY(:states)",
-    # Names of any case where the remote has them, and paths as they are on the disk.
+    # Remote names match in any letter case, paths only exactly.
     "part": "(lower(t.remote_name) LIKE :part ESCAPE '\\' OR position(:raw IN d.name) > 0 "
     "OR position(:raw IN d.folder) > 0 OR d.sha256 LIKE :digest)",
 }
-# Two queries: for one that asks both ends, SQLite reads the table.
+# Two queries: with a condition on both ends, SQLite reads the whole table.
 _ENDS = text("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
 _FEW: Final = {
     state: text(f"SELECT count(*) FROM (SELECT id FROM transfer WHERE {condition} LIMIT :limit) f")
     for state, condition in _OPEN.items()
 }
-# The companies by hops through their index, then what each sent in each hour.
+# Find the companies by steps through their index, then the documents sent to each in each hour.
 _HOURS = text("""
 WITH RECURSIVE company(id) AS (
   SELECT min(company_id) FROM transfer WHERE state = 'sent'

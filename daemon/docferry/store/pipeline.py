@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL that sends statements in pipelines: few round trips, however many statements.
+"""Connect to PostgreSQL and send statements in pipelines: few round trips for any number of statements.
 
-psycopg sends each statement at once, and waits only where a result is read. A commit with any number of transitions
-waits twice: for the transitions with all that their receipts need, and for COMMIT.
+psycopg sends each statement at once, and waits only when a result is read. A commit with any number of transitions
+waits twice: for the transitions with all inputs of their receipts, and for COMMIT.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from docferry.store.connection import (
 
 T = TypeVar("T")
 
-#: A statement that ran so often is prepared: PostgreSQL parses it once for a connection.
+#: The number of executions after which a statement is prepared: PostgreSQL then parses it once for a connection.
 PREPARE_THRESHOLD = 2
-#: Codes of errors of a session that is not the one where statements were prepared.
+#: Error codes of a session other than the one where statements were prepared.
 UNPREPARED = ("26000", "42P05")
 
 
@@ -51,12 +51,12 @@ class PipelinedTransaction(Transaction):
 
     @contextlib.contextmanager
     def pipeline(self) -> Iterator[None]:
-        """Send the statements of this context as a pipeline. Its end waits for all results."""
+        """Send the statements of this context as a pipeline. The end of the context waits for all results."""
         with self.driver.pipeline() as self._pipeline:
             yield
 
     def execute(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> int:
-        """Run a statement and return the number of rows that it changed."""
+        """Run a statement and return the number of changed rows."""
         cursor = self._run(statement, parameters)
         self._pipeline.sync()
         return int(cursor.rowcount)
@@ -64,7 +64,7 @@ class PipelinedTransaction(Transaction):
     def fetch_pieces(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> Iterator[list[Any]]:
         """Yield the rows of a statement in lists of at most `PIECE_ROWS`."""
         self._pieces += 1
-        name = f"piece_{self._pieces}"  # several may be read in turn
+        name = f"piece_{self._pieces}"  # several iterations may alternate
         self._command(f"DECLARE {name} NO SCROLL CURSOR FOR {self._translated(statement).sql}", parameters)
         while rows := self._command(f"FETCH {PIECE_ROWS} FROM {name}").fetchall():
             yield rows
@@ -83,45 +83,45 @@ class PipelinedTransaction(Transaction):
 
 
 def adapt(connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
-    """Let a connection write the nearest of each text and number that PostgreSQL cannot store; return it."""
+    """Make a connection replace unstorable texts and numbers by the nearest storable ones; return the connection."""
     connection.adapters.register_dumper(str, _StorableText)
     connection.adapters.register_dumper(int, _StorableInteger)
     return connection
 
 
 class Server(Protocol):
-    """Knows the server of the queue by the row of the last statement that begins a transaction."""
+    """Recognise the server of the queue by the row of the last statement that begins a transaction."""
 
     def is_same(self, found: Sequence[Any]) -> bool:
-        """Return whether it is the server that was accepted last."""
+        """Return whether the row belongs to the last accepted server."""
 
     def accept(self, transaction: Transaction, found: Sequence[Any]) -> None:
-        """Take another server, and change the queue as that requires."""
+        """Accept another server, and change the queue accordingly."""
 
 
 class _ServerChanged(Exception):
-    """The work ran before another server was accepted; it is undone and runs again."""
+    """Report that the work ran before another server was accepted; the work is undone and runs again."""
 
 
 class PipelinedConnection(ThreadConnection):
-    """A connection whose transactions are pipelines. `begin` are the statements that begin one."""
+    """Hold a connection whose transactions are pipelines. `begin` are the statements that begin one."""
 
     def __init__(self, engine: Engine, begin: Sequence[str], server: Server | None = None) -> None:
         super().__init__(engine, begin[0])
         self._first = begin
         self._server = server
-        self._is_fresh = True  # no transaction ran on this connection yet
+        self._is_fresh = True  # no transaction has run on this connection yet
 
     def _transaction_on(self, driver: DBAPIConnection) -> Transaction:
         self._is_fresh = True
         connection: Any = driver
-        # A pooler hands out sessions that do not know what was prepared; it shows a process id of its own.
+        # Behind a pooler, sessions do not share prepared statements; a pooler reports its own process id.
         (process,) = connection.execute("SELECT pg_backend_pid()").fetchone()
         connection.prepare_threshold = PREPARE_THRESHOLD if process == connection.info.backend_pid else None
         return PipelinedTransaction(driver, self._engine.dialect)
 
     def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
-        assert isinstance(transaction, PipelinedTransaction)  # noqa: S101 - made by `_transaction_on`
+        assert isinstance(transaction, PipelinedTransaction)  # noqa: S101 - set by `_transaction_on`
         try:
             accept, self._is_fresh = self._is_fresh, False
             return self._attempt(transaction, work, accept=accept)
@@ -138,7 +138,7 @@ class PipelinedConnection(ThreadConnection):
                 if self._server is not None and accept:
                     self._server.accept(transaction, begun.fetchone())
                 value = work(transaction)
-                # Asked here and not before the work, because its answer has arrived with that to the work's statements.
+                # Checked after the work: the row arrives together with the results of the work's statements.
                 if not accept:
                     self._assert_same(begun)
                 commits = True
@@ -146,9 +146,9 @@ class PipelinedConnection(ThreadConnection):
         except Exception as error:
             if commits and self._is_lost(error):
                 raise CommitUnknown(str(error)) from error
-            if getattr(error, "sqlstate", None) in UNPREPARED:  # a pooler that does not show itself
+            if getattr(error, "sqlstate", None) in UNPREPARED:  # a pooler that does not identify itself
                 transaction.driver.prepare_threshold = None
-            with contextlib.suppress(self._errors):  # the first error tells more
+            with contextlib.suppress(self._errors):  # the first error has the cause
                 transaction.driver.rollback()
             raise
         return value
@@ -159,7 +159,7 @@ class PipelinedConnection(ThreadConnection):
 
 
 class _StorableText(StrDumperUnknown):
-    """Write a text; one that PostgreSQL cannot store is replaced by the nearest that it can."""
+    """Write a text; replace an unstorable text by the nearest storable one."""
 
     def dump(self, obj: str) -> Any:
         try:
@@ -169,7 +169,7 @@ class _StorableText(StrDumperUnknown):
 
 
 class _StorableInteger(Int8Dumper):
-    """Write a number as `bigint`; one that is too large is replaced by the largest that is not."""
+    """Write a number as `bigint`; replace a number that is too large by the largest storable one."""
 
     def dump(self, obj: int) -> Any:
         return super().dump(clamped(obj))

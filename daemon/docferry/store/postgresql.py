@@ -1,4 +1,4 @@
-"""A PostgreSQL database: its connections, and the meaning of its errors."""
+"""Open a PostgreSQL database, and interpret its errors."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from docferry.store.connection import ThreadConnection, Transaction, first_line
 from docferry.store.pipeline import UNPREPARED, PipelinedConnection, adapt
 
 log = logs.get("database")
-# A lost connection is reported by its error; psycopg also warns of the pipeline that was open on it.
+# The error already reports a lost connection; psycopg also warns about the open pipeline.
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
-#: How long a connection attempt may take, seconds.
+#: The time limit of a connection attempt, seconds.
 CONNECT_TIMEOUT_S = 10
-#: The server ends a transaction that sends nothing for so long: a stopped host must not keep its locks. Milliseconds.
+#: The time after which the server ends a transaction without statements, milliseconds: a stopped host must not keep
+#: locks.
 IDLE_TIMEOUT_MS = 5_000
-#: How long a statement waits for the locks of other hosts, milliseconds.
+#: The longest wait of a statement for locks of other hosts, milliseconds.
 LOCK_TIMEOUT_MS = 30_000
-#: Key of the advisory lock that every transaction takes before it writes, as SQLite's BEGIN IMMEDIATE does. It is the
-#: only lock that anything waits for, so that no order of statements in a transaction can cause a deadlock. A row or
-#: table must never be locked before it. "docferry" in hex, 8 bytes.
+#: Key of the advisory lock that every transaction takes before it writes, like SQLite's BEGIN IMMEDIATE. No transaction
+#: waits for any other lock, so no order of statements can cause a deadlock. A row or table must never be locked before
+#: it. "docferry" in hex, 8 bytes.
 WRITER_LOCK = 0x646F636665727279
 
-#: Settings of a writing transaction. Its statements are prepared before the planner knows the tables, which grow from
-#: nothing within minutes: every statement finds its rows by an index, and no plan is compiled.
+#: Settings of a writing transaction. Its statements are prepared while the tables, which grow within minutes, may be
+#: empty. So every statement must use an index, and JIT compilation is off.
 _WRITER_SETTINGS = {
     "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_MS}",
     "lock_timeout": f"{LOCK_TIMEOUT_MS}",
@@ -45,21 +46,21 @@ _WRITER_SETTINGS = {
     "jit": "off",
 }
 _SET_LOCAL = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER_SETTINGS.items())
-# Without it a crash of the server forgets receipts without any trace. Other levels wait for more, or for the disk.
+# Without it, a crash of the server silently loses receipts. Other levels wait for more standbys, or for the disk.
 _DURABLE = "set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), true)"
 _BEGIN_WRITE = ("BEGIN", f"SELECT {_SET_LOCAL}, {_DURABLE}, pg_advisory_xact_lock({WRITER_LOCK})")
 _BEGIN_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 
-#: Codes of errors that a later attempt may not see again: no connection (08), no resources (53), an operator or a
-#: restart (57), a conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a
-#: transaction that was idle for too long (25P03), an I/O error (58), another session than that of the statements.
+#: Codes of errors that may not occur again: no connection (08), no resources (53), an operator or a restart (57), a
+#: conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a transaction that was
+#: idle for too long (25P03), an I/O error (58), another session than that of the statements.
 _TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "55000", "25P03", "58", *UNPREPARED)
 #: Codes of errors that need a person: a wrong password, database or permission.
 _REFUSED = ("28", "3D", "42501")
-#: Further codes of what a person may repair while docferry waits: a restore that is under way (42P01, 3F), damage (XX).
+#: Codes of errors that a person may fix while docferry waits: a restore in progress (42P01, 3F), damage (XX).
 _REPAIRABLE = (*_REFUSED, "42P01", "3F", "XX")
 
-#: Parameters of libpq; database_url may set others. A connection whose server vanished is noticed within 11 s.
+#: Parameters of libpq; database_url may set others. A vanished server is noticed within 11 s.
 _DEFAULTS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "application_name": "docferry",
@@ -78,7 +79,7 @@ def prepare(url: str, host: str) -> PostgresServer:
     server = PostgresServer(url)
     try:
         with server.engine.connect() as connection:
-            for statement in _BEGIN_WRITE:  # of processes that start together, one does it
+            for statement in _BEGIN_WRITE:  # of several processes that start together, one does this
                 connection.exec_driver_sql(statement)
             schema.prepare_connection(connection, server.name, host)
             connection.exec_driver_sql("COMMIT")
@@ -95,12 +96,12 @@ def prepare(url: str, host: str) -> PostgresServer:
 
 
 def lock_writers(connection: Connection) -> None:
-    """Let no host write until the transaction of `connection` ends."""
+    """Block writes of all hosts until the transaction of `connection` ends."""
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
 
 
 class PostgresServer:
-    """One PostgreSQL database, found by its URL. The URL may name several servers, of which one is the primary."""
+    """Access one PostgreSQL database by its URL. The URL may name several servers, of which one is the primary."""
 
     def __init__(self, url: str) -> None:
         self.name = describe(url)
@@ -108,16 +109,16 @@ class PostgresServer:
         self.replacements = 0
         self.adopt_before = 0.0
         self._identity_key, self._identity_query = "", ""
-        self._identity: str | None = None  # of the server, as this process last saw it
+        self._identity: str | None = None  # the server's identity, as last read by this process
 
     def connection(self, *, writer: bool) -> ThreadConnection:
-        """Return a connection that is not open yet."""
+        """Return an unopened connection."""
         if writer:
             return PipelinedConnection(self.engine, (*_BEGIN_WRITE, self._identity_query), self)
         return PipelinedConnection(self.engine, _BEGIN_READ)
 
     def choose_identity(self, connection: Connection) -> None:
-        """Find an expression for the server's identity that the role may run."""
+        """Find an expression for the server's identity that the role may execute."""
         for key, expression in failover.IDENTITIES:
             query = failover.identity_query(key, expression)
             try:
@@ -132,9 +133,9 @@ class PostgresServer:
         raise refused
 
     def is_same(self, found: Sequence[Any]) -> bool:
-        """Return whether the server is the one of the queue, by the row of the identity query.
+        """Return whether the server is that of the queue, by the row of the identity query.
 
-        It is asked in each transaction that writes: pgbouncer may lead to another server without a new connection.
+        Each writing transaction runs this query: pgbouncer may switch to another server without a new connection.
         """
         identity, stored, adopt_before = found
         if not identity == self._identity == stored:
@@ -157,31 +158,31 @@ class PostgresServer:
         self.adopt_before = float(adopt_before or 0.0)
 
     def assert_unchanged(self) -> None:
-        """Do nothing: a server that was replaced is noticed by `is_same`."""
+        """Do nothing: `is_same` detects a replaced server."""
 
     def stamp(self) -> None:
-        """Return None: the commits of other hosts leave no mark here."""
+        """Return None: commits of other hosts are not visible in a local value."""
 
     def alarm(self) -> None:
-        """Return None: the server's operator watches its size."""
+        """Return None: the server's operator monitors its size."""
 
     def is_transient(self, error: BaseException) -> bool:
-        """Return whether waiting may cure an error of a database that could be used once.
+        """Return whether waiting may resolve an error of a database that worked before.
 
-        A password or permission that was changed counts, since a person may change it back.
+        A changed password or permission counts, because a person may change it back.
         """
         if not isinstance(error, psycopg.Error):
             return False
         return is_transient(error) or _is_refused(error) or (error.sqlstate or "").startswith(_REPAIRABLE)
 
     def explain(self, error: Exception) -> Exception:
-        """Return a StateError with the remedy for a refused login, and any other error unchanged."""
+        """Return a StateError with the fix for a refused login, and any other error unchanged."""
         if isinstance(error, psycopg.Error) and _is_refused(error):
             return StateError(f"{self.name} refuses docferry ({first_line(error)}); correct database_url or its user")
         return error
 
     def busy(self, error: BaseException) -> DatabaseBusy:
-        """Return the error for a caller that waited long enough."""
+        """Return the error for a caller whose time limit has passed."""
         return DatabaseBusy(
             f"{self.name} cannot be used now ({first_line(error)}); nothing is lost. Start the server or restore "
             "the network, then run the command again"
@@ -189,11 +190,11 @@ class PostgresServer:
 
 
 def engine(url: str) -> Engine:
-    """Return an engine for a URL as libpq reads it. It keeps no connections.
+    """Return an engine for a URL in libpq's format. The engine keeps no connections.
 
-    Session settings are not used, and behind a pooler no prepared statements (see `pipeline`), so that pgbouncer may
-    share connections by transaction.
-    Of several servers in the URL the one that accepts writes is used. Raises StateError if the URL is malformed.
+    pgbouncer may share connections by transaction: session settings are not used, nor prepared statements behind a
+    pooler (see `pipeline`). Of several servers in the URL, the one that accepts writes is used. Raises StateError if
+    the URL is malformed.
     """
     try:
         given = conninfo.conninfo_to_dict(url)
@@ -210,7 +211,7 @@ def engine(url: str) -> Engine:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Return whether waiting may cure an error of PostgreSQL. A lost connection has no code."""
+    """Return whether waiting may resolve an error of PostgreSQL. A lost connection has no code."""
     if not isinstance(error, psycopg.Error):
         return False
     code = error.sqlstate
@@ -227,7 +228,7 @@ def describe(url: str) -> str:
 
 def _is_refused(error: psycopg.Error) -> bool:
     code = error.sqlstate
-    if code is None:  # a failed connection attempt: libpq gives a text alone
+    if code is None:  # a failed connection attempt: libpq gives only a text
         return any(
             sign in str(error) for sign in ("password authentication failed", "does not exist", "no pg_hba.conf")
         )

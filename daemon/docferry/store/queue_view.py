@@ -1,4 +1,4 @@
-"""One consistent look at the whole queue, for `status`, the metrics, the status page and the alerts."""
+"""Read one consistent snapshot of the whole queue, for `status`, the metrics, the status page and the alerts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.owners import Process, processes, read_processes
 
-#: A look is taken again after so many times what it took: a large queue is not read all the time.
+#: The smallest age of a snapshot as a multiple of its duration, so that a large queue is not read constantly.
 COST_FACTOR: Final = 20.0
 OLDEST_LOOK_S: Final = 60.0
-#: Documents that are counted with one statement.
+#: Documents counted by one statement.
 COUNTED_AT_ONCE: Final = 50_000
-#: A look that takes no longer is waited for, seconds.
+#: The longest duration of a read that a caller waits for, seconds.
 QUICK_S: Final = 0.25
 
-# Each part as one of the partial indexes has it, word for word: else SQLite reads every transfer there ever was.
+# Each part repeats the condition of a partial index exactly: otherwise SQLite reads every transfer.
 _OPEN_STATES: Final = ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """The documents of one mapping that are due at one remote, and since when the oldest is; wall seconds."""
+    """Count the due documents of one mapping at one remote, with the oldest due time; wall seconds."""
 
     mapping: str
     remote: str
@@ -40,7 +40,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class OldestDue:
-    """The document that has been due for longest at one remote."""
+    """Describe the document that has been due for longest at one remote."""
 
     id: int
     mapping: str
@@ -50,23 +50,23 @@ class OldestDue:
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """The queue at one moment."""
+    """Hold the state of the queue at one moment."""
 
     documents: dict[str, dict[str, int]] = field(default_factory=dict)  # by mapping and state
     held: list[tuple[str, str, int]] = field(default_factory=list)  # mapping, reason, documents
-    arrivals: dict[str, int] = field(default_factory=dict)  # files that downloads brought, by mapping
+    arrivals: dict[str, int] = field(default_factory=dict)  # files from downloads, by mapping
     gates: dict[str, Gate] = field(default_factory=dict)  # by key
     due: list[Due] = field(default_factory=list)
     oldest: dict[str, OldestDue] = field(default_factory=dict)  # by remote
-    hosts: list[Process] = field(default_factory=list)  # the processes of a shared queue; none on SQLite
+    hosts: list[Process] = field(default_factory=list)  # the processes of a shared queue; empty on SQLite
 
 
-#: People and monitoring wait so long for the database, seconds.
+#: The longest wait of people and monitoring for the database, seconds.
 SNAPSHOT_TIMEOUT_S: Final = 5.0
 
 
 class QueueView:
-    """Takes snapshots. Of a large queue it gives out the last one while `refresh_when_asked` takes the next."""
+    """Take snapshots. For a large queue, return the last one while `refresh_when_asked` takes the next."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -77,9 +77,9 @@ class QueueView:
         self._fresh_until = 0.0
 
     async def snapshot(self) -> QueueSnapshot:
-        """Return the queue as it is now; of a large one, as it was at most about `OLDEST_LOOK_S` ago.
+        """Return the present state of the queue; for a large one, a state at most about `OLDEST_LOOK_S` old.
 
-        While the database does not answer this is the last snapshot. Raises DatabaseBusy if there is none.
+        While the database does not answer, return the last snapshot. Raises DatabaseBusy if there is none.
         """
         if self._kept is not None and self._database.trouble is not None:
             return self._kept
@@ -93,15 +93,15 @@ class QueueView:
         if self._kept is not None and self._took > QUICK_S:
             if time.monotonic() >= self._fresh_until:
                 self._asked.set()
-            return replace(self._kept, hosts=await processes(self._database))  # heartbeats are quickly read
+            return replace(self._kept, hosts=await processes(self._database))  # heartbeats are fast to read
         return await self._refresh()
 
     def outdate(self) -> None:
-        """Take a new snapshot the next time: somebody has just changed the queue."""
+        """Take a new snapshot at the next call, because the queue was just changed."""
         self._fresh_until = 0.0
 
     async def refresh_when_asked(self) -> None:
-        """Take the snapshots that nobody should wait for, until cancelled."""
+        """Take snapshots in the background until cancelled."""
         while True:
             await self._asked.wait()
             await self._refresh()
@@ -133,7 +133,7 @@ def queue_snapshot(transaction: Transaction) -> QueueSnapshot:
 
 
 def _documents(transaction: Transaction) -> dict[str, dict[str, int]]:
-    """Count documents by mapping and state, piece by piece: to group a million rows at once takes SQLite 60 MB."""
+    """Count documents by mapping and state, piece by piece: grouping a million rows at once takes SQLite 60 MB."""
     found: dict[str, dict[str, int]] = {}
     first, last = transaction.fetch_one(_ENDS)
     for start in range(first, last + 1, COUNTED_AT_ONCE) if first is not None else ():
@@ -144,7 +144,7 @@ def _documents(transaction: Transaction) -> dict[str, dict[str, int]]:
 
 
 def _merged(due: Iterable[Due]) -> list[Due]:
-    """One entry for each mapping and remote, whatever the states."""
+    """Return one entry for each mapping and remote, with all states added up."""
     found: dict[tuple[str, str], Due] = {}
     for each in due:
         key = each.mapping, each.remote
@@ -167,7 +167,7 @@ def _oldest(transaction: Transaction, due: Iterable[Due]) -> dict[str, OldestDue
     return found
 
 
-# Two queries: for one that asks both ends, SQLite reads the table.
+# Two queries: with a condition on both ends, SQLite reads the whole table.
 _ENDS = text("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
 _COUNTS = text(
     "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id "
@@ -175,7 +175,7 @@ _COUNTS = text(
 )
 _HELD = text(
     "SELECT d.mapping, t.reason, count(*) FROM transfer t "
-    "CROSS JOIN document d "  # CROSS: the few that are held lead
+    "CROSS JOIN document d "  # CROSS makes SQLite begin with the few held transfers
     "WHERE t.state = 'held' AND d.transfer_id = t.id AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
 )
 _ARRIVALS = text("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")

@@ -1,4 +1,4 @@
-"""The log of receipts as people and auditors read it, and its heads."""
+"""Read the log of receipts for people and auditors, and store its heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docferry.store.receipts import LOG_CAPACITY, read_edge
 
 @dataclass(frozen=True, slots=True)
 class StoredReceipt:
-    """A row of the log; `body` is None when `retain` erased it."""
+    """Hold a row of the log; `body` is None after `retain` erased it."""
 
     index: int
     transfer_id: int | None
@@ -32,7 +32,7 @@ class StoredReceipt:
 
 @dataclass(frozen=True, slots=True)
 class StoredHead:
-    """A head that was anchored, at `time` (wall seconds), perhaps with an RFC 3161 time stamp."""
+    """Hold an anchored head with its `time` (wall seconds), perhaps with an RFC 3161 time stamp."""
 
     id: int
     time: float
@@ -42,29 +42,29 @@ class StoredHead:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """One log: its number, name, host and size."""
+    """Describe one log: its number, name, host and size."""
 
     number: int
     origin: str
-    host: str | None  # None: SQLite, or a log from before hosts had their own
+    host: str | None  # None: SQLite, or a log from before hosts had separate logs
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found."""
+    """Hold the result of an audit."""
 
     origin: str
     receipts: int
     erased: int
     heads: int
-    other_keys: int  # heads that another key signed
-    problems: Sequence[str]  # the first ones
+    other_keys: int  # heads signed by another key
+    problems: Sequence[str]  # the first problems
     problem_count: int
     logs: Sequence[str] = ()  # names of all logs
 
     def with_log(self, log: _Log, audit: Audit, findings: Findings, heads: int, *, is_one_of_many: bool) -> AuditReport:
-        """Return the report with one more log. Of several logs, a problem names the host."""
+        """Return the report with one more log added. With several logs, each problem names its host."""
         host = f"{log.host or log.origin}: " if is_one_of_many else ""
         return AuditReport(
             origin=self.origin,
@@ -78,27 +78,27 @@ class AuditReport:
         )
 
     def with_strays(self, numbers: Sequence[int]) -> AuditReport:
-        """Return the report with the logs that have receipts and no row."""
+        """Return the report with the logs added that have receipts but no row."""
         lost = [f"log {number} has receipts, and its row in receipt_log was removed" for number in numbers]
         return replace(self, problems=(*self.problems, *lost), problem_count=self.problem_count + len(lost))
 
 
 class ReceiptFilter(Protocol):
-    """Chooses receipts by their bodies."""
+    """Select receipts by their bodies."""
 
     def wants(self, body: str) -> bool:
-        """Whether the receipt with this body is chosen."""
+        """Return whether the receipt with this body is selected."""
 
 
 class ReceiptLog:
-    """Reads the log; stores heads."""
+    """Read the log; store heads."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 
     async def state(self) -> LogState:
-        """Return the log of this host; StateError when its row is gone."""
+        """Return the log of this host. Raises StateError if its row is missing."""
         return await self._database.read(lambda transaction: self._own(transaction).state)
 
     async def logs(self) -> list[LogState]:
@@ -136,7 +136,7 @@ class ReceiptLog:
         return receipts[0] if receipts else None
 
     async def select(self, receipts: ReceiptFilter) -> list[StoredReceipt]:
-        """Return the receipts with a body that the filter wants; reads all that are not erased."""
+        """Return the receipts that the filter selects; reads all bodies that are not erased."""
 
         def work(transaction: Transaction) -> list[StoredReceipt]:
             rows = transaction.fetch_pieces(_ALL)
@@ -157,7 +157,7 @@ class ReceiptLog:
     # -- heads ---------------------------------------------------------------------------------------------------------
 
     async def take_head(self, signer: Signer | None = None, log: int | None = None) -> StoredHead:
-        """Store and return the head of a log, by default of this host's; the stored one when nothing was added."""
+        """Store and return the head of a log, by default of this host's; the stored one if nothing was added."""
         now = self._clock.now()
 
         def work(transaction: Transaction) -> StoredHead:
@@ -179,7 +179,7 @@ class ReceiptLog:
         return await self._database.read(lambda transaction: _heads(transaction, _HEADS, {"log": log}))
 
     async def knows(self, head: Head) -> bool:
-        """Whether this head was stored here: else the database is older than the head, or another one."""
+        """Return whether this head was stored here; otherwise the database is older than the head, or another one."""
 
         def work(transaction: Transaction) -> bool:
             stored = _heads(transaction, _HEADS_OF_SIZE, {"size": head.size})
@@ -188,7 +188,7 @@ class ReceiptLog:
         return await self._database.read(work)
 
     async def set_timestamp(self, head: StoredHead, timestamp: bytes) -> None:
-        """Keep an RFC 3161 time stamp with its head."""
+        """Store an RFC 3161 time stamp with its head."""
         parameters = {"id": head.id, "timestamp": timestamp}
         await self._database.execute(_STAMP_HEAD, parameters)
 
@@ -245,7 +245,7 @@ class _Log(NamedTuple):
 
     @property
     def span(self) -> Mapping[str, int]:
-        """The range of `receipt.idx`."""
+        """Return the range of `receipt.idx`."""
         return {"first": self.number * LOG_CAPACITY, "end": (self.number + 1) * LOG_CAPACITY}
 
 
@@ -254,13 +254,13 @@ def _logs(transaction: Transaction) -> list[_Log]:
 
 
 def _is_of(head: NamedHead, log: _Log, own: _Log, origins: Collection[str]) -> bool:
-    """Whether a head is compared with a log; one of an unknown log is told with the log of this host."""
+    """Return whether a head is compared with this log; a head of an unknown log belongs to this host's log."""
     origin = head.signed.head.origin
     return origin == log.origin or (log.number == own.number and origin not in origins)
 
 
 def _strays(transaction: Transaction, numbers: Collection[int]) -> list[int]:
-    """Return the numbers of logs that have receipts and no row."""
+    """Return the numbers of logs that have receipts but no row."""
     found: list[int] = []
     at: int | None = 0
     while (at := transaction.fetch_one(_NEXT, {"idx": at})[0]) is not None:
@@ -311,5 +311,5 @@ SELECT r.idx - CAST(:first AS BIGINT), r.transfer_id, r.kind, r.body, r.leaf, t.
   t.connection_id, t.remote_name, t.sha256, t.size
 FROM receipt r LEFT JOIN transfer t ON t.id = r.transfer_id WHERE r.idx >= :first AND r.idx < :end ORDER BY r.idx
 """)
-# What is from before the log and waits for its receipt lacks none.
+# Transfers from before the log that wait for reconstruction do not lack a receipt.
 _SENT = text("SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)")

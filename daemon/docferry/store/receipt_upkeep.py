@@ -1,4 +1,4 @@
-"""Upkeep of the log of receipts: those of older transfers are reconstructed, and old bodies erased, in steps."""
+"""Maintain the log of receipts in steps: reconstruct receipts of older transfers, and erase old bodies."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import LOG_CAPACITY, about_transfer, downloaded, read_edge
 
-#: How a document was proved that the remote was asked about.
+#: The proof in the receipt of a document that a lookup found.
 _ASKED: Final = frozenset({"list", "zip", "adopted"})
 
 
 class ReceiptUpkeep:
-    """Each call is one short transaction."""
+    """Maintain the log; each call is one short transaction."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def reconstruct(self, limit: int) -> bool:
-        """Give receipts to the next `limit` transfers or downloads from before the log; False when all have one."""
+        """Give receipts to the next `limit` transfers or downloads from before the log.
+
+        Return False if all have one.
+        """
         if not await self._database.read(self._has_old):
-            return False  # without a write: this is asked at every start
+            return False  # checked without a write, because every start checks it
 
         def work(transaction: Transaction) -> bool:
             log = next((log for log in _logs(transaction) if log.has_old), None)
             if log is None:
-                return False  # another process was faster
+                return False  # another process did it first
             if log.transfers_done < log.transfers_old:
                 self._reconstruct_transfers(transaction, log, limit)
             else:
@@ -41,10 +44,10 @@ class ReceiptUpkeep:
         return await self._database.write(work)
 
     async def erase(self, before: float, limit: int) -> int:
-        """Erase the bodies of the next receipts that are older than `before` (wall seconds); their leaves stay.
+        """Erase the bodies of the next receipts older than `before` (wall seconds); their leaves stay.
 
         Returns:
-            The largest number in one log; below `limit` when no more are old enough.
+            The largest number of erased bodies in one log; below `limit` if no more are old enough.
         """
         cutoff = iso(before) or ""
 
@@ -54,7 +57,7 @@ class ReceiptUpkeep:
         return await self._database.write(work)
 
     def _has_old(self, transaction: Transaction) -> bool:
-        read_edge(transaction, self._database.receipts.host)  # StateError when the row is gone
+        read_edge(transaction, self._database.receipts.host)  # raises StateError if the row is missing
         return any(log.has_old for log in _logs(transaction))
 
     def _reconstruct_transfers(self, transaction: Transaction, log: _Log, limit: int) -> None:
@@ -118,7 +121,7 @@ def _file(row: Any) -> dict[str, Any]:
 
 
 def _time_of(body: str) -> str:
-    """Return the time of a receipt; one that was tampered with is not old, so that nothing hides it."""
+    """Return the time of a receipt; a manipulated one counts as new, so that it is not erased."""
     try:
         return str(json.loads(body)["time"])
     except (ValueError, KeyError, TypeError):

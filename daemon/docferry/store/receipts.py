@@ -1,4 +1,4 @@
-"""Appends receipts in the transaction that makes them true."""
+"""Append receipts in the transaction that they document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from docferry.store.recordset import BYTES, as_json, recordset, selected
 
 
 def unix_user() -> str:
-    """Return the user who runs this process, and under sudo the one who called it."""
+    """Return the user of this process, and under sudo the calling user."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -30,37 +30,37 @@ def unix_user() -> str:
     return f"user {name} (uid {os.getuid()})" + (f", sudo by {escaped(caller)}" if caller else "")
 
 
-#: Receipts of one log: `receipt.idx` is the index in a log plus the log's number times this.
+#: The range of one log: `receipt.idx` is the index in a log plus the log's number times this.
 LOG_CAPACITY: Final = 2**40
 
 
 class Started(NamedTuple):
-    """Cursors of `ReceiptWriter.start_ended`: rows of `FACTS`, and the log's row."""
+    """Hold the cursors of `ReceiptWriter.start_ended`: rows of `FACTS`, and the log's row."""
 
     facts: Any
     log: Any
 
 
 class ReceiptWriter:
-    """Appends to the log of this machine; `host` is its name in every receipt, and in a queue of several hosts."""
+    """Append to the log of this machine; `host` is its name in every receipt, and in a queue of several hosts."""
 
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
 
     def append(self, transaction: Transaction, receipts: Sequence[Leaf]) -> None:
-        """Append leaves, in this order. StateError when the log's own row is missing."""
+        """Append leaves in this order. Raises StateError if the row of the log is missing."""
         if receipts:
             _append(transaction, read_edge(transaction, self.host), receipts)
 
     def start_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]]) -> Started | None:
-        """Start to read what `append_ended` needs, so that a server gets it with the statements before."""
+        """Start reading the input of `append_ended`, so that a server gets it together with earlier statements."""
         final = [row["id"] for row in rows if row["state"] in _KINDS]
         if not final:
             return None
         return Started(transaction.start(FACTS, {"ids": final}), transaction.start(_LOG, {"host": self.host}))
 
     def append_ended(self, transaction: Transaction, rows: Iterable[Mapping[str, Any]], started: Started) -> None:
-        """Append a receipt for each of these transitions that is final (parameters as in `transitions`)."""
+        """Append a receipt for each of these transitions to a final state (parameters as in `transitions`)."""
         final = {row["id"]: row for row in rows if row["state"] in _KINDS}
         receipts = []
         for facts in started.facts.fetchall():
@@ -104,14 +104,14 @@ class ReceiptWriter:
 
 
 class LogEdge(NamedTuple):
-    """The number of a log, and the right edge of its tree."""
+    """Hold the number of a log, and the right edge of its tree."""
 
     number: int
     tree: Frontier
 
 
 def read_edge(transaction: Transaction, host: str) -> LogEdge:
-    """Return the log of a host, on SQLite the only one; StateError when its row is gone or makes no sense."""
+    """Return the log of a host, on SQLite the only one. Raises StateError if its row is missing or invalid."""
     return _edge(transaction.fetch_all(_LOG, {"host": host}))
 
 
@@ -217,7 +217,7 @@ def about_transfer(facts: Sequence[Any], kind: ReceiptKind, now: float, more: Ma
 
 
 def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed: bool = False) -> LoggedReceipt:
-    """Return the receipt of a file that came down."""
+    """Return the receipt of a downloaded file."""
     fields = {
         "time": iso(now),
         "mapping": file["mapping"],
@@ -241,16 +241,16 @@ _INSERT = text(
     "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
 )
 _COLUMNS = {"idx": "bigint", "transfer_id": "bigint", "kind": "text", "body": "text", "leaf": BYTES}
-# Both at once: to a server, each statement is a message.
+# Both at once, because to a server each statement is a message.
 _APPEND = text(f"""
 WITH appended AS (
   INSERT INTO receipt (idx, transfer_id, kind, body, leaf) SELECT {selected(_COLUMNS)} FROM {recordset(_COLUMNS)}
 )
 UPDATE receipt_log SET size = :size, frontier = :frontier WHERE number = :number
-""")  # noqa: S608 - the columns above
+""")  # noqa: S608 - only the columns above
 _KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
-#: Transfers, and the path that its bytes have or had: of several the first that is still there. Each subquery reads
-#: its rows in the order of an index; sorting them by `present` takes longer than all the rest.
+#: Transfers, each with a path of its bytes, present if possible. Each subquery reads its rows in the order of an index;
+#: sorting them by `present` takes longer than all other steps.
 FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name

@@ -1,4 +1,4 @@
-"""Many rows as one parameter: a JSON array that PostgreSQL reads as a table."""
+"""Pass many rows as one parameter: a JSON array that PostgreSQL reads as a table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from docferry.store.connection import Parameters, storable
 
-#: Signs of a text that PostgreSQL cannot store: NUL, a lone half of a surrogate pair.
+#: Characters that PostgreSQL cannot store: NUL, and half of a surrogate pair.
 _SIGNS = ("\\u0000", "\\ud")
-#: Type of columns of bytes, which JSON transports as hex.
+#: Type of byte columns, which JSON contains as hex.
 BYTES = "bytea"
 
 
@@ -30,7 +30,7 @@ def selected(columns: Mapping[str, str], alias: str = "r") -> str:
 
 
 def as_json(rows: Sequence[Parameters]) -> str:
-    """Return the value of the parameter `rows`. A value that PostgreSQL cannot store is replaced by the nearest.
+    """Return the value of the parameter `rows`. Unstorable values are replaced by the nearest storable ones.
 
     Integers must fit into 64 bits.
     """

@@ -1,4 +1,4 @@
-"""Counts, rows and histories of the queue for people and scripts."""
+"""Read counts, rows and histories of the queue for people and scripts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from docferry.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A document as `list` shows it. `path` is relative to the mapping's root; times are wall seconds."""
+    """Describe a document for `list`. `path` is relative to the mapping's root; times are wall seconds."""
 
     id: int
     mapping: str
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """One try of a transfer."""
+    """Describe one attempt of a transfer."""
 
     lease: int
     began: float
@@ -84,7 +84,7 @@ _HELD_REASONS = text("""
 SELECT d.mapping, t.reason, count(*) FROM transfer t CROSS JOIN document d
 WHERE d.transfer_id = t.id AND t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2
 """)
-# The second part is the try that has not ended, which has no row of its own yet.
+# The second part is the unfinished attempt, which has no row of its own yet.
 _ATTEMPTS = text("""
 SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof
 FROM document d JOIN attempt a ON a.transfer_id = d.transfer_id WHERE d.id = :id
@@ -93,7 +93,7 @@ SELECT t.lease, t.last_sent, NULL, t.state, NULL, NULL, NULL, NULL, NULL
 FROM document d JOIN transfer t ON t.id = d.transfer_id WHERE d.id = :id AND t.state = 'sending'
 ORDER BY 1
 """)
-# Each part repeats the condition of a partial index; else SQLite would read every transfer.
+# Each part repeats the condition of a partial index; otherwise SQLite would read every transfer.
 _OPEN_COUNTS = text("""
 SELECT state, count(*) FROM transfer WHERE state = 'waiting' AND mapping = ANY(:mappings) GROUP BY state
 UNION ALL
@@ -107,7 +107,7 @@ GROUP BY state
 
 
 class Reports:
-    """Queries that change nothing."""
+    """Run queries that change nothing."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -120,7 +120,7 @@ class Reports:
         return found
 
     async def open_counts(self, mappings: Collection[str]) -> dict[str, int]:
-        """Return the number of transfers of these mappings by state, without final states."""
+        """Return the number of transfers of these mappings by state, except final states."""
         return dict(await self._database.fetch_all(_OPEN_COUNTS, {"mappings": list(mappings)}))
 
     async def held_reasons(self) -> list[tuple[str, str, int]]:
@@ -136,7 +136,7 @@ class Reports:
         limit: int | None = None,
         after: int = 0,
     ) -> list[Row]:
-        """Return documents in the order of their ids, from the one behind id `after`."""
+        """Return documents in the order of their ids, beginning after id `after`."""
         conditions = {"mapping": mapping, "states": list(states) or None, "reason": reason}
         given = {name: value for name, value in conditions.items() if value is not None}
         parameters = {**given, "after": after, "limit": _NO_LIMIT if limit is None else limit}
@@ -154,11 +154,11 @@ class Reports:
         return [_row(*row) for row in rows]
 
     async def attempts(self, document_id: int) -> list[AttemptRow]:
-        """Return every try of a document, the earliest first."""
+        """Return every attempt for a document, the earliest first."""
         return [AttemptRow(*row) for row in await self._database.fetch_all(_ATTEMPTS, {"id": document_id})]
 
 
-#: A LIMIT that both databases accept and no table reaches.
+#: A LIMIT that both databases accept and no table exceeds.
 _NO_LIMIT = 2**62
 
 

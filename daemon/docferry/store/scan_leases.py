@@ -1,4 +1,4 @@
-"""Leases of shared mappings: the process that scans each of them."""
+"""Lease shared mappings: one process scans each of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from docferry.store.server_clock import SERVER_NOW
 
 
 class ScanLeases:
-    """The scan_lease table of a PostgreSQL queue. `owner` is this process."""
+    """Access the scan_lease table of a PostgreSQL queue. `owner` is this process."""
 
     def __init__(self, database: Database, owner: str) -> None:
         self._database = database
         self._owner = owner
 
     async def take(self, mapping: str) -> bool:
-        """Return whether this process scans a mapping: it does already, or no living process does."""
+        """Take or keep the right to scan a mapping. Return False if another running process has it."""
         parameters = {"mapping": mapping, "owner": self._owner}
         return await self._database.write(lambda each: each.fetch_one(_TAKE, parameters)) is not None
 
     async def give_up(self, mapping: str) -> None:
-        """Let another process scan a mapping."""
+        """Release a mapping, so that another process may scan it."""
         await self._database.execute(_GIVE_UP, {"mapping": mapping, "owner": self._owner})
 
 
@@ -33,5 +33,5 @@ ON CONFLICT (mapping) DO UPDATE SET owner = excluded.owner,
 WHERE l.owner = excluded.owner
   OR l.owner NOT IN (SELECT owner FROM process WHERE heartbeat > {SERVER_NOW} - {DEAD_AFTER_S})
 RETURNING owner
-""")  # noqa: S608 - our own terms
+""")  # noqa: S608 - constant terms
 _GIVE_UP = text("DELETE FROM scan_lease WHERE mapping = :mapping AND owner = :owner")

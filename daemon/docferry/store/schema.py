@@ -1,4 +1,4 @@
-"""Create and upgrade a SQLite database in one transaction, or explain why that is impossible."""
+"""Create and upgrade a SQLite database in one transaction, or explain why this is impossible."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from docferry.store.state_dir import create_file, usable
 #: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
 HEAD: Final = "0010"
 KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", HEAD})
-#: A larger database is not read from end to end at a start, bytes.
+#: The largest database that is read completely at a start, bytes.
 MAX_CHECKED_BYTES: Final = 64 * 1024 * 1024
-#: A larger database is checked without comparing its indexes with its rows, bytes.
+#: The largest database whose indexes are compared with its rows, bytes.
 MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
 _HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
 
@@ -38,7 +38,7 @@ SELECT :origin, 0, :frontier, 0, 0, 0, 0, 0, coalesce(max(number), -1) + 1, :hos
 
 
 def prepare(database: Path) -> None:
-    """Create or upgrade `database`. Raises StateError if it is damaged or comes from a newer docferry."""
+    """Create or upgrade `database`. Raises StateError if the file is damaged or comes from a newer docferry."""
     with usable(database.parent):
         if not database.exists():
             _assert_not_moved(database)
@@ -54,17 +54,17 @@ def prepare(database: Path) -> None:
 
 
 def moving(database: Path) -> Path:
-    """Return the name of a database while it is moved to PostgreSQL."""
+    """Return the name of a database during its move to PostgreSQL."""
     return database.with_name(f"{database.name}.moving")
 
 
 def moved(database: Path) -> Path:
-    """Return the name of a database after it was moved to PostgreSQL."""
+    """Return the name of a database after its move to PostgreSQL."""
     return database.with_name(f"{database.name}.moved")
 
 
 def _assert_not_moved(database: Path) -> None:
-    """Raise StateError where the queue is in PostgreSQL now: an empty one would send everything again."""
+    """Raise StateError if the queue was moved to PostgreSQL: an empty one would send everything again."""
     if moving(database).exists():
         raise StateError(
             f"the move of {database} to PostgreSQL was interrupted; run `docferry queue move` with the same URL again"
@@ -108,7 +108,7 @@ def migrate(database: Path, revision: str = HEAD) -> None:
 
 def upgrade(connection: Connection, revision: str = HEAD) -> None:
     """Apply all migrations up to `revision` in the transaction of `connection`."""
-    # Alembic takes a quarter of a second to import, which only an upgrade has to pay.
+    # Imported here: Alembic takes a quarter of a second to import, and only an upgrade needs it.
     from alembic import command
     from alembic.config import Config
 
@@ -120,7 +120,7 @@ def upgrade(connection: Connection, revision: str = HEAD) -> None:
 
 def _create(database: Path) -> None:
     with _transaction(database) as connection:
-        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program was faster
+        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program did it first
             _create_tables(connection)
 
 
@@ -176,7 +176,7 @@ def _revision(database: Path) -> str | None:
 def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
     """Switch to the write-ahead log.
 
-    SQLite applies no busy timeout here: of several programs that open a fresh database, all but one fail at once.
+    SQLite applies no busy timeout here: if several programs open a new database, all except one fail at once.
     """
     end = time.monotonic() + BUSY_TIMEOUT_S
     while True:
@@ -185,9 +185,7 @@ def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                 raise
-            time.sleep(
-                0.01
-            )  # SQLite offers no event for the end of the other program's switch, which takes milliseconds
+            time.sleep(0.01)  # SQLite reports no event for the other program's switch, which takes milliseconds
         else:
             return
 
@@ -196,7 +194,7 @@ def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
 def _transaction(database: Path) -> Iterator[Connection]:
     """Yield a connection in one transaction, so that a killed upgrade leaves the old schema."""
     engine = create_engine(
-        # A URL made by hand would misread a path that contains a per cent sign.
+        # A hand-made URL would misread a path with a percent sign.
         URL.create("sqlite", database=str(database)),
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S},
     )

@@ -1,4 +1,4 @@
-"""Finds a second queue of the same configuration: documents that both know would be sent twice."""
+"""Find a second queue of the same configuration: documents in both would be sent twice."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from docferry.settings import Settings
 from docferry.settings.sources import default_state_dirs
 
 _FIX: Final = "set state_dir in the configuration to the folder that is right, and move the other one away"
-#: Wait for a lock of a program that uses the other queue, seconds.
+#: Longest wait for a lock of a program that uses the other queue, seconds.
 _TIMEOUT_S: Final = 1.0
 
 
 def second_queues(settings: Settings) -> list[str]:
-    """Return a sentence for each usual state folder but the one in force that has a queue of these mappings."""
+    """Return a sentence for each other default state folder with a queue of these mappings."""
     used = escaped(str(settings.state_dir))
     return [
         f"{escaped(str(folder))} holds a second queue of this configuration, beside {used}: "
@@ -39,7 +39,7 @@ def _candidates(settings: Settings) -> Iterator[Path]:
 
 
 def _knows_mappings(database: Path, names: list[str]) -> bool:
-    """Return whether a database has documents of a mapping. One that cannot be read has none."""
+    """Return whether a database has documents of a mapping; False for an unreadable database."""
     try:
         if not database.is_file():
             return False

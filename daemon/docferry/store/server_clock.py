@@ -1,4 +1,4 @@
-"""Read the clock of the database server, whose time all hosts of a shared queue use."""
+"""Read the clock of the database server, which all hosts of a shared queue use."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NOW = text(f"SELECT {SERVER_NOW}")
 
 
 async def read_server_clock(database: Database, local: Clock) -> ServerClock:
-    """Ask the server for its time."""
+    """Read the server's time, and return a clock for it."""
     began = local.steady()
     (server_now,) = await database.fetch_one(_NOW)
     return ServerClock(local, server_now, began, local.steady())
 
 
 async def queue_clock(database: Database) -> Clock:
-    """Return the clock for the times of a queue: the server's on PostgreSQL, else this machine's."""
+    """Return the clock of a queue: the server's on PostgreSQL, else this machine's."""
 
     def is_shared(transaction: Transaction) -> bool:
         return transaction.has_recordsets

@@ -1,4 +1,4 @@
-"""The SQLite database file: its connections, its state on the disk, and the meaning of its errors."""
+"""Open the SQLite database file, check its state on the disk, and interpret its errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, event
 from docferry.errors import DatabaseBusy, DatabaseLost, StateError
 from docferry.store.connection import ThreadConnection
 
-#: How long a statement waits for the lock of another program, seconds.
+#: Longest wait of a statement for the lock of another program, seconds.
 BUSY_TIMEOUT_S = 30.0
-#: A write-ahead log of this size is an alarm: a program that reads an old snapshot prevents its checkpoint. Bytes.
+#: The size of the write-ahead log that raises an alarm, bytes: a reader of an old snapshot prevents the checkpoint.
 LOG_ALARM_BYTES = 64 * 1024 * 1024
 #: Granularity of file times, seconds.
 FILE_TIME_TICK_S = 0.1
 #: Page cache of the writer and of each reader, KiB. Digests are spread over an index of millions of rows.
 WRITER_CACHE_KIB, READER_CACHE_KIB = 8_000, 2_000
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY")
-#: Error texts that a later attempt may not see again: a full disk, a lock, an I/O error.
+#: Error texts that may not occur again: a full disk, a lock, an I/O error.
 _TRANSIENT = ("full", "locked", "busy", "disk i/o", "unable to open")
 #: Error texts of a damaged file.
 _BROKEN = ("malformed", "not a database")
@@ -29,9 +29,9 @@ _READ_ONLY = "readonly database"
 
 
 class SqliteFile:
-    """One SQLite database file."""
+    """Access one SQLite database file."""
 
-    replacements = 0  # a replaced file ends the process instead
+    replacements = 0  # SQLite cannot continue with a replaced file, so the process ends
     adopt_before = 0.0
 
     def __init__(self, path: Path) -> None:
@@ -40,11 +40,11 @@ class SqliteFile:
         self._engines = {writer: _engine(path, cache) for writer, cache in _CACHES.items()}
 
     def connection(self, *, writer: bool) -> ThreadConnection:
-        """Return a connection that is not open yet. A writer takes the write lock when its transaction begins."""
+        """Return an unopened connection. A writer takes the write lock when its transaction begins."""
         return ThreadConnection(self._engines[writer], "BEGIN IMMEDIATE" if writer else "BEGIN")
 
     def assert_unchanged(self) -> None:
-        """Raise DatabaseLost if the path no longer leads to the file that was opened. SQLite does not notice it."""
+        """Raise DatabaseLost if the path no longer leads to the opened file, which SQLite does not notice."""
         try:
             found = _identity(self.path)
         except FileNotFoundError:
@@ -56,7 +56,7 @@ class SqliteFile:
             )
 
     def stamp(self) -> tuple[int, int] | None:
-        """Return time and size of the write-ahead log, or None while a later commit could leave the same time."""
+        """Return time and size of the write-ahead log, or None while a later commit could get the same time."""
         try:
             log = self._log.stat()
         except FileNotFoundError:
@@ -64,7 +64,7 @@ class SqliteFile:
         return None if abs(time.time() - log.st_mtime) < FILE_TIME_TICK_S else (log.st_mtime_ns, log.st_size)
 
     def alarm(self) -> str | None:
-        """Return a message if the write-ahead log grows without end."""
+        """Return a message if the write-ahead log grows without limit."""
         try:
             size = self._log.stat().st_size
         except FileNotFoundError:
@@ -77,11 +77,11 @@ class SqliteFile:
         )
 
     def is_transient(self, error: BaseException) -> bool:
-        """Return whether waiting may cure `error`."""
+        """Return whether waiting may resolve `error`."""
         return is_transient(error)
 
     def explain(self, error: Exception) -> Exception:
-        """Return an error with the remedy for a damaged file, and any other error unchanged."""
+        """Return an error with the fix for a damaged file, and any other error unchanged."""
         if isinstance(error, sqlite3.DatabaseError) and any(sign in str(error) for sign in _BROKEN):
             return StateError(broken(self.path, error))
         if isinstance(error, sqlite3.OperationalError) and _READ_ONLY in str(error):
@@ -89,7 +89,7 @@ class SqliteFile:
         return error
 
     def busy(self, error: BaseException) -> DatabaseBusy:
-        """Return the error for a writer that waited long enough."""
+        """Return the error for a writer whose time limit has passed."""
         return DatabaseBusy(unwritable(self.path, error))
 
     @property
@@ -102,7 +102,7 @@ _CACHES = {True: WRITER_CACHE_KIB, False: READER_CACHE_KIB}
 
 def _engine(path: Path, cache_kib: int) -> Engine:
     engine = create_engine(
-        # A URL made by hand would misread a path that contains a per cent sign.
+        # A hand-made URL would misread a path with a percent sign.
         URL.create("sqlite", database=str(path)),
         connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "cached_statements": 128},
         paramstyle="named",
@@ -118,13 +118,13 @@ def _engine(path: Path, cache_kib: int) -> Engine:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether waiting may cure an error of SQLite."""
+    """Return whether waiting may resolve an error of SQLite."""
     text = str(error).lower()
     return isinstance(error, sqlite3.OperationalError) and any(sign in text for sign in _TRANSIENT)
 
 
 def explain(database: Path, error: sqlite3.DatabaseError) -> StateError:
-    """Return the error that tells the operator to wait or to recover."""
+    """Return the error that asks the operator to wait or to recover."""
     if is_transient(error):
         return DatabaseBusy(unwritable(database, error))
     return StateError((read_only if _READ_ONLY in str(error) else broken)(database, error))

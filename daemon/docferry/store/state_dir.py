@@ -1,7 +1,7 @@
-"""The state folder: create it, keep it private, and write files in it without following links.
+"""Create the state folder, keep it private, and write files in it without following links.
 
-Only the user that owns the folder may use it. The names in it are opened relative to the folder and never through a
-symbolic link, so that a planted link redirects no write.
+Only the owner of the folder may use it. The names in it are opened relative to the folder and never through a symbolic
+link, so a planted link cannot redirect a write.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _FILES: Final = frozenset(
         *("status.json", "status.json.new", "last_sync.json", "last_sync.json.new"),
     }
 )
-#: Entries that say nothing about the owner of a folder: a file system puts them there.
+#: Entries that file systems create, which do not show that the folder is shared.
 _OF_THE_FILESYSTEM: Final = frozenset({"lost+found", ".snapshot"})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def prepare_state_dir(folder: Path) -> None:
-    """Create the state folder, and take the permissions of others from it and from docferry's files in it.
+    """Create the state folder, and remove the permissions of others from it and from docferry's files in it.
 
     Raises:
-        StateError: It belongs to another user, holds files of another user or links, or lies on a network share.
-        DatabaseBusy: Its disk is full or has no inodes.
+        StateError: The folder belongs to another user, holds files of another user or links, or is on a network share.
+        DatabaseBusy: The disk is full or has no inodes.
     """
     with usable(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -55,9 +55,9 @@ def prepare_state_dir(folder: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Return why docferry cannot use an existing state folder, with the fix. Changes nothing.
+    """Return why docferry cannot use an existing state folder, with the fix, without changing anything.
 
-    Permissions that docferry takes away by itself are no problem.
+    Permissions that docferry removes by itself are no problem.
     """
     shown, user = escaped(str(folder)), os.geteuid()
     status = folder.stat()
@@ -80,7 +80,7 @@ def problem_of(folder: Path) -> str | None:
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Raise an OSError of the state folder as the StateError that names its fix."""
+    """Raise an OSError of the state folder as the StateError with its fix."""
     try:
         yield
     except OSError as error:
@@ -105,7 +105,7 @@ def unusable(folder: Path, error: OSError) -> StateError:
 
 
 def create_file(path: Path) -> None:
-    """Create an empty file with mode 0600 where there is none. A link in its place is not followed.
+    """Create an empty file with mode 0600 if there is none. A link in its place is not followed.
 
     An existing file is not opened: closing it would end SQLite's locks of this process.
     """
@@ -114,7 +114,7 @@ def create_file(path: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replace a small file whole, with mode 0600; raises OSError, also where the folder is another user's."""
+    """Replace a small file completely, with mode 0600. Raises OSError, also for another user's folder."""
     if path.parent.stat().st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path.parent))
     fresh = path.with_name(f"{path.name}.new")
@@ -123,7 +123,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def overwrite_file(path: Path, text: str) -> None:
-    """Overwrite a file in the blocks that it already has; raises OSError."""
+    """Overwrite a file within its allocated blocks. Raises OSError."""
     _write(path, text, 0)
 
 
@@ -137,7 +137,7 @@ def _write(path: Path, text: str, flags: int) -> None:
 def _entries(folder: Path) -> list[str]:
     """Return the names of docferry's files and folders that exist."""
     found = [name for name in sorted(_FILES | _FOLDERS) if os.path.lexists(folder / name)]
-    with suppress(OSError):  # not a folder, or of another user: that is reported of the entry itself
+    with suppress(OSError):  # not a folder, or of another user: the check of the entry itself reports this
         if "owners" in found and not (folder / "owners").is_symlink():
             found += [f"owners/{path.name}" for path in (folder / "owners").iterdir()]
     return found
@@ -163,9 +163,9 @@ def _problem_of_entry(folder: Path, name: str) -> str | None:
 
 
 def _make_private(path: Path) -> None:
-    """Take the permissions of others from a file or folder.
+    """Remove the permissions of others from a file or folder.
 
-    The descriptor is a path only, because closing an open one would end SQLite's locks of this process.
+    The descriptor is opened with O_PATH, because closing a normal one would end SQLite's locks of this process.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -184,7 +184,7 @@ def _is_open_to_others(folder: Path) -> bool:
 
 
 def _is_dedicated(folder: Path) -> bool:
-    """Return whether the folder is docferry's alone, so that taking permissions away disturbs nobody else."""
+    """Return whether only docferry uses the folder, so that removed permissions affect no other program."""
     names = {path.name for path in folder.iterdir()} - _OF_THE_FILESYSTEM
     return not names or _DATABASE in names or "owners" in names
 
@@ -197,7 +197,7 @@ def _name(uid: int) -> str:
 
 
 def filesystem_type(folder: Path) -> str:
-    """Return the type of the file system under `folder`, by the kernel's mount table."""
+    """Return the type of the file system under `folder`, from the kernel's mount table."""
     best, kind = "", ""
     try:
         table = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""The tables of a fresh database. `migrations/` upgrades an older database to the same schema."""
+"""Define the tables of a new database. `migrations/` upgrades an older database to the same schema."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-#: 64 bits. SQLite wants the plain name for a row id.
+#: 64 bits. SQLite needs the plain name for a row id.
 Integer64 = BigInteger().with_variant(Integer, "sqlite")
-#: Compared byte by byte, as SQLite does.
+#: Compared byte by byte, as in SQLite.
 BytewiseText = Text().with_variant(Text(collation="C"), "postgresql")
 
 
@@ -36,7 +36,8 @@ def _where(condition: str) -> dict[str, Any]:
 
 def create_tables(connection: Connection) -> None:
     """Create all tables in an empty database."""
-    if connection.dialect.name == "postgresql":  # to name it above loads it for SQLite too: 26 ms of a first start
+    # a top-level import would load it for SQLite too: 26 ms of a first start
+    if connection.dialect.name == "postgresql":
         for index in (index for table in metadata.tables.values() for index in table.indexes):
             if (condition := index.dialect_options["sqlite"]["where"]) is not None:
                 index.dialect_options["postgresql"]["where"] = condition
@@ -51,13 +52,13 @@ alembic_version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-#: A path of a mapping. Each path has one row with `present`; changed content adds a row.
+#: A path of a mapping. Each path has one `present` row; changed content adds a row.
 document = Table(
     "document",
     metadata,
     Column("id", Integer64, primary_key=True),
     Column("mapping", BytewiseText, nullable=False),
-    Column("folder", LargeBinary, nullable=False),  # relative to the mapping's root, the kernel's bytes
+    Column("folder", LargeBinary, nullable=False),  # bytes relative to the mapping's root
     Column("name", LargeBinary, nullable=False),
     Column("size", Integer64, nullable=False),
     Column("mtime_ns", Integer64, nullable=False),
@@ -88,7 +89,7 @@ transfer = Table(
     Column("company_id", BytewiseText),
     Column("connection_id", BytewiseText),
     Column("remote_name", BytewiseText, nullable=False),
-    Column("sha256", BytewiseText),  # NULL: a rule holds it and nothing was read
+    Column("sha256", BytewiseText),  # NULL: a rule holds the file unread
     Column("dedupe_key", BytewiseText, nullable=False),  # unique per lane: a digest, a name, or 'gone:ID'
     Column("size", Integer64, nullable=False),
     Column("state", BytewiseText, nullable=False),
@@ -106,17 +107,17 @@ transfer = Table(
     Column("updated", Float, nullable=False),
     Column("fingerprint", BytewiseText),  # XXH3-128 of the bytes, hex; NULL: unknown
     Column("md5", BytewiseText),  # of the bytes, hex; NULL: unknown
-    # No condition on the state: else each transition would write a page of this index.
+    # Without a condition on the state: otherwise each transition would write a page of this index.
     Index("transfer_dedupe_key", "lane", "dedupe_key", unique=True),
     Index("transfer_waiting", "mapping", "lane", "next_attempt", **_where("state = 'waiting'")),
     Index("transfer_doubtful", "mapping", "lane", "next_attempt", **_where("state = 'doubtful'")),
     Index("transfer_in_flight", "lease_owner", "state", **_where("state IN ('leased', 'sending', 'asking')")),
     Index("transfer_held", "mapping", "reason", **_where("state = 'held'")),
     Index("transfer_sent", "company_id", "last_sent", **_where("state = 'sent'")),
-    # `downloads.py` adds `transfer_digest` where docferry downloads from Codat.
+    # `downloads.py` adds `transfer_digest` if docferry downloads from Codat.
 )
 
-#: One try of a transfer, under one lease.
+#: One attempt for a transfer, under one lease.
 attempt = Table(
     "attempt",
     metadata,
@@ -146,7 +147,8 @@ gate = Table(
     Column("lets_doubts_pass", Boolean, nullable=False),
 )
 
-#: Progress that outlives a restart: a download's day or object, a connection's trust in batches, a mapping's target.
+#: Progress that survives a restart: a download's day or object, the trust in a connection's batches, a mapping's
+#: target.
 cursor = Table(
     "cursor",
     metadata,
@@ -170,7 +172,7 @@ download = Table(
     Index("download_origin", "mapping", "origin", "sha256", unique=True),
 )
 
-#: One condition from its first sighting to its end; see docferry.alerts.tracker.
+#: One condition from its beginning to its end; see docferry.alerts.tracker.
 alert = Table(
     "alert",
     metadata,
@@ -186,7 +188,7 @@ alert = Table(
     Column("ended", Float),
 )
 
-#: What one receiver was told of one alert.
+#: The last delivery of one alert to one receiver.
 alert_delivery = Table(
     "alert_delivery",
     metadata,
@@ -199,7 +201,7 @@ alert_delivery = Table(
     Column("tries", Integer64, nullable=False),
 )
 
-#: Key patterns of conditions of which nobody is told until a time.
+#: Key patterns of conditions that are silenced until a time.
 alert_silence = Table(
     "alert_silence",
     metadata,
@@ -211,7 +213,7 @@ alert_silence = Table(
 receipt = Table(
     "receipt",
     metadata,
-    # The index in its log, from 0 on without gaps, plus the log's number times 2^40.
+    # The index in its log, from 0 without gaps, plus the log's number times 2^40.
     Column("idx", Integer64, primary_key=True, autoincrement=False),
     Column("transfer_id", Integer64),  # NULL: a download
     Column("kind", BytewiseText, nullable=False),
@@ -220,7 +222,7 @@ receipt = Table(
     Index("receipt_transfer", "transfer_id"),
 )
 
-#: A log of receipts: its name, its size and the right edge of its tree. SQLite has one; on PostgreSQL each host has its
+#: A log of receipts: its name, its size and the right edge of its tree. SQLite has one. On PostgreSQL each host has its
 #: own, so that hosts do not wait for each other's appends.
 receipt_log = Table(
     "receipt_log",
@@ -228,17 +230,17 @@ receipt_log = Table(
     Column("origin", BytewiseText, primary_key=True),  # docferry/HOST/ID
     Column("size", Integer64, nullable=False),
     Column("frontier", LargeBinary, nullable=False),
-    # What was sent or brought before there were receipts gets one afterwards: ids above `…_done` and up to `…_old`.
+    # Transfers and downloads from before the log get receipts later: ids above `…_done` and up to `…_old`.
     Column("transfers_done", Integer64, nullable=False),
     Column("transfers_old", Integer64, nullable=False),
     Column("downloads_done", Integer64, nullable=False),
     Column("downloads_old", Integer64, nullable=False),
     Column("erased", Integer64, nullable=False),  # bodies of receipts below this index are erased
     Column("number", Integer64, nullable=False, server_default=text("0")),  # see `receipt.idx`
-    Column("host", BytewiseText),  # that appends to it; NULL: SQLite, or a log from before hosts had their own
+    Column("host", BytewiseText),  # the appending host; NULL: SQLite, or a log from before hosts had separate logs
 )
 
-#: A head of the log, as it was anchored.
+#: An anchored head of the log.
 receipt_head = Table(
     "receipt_head",
     metadata,
@@ -261,7 +263,7 @@ verification = Table(
     Column("detail", BytewiseText, nullable=False),
 )
 
-#: A process that shares a PostgreSQL queue; times are those of the server's clock. Not used on SQLite.
+#: A process that shares a PostgreSQL queue, with times of the server's clock. Not used on SQLite.
 process = Table(
     "process",
     metadata,
@@ -271,23 +273,24 @@ process = Table(
     Column("version", BytewiseText, nullable=False),
     Column("started", Float, nullable=False),
     Column("heartbeat", Float, nullable=False),
-    Column("clock_offset", Float),  # seconds that the host's clock is ahead of the server's
+    Column("clock_offset", Float),  # seconds by which the host's clock is ahead of the server's
     Column("unreadable", BytewiseText),  # shared mappings that the host cannot read, JSON
 )
 
-#: The process that may claim transfers of a company, on PostgreSQL. It counts only while transfers of the company are
-#: in flight under that owner; `claims` changes with every claim, so that two processes never take a company at once.
+#: The process that may claim transfers of a company, on PostgreSQL. The row counts only while transfers of the company
+#: are in flight under that owner. `claims` changes with every claim, so that two processes never take a company at
+#: once.
 company_lease = Table(
     "company_lease",
     metadata,
     Column("company", BytewiseText, primary_key=True),  # remote/company
     Column("owner", BytewiseText, nullable=False),
-    Column("since", Float, nullable=False),  # the server's clock, as all times of leases
+    Column("since", Float, nullable=False),  # the server's clock, like all times of leases
     Column("claims", Integer64, nullable=False),
-    Column("asked", Float),  # when another process last asked for it
+    Column("asked", Float),  # the time of the last request by another process
 )
 
-#: The process that scans a shared mapping, on PostgreSQL. It counts while its heartbeat does.
+#: The process that scans a shared mapping, on PostgreSQL. The row counts while the owner's heartbeat does.
 scan_lease = Table(
     "scan_lease",
     metadata,

@@ -1,4 +1,4 @@
-"""The queue. Only this module and `transitions` change the state of a planned transfer."""
+"""Access the queue. Only this module and `transitions` change the state of a planned transfer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'd
 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state, detail = excluded.detail
 """)
-# Nobody observed the end of the sending, so `list_lag` counts from now.
+# No process observed the end of the send, so `list_lag` counts from now.
 _RECLAIM = text("""
 UPDATE transfer SET
   state = CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
@@ -57,7 +57,7 @@ _RETRY_STATEMENTS = {
     )
     for condition in (_BY_ID, _BY_MAPPING)
 }
-# The receipt of a release is the approval: it stays when the text of receipts is erased.
+# The receipt of a release is the approval, and remains when the text of receipts is erased.
 _APPROVED = text("SELECT transfer_id FROM receipt WHERE kind = 'released' AND transfer_id = ANY(:ids)")
 
 #: States after which the remote may have the document.
@@ -65,7 +65,7 @@ _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})
 
 
 class Transfers(LookupCounts):
-    """The transfer table as one process uses it. `owner` names that process in every lease."""
+    """Access the transfer table for one process. `owner` names that process in every lease."""
 
     def __init__(self, database: Database, clock: Clock, owner: str, wakeups: Wakeups | None = None) -> None:
         super().__init__(database, owner)
@@ -80,7 +80,7 @@ class Transfers(LookupCounts):
     async def claim(self, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()) -> list[Transfer]:
         """Lease due transfers of these lanes, at most `room`. WAITING becomes LEASED, DOUBTFUL becomes ASKING.
 
-        Another process that has one of the companies `ask_for` lets this one have a turn soon.
+        A process that has one of the companies `ask_for` soon releases it to this one.
         """
         now, owner = self._clock.now(), self.owner
         return await self._database.write(
@@ -93,7 +93,7 @@ class Transfers(LookupCounts):
         await self._transitions.make([self._row(t, State.SENDING, now) for t in transfers])
 
     async def settle(self, transfer: Transfer, outcome: Outcome, *, was: State) -> None:
-        """Record the outcome of a try. `was` is the transfer's present state. Raises LeaseLost if it is not."""
+        """Record the outcome of an attempt. `was` is the transfer's present state. Raises LeaseLost if it differs."""
         await self._transitions.make([self._outcome_row(transfer, outcome, was)])
 
     async def settle_all(self, transfers: Sequence[Transfer], outcome: Outcome, *, was: State) -> None:
@@ -101,7 +101,7 @@ class Transfers(LookupCounts):
         await self._transitions.make([self._outcome_row(transfer, outcome, was) for transfer in transfers])
 
     async def reclaim(self, dead_owners: Collection[str]) -> int:
-        """Take back the leases of dead owners, and return their number.
+        """Reclaim the leases of dead owners, and return their number.
 
         LEASED becomes WAITING. SENDING and ASKING become DOUBTFUL.
         """
@@ -125,10 +125,12 @@ class Transfers(LookupCounts):
         approve: bool | None = None,
         actor: str | None = None,
     ) -> int:
-        """Make held and waiting transfers due now, and return their number. What may have been sent becomes DOUBTFUL.
+        """Make held and waiting transfers due now, and return their number.
 
-        `approve` includes what is held for approval: by default only where ids, or the reason `approval`, are given.
-        `actor` released it, as its receipt names them: by default the user of this process.
+        Those that may have been sent become DOUBTFUL.
+
+        `approve` includes transfers held for approval: by default only with ids, or with the reason `approval`. The
+        receipts name `actor` as the releasing person: by default the user of this process.
         """
         if not (ids or mapping is not None or reason is not None or everything):
             return 0
@@ -146,11 +148,11 @@ class Transfers(LookupCounts):
         return await self._database.write(work)
 
     async def approved(self, transfer_ids: Collection[int]) -> set[int]:
-        """Return which of these transfers a person released from approval."""
+        """Return the given transfers that a person released from approval."""
         return {row[0] for row in await self._database.fetch_all(_APPROVED, {"ids": sorted(transfer_ids)})}
 
     async def shift_times(self, drift: float) -> float:
-        """Shift stored times after a jump of the wall clock, so that a remaining delay stays as long as it was.
+        """Shift stored times after a jump of the wall clock, so that a remaining delay keeps its length.
 
         `drift` is the wall clock minus the steady clock, seconds. Returns the jump in seconds. The first process that
         notices a jump shifts the times for all.
@@ -159,9 +161,9 @@ class Transfers(LookupCounts):
         return await self._database.write(lambda transaction: clock_jumps.shift_times(transaction, drift, now))
 
     async def reset_future_rows(self) -> int:
-        """Make transfers due that were written later than now, and return their number.
+        """Make transfers with a time in the future due, and return their number.
 
-        They exist if the clock was set back while docferry was not running.
+        Such times exist if the clock was set back while docferry was not running.
         """
         now = self._clock.now()
         return await self._database.write(lambda transaction: clock_jumps.reset_future_rows(transaction, now))
@@ -183,7 +185,7 @@ class Transfers(LookupCounts):
             "proof": None,
         }
         if was is State.SENDING and outcome.state not in _MAY_BE_THERE:
-            # The remote certainly did not store it, so the earlier times of sending hold again.
+            # The remote certainly did not store it, so the earlier times of sending are valid again.
             row |= {"not_taken": True, "first_sent": transfer.first_sent, "last_sent": transfer.last_sent}
         if outcome.receipt is not None:
             receipt = outcome.receipt

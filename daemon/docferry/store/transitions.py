@@ -1,4 +1,4 @@
-"""Guarded changes of state. All transitions that wait for the writer share one commit."""
+"""Change states with guards. All transitions that wait for the writer share one commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from docferry.store.recordset import as_json, recordset
 from docferry.wakeups import Wakeups
 
 # Every statement is guarded by lease, owner and state: no changed row means that the lease was lost. The mark before
-# the first byte has a statement of its own, because every document needs it and it writes no attempt.
+# the first byte has its own statement, because every document needs it and it writes no attempt.
 _MARK_SENDING = text("""
 UPDATE transfer SET state = :state, reason = NULL, detail = NULL, next_attempt = :at,
   first_sent = coalesce(first_sent, :at), last_sent = :at, updated = :at
@@ -42,7 +42,7 @@ UPDATE transfer SET state = :state, reason = :reason, detail = :detail, next_att
   lease_owner = NULL, updated = :at
 WHERE id = :id
 """)
-# The same three for many rows at once. PostgreSQL reads them from a JSON array.
+# The same three statements for many rows. PostgreSQL reads the rows from a JSON array.
 _COLUMNS = {
     "id": "bigint",
     "lease": "bigint",
@@ -70,7 +70,7 @@ UPDATE transfer AS t SET state = r.state, reason = NULL, detail = NULL, next_att
   first_sent = coalesce(t.first_sent, r.at), last_sent = r.at, updated = r.at
 FROM {recordset(_MARK_COLUMNS)} WHERE {_GUARD} RETURNING r.id, r.lease
 """)
-# The rows are found once, as they were: settling them changes the columns that the guard reads.
+# The rows are selected first, because settling them changes columns of the guard.
 _SETTLE_TOGETHER = text(f"""
 WITH ended AS MATERIALIZED (
   SELECT t.state AS was, t.last_sent AS was_sent, r.*
@@ -93,7 +93,7 @@ FROM ended AS r WHERE t.id = r.id RETURNING r.id, r.lease
 """)
 # Free the dedupe keys of gone transfers.
 _FREE_KEYS = text("UPDATE transfer SET dedupe_key = 'gone:' || id WHERE id = ANY(:gone)")
-# A path whose transfer is gone becomes unknown again, and the next scan plans the file that lies there now.
+# A path whose transfer is gone becomes unknown, and the next scan plans the file that exists there.
 _MARK_ABSENT = text("""
 UPDATE document SET present = false WHERE present AND transfer_id = ANY(:gone) RETURNING mapping, folder, name
 """)
@@ -103,15 +103,15 @@ Paths = list[tuple[str, bytes]]
 
 
 class TransitionWriter:
-    """Commit transitions together with those that arrive while the writer is busy."""
+    """Commit transitions together with others that arrive while the writer is busy."""
 
     def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self._database = database
-        self._wakeups = wakeups  # told of every path whose transfer is gone
+        self._wakeups = wakeups  # called with every path whose transfer is gone
         self._batch: _Batch | None = None
 
     async def make(self, rows: Rows) -> None:
-        """Commit transitions. Raises LeaseLost if one of them was not possible; the others are made."""
+        """Commit transitions. Raises LeaseLost if one of them was impossible; the others are made."""
         batch, leads = self._batch, False
         if batch is None or batch.sealed:
             batch = self._batch = _Batch()
@@ -132,7 +132,7 @@ class TransitionWriter:
 
 
 class _Batch:
-    """Transitions of one commit, and their results."""
+    """Hold the transitions of one commit, and their results."""
 
     def __init__(self) -> None:
         self.rows: Rows = []
@@ -145,7 +145,7 @@ class _Batch:
     async def commit(self, database: Database) -> None:
         try:
             await database.write(partial(self._work, database), self._seal)
-        except Exception as error:  # noqa: BLE001 - raised in every task whose transition was part of it
+        except Exception as error:  # noqa: BLE001 - raised in every task with a transition in this commit
             self.error = error
         finally:
             self.done.set()
@@ -154,13 +154,13 @@ class _Batch:
         self.sealed = True
 
     def _work(self, database: Database, transaction: Transaction) -> None:
-        # After a commit with an unknown result the leases of its time are given up, and others may reclaim them.
+        # After a commit with an unknown result, its leases are given up, and others may reclaim them.
         rows = [row for row in self.rows if row["unknown_commits"] == database.unknown_commits]
         self.made, self.orphans = apply(transaction, rows, database.receipts)
 
 
 def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> tuple[frozenset[tuple[int, int]], Paths]:
-    """Make transitions. Return `(id, lease)` of those that were made, and the paths that now have no transfer."""
+    """Make transitions. Return `(id, lease)` of the successful ones, and the paths without a transfer."""
     results = (_start_together if transaction.has_recordsets else _make_singly)(transaction, rows)
     started = receipts.start_ended(transaction, rows)
     made = frozenset(results)
@@ -176,7 +176,7 @@ def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> tupl
 
 
 def _make_singly(transaction: Transaction, rows: Rows) -> list[tuple[int, int]]:
-    """Make transitions row by row: in SQLite a statement costs microseconds."""
+    """Make transitions row by row, because in SQLite a statement costs microseconds."""
     made = []
     for row in rows:
         ends = row["state"] is not State.SENDING
@@ -188,7 +188,7 @@ def _make_singly(transaction: Transaction, rows: Rows) -> list[tuple[int, int]]:
 
 
 def _start_together(transaction: Transaction, rows: Rows) -> Iterator[tuple[int, int]]:
-    """Start transitions in two statements: to a server, each one is a message. The results are read later."""
+    """Start transitions in two statements, because to a server each one is a message. The results are read later."""
     marks = [row for row in rows if row["state"] is State.SENDING]
     ends = [row for row in rows if row["state"] is not State.SENDING]
     kinds = ((_MARK_SENDING_TOGETHER, marks), (_SETTLE_TOGETHER, ends))

@@ -1,4 +1,4 @@
-"""What a verification found at the remotes, how far it got, and what is sent again because of it."""
+"""Store the results of verification, its progress, and resend missing documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WENT: Final = "the remote was asked and does not have it any more: its file is 
 
 
 class Verdict(StrEnum):
-    """What the remote has of a sent document."""
+    """Name the state of a sent document at the remote."""
 
     PRESENT = "present"
     MISSING = "missing"
@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The verdict about one transfer."""
+    """Hold the verdict about one transfer."""
 
     verdict: Verdict
     detail: str
@@ -40,25 +40,25 @@ class Result:
 
 @dataclass(slots=True)
 class Round:
-    """One verification of everything that was asked for, over any number of runs."""
+    """Describe one verification with its options, over any number of runs."""
 
     mapping: str | None
-    since: float | None  # wall seconds: only what was sent from then on
+    since: float | None  # wall seconds: only documents sent since then
     with_bytes: bool
     began: float
-    company: str = ""  # Codat's companies up to this one are done
-    object_id: int = 0  # Wootiv's objects up to this transfer are done
+    company: str = ""  # Codat's companies up to this one are verified
+    object_id: int = 0  # Wootiv's objects up to this transfer are verified
     present: int = 0
     done: bool = False
 
     def asks_for(self) -> tuple[object, ...]:
-        """Return what identifies the round."""
+        """Return the options that identify the round."""
         return self.mapping, self.since, self.with_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """A sent document that is not simply present."""
+    """Describe a sent document that was not found present."""
 
     document_id: int | None
     mapping: str
@@ -69,14 +69,14 @@ class Discrepancy:
 
 
 class Verifications:
-    """The table `verification`: one row for each sent transfer that is not simply present."""
+    """Access the table `verification`: one row for each sent transfer that was not found present."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 
     async def open_round(self, mapping: str | None, since: float | None, *, with_bytes: bool) -> Round:
-        """Go on with the last round where it asked for the same and is not done; else begin a new one."""
+        """Continue the last round if it has these options and is not complete; else begin a new one."""
         fresh = Round(mapping, since, with_bytes, self._clock.now())
 
         def work(transaction: Transaction) -> Round:
@@ -91,24 +91,24 @@ class Verifications:
         return await self._database.write(work)
 
     async def last_done(self) -> float:
-        """Return when the last round of everything was begun, if it is done; wall seconds, 0.0 when it is not."""
+        """Return the begin of the last round over everything if complete, wall seconds; 0.0 otherwise."""
         row = await self._database.fetch_one(GET, {"key": _KEY})
         last = None if row is None else _round_of(row[0])
         return last.began if last is not None and last.done and last.asks_for() == (None, None, False) else 0.0
 
     async def companies(self, wanted: Round) -> list[str]:
-        """Return Codat's companies to which something was sent, after those that are done."""
+        """Return the companies of Codat with sent documents that follow the verified ones."""
         parameters = {"mapping": wanted.mapping, "since": wanted.since or 0.0, "after": wanted.company}
         rows = await self._database.fetch_all(_COMPANIES, parameters)
         return [row[0] for row in rows]
 
     async def sent_to(self, company: str) -> list[Transfer]:
-        """Return everything that was sent to a company of Codat."""
+        """Return all documents sent to a company of Codat."""
         rows = await self._database.fetch_all(_SENT, {"company": company})
         return [transfer_of(*row) for row in rows]
 
     async def object_ids(self, wanted: Round) -> list[int]:
-        """Return the transfers that sent Wootiv's objects last, after those that are done."""
+        """Return the latest transfers of Wootiv's objects that follow the verified ones."""
         parameters = {"mapping": wanted.mapping, "since": wanted.since or 0.0, "after": wanted.object_id}
         return [row[0] for row in await self._database.fetch_all(_OBJECT_IDS, parameters)]
 
@@ -118,12 +118,12 @@ class Verifications:
         return [(transfer_of(*row[:-1]), row[-1]) for row in rows]
 
     async def is_being_replaced(self, transfer: Transfer) -> bool:
-        """Whether another version of an object may be on its way."""
+        """Return whether another version of an object may be in flight."""
         parameters = {"lane": transfer.target.lane, "name": transfer.remote_name}
         return await self._database.fetch_one(_REPLACING, parameters) is not None
 
     async def record(self, results: Mapping[int, Result], progress: Round) -> None:
-        """Record the results of one step, and how far the round is, in one commit."""
+        """Record the results of one step and the progress of the round, in one commit."""
         now = self._clock.now()
         rows = [
             {"id": each, "now": now, "verdict": found.verdict.value, "detail": found.detail}
@@ -139,21 +139,21 @@ class Verifications:
         await self._database.write(work)
 
     async def found(self) -> list[Discrepancy]:
-        """Return what is not simply present, by the newest round."""
+        """Return the documents that the newest round did not find present."""
         rows = await self._database.fetch_all(_FOUND)
         return [
             Discrepancy(row[0], row[1], None if row[3] is None else joined(row[2], row[3]), *row[4:]) for row in rows
         ]
 
     async def absent(self) -> dict[str, int]:
-        """Return how many sent documents of each mapping the newest round found missing or changed."""
+        """Return the number of sent documents of each mapping that the newest round found missing or changed."""
         return dict(await self._database.fetch_all(_COUNTS))
 
     async def resend_missing(self) -> tuple[int, list[Discrepancy]]:
-        """Let what was proved missing be sent again: their number, and those whose file is not there any more.
+        """Send documents again that were proved missing. Return their number, and the documents without a file.
 
-        The transfer is gone, with a receipt that says so; its file is new to the next scan and gets a transfer, a key
-        and a name of its own.
+        The transfer is gone, with a receipt. Its file is new to the next scan and gets a new transfer with its own key
+        and name.
         """
         now = self._clock.now()
 
@@ -173,7 +173,7 @@ class Verifications:
 
 
 def _round_of(value: str) -> Round | None:
-    """Return the stored round; None when it makes no sense."""
+    """Return the stored round; None if invalid."""
     try:
         return Round(**json.loads(value))
     except (ValueError, TypeError):
@@ -186,7 +186,7 @@ SELECT DISTINCT company_id FROM transfer WHERE state = 'sent' AND company_id > :
   AND (CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) ORDER BY company_id
 """)
 _SENT = text(f"SELECT {COLUMNS} FROM transfer WHERE state = 'sent' AND company_id = :company ORDER BY id")
-# Of the versions of an object only the one that was sent last is there.
+# Of the versions of an object, only the last sent one exists.
 _OBJECT_IDS = text("""
 SELECT id FROM (
   SELECT id, mapping, coalesce(last_sent, created) AS sent,

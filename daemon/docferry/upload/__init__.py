@@ -1,1 +1,1 @@
-"""Uploads: from a row in the queue to a receipt."""
+"""Upload documents: from a row in the queue to a receipt."""

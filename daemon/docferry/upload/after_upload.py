@@ -1,4 +1,4 @@
-"""Archive or delete sent files, as their mapping asks; what cannot be done now is tried again after every scan."""
+"""Archive or delete sent files, by the option of their mapping; repeat failed actions after every scan."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from docferry.wakeups import Wakeups
 
 log = logs.get("after_upload")
 
-#: Files of one turn of a mapping.
+#: Files of one batch of a mapping.
 FILES_AT_ONCE: Final = 256
-#: What is sent within this time is looked up together, seconds: every document wakes this task.
+#: Documents sent within this time are looked up together, seconds: every document wakes this task.
 GATHER_S: Final = 0.2
 
 
 class AfterUpload:
-    """Removes sent files, apart from the uploads, so that a slow disk delays none of them.
+    """Remove sent files separately from the uploads, so that a slow disk does not delay uploads.
 
-    Only the version that was sent is removed. A file that was replaced, or that a program has open for writing, stays.
+    Only the sent version is removed. A replaced file, or one that a program has open for writing, stays.
     """
 
     def __init__(self, uploads: Mapping[str, Upload], documents: Documents, wakeups: Wakeups) -> None:
@@ -38,13 +38,13 @@ class AfterUpload:
         self._wakeups = wakeups
         wakeups.needs_sent = bool(self._uploads)
         self._sent: dict[str, list[SentFile]] = {}
-        self._scanned: set[str] = set()  # mappings to catch up with
-        self._failed: dict[str, dict[int, str]] = {}  # by mapping: document and reason of the files that stay
+        self._scanned: set[str] = set()  # mappings to process again
+        self._failed: dict[str, dict[int, str]] = {}  # by mapping: document and reason of the remaining files
         self._logged: set[tuple[str, str]] = set()  # mapping and reason
         self._serving = anyio.Lock()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Run until cancelled."""
         while True:
             self._wakeups.after_upload.clear()
             await self.serve()
@@ -52,7 +52,7 @@ class AfterUpload:
             await anyio.sleep(GATHER_S)
 
     async def serve(self) -> None:
-        """Remove the files that were sent since the last call, and what is left in mappings that were scanned since."""
+        """Remove the files sent since the last call, and remaining ones in mappings scanned since."""
         async with self._serving:
             await self._take_sent()
             while self._sent:  # mappings take turns
@@ -65,19 +65,19 @@ class AfterUpload:
             while self._scanned:
                 mapping = next(iter(self._scanned))
                 await self._catch_up(self._uploads[mapping])
-                self._scanned.discard(mapping)  # a call that was cancelled leaves it to the next one
+                self._scanned.discard(mapping)  # the next call continues after a cancellation
 
     def problem(self, mapping: str) -> str | None:
-        """Return one sentence with the number of sent files that cannot be removed, None when there are none."""
+        """Return one sentence with the number of sent files that cannot be removed, None if there are none."""
         failed = self._failed.get(mapping)
         return _sentence(self._uploads[mapping], len(failed), next(iter(failed.values()))) if failed else None
 
     async def _take_sent(self) -> None:
-        """Queue the files of transfers that were just sent."""
+        """Queue the files of newly sent transfers."""
         digests = self._wakeups.take_sent()
         if not digests:
             return
-        with anyio.CancelScope(shield=True):  # a stop in between would forget them until the next scan
+        with anyio.CancelScope(shield=True):  # a stop in between would delay them until the next scan
             found = await self._documents.places(list(digests))
         for transfer_id, places in found.items():
             for place in places:
@@ -86,7 +86,7 @@ class AfterUpload:
                     self._sent.setdefault(place.mapping, []).append(file)
 
     async def _catch_up(self, upload: Upload) -> None:
-        """Try all sent files of a mapping that still exist. Files that fail keep no others from being tried."""
+        """Try all existing sent files of a mapping; failures do not stop the others."""
         self._failed.pop(upload.name, None)
         after = 0
         while delivered := await self._documents.delivered(upload.name, after=after, limit=FILES_AT_ONCE):
@@ -103,7 +103,7 @@ class AfterUpload:
         try:
             removals = await anyio.to_thread.run_sync(remove, Root.of(upload), files, into)
         except FolderError:
-            return  # the scan reports the folder
+            return  # the scan reports the problem of the folder
         await self._documents.mark_removed([each.file.document_id for each in removals if each.fate is Fate.DONE])
         changed = [each.file.path for each in removals if each.fate is Fate.REPLACED]
         if changed:

@@ -31,7 +31,7 @@ _COALESCE_BYTES: Final = 256 * 1024
 _CONTINUE_TIMEOUT_S: Final = 1.0
 #: Pause between two checks of a blocked connection: for an early response, and for acknowledged bytes.
 _POLL_S: Final = 0.25
-#: The size up to which a body needs no early checks for a response.
+#: Acknowledged bytes are watched only for bodies above this size: a smaller one is delivered at once.
 _SMALL_BYTES: Final = 64 * 1024
 # Closing discards undelivered bytes of the kernel, also after a kill. Otherwise they could arrive minutes later over a
 # restored network, after a lookup proved the document absent and it was sent again.
