@@ -320,7 +320,7 @@ def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
             file.write(b"latin")
         until(lambda: digest(b"latin") in {sha for _, sha in fault_env.stored()})
         for number in range(5):
-            with open(odd, "rb") as file:  # noqa: PTH123 - as above
+            with open(odd, "rb") as file:  # noqa: PTH123 - pathlib takes no bytes
                 file.read()
             (folder / f"{number}.pdf").write_bytes(b"%d" % number)
             fault_env.wait_for_upload(f"{number}.pdf")

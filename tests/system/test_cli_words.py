@@ -196,11 +196,11 @@ def test_output_that_cannot_be_written_is_74_and_everything_is_sent(
 def test_errors_that_cannot_be_written_leave_the_exit_code(app_env: AppEnv, redirection: str) -> None:
     app_env.write_config()
     line = f"{shlex.join(app_env.command('list', '--state', 'nonsense'))} {redirection}"
-    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode == 2  # noqa: S602 - as above
+    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode == 2  # noqa: S602 - the redirection is the subject
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     app_env.write_config()
     line = f"{shlex.join(app_env.command('sync', '--json'))} {redirection}"
-    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode in (0, 74)  # noqa: S602 - as above
+    assert subprocess.run(line, shell=True, env=app_env.environment, check=False).returncode in (0, 74)  # noqa: S602 - the redirection is the subject
     assert len(app_env.simulator.stored) == 1
     assert app_env.state.joinpath("docferry.db").read_bytes()[:15] == b"SQLite format 3"
 

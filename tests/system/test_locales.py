@@ -36,7 +36,7 @@ def test_every_command_works_with_any_names(app_env: AppEnv, locale: str) -> Non
     for folder in (b"", b"/\xfcmlaut", "/ümlaut".encode(), b"/x\xff\ny"):
         os.makedirs(root + folder, exist_ok=True)  # noqa: PTH103 - names that are not UTF-8
         for name in NAMES:
-            with open(root + folder + b"/" + name, "wb") as file:  # noqa: PTH123 - as above
+            with open(root + folder + b"/" + name, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
                 file.write(folder + name)
     app_env.write_config()
     for words in COMMANDS:

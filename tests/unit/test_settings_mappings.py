@@ -156,7 +156,7 @@ def test_whatever_is_wanted_lies_in_folders_that_are_entered() -> None:
 def test_remote_names(template: str, path: bytes, name: str) -> None:
     facts = {"token": "7f3a9c2e", "sha256": "ab" * 32, "now": 1_795_305_599.0}  # 2026-11-21T23:59:59Z
     assert scans(object_name=template).remote_name(path, **facts) == name  # type: ignore[arg-type] # a plain dict
-    assert customers(file_name=template).remote_name(IDS + path, **facts) == name  # type: ignore[arg-type] # as above
+    assert customers(file_name=template).remote_name(IDS + path, **facts) == name  # type: ignore[arg-type] # a plain dict
 
 
 @pytest.mark.alone

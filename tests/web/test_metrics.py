@@ -152,7 +152,7 @@ def test_every_promised_name_is_there_with_its_labels(app_env: AppEnv) -> None:
         address = listening(app_env, "metrics")
         finished(address, 1)
         text = ask(address, "/metrics").text
-        families = {family.name.removeprefix("docferry_"): family for family in parse(text)}  # type: ignore[no-untyped-call]  # as above
+        families = {family.name.removeprefix("docferry_"): family for family in parse(text)}  # type: ignore[no-untyped-call]  # no types
     assert PROMISED.keys() <= families.keys()
     for name, labels in PROMISED.items():
         for sample in families[name].samples:

@@ -118,4 +118,4 @@ def test_any_label_is_escaped() -> None:
     snapshot = Snapshot(figures | {"held": [{"mapping": name, "reason": "x\ny", "count": 1}]}, {})
     registry = CollectorRegistry()
     registry.register(Whole(snapshot))
-    assert in_lines(render(snapshot)) == in_lines(open_metrics(registry))  # type: ignore[no-untyped-call]  # as above
+    assert in_lines(render(snapshot)) == in_lines(open_metrics(registry))  # type: ignore[no-untyped-call]  # no types

@@ -197,7 +197,7 @@ class Upload(_Entry):
     via: Literal["signed_url", "direct"] = Field(
         default="signed_url", description="for Wootiv; direct: through its own upload endpoint, in bulk with `batch`"
     )
-    own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="as above, for this mapping alone")
+    own_settle: SomeSeconds | None = Field(default=None, alias="settle", description="`settle` for this mapping alone")
     max_size: Octets | None = Field(default=None, description="larger documents are held")
     after_upload: Literal["keep", "archive", "delete"] = Field(default="keep", description="the action on a sent file")
     archive_folder: PlainPath | None = Field(

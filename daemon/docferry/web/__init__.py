@@ -1,1 +1,1 @@
-"""What others watch docferry with: the metrics endpoint, the textfile and the status page. Imported only when asked."""
+"""Serve monitoring: the metrics endpoint, the textfile and the status page. Imported only if configured."""

@@ -1,4 +1,4 @@
-"""What can be changed from the page, and the forms that ask for it."""
+"""Change the queue from the page, and parse the forms for it."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ _NOTICES: Final = {
 
 
 class Actions:
-    """Changes the queue as the commands do."""
+    """Change the queue like the commands."""
 
     def __init__(self, daemon: RunningDaemon) -> None:
         self._app = daemon.app
         self._pages = Pages(daemon.app.database)
 
     async def do(self, what: str, form: Form, actor: str) -> tuple[str, int]:
-        """Do it for `actor`: the notice to show and a number for it. HTTPException says what a request lacks."""
+        """Perform the action for `actor`; return a notice and its number.
+
+        Raises HTTPException for an incomplete request.
+        """
         values = dict(form)
         match what:
             case "retry" if "id" in values:
@@ -56,7 +59,7 @@ class Actions:
         return ("retried" if number else "nothing"), number
 
     async def _retry_all(self, form: Form, actor: str) -> int:
-        """Retry what a filter shows. Only a filter for the reason `approval` releases what waits for it."""
+        """Retry the documents of a filter. Only a filter for the reason `approval` releases documents from approval."""
         wanted = asked_filter(form)
         if wanted == Filter():
             return await self._app.transfers.retry(everything=True)
@@ -83,7 +86,7 @@ class Actions:
 
 
 async def form(request: Request) -> Form:
-    """Return the fields of a form; HTTPException when it is none, or too long."""
+    """Return the fields of a form. Raises HTTPException if it is invalid or too long."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise HTTPException(415, "Send a form.")
@@ -99,7 +102,7 @@ async def form(request: Request) -> Form:
 
 
 def notice(done: str | None, number: str | None) -> str | None:
-    """Return the sentence that tells what an action did."""
+    """Return the sentence that describes the result of an action."""
     if done not in _NOTICES:
         return None
     count = int(number) if number is not None and number.isascii() and number.isdecimal() and len(number) < 12 else 0
@@ -107,7 +110,7 @@ def notice(done: str | None, number: str | None) -> str | None:
 
 
 def local_path(written: str) -> str:
-    """Return a path of this page, "/" for anything that leads elsewhere."""
+    """Return a path of this page, or "/" for any other address."""
     is_local = written.startswith("/") and not written.startswith("//") and "\\" not in written
     return written if is_local and written.isprintable() and len(written) < 2_000 else "/"
 

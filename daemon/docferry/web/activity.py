@@ -1,4 +1,4 @@
-"""What happened lately: the last records of the log, kept in memory for the status page."""
+"""Keep the latest records of the log in memory for the status page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docferry.logs import redacted
 from docferry.model import escaped
 
 KEPT: Final = 500
-#: How people call what the log names by a word.
+#: The names shown to people for log actions.
 _WORDS: Final = {
     "sent": "sent",
     "not_sent": "failed, and tried again",
@@ -29,7 +29,7 @@ _WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ActivityEvent:
-    """One thing that happened; texts are safe to show and hold no secret."""
+    """Describe one event; texts are safe to show and contain no secret."""
 
     time: float
     level: str
@@ -40,19 +40,19 @@ class ActivityEvent:
 
 
 class ActivityLog(logging.Handler):
-    """Keeps records as they are, which costs nothing; they become text when somebody looks."""
+    """Keep records unformatted, which costs nothing; they become text when a person looks."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._records: deque[logging.LogRecord] = deque(maxlen=KEPT)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record of ours."""
+        """Keep a record of docferry."""
         if hasattr(record, "action"):
             self._records.append(record)
 
     def events(self) -> Iterator[ActivityEvent]:
-        """Yield what happened, the latest first."""
+        """Yield the events, the latest first."""
         for record in reversed(tuple(self._records)):
             yield _event(record)
 

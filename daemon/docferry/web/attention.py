@@ -1,4 +1,4 @@
-"""What needs a person: each item says what is wrong, how to mend it, and has a button where one helps."""
+"""List the issues that need a person, each with its fix, and with a button if one helps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import urlencode
 
 from docferry.app.figures import Figures
 
-#: A file that has been written for so long is worth a word; a remote's clock that is off by more, too. Seconds.
+#: The writing time of a file, and the clock offset of a remote, from which they are listed, seconds.
 LONG_WRITTEN_S: Final = 3600.0
 CLOCK_OFF_S: Final = 60.0
 LITTLE_FREE: Final = 1_000_000_000
 
-#: What held documents are called, and what to do, by reason.
+#: The names of held documents and the fixes, by reason.
 HELD: Final = {
     "too_large": ("too large", "Split or compress them, or exclude them from the mapping."),
     "extension": ("of a type that the remote does not take", "Convert them, or exclude them from the mapping."),
@@ -33,7 +33,7 @@ HELD: Final = {
     "approval": ("waiting for approval", "Look at them, then release what may go."),
     "metadata": ("with times or sizes that cannot be stored", "Copy the file anew, then it is sent."),
 }
-#: Reasons for which a retry helps without anything else; where a file must change, docferry notices by itself.
+#: Reasons for which a retry alone helps; a changed file is noticed without a retry.
 _RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable", "unscanned"})
 _GATES: Final = {
     "key": ("refuses the API key", "Put the right key in place, then open the gate."),
@@ -53,18 +53,18 @@ _GATES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Button:
-    """A form that changes something: where it is posted to, its fields, and its text."""
+    """Describe a form that changes something: its address, its fields, and its text."""
 
     action: str
     label: str
     fields: Mapping[str, str]
-    confirm: str = ""  # text that is to be opened before the button shows
-    is_main: bool = True  # whether it is what usually helps
+    confirm: str = ""  # text to open before the button shows
+    is_main: bool = True  # whether it is the usual fix
 
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """One thing that needs a person. `level`: "bad" stops documents, "warn" may."""
+    """Describe one issue for a person. `level`: "bad" stops documents, "warn" may."""
 
     level: str
     title: str
@@ -78,7 +78,10 @@ class Issue:
 
 
 def items(figures: Figures, emptied: frozenset[str], facts: Mapping[str, float | None], now: float) -> list[Issue]:
-    """Return what needs a person, what stops most first. `emptied` names mappings whose folder lies there empty."""
+    """Return the issues for a person, the most severe first.
+
+    `emptied` names mappings whose folder exists but is empty.
+    """
     found = [*_queue(figures, facts), *_gates(figures), *_folders(figures, emptied), *_held(figures)]
     return [*found, *_hosts(figures), *_written(figures, now), *_clocks(figures)]
 
@@ -181,5 +184,5 @@ def _clocks(figures: Figures) -> Iterator[Issue]:
 
 
 def seconds(when: Any) -> float:
-    """Return the wall seconds of a time as the figures have it."""
+    """Return the wall seconds of a time in the figures."""
     return datetime.fromisoformat(when).timestamp()

@@ -1,4 +1,4 @@
-"""Plots as inline SVG, drawn on the server: no script, no style attribute, a text for those who cannot see them."""
+"""Plot values as inline SVG on the server: without scripts and style attributes, with a text for screen readers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOP: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values of one plot, the oldest first; `labels` name each for a tooltip, `shown` is its value as text."""
+    """Hold the values of one plot, the oldest first; `labels` are their tooltips, `shown` the values as text."""
 
     title: str
     values: Sequence[float]
@@ -42,7 +42,7 @@ def bars(series: Series) -> Markup:
 
 
 def line(series: Series) -> Markup:
-    """Return one line through the values that are not negative; a negative one is a gap."""
+    """Return one line through the values; a negative value is a gap."""
     step = WIDTH / max(len(series.values), 1)
     top = max(series.values, default=0.0) or 1.0
     parts: list[str] = []
@@ -68,7 +68,7 @@ def _stretch(points: Sequence[tuple[float, float]]) -> str:
 def _svg(series: Series, content: str) -> Markup:
     label = escape(f"{series.title}; at most {series.highest}")
     grid = "".join(f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (_TOP, HEIGHT // 2, HEIGHT))
-    # What is drawn is numbers and escaped text alone.
+    # The output consists only of numbers and escaped text.
     return Markup(  # noqa: S704 - every value in it is escaped or a number
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT + 1}" preserveAspectRatio="none" role="img" '
         f'aria-label="{label}">{grid}{content}</svg>'

@@ -1,4 +1,4 @@
-"""`/metrics`, `/healthz` and `/readyz`."""
+"""Serve `/metrics`, `/healthz` and `/readyz`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from docferry.web.security import HostCheck, allowed_hosts
 
 
 def application(daemon: RunningDaemon, events: EventMetrics, listen: str, hosts: Sequence[str]) -> Starlette:
-    """Return the application that monitoring asks."""
+    """Return the application for monitoring."""
     one_at_a_time = anyio.Lock()
 
     async def metrics(request: Request) -> Response:
@@ -44,7 +44,7 @@ def application(daemon: RunningDaemon, events: EventMetrics, listen: str, hosts:
 
 
 def _wants_plain(accept: str) -> bool:
-    """Prometheus names its formats; who asks for none gets OpenMetrics."""
+    """Return whether the client requests the plain format. Prometheus requests a format; OpenMetrics is the default."""
     return "text/plain" in accept and "openmetrics" not in accept
 
 

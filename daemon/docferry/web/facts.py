@@ -1,4 +1,4 @@
-"""Facts about the process and its disk that the metrics show beside the figures of `status --json`."""
+"""Collect facts about the process and its disk, which the metrics add to the figures of `status --json`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def scrape(daemon: RunningDaemon, events: EventMetrics, *, plain: bool = F
 
 
 async def scrape_without_daemon(settings: Settings, database: Database | None) -> bytes:
-    """Return the plain text of the queue and of the status file; events are counted in the daemon alone."""
+    """Return the plain text of the queue and of the status file; only the daemon counts events."""
     queue = QueueSnapshot() if database is None else await database.read(queue_snapshot)
     status = await anyio.to_thread.run_sync(read_status, settings.state_dir)
     facts: Facts = {}

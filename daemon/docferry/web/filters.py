@@ -1,4 +1,4 @@
-"""The filter of the documents page as it stands in URLs and forms."""
+"""Convert the filter of the documents page from and to URLs and forms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST_SEARCH: Final = 200
 
 
 def asked_filter(query: Sequence[tuple[str, str]]) -> Filter:
-    """Return the filter of a query; invalid parts are left out."""
+    """Return the filter of a query, without invalid parts."""
     found = {name: value for name, value in query if value}
     states = tuple(state for state in STATES if ("state", state) in query)
     return Filter(

@@ -1,4 +1,4 @@
-"""The metrics: events are counted where they happen, everything else is read from one snapshot at each scrape."""
+"""Collect the metrics: events are counted as they happen, all other values come from one snapshot at each scrape."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from docferry.telemetry import Delivery, Telemetry
 
 __all__ = ["OPENMETRICS_TYPE", "TEXT_TYPE", "EventMetrics", "Facts", "Snapshot", "render"]
 
-#: Samples written without a pause, and the pause, seconds. 1,000 mappings make 27,000 samples: written in one go, the
-#: thread would keep the event loop from the interpreter's lock for 0.4 s.
+#: Samples written without a pause, and the pause, seconds. 1,000 mappings make 27,000 samples. Written without pauses,
+#: the thread would block the event loop by the interpreter's lock for 0.4 s.
 SLICE: Final = 48
 RENDER_PAUSE_S: Final = 0.0005
 _REQUEST_BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _DELAY_BUCKETS: Final = (1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400)
 
-#: What a scrape shows beside the figures of `status --json`, by name.
+#: The figures that a scrape adds to those of `status --json`, by name.
 Facts = dict[str, float | None]
 _FACTS: Final = {
     "database_size_bytes": "Size of the queue's database with its write-ahead log",
@@ -43,11 +43,11 @@ _FACTS: Final = {
     "sync_last_success_timestamp_seconds": "When a one-shot `sync` last ended with exit code 0",
     "sync_last_exit_code": "Exit code of the last one-shot `sync`",
 }
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has it so; a series more for each counter
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped; saves one series for each counter
 
 
 class EventMetrics(Telemetry):
-    """Counters and histograms in a registry of their own; they live as long as the process."""
+    """Hold counters and histograms in a separate registry, for the life of the process."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -84,7 +84,7 @@ class EventMetrics(Telemetry):
         yield from self._delays.collect()
 
     def expect(self, settings: Settings) -> None:
-        """Begin the counters of configured mappings at 0, so that the first event counts as an increase."""
+        """Initialise the counters of configured mappings to 0, so that the first event counts as an increase."""
         for upload in settings.uploads:
             self._documents(upload.name)
             self._bytes(upload.name)
@@ -92,7 +92,7 @@ class EventMetrics(Telemetry):
             self._downloaded(download.name)
 
     def uploaded(self, delivery: Delivery) -> None:
-        """Count a document that arrived."""
+        """Count an arrived document."""
         super().uploaded(delivery)
         self._documents(delivery.mapping).inc()
         self._bytes(delivery.mapping).inc(delivery.size)
@@ -115,12 +115,12 @@ class EventMetrics(Telemetry):
         self._resolved(remote, proof).inc()
 
     def alert_failed(self, receiver: str) -> None:
-        """Count an alert that was not taken."""
+        """Count an alert that a receiver did not accept."""
         self._failures(receiver).inc()
 
 
 class _Children:
-    """Keeps label children, which the library looks up under a lock, and collects a few of them at a time."""
+    """Cache label children, which the library looks up under a lock, and collect a few at a time."""
 
     def __init__(self, parent: Counter | Histogram, *labels: str) -> None:
         self._parent = parent
@@ -147,7 +147,7 @@ class _Children:
 
 
 class Snapshot:
-    """A collector of one moment: the figures of `status --json`, and facts about the process and its disk."""
+    """Collect one moment: the figures of `status --json`, and facts about the process and its disk."""
 
     def __init__(self, figures: Figures, facts: Facts, events: EventMetrics | None = None) -> None:
         self._figures = figures
@@ -155,7 +155,7 @@ class Snapshot:
         self._events = events
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family, events last; a large one in parts, one after the other."""
+        """Yield every family, events last; a large family in consecutive parts."""
         uploads, remotes = self._figures["uploads"], self._figures["remotes"]
         labels = (__version__, platform.python_version(), HEAD)
         yield from _gauge("build_info", "Which docferry this is", ("version", "python", "schema"), [(labels, 1)])
@@ -180,9 +180,9 @@ class Snapshot:
 
 
 def render(snapshot: Snapshot, *, plain: bool = False) -> bytes:
-    """Return the text of a scrape, OpenMetrics or `plain` Prometheus text; called in a thread, as it pauses.
+    """Return the text of a scrape, OpenMetrics or `plain` Prometheus text. Call it in a thread, because it pauses.
 
-    The library's own writers take 12 µs a sample, this one 2 µs; a test holds it against them.
+    The library's own writers take 12 µs a sample, this one 2 µs; a test compares their results.
     """
     parts: list[str] = []
     last = ""
@@ -192,14 +192,14 @@ def render(snapshot: Snapshot, *, plain: bool = False) -> bytes:
             name = f"{last}_total" if plain and part.type == "counter" else last
             parts.append(f"# HELP {name} {part.documentation}\n# TYPE {name} {part.type}\n")
         parts += [f"{each.name}{_labels(each.labels)} {_number_text(each.value)}\n" for each in part.samples]
-        time.sleep(RENDER_PAUSE_S)  # the event loop goes on meanwhile
+        time.sleep(RENDER_PAUSE_S)  # lets the event loop run
     if not plain:
         parts.append("# EOF\n")
     return "".join(parts).encode()
 
 
 def _number_text(value: float) -> str:
-    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # as above
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # untyped in the library
     return text
 
 
@@ -249,7 +249,7 @@ def _of_mappings(uploads: Sequence[Figures], downloads: Sequence[Figures]) -> It
 
 
 def _of_hosts(figures: Figures) -> Iterator[Metric]:
-    """Yield the heartbeats of a shared queue by host; a queue of one machine has one host while its daemon runs."""
+    """Yield the heartbeats of a shared queue by host; a local queue has one host while its daemon runs."""
     heartbeats: dict[str, float] = {}
     for row in figures["hosts"]:
         heartbeats[row["host"]] = max(_number(row["heartbeat"]), heartbeats.get(row["host"], 0.0))
@@ -275,5 +275,5 @@ def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
 
 
 def _number(value: float | str) -> float:
-    """Return a figure as a number; times are ISO texts in the figures."""
+    """Return a figure as a number; the figures have times as ISO texts."""
     return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)

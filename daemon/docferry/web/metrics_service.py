@@ -1,4 +1,4 @@
-"""Serves the metrics while the daemon runs, and writes the textfile."""
+"""Serve the metrics while the daemon runs, and write the textfile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from docferry.web.metrics import EventMetrics
 
 
 class MetricsService:
-    """Serves `/metrics`, `/healthz` and `/readyz`, and writes the textfile."""
+    """Serve `/metrics`, `/healthz` and `/readyz`, and write the textfile."""
 
     def __init__(self, events: EventMetrics) -> None:
         self._events = events

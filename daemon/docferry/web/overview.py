@@ -1,4 +1,4 @@
-"""The figures of the overview, made ready for its template."""
+"""Prepare the figures of the overview for its template."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from docferry.web.facts import disk_facts
 from docferry.web.text import duration, size
 
 HOURS: Final = 48
-#: Mappings that the overview shows unless it is asked for all.
+#: Mappings that the overview shows by default.
 MAPPINGS_SHOWN: Final = 50
-#: The plots are drawn anew after this, or after so many times what reading them took. Seconds.
+#: The age at which plots are drawn again, seconds, and as a multiple of their reading time.
 _PLOTS_S: Final = 10.0
 _COST_FACTOR: Final = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A request with documents that is in flight."""
+    """Describe a request with documents in flight."""
 
     name: str
     more: int  # further documents of its batch
     mapping: str
     remote: str
     size: int
-    percent: int | None  # None: too small to tell
+    percent: int | None  # None: too small to count
     since: float
 
 
 class Plots:
-    """The plots, read again only as often as a large queue allows; a page never waits for them twice."""
+    """Cache the plots, and read them again at intervals that a large queue allows. No page waits for them twice."""
 
     def __init__(self, app: Application) -> None:
         self._database = app.database
@@ -98,7 +98,7 @@ def _urgency(row: dict[str, Any]) -> tuple[int, int, str]:
 
 
 def _emptied(app: Application, figures: dict[str, Any]) -> frozenset[str]:
-    """Return the mappings that stopped because their folder lies there empty."""
+    """Return the mappings that stopped because their folder exists but is empty."""
     stopped = {row["mapping"] for row in figures["uploads"] if row["problem"]}
     return frozenset(name for name, upload in app.uploads.items() if name in stopped and _is_empty(upload))
 
@@ -106,7 +106,7 @@ def _emptied(app: Application, figures: dict[str, Any]) -> frozenset[str]:
 def _is_empty(upload: Upload) -> bool:
     try:
         return scan.is_empty(Root.of(upload))
-    except Exception:  # noqa: BLE001 - whatever is wrong with the folder, its problem says so
+    except Exception:  # noqa: BLE001 - the problem of the folder reports every cause
         return False
 
 

@@ -1,4 +1,4 @@
-"""The status page: its routes, who may use them, and how a page becomes a fragment that a script refreshes."""
+"""Serve the status page: routes, access, and the fragment of a page that a script refreshes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PER_PAGE: Final = 100
 
 
 class StatusPage:
-    """The page of one daemon. What survives a reload, sessions and activity, comes from outside."""
+    """Serve the page of one daemon. Sessions and activity are passed in, because they survive a reload."""
 
     def __init__(self, daemon: RunningDaemon, sessions: Sessions, activity: ActivityLog) -> None:
         self._daemon = daemon
@@ -45,11 +45,11 @@ class StatusPage:
         self._plots = Plots(daemon.app)
         self._actions = actions.Actions(daemon)
         where = address(self._settings.web.listen or "unix:/")
-        self._needs_login = where.path is None  # a Unix socket is protected by its mode
+        self._needs_login = where.path is None  # the mode of a Unix socket protects it
         self._templates = _environment()
 
     def application(self) -> Starlette:
-        """Return the application with all that protects it."""
+        """Return the application with its protections."""
         listen = self._settings.web.listen or ""
         routes = [
             Route("/", self._overview),
@@ -126,7 +126,7 @@ class StatusPage:
             return JSONResponse({"error": "log in with `docferry ui`"}, 401)
         return JSONResponse(await self._daemon.figures())
 
-    # -- who may come in -------------------------------------------------------------------------------------------
+    # -- access ----------------------------------------------------------------------------------------------------
 
     async def _login(self, request: Request) -> Response:
         token = request.query_params.get("token", "")
@@ -135,7 +135,7 @@ class StatusPage:
         )
         if not good:
             return await self._render("login.html", {"expired": bool(token)}, 401)
-        # A page, not a redirect: the cookie goes only with a request that one of our own pages makes.
+        # A page, not a redirect: the cookie is sent only with a request from one of docferry's own pages.
         response = await self._render("welcome.html", {}, 200)
         is_tls = request.headers.get("x-forwarded-proto") == "https"
         response.set_cookie(
@@ -151,14 +151,14 @@ class StatusPage:
 
     @property
     def _cookie_name(self) -> str:
-        """One for each port: browsers give cookies of a host to all its ports."""
+        """Return a cookie name for each port, because browsers send cookies of a host to all its ports."""
         return f"docferry_{self._daemon.listening.get('web', '').rpartition(':')[2]}"
 
     def _cookie(self, request: Request) -> str | None:
         return request.cookies.get(self._cookie_name)
 
     def _actor(self, request: Request) -> str:
-        """Return the name of a browser for receipts: its session, or the socket whose mode lets it in."""
+        """Return the name of a browser for receipts: its session, or the socket, whose mode granted access."""
         session = self._sessions.name(self._cookie(request)) if self._needs_login else None
         return f"page session {session}" if session else f"status page at {self._settings.web.listen}"
 
@@ -166,7 +166,7 @@ class StatusPage:
         return not self._needs_login or self._sessions.has(self._cookie(request))
 
     def _refuse(self, request: Request) -> Response | None:
-        """Return the way to log in, for a stranger."""
+        """Return the login page for a stranger, None for a logged-in browser."""
         if self._is_in(request):
             return None
         return self._rendered("login.html", {"expired": False}, 401)
@@ -188,7 +188,7 @@ class StatusPage:
     # -- rendering -------------------------------------------------------------------------------------------------
 
     async def _page(self, request: Request, name: str, values: Mapping[str, Any]) -> Response:
-        """Return a page, or only its changing part for the script, which already has it when the ETag is the same."""
+        """Return a page, or only its changing part for the script, or status 304 if the ETag is unchanged."""
         fragment = request.headers.get("x-fragment") == "1"
         shown = {
             **values,

@@ -1,4 +1,4 @@
-"""Serves the status page while the daemon runs."""
+"""Serve the status page while the daemon runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from docferry.web.sessions import Sessions
 
 
 class PageService:
-    """Serves the status page; sessions and activity outlive a reload."""
+    """Serve the status page; sessions and activity survive a reload."""
 
     def __init__(self) -> None:
         self._sessions = Sessions()

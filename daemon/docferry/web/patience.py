@@ -1,4 +1,4 @@
-"""Answer pages and metrics although the database does not."""
+"""Answer pages and metrics even while the database does not answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from docferry.store.database import Database
 
-#: An answer that takes longer is given up, seconds.
+#: The time limit of a response, seconds.
 PATIENCE_S: Final = 10.0
 
 
 class Patience:
-    """Answer 503 with the reason if a request waits for a database that is away."""
+    """Answer 503 with the reason if a request waits for an unreachable database."""
 
     def __init__(self, app: ASGIApp, database: Database) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What keeps strangers out: the Host check against DNS rebinding, and the origin check against foreign pages."""
+"""Refuse strangers: the Host check against DNS rebinding, and the origin check against foreign pages."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _HEADERS: Final = {
 
 
 def allowed_hosts(listen: str, hosts: Sequence[str]) -> frozenset[str]:
-    """Return the names under which a listener may be asked for, without ports."""
+    """Return the valid names of a listener, without ports."""
     where = address(listen)
-    # Before a Unix socket stands whoever forwards to it, from a loopback address.
+    # A forwarder to a Unix socket uses a loopback address.
     own = {"127.0.0.1", "::1"} if where.path is not None or where.host == "localhost" else {where.host}
     return frozenset({"localhost", *own, *(host.removeprefix("[").removesuffix("]") for host in hosts)})
 
 
 class HostCheck:
-    """Answers 421 to a `Host` that is not ours: a foreign name that resolves to this machine is an attack."""
+    """Answer 421 to a foreign `Host`: a foreign name that resolves to this machine is an attack."""
 
     def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
         self._app = app
@@ -51,7 +51,7 @@ class HostCheck:
 
 
 class OriginCheck:
-    """Refuses a change that another page asks for, even a page on another port of this machine."""
+    """Refuse changes requested by other pages, even pages on another port of this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,7 +66,7 @@ class OriginCheck:
 
 
 class SecureHeaders:
-    """Adds the headers that tell a browser to allow nothing but our own files."""
+    """Add the headers that restrict a browser to docferry's own files."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -93,7 +93,10 @@ def host_name(host: str) -> str:
 
 
 def is_same_origin(headers: Headers) -> bool:
-    """Whether a browser says that one of our own pages asks; without `Sec-Fetch-Site`, whether the origin is ours."""
+    """Return whether a browser sends the request from docferry's own pages.
+
+    Without `Sec-Fetch-Site`, the origin is compared.
+    """
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"

@@ -1,4 +1,4 @@
-"""Serves an application on a loopback address or a Unix socket, with limits that a hostile neighbour cannot exceed."""
+"""Serve an application on a loopback address or a Unix socket, within limits against hostile local users."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from docferry.settings.listeners import Address, address
 
 log = logs.get("web")
 
-#: Connections at a time; a further one is closed at once: descriptors are needed for documents.
+#: Concurrent connections; a further one is closed at once, because descriptors are needed for documents.
 MOST_CONNECTIONS: Final = 64
-#: A connection has to bring a request within this, seconds.
+#: The time limit of a connection to send a request, seconds.
 REQUEST_S: Final = 10.0
-#: Responses under way at a stop get this long, seconds.
+#: The time limit of responses during a stop, seconds.
 STOP_GRACE_S: Final = 0.5
-#: An address that is taken, or a folder that is missing, is tried again after this, seconds.
+#: The delay before an occupied address, or a missing folder, is tried again, seconds.
 LISTEN_RETRY_S: Final = 10.0
 _SOCKET_MODE: Final = 0o660
 
@@ -60,7 +60,7 @@ async def serve_for_ever(name: str, listen: str, app: ASGIApp, listening: dict[s
 
 @asynccontextmanager
 async def bound(listen: str) -> AsyncIterator[tuple[socket.socket, str]]:
-    """Yield a listening socket and its address as people write it; OSError when it cannot be had."""
+    """Yield a listening socket and its readable address. Raises OSError if the address is unusable."""
     where = address(listen)
     if where.path is not None:
         path = Path(where.path)
@@ -89,15 +89,15 @@ def _tcp(where: Address) -> socket.socket:
 
 
 def _unix(path: Path) -> socket.socket:
-    """Bind a socket of mode 0660; one that a dead process left is removed."""
+    """Bind a socket of mode 0660, after removing the socket of a dead process."""
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.lstat().st_mode) and not _is_served(path):
                 path.unlink()
-        os.fchmod(found.fileno(), _SOCKET_MODE)  # the kernel gives the file no more than this, from its first moment
+        os.fchmod(found.fileno(), _SOCKET_MODE)  # limits the mode of the file from its creation
         found.bind(str(path))
-        path.chmod(_SOCKET_MODE)  # whatever the umask took
+        path.chmod(_SOCKET_MODE)  # restores permissions that the umask removed
     except BaseException:
         found.close()
         raise
@@ -135,7 +135,7 @@ async def _serve(app: ASGIApp, server_socket: socket.socket) -> None:
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
-    # Not `serve`: it takes the signals, wakes ten times a second and keeps a stop waiting.
+    # `serve` is not used: it replaces signal handlers, wakes ten times a second and delays a stop.
     await server.startup([server_socket])
     try:
         await anyio.sleep_forever()
@@ -152,9 +152,9 @@ async def _serve(app: ASGIApp, server_socket: socket.socket) -> None:
 
 
 class _Protocol(H11Protocol):
-    """Closes what is one connection too many, and what brings no request."""
+    """Close surplus connections, and those without a request."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own type
         """Admit a connection, or close it."""
         super().connection_made(transport)
         if len(self.server_state.connections) > MOST_CONNECTIONS:
@@ -163,7 +163,7 @@ class _Protocol(H11Protocol):
         self._deadline = self.loop.call_later(REQUEST_S, self._close_if_silent)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Cancel the deadline."""
         if (deadline := getattr(self, "_deadline", None)) is not None:
             deadline.cancel()
         super().connection_lost(exc)

@@ -1,4 +1,4 @@
-"""Who may use the page on a TCP port: a one-time link from `docferry ui` makes a session, kept in memory."""
+"""Grant access to the page on a TCP port: a one-time link from `docferry ui` starts a session in memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-#: A link is good for so long, and once; a session for so long. Seconds.
+#: The lifetime of a link, which works once, and of a session, seconds.
 LINK_S: Final = 60.0
 SESSION_S: Final = 12 * 3600.0
 _PREFIX: Final = "login-"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
-#: A session more ends the oldest.
+#: The largest number of sessions; a further one ends the oldest.
 _MOST_SESSIONS: Final = 32
 
 
 def make_link_token(state_dir: Path) -> str:
-    """Return a fresh token for one login; whoever may write to the state folder may log in.
+    """Return a new token for one login; any user with write access to the state folder may log in.
 
-    The folder gets an empty file that is named after the token's digest: nobody can read a token from it.
+    The folder gets an empty file named by the token's digest, which does not reveal the token.
 
     Raises:
         OSError: The state folder cannot be written.
@@ -35,12 +35,12 @@ def make_link_token(state_dir: Path) -> str:
 
 
 def use_link_token(state_dir: Path, token: str) -> bool:
-    """Take a token, which is no longer good after this; whether it was good."""
+    """Use up a token, and return whether it was valid."""
     _remove_expired(state_dir)
     if not _TOKEN.fullmatch(token):
         return False
     try:
-        (state_dir / f"{_PREFIX}{_digest(token)}").unlink()  # of two that come at once, one succeeds
+        (state_dir / f"{_PREFIX}{_digest(token)}").unlink()  # of two simultaneous uses, one succeeds
     except OSError:
         return False
     return True
@@ -54,7 +54,7 @@ def _remove_expired(state_dir: Path) -> None:
 
 
 class Sessions:
-    """Logged-in browsers, by the digest of their cookie."""
+    """Hold logged-in browsers, by the digest of their cookie."""
 
     def __init__(self) -> None:
         self._ends: dict[str, float] = {}  # steady seconds
@@ -69,11 +69,11 @@ class Sessions:
         return cookie
 
     def has(self, cookie: str | None) -> bool:
-        """Whether a cookie is that of a session that has not ended."""
+        """Return whether a cookie belongs to an active session."""
         return cookie is not None and self._ends.get(_digest(cookie), 0.0) > time.monotonic()
 
     def name(self, cookie: str | None) -> str | None:
-        """Return a name for a session that gives nothing of its cookie away, None when it has ended."""
+        """Return a name for a session that does not reveal its cookie, None after its end."""
         return _digest(cookie)[:12] if cookie is not None and self.has(cookie) else None
 
     def end(self, cookie: str | None) -> None:

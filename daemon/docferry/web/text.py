@@ -1,4 +1,4 @@
-"""Numbers, sizes and times as people read them, and the filters of the templates."""
+"""Format numbers, sizes and times for people, and define the filters of the templates."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _STATES: Final = {
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 document`, `2,000 documents`."""
+    """Return a number with its noun: `1 document`, `2,000 documents`."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def size(octets: float) -> str:
-    """`1.4 MB`."""
+    """Return a size: `1.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if octets < 1000:
             return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
@@ -38,7 +38,7 @@ def size(octets: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`400 ms`, `2.5 s`, `40 min`, `3 h`, `2 d`: roughly how long."""
+    """Return a rough duration: `400 ms`, `2.5 s`, `40 min`, `3 h`, `2 d`."""
     seconds = max(seconds, 0.0)
     if 0 < seconds < 0.95:
         return f"{max(seconds * 1000, 1):.0f} ms"
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def state_name(state: str) -> str:
-    """Return what people call a state."""
+    """Return the name of a state for people."""
     return _STATES.get(state, state)
 
 
@@ -61,7 +61,7 @@ def path_text(path: bytes) -> str:
 
 
 def moment(when: str | float | None) -> Markup:
-    """Return a `<time>` that a script makes relative; without one it tells UTC."""
+    """Return a `<time>` element in UTC, which a script makes relative."""
     if when is None:
         return Markup("–")
     at = datetime.fromisoformat(when) if isinstance(when, str) else datetime.fromtimestamp(when, UTC)

@@ -1,4 +1,4 @@
-"""The metrics as a file for node_exporter's textfile collector, replaced whole."""
+"""Write the metrics as a file for node_exporter's textfile collector, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EVERY_S: Final = 15.0
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Put `content` in the place of `path`, readable for everybody; a reader sees the old or the new file, never half.
+    """Replace the file `path` by `content`, readable for all users; a reader sees the old or the new file.
 
     Raises:
         OSError: The folder is missing or cannot be written.
     """
-    # Not "*.prom": a collector that comes just now must not read it.
+    # Not "*.prom": a collector must not read the incomplete file.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -41,7 +41,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 async def keep_written(path: Path, daemon: RunningDaemon, events: EventMetrics) -> None:
-    """Rewrite the file every `EVERY_S` seconds until cancelled; trouble is told once."""
+    """Rewrite the file every `EVERY_S` seconds until cancelled; log a lasting failure once."""
     trouble = False
     while True:
         content = await scrape(daemon, events, plain=True)
