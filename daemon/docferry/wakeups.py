@@ -10,7 +10,7 @@ from docferry.model import Transfer
 
 
 class Wakeup:
-    """A flag that one loop waits for. Setting it twice before the loop looks wakes the loop once."""
+    """Hold a flag that one loop waits for. Several calls of `set` before the wait wake the loop once."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
@@ -20,7 +20,7 @@ class Wakeup:
         self._event.set()
 
     def clear(self) -> None:
-        """Forget earlier calls of `set`. Clear before looking for work, so that no later call is lost."""
+        """Reset earlier calls of `set`. Clear before reading the work, so that no later call is lost."""
         if self._event.is_set():
             self._event = anyio.Event()
 
@@ -30,64 +30,64 @@ class Wakeup:
 
 
 class Wakeups:
-    """Hints between the packages of one process. The database stays the truth."""
+    """Hold hints between the packages of one process. The database decides."""
 
     def __init__(self) -> None:
-        self.upload = Wakeup()  # for the scheduler: the queue may have something due
+        self.upload = Wakeup()  # for the scheduler: the queue may have due transfers
         self.detection = Wakeup()  # for the scan scheduler: paths to check, or files that are not quiet yet
         self.after_upload = Wakeup()  # for the after-upload actions: files were sent, or a scan has ended
         self._paths: dict[str, set[bytes]] = {}
         self._large_paths: dict[str, set[bytes]] = {}
         self._scanned: set[str] = set()
         self._sent: dict[int, str] = {}
-        self.needs_sent = False  # else each document would wake a task that has nothing to do
+        self.needs_sent = False  # otherwise each document would wake an idle task
 
     def queue_changed(self) -> None:
-        """Tell the scheduler that a transfer may be due."""
+        """Report to the scheduler that a transfer may be due."""
         self.upload.set()
 
     def debounce_changed(self) -> None:
-        """Tell the scan scheduler that a file waits until it is quiet."""
+        """Report to the scan scheduler that a file waits until it is quiet."""
         self.detection.set()
 
     def check_paths(self, mapping: str, paths: Iterable[bytes]) -> None:
-        """Ask the scan scheduler to look at these paths, relative to the mapping's folder."""
+        """Request checks of these paths, relative to the mapping's folder."""
         self._paths.setdefault(mapping, set()).update(paths)
         self.detection.set()
 
     def take_paths(self) -> dict[str, set[bytes]]:
-        """Return and forget the paths to check, by mapping."""
+        """Return and clear the paths to check, by mapping."""
         taken, self._paths = self._paths, {}
         return taken
 
     def check_large_paths(self, mapping: str, paths: Iterable[bytes]) -> None:
-        """Ask the scan scheduler to look at these large files when their top-level folder has its turn."""
+        """Request checks of these large files in the turns of their top-level folders."""
         self._large_paths.setdefault(mapping, set()).update(paths)
         self.detection.set()
 
     def take_large_paths(self) -> dict[str, set[bytes]]:
-        """Return and forget the large files to check, by mapping."""
+        """Return and clear the large files to check, by mapping."""
         taken, self._large_paths = self._large_paths, {}
         return taken
 
     def scanned(self, mapping: str) -> None:
-        """Tell the after-upload actions that a scan has ended: what they could not do before is tried again."""
+        """Report to the after-upload actions that a scan has ended: failed actions are tried again."""
         self._scanned.add(mapping)
         self.after_upload.set()
 
     def take_scanned(self) -> set[str]:
-        """Return and forget the mappings whose scan has ended."""
+        """Return and clear the mappings whose scan has ended."""
         taken, self._scanned = self._scanned, set()
         return taken
 
     def documents_sent(self, transfers: Iterable[Transfer]) -> None:
-        """Tell the after-upload actions that these transfers were sent."""
+        """Report to the after-upload actions that these transfers were sent."""
         if not self.needs_sent:
             return
         self._sent.update((transfer.id, transfer.sha256) for transfer in transfers)
         self.after_upload.set()
 
     def take_sent(self) -> dict[int, str]:
-        """Return and forget the transfers that were sent: the digest by the transfer's id."""
+        """Return and clear the sent transfers: the digest by the transfer's id."""
         taken, self._sent = self._sent, {}
         return taken

@@ -1,4 +1,4 @@
-"""Scan opened documents for viruses, right before they are sent: the same bytes, proved by the same fingerprint."""
+"""Scan opened documents for viruses directly before they are sent: the same bytes, proved by the same fingerprint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from docferry.upload.selection import antivirus_gate
 
 log = logs.get("antivirus")
 
-#: A document that clamd fails on while it lives is held after so many tries.
+#: The number of attempts after which a document is held on which a running clamd fails.
 SCAN_TRIES: Final = 5
 
 
 class Antivirus:
-    """The scanner of one process, and the gates that it closes: one for each mapping with `antivirus = true`."""
+    """Run the scanner of one process, with its gates: one for each mapping with `antivirus = true`."""
 
     def __init__(self, clamd: Clamd, max_size: int, gate_manager: GateManager) -> None:
         self._clamd = clamd
@@ -27,7 +27,7 @@ class Antivirus:
         self._gate_manager = gate_manager
 
     async def scan(self, mapping: str, transfer: Transfer, source: FileSource) -> Outcome | None:
-        """Return None for a clean document, else what becomes of it. Raises SourceError."""
+        """Return None for a clean document, else its outcome. Raises SourceError."""
         if source.size > self._max_size:
             said = f"its {source.size:,} bytes are more than antivirus.max_size of {self._max_size:,}"
             return self._unscanned(transfer, said)
@@ -71,7 +71,7 @@ class Antivirus:
 
 
 def _blocked(transfer: Transfer, gate: Gate, wait: float) -> Outcome:
-    """Return the outcome of a document that waits for clamd: a doubt stays one."""
+    """Return the outcome of a document that waits for clamd; a doubt remains."""
     if transfer.state is State.ASKING:
         return Outcome(State.DOUBTFUL, transfer.reason, gate.detail, delay=wait, costs_a_try=False)
     return Outcome(State.WAITING, gate.reason, gate.detail, costs_a_try=False)

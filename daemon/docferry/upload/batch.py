@@ -10,19 +10,19 @@ from docferry.model import State, Transfer
 from docferry.store.claims import company_of
 from docferry.store.documents import Place
 
-#: The present files that hold the bytes of transfers, by transfer id.
+#: The present files with the bytes of transfers, by transfer id.
 Places = Mapping[int, Sequence[Place]]
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Transfers of one lane, all LEASED (to be sent) or all ASKING (to be looked up)."""
+    """Hold transfers of one lane, all LEASED (to be sent) or all ASKING (to be looked up)."""
 
     transfers: list[Transfer]
     places: Places
     lane: str = field(init=False)
     remote: str = field(init=False)
-    company: str = field(init=False)  # the part of the lane that has limits of its own
+    company: str = field(init=False)  # the part of the lane that has its own limits
     is_lookup: bool = field(init=False)
 
     def __post_init__(self) -> None:

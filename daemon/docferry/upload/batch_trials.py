@@ -13,19 +13,19 @@ from docferry.store.transfers import Transfers
 
 Verdict = Literal["trial", "trusted", "singly"]
 
-#: The reason of a doubt that is only about whether a connection takes batches.
+#: The reason of a doubt that only tests whether a connection accepts batches.
 BATCH_DOUBT = "batch"
-#: After so many first batches without a proof the connection gets single documents until the next start.
+#: Unproved first batches after which the connection gets single documents until the next start.
 MAX_TRIALS = 3
 _PREFIX = "batch/"
-#: The lane whose batches are proved by their responses, and need no trial.
+#: The lane whose responses prove its batches, so that it needs no trial.
 _BULK_LANE = "wootiv"
-#: Every document goes alone.
+#: Every document is sent alone.
 _NO_BULK = BulkPolicy(frozenset(), 1)
 
 
 class BatchTrials:
-    """The verdicts about batches by lane, kept over restarts; a trial that a stop cut off starts again."""
+    """Store the verdicts about batches by lane across restarts; a trial interrupted by a stop starts again."""
 
     def __init__(self, cursors: Cursors, transfers: Transfers, size: int, bulk: BulkPolicy = _NO_BULK) -> None:
         self._cursors = cursors
@@ -34,7 +34,7 @@ class BatchTrials:
         self._bulk = bulk
         self.size = max(size, bulk.size if bulk.mappings else 1)  # the largest number of documents in one request
         self._verdicts: dict[str, str] = {}
-        self._proofs: dict[str, list[bool]] = {}  # the documents of a first batch that were decided, by lane
+        self._proofs: dict[str, list[bool]] = {}  # decided documents of a first batch, by lane
         self._failed_trials: Counter[str] = Counter()
 
     async def prepare(self) -> None:
@@ -43,15 +43,15 @@ class BatchTrials:
         self._verdicts = {key.removeprefix(_PREFIX): verdict for key, verdict in known.items() if verdict != "trial"}
 
     def is_trusted(self, lane: str) -> bool:
-        """Whether a batch of this lane needs no proof: the list proved one, or each response proves its own."""
+        """Return whether a batch of this lane needs no proof: the list proved one, or each response proves its own."""
         return lane == _BULK_LANE or self._verdicts.get(lane) == "trusted"
 
     def is_on_trial(self, lane: str) -> bool:
-        """Whether a first batch of this lane is in flight or in doubt."""
+        """Return whether a first batch of this lane is in flight or doubtful."""
         return self._verdicts.get(lane) == "trial"
 
     async def record(self, lane: str, whole: bool | None) -> None:
-        """Record the verdict about a first batch; None: nothing is known, and the next batch is a trial again."""
+        """Record the verdict about a first batch; None: unknown, so the next batch is a trial again."""
         if self._verdicts.get(lane) == "singly":
             return
         if whole is None:
@@ -60,7 +60,7 @@ class BatchTrials:
             await self._set(lane, "trusted" if whole else "singly")
 
     async def record_unsent(self, transfers: Sequence[Transfer]) -> None:
-        """Record that a batch was not sent: if it was a first batch, the next one is."""
+        """Record that a batch was not sent: a first batch is then repeated."""
         lane = transfers[0].target.lane
         if len(transfers) > 1 and self.is_on_trial(lane):
             await self.record(lane, None)
@@ -68,8 +68,8 @@ class BatchTrials:
     async def record_decided(self, lane: str, present: Sequence[bool | None] = ()) -> None:
         """Record documents of a first batch: present, absent, or undecidable (None).
 
-        One absent document proves that the connection takes no batches. When no doubt is left and all were present,
-        batches are trusted. Otherwise the next batch is a trial, at most `MAX_TRIALS` times.
+        One absent document proves that the connection does not accept batches. If no doubt is left and all were
+        present, batches are trusted. Otherwise the next batch is a trial, at most `MAX_TRIALS` times.
         """
         if False in present:
             self._proofs.pop(lane, None)
@@ -88,7 +88,7 @@ class BatchTrials:
             await self.record(lane, None)
 
     def batch_size(self, lane: str) -> int:
-        """Return the number of documents that one request of this lane may have now."""
+        """Return the number of documents that one request of this lane may contain now."""
         if lane == _BULK_LANE:
             return self._bulk.size if self._bulk.mappings else 1
         if not lane.startswith("codat/") or self._verdicts.get(lane, "trusted") != "trusted":
@@ -98,7 +98,7 @@ class BatchTrials:
     async def make_batches(self, claimed: Sequence[Transfer]) -> list[list[Transfer]]:
         """Divide claimed transfers into batches and interleave the lanes.
 
-        Doubts of one lane stay together. A lane without a verdict gets one batch, and the rest is single.
+        Doubts of one lane stay together. A lane without a verdict gets one batch, and its other documents are single.
         """
         by_lane: dict[tuple[str, bool], list[Transfer]] = {}
         for transfer in claimed:
@@ -110,10 +110,10 @@ class BatchTrials:
         return [transfers for _, transfers in ranked]
 
     async def _divide(self, lane: str, transfers: Sequence[Transfer]) -> list[tuple[int, list[Transfer]]]:
-        """Return the batches of one lane with their ranks among all lanes."""
+        """Return the batches of one lane with their positions among all lanes."""
         if lane == _BULK_LANE:
             return list(enumerate(self._bulk.divide(transfers), 1))
-        # A document that failed once goes alone: it may be the one that spoils the request of the others.
+        # A document that failed before is sent alone: it may be the cause of the failed request.
         single, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
         size = self.batch_size(lane)
         ranked: list[tuple[int, list[Transfer]]] = []

@@ -1,4 +1,4 @@
-"""Choose the companies that this process takes from a queue of several hosts, and those it asks for."""
+"""Choose the companies that this process claims from a queue of several hosts, and those it requests."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from docferry.settings import Upload
 from docferry.store.claims import Lane, company_of
 from docferry.store.owners import Owners
 
-#: A company beyond the share of this host is taken if no other host took it for so long, seconds.
+#: The time after which a company beyond this host's share is taken if no other host took it, seconds.
 LEFT_OVER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The lanes to select from, and the companies that another process should let go soon."""
+    """Hold the lanes to select from, and the companies that another process should release soon."""
 
     lanes: Sequence[Lane]
     ask_for: Collection[str] = ()
 
 
 class CompanyShares:
-    """Divides the companies that several hosts can serve equally between the living hosts.
+    """Divide shared companies equally between the running hosts.
 
-    A company that only this host can serve is not divided. If another process has it in flight, it is asked for.
+    A company that only this host can serve is not divided. If another process has it in flight, this one requests it.
     """
 
     def __init__(self, owners: Owners, uploads: Mapping[str, Upload], clock: Clock) -> None:
         self._owners = owners
         self._uploads = uploads
         self._clock = clock
-        self._free_since: dict[str, float] = {}  # companies beyond the share, with the steady second
+        self._free_since: dict[str, float] = {}  # companies beyond the share, with their first steady second
 
     def choose(self, lanes: Sequence[Lane], in_hand: Collection[str]) -> Choice:
-        """Return the lanes to claim from. `in_hand` are the lanes of which this process has transfers."""
+        """Return the lanes to claim from. `in_hand` are the lanes with transfers of this process."""
         if self._owners.is_local:
             return Choice(lanes)
         now = self._clock.now()
@@ -46,7 +46,7 @@ class CompanyShares:
         ours = [lane for lane in due if lane.mapping in self._uploads]
         elsewhere = {company_of(lane.lane) for lane in due if lane.elsewhere}
         ask_for = {company_of(lane.lane) for lane in ours if lane.elsewhere and not self._is_shared(lane)}
-        served = {company_of(lane.lane) for lane in ours} - ask_for  # what this host cannot send is not its business
+        served = {company_of(lane.lane) for lane in ours} - ask_for  # skip lanes that this host cannot send
         divided = dict.fromkeys(
             company for lane in due if self._is_shared(lane) and (company := company_of(lane.lane)) in served
         )
@@ -60,7 +60,7 @@ class CompanyShares:
         return Choice([lane for lane in lanes if self._may_claim(lane, divided, taken)], ask_for)
 
     def _is_shared(self, lane: Lane) -> bool:
-        """Whether other hosts can send the transfers of a lane, or have transfers of its company of their own."""
+        """Return whether other hosts can send the transfers of a lane, or have their own transfers of its company."""
         upload = self._uploads.get(lane.mapping)
         return upload is None or upload.shared
 

@@ -1,4 +1,4 @@
-"""Group the objects that every part of the upload package works with."""
+"""Group the objects that all parts of the upload package use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from docferry.wakeups import Wakeups
 
 @dataclass(frozen=True, slots=True)
 class QueueTables:
-    """The tables of the queue and the database that keeps them."""
+    """Hold the tables of the queue and their database."""
 
     database: Database
     documents: Documents
@@ -31,7 +31,7 @@ class QueueTables:
 
 @dataclass(frozen=True, slots=True)
 class UploadContext:
-    """The queue, the upload mappings by name, and the remotes by name, for one configuration of one process."""
+    """Hold the queue, the upload mappings by name, and the remotes by name, for one configuration of one process."""
 
     clock: Clock
     queue: QueueTables
@@ -42,5 +42,5 @@ class UploadContext:
     senders: SenderPool = field(default_factory=SenderPool)
 
     def remote_of(self, lane: str) -> Remote:
-        """Return the remote that a lane leads to."""
+        """Return the remote of a lane."""
         return self.remotes[lane.split("/", 1)[0]]

@@ -1,4 +1,4 @@
-"""Count failures in a row, and close and open the gates (circuit breakers) that they concern."""
+"""Count consecutive failures, and close and open the affected gates (circuit breakers)."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from docferry.upload.selection import blocking_gates, gates_of, is_of_lookups
 
 log = logs.get("gates")
 
-#: After so many failures in a row a lane gets one batch at a time.
+#: Consecutive failures after which a lane gets one batch at a time.
 FAILING_AFTER = 2
-#: However long a gate stays closed, one document probes it so often, seconds.
+#: The longest interval between two probes of a closed gate, seconds.
 PROBE_INTERVAL_S = 3600.0
 
 
 class Activity(StrEnum):
-    """What requests of a lane do. Failures of sends and of lookups are counted apart."""
+    """Name the kinds of requests. Failures of sends and of lookups are counted separately."""
 
     SEND = "send"
     LOOKUP = "lookup"
 
 
 class GateManager:
-    """The gates of one process and the failures in a row that close them."""
+    """Manage the gates of one process and the consecutive failures that close them."""
 
     def __init__(self, gates: Gates, clock: Clock, retry: policy.RetryPolicy) -> None:
         self._gates = gates
         self._clock = clock
         self.retry = retry
-        # Not for secrets: jitter only has to spread.
+        # Not for secrets: jitter only has to spread the retries.
         self.random = random.Random()  # noqa: S311 - jitter, not cryptography
-        self.stopping = False  # no request is to be started any more
+        self.stopping = False  # no request may start any more
         self.closed: Mapping[str, Gate] = {}  # as last read; `until` is at most the next hourly probe
-        self._failures: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # in a row, by lane
+        # consecutive failures, by lane
+        self._failures: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}
         self._unreachable: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._strangers: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._closed_by_lookup: set[str] = set()
@@ -49,11 +50,11 @@ class GateManager:
             str, float
         ] = {}  # steady seconds of the next hourly probe, by gate: the wall clock may jump
         self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
-        self._changes = 0  # how often a gate was closed here, or its closing was committed
-        self._closing: list[Gate] = []  # closed, and not committed yet
+        self._changes = 0  # number of closings by this process, counted again at their commit
+        self._closing: list[Gate] = []  # closed, but not committed yet
 
     async def prepare(self) -> None:
-        """Limit the gates that are closed for longer than any quota lasts."""
+        """Shorten gates that are closed for longer than any quota lasts."""
         await self._gates.limit(self._clock.now() + policy.MAX_QUOTA_RESET_S)
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ class GateManager:
     async def refresh(self) -> None:
         """Read the gates of all processes."""
         changes, gates = -1, dict[str, Gate]()
-        while changes != self._changes:  # a gate that was closed during the read must not be forgotten
+        while changes != self._changes:  # a gate that was closed during the read must stay closed
             changes = self._changes
             gates = await self._gates.all()
         gates |= {gate.key: gate for gate in self._closing}
@@ -71,16 +72,16 @@ class GateManager:
         self.closed = {key: self._with_probe(gate) for key, gate in gates.items()}
 
     def blocks(self, lane: str, *, is_lookup: bool) -> bool:
-        """Whether a gate that is closed now forbids a lookup, or a send."""
+        """Return whether a closed gate now forbids a lookup, or a send."""
         if not self.closed:
             return False
         now = self._clock.now()
         return any(gate.until > now for gate in blocking_gates(lane, self.closed, is_lookup=is_lookup))
 
     def blocks_resend(self, lane: str) -> bool:
-        """Whether a stop or a closed gate forbids to send a resolved doubt again.
+        """Return whether a stop or a closed gate forbids sending a resolved doubt again.
 
-        The reserve of a quota is for doubts, so that its gate does not count.
+        The gate of a quota does not count, because the reserve of the quota is for doubts.
         """
         if self.stopping:
             return True
@@ -88,7 +89,7 @@ class GateManager:
         return any(gate.until > now and not gate.lets_doubts_pass for gate in gates)
 
     def is_failing(self, lane: str) -> bool:
-        """Whether sends of a lane failed so often in a row that it gets one batch at a time."""
+        """Return whether consecutive sends of a lane failed so often that it gets one batch at a time."""
         return self._failures[Activity.SEND].get(lane, 0) >= FAILING_AFTER
 
     def failing_lanes(self) -> set[str]:
@@ -98,10 +99,10 @@ class GateManager:
     # -- recording -----------------------------------------------------------------------------------------------
 
     async def record_success(self, lane: str, activity: Activity) -> None:
-        """Forget the failures of a lane and open the gates whose time has come.
+        """Reset the failures of a lane and open its due gates.
 
-        A lookup opens only gates that lookups closed: it proves nothing about sends. A gate that still has to stay
-        closed is not opened by a request that began earlier.
+        A lookup opens only gates that lookups closed, because it proves nothing about sends. A request that began
+        before the closing does not open a gate before its time.
         """
         remote = lane.split("/", 1)[0]
         self._failures[activity].pop(lane, None)
@@ -120,7 +121,7 @@ class GateManager:
             self.closed = {key: gate for key, gate in self.closed.items() if key not in due}
 
     def _may_open(self, gate: Gate, lane: str, activity: Activity) -> bool:
-        """Whether a success of an activity disproves a gate."""
+        """Return whether a success of an activity disproves a gate."""
         if is_of_lookups(gate, lane):
             return activity is Activity.LOOKUP
         return activity is Activity.SEND or gate.key in self._closed_by_lookup
@@ -140,7 +141,7 @@ class GateManager:
         return [self._attempt(transfer, failure, counts) for transfer in transfers]
 
     async def close(self, gate: Gate, activity: Activity = Activity.SEND) -> None:
-        """Close a gate for all documents, in this process at once and in the others with the commit."""
+        """Close a gate for all documents: in this process at once, in others with the commit."""
         known = self.closed.get(gate.key)
         if known is None or known.reason != gate.reason:
             log.error("gate_closed", gate.detail, gate=gate.key, reason=str(gate.reason))
@@ -159,12 +160,12 @@ class GateManager:
             self._changes += 1  # a concurrent read of the gates may have missed it
 
     async def open(self, key: str) -> None:
-        """Open one gate: what closed it is gone."""
+        """Open one gate whose cause has ended."""
         await self._gates.open_one(key)
         self.closed = {other: gate for other, gate in self.closed.items() if other != key}
 
     def next_gate(self, key: str, reason: Reason, detail: str) -> Gate:
-        """Return a gate to be closed, for longer the more probes of it failed."""
+        """Return a gate to close, for longer with each failed probe."""
         now = self._clock.now()
         tries = self._failed_probes(self.closed.get(key)) + 1
         pause = self.retry.backoff.pause(tries, self.random.random())
@@ -173,11 +174,11 @@ class GateManager:
     # -- one transfer --------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Return the wall seconds that the times of gates are in."""
+        """Return the present wall seconds by the clock of the gates."""
         return self._clock.now()
 
     def pause(self, transfer: Transfer) -> float:
-        """Return the seconds until the next try of a transfer when the remote did not ask for a pause."""
+        """Return the seconds until the next attempt of a transfer if the remote requested no pause."""
         return self.retry.backoff.pause(transfer.tries + 1, self.random.random())
 
     def age(self, transfer: Transfer) -> float:
@@ -185,7 +186,7 @@ class GateManager:
         return self._clock.now() - (transfer.last_sent or transfer.created)
 
     def is_expired(self, transfer: Transfer) -> bool:
-        """Whether a transfer was tried for longer than `give_up_after`."""
+        """Return whether a transfer was tried for longer than `give_up_after`."""
         return self._clock.now() - transfer.due_since > self.retry.give_up_after
 
     def given_up(self, detail: str | None) -> Outcome:
@@ -202,13 +203,13 @@ class GateManager:
         )
 
     def _failed_probes(self, gate: Gate | None) -> int:
-        """Return how many probes of a gate failed. A request that was in flight when it closed is no probe."""
+        """Return the number of failed probes of a gate. A request that was in flight at its closing is no probe."""
         if gate is None:
             return 0
         return gate.tries if gate.until <= self._clock.now() else gate.tries - 1
 
     def _with_probe(self, gate: Gate) -> Gate:
-        """Return the gate as this process obeys it: one document probes it at least every hour."""
+        """Return the gate with the time of this process: one document probes it at least every hour."""
         self._stored_until[gate.key] = gate.until
         steady = self._clock.steady()
         probe_at = self._clock.now() + self._probe_at.setdefault(gate.key, steady + PROBE_INTERVAL_S) - steady

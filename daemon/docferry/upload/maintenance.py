@@ -10,12 +10,12 @@ from docferry.store.transfers import Transfers
 
 log = logs.get("maintenance")
 
-#: How often leases of dead owners are reclaimed, seconds.
+#: The interval at which leases of dead owners are reclaimed, seconds.
 RECLAIM_INTERVAL_S = 5.0
 
 
 class Maintenance:
-    """Work that the scheduler does between claims."""
+    """Run periodic work of the scheduler between claims."""
 
     def __init__(self, transfers: Transfers, clock: Clock, owners: Owners) -> None:
         self._transfers = transfers
@@ -32,20 +32,20 @@ class Maintenance:
         await self._reclaim()
 
     async def run_due(self) -> None:
-        """Do whatever is due."""
+        """Run all due work."""
         steady = self._clock.steady()
         if steady - self._reclaimed_at >= RECLAIM_INTERVAL_S:
             self._reclaimed_at = steady
             await self._reclaim()
         drift = self._clock.now() - steady
-        # In a shared queue the server's clock counts, which does not jump with this machine's.
+        # In a shared queue the server's clock is used, which does not jump with this machine's.
         if self._owners.is_local and abs(drift - self._drift) > JUMP_S:
             seconds = round(drift - self._drift)
             log.warning("clock_jumped", "the times of all waiting documents were shifted with it", seconds=seconds)
             await self._transfers.shift_times(drift)
             self._drift = drift
         elif not self._owners.is_local:
-            self._drift = drift  # the clocks of two machines drift apart, which is no jump
+            self._drift = drift  # the clocks of two machines drift apart without a jump
 
     async def _reclaim(self) -> None:
         dead = await self._owners.dead(await self._transfers.lease_owners())

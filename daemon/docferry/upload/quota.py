@@ -22,10 +22,10 @@ class QuotaGuard:
         self._gate_manager = gate_manager
         self._clock = clock
         self._reserve = reserve  # the share of the quota, by remote
-        self._outdated: dict[str, float | None] = {}  # the time of the answer whose quota no longer counts, by remote
+        self._outdated: dict[str, float | None] = {}  # the time of the response whose quota is outdated, by remote
 
     async def refresh_gates(self) -> None:
-        """Read the gates; where another process opened one, the last answer about the quota is outdated."""
+        """Read the gates. If another process opened one, the last quota from a response is outdated."""
         before, now = self._gate_manager.closed, self._clock.now()
         await self._gate_manager.refresh()
         for name, remote in self._remotes.items():
@@ -34,7 +34,7 @@ class QuotaGuard:
                 self._outdated[name] = remote.health.last_answer
 
     def remaining(self, remote: str) -> float:
-        """Return the requests that new documents may still make, without the reserve."""
+        """Return the remaining requests for new documents, without the reserve."""
         health = self._remotes[remote].health
         if not health.limit or health.remaining is None or self._resets_at(health) is None:
             return math.inf
@@ -46,7 +46,7 @@ class QuotaGuard:
         return health.remaining - health.limit * self._reserve.get(remote, 0.0)
 
     async def guard(self, remote: str) -> None:
-        """Close the gate of a remote whose quota is spent but for the reserve."""
+        """Close the gate of a remote whose quota is spent except for the reserve."""
         if self.remaining(remote) > 0:
             return
         health, known = self._remotes[remote].health, self._gate_manager.closed.get(remote)
@@ -59,7 +59,7 @@ class QuotaGuard:
         await self._gate_manager.close(gate)
 
     def _resets_at(self, health: Health) -> float | None:
-        """Return the wall time of the reset, at most 25 hours from now; None when it is unknown or over."""
+        """Return the wall time of the reset, at most 25 hours from now; None if unknown or past."""
         now = self._clock.now()
         if health.reset is None or health.reset <= now:
             return None

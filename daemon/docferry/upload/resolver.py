@@ -1,4 +1,4 @@
-"""Resolve doubts: look the documents up at the remote, and decide what becomes of each."""
+"""Resolve doubts: look up the documents at the remote, and decide the outcome of each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from docferry.upload.batch_trials import BATCH_DOUBT
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import Activity, GateManager
 
-#: A lookup without a clear result is repeated for so many list lags, at least `UNSURE_AT_LEAST_S`; then it is held.
+#: The number of list lags for which an unclear lookup is repeated, at least `UNSURE_AT_LEAST_S`; then it is held.
 UNSURE_LAGS = 20
 UNSURE_AT_LEAST_S = 600.0
 
 
 @dataclass(slots=True)
 class Resolution:
-    """The decisions about the doubts of one lookup; the caller carries them out."""
+    """Hold the decisions about the doubts of one lookup; the caller performs them."""
 
     outcomes: list[tuple[Transfer, Outcome]] = field(default_factory=list)
-    resend: list[Transfer] = field(default_factory=list)  # proved absent: the same request again, byte for byte
-    gate: Gate | None = None  # to be closed, since the lookup failed
-    answered: bool = False  # the remote answered the lookup
+    resend: list[Transfer] = field(default_factory=list)  # proved absent: repeat the same request, byte for byte
+    gate: Gate | None = None  # to be closed, because the lookup failed
+    answered: bool = False  # the remote responded to the lookup
 
     def decided_of_trial(self) -> list[bool | None]:
         """Return the decided documents of a first batch: present, absent, or undecidable (None)."""
@@ -67,10 +67,10 @@ class Resolver:
         return found
 
     async def _known_uploads(self, doubts: Sequence[Transfer], remote: Remote) -> tuple[KnownUploads, KnownUploads]:
-        """Return the uploads that other transfers account for: certainly, and possibly."""
+        """Return the uploads of other transfers: the certain and the possible ones."""
         target = doubts[0].target
         if target.company_id is None:
-            return NOTHING, NOTHING  # where a request may be repeated nothing has to be counted
+            return NOTHING, NOTHING  # a repeatable request needs no counts
         lookback = remote.lookback(doubts)
         fresh = self._context.clock.now() - remote.lookup_after
         transfers = self._context.queue.transfers
@@ -108,7 +108,7 @@ class Resolver:
                 found.resend.append(doubt)
 
     def _open(self, doubt: Transfer, finding: Finding, remote: Remote) -> Outcome:
-        """Return the outcome of a doubt that the lookup did not decide: another lookup, or held after long enough."""
+        """Return the outcome of a doubt that the lookup left open: another lookup, or held after the time limit."""
         age = self._gate_manager.age(doubt)
         if finding.found is Found.ABSENT:
             return still_doubtful(doubt, remote.absent_after - age, finding.detail)
@@ -119,7 +119,7 @@ class Resolver:
 
 
 def still_doubtful(doubt: Transfer, wait: float, detail: str | None = None) -> Outcome:
-    """Return the outcome that leaves a doubt as it is for `wait` seconds."""
+    """Return the outcome that keeps a doubt unchanged for `wait` seconds."""
     return Outcome(State.DOUBTFUL, doubt.reason, detail or doubt.detail, delay=wait, costs_a_try=False)
 
 

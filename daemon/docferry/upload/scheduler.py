@@ -1,4 +1,4 @@
-"""Claim what is due, start its processing in the slots, and let nothing wait but for its own lane."""
+"""Claim due transfers, start their processing in the slots, and let a batch wait only for its own lane."""
 
 from __future__ import annotations
 
@@ -28,29 +28,28 @@ from docferry.upload.uploader import Uploader
 
 log = logs.get("scheduler")
 
-#: How often the queue is read while batches are in hand, and while there are none, since another process may have
-#: changed it; seconds.
+#: The interval between two reads of the queue with and without batches in hand, seconds: another process may change it.
 BUSY_POLL_S = 1.0
 IDLE_POLL_S = 2.0
-#: How often it is read although the database looks unchanged, seconds.
+#: The interval of reads while the database looks unchanged, seconds.
 FORCED_POLL_S = 5.0
-#: How often the confirmation of the heartbeat in a shared queue is checked, seconds.
+#: The interval at which the confirmed heartbeat of a shared queue is checked, seconds.
 CONFIRMATION_POLL_S = 1.0
-#: Documents that are claimed at once, for each worker: a visit to the database costs as much for one as for many.
+#: Documents claimed at once for each worker: a call to the database costs as much for one as for many.
 CLAIM_FACTOR = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """The settings of the scheduler."""
+    """Hold the settings of the scheduler."""
 
     workers: int
     per_company: Mapping[str, int]  # requests in flight for one company, by remote
-    quota_reserve: Mapping[str, float]  # the share of the daily quota that is kept for doubts, by remote
+    quota_reserve: Mapping[str, float]  # the share of the daily quota reserved for doubts, by remote
 
 
 class Scheduler:
-    """The share of one process in the work of the queue."""
+    """Run one process's share of the work of the queue."""
 
     def __init__(
         self,
@@ -73,24 +72,24 @@ class Scheduler:
         self._serves_several = _serves_several(context)
         slot_limits = SlotLimits(limits.workers, batch_trials.size, limits.per_company, self._serves_several)
         self._slots = Slots(context.clock, slot_limits, gate_manager)
-        self._tasks: dict[Batch, TaskHandle[None]] = {}  # of the batches in flight
+        self._tasks: dict[Batch, TaskHandle[None]] = {}  # scopes of the batches in flight
         self._stopping = False
-        self._claiming = False  # something may be claimed that `_slots` does not have yet
+        self._claiming = False  # set if a claim may find transfers that `_slots` does not have yet
         self._has_claimed = False  # whether the last read of the queue led to a claim
         self._lanes: list[Lane] = []
-        self._read_stamp: tuple[int, int, int] | None = None  # the database's stamp when the queue was last read
+        self._read_stamp: tuple[int, int, int] | None = None  # the database's stamp at the last read of the queue
         self._read_at = 0.0  # steady seconds
         self.ended = anyio.Event()
-        self.beat = self._clock.steady()  # when the loop last came round, for the watchdog
+        self.beat = self._clock.steady()  # the time of the last iteration, for the watchdog
 
     # -- for other packages --------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Look at the queue soon: a transfer may be due."""
+        """Read the queue soon, because a transfer may be due."""
         self._context.wakeups.queue_changed()
 
     def stop(self) -> None:
-        """Claim nothing more; `run` returns when everything in flight has ended."""
+        """Claim nothing more; `run` returns after everything in flight has ended."""
         self._stopping = self._gate_manager.stopping = True
         self.wake()
 
@@ -109,7 +108,7 @@ class Scheduler:
         return self._claiming or not self._slots.is_empty
 
     def next_due_within(self, patience: float, doubts_patience: float) -> float | None:
-        """Return the wall time of the next transfer due within `patience` seconds, None when there is none.
+        """Return the wall time of the next transfer due within `patience` seconds, or None.
 
         Doubts count within `doubts_patience` seconds. Lanes that wait for a person do not count.
         """
@@ -132,13 +131,13 @@ class Scheduler:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Put the queue in order before anything is claimed."""
+        """Prepare the queue before the first claim."""
         await self._maintenance.prepare()
         await self._gate_manager.prepare()
         await self._batch_trials.prepare()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Process the queue until `stop`; cancel it to cut what is in flight."""
+        """Process the queue until `stop`; a cancellation also cancels the requests in flight."""
         try:
             async with anyio.create_task_group() as group:
                 task_status.started()
@@ -160,9 +159,9 @@ class Scheduler:
             self.ended.set()
 
     async def _cancel_unconfirmed(self) -> None:
-        """Cancel what is in flight while no heartbeat is confirmed, or after its leases were given up.
+        """Cancel the requests in flight without a confirmed heartbeat, or after their leases were given up.
 
-        Other hosts take it over soon, and look it up after `list_lag`.
+        Other hosts soon take over the transfers, and look them up after `list_lag`.
         """
         transfers, owner = self._context.queue.transfers, self._context.queue.transfers.owner
         logged = False
@@ -185,19 +184,19 @@ class Scheduler:
             task.cancel()
 
     async def _fill(self, group: TaskGroup) -> None:
-        """Claim and start what the slots can take."""
+        """Claim and start as many batches as the slots allow."""
         self._claiming = True
         for remote in {batch.remote for batch in self._slots.ready}:
-            await self._quota.guard(remote)  # lookups and downloads use the quota too
+            await self._quota.guard(remote)  # lookups and downloads also use the quota
         await self.release_blocked()
         await self.claim()
         self._dispatch(group)
         self._claiming = False
 
     async def release_blocked(self) -> None:
-        """Release claimed batches that a gate has blocked since.
+        """Release claimed batches that a gate now blocks.
 
-        While one is released others may start, so that each is looked up again in `ready`.
+        Others may start during a release, so each batch is searched in `ready` again.
         """
         while self._gate_manager.closed and (batch := next(filter(self._is_blocked, self._slots.ready), None)):
             self._slots.ready.remove(batch)
@@ -215,7 +214,7 @@ class Scheduler:
     async def claim(self) -> None:
         """Claim transfers for the free slots."""
         self._has_claimed = False
-        # Batches that are blocked behind their own company must not keep others from being claimed.
+        # Batches blocked by their own company must not prevent claims for others.
         startable = sum(1 for _ in islice(filterfalse(self._slots.is_blocked, self._slots.ready), self._workers))
         if startable >= self._workers:
             return
@@ -224,7 +223,7 @@ class Scheduler:
         if not self._lanes and looks_same:
             return  # nothing waited, and nothing was written since
         if not self._context.queue.owners.is_confirmed:
-            return  # other hosts may take over soon what is claimed now
+            return  # other hosts may soon take over newly claimed transfers
         await self.refresh()
         self._read_stamp, self._read_at = stamp, steady
         batch_size = self._batch_trials.size
@@ -250,13 +249,13 @@ class Scheduler:
             places = await self._context.queue.documents.places([transfer.id for transfer in claimed])
             batches = await self._batch_trials.make_batches(claimed)
         except BaseException:
-            self._slots.add(Batch([transfer], {}) for transfer in claimed)  # to be released
+            self._slots.add(Batch([transfer], {}) for transfer in claimed)  # waiting for release
             raise
         self._context.senders.claimed(sum(transfer.size for transfer in transfers) for transfers in batches)
         self._slots.add(Batch(transfers, places) for transfers in batches)
 
     async def _lookups_elsewhere(self) -> Collection[str]:
-        """Return the lanes that another process looks up, apart from companies that are leased to one process."""
+        """Return the lanes that another process looks up, except for companies leased to one process."""
         is_local = self._context.queue.owners.is_local
         if not any(lane.doubtful and (is_local or "/" not in lane.lane) for lane in self._lanes):
             return ()
@@ -267,7 +266,7 @@ class Scheduler:
         if self._stopping:
             return
         self._slots.grant_free_slots()
-        blocked = set[tuple[str, bool]]()  # lanes found blocked: their other batches need not be tried
+        blocked = set[tuple[str, bool]]()  # lanes found blocked: skip their other batches
         for batch in list(self._slots.ready):
             key = batch.lane, batch.is_lookup
             if key in blocked:
@@ -282,7 +281,7 @@ class Scheduler:
         return batch.is_lookup or self._quota.remaining(batch.remote) > self._slots.started_at(batch.remote)
 
     def _may_send(self, batch: Batch) -> bool:
-        """Whether no stop, gate or quota has overtaken a started batch."""
+        """Return whether a started batch may be sent: no stop, gate or quota forbids it now."""
         others = self._slots.running_at(batch.remote) - (batch in self._slots.running)
         has_quota = batch.is_lookup or self._quota.remaining(batch.remote) > others
         return has_quota and self._context.queue.owners.is_confirmed and not (self._stopping or self._is_blocked(batch))
@@ -301,13 +300,13 @@ class Scheduler:
 
     @property
     def _needs_no_claim(self) -> bool:
-        """Whether all workers are busy and enough batches are ready for them."""
+        """Return whether all workers are busy and enough batches are ready."""
         if self._stopping or self._gate_manager.closed:
             return False
         return len(self._slots.ready) >= self._workers and not self._slots.has_free_worker
 
     def _nap(self) -> float:
-        """Return the seconds until the queue has to be looked at again."""
+        """Return the seconds until the next read of the queue."""
         if self._stopping:
             return BUSY_POLL_S
         most = IDLE_POLL_S if self._slots.is_empty else BUSY_POLL_S
@@ -316,7 +315,7 @@ class Scheduler:
             return most
         wait = due - self._clock.now()
         if wait <= 0:
-            # What is due and was not claimed waits for a batch in hand, which wakes this loop when it ends.
+            # Due transfers that were not claimed wait for a batch in hand, which wakes this loop at its end.
             return 0.0 if self._has_claimed else BUSY_POLL_S
         return min(most, wait)
 
@@ -328,7 +327,7 @@ class Scheduler:
 
 
 class _SlotPermit(SendPermit):
-    """The permit of one batch: it waits for a slot, and asks again for stop, gates and quota."""
+    """Grant a batch a slot, and check stop, gates and quota again."""
 
     def __init__(self, scheduler: Scheduler, group: TaskGroup, batch: Batch) -> None:
         self._scheduler = scheduler
@@ -348,7 +347,7 @@ class _SlotPermit(SendPermit):
 
 
 def _serves_several(context: UploadContext) -> bool:
-    """Whether the mappings may lead to more than one company."""
+    """Return whether the mappings may lead to several companies."""
     uploads = context.uploads.values()
     companies = {(upload.to, upload.company_id) for upload in uploads}
     return len(companies) > 1 or any(upload.placeholders for upload in uploads)

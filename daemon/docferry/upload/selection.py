@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from docferry.model import Gate, Reason
 from docferry.store.claims import Lane, Pick, company_of
 
-#: Doubts of one connection that one lookup resolves together.
+#: Doubts of one connection in one lookup.
 DOUBTS_PER_LOOKUP = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionInput:
-    """The facts that a selection depends on."""
+    """Hold the facts that decide a selection."""
 
     now: float  # wall seconds
-    room: int  # batches that may be claimed
+    room: int  # the number of batches that may be claimed
     mappings: Collection[str]
     gates: Mapping[str, Gate]
     in_hand: Mapping[str, int]  # batches that this process holds, by lane
     company_limit: int  # batches that this process may hold for one company
-    in_lookup: Collection[str]  # company lanes with a lookup in progress
+    in_lookup: Collection[str]  # company lanes with a running lookup
     batch_size: Callable[[str], int]  # documents in one batch of a lane
-    failing: Collection[str] = ()  # lanes that fail: one batch at a time
+    failing: Collection[str] = ()  # failing lanes: one batch at a time
 
 
 def select(lanes: Sequence[Lane], inputs: SelectionInput) -> list[Pick]:
     """Return the picks to claim now, companies with the fewest batches in hand first.
 
-    A gate whose time has passed lets one document probe.
+    After its time, a gate lets one document probe.
     """
     eligible = [lane for lane in lanes if lane.mapping in inputs.mappings and lane.due <= inputs.now]
     in_hand = dict(inputs.in_hand)
@@ -63,7 +63,7 @@ def select(lanes: Sequence[Lane], inputs: SelectionInput) -> list[Pick]:
 
 
 def _batches_for(lane: Lane, inputs: SelectionInput, in_hand: Mapping[str, int], is_probe: bool) -> int:
-    """Return the number of batches that a lane may get beside those in hand."""
+    """Return the number of further batches that a lane may get."""
     batches = inputs.company_limit - _in_company(in_hand, lane.lane)
     if lane.lane in inputs.failing:
         batches = min(batches, 1 - in_hand.get(lane.lane, 0))
@@ -71,7 +71,7 @@ def _batches_for(lane: Lane, inputs: SelectionInput, in_hand: Mapping[str, int],
 
 
 def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[str, Gate]) -> float | None:
-    """Return the wall time at which something may next be claimed, None when nothing waits."""
+    """Return the wall time of the next possible claim, None if nothing waits."""
     times = []
     for lane in lanes:
         if lane.mapping in mappings:
@@ -81,7 +81,7 @@ def next_due(lanes: Sequence[Lane], mappings: Collection[str], gates: Mapping[st
 
 
 def last_gate(lane: Lane, gates: Mapping[str, Gate]) -> Gate | None:
-    """Return the gate that blocks a lane for longest, None when no gate does."""
+    """Return the gate that blocks a lane for longest, None if none does."""
     blocking = blocking_gates(lane.lane, gates, is_lookup=lane.doubtful, mapping=lane.mapping)
     return max(blocking, key=lambda gate: gate.until, default=None)
 
@@ -92,12 +92,12 @@ def gates_of(lane: str, gates: Mapping[str, Gate]) -> list[Gate]:
 
 
 def antivirus_gate(mapping: str) -> str:
-    """Return the key of the gate that is closed while documents of a mapping cannot be scanned."""
+    """Return the key of the gate that closes while documents of a mapping cannot be scanned."""
     return f"antivirus/{mapping}"
 
 
 def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool, mapping: str | None = None) -> list[Gate]:
-    """Return the gates of a lane, and of a mapping in it, that concern a lookup, or a send."""
+    """Return the gates of a lane, and of a mapping in it, that apply to a lookup, or a send."""
     found = gates_of(lane, gates)
     if is_lookup:
         return [gate for gate in found if not gate.lets_doubts_pass]
@@ -106,12 +106,12 @@ def blocking_gates(lane: str, gates: Mapping[str, Gate], *, is_lookup: bool, map
 
 
 def is_of_lookups(gate: Gate, lane: str) -> bool:
-    """Whether only failed lookups closed a gate: lists belong to companies, sends to connections."""
+    """Return whether only failed lookups closed a gate: lists belong to companies, sends to connections."""
     return gate.reason == Reason.FAILING and gate.key != lane
 
 
 def needs_a_person(gate: Gate) -> bool:
-    """Whether waiting alone does not open a gate."""
+    """Return whether time alone does not open a gate."""
     passing = Reason.RATE, Reason.UNREACHABLE, Reason.FAILING, Reason.STRANGER, Reason.STORAGE, Reason.ANTIVIRUS
     return gate.reason not in passing
 

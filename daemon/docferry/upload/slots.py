@@ -12,29 +12,29 @@ import anyio
 from docferry.clock import Clock
 from docferry.upload.batch import Batch
 
-#: Batches prefetched for each worker: while the worker sends, the files of the next batches are opened and their
-#: intent is committed, in few large steps instead of many small ones.
+#: Prefetched batches for each worker: while the worker sends, the next files are opened and their intent is committed,
+#: in few large steps.
 PREFETCH = 2
-#: At most as many batches are prefetched as were accepted within this time, seconds: what is opened goes soon, and
-#: where remotes are slow nothing is prefetched.
+#: The period whose accepted batches limit prefetching, seconds. So opened files are sent soon, and slow remotes get no
+#: prefetch.
 PREFETCH_WINDOW_S = 0.2
-#: A batch that opens its files for longer hangs, and no worker waits for it, seconds.
+#: The time after which an opening batch counts as hanging, seconds: no worker waits for it.
 OPEN_STALL_S = 1.0
 
 
 class LaneFailures(Protocol):
-    """The lanes whose requests fail."""
+    """Report the lanes with failing requests."""
 
     def is_failing(self, lane: str) -> bool:
-        """Whether a lane gets one batch at a time."""
+        """Return whether a lane gets one batch at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotLimits:
-    """The limits of one process."""
+    """Hold the limits of one process."""
 
     workers: int  # requests in flight
-    batch_size: int  # documents in one request, at most
+    batch_size: int  # the largest number of documents in one request
     per_company: Mapping[str, int]  # requests in flight for one company, by remote
     serves_several: bool  # whether the mappings lead to more than one company
 
@@ -42,8 +42,8 @@ class SlotLimits:
 class Slots:
     """Move each batch through ready, opening, prefetched, running and recording.
 
-    A running batch has a slot. A prefetched batch can be sent and waits for a slot. A recording batch was accepted
-    by the remote and gave its slot back; only its outcome is still to be committed.
+    A running batch has a slot. A prefetched batch is ready to send and waits for a slot. A recording batch was accepted
+    by the remote and has no slot; only its outcome is not committed yet.
     """
 
     def __init__(self, clock: Clock, limits: SlotLimits, failures: LaneFailures) -> None:
@@ -53,7 +53,7 @@ class Slots:
         self.workers = limits.workers
         self.ready: deque[Batch] = deque()
         self.running: set[Batch] = set()
-        self._opening: dict[Batch, float] = {}  # with the steady second when they began
+        self._opening: dict[Batch, float] = {}  # with the steady second of their begin
         self._prefetched: dict[Batch, anyio.Event] = {}  # in the order of arrival
         self._recording: set[Batch] = set()
         self._started = _BatchCount()  # opening, prefetched or running
@@ -63,19 +63,19 @@ class Slots:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch is held at all."""
+        """Return whether no batch is held."""
         return not self.ready and self.is_idle
 
     @property
     def is_idle(self) -> bool:
-        """Whether every started batch has ended."""
+        """Return whether every started batch has ended."""
         return not (self._opening or self._prefetched or self.running or self._recording)
 
     @property
     def has_free_worker(self) -> bool:
-        """Whether a worker is idle and no opening batch is about to need it."""
+        """Return whether a worker is idle and not needed by an opening batch."""
         free = self.workers - len(self.running)
-        if free <= 0 or len(self._opening) < free:  # asked for several times a batch, and mostly so
+        if free <= 0 or len(self._opening) < free:  # called several times a batch, and mostly true
             return free > 0
         before = self._clock.steady() - OPEN_STALL_S
         return sum(since > before for since in self._opening.values()) < free
@@ -86,19 +86,19 @@ class Slots:
         return list(self._prefetched)
 
     def add(self, batches: Iterable[Batch]) -> None:
-        """Add claimed batches to those that are ready."""
+        """Add claimed batches to the ready ones."""
         self.ready.extend(batches)
 
     # -- from ready to ended -------------------------------------------------------------------------------------
 
     def is_blocked(self, batch: Batch) -> bool:
-        """Whether the lane or the company of a batch is at its limit, so that others need not wait for it."""
+        """Return whether the lane or the company of a batch is at its limit, so that others may go first."""
         return self._waits_for_lane(batch, self._started) or (
             self._limits.serves_several and self._company_is_full(batch)
         )
 
     def may_start(self, batch: Batch) -> bool:
-        """Whether a ready batch may open its files now."""
+        """Return whether a ready batch may open its files now."""
         if self._waits_for_lane(batch, self._started) or self._company_is_full(batch):
             return False
         return self.has_free_worker or len(self._opening) + len(self._prefetched) < self._prefetch_limit
@@ -110,10 +110,10 @@ class Slots:
         self._started.add(batch, 1)
 
     async def acquire(self, batch: Batch) -> bool:
-        """Wait for a slot for an opened batch; False when `reject` was called instead."""
+        """Wait for a slot for an opened batch; return False after `reject`."""
         del self._opening[batch]
         decided = self._prefetched[batch] = anyio.Event()
-        # Those that came before were offered the slot when it became free, so this does not overtake them.
+        # Earlier batches were offered the slot when it became free, so this one does not overtake them.
         if self._may_run(batch):
             self._run(batch)
         else:
@@ -132,7 +132,7 @@ class Slots:
         self._opening[batch] = self._clock.steady()  # until `end`
 
     def release_early(self, batch: Batch) -> None:
-        """Take back the slot of a batch that the remote has accepted, before its outcome is committed."""
+        """Free the slot of a batch that the remote has accepted, before its outcome is committed."""
         self.running.remove(batch)
         self._sending.add(batch, -1)
         self._started.add(batch, -1)
@@ -140,7 +140,7 @@ class Slots:
         self._accepted.append(self._clock.steady())
 
     def end(self, batch: Batch) -> None:
-        """Forget a started batch."""
+        """Remove a started batch."""
         if batch in self._recording:
             self._recording.remove(batch)
             return
@@ -163,11 +163,11 @@ class Slots:
         return self._started.by_remote[remote]
 
     def by_lane(self) -> dict[str, int]:
-        """Return the number of batches that have or still need a slot, by lane."""
+        """Return the number of batches with a slot or waiting for one, by lane."""
         return Counter(batch.lane for batch in self._unfinished())
 
     def in_lookup(self) -> set[str]:
-        """Return the companies with a lookup."""
+        """Return the companies with a running lookup."""
         return {batch.company for batch in self._unfinished() if batch.is_lookup}
 
     def _unfinished(self) -> Iterator[Batch]:
@@ -194,7 +194,7 @@ class Slots:
         return self._started.by_company[batch.company] >= self._company_limit(batch) + prefetch
 
     def _company_limit(self, batch: Batch) -> int:
-        """Return the slots that one company may have; with several companies none gets the last slot."""
+        """Return the slots that one company may have; with several companies, one company never gets all slots."""
         spare = 1 if self._limits.serves_several and self.workers > 1 else 0
         return min(self._limits.per_company.get(batch.remote, self.workers), self.workers - spare)
 
@@ -207,7 +207,7 @@ class Slots:
 
 
 class _BatchCount:
-    """Counts batches by remote, company and lane as they move, since each dispatch asks for them."""
+    """Count batches by remote, company and lane during their moves, because each dispatch reads the counts."""
 
     def __init__(self) -> None:
         self.by_remote: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Open the files of a batch, by the configuration that is in force now."""
+"""Open the files of a batch by the present configuration."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from docferry.upload.batch import Places
 from docferry.upload.context import UploadContext
 from docferry.upload.gates import GateManager
 
-#: An unreadable file is held after so many tries.
+#: The number of attempts after which an unreadable file is held.
 OPEN_TRIES = 5
-#: A file of a shared folder that this host does not see is tried again after this, perhaps by another host; seconds.
+#: The delay before a file of a shared folder that this host does not see is tried again, perhaps by another host;
+#: seconds.
 SHARE_DELAY_S = 10.0
 
 
 @dataclass(slots=True)
 class OpenedSources:
-    """The documents whose bytes can be sent, and the outcomes of the others."""
+    """Hold the documents that can be sent, and the outcomes of the others."""
 
     sources: list[tuple[Transfer, FileSource]] = field(default_factory=list)
     outcomes: list[tuple[Transfer, Outcome]] = field(default_factory=list)
@@ -62,7 +63,7 @@ class SourceOpener:
         await open_together(first)
         for transfer, each in zip(transfers, candidates, strict=True):
             if not transfer.sha256:
-                # A rule held it before anything was read, and a person retries: it is planned anew.
+                # A rule held it unread, and a person retries: plan it again.
                 self._check_again(places.get(transfer.id, ()))
                 found.outcomes.append((transfer, Outcome(State.GONE, None, "the file is planned anew")))
                 continue
@@ -79,9 +80,9 @@ class SourceOpener:
         return found
 
     def after_change(self, transfer: Transfer, change: SourceError, places: Places, *, shared: bool) -> Outcome:
-        """Return the outcome of a transfer whose body was not completed because of its file.
+        """Return the outcome of a transfer whose file did not complete the body.
 
-        `shared`: other documents were in the request, and any of them may be the one that changed.
+        `shared`: other documents were in the request, and any of them may have changed.
         """
         if shared:
             return Outcome(State.WAITING, None, str(change))  # from now on it is sent alone
@@ -95,7 +96,7 @@ class SourceOpener:
     async def _unapproved(
         self, transfers: Sequence[Transfer], candidates: Sequence[Sequence[tuple[Place, FileSource]]]
     ) -> set[int]:
-        """Return the transfers that only a person may release and nobody has, also if they were queued before."""
+        """Return the transfers that still need the approval of a person, also if they were queued before."""
         asked = {
             transfer.id
             for transfer, each in zip(transfers, candidates, strict=True)
@@ -106,7 +107,7 @@ class SourceOpener:
     async def _scan(
         self, transfer: Transfer, candidates: Sequence[tuple[Place, FileSource]], source: FileSource
     ) -> Outcome | None:
-        """Return None for a document that a virus scanner passes or no mapping asks it for, else its outcome."""
+        """Return None for a document that passes the virus scanner or needs none, else its outcome."""
         mapping = next((p.mapping for p, _ in candidates if self._context.uploads[p.mapping].antivirus), None)
         if mapping is None or self._antivirus is None:
             return None
@@ -117,7 +118,7 @@ class SourceOpener:
             return self._without_bytes(transfer, change, [place for place, _ in candidates])
 
     def _candidates(self, transfer: Transfer, places: Sequence[Place]) -> list[tuple[Place, FileSource]]:
-        """Return the places that may be read for a transfer, each with its source."""
+        """Return the files that may be read for a transfer, each with its source."""
         digests = Digests(transfer.sha256, transfer.fingerprint, transfer.md5)
         md5 = self._context.remotes[transfer.target.remote].rules.needs_md5
         return [
@@ -130,7 +131,7 @@ class SourceOpener:
     async def _open_first(
         self, stack: AsyncExitStack, candidates: Sequence[tuple[Place, FileSource]]
     ) -> FileSource | SourceError | None:
-        """Return the first source that opens, else the last error; None when there is no candidate."""
+        """Return the first source that opens, else the last error; None without a candidate."""
         trouble: SourceError | None = None
         for place, source in candidates:
             try:
@@ -158,9 +159,9 @@ class SourceOpener:
         return Outcome(State.GONE, None, str(trouble))
 
     def _is_decided_elsewhere(self, trouble: SourceError | None, places: Sequence[Place]) -> bool:
-        """Whether only the host that scans a shared folder can tell that a file is gone or changed.
+        """Return whether only the scanning host of a shared folder can decide that a file is gone or changed.
 
-        This host may have the share not mounted any more, or see an earlier state of it.
+        This host may no longer have the share mounted, or may see an older state of it.
         """
         if trouble is None:
             return any(place.mapping in self._context.queue.owners.unreadable for place in places)
@@ -185,7 +186,7 @@ def _not_seen_here(transfer: Transfer) -> Outcome:
 
 
 def _may_be_sent(upload: Upload, place: Place, transfer: Transfer) -> bool:
-    """Whether the configuration of this moment would send a file to the target of its transfer."""
+    """Return whether the present configuration allows sending a file to the target of its transfer."""
     if upload.max_size is not None and place.stamp.size > upload.max_size:
         return False
     return upload.wanted(place.path) and upload.route(place.path).target == transfer.target

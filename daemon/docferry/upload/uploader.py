@@ -1,4 +1,4 @@
-"""Bring one batch from its lease to the outcomes of its transfers. Start reading here."""
+"""Process one batch from its lease to the outcomes of its transfers. Start reading here."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ log = logs.get("uploader")
 
 @dataclass(slots=True)
 class Counters:
-    """What was uploaded since the start."""
+    """Count the uploads since the start."""
 
     uploaded: int = 0  # documents
     bytes_up: int = 0
 
 
 class Uploader:
-    """Process batches; the scheduler decides which and when."""
+    """Process batches; the scheduler selects and starts them."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class Uploader:
         self.counters = Counters()
 
     async def process(self, batch: Batch, permit: SendPermit = ALWAYS_PERMITTED) -> None:
-        """Bring a batch to its outcomes, sending only while `permit` allows it.
+        """Process a batch until all outcomes are recorded; send only while `permit` allows it.
 
-        A transfer whose lease is lost belongs to another process: nothing is left to do for it.
+        A transfer with a lost lease belongs to another process and is skipped.
         """
         try:
             if batch.is_lookup:
@@ -74,10 +74,10 @@ class Uploader:
             raise
 
     async def release(self, batch: Batch) -> None:
-        """Return the transfers that are still as they were claimed: LEASED to WAITING, ASKING to DOUBTFUL."""
+        """Return transfers unchanged since their claim: LEASED to WAITING, ASKING to DOUBTFUL."""
         back = State.DOUBTFUL if batch.is_lookup else State.WAITING
         for transfer in batch.transfers:
-            with contextlib.suppress(LeaseLost):  # it has an outcome already
+            with contextlib.suppress(LeaseLost):  # already has an outcome
                 await self._settle(transfer, _unchanged(transfer, back), transfer.state)
         if not batch.is_lookup:
             await self._batch_trials.record_unsent(batch.transfers)
@@ -85,11 +85,11 @@ class Uploader:
     async def _leave_in_doubt(self, batch: Batch) -> None:
         """Settle the transfers that shared a request with a lost lease.
 
-        Their outcome was not recorded, and no other process reclaims them while this one lives.
+        Their outcome was not recorded, and no other process reclaims them while this one runs.
         """
         outcome = Outcome(State.DOUBTFUL, None, "another process took over a document of the same request")
         for transfer in batch.transfers:
-            with contextlib.suppress(LeaseLost):  # it has an outcome already
+            with contextlib.suppress(LeaseLost):  # already has an outcome
                 await self._settle(transfer, outcome, State.SENDING)
 
     async def _settle(self, transfer: Transfer, outcome: Outcome, was: State) -> None:
@@ -107,11 +107,12 @@ class Uploader:
             if not opened.sources:
                 return
             sending = [transfer for transfer, _ in opened.sources]
-            # The intent is committed before the first byte: after a kill the next process knows what may be stored.
+            # Commit the intent before the first byte: after a kill, the next process knows which documents may be
+            # stored.
             await self._transfers.mark_sending(sending)
             back = State.DOUBTFUL if was is State.ASKING else State.WAITING
             receipt = await self._transmit(opened.sources, places, permit, back)
-            # No await lies between a receipt and its commit: a stop in between would lose the receipt.
+            # No await between a receipt and its commit: a stop in between would lose the receipt.
             if receipt is not None:
                 for _, source in opened.sources:
                     source.discard()
@@ -121,7 +122,7 @@ class Uploader:
     async def _transmit(
         self, sources: Sequence[tuple[Transfer, FileSource]], places: Places, permit: SendPermit, back: State
     ) -> Receipt | None:
-        """Send one request; None when it did not end in a receipt and its transfers were settled.
+        """Send one request. Return None without a receipt, after settling its transfers.
 
         Transfers whose permit is refused return to the state `back`.
         """
@@ -145,7 +146,7 @@ class Uploader:
             begun = any(source.is_wanted for _, source in sources)
             with anyio.CancelScope(shield=True):
                 for transfer in sending:
-                    with contextlib.suppress(LeaseLost):  # the others are still ours
+                    with contextlib.suppress(LeaseLost):  # the others still belong to this process
                         await self._settle(transfer, policy.after_stop(begun=begun), State.SENDING)
             raise
         return None
@@ -153,12 +154,15 @@ class Uploader:
     async def _not_sent(self, sending: Sequence[Transfer], back: State) -> None:
         """Return transfers whose permit was refused before the first byte."""
         for transfer in sending:
-            with contextlib.suppress(LeaseLost):  # the others are still ours
+            with contextlib.suppress(LeaseLost):  # the others still belong to this process
                 await self._settle(transfer, _unchanged(transfer, back), State.SENDING)
         await self._batch_trials.record_unsent(sending)
 
     async def _accepted(self, sending: Sequence[Transfer], receipt: Receipt) -> None:
-        """Record a receipt. The list must prove the first batch of a connection, so that it becomes a doubt."""
+        """Record a receipt.
+
+        The first batch of a connection becomes doubtful instead, because the list must prove it.
+        """
         lane = sending[0].target.lane
         await self._gate_manager.record_success(lane, Activity.SEND)
         if len(sending) > 1 and not self._batch_trials.is_trusted(lane):
@@ -196,13 +200,13 @@ class Uploader:
         attempts = self._gate_manager.record_failure(sending, failure, Activity.SEND)
         backoff = self._gate_manager.retry.backoff
         outcomes = [policy.after_failure(failure, attempt, backoff) for attempt in attempts]
-        # The gate first: else a transfer is claimed again before its gate is closed.
+        # The gate first: otherwise a transfer is claimed again before its gate closes.
         if (gate := outcomes[0].gate) is not None:
             await self._gate_manager.close(gate)
         for transfer, each in zip(sending, outcomes, strict=True):
             outcome = each
             if outcome.state is State.HELD and len(sending) > 1:
-                # One document of the batch is the cause, and the answer does not say whether the others were stored.
+                # One document of the batch is the cause, and the response does not show whether the others were stored.
                 outcome = Outcome(State.DOUBTFUL, None, f"in a batch: {failure}", fresh_key=True)
             outcome = self._with_limits(transfer, outcome, failure)
             if failure.status is not None or failure.correlation_id is not None:
@@ -233,7 +237,7 @@ class Uploader:
             telemetry.doubt_resolved(remote, proof)
 
     def _with_limits(self, transfer: Transfer, outcome: Outcome, failure: RemoteError) -> Outcome:
-        """Wait for the list before a lookup, and give up what failed for long enough."""
+        """Delay a lookup until the list can show the document, and give up transfers after their time limit."""
         if outcome.state is State.DOUBTFUL:
             remote = self._context.remotes[transfer.target.remote]
             return replace(outcome, delay=max(outcome.delay, remote.lookup_after))
@@ -245,7 +249,7 @@ class Uploader:
     # -- doubts --------------------------------------------------------------------------------------------------
 
     async def _resolve(self, batch: Batch) -> None:
-        """Look up the doubts of a batch and carry out the decisions."""
+        """Look up the doubts of a batch and perform the decisions."""
         found = await self._resolver.resolve(batch.transfers)
         if found.gate is not None:
             await self._gate_manager.close(found.gate, Activity.LOOKUP)
@@ -266,10 +270,10 @@ class Uploader:
             await self._batch_trials.record_decided(lane, decided)
 
     async def _resend(self, absent: Sequence[Transfer], places: Places) -> None:
-        """Send again what was proved absent: the same request, byte for byte, under the same key.
+        """Send documents again that were proved absent: the same request, byte for byte, under the same key.
 
-        One request after the other, as a worker has one in flight. After a gate has closed, at a stop, or when others
-        may take over, the others stay in doubt.
+        Requests follow each other, because a worker has one in flight. The remaining documents stay doubtful after a
+        closed gate, at a stop, or if others may take over.
         """
         permit = _WhileConfirmed(self._context.queue.owners)
         for number, transfer in enumerate(absent):
@@ -284,9 +288,9 @@ class Uploader:
 
 
 class _WhileConfirmed(SendPermit):
-    """The permit of a lookup's resend, which has its slot already: no other process takes this one for dead.
+    """Permit a resend of a lookup, which already has a slot, while no other process considers this one dead.
 
-    It is asked after the intent was committed: the process may have been stopped for a minute since the lookup.
+    Checked after the intent was committed, because the process may have been suspended since the lookup.
     """
 
     def __init__(self, owners: Owners) -> None:
@@ -301,5 +305,5 @@ class _WhileConfirmed(SendPermit):
 
 
 def _unchanged(transfer: Transfer, state: State) -> Outcome:
-    """Return the outcome of a transfer with which nothing was done."""
+    """Return the outcome of a transfer without an attempt."""
     return Outcome(state, transfer.reason, transfer.detail, costs_a_try=False)

@@ -1,4 +1,4 @@
-"""Ask the remotes whether everything that was sent is there. Changes nothing at a remote."""
+"""Check that the remotes still have all sent documents, without changing anything there."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from docferry.store.verification import Result, Round, Verdict, Verifications
 
 log = logs.get("verify")
 
-#: Wootiv's objects are asked for so many at a time, and recorded in steps of so many.
+#: Concurrent requests for Wootiv's objects, and objects recorded in one step.
 AT_ONCE: Final = 4
 OBJECTS_AT_ONCE: Final = 40
-#: Answers that concern one company or object; others stop the round, which goes on at the next run.
+#: Responses that concern one company or object; others stop the round, which continues at the next run.
 _OWN_TROUBLE: Final = frozenset({400, 401, 402, 403, 404, 422})
 
 _LISTED: Final = Result(Verdict.PRESENT, "Codat lists its name")
@@ -36,25 +36,25 @@ _LISTED: Final = Result(Verdict.PRESENT, "Codat lists its name")
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """How far a round is: documents by verdict are in the database. `stopped`: why it could not go on."""
+    """Report the progress of a round; the database has the verdicts. `stopped`: the reason for an early stop."""
 
     progress: Round
     stopped: str | None = None
 
 
 class _Stopped(Exception):
-    """The round cannot go on now; the text says why."""
+    """Report that the round cannot continue now; the text gives the reason."""
 
 
 class VerifyView(Protocol):
-    """Shows the progress of a verification."""
+    """Show the progress of a verification."""
 
     def add(self, documents: int) -> None:
-        """Show that so many more documents are verified."""
+        """Add this number of verified documents to the progress."""
 
 
 class Verifier:
-    """Verifies in steps; each one is recorded, so that a round goes on where it was stopped."""
+    """Verify in recorded steps, so that a stopped round can continue."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Verifier:
         self._rows = rows
         self._clock = clock
         self._view: VerifyView | None = None
-        self._reserve = reserve  # the share of the daily quota that is kept for doubts, by remote
+        self._reserve = reserve  # the share of the daily quota reserved for doubts, by remote
 
     async def run(
         self,
@@ -79,7 +79,7 @@ class Verifier:
         with_bytes: bool = False,
         view: VerifyView | None = None,
     ) -> RoundReport:
-        """Go on with the round that asks for this, or begin one. `view` is told the documents of each step."""
+        """Continue the round with these options, or begin one. `view` is told the documents of each step."""
         progress = await self._rows.open_round(mapping, since, with_bytes=with_bytes)
         try:
             self._view = view
@@ -114,7 +114,7 @@ class Verifier:
     async def _company(
         self, codat: Codat, company: str, sent: Sequence[Transfer], *, with_bytes: bool
     ) -> dict[int, Result]:
-        """Return a result for everything that was sent to a company."""
+        """Return a result for each document sent to a company."""
         self._require_quota("codat")
         listed = await codat.listing(company)
         fresh_since = self._clock.now() - codat.absent_after
@@ -145,7 +145,7 @@ class Verifier:
     async def _looked_up(
         self, codat: Codat, company: str, suspects: Sequence[Transfer], fresh_since: float
     ) -> dict[int, Result]:
-        """Decide as for doubts: by list and ZIPs, with all that is known of other uploads."""
+        """Decide like for doubts: by list and ZIPs, with all known data of other uploads."""
         if not suspects:
             return {}
         self._require_quota("codat")
@@ -176,7 +176,7 @@ class Verifier:
             self._show(len(found))
 
     async def _objects(self, wootiv: Wootiv, step: Sequence[tuple[Transfer, str | None]]) -> dict[int, Result]:
-        """Return the results of one step; _Stopped when the storage or Wootiv cannot be asked."""
+        """Return the results of one step. Raises _Stopped if the storage or Wootiv cannot be reached."""
         slots, found, stopped = anyio.Semaphore(AT_ONCE), dict[int, Result](), list[_Stopped]()
 
         async def ask(transfer: Transfer, etag: str | None) -> None:
@@ -216,14 +216,14 @@ class Verifier:
 
     @staticmethod
     def _trouble(error: RemoteError) -> Result:
-        """Return the result for a remote's trouble with one company or object; any other trouble stops the round."""
+        """Return the result for an error with one company or object; any other error stops the round."""
         if error.kind == "answer" and error.status in _OWN_TROUBLE:
             return Result(Verdict.UNKNOWN, str(error))
         raise _Stopped(str(error)) from error
 
 
 def _compare(stat: ObjectStat | None, transfer: Transfer, etag: str | None) -> Result:
-    """Compare an object with what was sent, by ETag and size."""
+    """Compare an object with the sent document, by ETag and size."""
     if stat is None:
         return Result(Verdict.MISSING, "the storage says that there is no such object")
     if stat.size is not None and stat.size != transfer.size:
@@ -243,7 +243,7 @@ def _by_name(sent: Sequence[Transfer]) -> dict[str, list[Transfer]]:
 
 
 def _by_bytes(sent: Sequence[Transfer], members: Members) -> tuple[dict[int, Result], list[Transfer]]:
-    """Return what the ZIPs decide by digest, and what they do not have."""
+    """Return the results that follow from the digests in the ZIPs, and the undecided documents."""
     left, found, suspects = Counter(members.digests), dict[int, Result](), list[Transfer]()
     ours = {each.sha256 for each in sent}
     foreign = {name for digest, names in members.names_of.items() if digest not in ours for name in names}
@@ -259,7 +259,7 @@ def _by_bytes(sent: Sequence[Transfer], members: Members) -> tuple[dict[int, Res
 
 
 def _days(sent: Sequence[Transfer], rows: Sequence[ListedUpload]) -> list[str]:
-    """Return the dates whose ZIPs hold what was sent, by the list and by the queue."""
+    """Return the dates whose ZIPs contain the sent documents, by the list and by the queue."""
     names = {same(each.remote_name) for each in sent}
     days = {datetime.fromtimestamp(_sent_at(each), UTC).date() for each in sent}
     days.update(day for row in rows if row.name in names for day in row.days)
@@ -267,7 +267,7 @@ def _days(sent: Sequence[Transfer], rows: Sequence[ListedUpload]) -> list[str]:
 
 
 def _without(known: KnownUploads, suspects: Sequence[Transfer]) -> KnownUploads:
-    """Take suspects out of what SENT transfers explain: whether they do is the question."""
+    """Remove suspects from the uploads that SENT transfers explain, because these explanations are in question."""
     if not suspects:
         return NOTHING
     names = Counter(known.names) - Counter(each.remote_name for each in suspects)
