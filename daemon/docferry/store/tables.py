@@ -30,13 +30,16 @@ BytewiseText = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _where(condition: str) -> dict[str, Any]:
-    """Return the arguments of a partial index; `create_tables` gives PostgreSQL the same condition."""
+    """Return the arguments of a partial index, on SQLite and PostgreSQL.
+
+    `create_tables` gives PostgreSQL its condition: the argument `postgresql_where` would load PostgreSQL's dialect
+    for SQLite too.
+    """
     return {"sqlite_where": text(condition)}
 
 
 def create_tables(connection: Connection) -> None:
     """Create all tables in an empty database."""
-    # a top-level import would load it for SQLite too: 26 ms of a first start
     if connection.dialect.name == "postgresql":
         for index in (index for table in metadata.tables.values() for index in table.indexes):
             if (condition := index.dialect_options["sqlite"]["where"]) is not None:
@@ -69,11 +72,11 @@ document = Table(
     Column("first_seen", Float, nullable=False),
     Column("updated", Float, nullable=False),
     # Absent rows are history, which this index does not contain.
-    Index("document_path", "mapping", "folder", "name", unique=True, sqlite_where=text("present")).ddl_if("sqlite"),
+    Index("document_path", "mapping", "folder", "name", unique=True, **_where("present")).ddl_if("sqlite"),
     # A key of PostgreSQL's index has at most 2,704 bytes, and a path 4,096.
-    Index(
-        "document_path", "mapping", text("sha256(folder)"), "name", unique=True, postgresql_where=text("present")
-    ).ddl_if("postgresql"),
+    Index("document_path", "mapping", text("sha256(folder)"), "name", unique=True, **_where("present")).ddl_if(
+        "postgresql"
+    ),
     Index("document_transfer", "transfer_id"),
 )
 
