@@ -9,7 +9,7 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, replace  # noqa: TID251 - Row is a dataclass
 from typing import Literal
 
 import zips

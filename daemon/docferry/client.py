@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -19,6 +18,7 @@ from typing import BinaryIO, Final
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskStatus
+from msgspec import Struct
 
 from docferry import logs
 from docferry.app.application import Application, open_application
@@ -41,8 +41,7 @@ _RESTING: Final = frozenset({State.SENT, State.HELD, State.GONE})
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """Describe the present state of a queued document."""
 
     id: str

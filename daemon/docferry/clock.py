@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -13,6 +12,7 @@ from uuid import UUID, uuid4
 
 import anyio
 from anyio.lowlevel import checkpoint
+from msgspec import Struct, field
 
 #: The boot id if the system gives none. It is unique for each process, so that steady clocks are never compared.
 _UNKNOWN_BOOT: Final = str(uuid4())
@@ -59,8 +59,7 @@ class SystemClock:
         await anyio.sleep(seconds)
 
 
-@dataclass(slots=True)
-class TurnableClock:
+class TurnableClock(Struct):
     """Provide a clock that moves only when `turn` is called, so that simulations and tests reach any time at once."""
 
     wall: float = 1_790_000_000.0

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import certifi
 import httpx
+from msgspec import Struct
 
 #: The servers named in Wootiv's SDK (0.0.1); its "production" is an address of this machine.
 WOOTIV_SERVERS: Final = {"production": "http://localhost:3001", "environment_1": "https://dev.wootiv.com"}
@@ -34,8 +35,7 @@ _OWN_HEADERS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Struct, frozen=True):
     """Describe the server of a URL. `host` is ASCII, without the brackets of an IPv6 address."""
 
     scheme: str

@@ -20,7 +20,8 @@ DocferryError
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from docferry.redaction import redacted
 
@@ -89,8 +90,7 @@ class ArchiveError(DocferryError):
     """Report that a downloaded archive is broken or hostile; none of it is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorDetails:
+class ErrorDetails(Struct, frozen=True):
     """Hold the fields of an error response besides its status."""
 
     retry_after: float | None = None  # the pause that the remote requested, seconds

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, NamedTuple, Protocol
 
+from msgspec import Struct
+
 RemoteName = str  # "codat" | "wootiv"
 
 
@@ -103,8 +105,7 @@ class Stamp(NamedTuple):
         return cls(stat.st_size, clamped(stat.st_mtime_ns), clamped(stat.st_ctime_ns))
 
 
-@dataclass(frozen=True, slots=True)
-class Digests:
+class Digests(Struct, frozen=True):
     """Hold the digests of a file's bytes, in hex.
 
     `sha256` is shown to people. `fingerprint` is the XXH3 of 128 bits, which proves a later read at the speed of
@@ -116,16 +117,14 @@ class Digests:
     md5: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ContentFault:
+class ContentFault(Struct, frozen=True):
     """Describe an evident fault of a file's content, with a sentence for people."""
 
     reason: Reason  # INCOMPLETE or CONTENT
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class SeenFile:
+class SeenFile(Struct, frozen=True):
     """Describe a file as found by a scan. `folder` and `name` are the bytes of the kernel.
 
     `folder` is relative to the folder of the mapping, without slashes at its ends; b"" is that folder itself.
@@ -156,8 +155,7 @@ class Target:
         object.__setattr__(self, "lane", lane)
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True):
     """Describe one digest of one document for one remote, as leased by a worker."""
 
     id: int
@@ -205,16 +203,14 @@ class Source(Protocol):
         """Return the MD5 of the bytes in hex, None unless requested."""
 
 
-@dataclass(frozen=True, slots=True)
-class UploadItem:
+class UploadItem(Struct, frozen=True):
     """Describe one document for a remote: its transfer and its bytes."""
 
     transfer: Transfer
     source: Source
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """Hold the response with which a remote accepted a document, or the proof that the remote has it."""
 
     status: int | None
@@ -232,8 +228,7 @@ class Found(StrEnum):
     UNSURE = "unsure"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Hold the result of a lookup for one doubtful transfer, with a sentence for people."""
 
     found: Found
@@ -241,16 +236,14 @@ class Finding:
     proof: str = "list"
 
 
-@dataclass(frozen=True, slots=True)
-class KnownUploads:
+class KnownUploads(Struct, frozen=True):
     """Count the uploads of one company that belong to other transfers, by name and by digest."""
 
     names: dict[str, int]
     digests: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(Struct, frozen=True):
     """Describe a remote, company or connection that is closed until a time; then one document probes it."""
 
     key: str  # a prefix of lanes: "codat", "codat/COMPANY", "codat/COMPANY/CONNECTION", "wootiv"
@@ -262,8 +255,7 @@ class Gate:
     lets_doubts_pass: bool = False  # a spent quota keeps a reserve for lookups
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """Hold the result of an attempt: the next state of the transfer, and the gate to close."""
 
     state: State

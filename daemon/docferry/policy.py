@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from docferry.errors import RemoteError
 from docferry.model import Gate, Outcome, Reason, State
@@ -25,8 +27,7 @@ _UNCLEAR: Final = frozenset({408, 409, 422, 425})
 _NOT_OF_THE_DOCUMENT: Final = frozenset({"not_ours", "storage", "signature", "redirect"})
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(Struct, frozen=True):
     """Compute the pause before attempt n+1: `initial` * `factor`^n, at most `longest`, with jitter; seconds."""
 
     initial: float = 0.5
@@ -40,16 +41,14 @@ class Backoff:
         return full * (0.5 + jitter / 2)
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(Struct, frozen=True):
     """Hold the settings of `[retry]`."""
 
     backoff: Backoff = Backoff()
     give_up_after: float = 7 * 86_400.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class FailureCounts:
+class FailureCounts(Struct, frozen=True):
     """Count consecutive failures of one activity (sends or lookups), including the latest."""
 
     lane: int = 1  # of any kind, in the lane
@@ -57,8 +56,7 @@ class FailureCounts:
     stranger: int = 0  # responses from another server than the remote
 
 
-@dataclass(frozen=True, slots=True)
-class FailedAttempt:
+class FailedAttempt(Struct, frozen=True):
     """Hold the facts about a failed attempt that decide its outcome."""
 
     lane: str

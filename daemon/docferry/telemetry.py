@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from docferry.clock import Clock
 from docferry.model import Source, UploadItem
@@ -40,8 +42,7 @@ class Throughput:
         return sum(count for _, count in self._minutes) / max(now - self._minutes[0][0], _SHORTEST_S)
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True):
     """Describe a document that arrived, `delay` seconds after it was due."""
 
     mapping: str
@@ -92,8 +93,7 @@ class CountedSource(Source):
                 await blocks.aclose()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Request:
+class Request(Struct, frozen=True, eq=False):
     """Describe a request with documents in flight, and its start in wall seconds."""
 
     remote: str

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from docferry import logs
 from docferry.alerts.conditions import Facts, Limits, observe

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import datetime
 
 import pytest
+from msgspec.structs import replace
 
 from docferry.alerts.digest import Totals, latest_time, text_of
 from docferry.alerts.messages import NOT_ENDED, Message, note
@@ -22,11 +22,11 @@ def alert(
     _, *values = key.split("/")
     labels = tuple(zip(("mapping", "reason"), values, strict=False))
     made = Alert(key, NOW - 600, labels, summary, "Mend it.", Observed.FIRING, NOW, NOW - 300)
-    return replace(made, **more)  # type: ignore[arg-type]  # the fields of a test's own choosing
+    return replace(made, **more)
 
 
 def item(kind: Kind = Kind.FIRING, **more: object) -> Item:
-    made = alert(**more)  # type: ignore[arg-type]  # as above
+    made = alert(**more)  # type: ignore[arg-type]  # the fields of a test's own choosing
     return Item(made, kind, Observed.RESOLVED if kind is Kind.RESOLVED else Observed.FIRING, NOW - 30)
 
 

@@ -6,7 +6,7 @@ import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields  # noqa: TID251 - HttpOptions is a dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ Make = Callable[..., Any]
 
 
 def _make_codat(settings: dict[str, Any]) -> Codat:
-    options = {each.name: settings.pop(each.name) for each in fields(CodatOptions) if each.name in settings}
+    options = {name: settings.pop(name) for name in CodatOptions.__struct_fields__ if name in settings}
     return Codat(settings.pop("http"), CodatOptions(**options), **(settings | {"key": StaticKey(settings["key"])}))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from contract.conftest import RemoteEnv
 from contract.upload_items import CODAT, COMPANY, CONNECTION, Bytes, item, transfer

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 
 import pytest
+from msgspec.structs import replace
 
 from contract.upload_items import transfer
 from docferry.clock import iso

@@ -7,9 +7,10 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
 from xxhash import xxh3_128
 
 from docferry.errors import SourceChanged

@@ -10,10 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished

@@ -6,11 +6,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from docferry.errors import SourceChanged
 from docferry.files.safe_open import BLOCK, Root

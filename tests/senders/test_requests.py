@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Awaitable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import trustme
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from msgspec.structs import replace
 
 from contract.raw_server import OK, head_of, serving
 from docferry.errors import RemoteError, SourceChanged

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import string
 import time
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from docferry.model import Gate, Outcome, SeenFile, Stamp, State, Target
 from docferry.store.cursors import Cursors

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import anyio
 import psycopg
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from docferry.clock import SystemClock, TurnableClock

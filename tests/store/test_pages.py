@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from docferry.model import Gate, Outcome, State, Target
 from docferry.store import pages, queue_view

@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from subprocess import Popen
 from typing import Any
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from app_env import AppEnv, until
 from docferry.app.alerts import silent_hosts

@@ -8,11 +8,11 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from app_env import COMPANY, CONNECTION
 from docferry.model import Gate, Reason, Receipt, State

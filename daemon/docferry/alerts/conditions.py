@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct, field
 
 from docferry.clock import iso
 from docferry.logs import redacted
@@ -34,8 +35,7 @@ _ADVICE: Final[Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """Hold the facts of one moment. None means unknown, which neither begins nor ends a condition.
 
     Times are wall seconds, sizes are bytes, and mappings are keyed by the name of a mapping or remote.
@@ -58,16 +58,14 @@ class Facts:
     notices: Mapping[str, str] = field(default_factory=dict)  # event (`unanchored`, `old_copy`) → sentence
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """Hold the thresholds at which a fact becomes a condition."""
 
     oldest_due: float  # seconds
     disk_free: int  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """Describe one problem. `labels` identify it and hold only names from the configuration."""
 
     event: str
@@ -81,8 +79,7 @@ class Condition:
         return "/".join([self.event, *(value for _, value in self.labels)])
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """Hold the conditions of one moment, and the events for which the facts are unknown."""
 
     conditions: tuple[Condition, ...]

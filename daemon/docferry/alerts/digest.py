@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+
+from msgspec import Struct, field
 
 from docferry.alerts.conditions import clean
 from docferry.clock import iso
 from docferry.store.alerts import Alert
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """Hold the figures of a digest. `extra` holds further lines, such as the heads of the receipt log."""
 
     uploaded: int  # in the day before

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry import logs
 from docferry.alerts.conditions import Facts, Limits, observe
@@ -39,8 +39,7 @@ SAVE_S: Final = 5.0
 SAVE_SEEN_S: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(Struct, frozen=True):
     """Provide the facts, the figures and the counter of failures."""
 
     facts: Callable[[], Awaitable[Facts]]

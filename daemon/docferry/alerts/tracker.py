@@ -7,10 +7,12 @@ failed receiver repeats a message or loses a recovery.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Final, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from docferry.alerts.conditions import Condition, Observation
 from docferry.store.alerts import Alert, AlertDelivery, Observed
@@ -49,8 +51,7 @@ class Kind(StrEnum):
     NOTE = "note"
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """Hold one alert in a message. `observed` is the state of the receiver after delivery."""
 
     alert: Alert
@@ -59,8 +60,7 @@ class Item:
     due: float  # since when it waits for delivery, wall seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
+class Pace(Struct, frozen=True):
     """Hold the times of `[alerts]`, seconds."""
 
     after: float

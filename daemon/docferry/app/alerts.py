@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from docferry.alerts.conditions import Facts
 from docferry.alerts.digest import Totals

@@ -6,10 +6,10 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry import policy
 from docferry.app.antivirus import forget_gates, open_antivirus
@@ -60,8 +60,7 @@ from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
 
 
-@dataclass(slots=True)
-class Application:
+class Application(Struct):
     """Hold the objects of one configuration, for the daemon, one pass and the commands."""
 
     settings: Settings
@@ -88,8 +87,7 @@ class Application:
     wakeups: Wakeups
 
 
-@dataclass(frozen=True, slots=True)
-class _Tables:
+class _Tables(Struct, frozen=True):
     """Hold the tables of the database, and the channel that announces their changes."""
 
     queue: QueueTables

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry.app.application import database_location, select_mappings
 from docferry.app.remotes import RULES
@@ -41,8 +41,7 @@ _ACTIONS: Final = {
 _CHUNK: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class DryRunRow:
+class DryRunRow(Struct, frozen=True):
     """Describe one file and the action that a pass would perform on it."""
 
     mapping: str

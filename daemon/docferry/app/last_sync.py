@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from docferry.store.state_dir import replace_file
 
 _NAME = "last_sync.json"
 
 
-@dataclass(frozen=True, slots=True)
-class LastSync:
+class LastSync(Struct, frozen=True):
     """Hold the end of the last pass and of the last successful pass, wall seconds, and the last exit code."""
 
     ended: float

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+from msgspec import Struct
 
 from docferry.app.application import Application, open_application
 from docferry.app.pass_heartbeat import pass_heartbeat
@@ -42,8 +42,7 @@ NAMED = 20
 DUE_STATES = ("waiting", "leased", "sending", "doubtful", "asking")
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """Hold the progress of one pass."""
 
     files_done: int
@@ -61,8 +60,7 @@ class ProgressView(Protocol):
         """Show the present progress."""
 
 
-@dataclass(frozen=True, slots=True)
-class SyncReport:
+class SyncReport(Struct, frozen=True):
     """Hold the result of one pass."""
 
     uploaded: int
@@ -90,8 +88,7 @@ class SyncReport:
         return 1 if self.held else 0
 
 
-@dataclass(frozen=True, slots=True)
-class PassOptions:
+class PassOptions(Struct, frozen=True):
     """Define the scope of one pass."""
 
     mappings: Sequence[str] = ()  # all when empty

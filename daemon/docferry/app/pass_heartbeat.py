@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import anyio
+from msgspec import Struct
 
 from docferry.errors import DatabaseBusy, DocferryError
 from docferry.settings import Settings
 
 
-@dataclass(slots=True)
-class PassResult:
+class PassResult(Struct):
     """Hold the exit code of a pass; 70 until the pass sets it."""
 
     exit_code: int = 70

@@ -8,12 +8,12 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from anyio.to_thread import run_sync
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.download.codat_days import day_of, neighbours
@@ -36,8 +36,7 @@ class Whose(StrEnum):
     OTHER = "other"  # another program or person uploaded it
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
+class RemoteFile(Struct, frozen=True):
     """Describe one listed or missing file of a remote; unknown values are None."""
 
     name: str

@@ -7,9 +7,10 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+
+from msgspec import Struct, field
 
 from docferry.cli.output import count
 from docferry.detect.left_out import LeftOut, unmatched
@@ -34,8 +35,7 @@ _CAP_LEASE: Final = 28  # from linux/capability.h
 MOST_ASKED: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Struct, frozen=True):
     """Hold the result of one check, with the fix of a problem. `away` marks a problem that may pass by itself."""
 
     level: Level
@@ -45,8 +45,7 @@ class Check:
     away: bool = False
 
 
-@dataclass(slots=True)
-class FolderCounts:
+class FolderCounts(Struct):
     """Hold the counts of one walk through a mapping's folder."""
 
     folders: int = 0

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
+
+from msgspec import Struct, field
 
 from docferry.cli import streams
 from docferry.model import escaped
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 GOOD, WARN, BAD, FAINT, STRONG = "green", "yellow", "red", "bright_black", "bold"
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """Hold a piece of text, with a colour for terminals."""
 
     text: str | bytes | int
@@ -34,8 +34,7 @@ class Cell:
 Content = Cell | str | bytes | int
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True):
     """Hold a line of cells."""
 
     cells: tuple[Content, ...]
@@ -44,8 +43,7 @@ class Line:
         return " ".join(str(cell(each)) for each in self.cells)
 
 
-@dataclass(slots=True)
-class Table:
+class Table(Struct):
     """Hold rows under headings; columns in `right` are numbers, columns in `folds` may wrap."""
 
     headings: Sequence[str]

@@ -8,12 +8,12 @@ import re
 from argparse import Namespace
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry.cli import args
 from docferry.cli.output import BAD, FAINT, GOOD, STRONG, Cell, Screen, Table, complain, count, line
@@ -84,7 +84,7 @@ def _heads_of(file: Path) -> list[Any]:
 def _tell_report(report: AuditReport, *, as_json: bool) -> None:
     screen = Screen()
     if as_json:
-        told = {name: getattr(report, name) for name in report.__slots__}
+        told = {name: getattr(report, name) for name in report.__struct_fields__}
         screen.write(json.dumps(told, ensure_ascii=False) + "\n")
         return
     for problem in report.problems:
@@ -224,8 +224,7 @@ async def _export(log: ReceiptLog, settings: Settings, asked: Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _WithText:
+class _WithText(Struct, frozen=True):
     """Select receipts with this text in their bodies."""
 
     text: str
@@ -234,8 +233,7 @@ class _WithText:
         return self.text in body
 
 
-@dataclass(frozen=True, slots=True)
-class _OfPeriod:
+class _OfPeriod(Struct, frozen=True):
     """Select receipts of one company and period; None means every company, from the first, up to the last."""
 
     company: str | None

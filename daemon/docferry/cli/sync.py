@@ -9,11 +9,11 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+from msgspec import Struct
 
 from docferry import logs
 from docferry.app import last_sync
@@ -54,8 +54,7 @@ def command(asked: Namespace) -> int:
     return report.exit_code
 
 
-@dataclass(slots=True)
-class _End:
+class _End(Struct):
     code: int = EX_SOFTWARE
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.files.scan import top_level
@@ -21,8 +22,7 @@ Key = tuple[str, bytes]
 Group = tuple[str, bytes]
 
 
-@dataclass(slots=True, eq=False)
-class WatchedFile:
+class WatchedFile(Struct, eq=False):
     """Hold a file that is not quiet yet."""
 
     mapping: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry.files.safe_open import LONGEST_PATH
 from docferry.files.scan import Listing
@@ -13,8 +14,7 @@ from docferry.settings import Upload
 from docferry.settings.patterns import EVERYTHING
 
 
-@dataclass(slots=True)
-class LeftOut:
+class LeftOut(Struct):
     """Count the files of one walk that are not documents, by reason; built-in excludes do not count."""
 
     count: Counter[str] = field(default_factory=Counter)  # exclude, include, case, link, too_long

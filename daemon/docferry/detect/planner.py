@@ -7,13 +7,13 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final
 from unicodedata import normalize
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from docferry import logs
 from docferry.clock import Clock

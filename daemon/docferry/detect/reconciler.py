@@ -7,12 +7,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import checkpoint
+from msgspec import Struct, field
 
 from docferry import logs
 from docferry.clock import Clock
@@ -43,8 +43,7 @@ OFFERED_AT_ONCE: Final = 256
 LARGE_GROUP: Final = 256
 
 
-@dataclass(slots=True)
-class FolderState:
+class FolderState(Struct):
     """Hold the state of one mapping's folder, for `status`."""
 
     problem: str | None = None
@@ -58,8 +57,7 @@ class FolderState:
     left_out: list[str] = field(default_factory=list)  # sentences about files that are not documents
 
 
-@dataclass(slots=True)
-class WalkResult:
+class WalkResult(Struct):
     """Hold the results of one walk."""
 
     folders: set[bytes] = field(default_factory=set)  # read completely
@@ -69,8 +67,7 @@ class WalkResult:
     seconds: float = 0.0  # of reading and comparing
 
 
-@dataclass(slots=True)
-class Examined:
+class Examined(Struct):
     """Hold the files and folders found at some paths."""
 
     seen: list[SeenFile] = field(default_factory=list)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.detect.debounce import Group
 from docferry.files.scan import top_level
@@ -17,8 +18,7 @@ PATHS_IN_BATCH: Final = 1024
 PER_MAPPING: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class PathBatch:
+class PathBatch(Struct, frozen=True):
     """Hold paths of one top-level folder that are checked together."""
 
     mapping: str

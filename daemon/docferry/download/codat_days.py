@@ -7,11 +7,11 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 import anyio
 import anyio.to_thread
+from msgspec import Struct, field
 
 from docferry import logs
 from docferry.clock import Clock
@@ -32,8 +32,7 @@ from docferry.store.transfers import Transfers
 log = logs.get("download")
 
 
-@dataclass(frozen=True, slots=True)
-class CodatSource:
+class CodatSource(Struct, frozen=True):
     """Hold the client of one Codat, and the transfers that identify docferry's own uploads."""
 
     codat: Codat
@@ -42,8 +41,7 @@ class CodatSource:
     clock: Clock
 
 
-@dataclass(slots=True)
-class _DayRound:
+class _DayRound(Struct):
     """Hold the listed files of one day, and the results of their download."""
 
     day: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from docferry import logs
 from docferry.download.codat_days import CodatDays
@@ -15,8 +16,7 @@ from docferry.settings import Download
 log = logs.get("download")
 
 
-@dataclass(frozen=True, slots=True)
-class Downloader:
+class Downloader(Struct, frozen=True):
     """Hold the sources of downloads."""
 
     publisher: Publisher

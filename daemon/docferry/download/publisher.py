@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry import logs
 from docferry.files import publish
@@ -17,16 +17,14 @@ from docferry.telemetry import Telemetry
 log = logs.get("download")
 
 
-@dataclass(slots=True)
-class DownloadCounters:
+class DownloadCounters(Struct):
     """Count the files and bytes downloaded since the start."""
 
     files: int = 0
     bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(Struct, frozen=True):
     """Describe a file in the spool before publication: its origin at the remote, its bytes, its destination."""
 
     origin: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from docferry.clock import Clock
 from docferry.store.cursors import Cursors
@@ -18,8 +20,7 @@ LONGEST_DOWNLOAD_PAUSE_S: Final = 86_400.0
 _NAMED: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Struct, frozen=True):
     """Describe the missing documents of one day, for one version of the list."""
 
     fingerprint: str  # of the list; a changed list is fetched at once

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from typing import Final
 
 from anyio import from_thread
+from msgspec import Struct
 from xxhash import xxh3_128
 
 from docferry.errors import SourceChanged, SourceError
@@ -25,8 +25,7 @@ TAIL: Final = 22 + 65_535
 Inspect = Callable[[bytes, int, bytes, bytes], ContentFault | None]
 
 
-@dataclass(frozen=True, slots=True)
-class HashedFile:
+class HashedFile(Struct, frozen=True):
     """Hold the result of reading a file once.
 
     `no_writer` is False if a program has the file open for writing; `digests` is then None. `no_writer` is None if the

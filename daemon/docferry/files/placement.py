@@ -10,8 +10,9 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.errors import FolderError, SourceChanged
 from docferry.files.hashing import raise_if_cancelled, sha256_of
@@ -28,8 +29,7 @@ _LONGEST_NAME: Final = 255
 _RENAME_NOREPLACE: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(Struct, frozen=True):
     """Describe the bytes of the new file."""
 
     sha256: str

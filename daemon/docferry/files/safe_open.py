@@ -13,11 +13,12 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+
+from msgspec import Struct
 
 from docferry.errors import FolderError, SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.model import Stamp, escaped, parted
@@ -49,8 +50,7 @@ _BENEATH: Final = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLIN
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(Struct, frozen=True):
     """Describe a mapping's folder before the first placeholder.
 
     Unless `follow_links` is set, a link in its path is followed only if no unprivileged user could have created it.

@@ -6,8 +6,9 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Final, Protocol
+
+from msgspec import Struct, field
 
 from docferry.errors import SourceUnreadable
 from docferry.files.safe_open import (
@@ -33,8 +34,7 @@ _USUAL_NS: Final = 2**62
 WHOLE: Final = (b"",)
 
 
-@dataclass(slots=True)
-class Listing:
+class Listing(Struct):
     """Hold the content of one folder. With a `problem` the content is incomplete: a missing entry may still exist."""
 
     folder: bytes  # relative to the root; b"" is the root

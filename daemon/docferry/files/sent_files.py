@@ -14,10 +14,11 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.errors import FolderError, SourceError
 from docferry.files import write_lease
@@ -41,8 +42,7 @@ class Fate(StrEnum):
     FAILED = "failed"  # the file system refuses the removal
 
 
-@dataclass(frozen=True, slots=True)
-class SentFile:
+class SentFile(Struct, frozen=True):
     """Describe a sent document: its path below the root, and its stamp when it was read."""
 
     document_id: int
@@ -51,8 +51,7 @@ class SentFile:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(Struct, frozen=True):
     """Hold the result for one file. `detail` of FAILED has reason and fix, and is equal for files that fail alike."""
 
     file: SentFile

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from docferry.errors import FolderError
 from docferry.files.safe_open import FOLDER, OpenRoot, Root, folder_error
 from docferry.model import SeenFile
 
 
-@dataclass(frozen=True, slots=True)
-class ShareLook:
+class ShareLook(Struct, frozen=True):
     """Describe the root of a shared mapping on this host."""
 
     identity: tuple[int, int]  # device and inode, which change with the mount

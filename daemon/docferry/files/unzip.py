@@ -12,8 +12,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from docferry.bounded_file import BoundedFile
 from docferry.errors import ArchiveError
@@ -33,8 +34,7 @@ _OTHER_METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-@dataclass(frozen=True, slots=True)
-class Caps:
+class Caps(Struct, frozen=True):
     """Limit one archive against bombs; sizes are in bytes. No ratio is limited: honest files compress up to 1,032:1."""
 
     count: int = 10_000
@@ -42,8 +42,7 @@ class Caps:
     member: int = 1024**3
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """Describe one extracted file: its name in the archive, and the spool file with its bytes."""
 
     folder: str  # "" at the top, segments separated by "/"
@@ -53,16 +52,14 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """Describe one member that was not extracted, and the reason."""
 
     name: str  # the last segment, unchanged
     problem: str  # a sentence that names the member
 
 
-@dataclass(slots=True)
-class Extracted:
+class Extracted(Struct):
     """Hold the members of an archive."""
 
     members: list[Member] = field(default_factory=list)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, NamedTuple
+
+from msgspec import Struct, field
 
 from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier
@@ -36,8 +37,7 @@ class AuditedReceipt(NamedTuple):
     size: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class NamedHead:
+class NamedHead(Struct, frozen=True):
     """Hold a head, and its origin as the subject of a sentence: "the head of 2026-11-30T12:00:00Z"."""
 
     where: str
@@ -49,8 +49,7 @@ class NamedHead:
         return self.signed.head.size
 
 
-@dataclass(slots=True)
-class Findings:
+class Findings(Struct):
     """Collect the problems as sentences; beyond `NAMED_PROBLEMS` they are only counted."""
 
     named: list[str] = field(default_factory=list)

@@ -8,9 +8,10 @@ import json
 import zipfile
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Tree
@@ -20,8 +21,7 @@ from docferry.receipts.record import FIELDS
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(Struct, frozen=True):
     """Hold the content of the ZIP: `(index, body)` of each receipt, all leaf hashes, and the heads."""
 
     receipts: Sequence[tuple[int, str]]

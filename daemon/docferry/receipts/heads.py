@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from docferry.errors import ConfigError
 from docferry.receipts.merkle import HASH_SIZE
@@ -26,8 +27,7 @@ _LOGGED: Final = re.compile(r"(docferry/[^\s\"]+) (\d+) ([A-Za-z0-9+/]{43}=)(?: 
 _SIGNATURE: Final = re.compile(r"— (\S+) (\S+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """Hold the size and root of a log at one moment."""
 
     origin: str
@@ -39,8 +39,7 @@ class Head:
         return f"{self.origin}\n{self.size}\n{b64encode(self.root).decode('ascii')}\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """Hold one signature line of a note."""
 
     name: str
@@ -48,8 +47,7 @@ class Signature:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SignedHead:
+class SignedHead(Struct, frozen=True):
     """Hold a head with its signatures, as stored and exported."""
 
     head: Head

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from msgspec import Struct
 
 Value = str | int | bool
 
@@ -32,8 +33,7 @@ FIELDS: Final = (
 quoted: Final = json.encoder.encode_basestring_ascii
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedReceipt:
+class LoggedReceipt(Struct, frozen=True):
     """Hold one leaf of the log: its index, its transfer (None for a download), and its fields."""
 
     transfer_id: int | None

@@ -6,11 +6,11 @@ Any incomplete or malformed reply is an error: no document counts as clean by ac
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
 from anyio.abc import ByteStream
+from msgspec import Struct
 
 from docferry.errors import DocferryError
 from docferry.model import escaped
@@ -42,8 +42,7 @@ class ClamdError(DocferryError):
         self.about_document = about_document
 
 
-@dataclass(frozen=True, slots=True)
-class ScanVerdict:
+class ScanVerdict(Struct, frozen=True):
     """Hold the result of a scan: clean, infected, or too large to scan."""
 
     signature: str | None = None  # the name of the found signature

@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from anyio.to_thread import run_sync
+from msgspec import Struct
 
 from docferry.errors import RemoteError
 from docferry.remotes.http import Destination, HttpClient, Response, Sink, file_sink
@@ -20,16 +20,14 @@ MAX_OBJECT_SIZE: Final = 5 * 1024**4  # the limit of S3, bytes
 _RANGE: Final = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """Hold the result of a download; no file was written if the object did not change."""
 
     etag: str | None
     changed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(Struct, frozen=True):
     """Describe the object to download: its known ETag, and the limit in bytes."""
 
     etag: str | None = None

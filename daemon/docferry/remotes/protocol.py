@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from posixpath import splitext
 from typing import Final, NamedTuple, Protocol
+
+from msgspec import Struct
 
 from docferry.errors import RemoteError
 from docferry.model import Finding, KnownUploads, Reason, Receipt, Target, Transfer, UploadItem
@@ -14,8 +15,7 @@ from docferry.model import Finding, KnownUploads, Reason, Receipt, Target, Trans
 NOTHING: Final = KnownUploads({}, {})
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Struct, frozen=True):
     """Describe the documents that a remote accepts; checked before any request."""
 
     remote: str  # as shown to people
@@ -54,8 +54,7 @@ class Health(NamedTuple):
     requests: int = 0  # number since the start
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(Struct, frozen=True):
     """Hold one result of `docferry check`, with the fix of a failure.
 
     `passes`: the check may succeed later without any change.
@@ -80,8 +79,7 @@ def failed(subject: str, error: RemoteError, cure: str) -> Checked:
     return Checked(subject, ok=False, detail=str(error), cure=cure, passes=passes)
 
 
-@dataclass(frozen=True, slots=True)
-class Lookback:
+class Lookback(Struct, frozen=True):
     """Hold the wall seconds from which a lookup needs the known uploads, for names and for digests."""
 
     names: float

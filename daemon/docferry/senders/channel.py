@@ -13,10 +13,10 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import anyio
+from msgspec import Struct
 
 _LENGTHS: Final = struct.Struct("!II")
 _RECEIVE_BYTES: Final = 256 * 1024
@@ -30,8 +30,7 @@ class ChannelError(Exception):
     """Report that the other process sent an invalid frame."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(Struct, frozen=True):
     """Hold one message between the processes; `message` is JSON."""
 
     message: Sequence[Any]

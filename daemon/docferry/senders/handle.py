@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
+from msgspec import Struct, field
 
 from docferry.remotes.http.options import HttpOptions
 from docferry.senders import messages
@@ -32,8 +32,7 @@ _ENVIRONMENT: Final = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     done: anyio.Event = field(default_factory=anyio.Event)
     reply: Reply | None = None
 

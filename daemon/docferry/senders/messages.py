@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+from msgspec import Struct, structs
 
 from docferry.errors import SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import OpenedFile
@@ -39,8 +40,7 @@ _SOURCE_ERRORS: Final[dict[str, type[SourceError]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SendRequest:
+class SendRequest(Struct, frozen=True):
     """Describe one request with documents.
 
     `number` and `slot` are unique among the requests of one sender at a time.
@@ -82,8 +82,7 @@ class SendRequest:
         return cls(number, slot, client, method, url, _raw(headers), extensions, parts)
 
 
-@dataclass(frozen=True, slots=True)
-class SendResponse:
+class SendResponse(Struct, frozen=True):
     """Hold the response to a request. `is_cut`: its content is incomplete."""
 
     number: int
@@ -100,8 +99,7 @@ class SendResponse:
         await channel.send([RESPONSE, self.number, self.status, _text(self.headers), *flags], [self.content])
 
 
-@dataclass(frozen=True, slots=True)
-class SendFailure:
+class SendFailure(Struct, frozen=True):
     """Hold the error of a request; `kind` is the name of its class, "" after a cancellation."""
 
     number: int
@@ -161,7 +159,9 @@ def paths_of(options: HttpOptions) -> list[Path]:
 
 
 def _fields(options: HttpOptions) -> dict[str, Any]:
-    fields = asdict(options)
+    only = options.public_only
+    fields = dataclasses.asdict(options)  # noqa: TID251 - HttpOptions is a dataclass
+    fields["public_only"] = None if only is None else structs.asdict(only)
     return fields | {name: str(fields[name]) for name in _PATHS if fields[name] is not None}
 
 

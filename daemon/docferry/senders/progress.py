@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 #: The largest number of concurrent requests of one sender.
 SLOTS: Final = 1024
@@ -52,8 +53,7 @@ class ProgressPage:
         self._memory.close()
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(Struct):
     """Read the progress of one request on the page, in the daemon."""
 
     page: ProgressPage

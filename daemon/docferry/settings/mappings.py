@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from msgspec import Struct
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, WithJsonSchema
 
 from docferry import endpoints
@@ -140,8 +140,7 @@ Companies = Annotated[
 PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """Hold the target of one path of a mapping.
 
     Without a target, `problem` has the reason. An `ignored` path lies above the folder of the placeholders, or beside

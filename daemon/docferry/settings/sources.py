@@ -7,10 +7,11 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from docferry.errors import ConfigError
 from docferry.model import escaped
@@ -40,8 +41,7 @@ _PATHS: Final = frozenset(
 _SHARED_STATE_DIR: Final = Path("/var/lib/docferry")
 
 
-@dataclass(slots=True)
-class Written:
+class Written(Struct):
     """Hold the configured values with their origin, and the problems found before validation."""
 
     path: Path

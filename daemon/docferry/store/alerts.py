@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from msgspec import Struct, field
 from sqlalchemy import text
 
 from docferry.store.connection import Transaction
@@ -23,8 +23,7 @@ class Observed(StrEnum):
     NOTE = "note"  # a digest: sent once, without duration and end
 
 
-@dataclass(slots=True)
-class AlertDelivery:
+class AlertDelivery(Struct):
     """Describe the last delivery of one alert to one receiver."""
 
     delivered: Observed | None = None
@@ -32,8 +31,7 @@ class AlertDelivery:
     tries: int = 0  # attempts since then, all failed
 
 
-@dataclass(slots=True)
-class Alert:
+class Alert(Struct):
     """Describe one condition from its beginning to its end. Times are wall seconds."""
 
     key: str

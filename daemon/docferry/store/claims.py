@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec import Struct
 from sqlalchemy import text
 
 from docferry.model import RemoteName, State, Target, Transfer
@@ -31,8 +31,7 @@ COLUMNS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(Struct, frozen=True):
     """Describe the due transfers of one lane of one mapping."""
 
     mapping: str
@@ -42,8 +41,7 @@ class Lane:
     elsewhere: bool = False  # another process has transfers of the company in flight
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(Struct, frozen=True):
     """Select a number of transfers to claim from a lane."""
 
     lane: Lane

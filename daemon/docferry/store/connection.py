@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from msgspec import Struct
 from sqlalchemy import Dialect, Engine, TextClause, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import PoolProxiedConnection
@@ -52,8 +52,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ByDialect:
+class ByDialect(Struct, frozen=True, eq=False):
     """Hold the variants of a statement for each database."""
 
     sqlite: TextClause

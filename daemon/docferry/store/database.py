@@ -7,13 +7,13 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
+from msgspec import Struct, field
 
 from docferry.errors import DatabaseBusy, StateError
 from docferry.store import schema
@@ -50,8 +50,7 @@ YIELDS = 8
 READERS = 4
 
 
-@dataclass(slots=True)
-class _Request:
+class _Request(Struct):
     work: Work[Any]
     started: Callable[[], None] | None
     done: anyio.Event = field(default_factory=anyio.Event)

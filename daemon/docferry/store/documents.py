@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec import Struct, field
 from sqlalchemy import text
 
 from docferry.clock import Clock
@@ -21,8 +21,7 @@ from docferry.store.old_copy import adopted
 FileEntry = tuple[bytes, int, int, int]
 
 
-@dataclass(slots=True)
-class Differences:
+class Differences(Struct):
     """Hold the differences between folders on the disk and their documents."""
 
     known: int = 0  # files with an unchanged document

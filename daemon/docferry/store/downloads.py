@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
+from msgspec import Struct
+from msgspec.structs import asdict
 from sqlalchemy import text
 
 from docferry.clock import Clock
@@ -35,8 +36,7 @@ SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id
 """)
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadedFile:
+class DownloadedFile(Struct, frozen=True):
     """Describe a remote file: its origin, its digest and its place on the disk."""
 
     mapping: str

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
 from docferry.errors import StateError
@@ -19,8 +19,7 @@ _SETTINGS: Final = (
 _STANDBYS: Final = "SELECT count(*) FROM pg_stat_replication"
 
 
-@dataclass(frozen=True, slots=True)
-class Durability:
+class Durability(Struct, frozen=True):
     """Hold the settings of a server, and the number of connected standbys."""
 
     settings: Mapping[str, str]  # by name, as in pg_settings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from msgspec import Struct
 from sqlalchemy import text
 
 from docferry.model import Reason, SeenFile, State, Target, parted
@@ -26,8 +26,7 @@ APPROVAL: Final = "this mapping sends only what a person released: `docferry ret
 WENT_AWAY: Final = "the file went away or changed before it was sent"
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(Struct, frozen=True):
     """Hold the planner's decision about a seen file: its target, or the rule that holds it."""
 
     seen_file: SeenFile
@@ -45,8 +44,7 @@ class Planned:
     exclusion: Exclusion = "content"
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """Count documents by the effect of their plan."""
 
     queued: int

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
 
+from msgspec.structs import asdict
 from sqlalchemy import text
 
 from docferry.model import Gate

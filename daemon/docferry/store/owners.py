@@ -10,11 +10,11 @@ import contextlib
 import json
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 import anyio
+from msgspec import Struct
 from sqlalchemy import text
 
 from docferry import __version__
@@ -60,8 +60,7 @@ SELECT lease_owner, state, count(*) FROM transfer WHERE state IN ('leased', 'sen
 _SCANS = text("SELECT owner, mapping FROM scan_lease ORDER BY mapping")
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(Struct, frozen=True):
     """Describe a process that shares the queue. Times are seconds of the server's clock."""
 
     owner: str

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from typing import Any, Final
 
+from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import TextClause, text
 
 from docferry.model import joined
@@ -31,8 +32,7 @@ _OPEN: Final = {
 _TOP: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Struct, frozen=True):
     """Select the documents of a page; None and () select all."""
 
     mapping: str | None = None
@@ -41,8 +41,7 @@ class Filter:
     search: str = ""  # a part of the path, or the first digits of a digest
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(Struct, frozen=True):
     """Describe one document of a page; times are wall seconds."""
 
     id: int
@@ -56,8 +55,7 @@ class Listed:
     updated: float
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """Hold documents with descending ids; the next page begins below `below`. Not `complete`: the time limit passed."""
 
     rows: tuple[Listed, ...]
@@ -65,8 +63,7 @@ class Page:
     complete: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Hour:
+class Hour(Struct, frozen=True):
     """Count the arrivals at one remote within an hour; delays in seconds."""
 
     hour: int  # 0 is the first requested hour

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
+from msgspec import Struct, field
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from docferry.errors import DatabaseBusy
@@ -28,8 +29,7 @@ QUICK_S: Final = 0.25
 _OPEN_STATES: Final = ("state = 'waiting'", "state = 'doubtful'", "state IN ('leased', 'sending', 'asking')")
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True):
     """Count the due documents of one mapping at one remote, with the oldest due time; wall seconds."""
 
     mapping: str
@@ -38,8 +38,7 @@ class Due:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class OldestDue:
+class OldestDue(Struct, frozen=True):
     """Describe the document that has been due for longest at one remote."""
 
     id: int
@@ -48,8 +47,7 @@ class OldestDue:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSnapshot:
+class QueueSnapshot(Struct, frozen=True):
     """Hold the state of the queue at one moment."""
 
     documents: dict[str, dict[str, int]] = field(default_factory=dict)  # by mapping and state

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import TextClause, text
 
 from docferry.clock import Clock, iso
@@ -18,8 +19,7 @@ from docferry.store.database import Database
 from docferry.store.receipts import LOG_CAPACITY, read_edge
 
 
-@dataclass(frozen=True, slots=True)
-class StoredReceipt:
+class StoredReceipt(Struct, frozen=True):
     """Hold a row of the log; `body` is None after `retain` erased it."""
 
     index: int
@@ -30,8 +30,7 @@ class StoredReceipt:
     log: int = 0  # number of its log
 
 
-@dataclass(frozen=True, slots=True)
-class StoredHead:
+class StoredHead(Struct, frozen=True):
     """Hold an anchored head with its `time` (wall seconds), perhaps with an RFC 3161 time stamp."""
 
     id: int
@@ -40,8 +39,7 @@ class StoredHead:
     timestamp: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class LogState:
+class LogState(Struct, frozen=True):
     """Describe one log: its number, name, host and size."""
 
     number: int
@@ -50,8 +48,7 @@ class LogState:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Struct, frozen=True):
     """Hold the result of an audit."""
 
     origin: str

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from msgspec import Struct
 from sqlalchemy import text
 
 from docferry.model import joined, parted
 from docferry.store.database import Database
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """Describe a document for `list`. `path` is relative to the mapping's root; times are wall seconds."""
 
     id: int
@@ -34,8 +33,7 @@ class Row:
     updated: float
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRow:
+class AttemptRow(Struct, frozen=True):
     """Describe one attempt of a transfer."""
 
     lease: int

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Final
 
+from msgspec import Struct
+from msgspec.structs import asdict
 from sqlalchemy import text
 
 from docferry.clock import Clock
@@ -30,16 +31,14 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """Hold the verdict about one transfer."""
 
     verdict: Verdict
     detail: str
 
 
-@dataclass(slots=True)
-class Round:
+class Round(Struct):
     """Describe one verification with its options, over any number of runs."""
 
     mapping: str | None
@@ -56,8 +55,7 @@ class Round:
         return self.mapping, self.since, self.with_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Discrepancy:
+class Discrepancy(Struct, frozen=True):
     """Describe a sent document that was not found present."""
 
     document_id: int | None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.settings import Upload
@@ -15,8 +16,7 @@ from docferry.store.owners import Owners
 LEFT_OVER_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True):
     """Hold the lanes to select from, and the companies that another process should release soon."""
 
     lanes: Sequence[Lane]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry.clock import Clock
 from docferry.remotes.protocol import Remote
@@ -18,8 +19,7 @@ from docferry.telemetry import Telemetry
 from docferry.wakeups import Wakeups
 
 
-@dataclass(frozen=True, slots=True)
-class QueueTables:
+class QueueTables(Struct, frozen=True):
     """Hold the tables of the queue and their database."""
 
     database: Database
@@ -29,8 +29,7 @@ class QueueTables:
     owners: Owners
 
 
-@dataclass(frozen=True, slots=True)
-class UploadContext:
+class UploadContext(Struct, frozen=True):
     """Hold the queue, the upload mappings by name, and the remotes by name, for one configuration of one process."""
 
     clock: Clock

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry import policy
 from docferry.errors import RemoteError
@@ -18,8 +19,7 @@ UNSURE_LAGS = 20
 UNSURE_AT_LEAST_S = 600.0
 
 
-@dataclass(slots=True)
-class Resolution:
+class Resolution(Struct):
     """Hold the decisions about the doubts of one lookup; the caller performs them."""
 
     outcomes: list[tuple[Transfer, Outcome]] = field(default_factory=list)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from itertools import filterfalse, islice
 
 import anyio
 from anyio import TaskHandle
 from anyio.abc import TaskGroup, TaskStatus
+from msgspec import Struct
 
 from docferry import logs
 from docferry.errors import LeaseLost
@@ -39,8 +39,7 @@ CONFIRMATION_POLL_S = 1.0
 CLAIM_FACTOR = 8
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
+class SchedulerLimits(Struct, frozen=True):
     """Hold the settings of the scheduler."""
 
     workers: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from docferry.model import Gate, Reason
 from docferry.store.claims import Lane, Pick, company_of
@@ -12,8 +13,7 @@ from docferry.store.claims import Lane, Pick, company_of
 DOUBTS_PER_LOOKUP = 20
 
 
-@dataclass(frozen=True, slots=True)
-class SelectionInput:
+class SelectionInput(Struct, frozen=True):
     """Hold the facts that decide a selection."""
 
     now: float  # wall seconds

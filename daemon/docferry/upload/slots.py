@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.upload.batch import Batch
@@ -29,8 +29,7 @@ class LaneFailures(Protocol):
         """Return whether a lane gets one batch at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotLimits:
+class SlotLimits(Struct, frozen=True):
     """Hold the limits of one process."""
 
     workers: int  # requests in flight

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files.safe_open import Root
@@ -25,8 +26,7 @@ OPEN_TRIES = 5
 SHARE_DELAY_S = 10.0
 
 
-@dataclass(slots=True)
-class OpenedSources:
+class OpenedSources(Struct):
     """Hold the documents that can be sent, and the outcomes of the others."""
 
     sources: list[tuple[Transfer, FileSource]] = field(default_factory=list)

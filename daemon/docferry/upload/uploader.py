@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
 
 import anyio
+from msgspec import Struct
+from msgspec.structs import replace
 
 from docferry import logs, policy
 from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError
@@ -26,8 +27,7 @@ from docferry.upload.sources import SourceOpener
 log = logs.get("uploader")
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """Count the uploads since the start."""
 
     uploaded: int = 0  # documents

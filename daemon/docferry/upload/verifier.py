@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 import anyio
+from msgspec import Struct
 
 from docferry import logs
 from docferry.clock import Clock
@@ -34,8 +34,7 @@ _OWN_TROUBLE: Final = frozenset({400, 401, 402, 403, 404, 422})
 _LISTED: Final = Result(Verdict.PRESENT, "Codat lists its name")
 
 
-@dataclass(frozen=True, slots=True)
-class RoundReport:
+class RoundReport(Struct, frozen=True):
     """Report the progress of a round; the database has the verdicts. `stopped`: the reason for an early stop."""
 
     progress: Round

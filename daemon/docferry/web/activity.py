@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from docferry.logs import redacted
 from docferry.model import escaped
@@ -27,8 +28,7 @@ _WORDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ActivityEvent:
+class ActivityEvent(Struct, frozen=True):
     """Describe one event; texts are safe to show and contain no secret."""
 
     time: float

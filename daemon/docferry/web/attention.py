@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlencode
+
+from msgspec import Struct, field
 
 from docferry.app.figures import Figures
 
@@ -51,8 +52,7 @@ _GATES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Button:
+class Button(Struct, frozen=True):
     """Describe a form that changes something: its address, its fields, and its text."""
 
     action: str
@@ -62,8 +62,7 @@ class Button:
     is_main: bool = True  # whether it is the usual fix
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
+class Issue(Struct, frozen=True):
     """Describe one issue for a person. `level`: "bad" stops documents, "warn" may."""
 
     level: str

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
 
 from markupsafe import Markup
+from msgspec import Struct
 
 WIDTH: Final = 480
 HEIGHT: Final = 120
 _TOP: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(Struct, frozen=True):
     """Hold the values of one plot, the oldest first; `labels` are their tooltips, `shown` the values as text."""
 
     title: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
+from msgspec import Struct
 
 from docferry.app.application import Application
 from docferry.app.running import RunningDaemon
@@ -31,8 +31,7 @@ _PLOTS_S: Final = 10.0
 _COST_FACTOR: Final = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(Struct, frozen=True):
     """Describe a request with documents in flight."""
 
     name: str

@@ -6,36 +6,32 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, Self
 
 import anyio
+from msgspec import Struct
 
 #: Means all of a root in places that name top-level folders.
 WHOLE_ROOT: Final = frozenset({b""})
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(Struct, frozen=True):
     """Report that these paths, relative to the root, may have changed."""
 
     paths: set[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Armed:
+class Armed(Struct, frozen=True):
     """Report that everything is watched from now on; a scan must find earlier changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """Report that changes may have been missed. `Armed` follows once watching continues."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Degraded:
+class Degraded(Struct, frozen=True):
     """Report that changes of these top-level folders (b"": of all) are missed until `Armed`; the reason has the fix."""
 
     reason: str

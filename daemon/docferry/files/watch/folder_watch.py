@@ -9,10 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import watchfiles
+from msgspec import Struct, field
 
 from docferry.clock import Clock
 
@@ -32,8 +32,7 @@ OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WatchReport:
+class WatchReport(Struct, frozen=True):
     """Report news of a FolderWatch: it is armed, it saw changes, or it has ended with an error."""
 
     watch: FolderWatch

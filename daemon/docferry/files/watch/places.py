@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry.files.watch.events import Hint
 from docferry.files.watch.folder_watch import FolderWatch
@@ -16,8 +17,7 @@ Place = tuple[WatchedRoot, bytes]
 Group = tuple[WatchedRoot, bytes]
 
 
-@dataclass(slots=True)
-class Purpose:
+class Purpose(Struct):
     """Describe the reason for starting a FolderWatch."""
 
     places: list[Place]

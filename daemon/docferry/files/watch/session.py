@@ -7,8 +7,9 @@ import queue
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.errors import FolderError
@@ -47,15 +48,13 @@ COST_WINDOW_S: Final = 10.0
 FLOOD: Final = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class _Addition:
+class _Addition(Struct, frozen=True):
     """Request to watch a root."""
 
     root: WatchedRoot
 
 
-@dataclass(frozen=True, slots=True)
-class _Removal:
+class _Removal(Struct, frozen=True):
     """Request to stop watching a root."""
 
     root: WatchedRoot

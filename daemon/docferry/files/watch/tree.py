@@ -7,7 +7,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from docferry.errors import FolderError
 from docferry.files import scan
@@ -18,8 +19,7 @@ from docferry.files.watch.failures import NOT_UTF8
 WATCH_RETRY_S, LONGEST_RETRY_S = 10.0, 900.0  # before a folder is tried again, doubled each time
 
 
-@dataclass(slots=True, eq=False)
-class WatchedRoot:
+class WatchedRoot(Struct, eq=False):
     """Hold one root, the state of its watch, and its events."""
 
     root: Root

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +13,7 @@ from uuid import uuid4
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
+from msgspec import Struct
 
 from docferry.clock import Clock
 from docferry.errors import RemoteError
@@ -54,8 +54,7 @@ _LARGEST_ARCHIVE: Final = 8 * 1024**3
 _ZIP: Final = b"PK"
 
 
-@dataclass(frozen=True, slots=True)
-class CodatOptions:
+class CodatOptions(Struct, frozen=True):
     """Hold the settings of `[codat]` that the client needs."""
 
     base_url: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import ijson
 from anyio.lowlevel import checkpoint
+from msgspec import Struct
 
 from docferry.errors import RemoteError
 from docferry.remotes.http import Sink
@@ -22,8 +22,7 @@ _STEP: Final = 64 * 1024
 _NAMES: Final = ("fileName", "displayName", "sourceType", "uploaded")
 
 
-@dataclass(frozen=True, slots=True)
-class ListedFile:
+class ListedFile(Struct, frozen=True):
     """Hold one row of a company's list, unchanged."""
 
     file_name: str | None

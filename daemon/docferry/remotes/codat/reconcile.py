@@ -10,11 +10,12 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import unquote
+
+from msgspec import Struct, field
 
 from docferry.model import Finding, Found, KnownUploads, Transfer
 from docferry.remotes.protocol import Lookback
@@ -34,8 +35,7 @@ MAX_DATED_ZIPS: Final = 40
 _LAGGING: Final = timedelta(days=3)
 
 
-@dataclass(frozen=True, slots=True)
-class ListedUpload:
+class ListedUpload(Struct, frozen=True):
     """Describe one upload in the list.
 
     `days` are the dates whose ZIP may contain it, none if its time cannot be read.
@@ -62,8 +62,7 @@ class ListedUpload:
         return cls(same(name or ""), there.timestamp() - offset, moment.tzinfo is None, frozenset(days))
 
 
-@dataclass(slots=True)
-class Members:
+class Members(Struct):
     """Count the members of ZIPs by digest and by name, and keep the names of each digest."""
 
     digests: Counter[str] = field(default_factory=Counter)

@@ -13,19 +13,18 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, Final
 
 import anyio
+from msgspec import Struct, field
 
 #: The delay before the next address is tried (RFC 8305), seconds.
 _ATTEMPT_DELAY_S: Final = 0.25
 AddressInfo = tuple[Any, Any, int, str, Any]
 
 
-@dataclass(slots=True)
-class Attempt:
+class Attempt(Struct):
     """Record the attempt to connect to one address. `error` is None during the attempt, and after success."""
 
     address: str
@@ -34,8 +33,7 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(slots=True)
-class Connector:
+class Connector(Struct):
     """Connect to one host; record the tried addresses for messages."""
 
     host: str

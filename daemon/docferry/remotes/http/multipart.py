@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.model import Source, UploadItem
 from docferry.remotes.http.request_body import ClosingBlocks
@@ -37,8 +38,7 @@ def content_type(name: str) -> str:
     return _CONTENT_TYPES.get(suffix.lower() if dot else "", "application/octet-stream")
 
 
-@dataclass(frozen=True, slots=True)
-class PlainBody:
+class PlainBody(Struct, frozen=True):
     """Provide one plain document; its source yields the last block after the bytes are proved."""
 
     item: UploadItem

@@ -10,12 +10,12 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
 
 import anyio
 import httpx
+from msgspec import Struct
 
 from docferry.remotes.http.connect import AddressInfo, resolve
 
@@ -28,8 +28,7 @@ class PrivateAddressError(httpx.ConnectError):
     """Report that a host has a forbidden address; nothing was connected or sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublicOnly:
+class PublicOnly(Struct, frozen=True):
     """List the hosts that may have private addresses: patterns, and any host while `trusted_host` has one itself."""
 
     trusted_host: str

@@ -9,12 +9,12 @@ import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, Literal
 
 from anyio.lowlevel import checkpoint
+from msgspec import Struct
 
 from docferry.errors import RemoteError
 from docferry.model import escaped
@@ -38,8 +38,7 @@ OpenSink = Callable[[int, Mapping[str, str]], AbstractAsyncContextManager[Sink]]
 MAX_CONTENT_BYTES: Final = 16 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(Struct, frozen=True):
     """Define the destination of a response's body.
 
     open_sink   opens the sink for the body of a 2xx; other bodies, or all without a sink, are read into memory
@@ -55,8 +54,7 @@ class Destination:
 MEMORY: Final = Destination()
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(Struct, frozen=True):
     """Represent one response.
 
     headers             names in lower case; repeated ones are joined by ", "

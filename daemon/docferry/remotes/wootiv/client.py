@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from docferry.clock import Clock
 from docferry.errors import ErrorDetails, NotNow, RemoteError
@@ -56,8 +58,7 @@ _ADVICE: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WootivOptions:
+class WootivOptions(Struct, frozen=True):
     """Hold the settings of `[wootiv]` that the client needs."""
 
     base_url: str

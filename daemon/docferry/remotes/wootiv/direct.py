@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from docferry.errors import ErrorDetails, RemoteError
 from docferry.model import Finding, Found, Transfer, UploadItem
@@ -15,8 +16,7 @@ from docferry.remotes.wootiv.s3 import ObjectStat
 MAX_BULK_BYTES: Final = 64 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BulkPolicy:
+class BulkPolicy(Struct, frozen=True):
     """Decide which documents share a request to `/aws/buckets/bulk_upload`."""
 
     mappings: frozenset[str]  # with via = "direct"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from docferry.errors import RemoteError
 from docferry.remotes.http import safe_text
@@ -13,8 +14,7 @@ _LISTS: Final = ("objects", "Contents", "contents", "data", "items", "buckets", 
 _NAMES: Final = ("key", "Key", "pathWithFilename", "name", "Name", "filename")
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(Struct, frozen=True):
     """Describe one object in Wootiv's list; unknown values are None."""
 
     name: str

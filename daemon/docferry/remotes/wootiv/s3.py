@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from docferry.errors import ErrorDetails, RemoteError
 from docferry.model import Receipt
@@ -68,8 +69,7 @@ def refusal(response: Response, now: float) -> RemoteError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectStat:
+class ObjectStat(Struct, frozen=True):
     """Describe an object in the storage; unknown values are None."""
 
     size: int | None  # bytes
