@@ -165,6 +165,20 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert len(found) == len(expected), found
 
 
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ('[wootiv]\nenvironment = "staging"\n', 'wootiv.environment = "staging": must be'),
+        (WOOTIV + 'cert_file = "/nowhere.pem"\n', "wootiv: cert_file /nowhere.pem cannot be used"),
+        ('[retry]\ninitial = "soon"\nmax = "100ms"\n' + WOOTIV, 'retry.initial = "soon": is not a duration'),
+    ],
+)
+def test_a_wrong_value_is_the_only_problem_of_its_table(tmp_path: Path, section: str, sentence: str) -> None:
+    """Without the value a key of its table would seem to be missing, or would contradict a default."""
+    (problem,) = refused(tmp_path, upload() + section)
+    assert problem.startswith(sentence)
+
+
 def test_a_misplaced_key_is_sent_to_its_section(tmp_path: Path) -> None:
     (problem,) = refused(tmp_path, "quota_reserve = 0.1\n")
     assert problem == "quota_reserve: unknown key; it belongs under [codat]"

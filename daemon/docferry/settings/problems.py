@@ -66,8 +66,10 @@ def validate(model: type[Settings], written: Written) -> tuple[Settings | None, 
     else:
         places = {key: list(range(len(values.get(key, ())))) for key in ("upload", "download")}
     if settings is not None:
+        # In a table without its wrong values a key may seem to be missing, or to contradict a default.
+        tables = {loc[0] for loc in faulty} - {"upload", "download"}
         for loc, predicate in cross_checks.found(settings, places["upload"], places["download"]):
-            if loc not in faulty:
+            if loc not in faulty and loc[0] not in tables:
                 problems.append(f"{_key(loc)}{_origin(loc, written)}: {predicate}")
     return settings, problems
 
