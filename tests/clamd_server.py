@@ -18,8 +18,8 @@ from debian_tools import FOLDER
 
 VIRUS = b"docferry-test-signature"
 SIGNATURE = "Docferry.Test.Signature.UNOFFICIAL"
-#: With the libraries that a slim image lacks; `python tests/debian_tools.py` unpacks them.
-PACKAGES = ("clamav-daemon", "libclamav12", "libmspack0", "libjson-c5")
+#: With the libraries that a slim image lacks, in Debian 12 and 13; `python tests/debian_tools.py` unpacks them.
+PACKAGES = ("clamav-daemon", "libclamav12", "libmspack0", "libmspack0t64", "libjson-c5")
 
 
 def _program() -> tuple[str, dict[str, str]]:

@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from docferry import __version__
 from docferry.store import schema
 
@@ -57,7 +59,9 @@ def test_no_file_names_a_folder_of_somebodys_own(root: Path, tracked: list[Path]
     assert not found
 
 
-def test_programs_can_be_run(root: Path) -> None:
-    assert os.access(root / ".ci" / "run", os.X_OK)
-    done = subprocess.run(["bash", "-n", root / ".ci" / "run"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("name", ["run", "debian"])
+def test_programs_can_be_run(root: Path, name: str) -> None:
+    program = root / ".ci" / name
+    assert os.access(program, os.X_OK)
+    done = subprocess.run(["bash", "-n", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
