@@ -46,8 +46,8 @@ async def _put(settings: Settings, asked: Namespace) -> None:
     if asked.json:
         return
     runs = locks.running(settings.state_dir) is not None
-    number = count(len(asked.files), "document")
-    screen.show(line(f"{number} stored;", "the daemon sends them" if runs else "`docferry sync` sends them"))
+    stored, them = count(len(asked.files), "document"), "it" if len(asked.files) == 1 else "them"
+    screen.show(line(f"{stored} stored; {'the daemon' if runs else '`docferry sync`'} sends {them}"))
 
 
 async def _stored(queue: Queue, mapping: str, name: str, content: BinaryIO) -> str:
