@@ -17,13 +17,10 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.http import HttpClient, HttpOptions, Response
-from docferry.senders import pool as senders
 from docferry.senders.pool import START_BYTES, SenderPool
 
 Speak = Callable[[SocketStream], Awaitable[None]]
 THROUGH_SENDERS = "THROUGH_SENDERS" in os.environ
-if THROUGH_SENDERS:
-    senders.MIN_REQUEST_BYTES = 0  # type: ignore[misc]  # in these tests documents are small
 in_process = pytest.mark.skipif(THROUGH_SENDERS, reason="it replaces functions of this process")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

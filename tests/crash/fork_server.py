@@ -127,7 +127,6 @@ def _start_senders_first() -> None:
             yield
 
     _replace(SenderPool, run=started)
-    _replace(pool, MIN_REQUEST_BYTES=1)
 
 
 def _offset_clock(offset_file: Path) -> None:

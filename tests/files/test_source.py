@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 
 from docferry.errors import SourceChanged
 from docferry.files.safe_open import BLOCK, Root
-from docferry.files.source import FileSource, Opener
+from docferry.files.source import FileSource, OpenedFile, Opener
 from docferry.model import Digests
 from files.reading import descriptors, digests_of, fill
 
@@ -207,3 +208,34 @@ class TestSource:
         total, grown_kib = map(int, done.stdout.split())
         assert total == 256 * BLOCK
         assert grown_kib < 12 * 1024
+
+
+class TestPageCache:
+    """A small file that another process sends: it is read at once where the kernel has its bytes in memory."""
+
+    def test_bytes_are_taken_from_memory_or_not_at_all(self, root: Path) -> None:
+        content = fill(root / "a.pdf", BLOCK)
+        file = opened(root)
+        if file.read_cached():  # not on a tmpfs
+            assert file.whole == content
+        else:
+            assert file.whole is None
+        file.close()
+
+    @pytest.mark.parametrize("change", [b"", b"shorter", bytes(BLOCK), bytes(BLOCK + 1)])
+    def test_other_bytes_than_planned_are_never_taken(self, root: Path, change: bytes) -> None:
+        fill(root / "a.pdf", BLOCK)
+        file = opened(root)
+        (root / "a.pdf").write_bytes(change)
+        with contextlib.suppress(SourceChanged):
+            assert not file.read_cached()
+        assert file.whole is None
+        with pytest.raises(SourceChanged):
+            file.read_small()
+        file.close()
+
+
+def opened(root: Path) -> OpenedFile:
+    stamp, digests = digests_of(root, "a.pdf", md5=False)
+    assert digests.fingerprint is not None
+    return OpenedFile(os.open(root / "a.pdf", os.O_RDONLY), b"a.pdf", stamp, digests.fingerprint)

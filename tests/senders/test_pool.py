@@ -15,7 +15,7 @@ from contract.raw_server import serving
 from docferry.clock import SystemClock
 from docferry.remotes.http import HttpOptions, PlainBody
 from docferry.senders import pool as pool_module
-from docferry.senders.pool import MIN_REQUEST_BYTES, START_BYTES, SenderPool, sender_count
+from docferry.senders.pool import START_BYTES, START_REQUESTS, SenderPool, sender_count
 from senders.conftest import (
     Documents,
     is_alive,
@@ -36,12 +36,11 @@ def test_auto_leaves_two_cores_to_the_daemon() -> None:
     assert [sender_count(number) for number in (0, 1, 32)] == [0, 1, 32]
 
 
-@pytest.mark.parametrize("claims", [[START_BYTES], [MIN_REQUEST_BYTES] * (START_BYTES // MIN_REQUEST_BYTES)])
+@pytest.mark.parametrize("claims", [[START_BYTES], [40_000] * START_REQUESTS])
 async def test_senders_start_when_much_is_due(claims: list[int]) -> None:
     pool = SenderPool(2)
     pool.http_client("Test", SystemClock(), HttpOptions())
     async with pool.run():
-        pool.claimed([MIN_REQUEST_BYTES - 1] * 10_000)  # small requests are sent here, however many they are
         pool.claimed(claims[1:])
         await anyio.wait_all_tasks_blocked()
         assert not sender_pids()

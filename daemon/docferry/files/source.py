@@ -147,20 +147,33 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
     def read_small(self) -> None:
         """Read and prove a small file in the calling thread. Raises SourceError."""
         try:
-            whole = read_exactly(self.descriptor, self.size, 0)
-            self._prove(xxh3_128(whole).hexdigest())
-            self._prove_stamp()
+            self._take_small(read_exactly(self.descriptor, self.size, 0))
         except SourceError:
             raise
         except Exception as error:
             raise source_error(self.path, error) from error
-        self.whole = whole
+
+    def read_cached(self) -> bool:
+        """Read and prove a small file from the page cache; False if it is not there. Raises SourceError."""
+        content = bytearray(self.size)
+        try:
+            if os.preadv(self.descriptor, [content], 0, os.RWF_NOWAIT) != self.size:
+                return False
+        except OSError:  # EAGAIN: it is not there; EOPNOTSUPP: the file system does not say
+            return False
+        self._take_small(bytes(content))
+        return True
 
     def close(self) -> None:
         """Close the file, unless it is closed."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+    def _take_small(self, content: bytes) -> None:
+        self._prove(xxh3_128(content).hexdigest())
+        self._prove_stamp()
+        self.whole = content
 
     async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
         """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""

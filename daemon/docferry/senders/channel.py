@@ -1,28 +1,33 @@
-"""Exchange frames over a socket pair: JSON, some bytes, and open file descriptors.
+"""Exchange frames over a socket pair: a kind, a number, two strings of bytes, and open file descriptors.
 
-A frame is the lengths of both parts as two 32-bit numbers, the JSON, and the bytes. The descriptors are sent with the
-first byte of their frame (SCM_RIGHTS, unix(7)).
+All frames of one step of the event loop leave in one system call, a batch. The descriptors are sent with the first byte
+of their batch (SCM_RIGHTS, unix(7)).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import anyio
-from msgspec import Struct
+from msgspec import Struct, field
 
-_LENGTHS: Final = struct.Struct("!II")
+#: Kind, number, bytes of `meta`, bytes of `tail`.
+_HEAD: Final = struct.Struct("!BQII")
 _RECEIVE_BYTES: Final = 256 * 1024
-#: The largest number of descriptors in one frame (SCM_MAX_FD).
+#: System calls of one step of the event loop that receive.
+_RECEIVE_CALLS: Final = 4
+#: The largest number of descriptors in one system call (SCM_MAX_FD).
 MAX_DESCRIPTORS: Final = 253
-#: The longest frame; a longer one is a defect, or an attack.
+#: The largest number of parts in one system call; the kernel takes 1,024 (UIO_MAXIOV).
+_MAX_PARTS: Final = 512
+#: No frame is longer: more is a defect, or an attack.
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -30,57 +35,79 @@ class ChannelError(Exception):
     """Report that the other process sent an invalid frame."""
 
 
-class Frame(Struct, frozen=True):
-    """Hold one message between the processes; `message` is JSON."""
+class Frame(NamedTuple):
+    """Hold one message. `number` is that of a request; the meaning of both strings depends on the kind."""
 
-    message: Sequence[Any]
+    kind: int
+    number: int = 0
+    meta: bytes = b""
     tail: bytes = b""
 
 
+class _Batch(Struct):
+    """Hold the frames of one system call; `has_left` is set once the kernel has the descriptors."""
+
+    parts: list[bytes] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+    has_left: anyio.Event | None = None
+
+
 class Channel:
-    """Hold one end of the socket pair. One task receives; any number may send."""
+    """Hold one end of the socket pair. Frames leave in the order of `write`."""
 
     def __init__(self, end: socket.socket, *, takes_descriptors: bool) -> None:
         end.setblocking(False)
         self._socket = end
         self._takes_descriptors = takes_descriptors
+        self._space = memoryview(bytearray(_RECEIVE_BYTES))
         self._received = bytearray()
         self._descriptors: deque[int] = deque()
-        self._sending = anyio.Lock(fast_acquire=True)
+        self._batches: deque[_Batch] = deque()
 
-    async def send(self, message: Sequence[Any], tail: Sequence[bytes] = (), descriptors: Sequence[int] = ()) -> None:
-        """Send a frame.
+    def write(self, frame: Frame, descriptors: Sequence[int] = ()) -> None:
+        """Send a frame, together with all others of this step of the event loop, unless the other end has gone.
 
-        Raises OSError if the other process has ended. A started send is never cancelled, to keep frames whole.
+        The caller keeps the descriptors open until the frame is answered, or `flush` returns.
         """
-        head = json.dumps(message, separators=(",", ":")).encode("ascii")
-        frame = b"".join([_LENGTHS.pack(len(head), sum(map(len, tail))), head, *tail])
-        with anyio.CancelScope(shield=True):
-            async with self._sending:
-                rest = memoryview(frame)
-                while rest:
-                    try:
-                        sent = socket.send_fds(self._socket, [rest], descriptors)
-                    except BlockingIOError:
-                        await anyio.wait_writable(self._socket)
-                    else:
-                        rest, descriptors = rest[sent:], ()
+        batch = self._open_batch(len(descriptors))
+        batch.parts += encoded(frame)
+        batch.descriptors += descriptors
 
-    async def receive(self) -> list[Frame]:
-        """Wait for frames and return the complete ones; none at the end of the channel."""
-        while True:
+    async def flush(self) -> None:
+        """Wait until all descriptors have left, or none will.
+
+        The number of a descriptor that was closed earlier may be another file's.
+        """
+        if self._batches:
+            last = self._batches[-1]
+            last.has_left = last.has_left or anyio.Event()
+            await last.has_left.wait()
+
+    async def serve(self, take: Callable[[Frame], None]) -> None:
+        """Call `take` with each frame until the other process ends.
+
+        Raises ChannelError for an invalid frame, and the exceptions of `take`.
+        """
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        failures: list[Exception] = []
+
+        def readable() -> None:
             try:
-                data = self._read()
-            except BlockingIOError:
-                await anyio.wait_readable(self._socket)
-                continue
-            except ConnectionError:
-                data = b""
-            if not data:
-                return []
-            self._received += data
-            if frames := self._complete():
-                return frames
+                if self._read(take):
+                    return
+            except Exception as error:  # noqa: BLE001 - it is raised where the channel is served
+                failures.append(error)
+            loop.remove_reader(self._socket)
+            ended.set()
+
+        # Not anyio.wait_readable: it registers the socket anew for each wait, two system calls.
+        loop.add_reader(self._socket, readable)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._socket)
+        if failures:
+            raise failures[0]
 
     def take_descriptors(self, count: int) -> list[int]:
         """Return the next received descriptors, which belong to the oldest frame that announced some."""
@@ -89,49 +116,117 @@ class Channel:
         return [self._descriptors.popleft() for _ in range(count)]
 
     def shut_down(self) -> None:
-        """Shut down both directions: `receive` returns in both processes."""
+        """End both directions: `serve` returns in both processes."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close this end; no task may be receiving."""
+        """Close this end; `serve` must have returned."""
+        self._give_up()
+        asyncio.get_running_loop().remove_writer(self._socket)
         self._socket.close()
         while self._descriptors:
             with contextlib.suppress(OSError):
                 os.close(self._descriptors.popleft())
 
-    def _read(self) -> bytes:
+    # sending
+
+    def _open_batch(self, descriptors: int) -> _Batch:
+        """Return the batch that takes the next frame."""
+        batches = self._batches
+        if not batches:
+            asyncio.get_running_loop().call_soon(self._send)
+        elif len(batches[-1].parts) < _MAX_PARTS and len(batches[-1].descriptors) + descriptors <= MAX_DESCRIPTORS:
+            return batches[-1]
+        batches.append(_Batch())
+        return batches[-1]
+
+    def _send(self) -> None:
+        """Send the batches, the rest of them once the socket is writable."""
+        while self._batches:
+            batch = self._batches[0]
+            if not batch.parts:
+                _left(self._batches.popleft(), 0)
+                continue
+            try:
+                sent = socket.send_fds(self._socket, batch.parts, batch.descriptors)
+            except BlockingIOError:
+                asyncio.get_running_loop().add_writer(self._socket, self._continue)
+                # Later frames get another batch: the rest of this one would be copied with each of them.
+                self._batches.append(_Batch())
+                return
+            except OSError:  # the reader notices the end too
+                self._give_up()
+                return
+            _left(batch, sent)
+
+    def _continue(self) -> None:
+        asyncio.get_running_loop().remove_writer(self._socket)
+        self._send()
+
+    def _give_up(self) -> None:
+        while self._batches:
+            _left(self._batches.popleft(), 0)
+
+    # receiving
+
+    def _read(self, take: Callable[[Frame], None]) -> bool:
+        """Receive without waiting; False at the end of the channel."""
+        for _ in range(_RECEIVE_CALLS):
+            try:
+                size = self._receive()
+            except BlockingIOError:
+                return True
+            except ConnectionError:
+                return False
+            if not size:
+                return False
+            self._received += self._space[:size]
+            self._take_complete(take)
+            if size < _RECEIVE_BYTES:
+                return True
+        return True
+
+    def _receive(self) -> int:
         if not self._takes_descriptors:
-            return self._socket.recv(_RECEIVE_BYTES)
-        data, descriptors, _, _ = socket.recv_fds(
-            self._socket, _RECEIVE_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            return self._socket.recv_into(self._space)
+        size, ancillary, _, _ = self._socket.recvmsg_into(
+            [self._space], socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_CMSG_CLOEXEC
         )
-        self._descriptors += descriptors
-        return data
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")
+        return size
 
-    def _complete(self) -> list[Frame]:
-        """Remove the complete frames from the front of the received bytes."""
-        frames, start, received = list[Frame](), 0, self._received
-        while len(received) - start >= _LENGTHS.size:
-            head, tail = _LENGTHS.unpack_from(received, start)
-            if head + tail > MAX_FRAME_BYTES:
+    def _take_complete(self, take: Callable[[Frame], None]) -> None:
+        """Pass on the complete frames at the front of the received bytes."""
+        start, received = 0, self._received
+        while len(received) - start >= _HEAD.size:
+            kind, number, meta, tail = _HEAD.unpack_from(received, start)
+            if meta + tail > MAX_FRAME_BYTES:
                 raise ChannelError("a frame is too long")
-            middle = start + _LENGTHS.size + head
-            if middle + tail > len(received):
+            begin = start + _HEAD.size
+            middle, end = begin + meta, begin + meta + tail
+            if end > len(received):
                 break
-            frames.append(
-                _frame(bytes(received[start + _LENGTHS.size : middle]), bytes(received[middle : middle + tail]))
-            )
-            start = middle + tail
+            frame = Frame(kind, number, bytes(received[begin:middle]), bytes(received[middle:end]))
+            start = end
+            take(frame)
         del received[:start]
-        return frames
 
 
-def _frame(head: bytes | bytearray, tail: bytes) -> Frame:
-    try:
-        message = json.loads(head)
-    except (ValueError, RecursionError):
-        raise ChannelError("a frame holds no JSON") from None
-    if not isinstance(message, list) or not message:
-        raise ChannelError("a frame holds no message")
-    return Frame(message, tail)
+def encoded(frame: Frame) -> tuple[bytes, bytes]:
+    """Return the bytes of a frame, in two parts."""
+    kind, number, meta, tail = frame
+    return _HEAD.pack(kind, number, len(meta), len(tail)) + meta, tail
+
+
+def _left(batch: _Batch, sent: int) -> None:
+    """Remove the bytes that were sent from the front of a batch."""
+    batch.descriptors.clear()
+    if batch.has_left is not None:
+        batch.has_left.set()
+    if sent < sum(map(len, batch.parts)):
+        batch.parts[:] = [b"".join(batch.parts)[sent:]]
+    else:
+        batch.parts.clear()

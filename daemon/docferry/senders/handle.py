@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -16,7 +15,7 @@ from msgspec import Struct, field
 
 from docferry.remotes.http.options import HttpOptions
 from docferry.senders import messages
-from docferry.senders.channel import Channel, ChannelError
+from docferry.senders.channel import Channel, ChannelError, Frame
 from docferry.senders.messages import Reply, SendRequest
 from docferry.senders.progress import SLOTS, ProgressPage, Slot
 
@@ -108,8 +107,8 @@ class SenderHandle:
             self._free.append(slot.number)
         self._free_page()
 
-    async def exchange(self, slot: Slot, request: Callable[[int], SendRequest]) -> Reply | None:
-        """Pass a request to the process and return its reply; None if the process ended: its slot has the progress.
+    async def exchange(self, slot: Slot, request: SendRequest) -> Reply | None:
+        """Hand a request over and return its reply; None when the process ended first: the slot tells how far it got.
 
         A cancellation also cancels the request, and briefly waits for the final progress in its slot.
         """
@@ -117,14 +116,16 @@ class SenderHandle:
         pending = self._pending[number] = _Pending()
         self.last_used = time.monotonic()
         try:
-            with suppress(OSError):  # the reader notices the end, too
-                await request(number).send(self._channel)
+            request.send(number, self._channel)
             await pending.done.wait()
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(CANCEL_S, shield=True), suppress(OSError):
-                await self._channel.send([messages.CANCEL, number])
+            with anyio.move_on_after(CANCEL_S, shield=True):
+                self._channel.write(Frame(messages.CANCEL, number))
                 await pending.done.wait()
             slot.is_lost = not pending.done.is_set()
+            if slot.is_lost:
+                with anyio.CancelScope(shield=True):
+                    await self._channel.flush()
             raise
         finally:
             self._pending.pop(number, None)
@@ -132,20 +133,22 @@ class SenderHandle:
         return pending.reply
 
     async def serve(self, ready: Callable[[], None]) -> str | None:
-        """Read replies until the process ends or breaks the protocol; return the error. Calls `ready` once."""
+        """Take replies until the process ends or breaks the protocol; return what is wrong. Calls `ready` once."""
+
+        def take(frame: Frame) -> None:
+            if frame.kind == messages.READY:
+                self.is_ready, self.last_used = True, time.monotonic()
+                ready()
+                return
+            reply = messages.read_reply(frame)
+            pending = self._pending.pop(frame.number, None)
+            if pending is not None:
+                pending.reply = reply
+                pending.done.set()
+
         try:
-            await self._channel.send(self._hello)
-            while frames := await self._channel.receive():
-                for frame in frames:
-                    if frame.message[0] == messages.READY:
-                        self.is_ready, self.last_used = True, time.monotonic()
-                        ready()
-                        continue
-                    reply = messages.read_reply(frame)
-                    pending = self._pending.pop(reply.number, None)
-                    if pending is not None:
-                        pending.reply = reply
-                        pending.done.set()
+            self._channel.write(self._hello)
+            await self._channel.serve(take)
         except (ChannelError, OSError) as error:
             return str(error)
         return None

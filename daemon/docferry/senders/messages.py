@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
-from msgspec import Struct, structs
+from msgspec import DecodeError, Struct, json, structs
 
+from docferry.endpoints import Origin
 from docferry.errors import SourceChanged, SourceError, SourceUnreadable, SourceVanished
 from docferry.files.source import OpenedFile
 from docferry.model import Stamp
@@ -17,15 +20,19 @@ from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.public_addresses import PrivateAddressError, PublicOnly
 from docferry.senders.channel import Channel, ChannelError, Frame
 
-#: The first word of each message.
-HELLO: Final = "hello"  # to the sender: the options of all clients, first
-REQUEST: Final = "request"  # to the sender: one request
-CANCEL: Final = "cancel"  # to the sender: cancel a request
-READY: Final = "ready"  # from the sender
-RESPONSE: Final = "response"  # from the sender: the end of a request
-FAILURE: Final = "failure"  # from the sender: the end of a request without a response
+#: The kinds of frames.
+HELLO: Final = 1  # to the sender: the options of all clients, before anything else
+REQUEST: Final = 2  # to the sender: one request
+CANCEL: Final = 3  # to the sender: its answer is no longer wanted
+READY: Final = 4  # from the sender
+RESPONSE: Final = 5  # from the sender: the end of a request
+FAILURE: Final = 6  # from the sender: the end of a request without a response
 
 Headers = Sequence[tuple[bytes, bytes]]
+#: Slot, client, whether to wait for 100 Continue, bytes of the origin, and of the head. Both follow, and the parts.
+_REQUEST: Final = struct.Struct("!HH?HI")
+#: Status, `complete`, `maybe_complete`, `is_cut`. The headers follow, a line each.
+_RESPONSE: Final = struct.Struct("!H???")
 _PATHS: Final = ("ca_file", "cert_file", "key_file")
 _HTTP_ERRORS: Final[dict[str, type[httpx.TransportError]]] = {
     each.__name__: each
@@ -41,51 +48,45 @@ _SOURCE_ERRORS: Final[dict[str, type[SourceError]]] = {
 
 
 class SendRequest(Struct, frozen=True):
-    """Describe one request with documents.
+    """One request with documents, each as an open file or as its bytes. `slot` is its place on the page."""
 
-    `number` and `slot` are unique among the requests of one sender at a time.
-    """
-
-    number: int
     slot: int
     client: int
-    method: str
-    url: str
-    headers: Headers
-    extensions: dict[str, Any]  # of httpx.Request, as JSON
+    origin: Origin
+    head: bytes  # with the empty line at its end
+    expect_continue: bool
     parts: Sequence[bytes | OpenedFile]
 
-    async def send(self, channel: Channel) -> None:
-        """Send the request with its open files."""
+    def send(self, number: int, channel: Channel) -> None:
+        """Send it with its open files."""
         files = [part for part in self.parts if not isinstance(part, bytes)]
+        origin = _packed_origin(self.origin)
+        meta = _REQUEST.pack(self.slot, self.client, self.expect_continue, len(origin), len(self.head))
+        meta += origin + self.head
+        if not files:
+            channel.write(Frame(REQUEST, number, meta, b"".join(self.parts)))  # type: ignore[arg-type]  # all bytes
+            return
         parts = [len(part) if isinstance(part, bytes) else _described(part) for part in self.parts]
-        message = [
-            REQUEST, self.number, self.slot, self.client, self.method, self.url, _text(self.headers), self.extensions,
-            parts,
-        ]  # fmt: skip
-        tail = [part for part in self.parts if isinstance(part, bytes)]
-        await channel.send(message, tail, [file.descriptor for file in files])
+        tail = b"".join([part for part in self.parts if isinstance(part, bytes)])
+        frame = Frame(REQUEST, number, meta + json.encode(parts), tail)
+        channel.write(frame, [file.descriptor for file in files])
 
     @classmethod
     def read(cls, frame: Frame, channel: Channel) -> SendRequest:
         """Return the request of a frame, which owns its open files."""
-        _, number, slot, client, method, url, headers, extensions, described = frame.message
-        descriptors = iter(channel.take_descriptors(sum(isinstance(each, list) for each in described)))
-        parts, start = list[bytes | OpenedFile](), 0
-        for each in described:
-            if isinstance(each, int):
-                parts.append(frame.tail[start : start + each])
-                start += each
-            else:
-                path, fingerprint, *stamp = each
-                parts.append(OpenedFile(next(descriptors), path.encode("latin-1"), Stamp(*stamp), fingerprint))
-        return cls(number, slot, client, method, url, _raw(headers), extensions, parts)
+        meta = frame.meta
+        slot, client, expect_continue, origin, head = _REQUEST.unpack_from(meta)
+        middle = _REQUEST.size + origin
+        end = middle + head
+        parts: Sequence[bytes | OpenedFile] = [frame.tail]
+        if len(meta) > end:
+            parts = _read_parts(json.decode(meta[end:]), frame.tail, channel)
+        return cls(slot, client, _origin(meta[_REQUEST.size : middle]), meta[middle:end], expect_continue, parts)
 
 
 class SendResponse(Struct, frozen=True):
     """Hold the response to a request. `is_cut`: its content is incomplete."""
 
-    number: int
     status: int
     headers: Headers
     content: bytes
@@ -93,28 +94,27 @@ class SendResponse(Struct, frozen=True):
     maybe_complete: bool
     is_cut: bool
 
-    async def send(self, channel: Channel) -> None:
-        """Send the response to the daemon."""
-        flags = [self.complete, self.maybe_complete, self.is_cut]
-        await channel.send([RESPONSE, self.number, self.status, _text(self.headers), *flags], [self.content])
+    def frame(self, number: int) -> Frame:
+        """Return the frame for the daemon."""
+        flags = _RESPONSE.pack(self.status, self.complete, self.maybe_complete, self.is_cut)
+        return Frame(RESPONSE, number, flags + b"\n".join([b"%s:%s" % field for field in self.headers]), self.content)
 
 
 class SendFailure(Struct, frozen=True):
     """Hold the error of a request; `kind` is the name of its class, "" after a cancellation."""
 
-    number: int
     kind: str
     text: str
     maybe_complete: bool
 
     @classmethod
-    def of(cls, number: int, error: Exception, *, maybe_complete: bool) -> SendFailure:
-        """Return the failure for any exception."""
-        return cls(number, type(error).__name__, str(error), maybe_complete)
+    def of(cls, error: Exception, *, maybe_complete: bool) -> SendFailure:
+        """Return the failure that tells of any exception."""
+        return cls(type(error).__name__, str(error), maybe_complete)
 
-    async def send(self, channel: Channel) -> None:
-        """Send the failure to the daemon."""
-        await channel.send([FAILURE, self.number, self.kind, self.text, self.maybe_complete])
+    def frame(self, number: int) -> Frame:
+        """Return the frame for the daemon."""
+        return Frame(FAILURE, number, json.encode([self.kind, self.text, self.maybe_complete]))
 
     def error(self) -> Exception:
         """Return the exception: of httpx or of a source; any other becomes a broken connection with its name."""
@@ -131,31 +131,37 @@ Reply = SendResponse | SendFailure
 def read_reply(frame: Frame) -> Reply:
     """Return the reply of a frame. Raises ChannelError if it is none."""
     try:
-        if frame.message[0] == RESPONSE:
-            _, number, status, headers, complete, maybe, is_cut = frame.message
-            return SendResponse(int(number), int(status), _raw(headers), frame.tail, complete, maybe, is_cut)
-        _, number, kind, text, maybe = frame.message
-        return SendFailure(int(number), str(kind), str(text), bool(maybe))
-    except (TypeError, ValueError, AttributeError) as error:
+        if frame.kind == RESPONSE:
+            status, *flags = _RESPONSE.unpack_from(frame.meta)
+            return SendResponse(status, _read_headers(frame.meta[_RESPONSE.size :]), frame.tail, *flags)
+        if frame.kind == FAILURE:
+            kind, text, maybe = json.decode(frame.meta)
+            return SendFailure(str(kind), str(text), bool(maybe))
+    except (TypeError, ValueError, RecursionError, DecodeError, struct.error) as error:
         raise ChannelError("a message has another shape") from error
+    raise ChannelError(f"there is no message {frame.kind} from a sender")
 
 
-def hello(clients: Sequence[HttpOptions]) -> list[Any]:
+def hello(clients: Sequence[HttpOptions]) -> Frame:
     """Return the first message to a sender."""
-    return [HELLO, [_fields(options) for options in clients]]
+    return Frame(HELLO, meta=json.encode([_fields(options) for options in clients]))
 
 
-def read_options(fields: dict[str, Any]) -> HttpOptions:
-    """Return the options of a client."""
-    paths = {name: Path(fields[name]) for name in _PATHS if fields[name] is not None}
-    public = fields["public_only"]
-    only = PublicOnly(public["trusted_host"], tuple(public["patterns"])) if public is not None else None
-    return HttpOptions(**(fields | paths | {"public_only": only}))
+def read_hello(frame: Frame) -> list[HttpOptions]:
+    """Return the options of all clients."""
+    return [_options(fields) for fields in json.decode(frame.meta)]
 
 
 def paths_of(options: HttpOptions) -> list[Path]:
     """Return the files that TLS needs."""
     return [path for name in _PATHS if (path := getattr(options, name)) is not None]
+
+
+def _options(fields: dict[str, Any]) -> HttpOptions:
+    paths = {name: Path(fields[name]) for name in _PATHS if fields[name] is not None}
+    public = fields["public_only"]
+    only = PublicOnly(public["trusted_host"], tuple(public["patterns"])) if public is not None else None
+    return HttpOptions(**(fields | paths | {"public_only": only}))
 
 
 def _fields(options: HttpOptions) -> dict[str, Any]:
@@ -165,14 +171,36 @@ def _fields(options: HttpOptions) -> dict[str, Any]:
     return fields | {name: str(fields[name]) for name in _PATHS if fields[name] is not None}
 
 
+@lru_cache(maxsize=256)
+def _packed_origin(origin: Origin) -> bytes:
+    return f"{origin.scheme} {origin.host} {origin.port} {origin.authority}".encode("ascii")
+
+
+@lru_cache(maxsize=256)
+def _origin(packed: bytes) -> Origin:
+    scheme, host, port, authority = packed.decode("ascii").split(" ")
+    return Origin(scheme, host, int(port), authority)
+
+
 def _described(file: OpenedFile) -> list[Any]:
     stamp = file.stamp
     return [file.path.decode("latin-1"), file.fingerprint, stamp.size, stamp.mtime_ns, stamp.ctime_ns]
 
 
-def _text(headers: Headers) -> list[tuple[str, str]]:
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+def _read_parts(described: Sequence[int | list[Any]], tail: bytes, channel: Channel) -> list[bytes | OpenedFile]:
+    descriptors = iter(channel.take_descriptors(sum(isinstance(each, list) for each in described)))
+    parts, start = list[bytes | OpenedFile](), 0
+    for each in described:
+        if isinstance(each, int):
+            parts.append(tail[start : start + each])
+            start += each
+        else:
+            path, fingerprint, *stamp = each
+            parts.append(OpenedFile(next(descriptors), path.encode("latin-1"), Stamp(*stamp), fingerprint))
+    return parts
 
 
-def _raw(headers: Sequence[Sequence[str]]) -> Headers:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+def _read_headers(lines: bytes) -> Headers:
+    """Return header fields; a name holds no colon, and no field a line break."""
+    found = [line.partition(b":") for line in lines.split(b"\n")] if lines else []
+    return [(name, value) for name, _, value in found]

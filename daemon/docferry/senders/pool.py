@@ -20,9 +20,8 @@ from docferry.senders.transport import SenderTransport
 
 log = logs.get("senders")
 
-#: Smaller requests are sent by the daemon: passing one on costs as much as it saves (with TLS: 360 µs at 40 kB).
-MIN_REQUEST_BYTES: Final = 128 * 1024
-#: Senders start if requests of so many bytes were claimed within `WINDOW_S` seconds.
+#: Senders start if so many requests, or so many bytes of them, were claimed within `WINDOW_S` seconds.
+START_REQUESTS: Final = 500
 START_BYTES: Final = 64 * 1024 * 1024
 WINDOW_S: Final = 5.0
 #: Idle time after which senders stop, seconds.
@@ -62,7 +61,7 @@ class SenderPool:
         self._changed = anyio.Event()
         self._is_wanted = False
         self._window = 0.0  # steady seconds of its start
-        self._bytes = 0  # bytes claimed since
+        self._requests = self._bytes = 0  # claimed since
         self._pause = PAUSE_S
         self._not_before = 0.0  # steady seconds
 
@@ -77,15 +76,13 @@ class SenderPool:
             return
         now = time.monotonic()
         if now - self._window > WINDOW_S:
-            self._window, self._bytes = now, 0
-        self._bytes += sum(size for size in requests if size >= MIN_REQUEST_BYTES)
-        if self._bytes >= START_BYTES:
+            self._window, self._requests, self._bytes = now, 0, 0
+        for size in requests:
+            self._requests += 1
+            self._bytes += size
+        if self._requests >= START_REQUESTS or self._bytes >= START_BYTES:
             self._is_wanted = True
             self._changed.set()
-
-    def takes(self, size: int) -> bool:
-        """Return whether a sender would send a request of so many bytes now."""
-        return size >= MIN_REQUEST_BYTES and self.is_running
 
     @property
     def is_running(self) -> bool:

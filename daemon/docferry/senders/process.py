@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final, cast
 
 import anyio
@@ -20,6 +21,7 @@ from docferry.remotes.http.multipart import join_parts
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.response import MAX_CONTENT_BYTES
+from docferry.remotes.http.transport import DirectTransport, request_of
 from docferry.remotes.http.transports import open_transport
 from docferry.senders import messages, sandbox
 from docferry.senders.channel import Channel, ChannelError, Frame
@@ -30,6 +32,8 @@ from docferry.senders.progress import ProgressPage
 BEAT_S: Final = 1.0
 #: Small documents of one request up to this total are read together.
 READ_TOGETHER_BYTES: Final = 1024 * 1024
+#: A smaller body is one block, as it would be in the daemon.
+ONE_BLOCK_BYTES: Final = 128 * 1024
 
 
 def run(end: socket.socket, page: int) -> None:
@@ -40,12 +44,17 @@ def run(end: socket.socket, page: int) -> None:
     anyio.run(_Sender(Channel(end, takes_descriptors=True), shared).serve)
 
 
+def len_of(part: bytes | Source) -> int:
+    """Return the bytes of a part."""
+    return len(part) if isinstance(part, bytes) else part.size
+
+
 class _PartsBody:
     """Build a body from the parts that the daemon sent."""
 
     def __init__(self, parts: Sequence[bytes | Source]) -> None:
         self.parts = parts
-        self.length = sum(len(part) if isinstance(part, bytes) else part.size for part in parts)
+        self.length = sum(map(len_of, parts))
 
     def blocks(self) -> AsyncIterator[bytes]:
         return join_parts(self.parts)
@@ -61,14 +70,34 @@ class _SharedBody(TrackedBody):
 
     async def next_block(self) -> bytes | None:
         block = await super().next_block()
-        if block is not None and not self._given:
-            self._page.write(self._slot, begun=True, given=0)
+        if not self._given:
+            self._begin()
         return block
 
     def handed_over(self, block: bytes) -> None:
         super().handed_over(block)
         self._given += len(block)
         self._page.write(self._slot, begun=True, given=self._given)
+
+    def _begin(self) -> None:
+        self._page.write(self._slot, begun=True, given=0)
+
+
+class _OneBlock(_SharedBody):
+    """Yield a small body as one block; its files are read at that moment."""
+
+    def __init__(self, request: SendRequest, page: ProgressPage) -> None:
+        super().__init__(request, page)
+        self._parts: Sequence[bytes | OpenedFile] | None = request.parts
+
+    async def next_block(self) -> bytes | None:
+        parts, self._parts = self._parts, None
+        if parts is None:
+            return None
+        await _read_small(_files_of(parts))
+        self._left = 0
+        self._begin()
+        return b"".join([part if isinstance(part, bytes) else part.whole or b"" for part in parts])
 
 
 class _Sender:
@@ -79,65 +108,75 @@ class _Sender:
         self._page = page
         self._clients: list[HttpOptions] = []
         self._transports: dict[int, httpx.AsyncBaseTransport] = {}
-        self._scopes: dict[int, anyio.CancelScope] = {}
+        self._tasks: dict[int, anyio.TaskHandle[None]] = {}
 
     async def serve(self) -> None:
         async with anyio.create_task_group() as group:
-            while frames := await self._channel.receive():
-                for frame in frames:
-                    await self._take(group, frame)
+            await self._channel.serve(partial(self._take, group))
             group.cancel_scope.cancel()
 
-    async def _take(self, group: anyio.abc.TaskGroup, frame: Frame) -> None:
-        kind, value = frame.message[:2]
-        if kind == messages.REQUEST:
+    def _take(self, group: anyio.abc.TaskGroup, frame: Frame) -> None:
+        if frame.kind == messages.REQUEST:
             request = SendRequest.read(frame, self._channel)
-            self._scopes[request.number] = scope = anyio.CancelScope()
-            group.start_soon(self._answer, request, scope)
-        elif kind == messages.CANCEL:
-            if value in self._scopes:
-                self._scopes[value].cancel()
-        elif kind == messages.HELLO:
-            self._clients = [messages.read_options(fields) for fields in value]
+            self._tasks[frame.number] = group.start_soon(self._answer, frame.number, request)
+        elif frame.kind == messages.CANCEL:
+            if frame.number in self._tasks:
+                self._tasks[frame.number].cancel()
+        elif frame.kind == messages.HELLO:
+            self._clients = messages.read_hello(frame)
             sandbox.restrict_files(path.parent for options in self._clients for path in messages.paths_of(options))
             group.start_soon(self._beat)
-            await self._channel.send([messages.READY])
+            self._channel.write(Frame(messages.READY))
         else:
-            raise ChannelError(f"there is no message {kind!r}")
+            raise ChannelError(f"there is no message {frame.kind}")
 
     async def _beat(self) -> None:
         while True:
             self._page.set_beat(self._page.beat + 1)
             await anyio.sleep(BEAT_S)
 
-    async def _answer(self, request: SendRequest, scope: anyio.CancelScope) -> None:
-        """Send one request and return its reply; errors are replies, too."""
-        body = _SharedBody(request, self._page)
-        reply: Reply = SendFailure(request.number, "", "", maybe_complete=False)
-        with scope:
-            try:
-                reply = await self._send(request, body)
-            except Exception as error:  # noqa: BLE001 - raised in the daemon
-                reply = SendFailure.of(request.number, error, maybe_complete=body.maybe_complete)
-        del self._scopes[request.number]
-        await reply.send(self._channel)
-
-    async def _send(self, request: SendRequest, body: _SharedBody) -> SendResponse:
-        async with AsyncExitStack() as stack:
-            files = [part for part in request.parts if not isinstance(part, bytes)]
+    async def _answer(self, number: int, request: SendRequest) -> None:
+        """Send one request and its reply; every error is the reply."""
+        files = _files_of(request.parts)
+        reply: Reply = SendFailure("", "", maybe_complete=False)  # when it is cancelled
+        is_small = sum(map(len_of, request.parts)) < ONE_BLOCK_BYTES
+        body = (_OneBlock if is_small else _SharedBody)(request, self._page)
+        try:
+            if is_small:
+                reply = await self._exchange(request, body)
+            else:
+                reply = await self._send_large(request, body, files)
+        except Exception as error:  # noqa: BLE001 - it is raised where the request came from
+            reply = SendFailure.of(error, maybe_complete=body.maybe_complete)
+        finally:
             for file in files:
-                stack.callback(file.close)
+                file.close()
+            del self._tasks[number]
+            self._channel.write(reply.frame(number))
+
+    async def _send_large(self, request: SendRequest, body: TrackedBody, files: Sequence[OpenedFile]) -> SendResponse:
+        async with AsyncExitStack() as stack:
             for file in files:
                 await stack.enter_async_context(file)
-            await _read_small([file for file in files if file.is_small])
+            small = [file for file in files if file.is_small]
+            if sum(file.size for file in small) <= READ_TOGETHER_BYTES:
+                await _read_small(small)
             stack.push_async_callback(body.aclose)
-            asked = httpx.Request(
-                request.method, request.url, headers=request.headers, stream=body, extensions=request.extensions
+            return await self._exchange(request, body)
+
+    async def _exchange(self, request: SendRequest, body: TrackedBody) -> SendResponse:
+        transport, timeouts = self._transport(request.client), self._clients[request.client].timeouts
+        if isinstance(transport, DirectTransport):
+            answered, stream = await transport.exchange(
+                request.origin, request.head, body, timeouts, expect_continue=request.expect_continue
             )
-            answered = await self._transport(request.client).handle_async_request(asked)
-            content, is_cut = await _read(cast(httpx.AsyncByteStream, answered.stream))
-        headers, progress = answered.headers.raw, (body.complete, body.maybe_complete)
-        return SendResponse(request.number, answered.status_code, headers, content, *progress, is_cut)
+            content, is_cut = await _read(stream)
+            status, headers = answered.status, answered.headers
+        else:
+            response = await transport.handle_async_request(request_of(request.origin, request.head, body, timeouts))
+            content, is_cut = await _read(cast(httpx.AsyncByteStream, response.stream))
+            status, headers = response.status_code, response.headers.raw
+        return SendResponse(status, headers, content, body.complete, body.maybe_complete, is_cut)
 
     def _transport(self, client: int) -> httpx.AsyncBaseTransport:
         if client not in self._transports:
@@ -145,10 +184,15 @@ class _Sender:
         return self._transports[client]
 
 
+def _files_of(parts: Sequence[bytes | OpenedFile]) -> list[OpenedFile]:
+    return [part for part in parts if not isinstance(part, bytes)]
+
+
 async def _read_small(files: Sequence[OpenedFile]) -> None:
-    """Read the small documents of a form in one call of a thread, unless their total is large."""
-    if files and sum(file.size for file in files) <= READ_TOGETHER_BYTES:
-        await to_thread.run_sync(_read_each, files)
+    """Read small documents: from the page cache at once, the others in one call of a thread."""
+    waiting = [file for file in files if not file.read_cached()]
+    if waiting:
+        await to_thread.run_sync(_read_each, waiting)
 
 
 def _read_each(files: Sequence[OpenedFile]) -> None:

@@ -13,7 +13,7 @@ from docferry.files.source import OpenedFile
 from docferry.model import Source
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
-from docferry.remotes.http.transport import target_of
+from docferry.remotes.http.transport import head_of, origin_of
 from docferry.remotes.http.transports import open_transport
 from docferry.senders.handle import SenderHandle
 from docferry.senders.messages import Reply, SendFailure, SendRequest
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class SenderTransport(httpx.AsyncBaseTransport):
     """Choose between senders and a transport of this process.
 
-    A request goes to a running sender if its body is large and holds open files. Its errors are those of the sender's
-    transport. After the death of a sender, the request is sent again only if no byte of its body can have been sent.
+    A request goes to a running sender if its body holds open files. Its errors are those of the sender's transport.
+    After the death of a sender, the request is sent again only if no byte of its body can have been sent.
     """
 
     def __init__(self, pool: SenderPool, options: HttpOptions) -> None:
@@ -39,7 +39,7 @@ class SenderTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return its response."""
         body = request.stream
-        while isinstance(body, TrackedBody) and self._pool.takes(body.length):
+        while isinstance(body, TrackedBody) and self._pool.is_running:
             parts, chosen = _open_parts(body.parts or ()), self._pool.choose(self._options)
             if not parts or chosen is None:
                 break
@@ -68,20 +68,9 @@ async def _through(
     slot = sender.take_slot()
     sources = [part for part in body.parts or () if not isinstance(part, bytes)]
     _follow(sources, slot)
-    extensions: dict[str, object] = {
-        name: value for name, value in request.extensions.items() if name in ("timeout", "expect_continue")
-    }
-    message = partial(
-        SendRequest,
-        slot=slot.number,
-        client=client,
-        method=request.method,
-        url=str(request.url.copy_with(raw_path=target_of(request))),
-        headers=request.headers.raw,
-        extensions=extensions,
-        parts=parts,
-    )
+    expect_continue = request.extensions.get("expect_continue", False)
     try:
+        message = SendRequest(slot.number, client, origin_of(request), head_of(request), expect_continue, parts)
         reply = await sender.exchange(slot, message)
         if reply is None and slot.has_begun:
             body.sent_elsewhere(complete=False, maybe_complete=True)

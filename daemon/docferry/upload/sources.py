@@ -56,7 +56,7 @@ class SourceOpener:
         candidates = [self._candidates(transfer, places.get(transfer.id, ())) for transfer in transfers]
         unapproved = await self._unapproved(transfers, candidates)
         first = [each[0][1] for each in candidates if each]
-        stay_open = self._context.senders.takes(sum(source.size for source in first))
+        stay_open = self._context.senders.is_running
         for source in first:
             source.stays_open = stay_open
             stack.callback(source.close)

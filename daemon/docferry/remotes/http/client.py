@@ -62,12 +62,7 @@ class HttpClient:
         self._clock = clock
         self._open_transport = open_transport
         self._options = options = options or HttpOptions()
-        self._timeout = {
-            "connect": min(options.connect_timeout, options.timeout),
-            "read": options.read_timeout or options.timeout,
-            "write": options.write_timeout or options.timeout,
-            "pool": options.timeout,
-        }
+        self._timeouts = options.timeouts
         self._headers = [(name.lower(), (name, value)) for name, value in _raw_headers(_ALWAYS | dict(options.headers))]
         self._transport: httpx.AsyncBaseTransport | None = None
         self._date = ""
@@ -145,7 +140,7 @@ class HttpClient:
         if body is not None or method in ("POST", "PUT"):
             length = body.length if isinstance(body, TrackedBody) else len(body or b"")
             fields.append((b"Content-Length", b"%d" % length))
-        extensions: dict[str, Any] = {"timeout": self._timeout, "origin": origin}
+        extensions: dict[str, Any] = {"timeout": self._timeouts, "origin": origin}
         if target is not None:
             extensions["target"] = target
         if _is_large(body) and self._expect_continue and self._options.proxy is None:

@@ -35,3 +35,13 @@ class HttpOptions:
     cert_file: Path | None = None
     key_file: Path | None = None
     public_only: PublicOnly | None = None
+
+    @property
+    def timeouts(self) -> dict[str, float]:
+        """The limits of a request, as httpx's extension `timeout` takes them."""
+        return {
+            "connect": min(self.connect_timeout, self.timeout),
+            "read": self.read_timeout or self.timeout,
+            "write": self.write_timeout or self.timeout,
+            "pool": self.timeout,
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import anyio
@@ -16,6 +16,7 @@ from docferry.remotes.http.connect import Connector, resolve
 from docferry.remotes.http.connection import Connection, Timeouts
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.response_parser import ResponseHead
 from docferry.remotes.http.tls import Trust, explain_tls, handshake
 
 #: The longest idle time of a reusable connection; a server may set a shorter one.
@@ -47,22 +48,40 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its response; the caller closes the stream."""
-        origin = request.extensions.get("origin") or parse_url(str(request.url))[1]
-        timeout = request.extensions.get("timeout", {})
+        """Send the request and return its response, whose stream the caller closes."""
         stream = request.stream
         body = stream if isinstance(stream, TrackedBody) else await request.aread()
-        expect_continue = request.extensions.get("expect_continue", False)
-        head = _request_head(request)
+        response, content = await self.exchange(
+            origin_of(request),
+            head_of(request),
+            body,
+            request.extensions.get("timeout", {}),
+            expect_continue=request.extensions.get("expect_continue", False),
+        )
+        return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
+
+    async def exchange(
+        self,
+        origin: Origin,
+        head: bytes,
+        body: bytes | TrackedBody,
+        timeout: Mapping[str, float],
+        *,
+        expect_continue: bool = False,
+    ) -> tuple[ResponseHead, httpx.AsyncByteStream]:
+        """Send a request with an encoded head; return the head of its response, and its body for the caller to close.
+
+        Sender processes use it without httpx's types, which take as long as the rest.
+        """
         timeouts = Timeouts(timeout.get("write"), timeout.get("read"))
+        method = head[: head.index(b" ")].decode("ascii")
         connection = self._take_idle(origin) or await self._connect(origin, timeout.get("connect"))
         try:
-            response = await connection.exchange(request.method, head, body, timeouts, expect_continue=expect_continue)
+            response = await connection.exchange(method, head, body, timeouts, expect_continue=expect_continue)
         except BaseException:
             connection.close()
             raise
-        content = _ResponseStream(self, origin, connection, response.headers, timeout.get("read"))
-        return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
+        return response, _ResponseStream(self, origin, connection, response.headers, timeout.get("read"))
 
     async def aclose(self) -> None:
         """Close idle connections; those in use close with their responses."""
@@ -168,7 +187,14 @@ def target_of(request: httpx.Request) -> bytes:
     return target
 
 
-def _request_head(request: httpx.Request) -> bytes:
+def origin_of(request: httpx.Request) -> Origin:
+    """Return the server of a request, which the extension `origin` names."""
+    origin: Origin = request.extensions.get("origin") or parse_url(str(request.url))[1]
+    return origin
+
+
+def head_of(request: httpx.Request) -> bytes:
+    """Return the encoded head of a request. Raises httpx.LocalProtocolError when it cannot be sent."""
     fields = request.headers.raw
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target_of(request))]
     lines += [b"%s: %s" % field for field in fields]
@@ -177,6 +203,20 @@ def _request_head(request: httpx.Request) -> bytes:
             raise httpx.LocalProtocolError("a header holds a control character, such as a line break")
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
+
+
+def request_of(origin: Origin, head: bytes, body: TrackedBody, timeout: Mapping[str, float]) -> httpx.Request:
+    """Return httpx's request for an encoded head, as transports of httpx need it."""
+    first, *lines = head.rstrip(b"\r\n").split(b"\r\n")
+    method, target, _ = first.decode("ascii").split(" ")
+    fields = [line.partition(b": ") for line in lines]
+    return httpx.Request(
+        method,
+        f"{origin.scheme}://{origin.authority}{target}",
+        headers=[(name, value) for name, _, value in fields],
+        stream=body,
+        extensions={"timeout": timeout},
+    )
 
 
 def _keep_alive_s(headers: list[tuple[bytes, bytes]]) -> float:
