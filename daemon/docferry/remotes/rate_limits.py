@@ -16,6 +16,8 @@ from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
 _WINDOW_S: Final = 61.0
 #: The interval at which a waiting request checks its permit, seconds.
 PERMIT_POLL_S: Final = 1.0
+#: Up to this number, companies without requests are kept: many are free only for a moment between two requests.
+_KEPT_COMPANIES: Final = 100
 
 
 class MinuteLimiter:
@@ -51,7 +53,7 @@ class CompanyLimiter:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._busy: dict[str, _CompanySlots] = {}  # only companies with requests
+        self._busy: dict[str, _CompanySlots] = {}  # the companies with requests, and some of the others
 
     def slot(self, company: str) -> _CompanySlots:
         """Return a context manager that holds one slot of a company."""
@@ -65,6 +67,7 @@ class _CompanySlots:
     def __init__(self, busy: dict[str, _CompanySlots], company: str, limit: int) -> None:
         self._busy = busy
         self._company = company
+        self._limit = limit
         self._slots = anyio.Semaphore(limit, fast_acquire=True)
         self._users = 0  # holding a slot, or waiting for one
 
@@ -77,7 +80,7 @@ class _CompanySlots:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        is_awaited = self._slots.statistics().tasks_waiting > 0
+        is_awaited = self._users > self._limit
         self._slots.release()
         self._leave()
         if is_awaited:  # the next request starts before this response is processed
@@ -92,5 +95,5 @@ class _CompanySlots:
 
     def _leave(self) -> None:
         self._users -= 1
-        if not self._users:
+        if not self._users and len(self._busy) > _KEPT_COMPANIES:
             del self._busy[self._company]

@@ -236,11 +236,16 @@ class Upload(_Entry):
         root = Path(os.path.realpath(self.root))
         real = [Path(os.path.realpath(path)) for path in own]
         self._protected = frozenset(os.fsencode(path.relative_to(root)) for path in real if root in path.parents)
+        self.__dict__.pop("_never_read", None)
 
     @property
     def settle(self) -> float:
         """Return the seconds without a change until a file is quiet: from the mapping, else from the configuration."""
         return self._common_settle if self.own_settle is None else self.own_settle
+
+    @cached_property
+    def _never_read(self) -> frozenset[bytes]:
+        return self._protected  # pydantic takes 3 µs to find a private attribute, and every file asks for this one
 
     @cached_property
     def _split(self) -> tuple[Path, tuple[str, ...]]:
@@ -297,7 +302,7 @@ class Upload(_Entry):
 
     def left_out(self, path: bytes) -> patterns.LeftOut | None:
         """Return why a file is not a document, None if it is one."""
-        if self._protected and self._is_protected(path):
+        if self._never_read and self._is_protected(path):
             return "builtin"
         if not self.levels:
             return self._chosen.left_out(path)
@@ -313,7 +318,7 @@ class Upload(_Entry):
 
     def enters(self, folder: bytes) -> bool:
         """Return whether a folder can contain documents: not hidden, not excluded, and matching the levels."""
-        if self._protected and self._is_protected(folder):
+        if self._never_read and self._is_protected(folder):
             return False
         if not self.levels:
             return self._chosen.enters(folder)
@@ -337,7 +342,7 @@ class Upload(_Entry):
         return named(templates.shortened(inner, excess)) if excess > 0 else name
 
     def _is_protected(self, path: bytes) -> bool:
-        return any(path == own or path.startswith(own + b"/") for own in self._protected)
+        return any(path == own or path.startswith(own + b"/") for own in self._never_read)
 
     def _matches_levels(self, segments: list[bytes]) -> bool:
         pairs = zip(self._levels_as_bytes, segments, strict=False)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
 #: Office locks, editors' copies, files being written by other programs, and system files in folders.
-_BUILTIN_FILES: Final = re.compile(
-    rb"~\$|.*(?:~|\.(?:tmp|temp|part|partial|filepart|crdownload|opdownload|uploading|aria2|swp|swo))\Z"
-    rb"|.*\.sync-conflict-[^/]*\Z|(?:thumbs\.db|ehthumbs\.db|desktop\.ini)\Z",
-    re.IGNORECASE | re.DOTALL,
+#: A name of lower case is one of theirs by its start, its end, a part of it, or as a whole.
+_FILE_PREFIX: Final = b"~$"
+_FILE_SUFFIXES: Final = (
+    *(b"~", b".tmp", b".temp", b".part", b".partial", b".filepart", b".crdownload", b".opdownload", b".uploading"),
+    *(b".aria2", b".swp", b".swo"),
 )
-#: Hidden names, and folders of recycle bins, snapshots, indexes and Safari's unfinished downloads.
+_FILE_PART: Final = b".sync-conflict-"
+_FILES: Final = frozenset([b"thumbs.db", b"ehthumbs.db", b"desktop.ini"])
+#: Folders of recycle bins, snapshots, indexes and Safari's unfinished downloads.
 _BUILTIN_FOLDERS: Final = re.compile(
-    rb"(?:\A|/)(?:\.|(?:@eadir|@recycle|#recycle|@recently-snapshot|#snapshot|~snapshot|\$recycle\.bin|recycler"
-    rb"|system volume information|lost\+found|[^/]*\.download)/)",
+    rb"(?:\A|/)(?:@eadir|@recycle|#recycle|@recently-snapshot|#snapshot|~snapshot|\$recycle\.bin|recycler"
+    rb"|system volume information|lost\+found|[^/]*\.download)(?:/|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
 #: Names of docferry's own files in customers' folders: never documents, in any configuration.
@@ -52,7 +56,7 @@ class Patterns:
         """Return why a file is not a document, None if it is one."""
         if path.startswith(_OWN) or b"/" + _OWN in path:
             return "builtin"
-        if self._builtin and (_BUILTIN_FOLDERS.search(path) or _BUILTIN_FILES.match(path, path.rfind(b"/") + 1)):
+        if self._builtin and _is_builtin(path):
             return "builtin"
         if self._include is None and self._exclude is None:
             return None
@@ -69,7 +73,7 @@ class Patterns:
         """Return whether a folder can contain documents: False if it is hidden, or excluded as a whole."""
         if folder.startswith(_OWN) or b"/" + _OWN in folder:
             return False
-        if self._builtin and folder and _BUILTIN_FOLDERS.search(folder + b"/"):
+        if self._builtin and folder and _is_builtin_folder(folder):
             return False
         if self._exclude is None or not self._prunes or not folder:
             return True
@@ -82,6 +86,21 @@ class Patterns:
             self._singly = [compiled([pattern]) for pattern in self._written]
         pairs = zip(self._written, self._singly, strict=True)
         return [pattern.startswith("!") or alone.match_file(text) for pattern, alone in pairs]
+
+
+def _is_builtin(path: bytes) -> bool:
+    """Whether the built-in excludes leave a file out. Asked several times for each file, so that it uses no regex."""
+    folder, _, name = path.rpartition(b"/")
+    if name.startswith(b".") or (folder and _is_builtin_folder(folder)):
+        return True
+    name = name.lower()
+    return name.startswith(_FILE_PREFIX) or name.endswith(_FILE_SUFFIXES) or _FILE_PART in name or name in _FILES
+
+
+@lru_cache(maxsize=1024)  # files come folder by folder
+def _is_builtin_folder(folder: bytes) -> bool:
+    """Whether the built-in excludes leave out all files of a folder: it or one above is hidden or on the list."""
+    return folder.startswith(b".") or b"/." in folder or _BUILTIN_FOLDERS.search(folder) is not None
 
 
 def compiled(patterns: Sequence[str]) -> GitIgnoreSpec:

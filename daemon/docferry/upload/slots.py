@@ -77,6 +77,8 @@ class Slots:
         if free <= 0 or len(self._opening) < free:  # called several times a batch, and mostly true
             return free > 0
         before = self._clock.steady() - OPEN_STALL_S
+        if next(iter(self._opening.values())) > before:  # the oldest
+            return False
         return sum(since > before for since in self._opening.values()) < free
 
     @property

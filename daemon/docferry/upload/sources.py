@@ -46,6 +46,7 @@ class SourceOpener:
         self._context = context
         self._gate_manager = gate_manager
         self._antivirus = antivirus
+        self._holds_for_approval = any(upload.hold_for_approval for upload in context.uploads.values())
         roots = {name: Root.of(upload) for name, upload in context.uploads.items()}
         by_root = openers or {root: Opener(root) for root in set(roots.values())}
         self._openers = {name: by_root[root] for name, root in roots.items() if root in by_root}
@@ -97,6 +98,8 @@ class SourceOpener:
         self, transfers: Sequence[Transfer], candidates: Sequence[Sequence[tuple[Place, FileSource]]]
     ) -> set[int]:
         """Return the transfers that still need the approval of a person, also if they were queued before."""
+        if not self._holds_for_approval:
+            return set()
         asked = {
             transfer.id
             for transfer, each in zip(transfers, candidates, strict=True)
@@ -108,8 +111,10 @@ class SourceOpener:
         self, transfer: Transfer, candidates: Sequence[tuple[Place, FileSource]], source: FileSource
     ) -> Outcome | None:
         """Return None for a document that passes the virus scanner or needs none, else its outcome."""
+        if self._antivirus is None:
+            return None
         mapping = next((p.mapping for p, _ in candidates if self._context.uploads[p.mapping].antivirus), None)
-        if mapping is None or self._antivirus is None:
+        if mapping is None:
             return None
         try:
             return await self._antivirus.scan(mapping, transfer, source)

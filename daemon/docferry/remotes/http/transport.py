@@ -23,7 +23,7 @@ from docferry.remotes.http.tls import Trust, explain_tls, handshake
 _KEEP_ALIVE_S: Final = 10.0
 _KEEP_ALIVE: Final = re.compile(rb"timeout=([0-9]{1,6})")
 #: Characters that would split a header in two or invalidate it.
-_UNSAFE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_UNSAFE: Final = bytes([*range(9), *range(10, 32), 127])
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
@@ -198,9 +198,9 @@ def head_of(request: httpx.Request) -> bytes:
     fields = request.headers.raw
     lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target_of(request))]
     lines += [b"%s: %s" % field for field in fields]
-    for line in lines:
-        if _UNSAFE.search(line):
-            raise httpx.LocalProtocolError("a header holds a control character, such as a line break")
+    text = b"".join(lines)
+    if len(text.translate(None, _UNSAFE)) != len(text):
+        raise httpx.LocalProtocolError("a header holds a control character, such as a line break")
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
 
