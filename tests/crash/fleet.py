@@ -27,6 +27,7 @@ import psycopg
 
 import pgbouncer
 from app_env import AppEnv, digest, until
+from crash.fleet_host import Host
 from crash.fleet_network import Cut, Network, missing
 from crash.fleet_servers import Servers, running_servers
 from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
@@ -50,8 +51,6 @@ ATTEMPTS = """
 SELECT to_timestamp(a.began), to_timestamp(a.ended), a.lease, a.state, a.proof, a.detail
 FROM attempt a JOIN transfer t ON t.id = a.transfer_id WHERE t.sha256 = %s ORDER BY a.lease
 """
-#: Part of a daemon's log record that says that it is ready.
-READY = " ready "
 
 
 @dataclass
@@ -65,58 +64,7 @@ class Plan:
     idempotency: bool = True  # the simulated Codat honours Idempotency-Key
     hosts: int = 4
     long_faults: bool = True  # some faults outlast the heartbeat
-
-
-@dataclass
-class Host:
-    """One host: its namespace, its folder, and its daemon."""
-
-    name: str
-    namespace: str
-    app_env: AppEnv
-    url: str
-    skew: int
-    process: subprocess.Popen[bytes] | None = None
-    started_at: int = 0  # length of the log
-
-    def start(self) -> None:
-        mine = {"DOCFERRY_DATABASE_URL": self.url, "DOCFERRY_HOST": self.name}
-        python, _, _, *words = self.app_env.command("run")
-        skewed = [python, str(Path(__file__).with_name("skewed.py")), str(self.skew), *words]
-        with self.log.open("ab") as log:
-            self.started_at = log.tell()
-            self.process = subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *skewed],
-                env={**self.app_env.environment, **mine},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def log(self) -> Path:
-        return self.app_env.root / f"{self.name}.log"
-
-    def signal(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def mend(self) -> str | None:
-        """Start a daemon that has ended, as systemd does. Return what is wrong with its end, or None."""
-        if self.process is None or (code := self.process.poll()) is None:
-            return None
-        with self.log.open("rb") as source:
-            source.seek(self.started_at)
-            said = source.read().decode("utf-8", "replace")
-        self.start()
-        if code == 75 and READY not in said:
-            return None  # the database was away at its start
-        return f"{self.name} ended with {code}: {said[-1500:]}"
+    senders: int = 0  # sender processes of each host; with them a third of the documents is large
 
 
 @dataclass
@@ -148,7 +96,8 @@ class Fleet:
                 time.sleep(0.05)  # polling interval
 
     def _write(self, number: int, jitter: random.Random) -> None:
-        content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 3_000, 3_000, 40_000)))
+        large = (200_000, 800_000) if self.plan.senders else ()  # smaller ones are not sent by senders
+        content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 3_000, 3_000, 40_000, *large)))
         company = jitter.choice(COMPANIES)
         own = self.root / self.hosts[number % len(self.hosts)].name
         folder = (self.root / "share" / company / str(uuid.UUID(company)), own, self.root / "scans")[number % 3]
@@ -192,13 +141,16 @@ class Fleet:
 
     def _trouble_host(self, host: Host) -> None:
         jitter = random.Random(f"{self.plan.seed} {host.name}")  # noqa: S311 - a run can be repeated by its seed
+        kinds = ["kill", "stop", "cut database", "cut remote", "cut both", *(["kill sender"] if host.senders else [])]
         while self._take():
-            kind = jitter.choice(("kill", "stop", "cut database", "cut remote", "cut both"))
+            kind = jitter.choice(kinds)
             seconds = jitter.uniform(*(LONG if self.plan.long_faults and jitter.random() < 0.4 else SHORT))
             if kind == "kill":
                 host.kill()
                 time.sleep(seconds)  # the length of the fault
                 host.start()
+            elif kind == "kill sender":
+                host.kill_senders()
             elif kind == "stop":
                 host.signal(signal.SIGSTOP)
                 time.sleep(seconds)  # the length of the fault
@@ -268,6 +220,8 @@ class Fleet:
             flush=True,
         )  # fmt: skip - one sentence
         wrong = [*self.problems]
+        if self.plan.senders and not any("sender_started" in host.log.read_text() for host in self.hosts):
+            wrong.append("no sender process was started")
         for name, found in (("lost", lost), ("duplicated", doubled), ("torn", torn)):
             wrong += [f"{name}: {each}" for each in found[:20]]
         return wrong + [line for path in (lost + doubled)[:20] for line in self._history(path)]
@@ -313,7 +267,11 @@ def _host(fleet: Fleet, index: int, namespace: str) -> Host:
     app_env = AppEnv(
         root,
         fleet.simulator_thread,
-        settings={"state_dir": f'"{root}/state-{name}"', "log_level": '"info"'},
+        settings={
+            "state_dir": f'"{root}/state-{name}"',
+            "log_level": '"info"',
+            "senders": str(fleet.plan.senders),
+        },
         codat={"list_lag": f'"{TOLD_LAG if fleet.plan.idempotency else PATIENT_LAG:g}s"'},
         config_name=f"{name}.toml",
     )
@@ -323,7 +281,7 @@ def _host(fleet: Fleet, index: int, namespace: str) -> Host:
     app_env.upload("scans", "wootiv", folder="scans", shared="true", object_name='"{name}"')
     app_env.write_config()
     url = fleet.servers.url if index % 2 == 0 else fleet.servers.pooled_url
-    return Host(name, namespace, app_env, url, SKEWS[index % len(SKEWS)])
+    return Host(name, namespace, app_env, url, SKEWS[index % len(SKEWS)], fleet.plan.senders)
 
 
 def main() -> int:
@@ -334,13 +292,21 @@ def main() -> int:
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--asynchronous", action="store_true", help="let failovers lose the newest commits")
     asked.add_argument("--ignore-keys", action="store_true", help="let Codat ignore Idempotency-Key")
+    asked.add_argument("--senders", type=int, default=0, help="sender processes of each host, and large documents")
     asked.add_argument("--keep", action="store_true", help="keep the folder with the logs")
     wanted = asked.parse_args()
     if (problem := missing()) is not None:
         print(problem, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces and servers are removed
-    plan = Plan(wanted.faults, wanted.documents, wanted.seed, not wanted.asynchronous, not wanted.ignore_keys)
+    plan = Plan(
+        wanted.faults,
+        wanted.documents,
+        wanted.seed,
+        synchronous=not wanted.asynchronous,
+        idempotency=not wanted.ignore_keys,
+        senders=wanted.senders,
+    )
     root = Path(tempfile.mkdtemp(prefix="docferry-fleet-"))
     wrong = run(plan, root)
     for sentence in wrong:
