@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ from docferry.model import Outcome, State, Target, Transfer
 from docferry.store import claims, postgresql
 from docferry.store.claims import Lane, Pick
 from docferry.store.connection import Transaction
-from docferry.store.database import open_database
+from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
@@ -27,6 +27,8 @@ from store.conftest import StoreEnv, planned
 pytestmark = pytest.mark.anyio
 ACME, BEST = (Target("codat", company, "bank") for company in ("acme", "best"))
 SENT = Outcome(State.SENT)
+#: Blocks of the table that this session has read lately.
+FETCHED = text("SELECT pg_stat_get_xact_blocks_fetched('transfer'::regclass)")
 
 
 @pytest.fixture
@@ -169,6 +171,40 @@ async def test_many_claims_never_share_a_company(env: StoreEnv, url: str) -> Non
             group.start_soon(work, number)
     assert await env.column("SELECT DISTINCT state FROM transfer") == ["sent"]
     assert rounds > 12
+
+
+async def test_what_was_in_flight_since_the_last_vacuum_costs_nothing(url: str, env: StoreEnv) -> None:
+    """A bitmap scan reads the rows of all dead index entries each time; an index scan marks them once."""
+    await env.enqueue(*(f"{number}.pdf" for number in range(3_000)))
+    with closing(psycopg.connect(url, autocommit=True)) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET random_page_cost = 1000".encode())  # it prefers bitmaps
+        connection.execute("ALTER TABLE transfer SET (autovacuum_enabled = off)")
+        connection.execute("UPDATE transfer SET state = 'sending', lease_owner = id")
+        connection.execute("UPDATE transfer SET state = 'sent', lease_owner = NULL")
+    await env.enqueue("new.pdf")
+    async with open_database(url) as database:
+        await _assert_dead_entries_cost_nothing(database, env.clock.now())
+
+
+async def _assert_dead_entries_cost_nothing(database: Database, now: float) -> None:
+    def blocks(work: Callable[[Transaction], Any]) -> Callable[[Transaction], int]:
+        def counted(transaction: Transaction) -> int:
+            before = transaction.fetch_one(FETCHED)[0]
+            work(transaction)
+            return int(transaction.fetch_one(FETCHED)[0] - before)
+
+        return counted
+
+    def lanes(transaction: Transaction) -> list[Lane]:
+        return claims.lanes(transaction, "h1:1-a")
+
+    def claim(transaction: Transaction) -> list[Transfer]:
+        return claims.claim(transaction, "h1:1-a", now, [Pick(lanes(transaction)[0], 1)], 1)
+
+    await database.read(lanes)  # it marks the dead entries
+    assert await database.read(blocks(lanes)) < 30
+    assert await database.write(blocks(claim)) < 30
 
 
 def test_a_lane_is_here_unless_said_otherwise() -> None:

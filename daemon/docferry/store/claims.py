@@ -56,6 +56,8 @@ def company_of(lane: str) -> str:
 def lanes(transaction: Transaction, owner: str) -> list[Lane]:
     """Return the lanes that have waiting or doubtful transfers, due or not yet."""
     parameters = {"owner": owner}
+    if transaction.has_recordsets:
+        transaction.start(_USE_INDEXES)
     doubtful, waiting = (transaction.fetch_all(each, parameters) for each in (_DOUBTFUL_LANES, _WAITING_LANES))
     return [
         Lane(mapping, lane, due, is_doubtful, bool(elsewhere))
@@ -98,6 +100,8 @@ def transfer_of(*row: Any) -> Transfer:
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)
 
 
+# A writer has these settings of PostgreSQL in every transaction, see `postgresql`.
+_USE_INDEXES = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)")
 # Find the earliest due row of each (mapping, lane) by a loose index scan, whose cost depends on the lanes, not on the
 # rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would read row by row.
 _LANES = """
