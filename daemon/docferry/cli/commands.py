@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -12,31 +13,11 @@ from docferry.cli.receipts_parser import add_receipts, add_verify
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 
 
-def add_commands(parser: Parser) -> None:
-    """Add every command in the order of the help."""
-    for add in (
-        _run,
-        _sync,
-        _status,
-        _list,
-        _show,
-        _retry,
-        _put,
-        _remote,
-        _check,
-        _health,
-        _metrics,
-        _ui,
-        _config,
-        _alerts,
-        _hosts,
-        _queue,
-        add_verify,
-        add_receipts,
-        _simulate,
-        _demo,
-    ):
-        add(parser)
+def add_commands(parser: Parser, only: str | None = None) -> None:
+    """Add the command `only`, else every command in the order of the help."""
+    for name, add in COMMANDS.items():
+        if only in (None, name):
+            add(parser)
 
 
 def _run(parser: Parser) -> None:
@@ -299,3 +280,28 @@ def _demo(parser: Parser) -> None:
         more="Needs no account, no key and no configuration; ends by itself within a minute, or with --page at Ctrl-C.",
     )
     demo.add_argument("--page", action="store_true", help="keep the demo and its status page open until Ctrl-C")
+
+
+#: The commands in the order of the help, by name.
+COMMANDS: Final[dict[str, Callable[[Parser], None]]] = {
+    "run": _run,
+    "sync": _sync,
+    "status": _status,
+    "list": _list,
+    "show": _show,
+    "retry": _retry,
+    "put": _put,
+    "remote": _remote,
+    "check": _check,
+    "health": _health,
+    "metrics": _metrics,
+    "ui": _ui,
+    "config": _config,
+    "alerts": _alerts,
+    "hosts": _hosts,
+    "queue": _queue,
+    "verify": add_verify,
+    "receipts": add_receipts,
+    "simulate": _simulate,
+    "demo": _demo,
+}
