@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from docferry.errors import RemoteError
 from docferry.remotes.http import PublicOnly, content_type
@@ -17,6 +17,10 @@ _ALLOWED_HEADERS: Final = ("content-", "x-amz-", "x-goog-", "if-", "cache-contro
 #: Headers that the request sets itself.
 _OWN_HEADERS: Final = frozenset({"content-length"})
 _DIGEST: Final = "content-md5"
+#: The parameters of a signed URL that are read.
+_SIGNATURE: Final = "X-Amz-Signature"
+_SIGNED_HEADERS: Final = "X-Amz-SignedHeaders"
+_READ: Final = frozenset({_SIGNATURE, _SIGNED_HEADERS})
 
 
 class SignedUrlPolicy:
@@ -39,8 +43,7 @@ class SignedUrlPolicy:
 
     def check(self, url: object) -> str:
         """Return a URL to which documents may be sent. Raises RemoteError for any other."""
-        parts = _split(url)
-        host = (parts.hostname or "").lower()
+        parts, host = _split(url)
         if parts.scheme == "http" and not self._is_plain:
             raise unusable("Wootiv signed a URL without TLS")
         if self._hosts and host != self._base_host and not any(fnmatchcase(host, each) for each in self._hosts):
@@ -57,12 +60,17 @@ class SignedUpload:
     query: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.query = dict(parse_qsl(self.url.partition("?")[2].partition("#")[0], keep_blank_values=True))
+        query = dict[str, str]()
+        for pair in self.url.partition("?")[2].partition("#")[0].split("&"):
+            name, _, value = pair.partition("=")
+            if unquote(name) in _READ:  # to decode all values would take most of the time
+                query[unquote(name)] = unquote(value)
+        self.query = query
 
     @property
     def is_put(self) -> bool:
         """Return whether the URL is signed for a PUT."""
-        return "X-Amz-Signature" in self.query
+        return _SIGNATURE in self.query
 
     @property
     def is_post(self) -> bool:
@@ -76,7 +84,7 @@ class SignedUpload:
         stored under the name of the document. A digest signed by Wootiv has precedence.
         """
         given = {field.lower(): value for field, value in self.fields}
-        signed = set(self.query.get("X-Amz-SignedHeaders", "").lower().split(";"))
+        signed = set(self.query.get(_SIGNED_HEADERS, "").lower().split(";"))
         headers = {each: given[each] for each in sorted(signed & given.keys()) if _may_be_sent(each)}
         if md5 is not None and _DIGEST not in given:
             headers[_DIGEST] = b64encode(bytes.fromhex(md5)).decode("ascii")
@@ -92,12 +100,14 @@ def _may_be_sent(header: str) -> bool:
     return header not in _OWN_HEADERS and header.startswith(_ALLOWED_HEADERS)
 
 
-def _split(url: object) -> SplitResult:
+def _split(url: object) -> tuple[SplitResult, str]:
+    """Return the parts of a URL, and its host."""
     try:
         if isinstance(url, str) and url.isprintable() and " " not in url:
             parts = urlsplit(url)
-            if parts.scheme in ("http", "https") and parts.hostname and not parts.username and (parts.port or 1) > 0:
-                return parts
+            host = parts.hostname  # in lower case
+            if parts.scheme in ("http", "https") and host and not parts.username and (parts.port or 1) > 0:
+                return parts, host
     except ValueError:
         pass
     raise unusable("Wootiv's response has no usable URL")
