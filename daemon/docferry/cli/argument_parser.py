@@ -13,7 +13,7 @@ from docferry.cli import streams
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-CONFIG_HELP: Final = "the configuration file; else $DOCFERRY_CONFIG, ./docferry.toml, … are tried"
+CONFIG_HELP: Final = "the configuration file; default: $DOCFERRY_CONFIG, ./docferry.toml, …"
 _CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose from (.*)\)", re.DOTALL)
 
 
@@ -25,6 +25,12 @@ class Parser(argparse.ArgumentParser):
     """Parse arguments, and raise Misused instead of ending the program."""
 
     commands: argparse._SubParsersAction[Parser]
+
+    def subcommand(self, name: str, summary: str) -> Parser:
+        """Add a subcommand, whose name is parsed into `what`."""
+        if "commands" not in vars(self):
+            self.commands = self.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+        return self.commands.add_parser(name, help=summary, description=_sentence(summary))
 
     def error(self, message: str) -> NoReturn:
         """Raise Misused with the nearest valid choice."""
@@ -47,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         added = self.commands.add_parser(
             name,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.\n{more}".rstrip(),
+            description=f"{_sentence(summary)}\n{more}".rstrip(),
             epilog=shown if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -55,3 +61,7 @@ class Parser(argparse.ArgumentParser):
         # Accepted after the command, too; SUPPRESS keeps a value from before the command.
         added.add_argument("--config", type=Path, metavar="PATH", default=argparse.SUPPRESS, help=CONFIG_HELP)
         return added
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."

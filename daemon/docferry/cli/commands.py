@@ -23,7 +23,7 @@ def add_commands(parser: Parser, only: str | None = None) -> None:
 def _run(parser: Parser) -> None:
     parser.command(
         "run",
-        "the daemon, in the foreground, as systemd starts it",
+        "run the daemon in the foreground, as systemd does",
         "",
         "--config /etc/docferry/docferry.toml",
         more="SIGTERM and Ctrl-C stop it after the uploads in flight; SIGHUP reads the configuration again.",
@@ -33,20 +33,24 @@ def _run(parser: Parser) -> None:
 def _sync(parser: Parser) -> None:
     sync = parser.command(
         "sync",
-        "one pass: scan, upload due documents, download new ones, then exit",
+        "run one pass: scan, upload due documents, download new ones, then exit",
         "",
         "--dry-run",
         "--mapping acme-bank --mapping scans --timeout 10m",
         "--json | jq .uploaded",
         more="Safe beside a running daemon, and beside another sync.",
     )
-    sync.add_argument("--mapping", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
-    sync.add_argument("--dry-run", action="store_true", help="list what would be done, and change nothing")
-    sync.add_argument("--json", action="store_true", help="one object when it is done (with --dry-run, one a line)")
+    sync.add_argument(
+        "--mapping", action="append", default=[], metavar="NAME", help="only this mapping; may be repeated"
+    )
+    sync.add_argument("--dry-run", action="store_true", help="list the actions of a pass, and change nothing")
+    sync.add_argument(
+        "--json", action="store_true", help="print one JSON object at the end (with --dry-run, one a line)"
+    )
     sync.add_argument("--no-upload", action="store_true", help="only download")
     sync.add_argument("--no-download", action="store_true", help="only upload")
     sync.add_argument(
-        "--timeout", metavar="TIME", type=argument_types.duration, help='stop after so long, such as "10m"'
+        "--timeout", metavar="TIME", type=argument_types.duration, help='stop after this time, such as "10m"'
     )
     sync.add_argument(
         "--adopt",
@@ -58,19 +62,19 @@ def _sync(parser: Parser) -> None:
 def _status(parser: Parser) -> None:
     status = parser.command(
         "status",
-        "counts by mapping and state, activity of each remote, problems that need a person",
+        "show counts by mapping and state, activity of each remote, problems that need a person",
         "",
         "--watch",
         "--json | jq .held",
     )
-    status.add_argument("--json", action="store_true", help="one object")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
     status.add_argument("--watch", action="store_true", help="repeat until Ctrl-C")
 
 
 def _list(parser: Parser) -> None:
     listing = parser.command(
         "list",
-        "documents, one a line",
+        "list documents, one a line",
         "--state held",
         "--state waiting --state doubtful --mapping acme-bank",
         "--reason too_large --json",
@@ -81,26 +85,28 @@ def _list(parser: Parser) -> None:
     )
     listing.add_argument("--reason", metavar="CODE", help="only documents that are held or wait for this reason")
     listing.add_argument("--limit", type=argument_types.count, metavar="N", help="print at most N documents")
-    listing.add_argument("--json", action="store_true", help="one object a line")
+    listing.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def _show(parser: Parser) -> None:
     show = parser.command(
-        "show", "one document and every attempt", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
+        "show", "show one document and every attempt", "17", "/srv/customers/acme/bank/march.pdf", "17 --json"
     )
-    show.add_argument("document", metavar="ID|PATH", help="its id in `docferry list`, or its path")
-    show.add_argument("--json", action="store_true", help="one object a line, the newest version of a path first")
+    show.add_argument("document", metavar="ID|PATH", help="the document's id in `docferry list`, or its path")
+    show.add_argument(
+        "--json", action="store_true", help="print one JSON object a line, the newest version of a path first"
+    )
 
 
 def _retry(parser: Parser) -> None:
     retry = parser.command(
         "retry",
-        "makes held and waiting documents due now, and opens closed gates",
+        "make held and waiting documents due now, and open closed gates",
         "17 18",
         "--reason too_large",
         "--mapping acme-bank",
         "--all",
-        more="A running daemon sends them within seconds; else run `docferry sync`. Documents held for "
+        more="A running daemon sends them within seconds; otherwise run `docferry sync`. Documents held for\n"
         "approval are released only by id or by --reason approval.",
     )
     retry.add_argument("ids", nargs="*", type=argument_types.count, metavar="ID", help="ids from `docferry list`")
@@ -113,39 +119,38 @@ def _retry(parser: Parser) -> None:
     retry.add_argument(
         "--accept-folder",
         action="store_true",
-        help="with --mapping: the shared folder is the right one, although all known documents left it",
+        help="with --mapping: confirm that the shared folder is right, although it has no known document",
     )
 
 
 def _put(parser: Parser) -> None:
     put = parser.command(
         "put",
-        "store files in the queue of a mapping, to be sent as if they lay in its folder",
+        "store files in the queue of a mapping, as if they were in its folder",
         "acme-bank statement.pdf",
         "scans - --name 2026/letter.pdf < letter.pdf",
-        more="A file is copied: it may be removed once the command ends. A running daemon sends the copy; else run "
-        "`docferry sync`.",
+        more="Files are copied, and may be removed after the command. A running daemon sends the copies;\n"
+        "otherwise run `docferry sync`.",
     )
     put.add_argument("mapping", metavar="MAPPING", help="the name of an upload mapping")
     put.add_argument("files", nargs="+", metavar="FILE", help="a file, or - for the standard input")
     put.add_argument("--name", metavar="NAME", help="the path in the mapping's folder; default: the name of the file")
-    put.add_argument("--json", action="store_true", help="one object a line, with the id")
+    put.add_argument("--json", action="store_true", help="print one JSON object a line, with the id")
 
 
 def _remote(parser: Parser) -> None:
     remote = parser.command(
         "remote",
-        "the files that a remote has for a mapping; fetch one; its health",
+        "list the files of a mapping at its remote, fetch files, or show the remote's health",
         "ls acme-bank",
         "get acme-bank --date 2026-08-01 --to /tmp/august",
         "get scans reports/latest.pdf",
         "health",
-        more="Nothing is changed at the remote. `ls` ends with 1 where a file that docferry sent is missing.",
+        more="Nothing changes at the remote. `ls` exits with 1 if a file that docferry sent is missing.",
     )
-    whats = remote.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
-    listing = whats.add_parser("ls", help="its files, and whether docferry sent them; at Wootiv buckets, too")
-    listing.add_argument("--json", action="store_true", help="one object a line")
-    get = whats.add_parser("get", help="fetch one file, all files of a day, or all files")
+    listing = remote.subcommand("ls", "list the files, and whether docferry sent them; at Wootiv also the buckets")
+    listing.add_argument("--json", action="store_true", help="print one JSON object a line")
+    get = remote.subcommand("get", "fetch one file, all files of a day, or all files")
     get.add_argument(
         "--date", type=argument_types.day, metavar="DATE", help="the day of the upload at Codat, such as 2026-08-01"
     )
@@ -154,55 +159,57 @@ def _remote(parser: Parser) -> None:
         each.add_argument("mapping", metavar="MAPPING", help="the name of a mapping")
         each.add_argument("--company", metavar="ID", help="one of the mapping's companies at Codat")
     get.add_argument("name", nargs="?", metavar="NAME", help="the name of the file, as `remote ls` shows it")
-    health = whats.add_parser("health", help="keys, companies, connections, buckets, and the remaining quota")
+    health = remote.subcommand("health", "check keys, companies, connections, buckets, and the remaining quota")
     health.add_argument("mapping", nargs="?", metavar="MAPPING", help="only the remote of this mapping")
 
 
 def _check(parser: Parser) -> None:
     check = parser.command(
         "check",
-        "checks configuration, keys, folders and limits; names the fix of each problem",
+        "check configuration, keys, folders and limits, and print the fix of each problem",
         "",
         "--offline",
     )
-    check.add_argument("--offline", action="store_true", help="make no request")
-    check.add_argument("--json", action="store_true", help="one object")
+    check.add_argument("--offline", action="store_true", help="send no request")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _health(parser: Parser) -> None:
     health = parser.command(
         "health",
-        "whether the daemon is alive, or ready: exit 0 when it is, 1 when it is not",
+        "check whether the daemon is alive, or ready: exit 0 if yes, 1 if not",
         "",
         "--ready",
-        more="For container health checks. The remotes are no part of it: docferry waits for them.",
+        more="For health checks of containers. Remotes are not checked, because docferry waits for them.",
     )
-    health.add_argument("--ready", action="store_true", help="the first scan was planned, and the queue can be written")
+    health.add_argument(
+        "--ready", action="store_true", help="also check that the first scan was planned and the queue can be written"
+    )
 
 
 def _metrics(parser: Parser) -> None:
     parser.command(
         "metrics",
-        "the metrics once, as text",
+        "print the metrics once, as text",
         "",
         "| grep held",
-        more="Events are counted in the daemon: without one, or without metrics.listen, only states are shown.",
+        more="Only the daemon counts events: without it, or without metrics.listen, only states are shown.",
     )
 
 
 def _ui(parser: Parser) -> None:
     parser.command(
         "ui",
-        "a one-time link to the status page, or the ssh line for its socket",
+        "print a one-time link to the status page, or the ssh command for its socket",
         "",
-        more="The link works once, within a minute. Write access to the state folder is needed to make one.",
+        more="The link works once, within a minute. The command needs write access to the state folder.",
     )
 
 
 def _config(parser: Parser) -> None:
     config = parser.command(
         "config",
-        "a commented example; the effective settings, secrets hidden; JSON Schema",
+        "print a commented example, the effective settings without secrets, or their JSON Schema",
         "init > docferry.toml",
         "show",
         "schema > docferry.schema.json",
@@ -211,29 +218,28 @@ def _config(parser: Parser) -> None:
         "what",
         choices=("init", "show", "schema", "names"),
         metavar="WHAT",
-        help="init, show, schema, or names (of all mappings, one a line, for shell completion)",
+        help="init, show, schema, or names (all mappings, one a line, for shell completion)",
     )
 
 
 def _alerts(parser: Parser) -> None:
     alerts = parser.command(
         "alerts",
-        "conditions that need attention; a test message to each receiver; silences",
+        "list conditions that need attention, test the receivers, or silence conditions",
         "list",
         "test",
         "test ops",
         "silence held/scans/empty 8h",
         "silence 'folder/*' 2026-12-24T18:00",
-        more="A condition's key is its event and labels; a pattern may stand for many. TIME is a duration or a date; "
-        "0 ends a silence.",
+        more="The key of a condition is its event and labels; a pattern matches several. TIME is a duration or a\n"
+        "date; 0 ends a silence.",
     )
-    whats = alerts.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
-    listing = whats.add_parser("list", help="lasting conditions, and ended ones that some receiver was not told of")
-    listing.add_argument("--json", action="store_true", help="one object a line")
-    test = whats.add_parser("test", help="send a test message to each receiver, or to one")
+    listing = alerts.subcommand("list", "list lasting conditions, and ended ones that a receiver still has to get")
+    listing.add_argument("--json", action="store_true", help="print one JSON object a line")
+    test = alerts.subcommand("test", "send a test message to each receiver, or to one")
     test.add_argument("name", nargs="?", metavar="NAME", help="only this receiver")
-    silence = whats.add_parser("silence", help="send no message about a condition until a time")
-    silence.add_argument("key", metavar="KEY", help="its key as `docferry alerts list` shows it, or a pattern")
+    silence = alerts.subcommand("silence", "send no message about a condition until a time")
+    silence.add_argument("key", metavar="KEY", help="the key in `docferry alerts list`, or a pattern")
     silence.add_argument(
         "until", metavar="TIME", type=argument_types.moment, help='such as "8h" or "2026-12-24T18:00"; 0 ends it'
     )
@@ -241,9 +247,9 @@ def _alerts(parser: Parser) -> None:
 
 def _hosts(parser: Parser) -> None:
     hosts = parser.command(
-        "hosts", "the machines that share the queue, their heartbeats and their transfers", "", "--json"
+        "hosts", "list the machines that share the queue, with their heartbeats and transfers", "", "--json"
     )
-    hosts.add_argument("--json", action="store_true", help="one object a line")
+    hosts.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def _queue(parser: Parser) -> None:
@@ -251,33 +257,32 @@ def _queue(parser: Parser) -> None:
         "queue",
         "move the queue of this machine to PostgreSQL, completely or not at all",
         "move --to postgresql://docferry@db.example.com/docferry",
-        more="Stop docferry first. The moved file is kept as docferry.db.moved; then set database_url to the URL.",
+        more="Stop docferry first. The moved file is kept as docferry.db.moved. Then set database_url to the URL.",
     )
-    whats = queue.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
-    move = whats.add_parser("move", help="move it to an empty PostgreSQL database")
+    move = queue.subcommand("move", "move the queue to an empty PostgreSQL database")
     move.add_argument("--to", required=True, metavar="URL", help="postgresql://USER:PASSWORD@SERVER/DATABASE")
 
 
 def _simulate(parser: Parser) -> None:
     simulate = parser.command(
         "simulate",
-        "a local Codat and Wootiv for trials",
+        "run a local Codat and Wootiv for trials",
         "",
         "--port 8025",
         "--faults faults.toml",
-        more="It listens on this machine alone, prints a configuration for it, and ends on Ctrl-C.",
+        more="The simulator listens only on this machine, prints a configuration for it, and ends on Ctrl-C.",
     )
     simulate.add_argument("--port", type=argument_types.port, default=0, metavar="N", help="default: any free port")
-    simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: the requests that fail, and how")
+    simulate.add_argument("--faults", type=Path, metavar="FILE", help="TOML or JSON: rules for requests that fail")
 
 
 def _demo(parser: Parser) -> None:
     demo = parser.command(
         "demo",
-        "the daemon on a temporary folder against the simulator, shown as it happens",
+        "run the daemon on a temporary folder against the simulator, and show each event",
         "",
         "--page",
-        more="Needs no account, no key and no configuration; ends by itself within a minute, or with --page at Ctrl-C.",
+        more="Needs no account, no key and no configuration. Ends within a minute, or with --page on Ctrl-C.",
     )
     demo.add_argument("--page", action="store_true", help="keep the demo and its status page open until Ctrl-C")
 

@@ -13,15 +13,15 @@ from docferry.cli.argument_parser import CONFIG_HELP, Misused, Parser
 from docferry.cli.commands import COMMANDS, add_commands
 
 _ABOUT: Final = """\
-Uploads documents from folders to Codat and Wootiv, each exactly once, and downloads new ones.
+Upload documents from folders to Codat and Wootiv, each exactly once, and download new ones.
 """
 _TO_BEGIN: Final = """\
 to begin:
-  docferry demo                            see it work against a simulator; needs nothing
+  docferry demo                            watch docferry work against a simulator; needs nothing
   docferry config init > docferry.toml     write a configuration, then edit it
   docferry check                           check configuration, keys and folders
-  docferry sync                            one pass, with a progress bar
-  docferry run                             the daemon
+  docferry sync                            run one pass, with a progress bar
+  docferry run                             run the daemon
 
 exit codes:
   0 all done   1 some documents are held   2 configuration or command line wrong

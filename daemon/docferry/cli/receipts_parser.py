@@ -15,15 +15,14 @@ def add_receipts(parser: Parser) -> None:
     """Add the parser of `docferry receipts WHAT`."""
     receipts = parser.command(
         "receipts",
-        "the tamper-evident record of what was sent",
+        "verify, search, prove or export the tamper-evident log of sent documents",
         "verify --anchor /mnt/audit/heads.txt",
         "show 17",
         "find march.pdf",
         "prove 17 > proof.json",
         "export --company 8a210b68-6988-11ed-a1eb-0242ac120002 --since 2026-01-01 -o receipts.zip",
     )
-    what = receipts.add_subparsers(dest="what", metavar="WHAT", required=True)
-    verify = what.add_parser("verify", help="rebuild the log and compare it with the queue and every head")
+    verify = receipts.subcommand("verify", "rebuild the log and compare it with the queue and every head")
     verify.add_argument(
         "--anchor",
         action="append",
@@ -32,26 +31,30 @@ def add_receipts(parser: Parser) -> None:
         metavar="FILE",
         help="a file of heads kept elsewhere, in addition to [receipts] anchor; may be repeated",
     )
-    show = what.add_parser("show", help="the receipts of a document")
-    show.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN or rN@HOST for receipt N")
-    find = what.add_parser("find", help="the receipts of these bytes")
+    show = receipts.subcommand("show", "show the receipts of a document")
+    show.add_argument(
+        "document", metavar="ID", help="the document's id in `docferry list`, or rN or rN@HOST for receipt N"
+    )
+    find = receipts.subcommand("find", "find the receipts of given bytes")
     find.add_argument("digest", metavar="SHA256|FILE", help="64 hexadecimal digits, or a file with the bytes")
-    prove = what.add_parser("prove", help="proof that a document's receipts are in the log, as JSON")
-    prove.add_argument("document", metavar="ID", help="its number in `docferry list`, or rN or rN@HOST for receipt N")
-    export = what.add_parser("export", help="a ZIP that an auditor can verify without docferry")
+    prove = receipts.subcommand("prove", "print a proof that the log contains a document's receipts, as JSON")
+    prove.add_argument(
+        "document", metavar="ID", help="the document's id in `docferry list`, or rN or rN@HOST for receipt N"
+    )
+    export = receipts.subcommand("export", "write a ZIP that an auditor can verify without docferry")
     export.add_argument("--company", metavar="ID", help="only receipts of this company")
     export.add_argument("--since", metavar="TIME", type=since, help="only receipts from this date or time on (UTC)")
     export.add_argument("--until", metavar="TIME", type=until, help="only receipts up to this date (included) or time")
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the ZIP")
+    export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the path of the ZIP")
     for each in (verify, show, find, export):
-        each.add_argument("--json", action="store_true", help="one object a line")
+        each.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def add_verify(parser: Parser) -> None:
     """Add the parser of `docferry verify`."""
     verify = parser.command(
         "verify",
-        "asks the remotes whether every sent document is there; changes nothing",
+        "check that the remotes have every sent document, and change nothing",
         "",
         "--mapping acme-bank --since 2026-01-01",
         "--bytes --json",
@@ -62,7 +65,7 @@ def add_verify(parser: Parser) -> None:
         "--since", metavar="TIME", type=since, help="only documents sent from this date or time on (UTC)"
     )
     verify.add_argument("--bytes", action="store_true", help="compare Codat's documents by digest, from its ZIPs")
-    verify.add_argument("--json", action="store_true", help="one object")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def since(written: str) -> str:
