@@ -123,7 +123,7 @@ class Queue:
                 detail = None if row.detail is None else escaped(row.detail)
                 return Document(document, State(row.state), row.reason, detail, row.remote_name, row.sha256)
             if await self._app.documents.stamps(name, [path]):
-                return _gone(document, "it was downloaded, and does not go up again")
+                return _gone(document, "it was downloaded, and is not uploaded again")
         return None if is_stored else _gone(document, "a later document of its name replaced it")
 
     async def wait(self, document: str) -> Document:

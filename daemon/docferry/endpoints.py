@@ -180,7 +180,7 @@ def validate_headers(headers: dict[str, str]) -> dict[str, str]:
     """Return these additional request headers; raise ValueError if one is not allowed."""
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not value.isprintable():
-            raise ValueError(f"has a name or a value that no HTTP header has: {name!r}")
+            raise ValueError(f"has an invalid header name or value: {name!r}")
         if name.lower() in _OWN_HEADERS:
             raise ValueError(f"sets {name}, which each request sets itself; remove it")
     return headers

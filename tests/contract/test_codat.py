@@ -103,9 +103,9 @@ DOCUMENTED = [
     (404, False, False, "does not know connection"),
     (405, False, False, "Codat refused the request"),
     (409, True, False, "Codat refused the request"),
-    (429, False, False, "asks for a pause"),
-    (500, True, False, "a problem of its own"),
-    (503, True, False, "a problem of its own"),
+    (429, False, False, "requests a pause"),
+    (500, True, False, "an internal error"),
+    (503, True, False, "an internal error"),
 ]
 
 

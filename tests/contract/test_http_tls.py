@@ -183,7 +183,7 @@ async def test_no_shared_version(authority: trustme.CA, tmp_path: Path) -> None:
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     async with http_client(ca_file=tmp_path / "ca.pem") as http:
-        with openssl_server(context) as url, pytest.raises(RemoteError, match="no TLS version") as found:
+        with openssl_server(context) as url, pytest.raises(RemoteError, match="no common TLS version") as found:
             await http.call("PUT", url, body=document())
     assert found.value.kind == "unreachable"
 

@@ -132,7 +132,7 @@ def test_sync_pings_its_start_and_its_exit_code(app_env: AppEnv, hook: Hook) -> 
 
 def test_the_commands(app_env: AppEnv, hook: Hook, say: Say) -> None:
     app_env.upload("scans")
-    assert say("alerts", "list") == (0, "no condition needs anybody\n", "")
+    assert say("alerts", "list") == (0, "no condition needs attention\n", "")
     assert say("alerts", "test")[0] == 2
     app_env.sections += [
         f'[[alerts.to]]\nname = "good"\nkind = "webhook"\nurl = "{hook.url}/hook"\n',
@@ -157,7 +157,7 @@ def test_the_commands(app_env: AppEnv, hook: Hook, say: Say) -> None:
     assert "silenced" not in say("alerts", "list")[1]
     code, _, err = say("alerts", "silence", "heldd/x", "8h")
     assert code == 2
-    assert 'no condition can have the key "heldd/x"' in err
+    assert 'no condition has a key like "heldd/x"' in err
     code, _, err = say("alerts", "silence", "held/x", "soon")
     assert code == 2
     assert '"soon" is no time' in err

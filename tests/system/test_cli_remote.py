@@ -122,9 +122,9 @@ CODAT_ERRORS = {
     404: (2, "does not know company"),
     405: (2, "refused the request"),
     409: (75, "refused the request"),
-    429: (75, "asks for a pause"),
-    500: (75, "a problem of its own"),
-    503: (75, "a problem of its own"),
+    429: (75, "requests a pause"),
+    500: (75, "an internal error"),
+    503: (75, "an internal error"),
 }
 #: Those of Wootiv: exit code.
 WOOTIV_ERRORS = {400: 2, 401: 2, 403: 2, 404: 2, 409: 75, 422: 2, 429: 75, 500: 75, 503: 75}

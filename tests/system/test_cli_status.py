@@ -77,7 +77,7 @@ def test_the_oldest_due_document_and_the_projected_finish_are_shown() -> None:
     oldest = {"id": 12, "mapping": "bank", "path": "march.pdf", "since": iso(NOW - 7200)}
     page = _page(remote={"due": 1200, "oldest_due": oldest, "projected_finish": iso(NOW + 1200)})
     assert "1,200  due for 2 h  in 20 min   march.pdf (12)" in page
-    assert "nobody can say" in _page(remote={"due": 1200, "oldest_due": oldest})
+    assert "unknown" in _page(remote={"due": 1200, "oldest_due": oldest})
 
 
 def test_a_closed_gate_says_since_when_why_and_when_it_is_probed() -> None:

@@ -220,7 +220,7 @@ def test_a_taken_address_stops_no_document(app_env: AppEnv) -> None:
         with app_env.daemon() as daemon:
             until(lambda: "listen_failed" in daemon.text(), what="the error")
             until(lambda: sum(app_env.stored().values()) == 1, what="the document")
-            assert "mend metrics.listen" in daemon.text()
+            assert "correct metrics.listen" in daemon.text()
 
 
 def test_health_follows_the_daemon(app_env: AppEnv) -> None:

@@ -18,20 +18,20 @@ LONGEST_DETAIL: Final = 300
 
 #: The advice for each event. `{}` stands for the mapping or remote.
 _ADVICE: Final[Mapping[str, str]] = {
-    "held": "See why with `docferry list --state held --mapping {}`, mend it, then `docferry retry`.",
+    "held": "See why with `docferry list --state held --mapping {}`, fix the cause, then `docferry retry`.",
     "gate": "See `docferry status`. One document at a time probes; `docferry retry` opens the gate now.",
     "key": "Put a valid API key in place; docferry reads it again by itself.",
     "overdue": "See `docferry list --state waiting --mapping {}` and `docferry status`.",
-    "folder": "See `docferry check`. The mapping goes on by itself once its folder can be read.",
+    "folder": "See `docferry check`. The mapping continues by itself once its folder can be read.",
     "still_written": "Find the program that keeps the files open or changes them; `docferry status` names the files.",
-    "disk": "Make room on the file system of the state folder.",
-    "queue": "Make room or end the program that locks the database; nothing is lost.",
+    "disk": "Free space on the file system of the state folder.",
+    "queue": "Free disk space, or end the program that locks the database; nothing is lost.",
     "clock": "Set the clock of this machine, and keep it right with NTP.",
     "unanchored": "See `docferry receipts verify` and the anchors of [receipts].",
     "missing": "See `docferry verify --mapping {}`; `docferry retry --missing` sends again what is not there.",
     "old_copy": "Put the newest copy of the state folder back, or follow docs/recovery.md.",
     "projected_late": "See `docferry status` for rate limit and quota.",
-    "host": "See `docferry hosts`. Start docferry on {} again, or stop it there in the regular way.",
+    "host": "See `docferry hosts`. Start docferry on {} again, or stop it there properly.",
 }
 
 
@@ -164,7 +164,7 @@ def _overdue(facts: Facts, limits: Limits) -> Iterator[Condition]:
 def _still_written(facts: Facts, limits: Limits) -> Iterator[Condition]:
     for mapping, number in sorted((facts.still_written or {}).items()):
         files = "1 file" if number == 1 else f"{number:,} files"
-        sentence = f"{files} of {mapping} did not come to rest for {_span(limits.oldest_due)}"
+        sentence = f"{files} of {mapping} have been changing or open for {_span(limits.oldest_due)}"
         yield _condition("still_written", sentence, mapping=mapping)
 
 
@@ -195,7 +195,7 @@ def _clocks(facts: Facts) -> Iterator[Condition]:
 def _projected(facts: Facts, limits: Limits, now: float) -> Iterator[Condition]:
     for remote, finish in sorted((facts.projected_finish or {}).items()):
         if finish > now + limits.oldest_due:
-            sentence = f"what is due for {remote} will have arrived only by {iso(finish)}"
+            sentence = f"what is due for {remote} will not all be sent before {iso(finish)}"
             yield _condition("projected_late", sentence, remote=remote)
 
 

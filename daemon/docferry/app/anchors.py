@@ -73,7 +73,7 @@ class FileAnchor:
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be written: {error.strerror}") from error
         except TimeoutError:
-            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share there?") from None
+            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share mounted?") from None
 
     async def newest(self) -> Sequence[SignedHead]:
         """Return the last heads of the file, the newest last; none if there is no file. Raises AnchorError."""
@@ -83,7 +83,7 @@ class FileAnchor:
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be read: {error.strerror}") from error
         except TimeoutError:
-            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share there?") from None
+            raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share mounted?") from None
 
 
 class TsaAnchor:

@@ -268,7 +268,7 @@ def _make_folders(folders: Sequence[Path]) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StateError(f"{folder} in the state folder cannot be made: {error.strerror}") from error
+            raise StateError(f"{folder} in the state folder cannot be created: {error.strerror}") from error
 
 
 async def accept_empty(settings: Settings, mapping: str) -> int:

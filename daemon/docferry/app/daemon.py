@@ -56,7 +56,7 @@ def _reload(config: Path | None, running: Settings) -> Settings | None:
     except ConfigError as error:
         for problem in error.problems:
             log.error("reload_refused", problem)
-        log.error("reload_refused", "the configuration is broken; docferry goes on with the old one")
+        log.error("reload_refused", "the configuration is broken; docferry continues with the old one")
         return None
     if fresh.state_dir != running.state_dir:
         log.error("reload_refused", "state_dir can't change while docferry runs; stop it and start it again")
@@ -65,7 +65,7 @@ def _reload(config: Path | None, running: Settings) -> Settings | None:
         try:
             prepare_server(fresh.database_url.get_secret_value(), fresh.host_name)
         except StateError as error:
-            log.error("reload_refused", f"{error}; docferry goes on with the old configuration")
+            log.error("reload_refused", f"{error}; docferry continues with the old configuration")
             return None
     return fresh
 
@@ -133,7 +133,7 @@ def _stop_without_writes(app: Application) -> Iterator[None]:
     except* DatabaseBusy as postpone:
         if not app.database.has_stopped_waiting:
             raise
-        log.warning("stopped_in_trouble", f"{first(postpone)}; what was under way is looked at again at the next start")
+        log.warning("stopped_in_trouble", f"{first(postpone)}; the next start resumes the documents in flight")
 
 
 async def _wait_for_signal(daemon: RunningDaemon, config: Path | None, signals: object) -> Settings | None:

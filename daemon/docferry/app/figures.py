@@ -97,7 +97,7 @@ def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]
 def _missing(root: Path) -> str | None:
     """Return the problem of a missing folder. Without a daemon no watcher reports it, so check the disk here."""
     try:
-        return None if root.is_dir() else f"{escaped(str(root))} is not there; make it, or mount it"
+        return None if root.is_dir() else f"{escaped(str(root))} does not exist; create it, or mount it"
     except OSError as error:
         return f"{escaped(str(root))} cannot be read: {error.strerror}"
 

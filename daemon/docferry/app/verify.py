@@ -59,7 +59,7 @@ async def run(app: Application, every: float) -> None:
 
 async def _tell(rows: Verifications, present: int, stopped: str | None) -> None:
     if stopped is not None:
-        log.warning("verify_stopped", f"{stopped}; it goes on later")
+        log.warning("verify_stopped", f"{stopped}; it continues later")
         return
     found = await rows.found()
     for each in found:

@@ -71,7 +71,7 @@ def _show(screen: Screen, alerts: list[Alert], silences: Mapping[str, float], no
         lasted = span((alert.ended if alert.observed is Observed.RESOLVED and alert.ended else now) - alert.since)
         state = Cell(alert.observed.value, colours[alert.observed])
         table.rows.append((alert.key, state, lasted, told or "nobody", alert.summary))
-    screen.show(table if alerts else line("no condition needs anybody"))
+    screen.show(table if alerts else line("no condition needs attention"))
     for pattern, until in sorted(silences.items()):
         screen.show(line("silenced:", pattern, Cell(f"until {iso(until)}", FAINT)))
 
@@ -143,7 +143,7 @@ def _chosen(settings: Settings, name: str | None) -> list[ReceiverSettings]:
 async def _silence(settings: Settings, key: str, until: float) -> int:
     event = key.partition("/")[0]
     if not any(fnmatchcase(each, event) for each in EVENTS):
-        raise ConfigError([f'no condition can have the key "{key}"; a key begins with one of {", ".join(EVENTS)}'])
+        raise ConfigError([f'no condition has a key like "{key}"; a key begins with one of {", ".join(EVENTS)}'])
     now = time.time()
     async with open_queue(settings) as database:
         if database is None:

@@ -75,7 +75,7 @@ async def _clamd(settings: Settings) -> Check:
     clamd, where = open_clamd(settings), settings.antivirus.clamd
     if clamd is not None and await clamd.ping():
         return Check("ok", "clamd", f"answers at {where}")
-    cure = "start clamav-daemon, and let docferry's user use its socket; nothing of its mappings is sent meanwhile"
+    cure = "start clamav-daemon, and let docferry's user use its socket; no document of its mappings is sent until then"
     return Check("fail", "clamd", f"does not answer at {where}", cure, away=True)
 
 

@@ -100,7 +100,7 @@ def object_names(uploads: Iterable[Upload]) -> Iterator[Check]:
             other_start = other.object_name.partition("{")[0]
             if start.startswith(other_start) or other_start.startswith(start):
                 detail = f'its object names can be those of "{other.name}"; the second file of a name is held'
-                yield Check("warn", upload.name, detail, 'part them: object_name = "{mapping}/{path}"')
+                yield Check("warn", upload.name, detail, 'separate them: object_name = "{mapping}/{path}"')
                 break
         known.append(upload)
 
@@ -226,7 +226,7 @@ def _state(settings: Settings) -> Iterator[Check]:
         yield Check("warn", "state folder", *_split(sentence))
     free = shutil.disk_usage(_nearest(folder)).free
     level: Level = "fail" if free < TIGHT else "warn" if free < ROOMY else "ok"
-    cure = "" if level == "ok" else "make room, or set state_dir to a larger disk"
+    cure = "" if level == "ok" else "free disk space, or set state_dir to a larger disk"
     yield Check(level, "disk space", f"{free / 1e9:.1f} GB free for the state folder", cure)
 
 

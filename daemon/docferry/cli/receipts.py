@@ -75,7 +75,7 @@ def _heads_of(file: Path) -> list[Any]:
     except OSError as error:
         raise ConfigError([f"the anchor {escaped(str(file))} cannot be read: {error.strerror}"]) from error
     except ValueError as error:
-        raise ConfigError([f"the anchor {escaped(str(file))} has something that is no head: {error}"]) from error
+        raise ConfigError([f"the anchor {escaped(str(file))} contains an invalid head: {error}"]) from error
     if not found:
         raise ConfigError([f"the anchor {escaped(str(file))} has no head"])
     return found
@@ -131,7 +131,7 @@ async def _of(log: ReceiptLog, document: str) -> list[StoredReceipt]:
     else:
         found = await log.of_document(int(number))
     if not found:
-        raise ConfigError([f"there is no receipt for {document}: nothing of it was sent, and it is not gone"])
+        raise ConfigError([f"there is no receipt for {document}: it was not sent, and is not gone"])
     return found
 
 

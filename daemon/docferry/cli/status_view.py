@@ -22,15 +22,15 @@ CURES: Final = {
     "empty": "write them again, or exclude them",
     "unreadable": "let docferry read them, then `docferry retry --reason unreadable`",
     "unroutable": "rename their folder to the UUID it stands for",
-    "refused": "see why, mend it, then `docferry retry --reason refused`",
+    "refused": "see the reason, fix it, then `docferry retry --reason refused`",
     "gave_up": "`docferry retry --reason gave_up`",
     "name_taken": "rename them, or let names differ (file_name, object_name, dedupe), then `docferry retry`",
     "content": "give them the right extension; `docferry retry ID` sends one as it is",
     "incomplete": "write them again as a whole; `docferry retry ID` sends one as it is",
     "infected": "remove them; they are never sent",
     "unscanned": "let clamd take them (StreamMaxLength, antivirus.max_size), then `docferry retry --reason unscanned`",
-    "approval": "look at them, then `docferry retry ID`, or `docferry retry --reason approval`",
-    "metadata": "copy them anew",
+    "approval": "check them, then `docferry retry ID`, or `docferry retry --reason approval`",
+    "metadata": "copy them again",
     "undecidable": "look at the remote whether they are there; `docferry retry ID` asks it again",
 }
 _GATE_CURES: Final = {
@@ -39,8 +39,8 @@ _GATE_CURES: Final = {
     "company": "give the key access to the company, then `docferry retry --all`",
     "connection": "is the connection linked and its id right? `docferry check`",
     "redirected": "base_url may be wrong, or a proxy or login page is in between",
-    "stranger": "a proxy or web site answers instead of the remote: check base_url and the proxies in between",
-    "antivirus": "is clamd running, and may docferry use its socket? nothing of the mapping is sent meanwhile",
+    "stranger": "a proxy or web site answers instead of the remote: check base_url and proxies in between",
+    "antivirus": "is clamd running, and may docferry use its socket? no document of the mapping is sent until then",
     "storage": "the storage refuses its account, bucket, signer or quota: ask Wootiv",
 }
 _IN_FLIGHT: Final = ("leased", "sending", "asking")
@@ -156,7 +156,7 @@ def _due(figures: Figures, now: float) -> list[Block]:
         oldest = row["oldest_due"]
         if oldest is not None:
             finish = row["projected_finish"]
-            left = Cell("nobody can say", FAINT) if finish is None else f"in {span(_seconds(finish) - now)}"
+            left = Cell("unknown", FAINT) if finish is None else f"in {span(_seconds(finish) - now)}"
             since = f"due for {span(now - _seconds(oldest['since']))}"
             table.rows.append((row["remote"], _number(row["due"]), since, left, f"{oldest['path']} ({oldest['id']})"))
     return [table] if table.rows else []

@@ -96,10 +96,10 @@ def _tell(settings: Settings, report: RoundReport, found: list[Discrepancy], *, 
     verdict = Cell("all is there", GOOD) if not found and report.stopped is None else Cell("see above", WARN)
     screen.show(line(f"{summary}:", verdict) if report.stopped is None else line(summary))
     if figures["missing"]:
-        screen.show(line("send again what is missing: docferry retry --missing"))
+        screen.show(line("send missing documents again: docferry retry --missing"))
     if report.stopped is not None:
         complain(
-            f"stopped: {report.stopped}; run it again, and it goes on ({count(figures['present'], 'document')} done)"
+            f"stopped: {report.stopped}; run it again, and it continues ({count(figures['present'], 'document')} done)"
         )
 
 

@@ -43,7 +43,7 @@ class Spool:
         if free <= 0:
             raise FolderError(
                 f"there is no room for downloads in {self.folder}: spool_max is {self._limit:,} bytes, and "
-                f"{QUEUE_RESERVE:,} bytes of the disk are kept for the queue; make room, or move state_dir"
+                f"{QUEUE_RESERVE:,} bytes of the disk are kept for the queue; free disk space, or move state_dir"
             )
         return free
 
@@ -72,7 +72,7 @@ def room_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise FolderError(f"the disk of {folder} is full; make room, or move state_dir") from error
+        raise FolderError(f"the disk of {folder} is full; free disk space, or move state_dir") from error
 
 
 def _size(path: Path) -> int:

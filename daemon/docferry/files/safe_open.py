@@ -183,7 +183,7 @@ def stamp_of(descriptor: int, path: bytes) -> Stamp:
     """Return the stamp of an open file. Raises SourceUnreadable for anything but a regular file."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
-        raise SourceUnreadable(f"{escaped(path)} is not a regular file: it is left alone")
+        raise SourceUnreadable(f"{escaped(path)} is not a regular file: it is ignored")
     return Stamp.of(found)
 
 

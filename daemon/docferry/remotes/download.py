@@ -57,7 +57,7 @@ async def fetch(http: HttpClient, url: str, to: Path, wanted: Wanted, now: float
     if answer.body_error == "large":
         await run_sync(_forget, to)
         raise RemoteError(
-            f"the object has more than {wanted.limit:,} bytes; raise spool_max or max_size, or make room",
+            f"the object has more than {wanted.limit:,} bytes; raise spool_max or max_size, or free disk space",
             status=answer.status,
         )
     if answer.body_error is not None:

@@ -164,7 +164,7 @@ class Retry(BaseModel):
     model_config = SECTION
 
     initial: SomeSeconds = Field(default=0.5, description="the first wait")
-    factor: float = Field(default=1.5, ge=1, le=100, allow_inf_nan=False, description="each wait is so much longer")
+    factor: float = Field(default=1.5, ge=1, le=100, allow_inf_nan=False, description="the factor between two waits")
     max: SomeSeconds = Field(default=60.0, description="the longest wait")
     give_up_after: SomeSeconds = Field(
         default=604_800.0, description="then a document is held until someone retries it"
@@ -174,7 +174,7 @@ class Retry(BaseModel):
 class _Remote(BaseModel):
     model_config = SECTION
 
-    timeout: SomeSeconds = Field(default=60.0, description="how long a request may make no progress")
+    timeout: SomeSeconds = Field(default=60.0, description="the longest time without progress of a request")
     connect_timeout: SomeSeconds = Field(default=10.0, description="over all addresses of a name")
     read_timeout: SomeSeconds | None = Field(default=None, description="timeout of responses; default: timeout")
     write_timeout: SomeSeconds | None = Field(default=None, description="timeout of requests; default: timeout")

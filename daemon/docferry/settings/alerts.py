@@ -193,7 +193,9 @@ class AlertsSettings(BaseModel):
 
     model_config = SECTION
 
-    after: Seconds = Field(default=300.0, description="a condition must last so long, and be gone as long to be over")
+    after: Seconds = Field(
+        default=300.0, description="how long a condition must last to be reported, and be absent to end"
+    )
     repeat: SomeSeconds = Field(default=86_400.0, description="a reminder while a condition lasts")
     digest: Annotated[str, AfterValidator(_time_of_day)] | None = Field(
         default=None, description="a daily summary at this local time, also when all is well"

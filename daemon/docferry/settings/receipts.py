@@ -46,7 +46,7 @@ class Receipts(BaseModel):
     key_file: PlainPath | None = Field(
         default=None, description="an Ed25519 private key, PEM; heads are signed with it"
     )
-    retain: SomeSeconds | None = Field(default=None, description="texts of receipts are erased after so long")
+    retain: SomeSeconds | None = Field(default=None, description="the age at which texts of receipts are erased")
     anchor: Anchors = Field(
         default=("log",), description="where heads are copied: log, email, webhook, file:PATH, tsa:URL"
     )

@@ -95,7 +95,7 @@ class Body:
 
     @property
     def awaits_continue(self) -> bool:
-        """Whether the client still waits for `100 Continue`."""
+        """Return whether the client still waits for `100 Continue`."""
         return self._expects
 
     async def _next_chunk(self) -> bool:

@@ -103,7 +103,7 @@ class Scheduler:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is claimed or being processed."""
+        """Return whether anything is claimed or being processed."""
         return self._claiming or not self._slots.is_empty
 
     def next_due_within(self, patience: float, doubts_patience: float) -> float | None:

@@ -66,7 +66,7 @@ class SourceOpener:
             if not transfer.sha256:
                 # A rule held it unread, and a person retries: plan it again.
                 self._check_again(places.get(transfer.id, ()))
-                found.outcomes.append((transfer, Outcome(State.GONE, None, "the file is planned anew")))
+                found.outcomes.append((transfer, Outcome(State.GONE, None, "the file is planned again")))
                 continue
             if transfer.id in unapproved:
                 found.outcomes.append((transfer, Outcome(State.HELD, Reason.APPROVAL, APPROVAL, costs_a_try=False)))
@@ -155,7 +155,7 @@ class SourceOpener:
             # The storage may still apply the doubtful PUT: the next version must come after it.
             wait = LATE_PUT_S - self._gate_manager.age(transfer)
             if wait > 0:
-                detail = "the file changed; waiting whether an earlier version still arrives"
+                detail = "the file changed; waiting until the earlier version can no longer arrive"
                 return Outcome(State.DOUBTFUL, transfer.reason, detail, delay=wait, costs_a_try=False)
         if trouble is None:
             return Outcome(State.GONE, None, "the file was removed, or the configuration leaves it out now")

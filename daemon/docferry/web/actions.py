@@ -24,8 +24,8 @@ _TOGETHER: Final = 1_000
 _NOTICES: Final = {
     "retried": "{n} made due now.",
     "gate": "The gate is open; the next document tries it.",
-    "emptied": "The folder is taken as emptied; {n} left it.",
-    "nothing": "Nothing was left to do: somebody was faster, or it went on by itself.",
+    "emptied": "The folder is accepted as emptied; {n} removed from the queue.",
+    "nothing": "Nothing to do: the documents or the gate have changed in the meantime.",
 }
 
 

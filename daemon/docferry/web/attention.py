@@ -23,30 +23,30 @@ HELD: Final = {
     "empty": ("empty", "Write them again, or exclude them from the mapping."),
     "unreadable": ("unreadable", "Let docferry's user read them, then retry."),
     "unroutable": ("in a folder whose name is no UUID", "Rename the folder to the UUID it stands for."),
-    "refused": ("refused by the remote", "See why, mend it, then retry."),
-    "gave_up": ("given up after many tries", "Retry when the remote is well again."),
+    "refused": ("refused by the remote", "See the reason, fix it, then retry."),
+    "gave_up": ("given up after many tries", "Retry once the remote works again."),
     "undecidable": ("perhaps at the remote, perhaps not", "Look for them at the remote; a retry asks it again first."),
-    "name_taken": ("without a free name at the remote", "Rename the file, or part the mappings' names."),
+    "name_taken": ("without a free name at the remote", "Rename the file, or let the mappings' names differ."),
     "content": ("not what their extension says", "Give the file the right extension, then it is sent."),
     "incomplete": ("cut short", "Write the file again as a whole."),
     "infected": ("infected", "Remove the file. docferry never sends it."),
     "unscanned": ("not scanned for viruses", "Raise clamd's limits and antivirus.max_size, then retry."),
-    "approval": ("waiting for approval", "Look at them, then release what may go."),
-    "metadata": ("with times or sizes that cannot be stored", "Copy the file anew, then it is sent."),
+    "approval": ("waiting for approval", "Check them, then release those to be sent."),
+    "metadata": ("with times or sizes that cannot be stored", "Copy the file again, then it is sent."),
 }
 #: Reasons for which a retry alone helps; a changed file is noticed without a retry.
 _RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable", "unscanned"})
 _GATES: Final = {
     "key": ("refuses the API key", "Put the right key in place, then open the gate."),
-    "account": ("says that the account must be settled", "Settle it with the remote's operator, then open the gate."),
+    "account": ("says that the account must be settled", "Resolve it with the remote's operator, then open the gate."),
     "company": ("gives no access to the company", "Give the key access to the company, then open the gate."),
     "connection": ("does not know the connection", "Is it linked, and its id right? Run docferry check."),
     "redirected": ("sends requests elsewhere", "base_url may be wrong, or a proxy or login page is in between."),
-    "stranger": ("is answered by somebody else", "A proxy or web page answers in its place; check the network."),
-    "storage": ("has trouble with its storage", "Look at the storage's account, bucket and quota."),
+    "stranger": ("is answered by another server", "A proxy or web page answers in its place; check the network."),
+    "storage": ("reports a problem of its storage", "Look at the storage's account, bucket and quota."),
     "antivirus": ("gives no verdict", "Is clamd running, and may docferry use its socket? Nothing is sent meanwhile."),
-    "quota": ("has no requests left today", "Nothing to do: uploads go on when the quota is reset."),
-    "rate": ("asks for a pause", "Nothing to do: uploads go on by themselves."),
+    "quota": ("has no requests left today", "Nothing to do: uploads continue when the quota is reset."),
+    "rate": ("asks for a pause", "Nothing to do: uploads continue by themselves."),
     "unreachable": ("cannot be reached", "Check the network; one document probes until it works again."),
     "failing": ("fails again and again", "One document probes until it works again."),
 }
@@ -92,10 +92,16 @@ def quiet_gates(figures: Figures) -> list[Issue]:
 
 def _queue(figures: Figures, facts: Mapping[str, float | None]) -> Iterator[Issue]:
     if figures["trouble"]:
-        yield Issue("bad", "The queue is in trouble", "database", figures["trouble"], "Make room or end what locks it.")
+        yield Issue(
+            "bad",
+            "The queue cannot be written",
+            "database",
+            figures["trouble"],
+            "Free disk space, or end the program that locks it.",
+        )
     if facts.get("config_last_reload_successful") == 0:
-        fix = "Run docferry check, mend what it names, then send SIGHUP again."
-        yield Issue("warn", "The configuration is broken", "SIGHUP", "docferry goes on with the old one.", fix)
+        fix = "Run docferry check, fix the problems, then send SIGHUP again."
+        yield Issue("warn", "The configuration is broken", "SIGHUP", "docferry continues with the old one.", fix)
     free = facts.get("state_free_bytes")
     if free is not None and free < LITTLE_FREE:
         yield Issue("warn", "The disk is nearly full", "state folder", f"{free / 1e6:,.0f} MB are free.", "Make room.")
@@ -129,7 +135,7 @@ def _folders(figures: Figures, emptied: frozenset[str]) -> Iterator[Issue]:
             yield Issue("bad", "The folder is suddenly empty", name, row["problem"], fix, button=button)
         else:
             title = "The folder cannot be read" if "to" in row else "The download fails"
-            yield Issue("bad", title, name, row["problem"], "It goes on by itself when this is mended.")
+            yield Issue("bad", title, name, row["problem"], "The mapping continues by itself once this is fixed.")
 
 
 def _held(figures: Figures) -> Iterator[Issue]:
@@ -156,8 +162,8 @@ def _written(figures: Figures, now: float) -> Iterator[Issue]:
     for row in figures["uploads"]:
         for each in row["unsettled"]:
             if now - seconds(each["since"]) >= LONG_WRITTEN_S:
-                fix = "Is the program that writes it still alive? docferry sends it when it is closed."
-                yield Issue("warn", "A file is being written for long", row["mapping"], each["path"], fix)
+                fix = "Is the program that writes it still running? docferry sends it when it is closed."
+                yield Issue("warn", "A file has been written for a long time", row["mapping"], each["path"], fix)
 
 
 def _hosts(figures: Figures) -> Iterator[Issue]:
@@ -171,7 +177,7 @@ def _hosts(figures: Figures) -> Iterator[Issue]:
             yield Issue("warn", "A host cannot read a shared folder", mapping, detail, "Mount the share on that host.")
     for host, since in sorted(silent.items()):
         detail = f"Its last heartbeat came at {since}. Other hosts do its work where they can."
-        yield Issue("bad", "A host has stopped", host, detail, "Start docferry there again, or stop it regularly.")
+        yield Issue("bad", "A host has stopped", host, detail, "Start docferry there again, or stop it properly.")
 
 
 def _clocks(figures: Figures) -> Iterator[Issue]:

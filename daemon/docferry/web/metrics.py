@@ -37,8 +37,8 @@ _FACTS: Final = {
     "database_size_bytes": "Size of the queue's database with its write-ahead log",
     "database_writable": "1 while the queue can be written",
     "state_free_bytes": "Free space of the disk that holds the state folder",
-    "config_last_reload_successful": "1 unless the last SIGHUP brought a broken configuration",
-    "start_timestamp_seconds": "When the daemon took its configuration",
+    "config_last_reload_successful": "1 unless the last SIGHUP read an invalid configuration",
+    "start_timestamp_seconds": "Time at which the daemon read its configuration",
     "sync_last_run_timestamp_seconds": "When the last one-shot `sync` ended",
     "sync_last_success_timestamp_seconds": "When a one-shot `sync` last ended with exit code 0",
     "sync_last_exit_code": "Exit code of the last one-shot `sync`",
@@ -60,14 +60,14 @@ class EventMetrics(Telemetry):
             made = Histogram(f"docferry_{name}", text, [label], registry=self.registry, buckets=buckets)
             return _Children(made, label)
 
-        text = "Attempts to upload a document, by the state it got"
+        text = "Attempts to upload a document, by the resulting state"
         self._attempts = counter("upload_attempts", text, "remote", "outcome")
         self._documents = counter("uploaded_documents", "Documents that arrived", "mapping")
         self._bytes = counter("uploaded_bytes", "Bytes of documents that arrived", "mapping")
-        self._downloaded = counter("downloaded_documents", "Files that came down", "mapping")
-        self._resolved = counter("doubts_resolved", "Doubts that ended, by what proved it", "remote", "proof")
-        self._failures = counter("alert_failures", "Alerts that a receiver did not take", "to")
-        text = "Time of requests that got a receipt"
+        self._downloaded = counter("downloaded_documents", "Files downloaded", "mapping")
+        self._resolved = counter("doubts_resolved", "Doubts resolved, by proof", "remote", "proof")
+        self._failures = counter("alert_failures", "Alerts that a receiver did not accept", "to")
+        text = "Duration of requests that got a receipt"
         self._durations = histogram("upload_duration_seconds", text, "remote", _REQUEST_BUCKETS)
         text = "Time from due until arrived"
         self._delays = histogram("delivery_delay_seconds", text, "mapping", _DELAY_BUCKETS)
@@ -158,7 +158,7 @@ class Snapshot:
         """Yield every family, events last; a large family in consecutive parts."""
         uploads, remotes = self._figures["uploads"], self._figures["remotes"]
         labels = (__version__, platform.python_version(), HEAD)
-        yield from _gauge("build_info", "Which docferry this is", ("version", "python", "schema"), [(labels, 1)])
+        yield from _gauge("build_info", "Version of docferry", ("version", "python", "schema"), [(labels, 1)])
         documents = (((r["mapping"], state), count) for r in uploads for state, count in r["documents"].items())
         yield from _gauge("documents", "Documents, by mapping and state", ("mapping", "state"), documents)
         held = [((r["mapping"], r["reason"]), r["count"]) for r in self._figures["held"]]
@@ -236,13 +236,15 @@ def _of_mappings(uploads: Sequence[Figures], downloads: Sequence[Figures]) -> It
 
     available = [((row["mapping"],), float(not row["problem"])) for row in (*uploads, *downloads) if row["configured"]]
     yield from per_mapping(
-        "oldest_due_timestamp_seconds", "Since when the oldest document is due", column(uploads, "oldest_due")
+        "oldest_due_timestamp_seconds", "Time since which the oldest document is due", column(uploads, "oldest_due")
     )
     yield from per_mapping(
-        "scan_last_success_timestamp_seconds", "When the folder was last read whole", column(uploads, "last_scan")
+        "scan_last_success_timestamp_seconds",
+        "Time of the last complete scan",
+        column(uploads, "last_scan"),
     )
     yield from per_mapping(
-        "scan_duration_seconds", "How long the last scan took to read and compare", column(uploads, "scan_seconds")
+        "scan_duration_seconds", "Duration of the last scan, for reading and comparing", column(uploads, "scan_seconds")
     )
     yield from per_mapping("unsettled_files", "Files that are still being written", column(uploads, "unsettled_files"))
     yield from per_mapping("folder_available", "1 while nothing stops the mapping", available)
@@ -263,10 +265,14 @@ def _of_hosts(figures: Figures) -> Iterator[Metric]:
 
 def _of_remotes(remotes: Sequence[Figures]) -> Iterator[Metric]:
     for name, key, text in (
-        ("projected_finish_timestamp_seconds", "projected_finish", "When everything due will have arrived"),
+        (
+            "projected_finish_timestamp_seconds",
+            "projected_finish",
+            "When all due documents will have arrived",
+        ),
         ("quota_requests_limit", "limit", "Requests a day that the remote allows"),
         ("quota_requests_remaining", "remaining", "Requests that are left today"),
-        ("quota_reset_timestamp_seconds", "reset", "When the remote begins to count anew"),
+        ("quota_reset_timestamp_seconds", "reset", "Time at which the remote resets its quota"),
         ("uploads_in_flight", "in_flight", "Requests with documents that are in flight now"),
         ("due_documents", "due", "Documents that are due"),
     ):

@@ -221,7 +221,7 @@ class StatusPage:
         return await self._render("problem.html", values, error.status_code)
 
     async def _bug(self, _request: Request, error: Exception) -> Response:
-        detail = f"This should not have happened: {type(error).__name__}. The log says more."
+        detail = f"This should not have happened: {type(error).__name__}. See the log for details."
         return await self._render("problem.html", {"status": 500, "detail": detail, "is_in": True}, 500)
 
 

@@ -51,7 +51,7 @@ async def serve_for_ever(name: str, listen: str, app: ASGIApp, listening: dict[s
                 finally:
                     del listening[name]
         except OSError as error:
-            problem = f"{name} cannot listen at {listen}: {error.strerror or error}; mend {name}.listen"
+            problem = f"{name} cannot listen at {listen}: {error.strerror or error}; correct {name}.listen"
             if problem != told:
                 log.error("listen_failed", f"{problem}, tried again every {LISTEN_RETRY_S:g} s")
             told = problem

@@ -50,6 +50,6 @@ async def keep_written(path: Path, daemon: RunningDaemon, events: EventMetrics) 
             trouble = False
         except OSError as error:
             if not trouble:
-                log.error("textfile_unwritable", f"{path} cannot be written: {error.strerror}; mend metrics.textfile")
+                log.error("textfile_unwritable", f"{path} cannot be written: {error.strerror}; set metrics.textfile")
             trouble = True
         await anyio.sleep(EVERY_S)

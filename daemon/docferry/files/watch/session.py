@@ -395,7 +395,7 @@ class Session:
             if root in self._waiting:
                 continue
             if root.folders and identity(root.root) != root.identity:
-                root.tell(Lost("another folder is in its place, or none"))
+                root.tell(Lost("the folder was replaced or removed"))
                 self._set_up(root)
             elif root.unwatched and now >= root.retry_at:
                 self._retry(root)

@@ -62,8 +62,8 @@ def refusal(response: Response, target: Target, now: float) -> RemoteError:
 def not_codat(response: Response, pause: float | None = None) -> RemoteError:
     """Return the error for a response that Codat never gives."""
     return RemoteError(
-        f"something that is not Codat answered with {response.status}{_excerpt(response)}; "
-        "check base_url in [codat] and the proxies in between",
+        f"another server than Codat answered with {response.status}{_excerpt(response)}; "
+        "check base_url in [codat] and proxies in between",
         kind="not_ours",
         status=response.status,
         body_complete=response.maybe_complete,
@@ -132,9 +132,9 @@ def _verdict(status: int, target: Target, error: str) -> tuple[str | None, str]:
             return of_company, f"Codat does not know company {company}: correct the mapping"
         return target.lane, f"Codat does not know connection {connection}: correct the mapping"
     if status == 429:
-        return "codat", "Codat asks for a pause"
+        return "codat", "Codat requests a pause"
     if status >= 500:
-        return None, "Codat has a problem of its own"
+        return None, "Codat reports an internal error"
     return None, "Codat refused the request"
 
 

@@ -20,7 +20,7 @@ _MAX_MEMBERS: Final = 200_000
 _MAX_TOTAL_SIZE: Final = 64 * 1024**3
 #: The largest central directory, bytes: zipfile holds all of it, and 16 MiB of the smallest entries take 145 MB.
 _MAX_DIRECTORY_BYTES: Final = 16 * 1024**2
-_TOO_LARGE: Final = "Codat's ZIP exceeds the limits; download it from Codat's portal and look at it"
+_TOO_LARGE: Final = "Codat's ZIP exceeds the limits; download it from Codat's portal and check it"
 
 
 class ZipCache:

@@ -219,7 +219,7 @@ def parse_json(response: Response, remote: str) -> object:
     found = _decoded(require_whole(response, remote).content)
     if found is None or response.is_html:
         raise RemoteError(
-            f"something that is not {remote} answered with {response.status}; check base_url, and proxies in between",
+            f"another server than {remote} answered with {response.status}; check base_url, and proxies in between",
             kind="not_ours",
             status=response.status,
             body_complete=response.maybe_complete,

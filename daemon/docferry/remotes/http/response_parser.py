@@ -138,7 +138,7 @@ class ResponseParser:
                 raise httpx.RemoteProtocolError(f"the response head is malformed: {message.error}")
         status = parser.get_status_code()
         if status == 101:
-            raise httpx.RemoteProtocolError("the server switched to another protocol, which nobody asked for")
+            raise httpx.RemoteProtocolError("the server switched to another protocol, which was not requested")
         if status < 200:
             self.interim_responses += 1
             if self.interim_responses > MAX_INTERIM_RESPONSES:
@@ -259,7 +259,7 @@ def _closes(headers: list[tuple[bytes, bytes]]) -> bool:
 def _not_http(raw: bytes | bytearray) -> str:
     if raw[:2] in (b"\x15\x03", b"\x16\x03"):
         return "the server speaks TLS on this port: use https"
-    return f"what came is not HTTP/1.1: {bytes(raw[:40])!r}"
+    return f"the response is not HTTP/1.1: {bytes(raw[:40])!r}"
 
 
 def _short(error: Exception) -> str:

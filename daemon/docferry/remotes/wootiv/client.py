@@ -54,7 +54,7 @@ _ADVICE: Final = {
     401: "Wootiv does not accept the API key: set a valid one",
     402: "Wootiv's account is at its limit or has expired: settle it with Wootiv",
     403: "Wootiv denies this API key the request: use another key",
-    429: "Wootiv asks for a pause",
+    429: "Wootiv requests a pause",
 }
 
 
@@ -236,7 +236,7 @@ class Wootiv:
             finding = direct.confirmed(transfer, stat) or await self._compare(transfer)
         except RemoteError as error:
             raise RemoteError(
-                f"Wootiv confirmed the document, and its object cannot be read to prove it: {error}",
+                f"Wootiv confirmed the document, but its object cannot be read as proof: {error}",
                 kind="cut",
                 status=error.status,
                 body_complete=True,
@@ -312,14 +312,14 @@ class Wootiv:
         if is_stranger or (status == 413 and not has_document):
             # A 413 for a request of a few words cannot come from Wootiv.
             return RemoteError(
-                f"something that is not Wootiv answered: check base_url and proxies ({status})",
+                f"another server than Wootiv answered: check base_url and proxies ({status})",
                 kind="not_ours",
                 status=status,
                 body_complete=maybe_stored,
                 details=ErrorDetails(retry_after=pause),
             )
         scope = "wootiv" if status in _ADVICE else None
-        default = "Wootiv has a problem of its own" if status >= 500 else "Wootiv refused the request"
+        default = "Wootiv reports an internal error" if status >= 500 else "Wootiv refused the request"
         words = safe_text(said.get("message") or said.get("error") or "")
         # Validation refuses this name; any other 4xx concerns the request.
         about_document = status in {400, 413, 422} and wish is not True and bool(words)

@@ -32,7 +32,7 @@ def receipt(response: Response, md5: str | None) -> Receipt:
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
     if response.is_html or not etag:
         raise RemoteError(
-            f"something that is not S3 answered with {response.status}: there is no ETag; check proxies in between",
+            f"another server than S3 answered with {response.status}: there is no ETag; check proxies in between",
             kind="not_ours",
             status=response.status,
             body_complete=response.maybe_complete,
@@ -82,7 +82,7 @@ def stat(response: Response) -> ObjectStat:
     etag = response.headers.get("etag", "").removeprefix("W/").strip('"')
     if response.is_html or not etag:
         raise RemoteError(
-            f"something that is not S3 answered with {response.status}: there is no ETag; check proxies in between",
+            f"another server than S3 answered with {response.status}: there is no ETag; check proxies in between",
             kind="not_ours",
             status=response.status,
         )
@@ -115,9 +115,9 @@ def _meaning(response: Response, code: str, message: str) -> tuple[str, str]:
     if code in _DOCUMENT_CODES:
         return "response", "S3 refused the document"
     if not code and response.content.strip():
-        return "not_ours", "something that is not S3 answered: check proxies in between"
+        return "not_ours", "another server than S3 answered: check proxies in between"
     if response.status >= 500:
-        return "answer", "S3 has a problem of its own"
+        return "answer", "S3 reports an internal error"
     return "storage", "S3 refused its account, bucket, signer or quota: ask Wootiv"
 
 
