@@ -1,6 +1,6 @@
-"""Send a folder with Codat's own SDK, with so many requests at once.
+"""Send a folder with Codat's own SDK, with a given number of concurrent requests.
 
-It runs in the environment of the other programs, so it imports nothing of docferry.
+The script runs in the environment of the other programs, so it imports nothing of docferry.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compare two checkouts, each with a `.venv`: `python -m benchmarks.compare OLD NEW --pairs 5 --only "w1 codat"`.
 
-Both run in turn, against the same sink. What counts is the processor time of the whole process, user and system: other
+Both run in turn, against the same sink. The processor time of the whole process counts, user and system, because other
 work on the machine changes wall time many times as much. The table has the medians, and the median of new ÷ old.
 """
 
@@ -25,7 +25,7 @@ Measure = Callable[[Path], float]
 
 
 class Cases:
-    """The workloads, as functions of a checkout that return processor seconds."""
+    """Define the workloads, as functions of a checkout that return processor seconds."""
 
     def __init__(self, place: Path, server: Sink, small: int, middle: int, settings: Mapping[Path, str]) -> None:
         self._place = place

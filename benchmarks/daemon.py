@@ -53,7 +53,7 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
             name = f"probe{probe:05}.pdf"
             _write(docferry.folder / f"d{probe % 10}" / name)
             written[name] = time.monotonic()
-            # One probe at each interval, however long the last one took.
+            # One probe at each interval, independent of the previous duration.
             time.sleep(max(0.0, began + (probe + 1) * every - time.monotonic()))  # the pace of the probes
         deadline = time.monotonic() + _PATIENCE
         while sink.figures()["requests"] < probes + number and time.monotonic() < deadline:
@@ -66,7 +66,7 @@ def detection(docferry: DocferryRun, sink: Sink, *, probes: int, others: int, ev
 
 
 def idle(docferry: DocferryRun, seconds: float) -> float:
-    """The share of a core that a daemon takes which has nothing to do."""
+    """Return the share of a core that an idle daemon takes."""
     with daemon(docferry) as pid:
         time.sleep(5.0)  # wait until the start is over
         before, began = _used(pid), time.monotonic()

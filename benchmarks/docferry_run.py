@@ -21,7 +21,7 @@ PROGRAM = [sys.executable, "-m", "docferry"]
 
 @dataclass(frozen=True, slots=True)
 class DocferryRun:
-    """One configuration of docferry: a mapping named `bench` from a folder to a remote."""
+    """Run docferry with one configuration: a mapping named `bench` from a folder to a remote."""
 
     place: Path  # where its configuration and state are kept
     folder: Path
@@ -84,7 +84,7 @@ to = "{self.to}"
         return [*PROGRAM, "--config", str(self.config), *words]
 
     def sync(self, *, uploaded: int | None = None) -> Run:
-        """Time one pass. It fails when it uploads another number of documents."""
+        """Time one pass. Fails if the pass uploads another number of documents."""
         cores = ["taskset", "-c", f"0-{self.cores - 1}"] if self.cores else []
         done = run([*cores, *self.command("sync", "--json")], env=KEYS)
         report: dict[str, Any] = json.loads(done.said)

@@ -27,7 +27,7 @@ _TOGETHER = 20_000
 
 
 def of_folder(root: Path) -> Iterator[list[Planned]]:
-    """Every file below a folder, as a document that was sent."""
+    """Yield every file below a folder, as a sent document."""
     for chunk in walk(Root(root), chunk=_TOGETHER):
         plans = []
         for listing in chunk:

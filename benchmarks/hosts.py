@@ -1,8 +1,8 @@
 """Measure 1, 2 and 4 hosts that share a PostgreSQL queue: `PYTHONPATH=tests python -m benchmarks.hosts`.
 
-Each host is a process with documents of its own, for a company of its own, as Codat's limits are for each company. The
-sink answers after 50 ms, so that a host alone is limited by its workers, and two cores are enough for four hosts.
-Prints documents a second, and the speed as a multiple of one host's.
+Each host is a process with documents of its own company, because Codat's limits apply to each company. The sink answers
+after 50 ms, so a single host is limited by its workers, and two cores suffice for four hosts. Prints documents a
+second, and the speed as a multiple of one host's.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from benchmarks.trees import Tree, build
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is measured: all of it, or enough to see whether something broke."""
+    """Select the amount of measuring: all, or enough to find failures."""
 
     rounds: int
     small: int  # files of W1
@@ -47,7 +47,7 @@ Send = Callable[[], Run]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One run of the benchmark: where, how much, against whom, and the table that it fills."""
+    """Hold one run of the benchmark: place, scale, peers, and the resulting table."""
 
     place: Path
     scale: Scale
@@ -64,7 +64,7 @@ class Bench:
         cores: int | None = None,
         senders: int | None = None,
     ) -> Send:
-        """A whole first `sync` of a tree."""
+        """Measure a complete first `sync` of a tree."""
         place, trust = self.place / "docferry", server.ca_file
         docferry = DocferryRun(
             place, tree.root, server.url, to=to, batch=batch, ca_file=trust, cores=cores, senders=senders
@@ -78,7 +78,7 @@ class Bench:
         return send
 
     def peer(self, name: str, tree: Tree, server: Sink) -> Send:
-        """A peer sends the tree; Failed when not all of it came."""
+        """Measure a peer that sends the tree. Raises Failed if documents are missing."""
 
         def send() -> Run:
             server.reset()
@@ -91,7 +91,7 @@ class Bench:
         return send
 
     def in_turn(self, sends: Mapping[str, Send]) -> dict[str, Run]:
-        """Every contender once a round, A B A B…: the median of each."""
+        """Run all contenders in rounds, A B A B…, and return the median of each."""
         runs: dict[str, list[Run]] = {name: [] for name in sends}
         for _ in range(self.scale.rounds):
             for name, send in sends.items():
@@ -100,7 +100,7 @@ class Bench:
 
 
 def median(runs: list[Run]) -> Run:
-    """The middle of each figure; of memory the largest."""
+    """Return the median of each figure; of memory, the largest."""
     return Run(
         statistics.median(run.wall for run in runs),
         statistics.median(run.cpu for run in runs),
@@ -254,7 +254,7 @@ def slow_server(bench: Bench) -> None:
 
 
 def noticing(bench: Bench) -> None:
-    """From the last write to the first byte of the request, beyond `settle`."""
+    """Return the time from the last write to the first byte of the request, beyond `settle`."""
     for others in (0, bench.scale.others):
         folder = bench.place / "noticed"
         shutil.rmtree(folder, ignore_errors=True)
@@ -340,7 +340,7 @@ def growth(bench: Bench) -> None:
 
 
 def speed(runs: Mapping[str, Run], ours: str, theirs: str) -> float | None:
-    """How many times as fast; None when there is nobody to compare with."""
+    """Return the ratio of speeds; None without a peer."""
     return runs[theirs].wall / runs[ours].wall if theirs in runs else None
 
 

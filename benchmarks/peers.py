@@ -21,7 +21,7 @@ Send = Callable[[Tree, str], Run]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A program that sends a tree to a sink."""
+    """Describe a program that sends a tree to a sink."""
 
     name: str
     send: Send
@@ -65,7 +65,7 @@ def found(venv: Path) -> tuple[dict[str, Peer], list[str]]:
 
 
 def _binary(venv: Path, name: str) -> str | None:
-    """The program itself, where the package installs only a script that starts it."""
+    """Return the program itself if the package installs only a script that starts it."""
     inside = sorted(venv.glob(f"lib/python*/site-packages/{name}*/**/{name}"))
     real = next((path for path in inside if path.is_file() and os.access(path, os.X_OK)), None)
     beside = venv / "bin" / name

@@ -21,12 +21,12 @@ _GLANCE = 0.05
 
 
 class Failed(Exception):
-    """A program that should have worked did not."""
+    """Report that a program failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The cost of one program."""
+    """Hold the cost of one program."""
 
     wall: float
     cpu: float
@@ -116,7 +116,7 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A running sink."""
+    """Access a running sink."""
 
     port: int
     pid: int
@@ -145,7 +145,7 @@ class Sink:
 
 @contextmanager
 def sink(*arguments: str) -> Iterator[Sink]:
-    """A sink for as long as the context lasts."""
+    """Run a sink during the context."""
     command = [sys.executable, "-m", "benchmarks.sink", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), cwd=PROJECT) as program:
         assert program.stdout is not None

@@ -1,7 +1,7 @@
 """Measure the queue alone: `python -m benchmarks.queue_cycles FOLDER DOCUMENTS [URL]`.
 
-It enqueues, claims, marks and settles with 16 tasks, synchronous FULL, and prints cycles a second and raw sqlite3's
-commits. With the URL of an empty PostgreSQL database it measures that after SQLite.
+Enqueue, claim, mark and settle with 16 tasks and synchronous FULL, and print cycles a second and raw sqlite3's commits.
+With the URL of an empty PostgreSQL database, measure it after SQLite.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _OPEN, _CLOSE = "<!-- measured -->", "<!-- end of what was measured -->"
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One program in one workload."""
+    """Describe one program in one workload."""
 
     workload: str
     name: str
@@ -34,7 +34,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure and its goal: at least, or with `most` at most."""
+    """Compare a figure with its goal: at least, or with `most` at most."""
 
     name: str
     value: float | None
@@ -119,7 +119,7 @@ class Table:
         return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
 
     def write(self, folder: Path, docs: Path | None) -> None:
-        """The results; and into `docs`, where one is given, the table of performance.md and the chart."""
+        """Write the results; with `docs`, also the table of performance.md and the chart."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "latest.json").write_text(self.as_json(), encoding="utf-8")
         (folder / "latest.txt").write_text(self.text() + "\n", encoding="utf-8")

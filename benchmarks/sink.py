@@ -21,18 +21,18 @@ _NAME = re.compile(rb'filename="([^"]*)"')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-#: So many requests are read for the names in them at first: the list is asked for only while a batch is proved.
+#: The number of first requests whose names are recorded: the list is read only while a batch is proved.
 _PROVING = 64
 
 
 @dataclass(slots=True)
 class ServerState:
-    """The counts of all connections."""
+    """Count the requests of all connections."""
 
     delay: float
     md5: bool
     log: bool
-    base: str = ""  # where signed URLs lead: to this process, or to what stands in front of it
+    base: str = ""  # the base of signed URLs: this process, or a proxy before it
     requests: int = 0  # with one or more documents
     received: int = 0  # bytes of their bodies
     first: float = 0.0  # monotonic seconds: when the first such request began
@@ -61,7 +61,7 @@ class ServerState:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One connection. Bodies are counted in a buffer that is used again and again."""
+    """Serve one connection. Bodies are counted in a reused buffer."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state

@@ -1,4 +1,4 @@
-"""A sink behind nginx, which terminates TLS as the remotes' own servers do; one certificate for all contenders."""
+"""Run a sink behind nginx, which terminates TLS like the remotes' servers, with one certificate for all contenders."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def missing() -> str | None:
 
 @contextmanager
 def tls_sink() -> Iterator[Sink]:
-    """A sink behind nginx for as long as the context lasts; peers that start in it trust its certificate."""
+    """Run a sink behind nginx during the context; peers started within it trust its certificate."""
     with tempfile.TemporaryDirectory(prefix="docferry-tls-") as folder:
         place, port = Path(folder), _free_port()
         _certify(place)

@@ -1,4 +1,4 @@
-"""The folders that are sent: made once for a run, every file with bytes of its own."""
+"""Build the folders to send, once for a run, with different bytes in every file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Some files of one size, spread evenly over folders."""
+    """Describe files of one size, spread evenly over folders."""
 
     root: Path
     files: int
@@ -24,7 +24,7 @@ class Tree:
 
 
 def build(place: Path, name: str, files: int, size: int, folders: int) -> Tree:
-    """The tree `name` below `place`; taken as it is when an earlier run has made it whole."""
+    """Build the tree `name` below `place`, or reuse a complete one of an earlier run."""
     tree = Tree(place / name, files, size)
     finished = place / f"{name}.made"
     if finished.exists():

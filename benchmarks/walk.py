@@ -1,4 +1,4 @@
-"""The least a second pass can do, as a whole program: scandir and stat of every file below a folder."""
+"""Measure the minimum of a second pass, as a whole program: scandir and stat of every file below a folder."""
 
 import os
 import sys

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class StaticKey:
-    """An API key from a text or a function."""
+    """Provide an API key from a text or a function."""
 
     def __init__(self, key: str | Callable[[], str | None]) -> None:
         self._key = key

@@ -35,7 +35,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "it")
 
 @dataclass
 class AppEnv:
-    """The files and programs of one test."""
+    """Provide the files and programs of one test."""
 
     root: Path
     simulator_thread: SimulatorThread
@@ -151,7 +151,7 @@ class AppEnv:
 
 
 class Daemon:
-    """A running `docferry run`."""
+    """Access a running `docferry run`."""
 
     def __init__(self, app_env: AppEnv) -> None:
         app_env.write_config()

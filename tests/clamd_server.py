@@ -1,4 +1,4 @@
-"""A clamd for tests: Debian's own with a database of one signature, and one that fails on purpose."""
+"""Run clamd for tests: Debian's own with a database of one signature, or one that fails on purpose."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def clamd(folder: Path, limit: str = "1M") -> Iterator[str]:
 
 
 class FakeClamd:
-    """A listener that takes INSTREAM to its end and gives `reply`; None: it says nothing and keeps the connection.
+    """Read INSTREAM to its end and send `reply`; with None, send nothing and keep the connection.
 
-    `pings` says whether PING is answered, `takes` after how many bytes the reply comes early.
+    `pings` selects whether PING is answered, `takes` the number of bytes before an early reply.
     """
 
     def __init__(self, *, reply: bytes | None, pings: bool = True, takes: int | None = None) -> None:

@@ -27,7 +27,7 @@ def app_env(tmp_path: Path) -> Iterator[AppEnv]:
 
 @pytest.fixture(scope="session")
 def process_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPool]:
-    """A fork server for all short-lived processes of the program."""
+    """Run a fork server for all short-lived processes of the program."""
     found = ProcessPool(tmp_path_factory.mktemp("processes"))
     yield found
     found.close()
@@ -35,6 +35,6 @@ def process_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPo
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[PostgresqlServer]:
-    """One PostgreSQL server for all tests of this process."""
+    """Run one PostgreSQL server for all tests of this process."""
     with running_server() as server:
         yield server

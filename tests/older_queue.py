@@ -1,4 +1,4 @@
-"""Fill a queue with documents in every state, and write it as SQL: `tests/system/data` has those of older versions.
+"""Fill a queue with documents in every state, and write it as SQL, like the older ones in `tests/system/data`.
 
 Run it in a checkout of the older version, such as commit d618402, two days back, so that everything is due:
 
@@ -123,7 +123,7 @@ def restore(sql: Path, env: AppEnv) -> None:
 
 
 def _restore_stamps(connection: sqlite3.Connection, root: Path) -> None:
-    """Let the rows name the times of the files, as they do where an upgrade finds the files of the older version."""
+    """Write the times of the files into the rows, because an upgrade finds the older version's files unchanged."""
     for number, mapping, folder, name in connection.execute(
         "SELECT id, mapping, folder, name FROM document WHERE present"
     ).fetchall():

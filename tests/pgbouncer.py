@@ -22,7 +22,7 @@ POOL_SIZE = 3
 
 
 class Pgbouncer:
-    """A running pgbouncer whose databases lie at one host, which may change."""
+    """Run pgbouncer with databases at one host, which may change."""
 
     def __init__(self, folder: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         self.address = address

@@ -34,7 +34,7 @@ def binaries() -> Path | None:
 
 
 class PostgresqlServer:
-    """A running server that listens on a socket in its own folder."""
+    """Run a server that listens on a socket in its own folder."""
 
     def __init__(self, folder: Path, programs: Path, *, durable: bool = False) -> None:
         self.folder = folder

@@ -1,6 +1,7 @@
-"""Build some five hundred crafted archives, each with its verdict: refused, taken, or either.
+"""Build some five hundred crafted archives, each with its verdict: refused, extracted, or either.
 
-They are built byte by byte, as no library writes them. In every case nothing may appear outside the folder.
+The archives are built byte by byte, because no library writes them. In every case nothing may appear outside the
+folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ STORED, DEFLATED = 0, 8
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One member: its row in the central directory, and deviations of its local header."""
+    """Define one member: its row in the central directory, and deviations of its local header."""
 
     name: bytes
     body: bytes = PDF
@@ -83,7 +84,7 @@ def _slips() -> Iterator[Case]:
 
 
 def _second_names() -> Iterator[Case]:
-    """A safe name in the central directory, and another one elsewhere."""
+    """Use a safe name in the central directory, and another one elsewhere."""
     for name in zips.LEADING_OUT:
         raw = name.encode()
         yield f"local {name!r}", build(GOOD, Row(b"Bank/b.pdf", local_name=raw)), "refused"

@@ -13,7 +13,7 @@ PDF = b"%PDF-1.4\n"
 
 
 def plain(members: dict[str, bytes] | list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A ZIP of these members, in this order; a list may hold one name twice."""
+    """Return a ZIP of these members in this order; a list may contain one name twice."""
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", method) as made, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # two members of one name are meant
@@ -26,7 +26,7 @@ def plain(members: dict[str, bytes] | list[tuple[str, bytes]], method: int = zip
 
 
 def odd(name: str, *, mode: int = 0, flags: int = 0, content: bytes = b"x") -> bytes:
-    """A good member, and one with this name, Unix mode or flag."""
+    """Return a good member, and one with this name, Unix mode or flag."""
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as made:
         made.writestr("Bank/good.pdf", PDF)
@@ -42,7 +42,7 @@ def odd(name: str, *, mode: int = 0, flags: int = 0, content: bytes = b"x") -> b
 
 
 def sharing(members: int, content: bytes) -> bytes:
-    """Many names for one body."""
+    """Return many names for one body."""
     raw = plain({"Bank/a.pdf": content})
     at = raw.index(b"PK\x01\x02")
     end = raw.index(b"PK\x05\x06")
@@ -142,7 +142,7 @@ def broken() -> Iterator[tuple[str, bytes]]:
 
 
 def mutated(seed: int, hostile: Sequence[bytes] = ()) -> bytes:
-    """A good or a hostile archive with a few bytes changed, moved or lost."""
+    """Return a good or a hostile archive with a few bytes changed, moved or lost."""
     jitter = random.Random(seed)  # noqa: S311 - the same archive for the same seed
     raw = bytearray(jitter.choice(_SOUND if jitter.random() < 0.5 else hostile or _HOSTILE))
     for _ in range(jitter.choice((1, 1, 1, 2, 5))):

@@ -21,7 +21,7 @@ def hook() -> Iterator[Hook]:
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority and a server's certificate for 127.0.0.1."""
+    """Provide a certificate authority and a server's certificate for 127.0.0.1."""
 
     ca_file: Path
     context: ssl.SSLContext

@@ -21,7 +21,7 @@ PASSWORD = "canary-mail-password-7f3a9c2e"
 
 @dataclass
 class Mailbox:
-    """The messages that a mail server accepted. `refuse`: a response for every recipient instead."""
+    """Hold the messages that a mail server accepted. `refuse`: a response for every recipient instead."""
 
     mails: list[Mail] = field(default_factory=list)
     envelopes: list[tuple[str, list[str]]] = field(default_factory=list)
@@ -84,7 +84,7 @@ def mail_server(
 
 @dataclass
 class Taken:
-    """One request."""
+    """Hold one request."""
 
     path: str
     headers: dict[str, str]
@@ -92,7 +92,7 @@ class Taken:
 
 
 class Hook:
-    """An HTTP server. `status` is its answer; `delay` comes before it; `location` makes it redirect."""
+    """Run an HTTP server. `status` is its response; `delay` precedes it; `location` makes it redirect."""
 
     def __init__(self) -> None:
         self.taken: list[Taken] = []

@@ -36,7 +36,7 @@ receivers:
 
 @dataclass
 class Alertmanager:
-    """A running Alertmanager, and the webhook that it calls."""
+    """Run Alertmanager, and the webhook that it calls."""
 
     url: str
     hook: Hook

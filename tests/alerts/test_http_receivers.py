@@ -53,7 +53,7 @@ async def test_a_webhook_is_signed_as_standard_webhooks_are(hook: Hook, tmp_path
 
 
 def test_the_signature_of_the_specification() -> None:
-    """The example of the reference libraries."""
+    """Sign the example of the reference libraries."""
     found = http.sign(SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
     assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -107,7 +107,7 @@ async def test_nobody_is_there_and_the_proxies_of_the_environment_are_ignored(
 
 @pytest.mark.parametrize("kind", ["webhook", "alertmanager", "ntfy"])
 async def test_alerts_go_through_the_proxy(hook: Hook, kind: str) -> None:
-    """A proxy for plain HTTP gets the whole address; it knows the name, which this machine does not."""
+    """A proxy for plain HTTP gets the whole address, with a name that this machine cannot resolve."""
     proxy = hook.url.replace("http://", "http://user:canary-proxy-p@ss/w#rd@")
     await receiver(kind, url="http://alerts.invalid/topic", proxy=proxy).send(message(item()))
     (taken,) = hook.taken

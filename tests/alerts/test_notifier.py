@@ -43,7 +43,7 @@ FULL = replace(WELL, disk_free=0)
 
 @dataclass
 class Inbox:
-    """A receiver that can fail and hang."""
+    """Receive messages, fail, or hang."""
 
     name: str = "ops"
     refresh: float | None = None
@@ -68,7 +68,7 @@ class Inbox:
 
 @dataclass
 class Office:
-    """A notifier over a database, and the facts that it sees."""
+    """Run a notifier over a database, with given facts."""
 
     database: Database
     clock: TurnableClock = field(default_factory=TurnableClock)
@@ -214,7 +214,7 @@ async def test_facts_that_cannot_be_read_end_nothing(office: Office) -> None:
 
 
 async def test_a_database_that_cannot_be_written_is_told_of(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is stored then, and receivers are told all the same."""
+    """Nothing is stored, but receivers still get their messages."""
     monkeypatch.setattr(tasks, "SAVE_S", 0.05)
     inbox = Inbox()
     blocked, go_on = anyio.Event(), anyio.Event()

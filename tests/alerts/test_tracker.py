@@ -18,7 +18,7 @@ START = 1_790_000_000.0
 
 @dataclass
 class Inbox:
-    """A receiver that keeps its messages while it is up."""
+    """Receive and keep messages while it is up."""
 
     name: str = "ops"
     refresh: float | None = None

@@ -26,7 +26,7 @@ from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThre
 
 @dataclass
 class RemoteEnv:
-    """One remote before its simulator. `route`: the request with the document."""
+    """Provide one remote before its simulator. `route`: the request with the document."""
 
     remote: Codat | Wootiv
     sim: Simulator
@@ -123,7 +123,7 @@ async def codat(simulated: Make, tmp_path: Path) -> AsyncIterator[Make]:
 
 @pytest.fixture
 async def wootiv(simulated: Make) -> AsyncIterator[Make]:
-    """The same for Wootiv; `signed` is the kind of its signed URLs."""
+    """Provide Wootiv; `signed` is the kind of its signed URLs."""
     made: list[Wootiv] = []
 
     def make(sim: Simulator | None = None, signed: str = "put", **more: Any) -> RemoteEnv:

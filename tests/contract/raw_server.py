@@ -26,7 +26,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Server:
-    """A port where `speak` serves each connection."""
+    """Serve each connection to a port with `speak`."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/"
@@ -69,7 +69,7 @@ async def serving(speak: Speak) -> AsyncIterator[Server]:
 
 @asynccontextmanager
 async def http_client(**more: Any) -> AsyncIterator[HttpClient]:
-    """A client; with THROUGH_SENDERS in the environment, all its documents go through a sender process."""
+    """Return a client; with THROUGH_SENDERS in the environment, all its documents go through a sender process."""
     pool = SenderPool(int(THROUGH_SENDERS))
     http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 2.0} | more)))
     async with pool.run():

@@ -94,7 +94,7 @@ async def test_a_refusal_closes_what_it_is_about(codat: Make, status: int, scope
     assert error.correlation_id in str(error)
 
 
-#: Every status that Codat documents: is the document doubtful after it, may it be the document's fault, what to do.
+#: Every status that Codat documents: whether the document is doubtful, whether it may be the cause, and the advice.
 DOCUMENTED = [
     (400, False, True, "Codat refused the request"),
     (401, False, False, "set a valid one"),

@@ -85,7 +85,7 @@ async def test_no_connection_is_surely_not_stored(open_env: Make) -> None:
 
 @pytest.mark.parametrize("through", ["", "a proxy"])
 async def test_nothing_of_a_document_is_wanted_before_there_is_a_line(open_env: Make, through: str) -> None:
-    """An attempt that was stopped before the connection leaves no doubt: nothing can have been sent."""
+    """An attempt that was stopped before the connection leaves no doubt, because nothing can have been sent."""
 
     class Shy(Bytes):
         wanted = False

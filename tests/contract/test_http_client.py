@@ -41,7 +41,7 @@ pytestmark = pytest.mark.anyio
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\nfour\r\n0A\r\nten more..\r\n0\r\n\r\n", None),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n4\r\nfour\r\n0\r\nTrailer: x\r\n\r\n", b"four"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\nX-Empty:\r\n\r\nok", b"ok"),
-        # what curl and browsers accept
+        # accepted by curl and browsers
         (b"HTTP/1.1 200 OK\r\nX-Foo : bar\r\nContent-Length: 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok", b"ok"),
         (b"HTTP/1.1 200 OK\r\na/b: c\r\nno colon\r\nContent-Length: 2\r\n\r\nok", b"ok"),
@@ -179,7 +179,7 @@ async def test_a_line_on_which_the_server_spoke_unasked_is_not_used() -> None:
 
 
 async def test_the_last_block_is_asked_for_only_when_the_one_before_was_taken() -> None:
-    """A server that takes nothing more is surely without the whole body."""
+    """A server that stops reading certainly lacks the rest of the body."""
     with socket.create_server(("127.0.0.1", 0)) as door:  # nobody accepts: the buffers get full
         door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         async with http_client(timeout=0.5) as http:
@@ -204,7 +204,7 @@ async def test_an_answer_that_comes_early_ends_the_sending() -> None:
 
 @pytest.mark.parametrize("takes", [True, False])
 async def test_a_body_is_complete_when_the_kernel_took_all_of_it(takes: bool) -> None:
-    """One block, the last: of a connection that broke before it nothing can have arrived."""
+    """With one block, the last one: nothing can have arrived if the connection broke before it."""
     here, there = socket.socketpair()
     here.setblocking(False)
     with here, there:
@@ -427,7 +427,7 @@ async def _pump(here: SocketStream, there: SocketStream, scope: anyio.CancelScop
 
 
 async def test_a_request_that_is_given_up_is_not_delivered_later() -> None:
-    """The kernel would go on with it for minutes behind a broken network; a reset tells that it does not."""
+    """Without a reset, the kernel would deliver it minutes later, when the network works again."""
     ends: list[type[Exception]] = []
 
     async def speak(client: SocketStream) -> None:

@@ -28,7 +28,7 @@ from docferry.remotes.http.transport import DirectTransport
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-#: What one response may keep the event loop from other tasks.
+#: The longest time that one response may block the event loop.
 MAX_LAG_S = 0.5
 
 
@@ -146,7 +146,7 @@ async def test_a_server_that_speaks_tls_on_a_plain_port_is_recognised() -> None:
         await asked(saying(b"\x15\x03\x03\x00\x02\x02\x50"))
 
 
-# what was confirmed
+# the confirmed documents
 
 
 @pytest.mark.parametrize("remote", ["codat", "wootiv"])
@@ -282,7 +282,7 @@ async def test_what_the_source_or_the_sink_raise_is_no_error_of_the_network(erro
 
 
 async def test_a_transport_can_be_used_with_httpx_alone() -> None:
-    """It keeps httpx's interface, errors included."""
+    """The transport follows httpx's interface, errors included."""
     transport = DirectTransport(Trust())
     async with serving(saying(OK, ends=False)) as server, httpx.AsyncClient(transport=transport) as client:
         assert (await client.post(server.url, content=b"x")).text == "ok"

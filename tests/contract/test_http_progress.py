@@ -53,7 +53,7 @@ def slow_reader(rate: int, *, stops_after: int = SIZE) -> Iterator[str]:
 
 @pytest.mark.parametrize("block", [SIZE, 64 * 1024])
 async def test_a_slow_upload_is_not_cut(block: int) -> None:
-    """It takes several times the timeout, and the last part waits in the kernel's buffer."""
+    """The upload takes several times the timeout, and its last part waits in the kernel's buffer."""
     with slow_reader(2_000_000) as url:
         async with http_client(timeout=0.8) as http:
             began = time.monotonic()

@@ -48,7 +48,7 @@ def server_context(certificate: trustme.LeafCert | None = None) -> ssl.SSLContex
 
 
 def self_signed(folder: Path, *, san: bool) -> ssl.SSLContext:
-    """A certificate for 127.0.0.1 that signs itself; without subjectAltName its name is in CN only."""
+    """Create a self-signed certificate for 127.0.0.1; without subjectAltName its name is only in CN."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -93,7 +93,7 @@ def document() -> PlainBody:
 
 @contextmanager
 def openssl_server(context: ssl.SSLContext) -> Iterator[str]:
-    """A server on a blocking socket, as OpenSSL sends its alerts there."""
+    """Serve on a blocking socket, because OpenSSL sends its alerts there."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-#: The whole daemon stays below 250 MB; what one response takes, interpreter and libraries included.
+#: The whole daemon stays below 250 MB: the limit for one response, interpreter and libraries included.
 MOST_MB = 200
 _MEASURED = """
 import anyio, sys

@@ -31,7 +31,7 @@ async def blocks_of(form: Form) -> list[bytes]:
 
 
 class Permit(SendPermit):
-    """A permit that a condition grants."""
+    """Grant a permit by a condition."""
 
     def __init__(self, condition: Callable[[], bool]) -> None:
         self._condition = condition
@@ -125,7 +125,7 @@ async def test_so_many_at_once_for_each_company_alone() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_who_waits_goes_before_who_leaves(stopped: bool) -> None:
-    """The next request is out before anything is made of this answer, which a stop in between does not lose."""
+    """The next request starts before this response is processed; a stop in between does not lose the response."""
     doors, order = CompanyLimiter(1), []
 
     async def one(name: str) -> None:
@@ -213,7 +213,7 @@ def test_types_come_from_a_table_of_our_own(name: str, kind: str | None) -> None
     assert content_type(name) == (kind or "application/octet-stream")
 
 
-# what answers say
+# the texts of the responses
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-#: Runs in a network namespace in which 8.8.8.8 and 8.8.4.4 are addresses of its own. `Wootiv` at 8.8.8.8 signs URLs for
+#: Runs in a network namespace with its own addresses 8.8.8.8 and 8.8.4.4. `Wootiv` at 8.8.8.8 signs URLs for
 #: rebind.test; the name server gives the next of ANSWERS at each lookup.
 SCRIPT = r"""
 import json, os, socket, struct, sys, threading

@@ -23,7 +23,7 @@ Make = Callable[..., Any]
 
 
 class OtherMd5(Bytes):
-    """A source whose digest differs from its bytes and is known before the upload."""
+    """Provide a source with a wrong digest that is known before the upload."""
 
     @property
     def md5(self) -> str:
@@ -31,7 +31,7 @@ class OtherMd5(Bytes):
 
 
 class LateMd5(Bytes):
-    """The same for large files, whose digest is known after the upload."""
+    """Provide a large source with a wrong digest that is known after the upload."""
 
     gone = False
 
@@ -46,7 +46,7 @@ class LateMd5(Bytes):
 
 
 class HastyClock(SystemClock):
-    """Each look at it finds a minute gone."""
+    """Advance a minute at each read."""
 
     def __init__(self) -> None:
         self.ahead, self.step = 0.0, 60.0
@@ -119,7 +119,7 @@ async def test_a_digest_that_wootiv_names_goes_before_ours(
 
 
 async def test_nothing_is_added_to_a_signed_form(wootiv: Make) -> None:
-    """Its policy names every field; a digest beside it would be refused."""
+    """The policy names every field; an additional digest would be refused."""
     env = wootiv(signed="post")
     with pytest.raises(RemoteError, match="its ETag is"):
         await env.remote.send([UploadItem(transfer("a.pdf", target=WOOTIV), OtherMd5(b"some bytes"))], "")

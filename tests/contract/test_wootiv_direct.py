@@ -91,7 +91,7 @@ async def test_the_lookup_tells_absent_other_and_same_bytes(wootiv: Make) -> Non
 
 @pytest.mark.parametrize(("content", "found"), [(b"v1", Found.PRESENT), (b"v2", Found.ABSENT)])
 async def test_without_an_md5_the_object_is_read(wootiv: Make, content: bytes, found: Found) -> None:
-    """Of the same size, so that only the bytes can tell."""
+    """The object has the same size, so only its bytes differ."""
     env = wootiv(direct=DIRECT)
     await env.send("a.pdf", b"v1")
     assert (await look_up(env, doubt("a.pdf", content, md5=None))).found is found

@@ -25,7 +25,7 @@ WOOTIV = Target("wootiv")
 
 @dataclass
 class Bytes:
-    """A source that needs no disk. `changes`: its last block is never given out."""
+    """Provide a source without a disk. `changes`: its last block is never yielded."""
 
     content: bytes
     block: int = 64 * 1024
@@ -39,7 +39,7 @@ class Bytes:
 
     @property
     def opened(self) -> OpenedFile | None:
-        """The bytes as a file for a sender process, unless the test is about blocks that no file has."""
+        """Return the bytes as a file for a sender process, unless the test needs blocks without a file."""
         if self.changes:
             return None
         if self._file is None:

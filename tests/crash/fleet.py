@@ -1,7 +1,7 @@
 """Kill, stop, cut off and fail over: four hosts share a queue in PostgreSQL.
 
-`python tests/crash/fleet.py --faults 2000 --documents 20000` prints the progress and the result. It exits with 1 if a
-document was lost, doubled or torn, judged by the bytes that the simulated remotes stored. Needs root, for namespaces.
+`python tests/crash/fleet.py --faults 2000 --documents 20000` prints the progress and the result. The exit code is 1 if
+a document was lost, doubled or torn, by the bytes that the simulated remotes stored. Needs root, for namespaces.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 SKEWS = (0, 240, -180, 0)
 #: The simulated Codat lists a document so late; docferry is told a little more. Seconds.
 LIST_LAG, TOLD_LAG = 1.5, 2.0
-#: What docferry is told where Codat ignores Idempotency-Key: longer than the delays of a busy machine, seconds.
+#: The list lag for a Codat that ignores Idempotency-Key: longer than the delays of a busy machine, seconds.
 PATIENT_LAG = 6.0
 #: Shorter than the time after which a host is taken for dead, and longer. Seconds.
 SHORT, LONG = (0.0, 12.0), (31.0, 40.0)
@@ -55,7 +55,7 @@ FROM attempt a JOIN transfer t ON t.id = a.transfer_id WHERE t.sha256 = %s ORDER
 
 @dataclass
 class Plan:
-    """The size of a run."""
+    """Define the size of a run."""
 
     faults: int = 2_000
     documents: int = 20_000
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass
 class Fleet:
-    """The hosts, what was done to them, and the documents that were laid."""
+    """Run the hosts, and record the faults and the documents."""
 
     plan: Plan
     network: Network

@@ -1,4 +1,4 @@
-"""A primary and its standby, which change places, and pgbouncer before them."""
+"""Run a primary and its standby, which can change roles, and pgbouncer before them."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Servers:
 
     @property
     def url(self) -> str:
-        """The URL with both servers."""
+        """Return the URL with both servers."""
         return f"postgresql://docferry@{f':{PORT},'.join(self._servers)}:{PORT}/{DATABASE}"
 
     @property
     def pooled_url(self) -> str:
-        """The URL of pgbouncer, or the same as `url` where there is none."""
+        """Return the URL of pgbouncer, or `url` without pgbouncer."""
         return self.url if self._pgbouncer is None else self._pgbouncer.url(DATABASE)
 
     def fetch(self, query: str, *values: object) -> list[tuple[object, ...]]:

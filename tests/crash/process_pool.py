@@ -21,7 +21,7 @@ KILLED = -signal.SIGKILL
 
 @dataclass
 class ChildProcess:
-    """One process."""
+    """Access one process."""
 
     process_pool: ProcessPool
     pid: int

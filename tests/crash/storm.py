@@ -1,7 +1,7 @@
-"""Fail half of all requests in every way that the simulator knows; half of the documents use TLS.
+"""Fail half of all requests in every way that the simulator supports; half of the documents use TLS.
 
-`python tests/crash/storm.py --documents 10000` prints the result. It exits with 1 if a document was lost,
-doubled or torn, or if more than one in a thousand is held.
+`python tests/crash/storm.py --documents 10000` prints the result. The exit code is 1 if a document was lost, doubled or
+torn, or if more than one in a thousand is held.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class AppliedFaults(Counter[tuple[str, str]]):
 
 @dataclass
 class Weathered(AppEnv):
-    """An environment that completes its settings by variables."""
+    """Provide an environment with additional settings in variables."""
 
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ class Weathered(AppEnv):
 
 @dataclass
 class Half:
-    """One daemon and its simulator, with TLS or without."""
+    """Run one daemon and its simulator, with TLS or without."""
 
     name: str
     app_env: AppEnv
@@ -167,7 +167,7 @@ class Half:
         return standing["sent"] + standing["held"] == standing.total() == self.laid.total()
 
     def peak(self) -> int:
-        """The most memory the daemon has had, MB."""
+        """Return the largest memory of the daemon, MB."""
         assert self.daemon is not None
         status = Path(f"/proc/{self.daemon.running.pid}/status").read_text()
         found = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -176,7 +176,7 @@ class Half:
 
 @dataclass
 class Outcome:
-    """The result of a storm."""
+    """Hold the result of a storm."""
 
     documents: int
     requests: Counter[str]
@@ -199,7 +199,7 @@ class Outcome:
         return not (self.lost or self.doubled or self.torn) and self.sound and few
 
     def table(self) -> str:
-        """The figures, aligned."""
+        """Return the figures, aligned."""
         refused = f"{self.held.total()} ({100 * self.held.total() / self.documents:.2f} %)"
         rows: list[tuple[str, object]] = [
             ("documents", self.documents),

@@ -296,7 +296,7 @@ def test_a_folder_with_an_umlaut_in_any_locale(app_env: AppEnv, locale: dict[str
 
 
 def test_a_held_file_that_is_touched_again_and_again_adds_no_rows(app_env: AppEnv) -> None:
-    """Each of these adds a row per touch otherwise: a customer could fill the queue's disk with one empty file."""
+    """Otherwise a customer could fill the queue's disk by touching one empty file."""
     folder = app_env.upload("bank", max_size='"10B"')
     app_env.settings |= {"settle": '"10ms"'}
     names = ("empty.pdf", "large.pdf", "wrong.xyz", "sent.pdf")

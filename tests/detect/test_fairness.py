@@ -70,7 +70,7 @@ def _slowdown() -> float:
     ids=["12,000 changing files", "swapped names", "20,000 folders renamed"],
 )
 def test_others_arrive_in_time(app_env: AppEnv, noise: tuple[str, int]) -> None:
-    """Each document of another customer arrives within `settle` + 5 s of the processor time that there is."""
+    """Each document of another customer arrives within `settle` + 5 s of available processor time."""
     app_env.settings |= {"settle": f'"{SETTLE}s"', "rescan": '"5m"', "log_level": '"info"'}
     app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
     noisy_folder, quiet_folder = (app_env.root / "customers" / each / CONNECTION for each in (OTHER, COMPANY))

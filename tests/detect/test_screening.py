@@ -111,7 +111,7 @@ async def test_a_held_file_that_is_written_again_goes(env: UploadEnv, monkeypatc
 
 
 async def test_a_large_cut_file_is_noticed(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ends of a file lie in different blocks of the one reading."""
+    """The first and last bytes are in different blocks of the one read."""
     folder = env.app_env.upload("bank")
     blocks = bytes(range(256)) * 8000
     env.write_documents(folder, "cut.pdf", content=lambda _: CUT + blocks)

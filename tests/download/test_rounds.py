@@ -194,7 +194,7 @@ def test_an_object_whose_etag_only_looks_like_an_md5_comes_down_once(
 
 
 def test_an_own_upload_that_is_doubtful_is_no_missing_document(app_env: AppEnv) -> None:
-    """The list names it before the queue knows that it was stored; a customer's file of that name still comes."""
+    """The list shows the upload before the queue knows it; a customer's file with that name is still downloaded."""
     app_env.codat["list_lag"] = '"1h"'
     bank, folder = app_env.upload("bank"), inbox(app_env)
     (bank / "a.pdf").write_bytes(b"ours")

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass
 class FaultEnv(AppEnv):
-    """An environment that starts docferry in a special way."""
+    """Provide an environment that starts docferry in a special way."""
 
     prefix: list[str] = field(default_factory=list)  # a command that starts another one
     wrapper: str | None = None  # Python to run before docferry's main

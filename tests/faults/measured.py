@@ -38,7 +38,7 @@ def progress(count: Callable[[], int], of: int, seconds: float, what: str) -> No
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """The waiting times of the found documents in seconds, shortest first."""
+    """Hold the waiting times of the found documents in seconds, shortest first."""
 
     sought: int
     seconds: list[float]

@@ -14,7 +14,7 @@ from docferry.simulator import Fault
 
 @pytest.mark.parametrize("jump", [86_400, -86_400, -1_700_000_000], ids=["day_ahead", "day_back", "1970"])
 def test_d17_the_clock_jumps(app_env: AppEnv, process_pool: ProcessPool, jump: int) -> None:
-    """A transfer that is due in some seconds stays so: no early retry, no delay without end."""
+    """The remaining delay of a transfer stays equal: no early retry, no endless delay."""
     folder, said = app_env.upload("bank"), app_env.root / "clock"
     said.write_text("0")
     app_env.simulator.set_faults([Fault("too_many", "codat.upload", first=1, params={"seconds": 8})])

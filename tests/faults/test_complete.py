@@ -139,7 +139,7 @@ def test_c2_preallocating_or_mmap_writer(fault_env: FaultEnv) -> None:
 
 
 def test_c3_scanner_reopens(fault_env: FaultEnv) -> None:
-    """A scanner that closes and reopens its file within `settle`: one final version."""
+    """A scanner that closes and reopens its file within `settle` causes one final version."""
     folder = fault_env.upload("bank", settle='"4s"')
     with fault_env.daemon():
         for page in range(6):
@@ -151,7 +151,7 @@ def test_c3_scanner_reopens(fault_env: FaultEnv) -> None:
 
 
 def test_c4_mtime_old_or_in_the_future(fault_env: FaultEnv) -> None:
-    """Neither early nor stuck."""
+    """Such a file is sent neither early nor never."""
     folder = fault_env.upload("bank", settle='"1s"')
     now = time.time()
     with fault_env.daemon():
@@ -267,7 +267,7 @@ def test_c8_disk_error_on_the_source(fault_env: FaultEnv, preloaded: Callable[[s
 
 
 def test_c8_a_passing_disk_error_holds_nothing(fault_env: FaultEnv, preloaded: Callable[[str], str]) -> None:
-    """A share that stumbles once."""
+    """A share fails once, and the file is sent later."""
     folder = fault_env.upload("bank", settle='"1s"')
     ill = fault_env.root / "ill"
     ill.touch()
@@ -299,7 +299,7 @@ def test_c9_empty_too_large_or_wrong_type(fault_env: FaultEnv) -> None:
 
 
 def test_c10_same_bytes_two_names_and_two_versions_one_name(fault_env: FaultEnv) -> None:
-    """Both can be traced: `show` knows every path and every version."""
+    """`show` lists every path and every version."""
     folder = fault_env.upload("bank")
     (folder / "one.pdf").write_bytes(b"same")
     shutil.copy(folder / "one.pdf", folder / "two.pdf")

@@ -55,7 +55,7 @@ async def test_d9_a_foreign_write_lock_does_not_hold_up_the_loop(tmp_path: Path)
 
 
 def test_d9_the_daemon_outlives_a_foreign_lock(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A document dropped under a foreign lock is not sent before it is written down, and arrives afterwards."""
+    """A document dropped during a foreign lock is sent only after its row is committed."""
     folder = app_env.upload("bank")
     with process_pool.daemon(app_env) as daemon:
         with closing(sqlite3.connect(app_env.state / "docferry.db", isolation_level=None)) as stranger:
@@ -177,7 +177,7 @@ def test_d14_the_database_is_lost(app_env: AppEnv, process_pool: ProcessPool) ->
 def test_d16_a_folder_of_other_things_that_others_can_read(
     app_env: AppEnv, process_pool: ProcessPool, mode: int
 ) -> None:
-    """The folder is refused with the fix. Changing its mode would disturb its users."""
+    """The folder is refused with the fix: changing its mode would affect its other users."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     app_env.state.mkdir()
     (app_env.state / "letter.txt").touch()
@@ -192,7 +192,7 @@ def test_d16_a_folder_of_other_things_that_others_can_read(
 
 
 def test_d16_what_docferry_makes_is_for_itself_alone(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """The state folder is made with mode 700."""
+    """The state folder is created with mode 700."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     process_pool.sync(app_env)
     assert app_env.state.stat().st_mode & 0o777 == 0o700

@@ -102,7 +102,7 @@ def test_d4_a_stop_on_a_full_disk_is_a_stop(app_env: AppEnv, process_pool: Proce
 
 
 def test_d5_the_disk_gives_errors(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """Some writes and syncs of the database fail with EIO: waited out, never a false "sent", all arrives once."""
+    """Some writes and syncs fail with EIO: docferry waits, reports no false "sent", and sends all once."""
     app_env.simulator.options.idempotency = False
     folder = app_env.upload("bank")
     app_env.write_config()

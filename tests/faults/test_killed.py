@@ -55,7 +55,7 @@ def test_d7_one_sender_for_each_document(app_env: AppEnv, process_pool: ProcessP
 
 
 def test_d8_a_second_daemon_and_a_stale_lock(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """The second is refused with the pid of the first; the lock of a killed one is taken over."""
+    """The second daemon is refused with the pid of the first; the lock of a killed one is taken over."""
     app_env.upload("bank")
     app_env.settings["log_level"] = '"info"'
     first = process_pool.spawn(app_env, "run").ready()

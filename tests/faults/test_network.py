@@ -34,7 +34,7 @@ LARGE = 6 * 1024 * 1024
 
 @pytest.fixture(params=["plain", "tls"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
-    """An environment with a simulator over HTTP, and one over HTTPS."""
+    """Provide an environment with a simulator over HTTP, and one over HTTPS."""
     context = None
     if request.param == "tls":
         authority = trustme.CA()
@@ -59,7 +59,7 @@ def _routes(app_env: AppEnv) -> list[str]:
 
 @pytest.mark.parametrize("how", ["refused", "tls"])
 def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how: str) -> None:
-    """A closed port, an untrusted certificate: retried, never doubtful, sent once in the end."""
+    """A closed port, or an untrusted certificate: retried, never doubtful, finally sent once."""
     made = lay(app_env.upload("bank"), "a.pdf", "b.pdf")
     with _strangers_tls() as strange, SimulatorThread(Simulator(SimulatorOptions())) as closed:
         closed.stop()
@@ -81,7 +81,7 @@ def test_n1_it_cannot_be_reached(app_env: AppEnv, process_pool: ProcessPool, how
 def test_n2_answer_lost_after_it_was_stored(
     either: AppEnv, process_pool: ProcessPool, how: str, idempotency: bool
 ) -> None:
-    """One copy and no second request: the list proves that it is there."""
+    """There is one copy and no second request, because the list proves the document present."""
     either.simulator.options.idempotency = idempotency
     made = lay(either.upload("bank"), "a.pdf", "b.pdf", "c.pdf")
     either.simulator.set_faults([Fault("lost_answer", UPLOAD, first=3, params={"how": how})])
@@ -103,7 +103,7 @@ def test_n3_stored_late_and_listed_later(app_env: AppEnv, process_pool: ProcessP
 
 
 def test_n4_a_200_whose_body_is_cut(either: AppEnv, process_pool: ProcessPool) -> None:
-    """The status is the receipt: sent, and nothing is asked or sent again."""
+    """The status is the receipt: the document is sent, without a lookup or a second request."""
     made = lay(either.upload("bank"), "a.pdf", "b.pdf")
     either.simulator.set_faults([Fault("truncated_answer", UPLOAD)])
     assert process_pool.sync(either)["uploaded"] == 2
@@ -156,7 +156,7 @@ def test_n6_an_early_401_and_a_reset(either: AppEnv, process_pool: ProcessPool) 
     ids=["stall", "stall_stored", "byte_a_second"],
 )
 def test_n7_stalls(app_env: AppEnv, process_pool: ProcessPool, fault: Fault) -> None:
-    """The deadline passes, the worker's place is free again, others arrive, and nothing is doubled."""
+    """The time limit passes, the worker is free again, others arrive, and nothing is sent twice."""
     app_env.settings["workers"] = "2"
     app_env.codat["timeout"] = '"1s"'
     made = lay(app_env.upload("bank"), *(f"{number}.pdf" for number in range(6)))
@@ -168,7 +168,7 @@ def test_n7_stalls(app_env: AppEnv, process_pool: ProcessPool, fault: Fault) -> 
 
 
 def test_n11_keep_alive_closed_as_the_request_arrives(either: AppEnv, process_pool: ProcessPool) -> None:
-    """One copy of each."""
+    """Each document has one copy."""
     either.simulator.options.idempotency = False
     made = lay(either.upload("bank"), *(f"{number}.pdf" for number in range(20)))
     either.simulator.set_faults([Fault("stale_keepalive", UPLOAD, rate=0.5)])
@@ -225,7 +225,7 @@ def test_n13_one_name_twice_rightly(app_env: AppEnv, process_pool: ProcessPool) 
 
 @pytest.mark.parametrize("arrived", [True, False])
 def test_n14_a_strangers_upload_of_that_name(app_env: AppEnv, process_pool: ProcessPool, arrived: bool) -> None:
-    """Another program uploads the same name during a doubt: it is not mistaken for ours, and ours is not doubled."""
+    """Another program uploads the same name during a doubt: the two are told apart, and nothing is sent twice."""
     app_env.codat["list_lag"] = '"1s"'
     app_env.simulator.options.idempotency = False
     made = lay(app_env.upload("bank"), "a.pdf")
@@ -303,7 +303,7 @@ def test_n17_a_file_that_a_scanner_keeps_for_a_while(app_env: AppEnv, process_po
 
 @pytest.mark.parametrize("signed", ["put", "post"])
 def test_n18_a_signed_url_has_expired(app_env: AppEnv, process_pool: ProcessPool, signed: Any) -> None:
-    """A new URL for the same key; the gate stays open, nothing is held."""
+    """A new URL is requested for the same key; the gate stays open, and nothing is held."""
     app_env.simulator.options.signed = signed
     made = lay(app_env.upload("scans", "wootiv", object_name='"{name}"'), "a.pdf", "b.pdf")
     expired = {"status": 403, "code": "AccessDenied"}
@@ -327,7 +327,7 @@ def test_n18_the_remotes_clock_is_wrong(app_env: AppEnv, process_pool: ProcessPo
 
 @pytest.mark.parametrize("status", [302, 307])
 def test_n20_a_redirect_to_another_host(app_env: AppEnv, process_pool: ProcessPool, status: int) -> None:
-    """It is not followed: the host gets no byte and no key; nothing is held."""
+    """The redirect is not followed: the other host gets no byte and no key, and nothing is held."""
     made = lay(app_env.upload("bank"), "a.pdf")
     with SimulatorThread(Simulator(SimulatorOptions())) as elsewhere:
         params = {"location": f"{elsewhere.url}/companies", "status": status}

@@ -20,7 +20,7 @@ def quick_env(app_env: AppEnv) -> AppEnv:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_n8_retry_after_is_obeyed_over_a_restart(app_env: AppEnv, process_pool: ProcessPool, form: str) -> None:
-    """Nothing is asked before its time, by a daemon that was started meanwhile either."""
+    """No request is sent before the requested time, not even by a newly started daemon."""
     folder = app_env.upload("bank")
     app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": form, "seconds": 4})])
     first = process_pool.spawn(app_env, "run").ready()
@@ -45,7 +45,7 @@ def test_n8_a_retry_after_that_says_nothing(app_env: AppEnv, process_pool: Proce
 
 
 def test_n8_a_retry_after_of_thirty_years_is_capped(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """At most a day."""
+    """The pause is at most a day."""
     lay(app_env.upload("bank"), "a.pdf")
     app_env.simulator.set_faults([Fault("too_many", UPLOAD, first=1, params={"retry_after": "huge"})])
     process_pool.sync(app_env, code=75)
@@ -55,7 +55,7 @@ def test_n8_a_retry_after_of_thirty_years_is_capped(app_env: AppEnv, process_poo
 
 
 def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A gate until the reset, over restarts; a person's retry opens it."""
+    """The gate stays closed until the reset, across restarts; a retry by a person opens it."""
     folder = app_env.upload("bank")
     made = lay(folder, *(f"{number}.pdf" for number in range(6)))
     app_env.settings["workers"] = "1"
@@ -75,7 +75,7 @@ def test_n9_the_daily_quota_is_gone(app_env: AppEnv, process_pool: ProcessPool) 
 
 
 def test_n9_a_retry_asks_the_daemon_s_remote_anew(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """A retry discards the known quota; while none is left, other remotes are served."""
+    """A retry discards the known quota; while no request is left, other remotes are served."""
     folder, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
     made = lay(folder, *(f"{number}.pdf" for number in range(6)))
     app_env.settings["workers"] = "2"
@@ -119,7 +119,7 @@ def test_n9_a_pass_waits_for_the_doubts_that_the_reserve_is_for(app_env: AppEnv,
 
 
 def test_n10_the_key_is_revoked(app_env: AppEnv, process_pool: ProcessPool) -> None:
-    """One gate, reported once; nothing is held; one document at a time probes until the key works."""
+    """One gate closes and is reported once; nothing is held; one document at a time probes until the key works."""
     folder = app_env.upload("bank")
     key = app_env.root / "key"
     key.touch(0o600)

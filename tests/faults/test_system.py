@@ -101,7 +101,7 @@ def test_s2_event_loop_hangs(fault_env: FaultEnv) -> None:
 
 
 def test_s3_64_descriptors(fault_env: FaultEnv) -> None:
-    """With 64 descriptors and a remote that breaks connections all arrive, once."""
+    """All documents arrive once, with 64 descriptors and a remote that breaks connections."""
     folder = fault_env.upload("bank")
     scans = fault_env.upload("scans", "wootiv", object_name='"{name}"')
     fault_env.prefix = ["prlimit", "--nofile=64:64"]
@@ -150,7 +150,7 @@ CANARIES = ("canary-codat-4711/with+odd=chars", "canary-wootiv-0815")
 
 
 def test_s5_secrets(fault_env: FaultEnv) -> None:
-    """Neither keys nor signatures in the log at debug level, a traceback, any output, or any file of the state."""
+    """Keys and signatures appear in no log at debug level, traceback, output, or file of the state folder."""
     options: SimulatorOptions = fault_env.simulator.options
     options.codat_key, options.wootiv_key = CANARIES
     folder, scans = fault_env.upload("bank"), fault_env.upload("scans", "wootiv", object_name='"{name}"')
@@ -172,7 +172,7 @@ def test_s5_secrets(fault_env: FaultEnv) -> None:
         for words in (["status", "--json"], ["status"], ["list", "--json"], ["config", "show"], ["check"]):
             done = fault_env.run(*words)
             shown += (done.stdout + done.stderr).encode()
-        daemon.running.send_signal(signal.SIGABRT)  # a traceback of what runs, where one is printed at all
+        daemon.running.send_signal(signal.SIGABRT)  # a traceback with local values, if one is printed
         daemon.running.wait()
         shown += daemon.log.read_bytes()
     shown += b"".join(path.read_bytes() for path in fault_env.state.rglob("*") if path.is_file())
@@ -221,7 +221,7 @@ def test_s6_names_with_control_characters(fault_env: FaultEnv) -> None:
 
 @pytest.mark.parametrize("sink", ["closed", "full"])
 def test_s7_log_goes_nowhere(fault_env: FaultEnv, sink: str) -> None:
-    """The reader of the log is gone, or its disk is full: the daemon continues, and exits with 0."""
+    """The daemon continues and exits with 0, although the reader of the log is gone or its disk is full."""
     folder = fault_env.upload("bank")
     fault_env.write_config()
     if sink == "full":

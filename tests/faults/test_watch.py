@@ -1,4 +1,4 @@
-"""Test rows W1 to W16: every file is found, whatever the kernel reports."""
+"""Test rows W1 to W16: every file is found, even if the kernel reports nothing."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _plant(drops: Drops, tree: Path, number: int) -> None:
 
 
 def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
-    """A tree that was renamed into the folder is scanned at once, and later files in it are seen."""
+    """A tree renamed into the folder is scanned at once, and later files in it are found."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
@@ -140,7 +140,7 @@ def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
 
 
 def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """No watch is left: scans find the files, and `status` names the sysctl."""
+    """Without a free watch, scans find the files, and `status` names the sysctl."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1s"'
     fault_env.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
@@ -159,7 +159,7 @@ def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[st
 
 
 def test_w5_instance_limit(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """No inotify at all: scans only, no crash, and no loop of attempts."""
+    """Without inotify, only scans find files: no crash, and no loop of attempts."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1s"'
     fault_env.prefix = namespace("echo 0 > /proc/sys/user/max_inotify_instances")
@@ -268,7 +268,7 @@ def test_w7_how_soon(fault_env: FaultEnv, namespace: Callable[[str], list[str]])
 
 
 def test_w8_root_missing_at_start(fault_env: FaultEnv) -> None:
-    """That mapping waits, the others work; and it works as soon as it is there."""
+    """The mapping waits while others work, and starts once the folder exists."""
     folder, other = fault_env.upload("bank"), fault_env.upload("other")
     fault_env.settings["rescan"] = '"1h"'
     folder.rmdir()
@@ -328,7 +328,7 @@ def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
 
 
 def test_w10_how_soon(fault_env: FaultEnv) -> None:
-    """Such names one after the other, among others: each ends the watch, and none has to wait long."""
+    """Several such names, among others: each ends the watch, and no file waits long."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
@@ -343,7 +343,7 @@ def test_w10_how_soon(fault_env: FaultEnv) -> None:
 
 
 def test_w11_links_are_never_followed(fault_env: FaultEnv) -> None:
-    """A loop, a link out and a link to a secret, there before the start and made after it."""
+    """A loop, a link to the outside and a link to a secret, created before and after the start."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1s"'
     outside = fault_env.root / "outside"
@@ -404,7 +404,7 @@ def test_w12_file_swapped_for_a_link(fault_env: FaultEnv) -> None:
 
 
 def test_w13_pipes_and_sockets_named_like_documents(fault_env: FaultEnv) -> None:
-    """They are ignored, and nothing waits for their writer."""
+    """Pipes and sockets are ignored, and nothing waits for their writer."""
     folder = fault_env.upload("bank")
     os.mkfifo(folder / "before.pdf")
     with fault_env.daemon() as daemon:
@@ -438,7 +438,7 @@ ours.Watcher.__init__.__kwdefaults__.update(hung=2.0)
 
 
 def test_w14_watcher_dies_then_hangs(fault_env: FaultEnv) -> None:
-    """It is set up again, and a scan covers the time between."""
+    """The watch is started again, and a scan covers the time between."""
     folder = fault_env.upload("bank")
     fault_env.settings["rescan"] = '"1h"'
     fault_env.wrapper = DYING
@@ -464,7 +464,7 @@ def test_w15_share_without_events(fault_env: FaultEnv) -> None:
 
 
 def test_w16_a_flood(fault_env: FaultEnv) -> None:
-    """Many files at once: all done, in flat memory."""
+    """Many files at once are all sent, in constant memory."""
     folder = fault_env.upload("bank")
     fault_env.settings["log_level"] = '"info"'
     drops = Drops(fault_env)

@@ -25,7 +25,7 @@ from faults.unpacking import files, publish_archive
 
 @pytest.fixture
 def inbox(fault_env: FaultEnv) -> Path:
-    """A mapping that is pulled all the time, from a day with one file."""
+    """Provide a mapping that downloads constantly, from a day with one file."""
     fault_env.simulator.put_company_file(COMPANY, "good.pdf", b"good", "Banking", "2026-03-04T10:00:00Z", "Bank")
     return fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"1s"')
 
@@ -78,7 +78,7 @@ def test_z1_cut_everywhere(tmp_path: Path) -> None:
     "raw", [raw for _, raw in zips.refused_members()], ids=[name for name, _ in zips.refused_members()]
 )
 def test_z2_slip_link_nul_drive(tmp_path: Path, raw: bytes) -> None:
-    """The member is refused: nothing of it in the inbox, nothing outside; the good one is taken."""
+    """The bad member is refused, inside and outside the inbox; the good one is extracted."""
     published, refused = publish_archive(raw, tmp_path)
     assert refused == 1
     assert all(path.name == "good.pdf" for path in published)
@@ -116,7 +116,7 @@ def _say(what: str, found: dict[str, int]) -> None:
 
 
 def test_z2_corpus(tmp_path: Path) -> None:
-    """Some six hundred archives, each put together for one fault: refused, or taken, as it should be."""
+    """Some six hundred archives, each with one fault, are refused or extracted as expected."""
     found = _unpack(tmp_path, None)
     _say("corpus", found)
     assert found["taken"] + found["refused"] >= 500
@@ -219,7 +219,7 @@ def test_z5_killed_while_landing(fault_env: FaultEnv) -> None:
 
 
 def test_z5_disk_full(fault_env: FaultEnv, namespace: Callable[[str], list[str]]) -> None:
-    """On a full disk no incomplete file is visible, it is reported, and it resumes when there is space."""
+    """On a full disk no incomplete file is visible, the problem is reported, and the download resumes later."""
     content = os.urandom(3 * 1024 * 1024)
     fault_env.simulator.put_company_file(COMPANY, "large.pdf", content, "Banking", "2026-03-04T10:00:00Z", "Bank")
     inbox = fault_env.download("inbox", company_id=f'"{COMPANY}"', every='"500ms"')

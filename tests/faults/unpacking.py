@@ -1,6 +1,6 @@
-"""Extract archives as a download does, with a limit for every file, and count the outcomes.
+"""Extract archives like a download, with a limit for every file, and count the outcomes.
 
-`unpacking.py FOLDER` extracts the corpus, `unpacking.py FOLDER 0 2000` mutations by seed. It prints one JSON object.
+`unpacking.py FOLDER` extracts the corpus, `unpacking.py FOLDER 0 2000` mutations by seed. Prints one JSON object.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ PDF = b"a document\n"  # of no kind whose end tells whether it is complete
 
 @dataclass
 class Tempo:
-    """The speed of writers, in seconds."""
+    """Define the speed of writers, in seconds."""
 
     least: float  # a pause with the file open; many times `settle`
     most: float

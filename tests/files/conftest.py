@@ -34,7 +34,7 @@ def unprivileged() -> object:
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """A mapping's folder that other users reach too, which pytest's own temporary folders are not."""
+    """Provide a mapping's folder that other users can access, unlike pytest's own temporary folders."""
     folder = Path(tempfile.mkdtemp(prefix="docferry-test-"))
     folder.chmod(0o755)
     yield folder

@@ -211,7 +211,7 @@ class TestDigest:
         assert descriptors() == before
 
     def test_one_visit_to_several_folders(self, root: Path) -> None:
-        """A folder's descriptor is shared by its files only."""
+        """Each folder has its own descriptor, shared only by its files."""
         places = ["top.pdf", "a/1.pdf", "a/2.pdf", "a/b/3.pdf", "none/4.pdf", "c/5.pdf", "top2.pdf", "a/6.pdf"]
         there = [place for place in places if not place.startswith("none")]
         for place in there:

@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another filesystem than the mapping's."""
+    """Provide a folder on another file system than the mapping's."""
     shm = Path("/dev/shm")  # noqa: S108 - wanted for its filesystem
     if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second filesystem: /dev/shm is not there or not writable")
@@ -110,7 +110,7 @@ def test_what_is_no_file_is_not_touched(root: Path, tmp_path: Path, kind: str) -
 
 
 def test_whoever_is_faster_keeps_the_name(root: Path, tmp_path: Path) -> None:
-    """The name was free when it was chosen."""
+    """Another process takes the chosen name before the rename."""
     file = tmp_path / "0001"
     file.write_bytes(b"ours")
     target = choose(root, PurePosixPath("a.pdf"), content_of(file))
@@ -197,7 +197,7 @@ def test_it_comes_whole_from_another_filesystem_with_its_mode(root: Path, elsewh
 def test_a_mount_of_the_same_filesystem_or_a_strangers_file_is_copied(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """Each writable folder of a hardened unit is a mount: one device, and no links between them."""
+    """Each writable folder of a hardened unit is a separate mount of one device, without links between them."""
     real = os.link
 
     def link(source: object, name: str, **where: object) -> None:
@@ -245,7 +245,7 @@ def test_a_death_between_appearing_and_tidying_up_is_made_good(root: Path, tmp_p
 
 @pytest.mark.parametrize("across", [False, True])
 def test_killed_at_any_call_it_is_old_or_whole_and_leaves_no_litter(root: Path, elsewhere: Path, across: bool) -> None:
-    """A child dies before its 1st, 2nd, 3rd, … call to the system."""
+    """A child process dies before its 1st, 2nd, 3rd, … system call."""
     root.mkdir()
     spool = elsewhere if across else root.parent
     content = os.urandom(100_000)

@@ -50,7 +50,7 @@ def test_a_mapped_folder_that_its_owner_replaced_by_a_link_is_not_read(customers
 @needs_root
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 def test_a_link_is_trusted_only_where_nobody_else_can_put_one(customers: Path, mode: int) -> None:
-    """A folder that a group may write, and /tmp, where others own the link."""
+    """In a folder that a group may write, and in /tmp, other users may own the link."""
     above = customers / "above"
     os.chown(above, 0, NOBODY)
     above.chmod(mode)
@@ -108,7 +108,7 @@ long syscall(long number, ...) {
 
 
 def test_a_kernel_without_openat2(tmp_path: Path) -> None:
-    """The same tests pass, component by component."""
+    """The same tests pass with component-by-component resolution."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler, to take a call from the kernel")

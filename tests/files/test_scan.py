@@ -259,5 +259,5 @@ def test_a_scan_leaves_no_descriptor_open(root: Path) -> None:
     list(walk(Root(root)))
     abandoned = walk(Root(root), chunk=1)
     next(abandoned)
-    abandoned.close()  # type: ignore[attr-defined]  # a generator is what walk returns
+    abandoned.close()  # type: ignore[attr-defined]  # walk returns a generator
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - nothing to join

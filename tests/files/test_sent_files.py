@@ -1,4 +1,4 @@
-"""Test that only the sent version of a file is deleted or archived, whatever happens to its name."""
+"""Test that only the sent version of a file is deleted or archived, even if its name changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWAPS = 10_000
 
 
 def sent(root: Path, *names: str) -> list[SentFile]:
-    """These files as they look now, as if they had just been sent."""
+    """Describe these files as just sent."""
     found = []
     for number, name in enumerate(names):
         hashed = hash_file(Root(root), os.fsencode(name))
@@ -61,7 +61,7 @@ def inbox(root: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(root: Path) -> Iterator[Path]:
-    """A folder on another file system."""
+    """Provide a folder on another file system."""
     shm = Path("/dev/shm")  # noqa: S108 - wanted for its file system
     if not os.access(shm, os.W_OK) or shm.stat().st_dev == root.stat().st_dev:
         pytest.skip("no second file system: /dev/shm is missing or not writable")
@@ -103,7 +103,7 @@ def test_a_colliding_name_of_255_bytes(inbox: Path, archive: Path) -> None:
 
 
 def test_the_cost_does_not_grow_with_the_archive(inbox: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some thousand nights with one report of the same size each."""
+    """Archive some thousand reports with one name and size."""
     archive.mkdir()
     for number in range(1, 3000):
         (archive / ("report.pdf" if number == 1 else f"report ({number}).pdf")).write_bytes(b"%6d" % number)
@@ -185,7 +185,7 @@ def test_what_is_open_for_writing_stays(inbox: Path, archive: Path) -> None:
 def test_what_is_opened_for_writing_in_between_stays(
     inbox: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """The writer of the moment is a process that waits for the lease, as a program would."""
+    """The writer is a process that waits for the lease, like a real program."""
     files = write_documents(inbox, "a.pdf")
     code = "import os, sys; os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), b' and more')"
     writers: list[subprocess.Popen[bytes]] = []
@@ -237,7 +237,7 @@ def test_what_replaces_it_in_the_last_moment_stays(
 
 
 def test_a_name_that_is_taken_again_while_the_file_is_aside(inbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A producer writes the next version in the moment in which the name is free: both stay."""
+    """A producer writes the next version while the name is free: both files stay."""
     files = write_documents(inbox, "a.pdf")
     real = os.rename
 
@@ -344,5 +344,5 @@ def test_an_attacker_who_swaps_folders_touches_nothing_of_others(inbox: Path, ro
 
 
 def test_prefix_is_hidden() -> None:
-    """A scan enters no hidden folder."""
+    """Scans skip hidden folders."""
     assert sent_files.ASIDE_PREFIX.startswith(b".docferry-")

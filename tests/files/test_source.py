@@ -153,7 +153,7 @@ class TestSource:
             assert await anext(first) == content[BLOCK : 2 * BLOCK]
 
     async def test_who_is_cancelled_first_in_line_takes_nobody_along(self, root: Path) -> None:
-        """The first waiting task takes all sources for the thread, or none if it is cancelled in that moment."""
+        """The first waiting task opens all sources in the thread, or none if it is cancelled at that moment."""
         contents = {name: fill(root / name, 10) for name in ("busy.pdf", "first.pdf", "second.pdf")}
         opener, scope, got = Opener(Root(root)), anyio.CancelScope(), []
 
@@ -184,7 +184,7 @@ class TestSource:
             await anext(planned(root).blocks())
 
     async def test_memory_is_flat(self, root: Path) -> None:
-        """A 256 MiB file through a source: at no time are more than a few blocks alive."""
+        """Only a few blocks of a 256 MiB source are in memory at any time."""
         with (root / "a.pdf").open("wb") as file:
             file.truncate(256 * BLOCK)
         stamp, digests = digests_of(root)

@@ -112,7 +112,7 @@ def test_hostile_and_broken_ones_are_refused_whole(tmp_path: Path, what: str, ra
 
 
 def test_names_that_are_merely_odd_refuse_nothing(tmp_path: Path) -> None:
-    """One strange name must not keep a whole day's documents away."""
+    """One unusual name must not block a whole day's documents."""
     members = _unzipped(tmp_path, zips.plain({f"Bank/{name}": b"x" for name in zips.ODD_NAMES}))
     assert [m.name for m in members] == list(zips.ODD_NAMES)
 
@@ -134,7 +134,7 @@ def test_a_message_shows_names_escaped(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An OSError stays one: the download is retried, and the archive is not reported as broken."""
+    """The download is retried, and the archive is not reported as broken."""
 
     def full(path: Path, flags: int, *rest: int, **named: int) -> int:
         if flags & os.O_CREAT:
@@ -150,7 +150,7 @@ def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, monkeypatch: pyte
 
 
 def test_bombs_fill_neither_memory_nor_disk(tmp_path: Path) -> None:
-    """A table of contents of 60 MB, and 256 MB of zeros."""
+    """Try a directory of 60 MB, and 256 MB of zeros."""
     with zipfile.ZipFile(tmp_path / "table.zip", "w") as made:
         pass
     row = zips.plain({"n" * 60_000: b""})

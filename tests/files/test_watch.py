@@ -151,7 +151,7 @@ async def test_a_name_that_is_not_utf8(root: Path) -> None:
 
 
 async def test_names_that_end_the_watch_time_after_time(root: Path) -> None:
-    """A scan opens the folder, which ends the watch. The end must not ask for another scan for ever."""
+    """A scan opens the folder, which ends the watch; the end must not cause another scan endlessly."""
     other = root / "other"
     bad = root / "bad"
     other.mkdir()
@@ -202,7 +202,7 @@ async def test_a_root_that_is_renamed_and_another_put_in_its_place(root: Path) -
 
 
 async def test_a_folder_above_the_root_that_is_exchanged(root: Path) -> None:
-    """The watched inodes do not change, so only device and inode of the path reveal it."""
+    """The watched inodes do not change, so only device and inode of the path show the change."""
     watched = root / "above" / "in"
     watched.mkdir(parents=True)
     async with watching(watched) as [ear]:
@@ -246,7 +246,7 @@ async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unp
 async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One customer's thousand folders leave the others watched."""
+    """One customer's thousand folders do not end the watches of others."""
     monkeypatch.setattr(tree, "WATCH_RETRY_S", 0.5)
     most = 20
 
@@ -273,7 +273,7 @@ async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again
 
 
 async def test_links_are_not_followed_and_cost_no_watch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link to a tree of many folders, there before the watch is armed."""
+    """The link to a tree of many folders exists before the watch is armed."""
     for number in range(200):
         (root / "other" / str(number)).mkdir(parents=True)
     mine = root / "mine"

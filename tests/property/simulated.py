@@ -93,7 +93,7 @@ class Killed(BaseException):
 
 @dataclass
 class Upload:
-    """A file at the service."""
+    """Describe a file at the service."""
 
     name: str
     sha256: str
@@ -103,7 +103,7 @@ class Upload:
 
 
 class FakeCodat:
-    """A Codat whose files may be stored late and are listed later, with the responses that it keeps by key."""
+    """Simulate a Codat that stores late, lists later, and repeats responses by key."""
 
     def __init__(self, jitter: random.Random, clock: TurnableClock) -> None:
         self.jitter = jitter
@@ -157,7 +157,7 @@ class FakeCodat:
 
 
 class FakeRemote:
-    """The Remote protocol for one process. Its faults happen here; some of them kill the process."""
+    """Implement the Remote protocol for one process. Its faults occur here; some of them kill the process."""
 
     name = "codat"
     rules = Rules("Codat", max_size=10**7)
@@ -231,7 +231,7 @@ class FakeRemote:
 
 
 class Disk(Protocol):
-    """The database that the processes of one run share."""
+    """Hold the database that the processes of one run share."""
 
     def clear(self) -> None:
         """Make it as it was before the first run."""
@@ -241,7 +241,7 @@ class Disk(Protocol):
 
 
 class Server:
-    """A PostgreSQL database. Each unit of work is a transaction."""
+    """Access a PostgreSQL database. Each unit of work is a transaction."""
 
     def __init__(self, url: str) -> None:
         engine = postgresql.prepare(url, HOST).engine
@@ -290,7 +290,7 @@ class SqliteMemory:
 
 
 class Memory(Database):
-    """The database of one process; a killed process has none. It needs no thread and no group commit."""
+    """Access the database from one process, without thread and group commit; a killed process has no access."""
 
     def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
         self.receipts = ReceiptWriter(HOST)
@@ -334,7 +334,7 @@ class Memory(Database):
 
 
 class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
-    """A document's bytes; they rarely change while they are sent."""
+    """Provide a document's bytes, which rarely change during the send."""
 
     md5 = None
 
@@ -384,7 +384,7 @@ class MemoryOpener(Opener):
 
 
 class Process(Uploader):
-    """An uploader with its own database connection, whose documents are in memory."""
+    """Run an uploader with its own database connection and documents in memory."""
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
@@ -428,7 +428,7 @@ class Process(Uploader):
 
 @dataclass
 class RunReport:
-    """The results of runs."""
+    """Hold the results of runs."""
 
     runs: int = 0
     kills: int = 0
@@ -445,7 +445,10 @@ class RunReport:
 
 
 class World:
-    """One run: two processes, one disk, one service, three documents and a clock. The seed decides everything."""
+    """Simulate one run: two processes, one disk, one service, three documents and a clock.
+
+    The seed decides everything.
+    """
 
     def __init__(self, seed: int, disk: Disk, upload: settings.Upload) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""A Hypothesis state machine of the queue, on SQLite and PostgreSQL: no order of operations loses a transfer."""
+"""Run a Hypothesis state machine of the queue, on SQLite and PostgreSQL: no order of operations loses a transfer."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def only_gone_transfers_give_up_their_key(self) -> None:
-        """A key that is kept blocks the same content for ever. One that is freed early lets it go twice."""
+        """A key that is never freed blocks the same content forever; a key freed early lets it be sent twice."""
         if hasattr(self, "database"):
             keys = self.rows("SELECT state, dedupe_key LIKE 'gone:%' FROM transfer")
             assert all((state == State.GONE) == bool(is_free) for state, is_free in keys)

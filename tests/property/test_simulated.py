@@ -23,5 +23,5 @@ def test_each_document_arrives_once_on_postgresql_too(postgresql_server: Postgre
 
 
 def test_a_seed_is_a_run() -> None:
-    """A finding can be repeated: the same seed gives the same run, whatever ran before."""
+    """The same seed gives the same run, so a failure can be repeated."""
     assert walk(FIRST + 3, FIRST + 6) == walk(FIRST + 3, FIRST + 6)

@@ -29,7 +29,7 @@ TARGET = Target("codat", "8a210b68-6988-11ed-a1eb-0242ac120002", "2e9d2c44-f675-
 
 @dataclass
 class Queue:
-    """An open database."""
+    """Access an open database."""
 
     clock: TurnableClock
     documents: Documents
@@ -53,7 +53,7 @@ class Queue:
 
 @dataclass
 class Store:
-    """A database file; opened for each piece of work, so that its file can be changed and copied in between."""
+    """Open a database file for each step, so that the file can be changed and copied in between."""
 
     path: Path
     clock: TurnableClock
@@ -97,7 +97,7 @@ class Store:
         self.sql("UPDATE receipt_log SET size = ?, frontier = ?", len(rows), frontier.encode())
 
     def copy(self, to: str) -> Path:
-        """A backup of the file."""
+        """Return a backup of the file."""
         copy = self.path.with_name(to)
         with closing(sqlite3.connect(self.path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)

@@ -107,7 +107,7 @@ async def test_a_line_of_the_log_is_read_as_a_head(store: Store) -> None:
 
 
 class TestOldCopies:
-    """The newest external head against the database, before anything is sent."""
+    """Compare the newest external head with the database, before anything is sent."""
 
     @pytest.fixture
     def anchor(self, tmp_path: Path) -> Path:
@@ -211,7 +211,7 @@ basicConstraints = critical,CA:false
 
 @dataclass(frozen=True)
 class Authority:
-    """A running time stamp authority."""
+    """Access a running time stamp authority."""
 
     url: str
     certificate: Path
@@ -219,7 +219,7 @@ class Authority:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Authority]:
-    """A time stamp authority: OpenSSL's own, behind HTTP."""
+    """Run a time stamp authority: OpenSSL's own, behind HTTP."""
     folder = tmp_path_factory.mktemp("tsa")
     (folder / "openssl.cnf").write_text(TSA_CONFIG.format(folder=folder))
     (folder / "serial").write_text("01\n")

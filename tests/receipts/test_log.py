@@ -1,4 +1,4 @@
-"""Test when receipts are written, and what remains after erasure."""
+"""Test when receipts are written, and which parts remain after erasure."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_download_has_a_receipt_once_it_landed(store: Store) -> None:
 
 
 async def test_old_databases_get_receipts_from_their_attempts(store: Store) -> None:
-    """In steps, each transfer once, however new ones come in between."""
+    """Each transfer gets one receipt, in steps, while new ones arrive."""
     await store.send(*(f"{number}.pdf" for number in range(10)))
     async with store.open() as queue:
         await queue.enqueue("gone.pdf", "waits.pdf")

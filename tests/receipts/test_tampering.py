@@ -98,7 +98,7 @@ async def test_a_changed_leaf(sent: Store) -> None:
 
 
 async def test_a_changed_row_with_its_leaf(sent: Store) -> None:
-    """The next head locates the change between two heads."""
+    """The next head limits the change to the range between two heads."""
     head = (await sent.head()).head
     sent.sql("UPDATE receipt SET body = replace(body, '\"status\":200', '\"status\":201') WHERE idx = 8")
     body = sent.sql("SELECT body FROM receipt WHERE idx = 8")[0][0]
@@ -109,7 +109,7 @@ async def test_a_changed_row_with_its_leaf(sent: Store) -> None:
 
 
 async def test_a_changed_row_with_the_whole_tree(sent: Store) -> None:
-    """Only a head stored elsewhere reveals it, if the heads in the database are changed, too."""
+    """Only an external head shows the change, if the heads in the database are changed, too."""
     head = await sent.head()
     sent.sql("UPDATE receipt SET body = replace(body, '\"status\":200', '\"status\":201') WHERE idx = 8")
     sent.rewrite()
@@ -160,7 +160,7 @@ async def test_a_row_that_was_inserted_again_at_the_end(sent: Store, fits: bool)
 
 
 async def test_a_forked_append(sent: Store) -> None:
-    """An old copy was restored, and other documents were sent from it: longer than the head that was kept."""
+    """An old copy was restored and extended with other documents beyond the external head."""
     copy = sent.copy("old.db")
     await sent.send("n.pdf", "o.pdf")
     head = await sent.head()

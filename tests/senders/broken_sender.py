@@ -1,4 +1,4 @@
-"""A sender process that begins a request and then says what is no frame."""
+"""Begin a request as a sender process, then send an invalid frame."""
 
 from __future__ import annotations
 

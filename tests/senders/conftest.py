@@ -73,7 +73,7 @@ async def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.
 
 @asynccontextmanager
 async def running_pool(count: int, **options: Any) -> AsyncIterator[tuple[SenderPool, HttpClient]]:
-    """A pool whose senders are ready, and a client of it; without senders everything is sent in this process."""
+    """Run a pool with ready senders, and a client; without senders this process sends everything."""
     pool = SenderPool(count)
     http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 30.0} | options)))
     async with pool.run():

@@ -1,4 +1,4 @@
-"""Test when senders start and stop, and what they can reach."""
+"""Test when senders start and stop, and which files they can read."""
 
 from __future__ import annotations
 

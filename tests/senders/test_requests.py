@@ -1,4 +1,4 @@
-"""Test that a request through a sender ends as one of this process, whatever the server does."""
+"""Test that a request through a sender ends like one of this process, for every behaviour of the server."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ async def test_a_request_that_a_killed_sender_had_not_begun_is_sent_by_another_w
 async def test_a_sender_that_breaks_the_protocol_is_replaced(
     documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No frame of a sender ends the daemon: it is killed, and its request is doubtful."""
+    """The daemon kills the sender and continues; the request is doubtful."""
     monkeypatch.setattr(handle, "PROGRAM", "senders.broken_sender")
     async with running_pool(1) as (pool, http), documents.opened(SMALL) as (item,), serving(answer) as server:
         (pid,) = sender_pids("senders.broken_sender")

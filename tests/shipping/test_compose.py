@@ -1,4 +1,4 @@
-"""The compose file: valid by the Compose Specification, and made for what the image and the program expect."""
+"""Test the compose file: valid by the Compose Specification, and consistent with the image and the program."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def wheel(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel unpacked as pip does it, without the packages it needs: those are here already."""
+    """Unpack the wheel like pip, without its dependencies, which are installed already."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
     subprocess.run([*pip, folder, wheel], check=True, capture_output=True)
@@ -80,7 +80,7 @@ def test_the_wheel_works_without_a_checkout(installed: Path) -> None:
 
 @pytest.mark.parametrize("way", ["prepare", "migrate"])
 def test_the_wheel_makes_its_database(installed: Path, tmp_path: Path, way: str) -> None:
-    """At once, and by the steps that it has with it."""
+    """Create the database directly, and by the included migrations."""
     database = tmp_path / "docferry.db"
     code = f"import sys, pathlib; from docferry.store import schema; schema.{way}(pathlib.Path(sys.argv[1]))"
     done = _run(installed, "-c", code, str(database))

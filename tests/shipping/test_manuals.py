@@ -31,7 +31,7 @@ def share(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environ(tmp_path: Path) -> dict[str, str]:
-    """An environment with docferry in the search path and a configuration with two mappings."""
+    """Provide an environment with docferry in the search path and a configuration with two mappings."""
     file = tmp_path / "docferry.toml"
     file.write_text('[[upload]]\nname = "acme-bank"\n[[download]]\nname = "acme-inbox"\n')
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

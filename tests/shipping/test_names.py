@@ -1,6 +1,6 @@
-"""Test that no public class name stands for two things, and that no public constant has two values.
+"""Test that no public class name has two meanings, and that no public constant has two values.
 
-The simulator is a program of its own, the other side of the same requests. Its names may be the same.
+The simulator is a separate program, so its names may coincide with others.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The packages in clean Debian roots: installed, used, upgraded and purged; `make test-packages` builds and runs them.
+"""Test the packages in clean Debian roots: install, use, upgrade and purge; `make test-packages` builds and runs them.
 
-Each root is made by mmdebstrap and entered by chroot, so root is needed. systemd does not run in it: the calls of
+mmdebstrap makes each root, and chroot enters it, so the tests need root. Without systemd in the root, calls of
 systemctl are recorded.
 """
 
@@ -47,7 +47,7 @@ company_id = "8a210b68-6988-11ed-a1eb-0242ac120002"
 connection_id = "2e9d2c44-f675-40ba-8049-353bfcb5e171"
 """
 _FOLDER = "srv/customers/acme"
-#: The service of the image until its health check succeeds and the document is sent; then the check has to fail.
+#: Runs the service of the image until its health check succeeds and the document is sent; then the check has to fail.
 _WATCHED = """
 docferry run & service=$!
 tries=0
@@ -62,7 +62,7 @@ cd /data && ls docferry.db
 
 
 class Root:
-    """A directory with a whole Debian, entered with a process table and a /proc of its own."""
+    """Provide a directory with a whole Debian, with its own process table and /proc."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -295,7 +295,7 @@ def test_the_rpm_package(debian: Root, root: Path) -> None:
 
 
 def test_the_image(root: Path, tmp_path: Path) -> None:
-    """The archive has one layer and its settings. It runs as user 10001 on a read-only root."""
+    """The archive has one layer and its settings. The image runs as user 10001 on a read-only root."""
     (archive,) = (root / "dist").glob(f"docferry-{__version__}-image-*.tar")
     subprocess.run(["tar", "--extract", "--file", archive, "--directory", tmp_path], check=True)
     (manifest,) = json.loads((tmp_path / "manifest.json").read_text())

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture
 def stage(root: Path, tmp_path: Path) -> Path:
-    """What a package has, with one file in place of docferry and its libraries."""
+    """Return the files of a package, with one file in place of docferry and its libraries."""
     folder = tmp_path / "stage"
     (tmp_path / f"docferry-{__version__}.cdx.json").write_text("{}")
     environ = {**os.environ, "BIN": str(BIN), "DIST": str(tmp_path)}

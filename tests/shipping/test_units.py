@@ -20,14 +20,14 @@ systemd_only = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reaso
 
 @pytest.fixture
 def units(root: Path, tmp_path: Path) -> Path:
-    """The units as they are shipped, for a program that is there: systemd looks whether it is."""
+    """Return the shipped units, changed to an existing program, because systemd checks for it."""
     for unit in (root / "systemd").glob("docferry*.*"):
         (tmp_path / unit.name).write_text(unit.read_text().replace(PROGRAM, shutil.which("true") or "/bin/true"))
     return tmp_path
 
 
 def _settings(root: Path, unit: str) -> dict[str, list[str]]:
-    """Each key of a unit with all its values."""
+    """Return each key of a unit with all its values."""
     found: dict[str, list[str]] = {}
     for line in (root / "systemd" / unit).read_text().splitlines():
         key, equals, value = line.partition("=")
@@ -66,7 +66,7 @@ def test_exposure_is_at_most_1_1_and_the_drop_in_adds_one_capability(unit: str, 
 
 
 def test_the_kernel_needs_the_capability_in_its_own_user_namespace(root: Path) -> None:
-    """A lease on the file of another user is granted for CAP_LEASE outside all user namespaces alone."""
+    """The kernel grants a lease on another user's file only if CAP_LEASE is held outside all user namespaces."""
     assert _settings(root, "lease.conf") == {
         "CapabilityBoundingSet": ["CAP_LEASE"],
         "AmbientCapabilities": ["CAP_LEASE"],
@@ -83,7 +83,7 @@ def test_the_services_cannot_eat_the_machine_or_ask_its_cloud(root: Path) -> Non
 
 
 def test_the_boot_is_named_where_the_services_cannot_see_it(root: Path) -> None:
-    """With ProcSubset=pid nothing below /proc/sys can be read; without the boot, steady clocks cannot be compared."""
+    """ProcSubset=pid hides /proc/sys, but without the boot id steady clocks cannot be compared."""
     for name in SERVICES:
         assert "SYSTEMD_BOOT_ID=%b" in _settings(root, name)["Environment"]
     readers = [path.name for path in (root / "daemon").rglob("*.py") if "kernel/random/boot_id" in path.read_text()]
@@ -100,7 +100,7 @@ def test_systemd_makes_the_user_of_the_units(root: Path) -> None:
 
 
 def test_both_services_are_fenced_in_alike(root: Path) -> None:
-    """From User= on they are the same, line by line."""
+    """From User= on, the two units are equal, line by line."""
     fences = [
         (root / "systemd" / unit).read_text().partition("\nUser=")[2].partition("\n[Install]")[0] for unit in SERVICES
     ]

@@ -32,11 +32,11 @@ class Reply:
 
 
 class Cut(Exception):
-    """The connection ended inside an answer, in peace."""
+    """Report that the connection ended inside a response without an error."""
 
 
 class Raw:
-    """One connection. Resets surface as ConnectionResetError or BrokenPipeError, silence as TimeoutError."""
+    """Access one connection. Resets raise ConnectionResetError or BrokenPipeError, silence raises TimeoutError."""
 
     def __init__(self, url: str, *, tls: ssl.SSLContext | None = None, timeout: float = 10.0) -> None:
         parts = urlsplit(url)
@@ -74,7 +74,7 @@ class Raw:
         return Reply(status, headers, self._exactly(int(headers["content-length"])))
 
     def blocks(self) -> Iterator[bytes]:
-        """All that still comes, until the other side ends."""
+        """Yield all remaining bytes until the other side ends."""
         if self._rest:
             yield self._rest
         while block := self.sock.recv(65536):
@@ -100,7 +100,7 @@ class Raw:
 
 
 def form(*files: tuple[str, bytes], name: str = "file", fields: dict[str, str] | None = None) -> bytes:
-    """A multipart body; the same files make the same bytes."""
+    """Return a multipart body; the same files give the same bytes."""
     blocks = []
     for field_name, value in (fields or {}).items():
         blocks.append(f'Content-Disposition: form-data; name="{field_name}"\r\n\r\n{value}\r\n'.encode())
@@ -118,7 +118,7 @@ def form_headers(key: str | None = None) -> dict[str, str]:
 
 
 def upload(url: str, *files: tuple[str, bytes], key: str | None = None, tls: ssl.SSLContext | None = None) -> Reply:
-    """One upload on a connection of its own."""
+    """Send one upload on a new connection."""
     with Raw(url, tls=tls) as raw:
         return raw.ask("POST", UPLOAD, form_headers(key), form(*(files or (("a.pdf", b"%PDF-1.4 a"),))))
 
@@ -129,5 +129,5 @@ def ask(url: str, method: str, target: str, headers: dict[str, str] | None = Non
 
 
 def listed(url: str) -> list[str]:
-    """The names in Codat's list."""
+    """Return the names in Codat's list."""
     return [row["fileName"] for row in ask(url, "GET", LIST, CODAT).json]

@@ -240,7 +240,7 @@ def test_a_status_of_the_service(start: Start, status: int, stored: bool) -> Non
     assert reply.json["correlationId"]
     assert reply.headers["x-should-retry"] == "false"
     assert len(running.simulator.stored) == stored
-    # It is kept for its key; only a new one can succeed.
+    # The response is stored for its key; only a new key can succeed.
     assert upload(running.url, key="k").status == status
     assert len(running.simulator.stored) == stored
     then_all_is_well(running, stored=int(stored))
@@ -371,7 +371,7 @@ def _as_soon_as_it_works(doing: Callable[[], Reply]) -> Reply:
             time.sleep(0.02)  # the server is away for a time of its own
 
 
-#: After these the file is there, whatever the client was told.
+#: Faults after which the file is stored, whatever response the client got.
 STORING = {None, "lost_answer", "slow_read", "slow_answer", "truncated_answer", "late"}
 
 

@@ -32,7 +32,7 @@ anyio.run(main)
 
 @pytest.fixture(params=["thread", "program"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A simulator in another thread, and in another process."""
+    """Run a simulator in another thread, or in another process."""
     if request.param == "thread":
         with SimulatorThread.start(Simulator(SimulatorOptions(list_lag=60.0))) as running:
             yield running.url

@@ -25,7 +25,7 @@ BUCKET = "wootiv-documents"
 
 
 def signer(running: SimulatorThread) -> Any:
-    """An S3 client of another implementation."""
+    """Sign with another implementation of S3."""
     known = running.simulator.credentials
     return botocore.session.Session().create_client(
         "s3",
@@ -49,7 +49,7 @@ def code(reply: Reply) -> str:
 
 
 def ahead() -> TurnableClock:
-    """A clock at the machine's time, as botocore signs with that."""
+    """Provide a clock at the machine's time, which botocore uses to sign."""
     return TurnableClock(wall=SystemClock().now())
 
 
@@ -244,7 +244,7 @@ def posted(
     key: str = "in/${filename}",
     lifetime: int = 60,
 ) -> Reply:
-    """A form signed by botocore, with a length range and a field that must start so; then changed and sent."""
+    """Sign a form by botocore, with a length range and a field with a required prefix; then change and send it."""
     made = signer(running).generate_presigned_post(
         BUCKET,
         key,

@@ -26,7 +26,7 @@ Client = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def sdk() -> SimpleNamespace:
-    """The names of the SDK. Its import takes a second or more, so only its tests import it."""
+    """Import the SDK, which takes a second or more, only in its tests."""
     from codat_lending import CodatLending
     from codat_lending.models import errors, shared
     from codat_lending.utils.retries import BackoffStrategy, RetryConfig
@@ -130,7 +130,7 @@ ASK: dict[str, Callable[[SimpleNamespace, Any], object]] = {
 
 
 def refused(sdk: SimpleNamespace, api: Any, what: str = "list") -> Any:
-    """The SDK's own error: it raises another one for a body that is not Codat's."""
+    """Return the SDK's error, which differs for a body that is not Codat's."""
     with pytest.raises(sdk.errors.ErrorMessage) as failure:
         ASK[what](sdk, api)
     error = failure.value

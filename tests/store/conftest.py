@@ -1,4 +1,4 @@
-"""A database for each test, and helpers that bring it into a state."""
+"""Provide a database for each test, and helpers that set its state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACME = Target("codat", "acme", "bank")
 
 @dataclass
 class StoreEnv:
-    """The tables of one database, with a clock that the test sets."""
+    """Hold the tables of one database, with a clock that the test sets."""
 
     database: Database
     clock: TurnableClock

@@ -119,7 +119,7 @@ async def test_the_company_of_a_dead_process_is_free_once_its_leases_are_reclaim
 
 @pytest.mark.parametrize("has_row", [False, True])
 async def test_a_claim_that_waited_for_another_one_takes_nothing(env: StoreEnv, url: str, has_row: bool) -> None:
-    """The statement of the second claim reads the queue as it was before the first one was committed."""
+    """The second claim reads the queue as it was before the first one was committed."""
     await env.enqueue("1.pdf", "2.pdf", "3.pdf")
     if has_row:
         await send(env.transfers, *await claimed(env.transfers))

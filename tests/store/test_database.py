@@ -1,4 +1,4 @@
-"""The writer of a SQLite file: group commit, failing work, cancellation, locks, and a lost or damaged file."""
+"""Test the writer of a SQLite file: group commit, failing work, cancellation, locks, and a lost or damaged file."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_errors_of_the_work_itself_are_raised_in_its_caller(env: StoreEnv)
 
 
 async def test_a_cancelled_write_still_returns_its_result(env: StoreEnv) -> None:
-    """A write that is cancelled at any moment returns its value, or was never begun."""
+    """A write cancelled at any moment returns its value, or was never begun."""
     returned: set[str] = set()
 
     async def writes(mark: str) -> None:
@@ -314,7 +314,7 @@ async def test_a_reader_that_is_cancelled_while_it_opens_does_not_leak(tmp_path:
 
 
 async def test_an_opening_that_is_cancelled_ends(tmp_path: Path) -> None:
-    """The writer is shielded from the cancellation, and was told by nobody that it has nothing to do."""
+    """The writer is shielded from the cancellation, and must still end."""
 
     async def open_it() -> None:
         async with open_database(tmp_path / "docferry.db"):

@@ -130,7 +130,7 @@ async def test_a_document_comes_back(env: StoreEnv) -> None:
 
 
 async def test_an_undecidable_transfer_outlives_its_file(env: StoreEnv) -> None:
-    """The remote may have it, so that the same content must not be sent without a lookup."""
+    """The remote may have it, so the same content must not be sent without a lookup."""
     await env.held("a.pdf", "undecidable")
     await env.documents.mark_gone("m", [b"a.pdf"])
     assert (await env.documents.apply("m", [planned("a.pdf", mtime=5)])).queued == 0

@@ -151,7 +151,7 @@ async def test_a_row_from_the_future_is_due_now(env: StoreEnv) -> None:
 
 @pytest.mark.parametrize("state", [State.SENDING, State.HELD])
 async def test_a_doubt_from_the_future_is_looked_up_from_long_before(env: StoreEnv, state: State) -> None:
-    """The wrong clock may have sent it at any time: a list of recent uploads could lack it."""
+    """The wrong clock may have sent it at any time, and a list of recent uploads could lack it."""
     if state is State.SENDING:
         await env.sending("a.pdf")
     else:

@@ -34,7 +34,7 @@ STATES = text("SELECT remote_name, state, reason, lease_owner FROM transfer ORDE
 
 @pytest.fixture
 def own_server() -> Iterator[PostgresqlServer]:
-    """A server that the test may stop."""
+    """Run a server that the test may stop."""
     with running_server() as server:
         yield server
 
@@ -222,7 +222,7 @@ async def test_connections_that_were_cut_while_idle_are_opened_again_at_once(
 async def test_a_server_that_keeps_silent_is_reported(
     postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pooler whose server is away answers nothing, for minutes."""
+    """A pooler with an unreachable server does not answer for minutes."""
     monkeypatch.setattr(database_module, "SILENT_S", 0.2)
     url = postgresql_server.new_database()
     async with open_database(url) as database:
@@ -251,7 +251,7 @@ async def test_a_read_is_repeated_whose_connection_is_lost_at_its_end(postgresql
 
 
 async def test_a_commit_that_ends_with_a_shutdown_is_unknown(postgresql_server: PostgresqlServer) -> None:
-    """The server may have committed it already, so that leases of that time are given up."""
+    """The server may have committed already, so leases of that time are given up."""
     async with open_database(postgresql_server.new_database()) as database:
         await database.execute(
             text(

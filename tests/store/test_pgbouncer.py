@@ -31,7 +31,7 @@ SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 
 
 async def test_hosts_behind_pgbouncer_send_each_document_once(postgresql_server: PostgresqlServer) -> None:
-    """More hosts than sessions: what one leaves in its session, another would find."""
+    """There are more hosts than sessions, so any state left in a session would reach another host."""
     name = postgresql_server.new_database().partition("@/")[2].partition("?")[0]
     sent: list[str] = []
 

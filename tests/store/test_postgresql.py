@@ -32,7 +32,7 @@ KEYS = text("SELECT key FROM cursor WHERE key NOT LIKE 'server/%' ORDER BY key")
 
 @pytest.fixture
 def own_server() -> Iterator[PostgresqlServer]:
-    """A server that the test may stop."""
+    """Run a server that the test may stop."""
     with running_server() as server:
         yield server
 
@@ -90,7 +90,7 @@ async def test_a_missing_database_is_reported_with_the_fix(postgresql_server: Po
 
 
 async def test_a_stopped_host_does_not_keep_the_writer_lock(postgresql_server: PostgresqlServer) -> None:
-    """A process that is stopped inside its transaction answers nothing; the server ends the transaction."""
+    """A process stopped inside its transaction does not answer; the server ends the transaction."""
     url = postgresql_server.new_database()
     async with open_database(url) as database:
         with closing(psycopg.connect(url, autocommit=True)) as stopped:
@@ -110,7 +110,7 @@ async def test_text_that_postgresql_cannot_store_is_replaced(postgresql_server: 
 
 
 async def test_several_folders_are_compared_in_one_transaction(postgresql_server: PostgresqlServer) -> None:
-    """Each folder is read through a cursor of the server, also beside one that is still open."""
+    """Each folder is read through a server-side cursor, also while another is open."""
     async with open_database(postgresql_server.new_database()) as database:
         await Documents(database, TurnableClock()).apply("m", [planned(f"{n}/a.pdf") for n in range(3)])
         found = await Documents(database, TurnableClock()).differences("m", [(b"%d" % n, []) for n in range(3)])
@@ -124,7 +124,7 @@ async def test_several_folders_are_compared_in_one_transaction(postgresql_server
 
 
 async def test_a_session_that_does_not_know_what_was_prepared_is_noticed(postgresql_server: PostgresqlServer) -> None:
-    """A pooler that shows the server's process id may give the next transaction another session."""
+    """A pooler that shows the server's process id may switch sessions between transactions."""
     async with open_database(postgresql_server.new_database()) as database:
         for key in "abcd":
             await database.execute(SET, {"key": key})
@@ -145,7 +145,7 @@ async def test_a_session_that_does_not_know_what_was_prepared_is_noticed(postgre
 
 
 async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_server: PostgresqlServer) -> None:
-    """The server's clock counts, whatever the clocks of the hosts say."""
+    """The server's clock decides, whatever time the hosts have."""
     url, clock, skewed = postgresql_server.new_database(), TurnableClock(), TurnableClock(wall=5.0)
     async with open_database(url) as one, open_database(url) as two:
         first, second = (
@@ -194,7 +194,7 @@ async def test_a_heartbeat_is_confirmed_for_15_seconds(postgresql_server: Postgr
 
 
 async def test_after_a_commit_with_an_unknown_result_leases_are_given_up(own_server: PostgresqlServer) -> None:
-    """The server dies between the end of the commit and its answer, as the process sees it."""
+    """The server dies between the commit and its response."""
     clock = TurnableClock()
     url = own_server.new_database()
     async with open_database(url) as database:

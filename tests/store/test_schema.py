@@ -1,4 +1,4 @@
-"""The schema: created directly, or upgraded by migrations."""
+"""Test the schema: created directly, or upgraded by migrations."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
 
 
 def test_transfers_to_wootiv_get_the_key_of_their_object(tmp_path: Path) -> None:
-    """Of two versions the one that the file has stands for the object. Keys that stand for none stay."""
+    """Of two versions, the one in the file represents the object. Keys of other versions stay."""
     path = tmp_path / "docferry.db"
     schema.migrate(path, "0008")
     transfers = [

@@ -1,4 +1,4 @@
-"""The state folder: private, of one user, and never written through a link."""
+"""Test the state folder: private, of one user, and never written through a link."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mode(path: Path) -> int:
 
 @pytest.mark.parametrize("found", [0o2770, 0o755, 0o2777, 0o705])
 def test_the_mode_of_an_own_folder_is_repaired(tmp_path: Path, found: int) -> None:
-    """As after Kubernetes' fsGroup, on an empty volume and on one that is in use."""
+    """Kubernetes' fsGroup changes the mode, on an empty volume and on one in use."""
     folder = tmp_path / "state"
     (folder / "lost+found").mkdir(parents=True)
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_each_error_of_the_system_names_folder_and_fix(tmp_path: Path, number: i
 
 
 def test_what_cannot_be_opened_counts_as_alive(state: Path) -> None:
-    """An owner is dead only on proof; otherwise its transfers would be sent again beside it."""
+    """An owner is dead only on proof; otherwise its transfers would be sent twice."""
     (state / "owners" / "7-a").symlink_to(state / "owners" / "7-a")
     assert locks.dead_owners(state, {"7-a", "8-b"}, "me") == {"8-b"}
 

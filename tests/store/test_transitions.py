@@ -182,7 +182,7 @@ async def test_a_gone_transfer_frees_its_path_and_dedupe_key(env: StoreEnv) -> N
 
 
 async def test_a_text_that_no_database_stores_fails_no_other_transition(env: StoreEnv) -> None:
-    """It comes from a remote's answer, and is stored with a sign in place of the character."""
+    """The text comes from a remote's response, and is stored with a replacement character."""
     await env.enqueue("a.pdf", "b.pdf")
     claimed = await env.claimed()
     await env.transfers.mark_sending(claimed)

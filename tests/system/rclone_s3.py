@@ -138,9 +138,9 @@ class Front:
 
 
 class DamagingProxy:
-    """A proxy before the rclone server that damages bodies or cuts responses.
+    """Run a proxy before the rclone server that damages bodies or cuts responses.
 
-    It serves one request for each connection; `heads` and `statuses` are in the order of requests.
+    The proxy serves one request for each connection; `heads` and `statuses` are in the order of requests.
     """
 
     def __init__(self, url: str) -> None:

@@ -140,7 +140,7 @@ def test_a_key_that_is_none_is_named_before_anything_is_sent(app_env: AppEnv) ->
 
 
 def test_old_databases_get_receipts_that_say_so(app_env: AppEnv) -> None:
-    """A queue from before the log: `receipts` completes it first, and `sync` does too."""
+    """For a queue from before the log, both `receipts` and `sync` complete the log first."""
     folder = app_env.upload("bank")
     (folder / "a.pdf").write_bytes(b"a")
     app_env.sync()

@@ -98,7 +98,7 @@ finally:
 
 
 def test_the_version_imports_no_large_library() -> None:
-    """Each of these takes longer to import than Python takes to start."""
+    """Each of these libraries takes longer to import than Python takes to start."""
     done = subprocess.run([sys.executable, "-c", VERSION], capture_output=True, text=True, check=True)
     assert done.stdout == f"docferry {__version__}\n"
     assert "docferry.cli.parser" in done.stderr.split()

@@ -1,4 +1,4 @@
-"""Test the Python interface and `docferry put`: stored once `put` returns, sent once, whatever is killed."""
+"""Test the Python interface and `docferry put`: stored once `put` returns, sent once, even after a kill."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_a_path_names_the_company_where_the_folder_has_placeholders(app_en
 async def test_a_queue_in_postgresql_takes_documents(
     app_env: AppEnv, remote: str, postgresql_server: PostgresqlServer
 ) -> None:
-    """What one application puts and leaves, another one sends, with a later document of the same name."""
+    """One application puts a document and ends; another one sends it, with a later document of the same name."""
     app_env.settings["database_url"] = f'"{postgresql_server.new_database()}"'
     app_env.upload("acme", remote)
     with anyio.fail_after(40):
@@ -386,7 +386,7 @@ def test_a_kill_at_every_step_loses_and_doubles_nothing(app_env: AppEnv, remote:
 
 
 def test_a_version_replaces_the_earlier_one_though_its_put_was_killed(app_env: AppEnv) -> None:
-    """The process stored it and was killed before it removed the earlier one, which is queued."""
+    """The process was killed after it stored the document and before it removed the earlier one, which is queued."""
     app_env.upload("scans", "wootiv")
     (app_env.root / "a.pdf").write_bytes(b"one")
     assert app_env.run("put", "scans", str(app_env.root / "a.pdf")).returncode == 0

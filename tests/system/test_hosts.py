@@ -110,7 +110,7 @@ def test_one_living_host_reports_each_silent_one() -> None:
 def test_a_share_that_only_one_host_has_mounted_is_reported(
     app_env: AppEnv, postgresql_server: PostgresqlServer
 ) -> None:
-    """The other host neither scans nor sends; `check`, `status`, `hosts` and the log say why."""
+    """The other host neither scans nor sends; `check`, `status`, `hosts` and the log report the reason."""
     url = postgresql_server.new_database()
     here = app_env.upload("share", folder="here", shared="true")
     (here / "a.pdf").write_bytes(b"a")

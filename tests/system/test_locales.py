@@ -1,4 +1,4 @@
-"""Test paths as bytes in every locale: no name makes a command fail, nor does a terminal that cannot show it."""
+"""Test paths as bytes in every locale: no name and no terminal makes a command fail."""
 
 from __future__ import annotations
 

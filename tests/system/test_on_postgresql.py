@@ -13,7 +13,7 @@ from postgresql_server import PostgresqlServer
 def test_documents_are_approved_sent_verified_and_have_receipts(
     app_env: AppEnv, postgresql_server: PostgresqlServer
 ) -> None:
-    """One of them has a path of 3,900 bytes, which is more than an index row of PostgreSQL can have."""
+    """One document has a path of 3,900 bytes, longer than a row of a PostgreSQL index."""
     app_env.settings["database_url"] = f'"{postgresql_server.new_database()}"'
     folder = app_env.upload("bank", hold_for_approval="true")
     deep, letters = folder, Random(17)  # noqa: S311 - incompressible, and the same each time

@@ -80,7 +80,7 @@ COMMANDS = [
 
 @pytest.fixture
 def planted_env(app_env: AppEnv, monkeypatch: pytest.MonkeyPatch) -> AppEnv:
-    """A working folder with a configuration that others may write, and a good one in $XDG_CONFIG_HOME."""
+    """Provide a working folder with a configuration that others may write, and a good one in $XDG_CONFIG_HOME."""
     app_env.upload("a")
     home = app_env.root / "xdg" / "docferry"
     home.mkdir(parents=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""A proxy, a remote, a mail server and receivers of alerts that quote every secret back leave no trace of one."""
+"""Test a proxy, a remote, a mail server and receivers that quote every secret back: no secret is stored."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _private(path: Path, text: str) -> str:
 
 
 def test_no_secret_that_is_quoted_back_is_kept_anywhere(app_env: AppEnv) -> None:
-    """The remotes have plain addresses, so that the proxy sees and quotes their keys too."""
+    """The remotes have plain addresses, so the proxy sees and quotes their keys, too."""
     root = app_env.root
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     (app_env.upload("scans", "wootiv") / "b.pdf").write_bytes(b"b")

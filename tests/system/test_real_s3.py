@@ -85,7 +85,7 @@ def before(app_env: AppEnv, opened: ExitStack, sign: Callable[[str, str], str]) 
 
 
 def damaged_path(app_env: AppEnv, opened: ExitStack, rclone_server: RcloneServer) -> tuple[DamagingProxy, Front]:
-    """A damaging proxy before the rclone server, and a Wootiv whose URLs lead to it."""
+    """Provide a damaging proxy before the rclone server, and a Wootiv whose URLs lead to it."""
     line = DamagingProxy(rclone_server.url)
     opened.callback(line.close)
     return line, before(app_env, opened, lambda verb, name: rclone_server.sign(verb, name, through=line.url))
@@ -161,7 +161,7 @@ def test_what_is_signed_with_another_key_is_refused_and_never_called_sent(
 def test_bytes_damaged_on_their_way_are_sent_again(
     app_env: AppEnv, rclone_server: RcloneServer, scans: Path, opened: ExitStack, size: int
 ) -> None:
-    """The store refuses them because of their Content-MD5."""
+    """The storage refuses them because of their Content-MD5."""
     line, front = damaged_path(app_env, opened, rclone_server)
     line.damaged = 1
     (scans / "a.pdf").write_bytes(b"right" * (size // 5))

@@ -15,7 +15,7 @@ from web.conftest import ask, listening
 
 @pytest.fixture
 def own_server() -> Iterator[PostgresqlServer]:
-    """A server that the test may stop."""
+    """Run a server that the test may stop."""
     with running_server() as server:
         yield server
 

@@ -167,7 +167,7 @@ def test_a_second_queue_of_the_same_configuration_is_reported(app_env: AppEnv) -
 
 @needs_root
 def test_a_queue_in_the_home_folder_is_used_on_beside_an_empty_shared_folder(app_env: AppEnv) -> None:
-    """An earlier version kept the queue there; the package's folder in /var/lib is new, and without a queue."""
+    """An earlier version kept the queue in the home folder; the package's folder in /var/lib is new and empty."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     home = app_env.root / "home"
     app_env.settings["state_dir"] = f'"{home}/docferry"'

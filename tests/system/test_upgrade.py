@@ -56,7 +56,7 @@ def queue(database: Path, mapping: str, file: Path, state: str, *, remote: str) 
 
 
 def test_a_queue_of_the_first_schema_arrives_once(app_env: AppEnv) -> None:
-    """Its transfers have no fingerprint and no MD5: their SHA-256 proves the bytes."""
+    """Its transfers have no fingerprint and no MD5, so their SHA-256 proves the bytes."""
     bank, scans = app_env.upload("bank"), app_env.upload("scans", "wootiv")
     app_env.state.mkdir(mode=0o700)
     database = app_env.state / "docferry.db"

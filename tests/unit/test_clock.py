@@ -11,12 +11,12 @@ from docferry import clock
 
 @pytest.fixture
 def kernel() -> str:
-    """The UUID of this boot as the kernel writes it."""
+    """Return the UUID of this boot as written by the kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def test_the_unit_and_the_kernel_name_the_boot_alike(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
-    """A `sync` at the keyboard and the service share one queue, and must agree on the boot."""
+    """An interactive `sync` and the service share one queue, and must agree on the boot."""
     monkeypatch.delenv("SYSTEMD_BOOT_ID", raising=False)
     assert clock.boot_id() == kernel
     monkeypatch.setenv("SYSTEMD_BOOT_ID", kernel.replace("-", ""))  # as systemd's %b has it

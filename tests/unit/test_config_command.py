@@ -24,7 +24,7 @@ def loaded(path: Path, text: str) -> Settings:
 
 
 def everything(tmp_path: Path) -> str:
-    """The example with every key in force that it shows behind a "#"."""
+    """Return the example with every commented key in force."""
     authority = trustme.CA()
     client = authority.issue_cert("client")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -148,7 +148,7 @@ def test_the_schema_takes_the_durations_that_are_taken(written: str) -> None:
 
 
 def faults(schema: dict[str, Any], value: Any, root: dict[str, Any], at: str = "") -> list[str]:
-    """Where a value breaks a schema: as much of JSON Schema as ours uses."""
+    """Return the places where a value breaks a schema, for the parts of JSON Schema that docferry uses."""
     if "$ref" in schema:
         return faults(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root, at)
     if "anyOf" in schema:

@@ -119,7 +119,7 @@ def test_a_line_can_be_parsed_whatever_a_name_or_a_remote_says(message: str, pat
 
 
 def test_a_redaction_leaves_quotes_whole() -> None:
-    """A query is hidden up to a quote: the backslash before it must not go with it."""
+    """A query is hidden up to a quote; the backslash before the quote must stay."""
     stream = sink()
     log.warning(
         "refused", 'at https://h/a?b\\" x', detail='https://h/a?b" level=error  forged="x', reason="basic+ABCDEF="

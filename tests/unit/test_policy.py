@@ -57,7 +57,7 @@ TABLE: list[tuple[dict[str, Any], State, str | None, bool]] = [
     ({"kind": "not_ours", "status": 502, "body_complete": True}, State.DOUBTFUL, None, False),
     ({"status": 500, "body_complete": True}, State.DOUBTFUL, None, True),
     ({"status": 503, "body_complete": True, "should_retry": False}, State.DOUBTFUL, None, True),
-    # a foreign answer, whatever its status: its sender may have passed the document on
+    # a response of another server, with any status: the document may have been passed on
     ({"kind": "not_ours", "status": 400, "body_complete": True}, State.DOUBTFUL, None, False),
     ({"kind": "not_ours", "status": 413}, State.WAITING, None, False),
     # the remote's own refusal of the request, not of the document

@@ -108,7 +108,7 @@ def test_a_download_into_the_folder_of_another_company_is_refused(tmp_path: Path
 
 
 def test_our_own_files_are_never_documents(tmp_path: Path) -> None:
-    """The state folder, the configuration and the key lie in the folder; none of them is read."""
+    """The state folder, the configuration and the key are in the mapped folder; none of them is read."""
     key = tmp_path / "codat.key"
     key.touch(0o600)
     key.write_text("secret")

@@ -60,7 +60,7 @@ def test_a_link_of_another_user_to_our_file_is_refused(config: Path, tmp_path: P
 
 @needs_root
 def test_a_planted_file_in_the_working_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A customer's folder as the working folder does not decide about our key."""
+    """A customer's folder as the working folder must not choose the key."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "docferry.toml").write_text(CONFIG.replace("w.example.com", "evil.example.com"))

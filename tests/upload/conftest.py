@@ -27,7 +27,7 @@ OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
 
 @dataclass
 class UploadEnv:
-    """The folders, application and remotes of one test."""
+    """Provide the folders, application and remotes of one test."""
 
     app_env: AppEnv
     environ: dict[str, str] = field(default_factory=dict)  # on top of the configuration

@@ -1,4 +1,4 @@
-"""Test that nothing is sent before clamd passed it, whatever clamd does."""
+"""Test that nothing is sent before clamd passed it, whatever clamd replies."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_the_bytes_that_are_scanned_are_the_bytes_that_are_sent(env: Uploa
 
 
 async def test_a_file_that_changes_after_its_scan_is_not_sent(env: UploadEnv, fake: FakeClamd) -> None:
-    """The large file is overwritten, with the same length, the moment that its scan has ended."""
+    """The large file is overwritten with equal length at the end of its scan."""
     folder = scan_with(env, fake.setting)
     path = folder / "a.pdf"
     env.write_documents(folder, "a.pdf", content=lambda _: b"a" * 3_000_000)

@@ -100,7 +100,7 @@ async def test_what_is_sent_again_keeps_to_the_number_of_workers(env: UploadEnv)
 
 
 async def test_what_is_sent_again_stops_at_a_gate(env: UploadEnv) -> None:
-    """One probes; the others stay in doubt, and are asked about when it opens."""
+    """One document probes; the others stay doubtful, and are looked up when the gate opens."""
     await lose(env, names_of(4))
     env.inject(Fault("too_many", "codat.upload", params={"seconds": 3600}))
     await env.run_daemon(lambda counts: only(counts) == {"doubtful": 3, "waiting": 1})
@@ -170,7 +170,7 @@ async def test_one_copy_of_identical_files_of_two_connections_is_undecidable(
 
 
 async def test_a_person_who_found_it_takes_the_file_away(env: UploadEnv, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No command marks it as sent: the fix in its message works, and docferry remembers it."""
+    """No command marks a document as sent: the fix in its message works, and docferry remembers it."""
     await hold_identical(env, monkeypatch)
     place = env.app_env.root / "customers" / COMPANY / SECOND / "a.pdf"
     async with env.app() as app:
@@ -219,7 +219,7 @@ async def due(app: Application, order: Iterable[float]) -> None:
 async def test_a_first_batch_is_proved_in_pieces_too(
     env: UploadEnv, order: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that did not come, or a stop, parts its doubts. It is proved when none of them is left."""
+    """A lost response or a stop divides its doubts. The batch is proved when none of them is left."""
     env.app_env.codat |= {"batch": "3", "list_lag": '"2s"'}
     env.write_documents(env.app_env.upload("bank"), *names_of(3))
     async with env.app() as app:

@@ -171,7 +171,7 @@ async def test_a_list_that_cannot_be_read_decides_nothing(env: UploadEnv, kind: 
 
 
 async def test_a_list_that_misses_what_is_surely_there_is_not_believed(env: UploadEnv) -> None:
-    """The list lacks docferry's own uploads: the dated ZIP decides."""
+    """The list lacks docferry's own uploads, so the dated ZIP decides."""
     folder = env.app_env.upload("bank")
     env.write_documents(folder, "before.pdf")
     await env.run_daemon()

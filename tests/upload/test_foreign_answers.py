@@ -51,7 +51,7 @@ async def test_a_stranger_holds_nothing_and_closes_the_remote(env: UploadEnv, st
     assert env.at_codat() == once(*names_of(12))
 
 
-#: What S3 says of its account, bucket, signer and quota.
+#: The errors of S3 about its account, bucket, signer and quota.
 STORAGE: list[tuple[int, str]] = [
     (400, "InvalidToken"),
     (400, "InvalidRequest"),

@@ -169,7 +169,7 @@ async def test_who_waits_for_the_minute_goes_through_nothing_that_closes(env: Up
 
 
 async def test_a_company_that_hangs_does_not_stop_another(env: UploadEnv) -> None:
-    """The hanging one comes first and has more documents than there are workers, twice over."""
+    """The hanging company comes first and has twice as many documents as there are workers."""
     env.app_env.codat["timeout"] = '"20s"'
     root = env.app_env.root / "customers"
     env.app_env.upload("customers", folder="customers/{company_id}/{connection_id}")
@@ -360,7 +360,7 @@ async def test_a_stop_does_not_take_a_receipt_along(env: UploadEnv, monkeypatch:
 async def test_what_another_command_queues_is_found_whatever_file_times_say(
     env: UploadEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit is seen after its log was synced. A look before finds the time of afterwards."""
+    """A commit becomes visible after its log was synced, so an earlier read may get the later file time."""
     monkeypatch.setattr("docferry.upload.scheduler.BUSY_POLL_S", 0.05)
     monkeypatch.setattr("docferry.upload.scheduler.FORCED_POLL_S", 0.5)
     env.write_documents(env.app_env.upload("bank"), "a.pdf")

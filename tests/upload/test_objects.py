@@ -37,7 +37,7 @@ async def carry(env: UploadEnv) -> dict[str, int]:
 
 
 async def test_the_same_bytes_under_another_name_are_another_object(env: UploadEnv) -> None:
-    """A form for two customers: nothing is marked as sent that has no object."""
+    """The mapping sends one form to two customers: no document without an object counts as sent."""
     folder = env.app_env.upload("scans", "wootiv")
     for name in ("acme/form.pdf", "globex/form.pdf", "copy.pdf"):
         write(folder / name, b"the form")
@@ -74,7 +74,7 @@ async def test_nor_does_a_touched_file_whose_object_name_changes(env: UploadEnv,
 
 
 async def test_rotated_names_follow_their_bytes(env: UploadEnv) -> None:
-    """A report.1 becomes report.2, and a new report.1 is written."""
+    """report.1 becomes report.2, and a new report.1 is written."""
     folder = env.app_env.upload("scans", "wootiv")
     write(folder / "report.1", b"monday")
     await carry(env)
@@ -187,7 +187,7 @@ async def test_a_slow_version_never_arrives_after_a_newer_one(env: UploadEnv) ->
 
 @pytest.mark.parametrize("late", [0.0, 0.8])
 async def test_a_doubtful_version_never_arrives_after_a_newer_one(env: UploadEnv, late: float) -> None:
-    """The answer of v1 is lost and it is stored late; v2 was written meanwhile."""
+    """The response for v1 is lost and v1 is stored late; v2 is written meanwhile."""
     folder = env.app_env.upload("scans", "wootiv")
     write(folder / "a.pdf", b"version 1")
     env.inject(Fault("lost_answer", "s3.put", first=1, params={"late": late}))
@@ -228,7 +228,7 @@ async def test_the_same_bytes_go_once_under_each_name(env: UploadEnv) -> None:
 @pytest.mark.parametrize("rule", ['exclude = ["a*"]', 'include = ["b*"]', 'max_size = "3"'])
 @pytest.mark.parametrize("to", ["codat", "wootiv"])
 async def test_a_queued_document_that_the_configuration_leaves_out_is_gone(env: UploadEnv, to: str, rule: str) -> None:
-    """The remote is down; then a rule leaves the document out; the remote returns."""
+    """The remote is down; then a rule excludes the document; the remote returns."""
     folder = env.app_env.upload("bank", to)
     write(folder / "a.pdf", b"alpha")
     write(folder / "b.pdf", b"b")

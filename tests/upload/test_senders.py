@@ -127,7 +127,7 @@ def test_a_killed_daemon_takes_its_senders_along(env: AppEnv, process_pool: Proc
 
 
 def test_a_stop_waits_for_requests_of_senders(env: AppEnv, process_pool: ProcessPool) -> None:
-    """What is in flight after `stop_grace` is cut, doubted, and resolved by the next pass."""
+    """Requests in flight after `stop_grace` are cut, doubtful, and resolved by the next pass."""
     env.settings["stop_grace"] = '"200ms"'
     env.codat["timeout"] = '"30s"'
     env.simulator.options.latency = 20.0

@@ -43,7 +43,7 @@ async def test_hosts_with_the_same_documents_send_each_once(
 
 
 async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postgresql_server: PostgresqlServer) -> None:
-    """A mapping on a share: the second host asks the remote, and sends the absent documents."""
+    """For a mapping on a share, the second host asks the remote, and sends the absent documents."""
     url = postgresql_server.new_database()
     env.write_documents(env.app_env.upload("bank", shared="true"), *names_of(4))
     become(env, "h1", url)
@@ -62,7 +62,7 @@ async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postg
 async def test_a_host_sends_again_only_while_its_heartbeat_is_confirmed(
     env: UploadEnv, postgresql_server: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have been stopped for a minute after its lookup, and another host may have the document by now."""
+    """The host may have been suspended after its lookup, and another host may have sent the document."""
     env.write_documents(env.app_env.upload("bank"), "a.pdf")
     become(env, "h1", postgresql_server.new_database())
     async with env.app() as app:

@@ -60,7 +60,7 @@ async def present(app: Application) -> int:
 
 @pytest.mark.parametrize("content", ["nothing", "other files"])
 async def test_a_host_without_the_share_neither_scans_nor_sends(hosts: Hosts, content: str) -> None:
-    """Its folder is an empty mount point, or another share."""
+    """The folder of the host is an empty mount point, or another share."""
     env, names = hosts.env, names_of(4)
     env.write_documents(hosts.folder("h1"), *names)
     if content == "other files":
@@ -101,7 +101,7 @@ async def test_a_share_that_is_unmounted_makes_no_document_gone(hosts: Hosts) ->
 
 
 async def test_documents_that_were_all_replaced_are_planned(hosts: Hosts) -> None:
-    """The mount tells that it is the same share, also for another host and after a restart."""
+    """The mount identifies the share, also for another host and after a restart."""
     env, folder = hosts.env, hosts.folder("h1")
     env.write_documents(folder, *names_of(3))
     async with hosts.app("h1") as app:
@@ -131,7 +131,7 @@ async def test_a_person_accepts_another_folder(hosts: Hosts) -> None:
 
 
 async def test_a_file_that_one_host_does_not_see_waits_for_the_scan(hosts: Hosts) -> None:
-    """A share may show an earlier state on one host, so that a sender never decides that a document is gone."""
+    """A share may show an older state on one host, so a sender never decides that a document is gone."""
     env, folder = hosts.env, hosts.folder("h1")
     env.write_documents(folder, "a.pdf", "b.pdf")
     async with hosts.app("h1") as app:
@@ -178,7 +178,7 @@ async def test_one_host_scans_and_another_one_takes_over(hosts: Hosts) -> None:
 
 
 async def test_a_mount_point_without_documents_does_not_win_the_election(hosts: Hosts) -> None:
-    """Nothing is known of the mapping yet, so that an empty folder may be the share or a mount point."""
+    """Without known documents, an empty folder may be the share or a mount point."""
     async with hosts.app("h1") as app:
         upload = app.uploads["bank"]
         await app.shares.elect(upload, await app.shares.look(upload))

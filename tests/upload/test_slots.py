@@ -130,7 +130,7 @@ async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, ba
 
 @pytest.mark.anyio
 async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: Slots, clock: TurnableClock) -> None:
-    """Many were accepted; then no started batch of one company is opened."""
+    """After many accepted batches, no started batch of one company is opened."""
     await brought(slots, 30)
     ready(slots, 50)
     assert len(started(slots)) > WORKERS
@@ -145,7 +145,7 @@ async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: S
 
 @pytest.mark.anyio
 async def test_many_companies_are_no_reason_to_have_more_ahead(slots: Slots, clock: TurnableClock) -> None:
-    """Where a remote does not answer, nothing waits behind the workers."""
+    """No batch is prefetched for a remote that does not answer."""
     for number in range(60):
         ready(slots, 1, f"company {number}")
     async with anyio.create_task_group() as group:

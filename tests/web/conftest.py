@@ -14,7 +14,7 @@ from app_env import AppEnv, until
 
 @dataclass
 class Reply:
-    """A response, read whole."""
+    """Hold a response, completely read."""
 
     status: int
     headers: dict[str, str]

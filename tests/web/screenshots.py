@@ -108,7 +108,7 @@ def main() -> int:
             env.simulator.options.wootiv_key = "another"
             for number in range(200, 212):
                 (Path(folder) / "scans" / f"receipt-{number:04}.jpg").write_bytes(b"receipt %d" % number * 900)
-            time.sleep(5)  # what arrives is told on the pages
+            time.sleep(5)  # new documents appear on the pages
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS)
                 shoot(browser, env)

@@ -254,7 +254,7 @@ def test_a_daemon_that_hangs_is_not_alive(app_env: AppEnv) -> None:
             assert app_env.run("health").returncode == 1
         finally:
             daemon.running.send_signal(18)
-        # It goes on, and says so.
+        # The service continues, and reports the error.
         until(lambda: app_env.run("health").returncode == 0, what="being alive again")
 
 

@@ -362,7 +362,7 @@ def test_a_session_outlives_a_reload(app_env: AppEnv) -> None:
 
 
 def test_a_release_names_the_session(app_env: AppEnv) -> None:
-    """Only the document's own button, or the filter for the reason, releases what waits for approval."""
+    """Only the document's own button, or the filter for the reason, releases documents that wait for approval."""
     folder = app_env.upload("payroll", hold_for_approval="true")
     for name in ("a.pdf", "b.pdf"):
         (folder / name).write_bytes(name.encode())

@@ -49,7 +49,7 @@ def busy(mappings: int) -> Snapshot:
 
 
 async def lateness(seconds: float | None, work: Any = None) -> tuple[float, int]:
-    """Return the total delay of a task that sleeps for 5 ms again and again, and the number of its sleeps."""
+    """Return the total delay of a task that repeatedly sleeps for 5 ms, and the number of its sleeps."""
     late: list[float] = []
 
     async def beat() -> None:
@@ -86,7 +86,7 @@ async def test_a_scrape_hardly_delays_the_loop() -> None:
 
 
 class Whole:
-    """The families of a snapshot as the library wants them, each in one piece."""
+    """Yield the families of a snapshot for the library's writers, each in one piece."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

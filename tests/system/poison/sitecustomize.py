@@ -1,7 +1,7 @@
-"""Let calls of the operating system raise any exception for paths that contain a word, in the real program.
+"""Let system calls raise any exception for paths that contain a word, in the real program.
 
-`POISON_ERROR` is a builtin exception, with an errno behind a colon where it has one; `POISON_CALLS` are functions of
-`os`, parted by commas; `POISON_WORD` is the word in the path, or in the path of the descriptor.
+`POISON_ERROR` is a builtin exception, optionally with a colon and an errno. `POISON_CALLS` are functions of `os`,
+separated by commas. `POISON_WORD` is the word in the path, or in the path of the descriptor.
 """
 
 from __future__ import annotations
