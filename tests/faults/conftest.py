@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trustme
 
 from app_env import AppEnv, until
 from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
+from faults.network import quick
 
 #: Use the sizes of the catalogue instead of small ones.
 FULL = os.environ.get("DOCFERRY_FULL") == "1"
@@ -99,3 +102,19 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         return f"{folder}/fault.so"
 
     return build
+
+
+@pytest.fixture(params=["plain", "tls"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AppEnv]:
+    """Provide an environment with a simulator over HTTP, and one over HTTPS."""
+    context = None
+    if request.param == "tls":
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+    with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0)), ssl_context=context) as simulator_thread:
+        app_env = AppEnv(tmp_path, simulator_thread)
+        if context is not None:
+            app_env.codat["ca_file"] = f'"{tmp_path / "ca.pem"}"'
+        yield quick(app_env)

@@ -1,40 +1,25 @@
-"""Test rows W1 to W16: every file is found, even if the kernel reports nothing."""
+"""Test rows W1 to W10 and W14 to W16: every file is found, even if the kernel reports nothing."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from app_env import Daemon, digest, until
 from faults.conftest import FULL, FaultEnv
 from faults.measured import Drops, odd_path, peak_memory, report
+from faults.watch_status import wait_until_watched, watch_status
 
 PDF = b"a document\n"  # of no kind whose end tells whether it is complete
 SETTLE = 0.2  # seconds, as in the environment
-
-
-def _status(fault_env: FaultEnv, mapping: str) -> dict[str, Any]:
-    """Return the status of a mapping as the daemon last wrote it."""
-    try:
-        found: dict[str, Any] = json.loads((fault_env.state / "status.json").read_text())["mappings"][mapping]
-    except (OSError, ValueError, KeyError):
-        return {"watch": "", "problem": None, "unsettled": []}
-    return found
-
-
-def _watched(fault_env: FaultEnv, mapping: str = "bank") -> None:
-    until(lambda: _status(fault_env, mapping)["watch"] == "watching", what="the folder being watched")
 
 
 def _in_namespace_of(daemon: Daemon, *words: str) -> None:
@@ -49,7 +34,7 @@ def test_w1_inotify_overflow(fault_env: FaultEnv) -> None:
     count = 50_000 if FULL else 5_000
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     with fault_env.daemon() as daemon:
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         daemon.running.send_signal(signal.SIGSTOP)
         for number in range(count):
             drops.drop(folder / f"{number}.pdf", b"%d" % number)
@@ -73,7 +58,7 @@ def test_w2_mkdir_copy_race(fault_env: FaultEnv, hogs: int) -> None:
     busy = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(hogs)]
     try:
         with fault_env.daemon():
-            _watched(fault_env)
+            wait_until_watched(fault_env)
             for number in range(1000 if FULL else 80):
                 _plant(drops, folder / f"t{number}", number)
                 time.sleep(jitter.choice((0, 0, 0.001, 0.01)))  # the race is to be run in many ways
@@ -120,7 +105,7 @@ def test_w3_filled_tree_renamed_in(fault_env: FaultEnv) -> None:
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
     with fault_env.daemon():
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         for tree in range(40 if FULL else 2):
             beside = fault_env.root / "beside"
             for number in range(25):
@@ -146,10 +131,10 @@ def test_w4_watch_limit_at_run_time(fault_env: FaultEnv, namespace: Callable[[st
     fault_env.prefix = namespace("echo 50 > /proc/sys/user/max_inotify_watches")
     drops = Drops(fault_env)
     with fault_env.daemon():
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         for number in range(70):
             (folder / f"d{number}").mkdir()
-        until(lambda: "max_user_watches" in _status(fault_env, "bank")["watch"])
+        until(lambda: "max_user_watches" in watch_status(fault_env, "bank")["watch"])
         for number in range(1000 if FULL else 70):
             drops.drop(folder / f"d{number % 70}" / f"{number}.pdf", PDF + b"%d" % number)
             time.sleep(0.01)  # over several scans
@@ -166,7 +151,7 @@ def test_w5_instance_limit(fault_env: FaultEnv, namespace: Callable[[str], list[
     with fault_env.daemon() as daemon:
         (folder / "a.pdf").write_bytes(PDF)
         until(lambda: fault_env.names() == {"a.pdf"})
-        until(lambda: "max_user_instances" in _status(fault_env, "bank")["watch"])
+        until(lambda: "max_user_instances" in watch_status(fault_env, "bank")["watch"])
         (folder / "b.pdf").write_bytes(PDF + b"b")
         until(lambda: "b.pdf" in fault_env.names())
         assert daemon.text().count("watch_degraded") <= 2
@@ -179,15 +164,15 @@ def test_w6_root_removed_made_again_renamed(fault_env: FaultEnv) -> None:
     other = fault_env.upload("other")
     fault_env.settings["rescan"] = '"1h"'
     with fault_env.daemon() as daemon:
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: fault_env.names() == {"a.pdf"})
         with (folder / "unsettled.pdf").open("wb") as writer:
             writer.write(b"u")
             writer.flush()
-            until(lambda: _status(fault_env, "bank")["unsettled"], what="the file that is open being waited for")
+            until(lambda: watch_status(fault_env, "bank")["unsettled"], what="the file that is open being waited for")
             folder.rename(fault_env.root / "aside")
-            until(lambda: _status(fault_env, "bank")["problem"], what="the missing folder being noticed")
+            until(lambda: watch_status(fault_env, "bank")["problem"], what="the missing folder being noticed")
             (other / "x.pdf").write_bytes(b"x")
             until(lambda: "x.pdf" in fault_env.names())
         (fault_env.root / "aside").rename(folder)
@@ -200,7 +185,7 @@ def test_w6_root_removed_made_again_renamed(fault_env: FaultEnv) -> None:
         folder.mkdir()
         (folder / "c.pdf").write_bytes(b"c")
         until(lambda: "c.pdf" in fault_env.names())
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         assert daemon.running.poll() is None
     assert {row["state"] for row in fault_env.rows()} == {"sent"}
 
@@ -211,7 +196,7 @@ def test_w6_how_soon(fault_env: FaultEnv) -> None:
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
     with fault_env.daemon():
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         for round_ in range(30 if FULL else 2):
             if round_ % 2:
                 shutil.rmtree(folder)
@@ -232,11 +217,11 @@ def test_w7_mounts_come_and_go(fault_env: FaultEnv, namespace: Callable[[str], l
     fault_env.settings["rescan"] = '"1h"'
     fault_env.prefix = namespace("true")
     with fault_env.daemon() as daemon:
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         (folder / "below.pdf").write_bytes(b"below")
         until(lambda: "below.pdf" in fault_env.names())
         _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
-        until(lambda: _status(fault_env, "bank")["problem"], what="an empty mount being noticed")
+        until(lambda: watch_status(fault_env, "bank")["problem"], what="an empty mount being noticed")
         _in_namespace_of(daemon, "sh", "-c", f"echo over > {folder}/over.pdf")
         until(lambda: "over.pdf" in fault_env.names())
         _in_namespace_of(daemon, "umount", str(folder))
@@ -253,7 +238,7 @@ def test_w7_how_soon(fault_env: FaultEnv, namespace: Callable[[str], list[str]])
     fault_env.prefix = namespace("true")
     drops = Drops(fault_env)
     with fault_env.daemon() as daemon:
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         inside = Path(f"/proc/{daemon.running.pid}/root{folder}")
         for round_ in range(10 if FULL else 1):
             _in_namespace_of(daemon, "mount", "-t", "tmpfs", "none", str(folder))
@@ -275,11 +260,11 @@ def test_w8_root_missing_at_start(fault_env: FaultEnv) -> None:
     (other / "x.pdf").write_bytes(b"x")
     with fault_env.daemon():
         until(lambda: fault_env.names() == {"x.pdf"})
-        until(lambda: "does not exist" in (_status(fault_env, "bank")["problem"] or ""))
+        until(lambda: "does not exist" in (watch_status(fault_env, "bank")["problem"] or ""))
         folder.mkdir()
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: "a.pdf" in fault_env.names())
-        until(lambda: _status(fault_env, "bank")["problem"] is None)
+        until(lambda: watch_status(fault_env, "bank")["problem"] is None)
 
 
 def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[str]) -> None:
@@ -293,17 +278,19 @@ def test_w9_folder_unreadable_then_readable(fault_env: FaultEnv, bounded: list[s
     closed.chmod(0)
     try:
         with fault_env.daemon():
-            until(lambda: "closed cannot be read" in (_status(fault_env, "bank")["problem"] or ""))
+            until(lambda: "closed cannot be read" in (watch_status(fault_env, "bank")["problem"] or ""))
             (folder / "b.pdf").write_bytes(b"b")
             until(lambda: fault_env.names() == {"b.pdf"})
             closed.chmod(0o755)
             until(lambda: "a.pdf" in fault_env.names())
-            until(lambda: _status(fault_env, "bank")["problem"] is None)
+            until(lambda: watch_status(fault_env, "bank")["problem"] is None)
             closed.chmod(0)
-            until(lambda: _status(fault_env, "bank")["problem"], what="its being reported again")
+            until(lambda: watch_status(fault_env, "bank")["problem"], what="its being reported again")
             closed.chmod(0o755)
             shutil.rmtree(closed)
-            until(lambda: _status(fault_env, "bank")["problem"] is None, what="nobody missing a folder that is gone")
+            until(
+                lambda: watch_status(fault_env, "bank")["problem"] is None, what="nobody missing a folder that is gone"
+            )
             closed.mkdir()
     finally:
         closed.chmod(0o755)
@@ -315,7 +302,7 @@ def test_w10_name_that_is_not_utf8(fault_env: FaultEnv) -> None:
     fault_env.settings["rescan"] = '"1h"'
     odd = os.fsencode(folder) + b"/\xff.pdf"
     with fault_env.daemon():
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         with open(odd, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
             file.write(b"latin")
         until(lambda: digest(b"latin") in {sha for _, sha in fault_env.stored()})
@@ -333,92 +320,13 @@ def test_w10_how_soon(fault_env: FaultEnv) -> None:
     fault_env.settings["rescan"] = '"1h"'
     drops = Drops(fault_env)
     with fault_env.daemon():
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         for number in range(200 if FULL else 10):
             drops.drop(odd_path(folder, number), b"odd %d" % number)
             drops.drop(folder / f"{number}.pdf", b"even %d" % number)
             time.sleep(0.3)  # they come one after the other
         drops.arrive(60)
     report("W10", "names that are not UTF-8, and others: queued", drops.found(), SETTLE + 2)
-
-
-def test_w11_links_are_never_followed(fault_env: FaultEnv) -> None:
-    """A loop, a link to the outside and a link to a secret, created before and after the start."""
-    folder = fault_env.upload("bank")
-    fault_env.settings["rescan"] = '"1s"'
-    outside = fault_env.root / "outside"
-    outside.mkdir()
-    (outside / "secret.pdf").write_bytes(b"secret")
-
-    def write_documents(when: str) -> None:
-        (folder / f"{when}-loop").symlink_to(folder)
-        (folder / f"{when}-out").symlink_to(outside)
-        (folder / f"{when}-secret.pdf").symlink_to(outside / "secret.pdf")
-        (folder / f"{when}-dangling.pdf").symlink_to(outside / "nothing.pdf")
-
-    write_documents("before")
-    with fault_env.daemon() as daemon:
-        _watched(fault_env)
-        write_documents("after")
-        (outside / "new.pdf").write_bytes(b"new")
-        (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: "plain.pdf" in fault_env.names())
-        scanned = _status(fault_env, "bank")["last_scan"]
-        until(lambda: _status(fault_env, "bank")["last_scan"] != scanned, what="one more scan")
-        assert daemon.running.poll() is None
-    assert fault_env.names() == {"plain.pdf"}
-    assert len(fault_env.rows()) == 1
-
-
-def test_w12_file_swapped_for_a_link(fault_env: FaultEnv) -> None:
-    """A program swaps file and link during scan and upload: the link's target is never sent."""
-    folder = fault_env.upload("bank")
-    fault_env.settings |= {"rescan": '"200ms"', "settle": '"1ms"'}
-    secret = fault_env.root / "secret.pdf"
-    secret.write_bytes(b"secret")
-    os.utime(secret, (1, 1))
-    stop = threading.Event()
-
-    def swap() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            honest, link = folder / ".honest", folder / ".link"
-            honest.write_bytes(b"%d" % number)
-            honest.rename(folder / "a.pdf")
-            link.symlink_to(secret)
-            link.rename(folder / "a.pdf")
-
-    with fault_env.daemon() as daemon:
-        swapper = threading.Thread(target=swap)
-        swapper.start()
-        try:
-            for number in range(10):
-                (folder / f"{number}.pdf").write_bytes(b"plain %d" % number)
-                fault_env.wait_for_upload(f"{number}.pdf")
-        finally:
-            stop.set()
-            swapper.join()
-        assert daemon.running.poll() is None
-    assert digest(b"secret") not in {sha for _, sha in fault_env.stored()}
-
-
-def test_w13_pipes_and_sockets_named_like_documents(fault_env: FaultEnv) -> None:
-    """Pipes and sockets are ignored, and nothing waits for their writer."""
-    folder = fault_env.upload("bank")
-    os.mkfifo(folder / "before.pdf")
-    with fault_env.daemon() as daemon:
-        os.mkfifo(folder / "after.pdf")
-        if os.geteuid() == 0:
-            os.mknod(folder / "zero.pdf", 0o020666, os.makedev(1, 5))
-        (folder / "plain.pdf").write_bytes(b"plain")
-        until(lambda: fault_env.names() == {"plain.pdf"})
-        (folder / "plain.pdf").unlink()
-        os.mkfifo(folder / "plain.pdf")
-        (folder / "next.pdf").write_bytes(b"next")
-        until(lambda: "next.pdf" in fault_env.names())
-        assert daemon.running.poll() is None
-    assert fault_env.names() == {"plain.pdf", "next.pdf"}
 
 
 DYING = """
@@ -445,7 +353,7 @@ def test_w14_watcher_dies_then_hangs(fault_env: FaultEnv) -> None:
     with fault_env.daemon():
         (folder / "a.pdf").write_bytes(b"a")
         until(lambda: "a.pdf" in fault_env.names())
-        _watched(fault_env)
+        wait_until_watched(fault_env)
         (folder / "b.pdf").write_bytes(b"b")
         until(lambda: "b.pdf" in fault_env.names())
 
@@ -460,7 +368,7 @@ def test_w15_share_without_events(fault_env: FaultEnv) -> None:
             place.mkdir()
             (place / f"{number}.pdf").write_bytes(b"%d" % number)
             fault_env.wait_for_upload(f"{number}.pdf")
-        assert _status(fault_env, "bank")["watch"] != "watching"
+        assert watch_status(fault_env, "bank")["watch"] != "watching"
 
 
 def test_w16_a_flood(fault_env: FaultEnv) -> None:

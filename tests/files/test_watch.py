@@ -1,14 +1,12 @@
-"""Test that the watcher triggers scans, reports its failures, and restarts after each."""
+"""Test that the watcher reports changes in every folder of its roots."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,85 +19,12 @@ from docferry.files import scan
 from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.scan import EVERY_FOLDER
 from docferry.files.watch import session, tree
-from docferry.files.watch.events import WatchEvents
-from docferry.files.watch.failures import diagnosis
-from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, Watcher, WatchEvent, watch
+from docferry.files.watch.watcher import Armed, Degraded, Lost, Watcher, watch
+from files.watched import Ear, folder_watches, touch, watch_threads, watching, write_until_hinted
 
 Unprivileged = Callable[[], AbstractContextManager[None]]
 pytestmark = pytest.mark.anyio
 real = watchfiles.watch
-
-
-class Ear:
-    """Records the events of one root's watch."""
-
-    def __init__(self) -> None:
-        self.events: list[WatchEvent] = []
-        self._news = anyio.Event()
-
-    async def listen(self, watch: AbstractAsyncContextManager[WatchEvents]) -> None:
-        """Record all events of a watch, until cancelled."""
-        async with watch as events:
-            async for event in events:
-                self.events.append(event)
-                self._news.set()
-
-    @property
-    def hinted(self) -> set[bytes]:
-        return {path for event in self.events if isinstance(event, Hint) for path in event.paths}
-
-    def clear(self) -> None:
-        self.events.clear()
-
-    async def until(self, told: Callable[[Ear], object], seconds: float = 60) -> None:
-        with anyio.fail_after(seconds):
-            while not told(self):
-                self._news = anyio.Event()
-                await self._news.wait()
-
-    async def hints(self, *paths: bytes) -> None:
-        await self.until(lambda ear: ear.hinted >= set(paths))
-
-    async def kinds(self, *kinds: type[WatchEvent], seconds: float = 60) -> None:
-        """Wait for these events in this order, among any others."""
-
-        def told(ear: Ear) -> bool:
-            rest = iter(ear.events)
-            return all(any(isinstance(event, kind) for event in rest) for kind in kinds)
-
-        await self.until(told, seconds)
-
-
-@asynccontextmanager
-async def watching(*roots: Path, watcher: Watcher | None = None) -> AsyncIterator[list[Ear]]:
-    watcher = watcher or Watcher(SystemClock())
-    ears = [Ear() for _ in roots]
-    async with anyio.create_task_group() as group:
-        for root, ear in zip(roots, ears, strict=True):
-            group.start_soon(ear.listen, watcher.watch(Root(root)))
-        yield ears
-        group.cancel_scope.cancel()
-
-
-async def write_until_hinted(ear: Ear, path: Path, seconds: float = 60) -> None:
-    """Write files until one is reported; a scan covers the time before."""
-    with anyio.fail_after(seconds):
-        while os.fsencode(path.name) not in {name.rpartition(b"/")[2] for name in ear.hinted}:
-            touch(path)
-            await anyio.sleep(0.1)  # the time a watcher has for one report
-
-
-def touch(path: Path | bytes) -> None:
-    with open(path, "wb") as file:  # noqa: PTH123 - pathlib takes no bytes
-        file.write(b"x")
-
-
-def watch_threads() -> int:
-    return sum(thread.name == "docferry watch" for thread in threading.enumerate())
-
-
-def folder_watches() -> int:
-    return sum(thread.name == "docferry watch folders" for thread in threading.enumerate())
 
 
 async def test_changes_are_hinted(root: Path) -> None:
@@ -228,50 +153,6 @@ async def test_a_root_that_appears_later_and_others_meanwhile(root: Path) -> Non
     assert [type(event) for event in never.events] == [Lost]
 
 
-async def test_an_unreadable_subfolder_leaves_the_others_watched(root: Path, unprivileged: Unprivileged) -> None:
-    """W9: such a folder is not watched, and is reported; other roots of the thread are watched."""
-    roots = [root / str(number) for number in range(5)]
-    for one in roots:
-        one.mkdir()
-    (roots[0] / "shut").mkdir(mode=0o000)
-    with unprivileged():
-        async with watching(*roots) as [shut, *others]:
-            await shut.kinds(Degraded)
-            for ear in others:
-                await ear.kinds(Armed)
-    assert "let the user that runs docferry read it" in next(e.reason for e in shut.events if isinstance(e, Degraded))
-    assert not any(isinstance(event, Degraded) for ear in others for event in ear.events)
-
-
-async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One customer's thousand folders do not end the watches of others."""
-    monkeypatch.setattr(tree, "WATCH_RETRY_S", 0.5)
-    most = 20
-
-    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
-        if len(places) > most:
-            raise OSError(errno.ENOSPC, "OS file watch limit reached.")
-        yield from real(*places, **options)
-
-    monkeypatch.setattr(watchfiles, "watch", watch_function)
-
-    for number in range(50):
-        (root / "large" / str(number)).mkdir(parents=True)
-    (root / "small").mkdir()
-    async with watching(root, watcher=Watcher(SystemClock())) as [ear]:
-        await ear.kinds(Armed, Degraded)
-        [told] = [event for event in ear.events if isinstance(event, Degraded)]
-        assert told.folders == {b"large"}
-        assert "sysctl fs.inotify.max_user_watches" in told.reason
-        await write_until_hinted(ear, root / "small" / "a.pdf")
-        most = 100
-        ear.clear()
-        await ear.kinds(Armed)
-        await write_until_hinted(ear, root / "large" / "7" / "b.pdf")
-
-
 async def test_links_are_not_followed_and_cost_no_watch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link to a tree of many folders exists before the watch is armed."""
     for number in range(200):
@@ -294,23 +175,6 @@ async def test_links_are_not_followed_and_cost_no_watch(root: Path, monkeypatch:
         await write_until_hinted(ear, mine / "box" / "a.pdf")
     assert set(asked) == {str(mine), str(mine / "box")}
     assert ear.hinted == {b"box/a.pdf"}
-
-
-async def test_a_customer_whose_names_end_the_watch_ends_it_for_nobody_else(root: Path) -> None:
-    """After her first name that is not UTF-8 her folder has a watch of its own."""
-    for name in ("hers", "others"):
-        (root / name).mkdir()
-    async with watching(root) as [ear]:
-        await ear.kinds(Armed)
-        touch(os.fsencode(root) + b"/hers/\xff.pdf")
-        await ear.kinds(Armed, Lost, Armed)
-        for number in range(20):
-            touch(os.fsencode(root) + b"/hers/\xff%d.pdf" % number)
-            (root / "others" / f"{number}.pdf").touch()
-            await ear.hints(b"others/%d.pdf" % number)
-        await ear.until(lambda ear: any(isinstance(event, Degraded) for event in ear.events))
-        assert {event.folders for event in ear.events if isinstance(event, Degraded)} == {frozenset({b"hers"})}
-        await write_until_hinted(ear, root / "others" / "last.pdf")
 
 
 async def test_many_new_folders_are_watched_and_few_threads_do_it(root: Path) -> None:
@@ -338,51 +202,6 @@ async def test_a_folder_that_is_renamed_is_watched_under_its_new_name(root: Path
         await write_until_hinted(ear, root / "b" / "sub" / "x.pdf")
         (root / "a" / "sub").mkdir(parents=True)
         await write_until_hinted(ear, root / "a" / "sub" / "y.pdf")
-
-
-async def test_a_watcher_that_raises_comes_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W14."""
-    calls = 0
-
-    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
-        nonlocal calls
-        calls += 1
-        for changes in real(*places, **options):
-            yield changes
-            if calls == 1:
-                raise RuntimeError("out of the blue")
-
-    monkeypatch.setattr(watchfiles, "watch", watch_function)
-
-    async with watching(root, watcher=Watcher(SystemClock())) as [ear]:
-        await ear.kinds(Armed)
-        (root / "a.pdf").touch()
-        await ear.kinds(Armed, Lost, Armed)
-        await write_until_hinted(ear, root / "b.pdf")
-    assert "out of the blue" in next(event.reason for event in ear.events if isinstance(event, Lost))
-
-
-async def test_a_watcher_that_hangs_is_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W14."""
-    let_go = threading.Event()
-    calls = 0
-
-    def watch_function(*places: str, **options: Any) -> Iterator[set[Any]]:
-        nonlocal calls
-        calls += 1
-        if calls == 1:
-            let_go.wait()
-        yield from real(*places, **options)
-
-    monkeypatch.setattr(watchfiles, "watch", watch_function)
-
-    try:
-        async with watching(root, watcher=Watcher(SystemClock(), hung=0.4)) as [ear]:
-            await ear.kinds(Lost, Armed)
-            await write_until_hinted(ear, root / "a.pdf")
-            assert [type(event) for event in ear.events if not isinstance(event, Hint)] == [Lost, Armed]
-    finally:
-        let_go.set()
 
 
 async def test_links_lead_nowhere(root: Path) -> None:
@@ -449,9 +268,3 @@ async def test_one_run_shares_its_watcher(root: Path) -> None:
         assert watch_threads() == 2
         await write_until_hinted(ears[0], roots[0] / "a.pdf")
         group.cancel_scope.cancel()
-
-
-def test_every_ailment_has_its_cure() -> None:
-    assert "ulimit -n" in diagnosis(RuntimeError("Error creating recommended watcher: Too many open files"))
-    assert "not UTF-8" in diagnosis(UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"))
-    assert diagnosis(RuntimeError("a\x1b[31mb")) == "the watcher failed: a\\x1b[31mb"

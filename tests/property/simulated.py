@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import logging
 import random
-import sqlite3
 import sys
 import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Self
 
 import anyio
 from anyio.lowlevel import checkpoint
-from sqlalchemy import StaticPool, create_engine, text
+from sqlalchemy import text
 
 from docferry import settings
-from docferry.clock import TurnableClock, iso
+from docferry.clock import TurnableClock
 from docferry.errors import NotNow, RemoteError, SourceChanged
 from docferry.files.safe_open import Root
 from docferry.files.source import Opener
@@ -48,19 +46,15 @@ from docferry.model import (
 from docferry.policy import Backoff, RetryPolicy
 from docferry.remotes.codat import reconcile
 from docferry.remotes.protocol import ALWAYS_PERMITTED, NOTHING, Checked, Health, Lookback, Rules, SendPermit
-from docferry.store import postgresql, schema
+from docferry.store import schema
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
-from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.owners import LocalOwners
-from docferry.store.pipeline import PipelinedTransaction
 from docferry.store.receipt_log import ReceiptLog
-from docferry.store.receipts import ReceiptWriter
-from docferry.store.tables import metadata
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
@@ -71,10 +65,9 @@ from docferry.upload.sources import SourceOpener
 from docferry.upload.uploader import Uploader
 from docferry.wakeups import Wakeups
 from postgresql_server import running_server
+from property.fake_codat import LAG, FakeCodat
+from property.fake_disk import Disk, Killed, Memory, Server, SqliteMemory
 
-T = TypeVar("T")
-HOST = "simulated"
-LAG = 30.0
 NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
 #: Two connections of one company: the company's list does not name the connection of a file.
 ONE, OTHER = (Target("codat", str(uuid.UUID(int=1)), str(uuid.UUID(int=number))) for number in (2, 3))
@@ -82,78 +75,6 @@ ONE, OTHER = (Target("codat", str(uuid.UUID(int=1)), str(uuid.UUID(int=number)))
 SAME_BYTES_RATE = 0.2
 #: A run with more steps is stuck.
 MAX_STEPS = 2_000
-
-
-class Killed(BaseException):
-    """SIGKILL: no code of this process runs any more."""
-
-
-# -- the service -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Upload:
-    """Describe a file at the service."""
-
-    name: str
-    sha256: str
-    at: float
-    listed: float
-    lane: str | None = None  # None: uploaded by another program
-
-
-class FakeCodat:
-    """Simulate a Codat that stores late, lists later, and repeats responses by key."""
-
-    def __init__(self, jitter: random.Random, clock: TurnableClock) -> None:
-        self.jitter = jitter
-        self.clock = clock
-        self.stored: list[Upload] = []
-        self.faults: Counter[str] = Counter()
-        self.keys: dict[str, str] | None = {} if jitter.random() < 0.5 else None  # None: no idempotency keys
-        self.fault_rate = jitter.choice([0.2, 0.5, 0.8])
-
-    def put(self, name: str, digest: str, late: float = 0.0, lane: str | None = None) -> None:
-        at = self.clock.now() + late
-        self.stored.append(Upload(name, digest, at, at + self.jitter.uniform(0, LAG), lane))
-
-    def fault(self) -> str:
-        """Choose the fault of one upload."""
-        if self.jitter.random() >= self.fault_rate:
-            return "well"
-        fault = self.jitter.choice(["lost", "late", "never", "away", "error", "killed", "cut", "busy"])
-        self.faults[fault] += 1
-        return fault
-
-    def take(self, transfer: Transfer, key: str, fault: str) -> str:
-        """Store the document, and return the response. A kept response is repeated."""
-        if self.keys is not None and key in self.keys:
-            return self.keys[key]
-        answer = "error" if fault == "error" else "well"
-        if fault != "error" or self.jitter.random() < 0.5:
-            late = self.jitter.uniform(0, LAG) if fault == "late" else 0.0
-            self.put(transfer.remote_name, transfer.sha256, late, transfer.target.lane)
-        if self.keys is not None:
-            self.keys[key] = answer
-        return answer
-
-    def rows(self) -> list[reconcile.ListedUpload]:
-        """Return the list as it is now."""
-        now = self.clock.now()
-        return [
-            reconcile.ListedUpload.read(each.name, iso(each.at) or "", 0.0)
-            for each in self.stored
-            if each.listed <= now
-        ]
-
-    def archive(self, days: Container[date]) -> reconcile.Members:
-        """Return the ZIPs of some days."""
-        members = reconcile.Members()
-        now = self.clock.now()
-        for each in self.stored:
-            if each.at <= now and datetime.fromtimestamp(each.at, UTC).date() in days:
-                members.add(f"files/{each.name}", each.sha256)
-        return members
 
 
 class FakeRemote:
@@ -228,109 +149,6 @@ class FakeRemote:
 
 
 # -- our side of it ------------------------------------------------------------------------------------------------
-
-
-class Disk(Protocol):
-    """Hold the database that the processes of one run share."""
-
-    def clear(self) -> None:
-        """Make it as it was before the first run."""
-
-    def work(self, work: Callable[[Transaction], T]) -> T:
-        """Run a unit of work and commit it."""
-
-
-class Server:
-    """Access a PostgreSQL database. Each unit of work is a transaction."""
-
-    def __init__(self, url: str) -> None:
-        engine = postgresql.prepare(url, HOST).engine
-        self._connection = engine.raw_connection()
-        driver = self._connection.dbapi_connection
-        assert driver is not None
-        self._driver: Any = driver
-        self._driver.execute("SET enable_seqscan = off; SET jit = off")
-        self._transaction = PipelinedTransaction(driver, engine.dialect)
-        tables = [
-            table.name for table in metadata.sorted_tables if table.name not in ("alembic_version", "receipt_log")
-        ]
-        self._clear = f"TRUNCATE {', '.join(tables)} RESTART IDENTITY"
-
-    def clear(self) -> None:
-        self._driver.execute(self._clear)
-        self._driver.execute("UPDATE receipt_log SET size = 0, frontier = ''")
-
-    def work(self, work: Callable[[Transaction], T]) -> T:
-        with self._transaction.pipeline():
-            self._driver.cursor().execute("BEGIN")
-            found = work(self._transaction)
-            self._driver.cursor().execute("COMMIT")
-        return found
-
-
-class SqliteMemory:
-    """SQLite in memory, with the schema of `schema`."""
-
-    def __init__(self, template: Path) -> None:
-        self._template = sqlite3.connect(":memory:")
-        with sqlite3.connect(template) as made:
-            made.backup(self._template)
-        self._raw = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
-        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool, paramstyle="named")
-        self._connection = engine.raw_connection()
-        driver = self._connection.dbapi_connection
-        assert driver is not None
-        self._transaction = Transaction(driver, engine.dialect)  # SQLite commits each statement by itself
-
-    def clear(self) -> None:
-        self._template.backup(self._raw)
-
-    def work(self, work: Callable[[Transaction], T]) -> T:
-        return work(self._transaction)
-
-
-class Memory(Database):
-    """Access the database from one process, without thread and group commit; a killed process has no access."""
-
-    def __init__(self, disk: Disk, jitter: random.Random, risk: float = 0.0) -> None:
-        self.receipts = ReceiptWriter(HOST)
-        self._disk = disk
-        self._random = jitter
-        self._risk = risk  # probability of a kill before a commit, and after it
-        self.dead = False
-
-    @property
-    def unknown_commits(self) -> int:
-        return 0
-
-    @property
-    def adopt_before(self) -> float:
-        return 0.0
-
-    def kill(self) -> NoReturn:
-        self.dead = True
-        raise Killed
-
-    async def read(self, work: Callable[[Transaction], T]) -> T:
-        await checkpoint()
-        return self._run(work)
-
-    async def write(self, work: Callable[[Transaction], T], started: Callable[[], None] | None = None) -> T:
-        with anyio.CancelScope(shield=True):
-            await checkpoint()
-        if started is not None:
-            started()
-        if self._random.random() < self._risk:
-            self.kill()
-        found = self._run(work)
-        if self._random.random() < self._risk:
-            self.kill()
-        return found
-
-    def _run(self, work: Callable[[Transaction], T]) -> T:
-        if self.dead:
-            raise Killed
-        return self._disk.work(work)
 
 
 class Bytes(Source, AbstractAsyncContextManager["Bytes"]):

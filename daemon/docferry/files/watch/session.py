@@ -17,7 +17,6 @@ from docferry.files.watch.events import Degraded, Hint, Lost
 from docferry.files.watch.failures import diagnosis, is_instance_limit, is_undecodable, is_watch_limit
 from docferry.files.watch.folder_watch import FolderWatch, WatchReport
 from docferry.files.watch.places import (
-    FolderIndex,
     Group,
     Place,
     Purpose,
@@ -29,14 +28,14 @@ from docferry.files.watch.places import (
     tell_hints,
     topmost,
 )
-from docferry.files.watch.tree import LONGEST_RETRY_S, WatchedRoot, identity, top_of
+from docferry.files.watch.tree import WatchedRoot, identity, top_of
+from docferry.files.watch.watches import Watches
 from docferry.model import joined
 
 ROOT_CHECK_S = 2.0  # between two checks that the roots are still the same folders
 GATHER_ROOTS_S: Final = 0.02  # to gather roots that are added together
 QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # watches that end so often within this time leave their folder to the scans
 TRIES: Final = 5  # to arm folders while some disappear
-MOST_WATCHES: Final = 6  # calls of watchfiles, each an inotify instance and two threads, before they are merged
 
 MODIFIED: Final = 2  # watchfiles.Change.modified
 DELETED: Final = 3  # watchfiles.Change.deleted: deleted, or renamed away
@@ -69,12 +68,10 @@ class Session:
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._roots: list[WatchedRoot] = []
         self._waiting: list[WatchedRoot] = []  # waiting to be armed
-        self._watches: dict[FolderWatch, Purpose] = {}
-        self._index = FolderIndex()
+        self._watches = Watches(clock, self._roots, self._inbox)
         # processor time by top-level folder, and the start of its window
         self._costs: dict[Group, tuple[float, float]] = {}
         self._next_check = 0.0
-        self._merge_at = 0.0
         self._is_stopped = False
         self.at_work: WatchedRoot | None = None  # the root whose folders are being read
         self.beat = clock.steady()
@@ -91,7 +88,7 @@ class Session:
     def stop(self) -> None:
         """End the thread and its watches."""
         self._is_stopped = True
-        for watch in list(self._watches):
+        for watch in self._watches:
             watch.stop()
         self._inbox.put(None)
 
@@ -110,8 +107,7 @@ class Session:
             if not self._is_stopped:
                 self._arm_waiting()
                 self._check()
-        for watch in list(self._watches):
-            watch.stop()
+        self._watches.stop_all()
 
     def _receive(self, item: object) -> None:
         if isinstance(item, WatchReport):
@@ -131,18 +127,6 @@ class Session:
             self._forget(item.root)
             self._roots.remove(item.root)
 
-    def _start(self, purpose: Purpose) -> None:
-        """Start watching folders; `_armed` or `_ended` follows."""
-        purpose.places = [place for place in purpose.places if place[0] in self._roots]
-        if not purpose.places:
-            return
-        for root, folder in purpose.places:
-            self._index.add(root, folder)
-        folders = {root.path(folder) for root, folder in purpose.places}
-        watch = FolderWatch(folders, self._inbox, self._clock)
-        self._watches[watch] = purpose
-        watch.start()
-
     def _arm_waiting(self) -> None:
         """Arm the existing roots together; report a missing root once."""
         now = self._clock.steady()
@@ -158,7 +142,7 @@ class Session:
                 ready.append(root)
                 places += [(root, folder) for folder in found]
         if places:
-            self._start(Purpose(places, armed_roots=ready))
+            self._watches.start(Purpose(places, armed_roots=ready))
 
     def _find(self, root: WatchedRoot) -> set[bytes] | None:
         """Return the folders of a root, None if it is missing; an empty set if it cannot be watched."""
@@ -184,8 +168,7 @@ class Session:
         purpose = self._watches[watch]
         purpose.armed_at = self._clock.steady()
         for old in purpose.replaces:
-            self._watches.pop(old, None)
-            old.stop()
+            self._watches.stop(old)
         late = [] if purpose.announced else [place for root in purpose.armed_roots for place in self._unseen(root, b"")]
         for root, folders in by_root(purpose.announced).items():
             late += self._below(root, folders)
@@ -194,9 +177,9 @@ class Session:
             root.tell_state()
         tell_hints(purpose.announced)
         if late:
-            self._start(Purpose(late, announced=late))
-        elif len(self._watches) > MOST_WATCHES and self._clock.steady() >= self._merge_at:
-            self._merge()
+            self._watches.start(Purpose(late, announced=late))
+        else:
+            self._watches.merge()
 
     def _unseen(self, root: WatchedRoot, start: bytes, most: float = math.inf) -> list[Place]:
         """Return the folders below `start` that are not watched yet: created after their parent was listed.
@@ -211,16 +194,6 @@ class Session:
         finally:
             self.at_work = None
 
-    def _merge(self) -> None:
-        """Replace all watches except the largest by one, without missing a change."""
-        candidates = [watch for watch, purpose in self._watches.items() if watch.is_armed and not purpose.is_apart]
-        old = sorted(candidates, key=lambda watch: len(watch.folders))[:-1]
-        if not old:
-            return
-        paths = {path for watch in old for path in watch.folders}
-        places = [place for path in paths for place in self._index.at(path)]
-        self._start(Purpose(places, replaces=old))
-
     # -- changes -------------------------------------------------------------------------------------------------
 
     def _flooded(self, watch: FolderWatch, changes: Collection[tuple[int, str]]) -> Group | None:
@@ -231,39 +204,29 @@ class Session:
         """
         if len(changes) < FLOOD:
             return None
-        counts = self._index.count_changes(path for _, path in changes)
+        counts = self._watches.index.count_changes(path for _, path in changes)
         if not counts:
             return None
         noisy, count = counts.most_common(1)[0]
-        purpose = self._watches.pop(watch)
-        watch.stop()
-        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        places = self._watches.wanted(self._watches[watch])
+        self._watches.stop(watch)
         if all((root, top_of(folder)) == noisy for root, folder in places):
             reason = f"{count:,} changes came at once, more than the kernel reports reliably"
             self._leave_to_scans(noisy[0], {noisy[1]}, reason)
             return noisy
         for root in dict.fromkeys(root for root, _ in places):
             root.tell(Lost("so many changes came at once that some may have gone unreported"))
-        self._start_apart(places, {noisy})
+        self._watches.start_apart(places, {noisy})
         return noisy
 
-    def _start_apart(self, places: Sequence[Place], groups: Collection[Group]) -> None:
-        """Watch some top-level folders separately, so that their errors do not end the watch of others."""
-        apart = [(root, folder) for root, folder in places if (root, top_of(folder)) in groups]
-        rest = [(root, folder) for root, folder in places if (root, top_of(folder)) not in groups]
-        for group, is_apart in ((rest, False), (apart, True)):
-            if group:
-                roots = list(dict.fromkeys(root for root, _ in group))
-                self._start(Purpose(group, armed_roots=roots, is_apart=is_apart))
-
     def _changed(self, changes: Iterable[tuple[int, str]], noisy: Group | None) -> None:
-        self._removed({path for kind, path in changes if kind == DELETED and path in self._index})
+        self._removed({path for kind, path in changes if kind == DELETED and path in self._watches.index})
         modified: dict[WatchedRoot, set[bytes]] = {}
         others: dict[WatchedRoot, set[bytes]] = {}
         solved: dict[WatchedRoot, None] = {}
         for kind, path in changes:
             above, _, name = path.rpartition("/")
-            for root, folder in self._index.at(above or "/"):
+            for root, folder in self._watches.index.at(above or "/"):
                 if (root, top_of(folder)) == noisy:
                     continue
                 changed = joined(folder, name.encode())
@@ -287,7 +250,7 @@ class Session:
                 root.tell(Hint(paths - folders))
             new += [(root, folder) for folder in folders if not is_left_to_scans(root, folder)]
         if new:
-            self._start(Purpose(new + below, announced=new))
+            self._watches.start(Purpose(new + below, announced=new))
 
     def _below(self, root: WatchedRoot, folders: Iterable[bytes]) -> list[Place]:
         """Return the unseen folders below new ones.
@@ -310,25 +273,25 @@ class Session:
 
     def _removed(self, paths: Collection[str]) -> None:
         """Remove deleted or renamed folders, and all folders below."""
-        for root, gone in by_root(place for path in paths for place in self._index.at(path)).items():
+        for root, gone in by_root(place for path in paths for place in self._watches.index.at(path)).items():
             if b"" in gone:
                 self._set_up(root)  # another folder may replace it, even with the same inode
                 continue
             below = tuple(folder + b"/" for folder in topmost(gone))
-            self._index.drop(root, [each for each in root.folders if each in gone or each.startswith(below)])
+            self._watches.index.drop(root, [each for each in root.folders if each in gone or each.startswith(below)])
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _ended(self, watch: FolderWatch, error: Exception) -> None:
-        purpose = self._watches.pop(watch)
-        places = [place for place in purpose.places if place[0] in self._roots and place[1] in place[0].folders]
+        purpose = self._watches.remove(watch)
+        places = self._watches.wanted(purpose)
         if watch.is_armed:
             self._died(purpose, places, error)
         elif is_watch_limit(error) or is_instance_limit(error):
             self._limited(purpose, places, error)
         elif isinstance(error, FileNotFoundError | PermissionError) and purpose.tries < TRIES:
             purpose.places, purpose.tries = existing(places), purpose.tries + 1
-            self._start(purpose)
+            self._watches.start(purpose)
         else:
             self._died(purpose, places, error)
 
@@ -345,37 +308,35 @@ class Session:
             if root.deaths[top] > QUICK_DEATHS:
                 self._leave_to_scans(root, {top}, diagnosis(error))
         alive = [(root, folder) for root, folder in places if not is_left_to_scans(root, folder)]
-        self._start_apart(alive, named if is_undecodable(error) else ())
+        self._watches.start_apart(alive, named if is_undecodable(error) else ())
 
     def _limited(self, purpose: Purpose, places: Sequence[Place], error: Exception) -> None:
         """Reduce the watches after a refusal of the kernel: scans read the largest folders, one watch the others."""
         if purpose.replaces:
-            # old and new watch together exceed the limit: keep the old ones
-            self._merge_at = self._clock.steady() + LONGEST_RETRY_S
+            self._watches.postpone_merge()
             return
-        everything = {place for watch in self._watches.values() for place in watch.places} | set(places)
+        others = [self._watches[watch] for watch in self._watches]
+        everything = {place for other in others for place in other.places} | set(places)
         everything = {place for place in everything if place[1] in place[0].folders}
         shed: dict[WatchedRoot, set[bytes]] = {}
         if is_watch_limit(error):
             shed = largest(everything)
-        elif not self._watches:
+        elif not others:
             shed = {root: {b""} for root, _ in everything}
         for root, tops in shed.items():
             self._leave_to_scans(root, tops, diagnosis(error), is_told=False)
-        for watch in list(self._watches):
-            watch.stop()
-        self._watches.clear()
+        self._watches.stop_all()
         left = [(root, folder) for root, folder in everything if not is_left_to_scans(root, folder)]
         armed = dict.fromkeys(root for root, _ in left)
         for root in shed.keys() - armed.keys():
             root.tell(Degraded(diagnosis(error), frozenset(root.unwatched)))
-        self._start(Purpose(left, armed_roots=list(armed)))
+        self._watches.start(Purpose(left, armed_roots=list(armed)))
 
     def _leave_to_scans(self, root: WatchedRoot, tops: Collection[bytes], reason: str, is_told: bool = True) -> None:
         """Stop watching top-level folders (b"": all) for a time."""
         root.unwatched |= dict.fromkeys(tops, reason)
         root.plan_retry(self._clock.steady())
-        self._index.drop(root, [folder for folder in root.folders if is_left_to_scans(root, folder)])
+        self._watches.index.drop(root, [folder for folder in root.folders if is_left_to_scans(root, folder)])
         if is_told:
             root.tell(Degraded(reason, frozenset(root.unwatched)))
 
@@ -383,10 +344,10 @@ class Session:
 
     def _check(self) -> None:
         now = self._clock.steady()
-        for watch, purpose in list(self._watches.items()):
+        for watch in self._watches:
             if now - watch.beat > self._hung:
-                watch.stop()
-                del self._watches[watch]
+                purpose = self._watches[watch]
+                self._watches.stop(watch)
                 self._died(purpose, purpose.places, RuntimeError("it hung"))
         if now < self._next_check:
             return
@@ -412,7 +373,7 @@ class Session:
         if root.unwatched.keys() == tops.keys():
             root.plan_retry(self._clock.steady())
         elif places:
-            self._start(Purpose(places, announced=places, armed_roots=[root]))
+            self._watches.start(Purpose(places, announced=places, armed_roots=[root]))
         else:
             root.plan_retry(self._clock.steady())
             root.tell_state()
@@ -425,10 +386,6 @@ class Session:
         self._waiting.append(root)
 
     def _forget(self, root: WatchedRoot) -> None:
-        self._index.drop(root, list(root.folders))
+        self._watches.forget(root)
         if root in self._waiting:
             self._waiting.remove(root)
-        for watch in list(self._watches):
-            if not any(path in self._index for path in watch.folders):
-                del self._watches[watch]
-                watch.stop()
