@@ -1,4 +1,4 @@
-"""Hosts as network namespaces that can be cut from the database, the remote, or both."""
+"""Run hosts in network namespaces that can be cut from the database, the remote, or both."""
 
 from __future__ import annotations
 
