@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def in_flight(env: AppEnv) -> int:
 
 
 def states(env: AppEnv) -> Counter[str]:
-    with sqlite3.connect(env.state / "docferry.db") as database:
+    with closing(sqlite3.connect(env.state / "docferry.db")) as database:
         return Counter(row[0] for row in database.execute("SELECT state FROM transfer"))
 
 

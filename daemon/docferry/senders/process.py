@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -17,11 +17,11 @@ from anyio import to_thread
 from docferry.files.source import OpenedFile
 from docferry.memory import share_arena
 from docferry.model import Source
+from docferry.remotes.http.exchange import OutgoingRequest, Transport
 from docferry.remotes.http.multipart import join_parts
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.response import MAX_CONTENT_BYTES
-from docferry.remotes.http.transport import DirectTransport, request_of
 from docferry.remotes.http.transports import open_transport
 from docferry.senders import messages, sandbox
 from docferry.senders.channel import Channel, ChannelError, Frame
@@ -107,7 +107,7 @@ class _Sender:
         self._channel = channel
         self._page = page
         self._clients: list[HttpOptions] = []
-        self._transports: dict[int, httpx.AsyncBaseTransport] = {}
+        self._transports: dict[int, Transport] = {}
         self._tasks: dict[int, anyio.TaskHandle[None]] = {}
 
     async def serve(self) -> None:
@@ -165,20 +165,13 @@ class _Sender:
             return await self._exchange(request, body)
 
     async def _exchange(self, request: SendRequest, body: TrackedBody) -> SendResponse:
-        transport, timeouts = self._transport(request.client), self._clients[request.client].timeouts
-        if isinstance(transport, DirectTransport):
-            answered, stream = await transport.exchange(
-                request.origin, request.head, body, timeouts, expect_continue=request.expect_continue
-            )
-            content, is_cut = await _read(stream)
-            status, headers = answered.status, answered.headers
-        else:
-            response = await transport.handle_async_request(request_of(request.origin, request.head, body, timeouts))
-            content, is_cut = await _read(cast(httpx.AsyncByteStream, response.stream))
-            status, headers = response.status_code, response.headers.raw
-        return SendResponse(status, headers, content, body.complete, body.maybe_complete, is_cut)
+        timeouts = self._clients[request.client].timeouts
+        asked = OutgoingRequest(request.origin, request.head, body, timeouts, request.expect_continue)
+        answered, stream = await self._transport(request.client).exchange(asked)
+        content, is_cut = await _read(stream)
+        return SendResponse(answered.status, answered.headers, content, body.complete, body.maybe_complete, is_cut)
 
-    def _transport(self, client: int) -> httpx.AsyncBaseTransport:
+    def _transport(self, client: int) -> Transport:
         if client not in self._transports:
             self._transports[client] = open_transport(self._clients[client])
         return self._transports[client]

@@ -11,9 +11,10 @@ import httpx
 
 from docferry.files.source import OpenedFile
 from docferry.model import Source
+from docferry.remotes.http.exchange import OutgoingRequest, Transport
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
-from docferry.remotes.http.transport import head_of, origin_of
+from docferry.remotes.http.response_parser import ResponseHead
 from docferry.remotes.http.transports import open_transport
 from docferry.senders.handle import SenderHandle
 from docferry.senders.messages import Reply, SendFailure, SendRequest
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from docferry.senders.pool import SenderPool
 
 
-class SenderTransport(httpx.AsyncBaseTransport):
+class SenderTransport:
     """Choose between senders and a transport of this process.
 
     A request goes to a running sender if its body holds open files. Its errors are those of the sender's transport.
@@ -34,11 +35,11 @@ class SenderTransport(httpx.AsyncBaseTransport):
     def __init__(self, pool: SenderPool, options: HttpOptions) -> None:
         self._pool = pool
         self._options = options
-        self._local: httpx.AsyncBaseTransport | None = None
+        self._local: Transport | None = None
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its response."""
-        body = request.stream
+    async def exchange(self, request: OutgoingRequest) -> tuple[ResponseHead, httpx.AsyncByteStream]:
+        """Send a request; return the head of its response, and its body, which the caller closes."""
+        body = request.body
         while isinstance(body, TrackedBody) and self._pool.is_running:
             parts, chosen = _open_parts(body.parts or ()), self._pool.choose(self._options)
             if not parts or chosen is None:
@@ -46,9 +47,9 @@ class SenderTransport(httpx.AsyncBaseTransport):
             sender, client = chosen
             reply = await _through(sender, client, request, body, parts)
             if reply is not None:
-                return _response(reply, request, body)
+                return _response(reply, body)
         self._local = self._local or open_transport(self._options)
-        return await self._local.handle_async_request(request)
+        return await self._local.exchange(request)
 
     async def aclose(self) -> None:
         """Close the connections of this process; those of senders end with the senders."""
@@ -60,7 +61,7 @@ class SenderTransport(httpx.AsyncBaseTransport):
 async def _through(
     sender: SenderHandle,
     client: int,
-    request: httpx.Request,
+    request: OutgoingRequest,
     body: TrackedBody,
     parts: Sequence[bytes | OpenedFile],
 ) -> Reply | None:
@@ -68,9 +69,8 @@ async def _through(
     slot = sender.take_slot()
     sources = [part for part in body.parts or () if not isinstance(part, bytes)]
     _follow(sources, slot)
-    expect_continue = request.extensions.get("expect_continue", False)
     try:
-        message = SendRequest(slot.number, client, origin_of(request), head_of(request), expect_continue, parts)
+        message = SendRequest(slot.number, client, request.origin, request.head, request.expect_continue, parts)
         reply = await sender.exchange(slot, message)
         if reply is None and slot.has_begun:
             body.sent_elsewhere(complete=False, maybe_complete=True)
@@ -86,7 +86,7 @@ async def _through(
     return reply
 
 
-def _response(reply: Reply, request: httpx.Request, body: TrackedBody) -> httpx.Response:
+def _response(reply: Reply, body: TrackedBody) -> tuple[ResponseHead, httpx.AsyncByteStream]:
     """Return the response of a reply, or raise its error; record the sender's progress in `body`."""
     if isinstance(reply, SendFailure):
         body.sent_elsewhere(complete=False, maybe_complete=reply.maybe_complete)
@@ -95,8 +95,8 @@ def _response(reply: Reply, request: httpx.Request, body: TrackedBody) -> httpx.
             body.error = error
         raise error
     body.sent_elsewhere(complete=reply.complete, maybe_complete=reply.maybe_complete)
-    content = _Content(reply.content, reply.is_cut)
-    return httpx.Response(reply.status, headers=list(reply.headers), stream=content, request=request)
+    head = ResponseHead(reply.status, list(reply.headers), until_close=False, keep_alive=False)
+    return head, _Content(reply.content, reply.is_cut)
 
 
 class _Content(httpx.AsyncByteStream):

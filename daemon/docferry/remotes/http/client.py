@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Final
 from urllib.parse import unquote
 
 import anyio
@@ -11,8 +11,9 @@ import httpx
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from docferry.clock import Clock
-from docferry.endpoints import parse_url, split_url
+from docferry.endpoints import Origin, split_url
 from docferry.errors import RemoteError
+from docferry.remotes.http.exchange import OutgoingRequest, Transport, encode_head
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.public_addresses import PrivateAddressError
 from docferry.remotes.http.request_body import Body, TrackedBody
@@ -26,7 +27,6 @@ from docferry.remotes.http.response import (
     read_content,
     safe_text,
 )
-from docferry.remotes.http.transport import target_of
 from docferry.remotes.http.transports import open_transport
 
 #: Above this size a request waits for permission (`Expect: 100-continue`) after a refusal or an unexplained break.
@@ -56,7 +56,7 @@ class HttpClient:
         name: str,
         clock: Clock,
         options: HttpOptions | None = None,
-        open_transport: Callable[[HttpOptions], httpx.AsyncBaseTransport] = open_transport,
+        open_transport: Callable[[HttpOptions], Transport] = open_transport,
     ) -> None:
         self._name = name
         self._clock = clock
@@ -64,7 +64,7 @@ class HttpClient:
         self._options = options = options or HttpOptions()
         self._timeouts = options.timeouts
         self._headers = [(name.lower(), (name, value)) for name, value in _raw_headers(_ALWAYS | dict(options.headers))]
-        self._transport: httpx.AsyncBaseTransport | None = None
+        self._transport: Transport | None = None
         self._date = ""
         self._expect_continue: bool | None = False  # None: the remote answers 417
         self.clock_offset: float | None = None
@@ -90,8 +90,8 @@ class HttpClient:
         self.requests += 1
         try:
             self._transport = self._transport or self._open_transport(self._options)
-            answered = await self._transport.handle_async_request(request)
-            response_headers = header_dict(answered.headers.raw)
+            head, stream = await self._transport.exchange(request)
+            response_headers = header_dict(head.headers)
         except Exception as error:
             if tracked is not None and error is tracked.error:
                 raise
@@ -101,10 +101,10 @@ class HttpClient:
                 with anyio.CancelScope(shield=True):
                     await tracked.aclose()
         self._note(response_headers)
-        content, length, wrong = await _read(answered, response_headers, to)
+        content, length, wrong = await _read(head.status, stream, response_headers, to)
         complete, maybe = (tracked.complete, tracked.maybe_complete) if tracked is not None else (False, False)
         response = Response(
-            answered.status_code,
+            head.status,
             response_headers,
             content,
             body_complete=complete,
@@ -123,13 +123,10 @@ class HttpClient:
 
     def _request(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | TrackedBody | None
-    ) -> httpx.Request:
+    ) -> OutgoingRequest:
         """Return the request. Raises RemoteError if the URL or a header cannot be sent."""
         try:
-            if self._options.proxy is None:
-                parsed, origin, target = split_url(url)
-            else:  # httpx's transport for proxies ignores `target`
-                (parsed, origin), target = parse_url(url), None
+            parsed, origin, target = split_url(url)
             own = _raw_headers(headers)
         except ValueError as error:
             raise RemoteError(f"the address of {self._name} {error}", kind="not_ours") from None
@@ -140,15 +137,16 @@ class HttpClient:
         if body is not None or method in ("POST", "PUT"):
             length = body.length if isinstance(body, TrackedBody) else len(body or b"")
             fields.append((b"Content-Length", b"%d" % length))
-        extensions: dict[str, Any] = {"timeout": self._timeouts, "origin": origin}
-        if target is not None:
-            extensions["target"] = target
-        if _is_large(body) and self._expect_continue and self._options.proxy is None:
+        asks_first = _is_large(body) and bool(self._expect_continue) and self._options.proxy is None
+        if asks_first:
             # With permission first, an early refusal is read before a reset, so the document is not sent repeatedly.
             fields.append((b"Expect", b"100-continue"))
-            extensions["expect_continue"] = True
-        stream = body if isinstance(body, TrackedBody) else httpx.ByteStream(body or b"")
-        return httpx.Request(method, parsed, headers=fields, stream=stream, extensions=extensions)
+        try:
+            head = encode_head(method, parsed.raw_path if target is None else target, fields)
+        except httpx.LocalProtocolError as error:
+            where = f"{self._name} at {_host_of(origin)}"
+            raise RemoteError(f"{where} cannot be reached: {error}", kind="unreachable") from None
+        return OutgoingRequest(origin, head, b"" if body is None else body, self._timeouts, asks_first)
 
     def _note(self, headers: Mapping[str, str]) -> None:
         """Store the time of the latest response, and the seconds by which the remote's clock is ahead."""
@@ -167,10 +165,10 @@ class HttpClient:
             # Ask for permission after a refusal of a large body: the next refusal then costs no body.
             self._expect_continue = not response.ok
 
-    def _failure(self, error: Exception, request: httpx.Request, tracked: TrackedBody | None) -> RemoteError:
+    def _failure(self, error: Exception, request: OutgoingRequest, tracked: TrackedBody | None) -> RemoteError:
         """Return the RemoteError for any exception of a request."""
         # Name only the host: paths add little, and a signed URL's query is a secret.
-        where = f"{self._name} at {request.url.host}"
+        where = f"{self._name} at {_host_of(request.origin)}"
         why = self._describe(error, request)
         if isinstance(error, PrivateAddressError):
             return RemoteError(f"no document is sent to {where}: {why}", kind="not_ours")
@@ -183,9 +181,10 @@ class HttpClient:
             self._expect_continue = True
         return RemoteError(f"the connection to {where} broke: {why}", kind="cut", body_complete=maybe)
 
-    def _describe(self, error: Exception, request: httpx.Request) -> str:
+    def _describe(self, error: Exception, request: OutgoingRequest) -> str:
         """Return the reason on one line, without secrets."""
-        secrets = [target_of(request).partition(b"?")[2].decode("ascii"), request.headers.get("Authorization", "")]
+        secrets = [request.target.partition(b"?")[2].decode("ascii")]
+        secrets += [value.decode() for name, value in request.fields if name.lower() == b"authorization"]
         if self._options.proxy is not None:
             credentials = self._options.proxy.rpartition("@")[0].partition("://")[2]
             secrets += [credentials, unquote(credentials.partition(":")[2])]
@@ -196,14 +195,13 @@ class HttpClient:
 
 
 async def _read(
-    answered: httpx.Response, headers: Mapping[str, str], to: Destination
+    status: int, stream: httpx.AsyncByteStream, headers: Mapping[str, str], to: Destination
 ) -> tuple[bytes, int, BodyError | None]:
     """Read the body to its destination."""
-    stream = cast(httpx.AsyncByteStream, answered.stream)  # the stream type of docferry's transports
     try:
-        if to.open_sink is None or not answered.is_success:
+        if to.open_sink is None or not 200 <= status < 300:
             return await read_content(aiter(stream), headers, to, None)
-        async with to.open_sink(answered.status_code, headers) as sink:
+        async with to.open_sink(status, headers) as sink:
             return await read_content(aiter(stream), headers, to, sink)
     finally:
         await stream.aclose()
@@ -211,6 +209,11 @@ async def _read(
 
 def _raw_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("ascii"), value.encode()) for name, value in headers.items()]
+
+
+def _host_of(origin: Origin) -> str:
+    """Return the host as people write it."""
+    return httpx.URL(f"{origin.scheme}://{origin.authority}").host
 
 
 def _is_large(body: bytes | TrackedBody | None) -> bool:

@@ -12,7 +12,10 @@ from anyio.lowlevel import checkpoint
 
 from docferry.endpoints import parse_proxy
 from docferry.remotes.http.connection import DISCARD_UNSENT
+from docferry.remotes.http.exchange import OutgoingRequest
 from docferry.remotes.http.public_addresses import PublicOnly
+from docferry.remotes.http.request_body import TrackedBody
+from docferry.remotes.http.response_parser import ResponseHead
 from docferry.remotes.http.tls import Trust, explain_tls, find_tls_error
 
 #: Unsent bytes in the kernel are not observable here. A small buffer keeps them few, so that a slow line does not look
@@ -54,6 +57,20 @@ class ProxyTransport(httpx.AsyncBaseTransport):
         self._public_only = public_only
         self._idle: list[httpx.AsyncHTTPTransport] = []
         self._closed = False
+
+    async def exchange(self, request: OutgoingRequest) -> tuple[ResponseHead, httpx.AsyncByteStream]:
+        """Send a request; return the head of its response, and its body, which the caller closes."""
+        origin, body = request.origin, request.body
+        asked = httpx.Request(
+            request.method,
+            f"{origin.scheme}://{origin.authority}{request.target.decode('ascii')}",
+            headers=request.fields,
+            stream=body if isinstance(body, TrackedBody) else httpx.ByteStream(body),
+            extensions={"timeout": request.timeouts},
+        )
+        answered = await self.handle_async_request(asked)
+        head = ResponseHead(answered.status_code, answered.headers.raw, until_close=False, keep_alive=False)
+        return head, cast(httpx.AsyncByteStream, answered.stream)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send the request and return its response; the caller closes the stream."""

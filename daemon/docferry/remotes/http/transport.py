@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Final
 
 import anyio
@@ -14,6 +14,7 @@ import httpx
 from docferry.endpoints import Origin, parse_url
 from docferry.remotes.http.connect import Connector, resolve
 from docferry.remotes.http.connection import Connection, Timeouts
+from docferry.remotes.http.exchange import OutgoingRequest, encode_head
 from docferry.remotes.http.public_addresses import PublicOnly
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.remotes.http.response_parser import ResponseHead
@@ -22,8 +23,6 @@ from docferry.remotes.http.tls import Trust, explain_tls, handshake
 #: The longest idle time of a reusable connection; a server may set a shorter one.
 _KEEP_ALIVE_S: Final = 10.0
 _KEEP_ALIVE: Final = re.compile(rb"timeout=([0-9]{1,6})")
-#: Characters that would split a header in two or invalidate it.
-_UNSAFE: Final = bytes([*range(9), *range(10, 32), 127])
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
@@ -48,40 +47,27 @@ class DirectTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send the request and return its response, whose stream the caller closes."""
-        stream = request.stream
+        """Send the request and return its response; the caller closes the stream."""
+        url, stream = request.url, request.stream
         body = stream if isinstance(stream, TrackedBody) else await request.aread()
-        response, content = await self.exchange(
-            origin_of(request),
-            head_of(request),
-            body,
-            request.extensions.get("timeout", {}),
-            expect_continue=request.extensions.get("expect_continue", False),
-        )
+        head = encode_head(request.method, url.raw_path, request.headers.raw)
+        timeouts = request.extensions.get("timeout", {})
+        response, content = await self.exchange(OutgoingRequest(parse_url(str(url))[1], head, body, timeouts))
         return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
 
-    async def exchange(
-        self,
-        origin: Origin,
-        head: bytes,
-        body: bytes | TrackedBody,
-        timeout: Mapping[str, float],
-        *,
-        expect_continue: bool = False,
-    ) -> tuple[ResponseHead, httpx.AsyncByteStream]:
-        """Send a request with an encoded head; return the head of its response, and its body for the caller to close.
-
-        Sender processes use it without httpx's types, which take as long as the rest.
-        """
-        timeouts = Timeouts(timeout.get("write"), timeout.get("read"))
-        method = head[: head.index(b" ")].decode("ascii")
-        connection = self._take_idle(origin) or await self._connect(origin, timeout.get("connect"))
+    async def exchange(self, request: OutgoingRequest) -> tuple[ResponseHead, httpx.AsyncByteStream]:
+        """Send a request; return the head of its response, and its body, which the caller closes."""
+        origin, timeouts = request.origin, request.timeouts
+        limits = Timeouts(timeouts.get("write"), timeouts.get("read"))
+        connection = self._take_idle(origin) or await self._connect(origin, timeouts.get("connect"))
         try:
-            response = await connection.exchange(method, head, body, timeouts, expect_continue=expect_continue)
+            response = await connection.exchange(
+                request.method, request.head, request.body, limits, expect_continue=request.expect_continue
+            )
         except BaseException:
             connection.close()
             raise
-        return response, _ResponseStream(self, origin, connection, response.headers, timeout.get("read"))
+        return response, _ResponseStream(self, origin, connection, response.headers, limits.read)
 
     async def aclose(self) -> None:
         """Close idle connections; those in use close with their responses."""
@@ -179,44 +165,6 @@ class _ResponseStream(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def target_of(request: httpx.Request) -> bytes:
-    """Return path and query, or the extension `target` if given."""
-    target: bytes = request.extensions.get("target") or request.url.raw_path
-    return target
-
-
-def origin_of(request: httpx.Request) -> Origin:
-    """Return the server of a request, which the extension `origin` names."""
-    origin: Origin = request.extensions.get("origin") or parse_url(str(request.url))[1]
-    return origin
-
-
-def head_of(request: httpx.Request) -> bytes:
-    """Return the encoded head of a request. Raises httpx.LocalProtocolError when it cannot be sent."""
-    fields = request.headers.raw
-    lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), target_of(request))]
-    lines += [b"%s: %s" % field for field in fields]
-    text = b"".join(lines)
-    if len(text.translate(None, _UNSAFE)) != len(text):
-        raise httpx.LocalProtocolError("a header holds a control character, such as a line break")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
-
-
-def request_of(origin: Origin, head: bytes, body: TrackedBody, timeout: Mapping[str, float]) -> httpx.Request:
-    """Return httpx's request for an encoded head, as transports of httpx need it."""
-    first, *lines = head.rstrip(b"\r\n").split(b"\r\n")
-    method, target, _ = first.decode("ascii").split(" ")
-    fields = [line.partition(b": ") for line in lines]
-    return httpx.Request(
-        method,
-        f"{origin.scheme}://{origin.authority}{target}",
-        headers=[(name, value) for name, _, value in fields],
-        stream=body,
-        extensions={"timeout": timeout},
-    )
 
 
 def _keep_alive_s(headers: list[tuple[bytes, bytes]]) -> float:
