@@ -13,13 +13,13 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractAsyncContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import NoReturn
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -27,16 +27,13 @@ from sqlalchemy import text
 
 from docferry import settings
 from docferry.clock import TurnableClock
-from docferry.errors import NotNow, RemoteError, SourceChanged
+from docferry.errors import NotNow, RemoteError
 from docferry.files.safe_open import Root
-from docferry.files.source import Opener
 from docferry.model import (
-    Digests,
     Finding,
     KnownUploads,
     Receipt,
     SeenFile,
-    Source,
     Stamp,
     State,
     Target,
@@ -67,6 +64,7 @@ from docferry.wakeups import Wakeups
 from postgresql_server import running_server
 from property.fake_codat import LAG, FakeCodat
 from property.fake_disk import Disk, Killed, Memory, Server, SqliteMemory
+from property.fake_sources import MemoryOpener
 
 NAMES = ("a.pdf", "x/a.pdf", "b.pdf")
 #: Two connections of one company: the company's list does not name the connection of a file.
@@ -148,57 +146,7 @@ class FakeRemote:
         return
 
 
-# -- our side of it ------------------------------------------------------------------------------------------------
-
-
-class Bytes(Source, AbstractAsyncContextManager["Bytes"]):
-    """Provide a document's bytes, which rarely change during the send."""
-
-    md5 = None
-
-    def __init__(self, opener: MemoryOpener, content: bytes, *, changes: bool) -> None:
-        self.opener = opener
-        self._content = content
-        self._changes = changes
-        self.is_wanted = False
-
-    @property
-    def size(self) -> int:
-        return len(self._content)
-
-    async def blocks(self) -> AsyncIterator[bytes]:
-        self.is_wanted = True
-        yield self._content[:1]
-        if self._changes:
-            raise SourceChanged("it changed")
-        yield self._content[1:]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-    def discard(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class MemoryOpener(Opener):
-    """Open documents in memory."""
-
-    def __init__(self, root: Path, contents: Mapping[str, bytes], jitter: random.Random) -> None:
-        super().__init__(Root(root))
-        self._contents = contents
-        self._random = jitter
-
-    def source(self, path: bytes, stamp: Stamp, digests: Digests, md5: bool = False) -> Any:  # noqa: ARG002 - known by its digest
-        return Bytes(self, self._contents[digests.sha256], changes=self._random.random() < 0.002)
-
-    async def open(self, *sources: object) -> None:
-        """Do nothing."""
+# -- docferry's side ----------------------------------------------------------------------------------------------
 
 
 class Process(Uploader):
