@@ -107,8 +107,7 @@ class _Sink(logging.Handler):
 class _Text(logging.Formatter):
     """Format a record as `time level action  message  key=value …`; the journal gets a priority instead of a time.
 
-    Values and messages that contain characters of this grammar are quoted, so that a file name cannot look like a
-    field.
+    Values and messages with characters of this grammar are quoted, so that a file name cannot look like a field.
     """
 
     def __init__(self, *, journal: bool, colour: bool) -> None:

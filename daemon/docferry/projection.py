@@ -25,7 +25,7 @@ class Backlog(Struct, frozen=True):
 
 
 def finish(backlog: Backlog, now: float) -> float | None:
-    """Return the time at which the last due document will have arrived; None if nothing is due or it is unknown."""
+    """Return the time at which the last due document will have arrived, None if nothing is due or it is unknown."""
     if not backlog.documents or backlog.needs_person:
         return None
     limit = math.inf if backlog.per_minute is None else backlog.per_minute / 60.0

@@ -118,7 +118,8 @@ def _pdf_ends(tail: bytes) -> bool:
 def _zip_ends(tail: bytes, size: int) -> bool:
     """Return whether a ZIP archive has its own end record.
 
-    A member that is an archive also has an end record, but its central directory is not at the recorded offset.
+    A member that is an archive also has an end record. The central directory of such a record is not at the recorded
+    offset.
     """
     at = tail.rfind(_END_RECORD)
     while at >= 0:

@@ -169,8 +169,8 @@ class Debouncer:
     def _wait(self, stamp: Stamp, settle: float, by_watching: bool) -> float:
         """Return the seconds until the stamp alone proves that the file is quiet.
 
-        Return `settle` if the stamp proves nothing. Such a stamp lies in the future, is older than a jump of the wall
-        clock, or comes from another clock.
+        Return `settle` if the stamp proves nothing: if it lies in the future, is older than a clock jump, or comes from
+        another clock.
         """
         wall, steady = self._clock.now(), self._clock.steady()
         if abs(wall - steady - self._skew) > _CLOCK_JUMP_S:

@@ -48,7 +48,7 @@ LOGGED_SINGLY: Final = 5
 
 
 class Planner:
-    """Plans the transfers of quiet files."""
+    """Plan the transfers of quiet files."""
 
     def __init__(
         self,

@@ -32,8 +32,8 @@ CHECKS_AT_ONCE: Final = 6
 LARGE_AT_ONCE: Final = 4
 #: The longest interval between scans of a folder that has no watch or has a problem, seconds.
 UNWATCHED_S: Final = 10.0
-#: Fast scans of such a folder are more frequent: after UNREAD times the last duration, SOONEST_S, and SHARED_S for each
-#: mapping.
+#: The interval after a fast scan of such a folder: the largest of UNREAD times its duration, SOONEST_S, and SHARED_S
+#: for each mapping.
 UNREAD: Final = 50
 SOONEST_S: Final = 1.0
 SHARED_S: Final = 0.02

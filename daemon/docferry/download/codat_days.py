@@ -1,4 +1,4 @@
-"""Download the files that customers uploaded at Codat: list a company, and fetch the ZIP of each day with new files."""
+"""Download the files that customers uploaded at Codat: list a company, and fetch the ZIPs of days with new files."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from docferry.files import write_lease
 from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
 from docferry.model import ContentFault, Digests, Stamp, escaped
 
-#: Bytes at the end of a file that show whether it is complete: the last record of a ZIP, with the longest comment.
+#: Bytes at the end of a file that show whether it is complete. The last record of a ZIP has the longest comment.
 TAIL: Final = 22 + 65_535
 
-#: Returns the evident fault of a file from its path, size, first bytes and last bytes (at least TAIL if available).
+#: Returns the evident fault of a file from its path, size, first bytes and last bytes (TAIL if available).
 Inspect = Callable[[bytes, int, bytes, bytes], ContentFault | None]
 
 
@@ -109,7 +109,7 @@ def sha256_of(descriptor: int, size: int) -> str:
 
 
 def raise_if_cancelled() -> None:
-    """Raise in a thread that reads a large file, if its task was cancelled: a stop must not wait for the read."""
+    """Raise in a thread that reads a large file if its task was cancelled. A stop must not wait for the read."""
     with suppress(RuntimeError):  # this thread belongs to no task
         from_thread.check_cancelled()
 

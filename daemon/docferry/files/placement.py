@@ -79,8 +79,8 @@ def opened_folder(root: Root, folder: bytes, *, make: bool = True) -> Iterator[i
 def free_name(folder: int, name: bytes, content: Content) -> tuple[bytes, bool]:
     """Return the name for `content` in a folder, and whether the content is already there.
 
-    If other files have the name, a number is appended. The cost does not grow with the number of such files: after a
-    few comparisons, the search continues in growing steps. Raises FolderError if no number is free.
+    If other files have the name, a number is appended. After a few comparisons the search continues in growing steps,
+    so the cost does not grow with such files. Raises FolderError if no number is free.
     """
     for number in range(1, COMPARED + 1):
         candidate = numbered(name, number)

@@ -1,4 +1,4 @@
-"""Give a downloaded file a safe name and move it into its folder: completely or not at all, never over other bytes."""
+"""Give a downloaded file a safe name and move it into its folder, completely or not at all, over no other bytes."""
 
 from __future__ import annotations
 

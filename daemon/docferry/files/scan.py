@@ -111,7 +111,7 @@ def is_empty(root: Root) -> bool:
 
 
 def stat_file(opened: OpenRoot, path: bytes) -> SeenFile | None:
-    """Return the present state of a file, or None if there is no regular file that is reachable without a link.
+    """Return the present state of a file, or None without a regular file that is reachable without a link.
 
     Raises SourceUnreadable if the disk does not answer.
     """

@@ -1,8 +1,8 @@
 """Delete or archive sent files, and no others.
 
-A name in a customer's folder can be replaced at any moment. So a file is first renamed into a hidden folder of docferry
-beside it, and compared there with the sent version. Then it is deleted or archived, or restored if it differs. All
-calls use descriptors: each path is resolved once, without links.
+A name in a customer's folder can be replaced at any moment. So a file is first renamed into a hidden folder of
+docferry, and compared there with the sent version. Then it is deleted or archived, or restored if it differs. All calls
+use descriptors: each path is resolved once, without links.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _exists(parent: int, name: bytes) -> bool:
 
 @contextmanager
 def _aside(parent: int) -> Iterator[int]:
-    """Yield a locked folder in `parent` that only the running user can enter; remove it at the end if it is empty."""
+    """Yield a locked folder in `parent` that only the running user can enter. At the end, remove it if it is empty."""
     name = ASIDE_PREFIX + secrets.token_hex(8).encode()
     os.mkdir(name, 0o700, dir_fd=parent)
     try:

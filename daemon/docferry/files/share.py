@@ -25,8 +25,8 @@ class ShareLook(Struct, frozen=True):
 def look(root: Root, documents: Sequence[SeenFile], mounts: Collection[str]) -> ShareLook:
     """Return the state of the root of a shared mapping on this host.
 
-    The root is the share if it contains one of the known `documents` unchanged, or is a mount on which one was found
-    earlier. Raises FolderError if the root cannot be read or is another folder, such as an empty mount point.
+    The root is the share if it contains a known document unchanged, or is a mount that contained one earlier. Raises
+    FolderError if the root cannot be read or is another folder, such as an empty mount point.
     """
     with OpenRoot(root) as opened:
         try:
@@ -61,7 +61,7 @@ def _lies_there(opened: OpenRoot, document: SeenFile) -> bool:
 
 
 def _mount(status: os.stat_result) -> str | None:
-    """Return the file system and source of a mount with the inode of its folder, or None if unknown to the kernel."""
+    """Return the file system, the source of a mount and the inode of its folder, or None if unknown."""
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -71,10 +71,11 @@ class _MemberError(Exception):
 
 
 def unzip(archive: Path, into: Path, caps: Caps | None = None) -> Extracted:
-    """Extract every file of `archive` into the new folder `into`, as 0001, 0002 and so on; call it in a worker thread.
+    """Extract every file of `archive` into the new folder `into`, as 0001, 0002 and so on.
 
-    Members that are unsafe, encrypted, damaged or packed by an unsupported method are refused separately. Raises
-    ArchiveError for a broken or hostile archive, and OSError of the disk; `into` is then removed.
+    Call it in a worker thread. Members that are unsafe, encrypted, damaged or packed by an unsupported method are
+    refused separately. Raises ArchiveError for a broken or hostile archive, and OSError of the disk; `into` is then
+    removed.
     """
     into.mkdir(mode=0o700)
     try:

@@ -1,4 +1,4 @@
-"""Audit a log: rebuild its tree row by row, compare the log with the queue and every head, and name differences."""
+"""Audit a log: rebuild its tree row by row, compare it with the queue and every head, and name differences."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Usage: python3 -I verify.py [--key BASE64] [--anchor FILE]... [EXPORT.zip]
 
 Without EXPORT.zip, the files beside this script are verified. `--key` is the log's Ed25519 public key from a source
-that you trust; without it, the key in the export is used. `--anchor` names a file of heads that you kept. Exit status
+that you trust. Without it, the key in the export is used. `--anchor` names a file of heads that you kept. Exit status
 0: everything is valid. 1: there are problems, all printed. 2: the export cannot be read.
 """
 

@@ -35,7 +35,7 @@ class Wanted(Struct, frozen=True):
 
 
 async def fetch(http: HttpClient, url: str, to: Path, wanted: Wanted, now: float) -> Fetched:
-    """GET the signed `url` into `to`. After an interruption, the received part stays for the next call."""
+    """Download the signed `url` into `to`. After an interruption, the received part stays for the next call."""
     start, partial = await run_sync(_read_partial, to)
     etag = wanted.etag if wanted.etag and _is_token(wanted.etag) else None
     headers = {"If-None-Match": f'"{etag}"'} if etag else {}
@@ -159,7 +159,7 @@ def _is_right(to: Path, answer: Response, etag: str, asked: tuple[int, str]) -> 
 
 
 def _was_received_before(to: Path, etag: str, md5: str) -> bool:
-    """Return whether an earlier download had the same bytes for this ETag, so that it is not the MD5 of the bytes.
+    """Return whether an earlier download had the same bytes for this ETag, which then is not their MD5.
 
     A storage may use its own 32 hex digits. A transmission error does not produce the same wrong bytes twice.
     """

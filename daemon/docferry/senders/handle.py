@@ -108,7 +108,7 @@ class SenderHandle:
         self._free_page()
 
     async def exchange(self, slot: Slot, request: SendRequest) -> Reply | None:
-        """Hand a request over and return its reply; None when the process ended first: the slot tells how far it got.
+        """Pass a request to the process and return its reply; None if the process ended: its slot has the progress.
 
         A cancellation also cancels the request, and briefly waits for the final progress in its slot.
         """

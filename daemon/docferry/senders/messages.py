@@ -48,7 +48,7 @@ _SOURCE_ERRORS: Final[dict[str, type[SourceError]]] = {
 
 
 class SendRequest(Struct, frozen=True):
-    """One request with documents, each as an open file or as its bytes. `slot` is its place on the page."""
+    """Describe one request with documents, each as an open file or as its bytes. `slot` is its place on the page."""
 
     slot: int
     client: int

@@ -37,7 +37,7 @@ MOST_AUTO: Final = 4
 
 
 def sender_count(wanted: Literal["auto"] | int) -> int:
-    """Return the number of senders for a setting: "auto" leaves two cores to the daemon, for its loop and its threads.
+    """Return the number of senders for a setting. "auto" leaves two cores to the daemon, for its loop and threads.
 
     On two cores a sender gained 3 to 5 % and took 27 MB (docs/performance.md).
     """

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class SenderTransport:
     """Choose between senders and a transport of this process.
 
-    A request goes to a running sender if its body holds open files. Its errors are those of the sender's transport.
-    After the death of a sender, the request is sent again only if no byte of its body can have been sent.
+    A request goes to a running sender if its body holds open files. Its errors are those of the sender's transport. If
+    the sender dies, the request is sent again only if no byte of its body can have been sent.
     """
 
     def __init__(self, pool: SenderPool, options: HttpOptions) -> None:

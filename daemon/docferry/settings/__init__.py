@@ -65,7 +65,7 @@ __all__ = [
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings of the file at `path` (else of the first default place with a file) and of the environment.
+    """Return the settings of the file at `path`, else of the first default file, and of the environment.
 
     Raises ConfigError with all problems at once.
     """

@@ -1,7 +1,7 @@
-"""Find folders through which one document could go to two targets, or come back after it was sent or downloaded.
+"""Find folders through which one document could go to two targets, or come back after its upload or download.
 
-Two folders overlap if one scan reads both, after links and `..` are resolved. Nested folders are allowed in two cases:
-every document of the inner folder has the same target in both mappings, or the outer mapping excludes the inner one.
+Two folders overlap if one scan reads both, after links and `..` are resolved. Nested folders are allowed in two cases.
+Every document of the inner folder has the same target in both mappings, or the outer mapping excludes the inner one.
 """
 
 from __future__ import annotations

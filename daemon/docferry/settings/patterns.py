@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-#: Office locks, editors' copies, files being written by other programs, and system files in folders.
-#: A name of lower case is one of theirs by its start, its end, a part of it, or as a whole.
+#: Office locks, editors' copies, files being written by other programs, and system files in folders. A name in lower
+#: case matches by its start, its end, a part, or as a whole.
 _FILE_PREFIX: Final = b"~$"
 _FILE_SUFFIXES: Final = (
     *(b"~", b".tmp", b".temp", b".part", b".partial", b".filepart", b".crdownload", b".opdownload", b".uploading"),
@@ -89,7 +89,7 @@ class Patterns:
 
 
 def _is_builtin(path: bytes) -> bool:
-    """Whether the built-in excludes leave a file out. Asked several times for each file, so that it uses no regex."""
+    """Return whether the built-in excludes leave a file out, without a regex: called several times for each file."""
     folder, _, name = path.rpartition(b"/")
     if name.startswith(b".") or (folder and _is_builtin_folder(folder)):
         return True
@@ -99,7 +99,7 @@ def _is_builtin(path: bytes) -> bool:
 
 @lru_cache(maxsize=1024)  # files come folder by folder
 def _is_builtin_folder(folder: bytes) -> bool:
-    """Whether the built-in excludes leave out all files of a folder: it or one above is hidden or on the list."""
+    """Return whether the built-in excludes leave out all files of a folder: it or a parent is hidden or listed."""
     return folder.startswith(b".") or b"/." in folder or _BUILTIN_FOLDERS.search(folder) is not None
 
 

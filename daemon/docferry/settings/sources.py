@@ -69,8 +69,8 @@ def collect(path: Path | None, environ: Mapping[str, str]) -> Written:
 def choose_file(path: Path | None, environ: Mapping[str, str]) -> tuple[Path, list[str]]:
     """Return the file to read, and a warning for each ignored file.
 
-    The file is the given one, else the first in the default places. In the working folder, a file that others could
-    change is ignored, so that a planted file cannot steal a key.
+    The file is the given one, else the first in the default places. A file in the working folder that others could
+    change is ignored: a planted file must not steal a key.
     """
     named = path or (Path(environ["DOCFERRY_CONFIG"]) if environ.get("DOCFERRY_CONFIG") else None)
     if named is not None:
@@ -117,7 +117,7 @@ def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
 def _default_state_dir(environ: Mapping[str, str], base: Path) -> Path:
     """Return the state folder without `state_dir`.
 
-    A queue of an earlier version or run in a later place stays in use: with a new, empty queue its documents would be
+    A queue of an earlier version or run in a later place stays in use. With a new, empty queue its documents would be
     sent again.
     """
     first, *others = default_state_dirs(environ, base)

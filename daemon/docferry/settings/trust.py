@@ -17,8 +17,8 @@ LARGEST_FILE: Final = 16 * 1024 * 1024
 def untrusted(path: Path) -> str | None:
     """Return why somebody else could change a file, with the fix; None if nobody can.
 
-    The file and every folder above it must belong to root or to the running user, and only these may write them. A
-    folder with the sticky bit, such as `/tmp`, may be writable: there, others cannot replace foreign files. Links are
+    The file and every folder above it must belong to root or to the running user. Only these may write them. A folder
+    with the sticky bit, such as `/tmp`, may be writable: there, others cannot replace foreign files. Links are
     followed: both the given path and its target are checked.
     """
     written, real = path.absolute(), Path(os.path.realpath(path))

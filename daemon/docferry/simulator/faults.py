@@ -50,9 +50,9 @@ KINDS: Mapping[str, frozenset[str]] = {
 class Fault:
     """Define one rule.
 
-    `match` is a route's name ("codat.upload", "s3.*", "*"), a pattern for method and path ("POST */files") or, after
-    "re:", a regular expression for them. Of the matching requests, `nth` selects one by number, and `first` selects the
-    first ones. `rate` selects each with this probability.
+    `match` selects requests by a route's name ("codat.upload", "s3.*", "*"), or by method and path ("POST */files").
+    After "re:", it is a regular expression for them. Of the matching requests, `nth` selects one by number, and `first`
+    selects the first ones. `rate` selects each with this probability.
     """
 
     kind: str

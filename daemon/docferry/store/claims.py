@@ -102,7 +102,7 @@ def transfer_of(*row: Any) -> Transfer:
 
 # A writer has these settings of PostgreSQL in every transaction, see `postgresql`.
 _USE_INDEXES = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)")
-# Find the earliest due row of each (mapping, lane) by a loose index scan, whose cost depends on the lanes, not on the
+# Find the earliest due row of each (mapping, lane) by a loose index scan. Its cost depends on the lanes, not on the
 # rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would read row by row.
 _LANES = """
 WITH RECURSIVE lane(mapping, lane, due) AS (
@@ -138,8 +138,8 @@ WHERE id IN (
 RETURNING {columns}
 """
 # The statement reads one snapshot. If another claim has changed a company's row since then, its number of claims
-# differs, and the company is left to that claim. PostgreSQL may run an uncorrelated subquery again for each row, so the
-# chosen rows are materialised first.
+# differs. The company is then left to that claim. PostgreSQL may run an uncorrelated subquery again for each row, so
+# the chosen rows are materialised first.
 _CLAIM_COMPANIES = """
 WITH asked AS (
   SELECT DISTINCT a.company, s.owner, s.since, s.asked

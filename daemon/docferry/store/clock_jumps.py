@@ -42,7 +42,7 @@ def shift_times(transaction: Transaction, drift: float, now: float) -> float:
 def reset_future_rows(transaction: Transaction, now: float) -> int:
     """Make transfers with a time in the future due, and return their number.
 
-    The error of the clock is unknown, so each may have been sent at any time, and `list_lag` counts from now.
+    The error of the clock is unknown, so each may have been sent at any time. `list_lag` counts from now.
     """
     changed = transaction.execute(_RESET_FUTURE, {"now": now, "limit": now + 60, "any_time": now - _ANY_TIME_S})
     transaction.execute(_RESET_FUTURE_GATES, {"limit": now + 60})

@@ -202,11 +202,11 @@ class ThreadConnection:
         self._thread_id = threading.get_native_id()
 
     def _follow_event_loop(self) -> None:
-        """Keep the thread on the processor core on which the event loop runs now.
+        """Keep the thread on the processor core of the event loop.
 
         Both need the interpreter's lock, and pass it on several times for each document. On one core this wakes no
-        other core: it saves 6 % of the processor time of small documents, and beside busy processes a third of the
-        time. The kernel may move the event loop, and the thread follows.
+        other core. It saves 6 % of the processor time of small documents, and a third of the time beside busy
+        processes. The kernel may move the event loop, and the thread follows.
         """
         core = _current_core()
         if core != self._core and self._thread_id is not None:

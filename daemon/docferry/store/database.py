@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The first and the longest pause before work is repeated after a full disk, a lock or an unreachable server, seconds.
+#: The first and the longest pause before work is repeated, seconds: after a full disk, a lock or an unreachable server.
 #: Each pause is longer than the previous one by `RETRY_FACTOR`.
 RETRY_PAUSE_S = 1.0
 LONGEST_RETRY_PAUSE_S = 5.0
@@ -220,7 +220,7 @@ class Database:
 
     @property
     def adopt_before(self) -> float:
-        """Return the time until which a lost queue may have sent a file, wall seconds; 0.0 if there is none."""
+        """Return the time until which a lost queue may have sent a file, wall seconds, or 0.0."""
         return self._backend.adopt_before
 
     @property

@@ -225,7 +225,7 @@ def _compare(
 ) -> None:
     """Add the differences of one folder to `found`.
 
-    The documents are read in pieces, so that a folder of a million files is in memory once, not three times.
+    The documents are read in pieces: a folder of a million files is then in memory once, not three times.
     """
     fresh, other = set(files), list[FileEntry]()
     pieces = transaction.fetch_pieces(_KNOWN, {"mapping": mapping, "folder": folder})

@@ -27,7 +27,7 @@ SELECT mapping, origin, sha256, path, published, size FROM download WHERE sha256
 """)
 _INDEX_DOWNLOADS = text("CREATE INDEX IF NOT EXISTS download_digest ON download (sha256)")
 _ANY_ROW = text("SELECT 1 FROM download LIMIT 1")
-# Created only for downloads from Codat: digests are spread over the whole index, so each upload to a database of
+# Created only for downloads from Codat. Digests are spread over the whole index, so each upload to a database of
 # millions would write one more page.
 _INDEX_DIGESTS = text("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
 _OWN_DIGESTS = text("""

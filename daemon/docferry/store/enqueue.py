@@ -231,8 +231,8 @@ _FILL_PLAN_TOGETHER = text(
 )
 # The later plan of a path counts.
 _DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
-# Keep the document if a rule holds another version of the file for the same reason: a file changed in a loop would add
-# rows without end.
+# Keep the document if a rule holds another version of the file for the same reason. A file changed in a loop would
+# otherwise add rows without end.
 _REFRESH_HELD_STAMPS = text("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping
@@ -282,8 +282,8 @@ WHERE p.exclusion <> 'content' AND (t.state IN ('leased', 'sending', 'asking', '
   AND {_DIFFERS.format(other="t", plan="p")}
 """)
 _DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
-# The name belongs to another present file, to a sent version if names are sent once, or to an earlier plan of this
-# commit.
+# The name belongs to another present file, to an earlier plan of this commit, or to a sent version if names are sent
+# once.
 _HOLD_TAKEN = text(f"""
 UPDATE plan SET state = 'held', reason = 'name_taken', sha256 = NULL, fingerprint = NULL, md5 = NULL,
   dedupe_key = 'taken:' || dedupe_key || ':' || uid,
@@ -342,7 +342,7 @@ FROM plan WHERE lane IS NOT NULL ORDER BY n
 ON CONFLICT (lane, dedupe_key) DO NOTHING
 RETURNING state
 """)
-# The same bytes were held by a check that does not apply here: by another mapping's rules, or under another name.
+# The same bytes were held by a check that does not apply here: of another mapping, or for another name.
 _UNHOLD = text("""
 UPDATE transfer SET state = CASE WHEN transfer.first_sent IS NULL THEN 'waiting' ELSE 'doubtful' END,
   remote_name = CASE WHEN transfer.first_sent IS NULL THEN p.remote_name ELSE transfer.remote_name END,

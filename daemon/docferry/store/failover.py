@@ -20,8 +20,8 @@ CUT_AFTER_S: Final = 15.0
 _DETAIL: Final = "the database server was replaced or restored: the remote is asked whether this was sent before"
 
 #: Cursor keys and SQL expressions of the server's identity; the first expression with sufficient permission is used.
-#: The name of the current WAL file begins with the timeline, which changes with a promotion and with a restored backup.
-#: The control file would show the timeline only after the next checkpoint. Without these permissions, the start time is
+#: The name of the current WAL file begins with the timeline, which changes with a promotion or a restored backup. The
+#: control file would show the timeline only after the next checkpoint. Without these permissions, the start time is
 #: used: each restart then counts as a change.
 IDENTITIES: Final = (
     (

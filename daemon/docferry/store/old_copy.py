@@ -61,7 +61,7 @@ class OldCopy:
         return await self._database.write(work)
 
     async def since(self) -> float:
-        """Return the time until which a lost queue may have sent a file, wall seconds; 0.0 if there is none."""
+        """Return the time until which a lost queue may have sent a file, wall seconds, or 0.0."""
         mark = await self._cursors.get(KEY)
         return 0.0 if mark is None else float(json.loads(mark))
 

@@ -1,7 +1,7 @@
 """Connect to PostgreSQL and send statements in pipelines: few round trips for any number of statements.
 
-psycopg sends each statement at once, and waits only when a result is read. A commit with any number of transitions
-waits twice: for the transitions with all inputs of their receipts, and for COMMIT.
+psycopg sends each statement at once, and waits only when a result is read. A commit waits twice for any number of
+transitions: for the transitions with the inputs of their receipts, and for COMMIT.
 """
 
 from __future__ import annotations

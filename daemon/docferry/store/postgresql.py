@@ -34,9 +34,9 @@ LOCK_TIMEOUT_MS = 30_000
 #: it. "docferry" in hex, 8 bytes.
 WRITER_LOCK = 0x646F636665727279
 
-#: Settings of a writing transaction. Its statements are prepared while the tables, which grow within minutes, may be
-#: empty. So every statement must use an index, and JIT compilation is off. A bitmap scan reads the rows of all index
-#: entries since the last vacuum each time; an index scan marks dead entries once.
+#: Settings of a writing transaction. Its statements are prepared while the tables may still be empty. So every
+#: statement must use an index, and JIT compilation is off. A bitmap scan reads the rows of all index entries since the
+#: last vacuum each time. An index scan marks dead entries once.
 _WRITER_SETTINGS = {
     "idle_in_transaction_session_timeout": f"{IDLE_TIMEOUT_MS}",
     "lock_timeout": f"{LOCK_TIMEOUT_MS}",
@@ -53,9 +53,9 @@ _DURABLE = "set_config('synchronous_commit', replace(current_setting('synchronou
 _BEGIN_WRITE = ("BEGIN", f"SELECT {_SET_LOCAL}, {_DURABLE}, pg_advisory_xact_lock({WRITER_LOCK})")
 _BEGIN_READ = ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",)
 
-#: Codes of errors that may not occur again: no connection (08), no resources (53), an operator or a restart (57), a
-#: conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a transaction that was
-#: idle for too long (25P03), an I/O error (58), another session than that of the statements.
+#: Codes of errors that may not occur again: no connection (08), no resources (53), an operator or a restart (57). Also
+#: a conflict with another transaction (40, 55P03), a standby before its promotion (25006, 55000), a transaction that
+#: was idle for too long (25P03), an I/O error (58), and another session than that of the statements.
 _TRANSIENT = ("08", "53", "57", "40", "55P03", "25006", "55000", "25P03", "58", *UNPREPARED)
 #: Codes of errors that need a person: a wrong password, database or permission.
 _REFUSED = ("28", "3D", "42501")

@@ -17,7 +17,7 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.owners import Process, processes, read_processes
 
-#: The smallest age of a snapshot as a multiple of its duration, so that a large queue is not read constantly.
+#: The smallest age of a snapshot as a multiple of its duration: a large queue is not read constantly.
 COST_FACTOR: Final = 20.0
 OLDEST_LOOK_S: Final = 60.0
 #: Documents counted by one statement.

@@ -42,7 +42,7 @@ class Started(NamedTuple):
 
 
 class ReceiptWriter:
-    """Append to the log of this machine; `host` is its name in every receipt, and in a queue of several hosts."""
+    """Append to the log of this machine. `host` is its name in every receipt, and in a queue of several hosts."""
 
     def __init__(self, host: str | None = None) -> None:
         self.host = host or platform.node()
@@ -126,22 +126,22 @@ def _edge(found: Sequence[Sequence[Any]]) -> LogEdge:
 
 
 class Leaf(Protocol):
-    """A receipt that can be appended: a `LoggedReceipt` or an `EndedReceipt`."""
+    """Define a receipt that can be appended: a `LoggedReceipt` or an `EndedReceipt`."""
 
     @property
     def transfer_id(self) -> int | None:
-        """The transfer that it is about; None for a download."""
+        """Return the transfer of the receipt; None for a download."""
 
     @property
     def kind(self) -> ReceiptKind:
-        """The event that it attests."""
+        """Return the event that the receipt attests."""
 
     def body(self, index: int) -> str:
         """Return its canonical JSON as the leaf at `index`."""
 
 
 class EndedReceipt(NamedTuple):
-    """The receipt of a transition that ended a transfer; each document needs one."""
+    """Describe the receipt of a transition that ended a transfer; each document needs one."""
 
     transfer_id: int
     kind: ReceiptKind
@@ -249,8 +249,8 @@ WITH appended AS (
 UPDATE receipt_log SET size = :size, frontier = :frontier WHERE number = :number
 """)  # noqa: S608 - only the columns above
 _KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
-#: Transfers, each with a path of its bytes, present if possible. Each subquery reads its rows in the order of an index;
-#: sorting them by `present` takes longer than all other steps.
+#: Transfers, each with a path of its bytes, present if possible. Each subquery reads its rows in the order of an index.
+#: Sorting them by `present` takes longer than all other steps.
 FACTS = text("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name

@@ -1,7 +1,7 @@
 """Create the state folder, keep it private, and write files in it without following links.
 
-Only the owner of the folder may use it. The names in it are opened relative to the folder and never through a symbolic
-link, so a planted link cannot redirect a write.
+Only the owner of the folder may use it. Its names are opened relative to the folder and never through a symbolic link.
+So a planted link cannot redirect a write.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def prepare_state_dir(folder: Path) -> None:
     """Create the state folder, and remove the permissions of others from it and from docferry's files in it.
 
     Raises:
-        StateError: The folder belongs to another user, holds files of another user or links, or is on a network share.
+        StateError: The folder belongs to another user, holds foreign files or links, or is on a network share.
         DatabaseBusy: The disk is full or has no inodes.
     """
     with usable(folder):

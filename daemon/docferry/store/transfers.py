@@ -127,7 +127,7 @@ class Transfers(LookupCounts):
     ) -> int:
         """Make held and waiting transfers due now, and return their number.
 
-        Those that may have been sent become DOUBTFUL.
+        Transfers that may have been sent become DOUBTFUL.
 
         `approve` includes transfers held for approval: by default only with ids, or with the reason `approval`. The
         receipts name `actor` as the releasing person: by default the user of this process.

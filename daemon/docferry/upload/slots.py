@@ -12,7 +12,7 @@ from msgspec import Struct
 from docferry.clock import Clock
 from docferry.upload.batch import Batch
 
-#: Prefetched batches for each worker: while the worker sends, the next files are opened and their intent is committed,
+#: Prefetched batches for each worker. While the worker sends, the next files are opened and their intent is committed,
 #: in few large steps.
 PREFETCH = 2
 #: The period whose accepted batches limit prefetching, seconds. So opened files are sent soon, and slow remotes get no

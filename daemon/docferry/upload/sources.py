@@ -21,8 +21,8 @@ from docferry.upload.gates import GateManager
 
 #: The number of attempts after which an unreadable file is held.
 OPEN_TRIES = 5
-#: The delay before a file of a shared folder that this host does not see is tried again, perhaps by another host;
-#: seconds.
+#: The delay before a file of a shared folder that this host does not see is tried again, seconds. Another host may then
+#: claim it.
 SHARE_DELAY_S = 10.0
 
 

@@ -16,8 +16,8 @@ from msgspec import Struct, field
 
 from docferry.clock import Clock
 
-#: A step of 100 ms costs 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %), and `settle` hides the delay. Polling
-#: and permissions are passed explicitly, because watchfiles would otherwise read variables of the environment.
+#: A step of 100 ms costs 0.06 % of a core when idle (40 ms: 0.15 %, 5 ms: 0.6 %). `settle` hides the delay. Polling and
+#: permissions are passed explicitly, because watchfiles would otherwise read variables of the environment.
 OPTIONS: Final[dict[str, Any]] = {
     "watch_filter": None,
     "debounce": 100,

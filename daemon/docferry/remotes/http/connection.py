@@ -1,7 +1,7 @@
 """Exchange one request and its response over a connection at a time.
 
-The class uses the socket itself instead of a buffered stream, because three facts must be exact: the moment when the
-kernel took the last byte of a body, the close of an idle connection, and a response before a hang-up.
+The class uses the socket itself instead of a buffered stream, because three facts must be exact. These are the moment
+when the kernel took the last byte of a body, the close of an idle connection, and a response before a hang-up.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _CONTINUE_TIMEOUT_S: Final = 1.0
 _POLL_S: Final = 0.25
 #: Acknowledged bytes are watched only for bodies above this size: a smaller one is delivered at once.
 _SMALL_BYTES: Final = 64 * 1024
-# Closing discards undelivered bytes of the kernel, also after a kill. Otherwise they could arrive minutes later over a
-# restored network, after a lookup proved the document absent and it was sent again.
+# Closing discards undelivered bytes of the kernel, also after a kill. Otherwise they could arrive minutes later, after
+# a lookup proved the document absent and it was sent again.
 DISCARD_UNSENT: Final = struct.pack("ii", 1, 0)
 
 

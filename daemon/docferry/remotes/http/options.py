@@ -38,7 +38,7 @@ class HttpOptions:
 
     @property
     def timeouts(self) -> dict[str, float]:
-        """The limits of a request, as httpx's extension `timeout` takes them."""
+        """Return the limits of a request in the format of httpx's extension `timeout`."""
         return {
             "connect": min(self.connect_timeout, self.timeout),
             "read": self.read_timeout or self.timeout,

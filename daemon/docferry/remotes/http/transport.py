@@ -56,7 +56,7 @@ class DirectTransport(httpx.AsyncBaseTransport):
         return httpx.Response(response.status, headers=response.headers, stream=content, request=request)
 
     async def exchange(self, request: OutgoingRequest) -> tuple[ResponseHead, httpx.AsyncByteStream]:
-        """Send a request; return the head of its response, and its body, which the caller closes."""
+        """Send a request; return the head of its response, and its body for the caller to close."""
         origin, timeouts = request.origin, request.timeouts
         limits = Timeouts(timeouts.get("write"), timeouts.get("read"))
         connection = self._take_idle(origin) or await self._connect(origin, timeouts.get("connect"))

@@ -98,7 +98,10 @@ def is_absent(response: Response) -> bool:
 
 
 def is_md5(response: Response, etag: str) -> bool:
-    """Return whether an ETag is the MD5 of the bytes: not after multipart uploads, nor with KMS or a customer's key."""
+    """Return whether an ETag is the MD5 of the bytes.
+
+    It is not after multipart uploads, nor with KMS or customer keys.
+    """
     encryption = response.headers.get("x-amz-server-side-encryption", "")
     own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
     return _MD5.fullmatch(etag.lower()) is not None and "kms" not in encryption and not own_key

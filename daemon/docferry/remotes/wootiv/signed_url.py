@@ -53,7 +53,7 @@ class SignedUrlPolicy:
 
 @dataclass(slots=True)
 class SignedUpload:
-    """Hold the permission to upload one object: a URL for a PUT, or a URL and form fields for a POST."""
+    """Hold the permission to upload one object: a URL for a PUT, or a URL and fields for a POST."""
 
     url: str
     fields: Sequence[tuple[str, str]]
