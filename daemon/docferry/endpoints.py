@@ -12,12 +12,14 @@ import ssl
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import certifi
-import httpx
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    import httpx
 
 #: The servers named in Wootiv's SDK (0.0.1); its "production" is an address of this machine.
 WOOTIV_SERVERS: Final = {"production": "http://localhost:3001", "environment_1": "https://dev.wootiv.com"}
@@ -74,6 +76,8 @@ def validate_url(text: str) -> str:
 
 def parse_url(text: str) -> tuple[httpx.URL, Origin]:
     """Return an http or https URL and its origin."""
+    import httpx  # 20 ms, which a command without a written address and without requests saves
+
     try:
         url = httpx.URL(text)
         return url, _origin(url.scheme, url.raw_host, url.port)
@@ -129,6 +133,8 @@ def parse_proxy(text: str) -> Proxy:
     scheme = scheme.lower()
     if not separator or scheme not in _PROXY_PORTS:
         raise ValueError('is not the address of a proxy; write it like "http://proxy.example.com:3128"')
+    import httpx  # as above
+
     credentials, at, address = rest.rpartition("@")
     try:
         url = httpx.URL(f"{scheme}://{address}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app_env import AppEnv
+from app_env import COMPANY, AppEnv
 from docferry import __version__
 from docferry.cli.main import main
 
@@ -103,6 +103,34 @@ def test_the_version_imports_no_large_library() -> None:
     assert done.stdout == f"docferry {__version__}\n"
     assert "docferry.cli.parser" in done.stderr.split()
     assert {"anyio", "asyncio", "httpx", "pydantic", "sqlalchemy", "rich", "jinja2"}.isdisjoint(done.stderr.split())
+
+
+SYNC = """
+import sys
+from docferry.__main__ import main
+code = main()
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_a_first_sync_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    """The database of a first sync is created with SQLite's dialect alone: PostgreSQL's brings five drivers."""
+    (tmp_path / "scans").mkdir()
+    file = tmp_path / "docferry.toml"
+    file.write_text(
+        f'state_dir = "{tmp_path / "state"}"\n[codat]\nbase_url = "http://127.0.0.1:9"\n'
+        f'[[upload]]\nname = "scans"\nfolder = "{tmp_path / "scans"}"\nto = "codat"\ncompany_id = "{COMPANY}"\n'
+        f'connection_id = "{COMPANY}"\n'
+    )
+    words = [sys.executable, "-c", SYNC, "--config", str(file), "sync", "--json"]
+    done = subprocess.run(words, env=os.environ | {"CODAT_API_KEY": "key"}, capture_output=True, text=True, check=True)
+    imported = set(done.stderr.split())
+    assert (tmp_path / "state" / "docferry.db").exists()
+    assert {"sqlalchemy.dialects.sqlite", "docferry.store.tables"} <= imported
+    unused = {"alembic", "cryptography", "jinja2", "prometheus_client", "psycopg", "rich", "starlette", "uvicorn"}
+    unused |= {"sqlalchemy.dialects.postgresql", "sqlalchemy.orm", "smtplib", "docferry.web", "docferry.alerts"}
+    assert unused.isdisjoint(imported)
 
 
 def test_all_problems_of_a_configuration_are_told_one_a_line(say: Say, tmp_path: Path) -> None:

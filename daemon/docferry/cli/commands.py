@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,10 @@ from docferry.cli.receipts_parser import add_receipts, add_verify
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 
 
-def add_commands(parser: Parser, only: str | None = None) -> None:
-    """Add the command `only`, else every command in the order of the help."""
+def add_commands(parser: Parser, names: Collection[str]) -> None:
+    """Add these commands in the order of the help."""
     for name, add in COMMANDS.items():
-        if only in (None, name):
+        if name in names:
             add(parser)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     Raises Misused for wrong arguments, and SystemExit after --help and --version.
     """
-    parser = build_parser(_command(argv))
+    parser = build_parser(_needed(argv))
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in _options(parser):
         # Before the command, where argparse would take the option's value for the command.
         raise Misused(_unknown(argv[0], parser, None))
@@ -49,14 +49,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return asked
 
 
-def _command(argv: Sequence[str]) -> str | None:
-    """Return the command, or None if only the parser of all commands can tell."""
+def _needed(argv: Sequence[str]) -> Collection[str]:
+    """Return the commands that the parser must know for these arguments."""
     words = argv[2:] if argv[:1] == ["--config"] else argv
-    return words[0] if words and words[0] in COMMANDS else None
+    if words and words[0] in COMMANDS:
+        return {words[0]}
+    return set() if list(argv) == ["--version"] else COMMANDS
 
 
-def build_parser(only: str | None = None) -> Parser:
-    """Return the parser of the command `only`, else with all commands: a fifth of the work."""
+def build_parser(commands: Collection[str] = COMMANDS) -> Parser:
+    """Return the parser with these commands. All of them take 10 ms, one takes 3."""
     parser = Parser(
         prog="docferry",
         description=_ABOUT,
@@ -67,7 +69,7 @@ def build_parser(only: str | None = None) -> Parser:
     parser.add_argument("--version", action="version", version=f"docferry {__version__}")
     parser.add_argument("--config", type=Path, metavar="PATH", help=CONFIG_HELP)
     parser.commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    add_commands(parser, only)
+    add_commands(parser, commands)
     return parser
 
 
