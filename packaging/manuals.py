@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import shtab
 from argparse_manpage.compat import get_reproducible_date
@@ -28,7 +28,14 @@ COMPLETIONS: Final = {
     "fish": "fish/vendor_completions.d/docferry.fish",
 }
 #: Lists the names of all mappings, one a line, for options that take one.
-MAPPING_NAMES: Final = shtab.cmd("docferry config names 2>/dev/null")
+MAPPING_NAMES: Final[dict[str, Any]] = dict(shtab.cmd("docferry config names 2>/dev/null"))
+# In zsh shtab would call the command for each of these options at each press of Tab.
+MAPPING_NAMES["zsh"] = "_docferry_mapping_names"
+MAPPING_NAMES["preamble"]["zsh"] = """
+_docferry_mapping_names() {
+  local -a names=(${(f)"$(docferry config names 2>/dev/null)"})
+  compadd -a names
+}"""
 
 
 def main(share: Path) -> None:
@@ -92,7 +99,7 @@ def _describe_values(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
         if action.dest == "mapping":
             action.complete = MAPPING_NAMES  # type: ignore[attr-defined]  # shtab's documented interface
-        elif action.type is Path:
+        elif action.type is Path or action.dest == "files":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     for command in _subcommands(parser).values():
         _describe_values(command)

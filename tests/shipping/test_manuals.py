@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from app_env import until
 from docferry.cli.parser import build_parser
 
 _BASH = """
@@ -88,9 +90,40 @@ def test_fish_completes(share: Path, environ: dict[str, str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed here")
-def test_zsh_reads_its_completion(share: Path, environ: dict[str, str]) -> None:
-    script = share / "zsh" / "vendor-completions" / "_docferry"
-    assert script.read_text().startswith("#compdef docferry\n")
-    assert "$(docferry config names" in script.read_text()
-    done = subprocess.run(["zsh", "-f", "-n", script], env=environ, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("docferry rec", "docferry receipts"),
+        ("docferry sync --mapping acme-b", "docferry sync --mapping acme-bank"),
+        ("docferry remote ls acme-i", "docferry remote ls acme-inbox"),
+        ("docferry put acme-bank docf", "docferry put acme-bank docferry.toml"),
+    ],
+)
+def test_zsh_completes(share: Path, environ: dict[str, str], tmp_path: Path, typed: str, completed: str) -> None:
+    """The key Tab of an interactive zsh completes; Ctrl-X writes the line to a file."""
+    (tmp_path / ".zshrc").write_text(f"""\
+fpath=({share / "zsh" / "vendor-completions"} $fpath)
+autoload -Uz compinit && compinit -u -D
+write_line() {{ print -r -- $BUFFER >line.new && mv line.new line }}
+zle -N write_line && bindkey '^X' write_line
+""")
+    terminal, side = pty.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-d", "-i"], env=environ, cwd=tmp_path, stdin=side, stdout=side, stderr=side, start_new_session=True
+    )
+    try:
+        os.write(terminal, f"{typed}\t\x18".encode())
+        until((tmp_path / "line").exists, 60, "the completed line")
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(side)
+        os.close(terminal)
+    assert (tmp_path / "line").read_text().strip() == completed
+
+
+def test_names_of_mappings_are_asked_for_when_they_are_needed(share: Path) -> None:
+    """Zsh reads its script again at each key press, so that no command may stand among the options."""
+    script = (share / "zsh" / "vendor-completions" / "_docferry").read_text()
+    assert script.count("docferry config names") == 1
+    assert "names=(${(f)" in script
