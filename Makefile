@@ -97,7 +97,7 @@ dist: $(STAMP) ## a wheel, a source archive and the lock to install them with, i
 sbom: dist ## a CycloneDX bill of materials of what a service needs, in dist/
 	rm -rf build/runtime
 	$(BIN)/python -m venv --without-pip build/runtime
-	$(PIP) --python build/runtime/bin/python install --quiet --require-hashes --find-links dist --requirement $(LOCKED)
+	$(PIP) --python build/runtime/bin/python install --quiet --no-compile --require-hashes --find-links dist --requirement $(LOCKED)
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON --output-reproducible \
 	    --output-file $(SBOM) build/runtime/bin/python
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,21 @@ _WHEEL = f"docferry-{VERSION}-py3-none-any.whl"
 
 
 def build(checkout: Path, suite: str, folder: Path) -> Path:
-    """Build the package for a Debian release below `folder`. Skips the test where git does not know the commit."""
+    """Return the package for a Debian release, built below `folder` unless `build` of the checkout has it already.
+
+    Skips the test where git does not know the commit.
+    """
+    kept = checkout / "build" / f"older-{COMMIT}-{suite}"
+    if not kept.is_dir():
+        unfinished = kept.with_suffix(".new")
+        unfinished.mkdir(parents=True, exist_ok=True)
+        shutil.copy(_build(checkout, suite, folder), unfinished)
+        unfinished.rename(kept)
+    (package,) = kept.iterdir()
+    return package
+
+
+def _build(checkout: Path, suite: str, folder: Path) -> Path:
     tree = folder / "older"
     archived = subprocess.run(["git", "-C", checkout, "archive", COMMIT], capture_output=True, check=False)
     if archived.returncode:

@@ -12,9 +12,11 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,23 +93,36 @@ def suite(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Return a function for the root of a release as mmdebstrap makes it, once; each test gets a copy."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    @cache
+    def base(suite: str) -> Path:
+        path = folder / suite
+        options = ["--quiet", "--variant=minbase", "--format=directory", "--skip=cleanup/apt"]
+        subprocess.run(["mmdebstrap", *options, suite, path], check=True, stdout=subprocess.DEVNULL)
+        shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
+        # A root that lives for a minute needs no fsync for each file.
+        (path / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text("force-unsafe-io\n")
+        return path
+
+    yield base
+    _remove(folder)
+
+
 @pytest.fixture
-def debian(suite: str, tmp_path: Path) -> Iterator[Root]:
+def debian(suite: str, bases: Callable[[str], Path], tmp_path: Path) -> Iterator[Root]:
     path = tmp_path / suite
-    command: list[str | Path] = [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        "--format=directory",
-        "--skip=cleanup/apt",
-        suite,
-        path,
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    shutil.copy("/etc/resolv.conf", path / "etc/resolv.conf")
+    subprocess.run(["cp", "--archive", "--reflink=auto", bases(suite), path], check=True)
     yield Root(path)
-    # Pytest keeps the folders of three runs, and this is a whole Debian.
-    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", path], check=True)
+    _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Delete what holds a whole Debian, as pytest keeps the folders of three runs."""
+    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", folder], check=True)
 
 
 @pytest.fixture
@@ -343,3 +358,23 @@ def test_the_image(root: Path, tmp_path: Path) -> None:
         assert watched.returncode == 0, watched.stdout + watched.stderr
         assert watched.stdout.split() == ["docferry.db"]
         assert [each.name for each in thread.simulator.stored] == ["march.pdf"]
+
+
+@pytest.mark.skipif(shutil.which("podman-compose") is None, reason="podman-compose is not installed here")
+def test_the_compose_file_on_a_network_of_its_own(root: Path, tmp_path: Path) -> None:
+    """The service of compose.yaml sends its document over a bridge, is healthy, and stops with exit code 0."""
+    (archive,) = (root / "dist").glob(f"docferry-{__version__}-image-*.tar")
+    folder = tmp_path / "compose"
+    namespaces = ["unshare", "--net", "--mount", sys.executable, str(root / "tests" / "compose_up.py")]
+    try:
+        done = subprocess.run(
+            [*namespaces, str(archive), str(folder)],
+            env={**os.environ, "PYTHONPATH": str(root / "tests")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.split() == ["march.pdf"]
+    finally:
+        _remove(folder)
