@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import select
+import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import anyio
@@ -20,6 +25,7 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
 from docferry.store.owners import HeartbeatOwners, processes
+from docferry.store.pipeline import PipelinedConnection
 from docferry.store.server_clock import read_server_clock
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server
@@ -64,6 +70,42 @@ async def test_reads_and_writes_wait_for_a_server_that_restarts(own_server: Post
         assert "before" in found
         assert await keys(database) == ["before", "meanwhile"]
         assert database.alarm is None
+
+
+def forward_two(listener: socket.socket, server: PostgresqlServer) -> None:
+    """Forward a connection to a server, and a second one that is closed at its first statement."""
+    for is_cut in (False, True):
+        client, _ = listener.accept()
+        with client, socket.socket(socket.AF_UNIX) as upstream:
+            upstream.connect(str(server.folder / ".s.PGSQL.5432"))
+            is_open = False
+            while found := select.select([client, upstream], [], [], 60)[0]:
+                source, sink = (client, upstream) if client in found else (upstream, client)
+                if source is client and is_open and is_cut:
+                    break
+                data = source.recv(65536)
+                if not data:
+                    break
+                sink.sendall(data)
+                is_open = is_open or data.endswith(b"Z\0\0\0\5I")  # ready for the first statement
+
+
+def test_a_connection_that_is_lost_at_once_leaves_nothing_behind(
+    own_server: PostgresqlServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The pool logged a traceback when such a connection was collected."""
+    own_server.new_database()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        listener.settimeout(60)
+        forwarded = thread.submit(forward_two, listener, own_server)
+        port = listener.getsockname()[1]
+        engine = postgresql.engine(f"postgresql://docferry@127.0.0.1:{port}/test1?sslmode=disable&gssencmode=disable")
+        engine.raw_connection().invalidate()  # the first one tells the dialect the version of the server
+        with contextlib.suppress(psycopg.OperationalError):
+            anyio.run(PipelinedConnection(engine, ["BEGIN"]).open)
+        gc.collect()
+        forwarded.result()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("sqlalchemy")] == []
 
 
 async def test_a_command_does_not_wait_for_ever(own_server: PostgresqlServer) -> None:

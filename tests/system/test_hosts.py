@@ -131,3 +131,19 @@ def test_a_share_that_only_one_host_has_mounted_is_reported(
         os.utime(app_env.root / "there" / "a.pdf", ns=(0, (here / "a.pdf").stat().st_mtime_ns))  # it is mounted now
         until(lambda: hosts(app_env, url)["h2"]["scans"] == ["share"], 60, "the election")
     assert len(app_env.stored()) == 1
+
+
+@pytest.mark.timeout(200)
+def test_a_moved_queue_is_not_shown_as_empty(app_env: AppEnv, postgresql_server: PostgresqlServer) -> None:
+    """Commands name the setting that is missing, instead of a queue without documents."""
+    url = postgresql_server.new_database()
+    (app_env.upload("bank") / "a.pdf").write_bytes(b"%PDF-1.7\n%%EOF")
+    app_env.sync()
+    assert app_env.run("queue", "move", "--to", url).returncode == 0
+    for command in ("status", "sync"):
+        done = app_env.run(command)
+        assert (done.returncode, "set database_url" in done.stderr) == (2, True), command
+    there = {"DOCFERRY_DATABASE_URL": url}
+    assert json.loads(app_env.run("status", "--json", **there).stdout)["uploads"][0]["documents"]["sent"] == 1
+    assert app_env.run("sync", **there).returncode == 0
+    assert len(app_env.stored()) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from docferry.errors import StateError
 from docferry.model import escaped
 from docferry.settings import Settings
+from docferry.store import schema
 from docferry.store.database import Database, open_database
 
 #: How long a command waits for an unreachable PostgreSQL server, seconds.
@@ -26,6 +27,7 @@ async def open_queue(settings: Settings) -> AsyncIterator[Database | None]:
         return
     path = settings.state_dir / "docferry.db"
     if not _exists(path):
+        schema.assert_not_moved(path)  # otherwise all documents would seem to be gone
         yield None
         return
     async with open_database(path) as database:

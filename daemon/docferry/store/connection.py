@@ -218,7 +218,11 @@ class ThreadConnection:
         self._connection = self._engine.raw_connection()
         driver = self._connection.dbapi_connection
         assert driver is not None  # noqa: S101 - it was opened one line above
-        self._transaction = self._transaction_on(driver)
+        try:
+            self._transaction = self._transaction_on(driver)
+        except Exception:
+            self._disconnect()  # the pool would report a connection that nobody returns
+            raise
         return self._transaction
 
     def _transaction_on(self, driver: DBAPIConnection) -> Transaction:

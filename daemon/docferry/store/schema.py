@@ -41,7 +41,7 @@ def prepare(database: Path) -> None:
     """Create or upgrade `database`. Raises StateError if the file is damaged or comes from a newer docferry."""
     with usable(database.parent):
         if not database.exists():
-            _assert_not_moved(database)
+            assert_not_moved(database)
         create_file(database)
     found = _revision(database)
     if found == HEAD:
@@ -63,7 +63,7 @@ def moved(database: Path) -> Path:
     return database.with_name(f"{database.name}.moved")
 
 
-def _assert_not_moved(database: Path) -> None:
+def assert_not_moved(database: Path) -> None:
     """Raise StateError if the queue was moved to PostgreSQL: an empty one would send everything again."""
     if moving(database).exists():
         raise StateError(
