@@ -28,7 +28,7 @@ _ADVICE: Final[Mapping[str, str]] = {
     "queue": "Free disk space, or end the program that locks the database; nothing is lost.",
     "clock": "Set the clock of this machine, and keep it right with NTP.",
     "unanchored": "See `docferry receipts verify` and the anchors of [receipts].",
-    "missing": "See `docferry verify --mapping {}`; `docferry retry --missing` sends again what is not there.",
+    "missing": "See `docferry verify --mapping {}`; `docferry retry --missing` sends missing documents again.",
     "old_copy": "Put the newest copy of the state folder back, or follow docs/recovery.md.",
     "projected_late": "See `docferry status` for rate limit and quota.",
     "host": "See `docferry hosts`. Start docferry on {} again, or stop it there properly.",
@@ -195,7 +195,7 @@ def _clocks(facts: Facts) -> Iterator[Condition]:
 def _projected(facts: Facts, limits: Limits, now: float) -> Iterator[Condition]:
     for remote, finish in sorted((facts.projected_finish or {}).items()):
         if finish > now + limits.oldest_due:
-            sentence = f"what is due for {remote} will not all be sent before {iso(finish)}"
+            sentence = f"the due documents for {remote} will not all be sent before {iso(finish)}"
             yield _condition("projected_late", sentence, remote=remote)
 
 

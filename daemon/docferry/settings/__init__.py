@@ -184,7 +184,9 @@ class _Remote(BaseModel):
     key_file: PlainPath | None = Field(default=None, description="its private key, where cert_file does not hold it")
     headers: Headers = Field(default_factory=dict, repr=False, description="sent with every request")
     local_address: LocalAddress | None = Field(default=None, description="the address to connect from")
-    api_key: SecretStr | None = Field(default=None, repr=False, description="only in a file that nobody else can read")
+    api_key: SecretStr | None = Field(
+        default=None, repr=False, description="only in a file that no other user can read"
+    )
     api_key_file: PlainPath | None = Field(default=None, description="a file that holds the key alone")
 
     @model_validator(mode="after")
@@ -247,12 +249,12 @@ class Settings(BaseSettings):
         default="auto", description='processes that read, encrypt and send: "auto", or 0 (in this process) to 32'
     )
     workers: Count = Field(default=8, ge=1, le=1000, description="uploads in flight over all remotes")
-    settle: SomeSeconds = Field(default=5.0, description="a file is complete when it has not changed for so long")
-    rescan: SomeSeconds = Field(default=300.0, description="every folder is read again so often")
+    settle: SomeSeconds = Field(default=5.0, description="the time without a change after which a file is complete")
+    rescan: SomeSeconds = Field(default=300.0, description="the interval between two scans of every folder")
     spool_max: Octets = Field(
-        default=2_000_000_000, description="what downloads may occupy in the state folder at a time"
+        default=2_000_000_000, description="the largest total size of incomplete downloads in the state folder"
     )
-    stop_grace: Seconds = Field(default=30.0, description="at SIGTERM, uploads in flight get so long to finish")
+    stop_grace: Seconds = Field(default=30.0, description="the time for uploads in flight to finish after SIGTERM")
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lowered)] = "info"
     log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lowered)] = "auto"
     # Constructed without validation: `Retry()` would build a validator of its own, 1 ms each.

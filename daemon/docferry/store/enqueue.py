@@ -23,7 +23,7 @@ LATE_PUT_S: Final = 5.0
 #: Detail of a transfer that is held for approval.
 APPROVAL: Final = "this mapping sends only what a person released: `docferry retry ID`, or Release on the status page"
 #: Detail of a transfer that is gone before it was sent.
-WENT_AWAY: Final = "the file went away or changed before it was sent"
+WENT_AWAY: Final = "the file vanished or changed before it was sent"
 
 
 class Planned(Struct, frozen=True):

@@ -221,7 +221,7 @@ def _explain(stage: Stage, running: subprocess.Popen[bytes]) -> None:
 def _go_on(screen: Screen) -> None:
     screen.show(
         line(),
-        line("To go on with a real account:"),
+        line("To continue with a real account:"),
         line(Cell("  docferry config init > docferry.toml", STRONG), Cell("  # then edit it", FAINT)),
         line(Cell("  docferry check", STRONG)),
         line(Cell("  docferry run", STRONG)),

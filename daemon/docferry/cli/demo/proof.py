@@ -86,7 +86,7 @@ def _judge_sent(stage: Stage, rows: Sequence[Row], tries: Mapping[int, int], ver
         )
     for mapping, name, digest in delivered:
         if (mapping, digest) not in due:
-            verdict.problems.append(f"{name} is at the remote, and no such document lies here")
+            verdict.problems.append(f"{name} is at the remote, but not in the outbox")
     verdict.blocks.append(table)
 
 
