@@ -6,6 +6,7 @@ DocferryError
 │   ├── AlreadyRunning   another `run` has this state folder
 │   ├── DatabaseLost     the database was removed or replaced while in use
 │   └── DatabaseBusy     it cannot be written for now (full disk, a lock that stays): exit 75, run it again
+│       └── StatementRefused  it refuses some rows (a trigger, a CHECK, a damaged row); others can be written
 ├── SourceError          the file of a document; nothing was sent, or the body was never completed
 │   ├── SourceVanished
 │   ├── SourceChanged
@@ -56,6 +57,10 @@ class DatabaseLost(StateError):
 
 class DatabaseBusy(StateError):
     """Report that the database is intact but cannot be written for now."""
+
+
+class StatementRefused(DatabaseBusy):
+    """The database refuses a statement about some rows; nothing of it was written, and waiting may not help."""
 
 
 class SourceError(DocferryError):

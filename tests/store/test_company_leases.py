@@ -16,7 +16,7 @@ from sqlalchemy import text
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, State, Target, Transfer
 from docferry.store import claims, postgresql
-from docferry.store.claims import Lane, Pick
+from docferry.store.claims import ClaimTerms, Lane, Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from docferry.store.documents import Documents
@@ -128,7 +128,7 @@ async def test_a_claim_that_waited_for_another_one_takes_nothing(env: StoreEnv, 
     second: list[Transfer] = []
 
     def claim(connection: Any, owner: str) -> list[Transfer]:
-        return claims.claim(Transaction(connection, dialect), owner, now, picks, 1)
+        return claims.claim(Transaction(connection, dialect), ClaimTerms(owner, now), picks, 1)
 
     async def claim_second() -> None:
         second.extend(await anyio.to_thread.run_sync(claim, two, "h2:2-b"))

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from sqlalchemy import text
 
-from docferry.errors import DatabaseLost, StateError
+from docferry.errors import DatabaseLost, StateError, StatementRefused
 from docferry.store.connection import Transaction
 from docferry.store.database import Database, open_database
 from store.conftest import StoreEnv
@@ -91,7 +91,7 @@ async def test_failing_work_does_not_affect_other_work(env: StoreEnv) -> None:
     async def writes(mark: str) -> None:
         try:
             await env.database.write(noting(mark))
-        except sqlite3.IntegrityError:
+        except StatementRefused:
             failed.append(mark)
 
     async with anyio.create_task_group() as group:
@@ -289,7 +289,7 @@ async def test_a_refused_commit_is_rolled_back(env: StoreEnv) -> None:
         transaction.driver.set_authorizer(None)
         noting("next")(transaction)
 
-    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+    with pytest.raises(StatementRefused, match="not authorized"):
         await env.database.write(refused)
     await env.database.write(lifted)
     assert await marks(env.database) == {"next"}

@@ -43,6 +43,7 @@ from docferry.store.documents import Documents
 from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
 from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
+from docferry.store.refusals import refusal_logged
 from docferry.store.reports import Reports
 from docferry.store.scan_leases import ScanLeases
 from docferry.store.server_clock import read_server_clock
@@ -153,8 +154,10 @@ async def open_application(
         context = UploadContext(clock, tables.queue, uploads, remotes, tables.wakeups, telemetry, senders)
         app = _build(settings, context, tables, wanted_downloads if downloads else [], receipts)
         for upload in uploads.values():
-            await app.reconciler.detect_retarget(upload)
-        await forget_gates(settings, app.gates)
+            with refusal_logged(f"changed settings of {upload.name}"):
+                await app.reconciler.detect_retarget(upload)
+        with refusal_logged("gates of the antivirus"):
+            await forget_gates(settings, app.gates)
         yield app
 
 
@@ -162,7 +165,8 @@ async def open_application(
 async def _join_queue(database: Database, clock: ServerClock, owner: str, host: str) -> AsyncIterator[Owners]:
     """Register this process in a shared queue, send heartbeats, and remove the process at the end."""
     owners = HeartbeatOwners(database, clock, owner, host)
-    await owners.join()
+    with refusal_logged("the first heartbeat"):  # nothing is sent until one is confirmed
+        await owners.join()
     async with anyio.create_task_group() as group:
         group.start_soon(owners.run, name="queue heartbeat")
         yield owners

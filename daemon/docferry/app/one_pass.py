@@ -257,6 +257,8 @@ class OnePass:
         gates = await app.gates.all() if due else {}
         problems = [*self._problems, *(f"{gate.key} is closed: {gate.detail}" for gate in gates.values())]
         problems += await self._waiting() if due + unsettled else []
+        refused = app.reconciler.planner.refused
+        problems += [why for name in app.uploads for why in refused.get(name, {}).values()][:NAMED]
         known = sum(app.reconciler.state(name).known for name in app.uploads) - self._open_before
         return SyncReport(
             uploaded=app.uploader.counters.uploaded,

@@ -19,6 +19,7 @@ from docferry.store.database import Database
 from docferry.store.old_copy import OldCopy
 from docferry.store.receipt_log import ReceiptLog, StoredHead
 from docferry.store.receipt_upkeep import ReceiptUpkeep
+from docferry.store.refusals import refusal_logged
 
 log = logs.get("receipts")
 
@@ -92,7 +93,7 @@ class ReceiptKeeper:
 
     async def finish(self) -> None:
         """End a one-shot pass or the daemon in limited time: reconstruct the rest, and anchor the head."""
-        with anyio.move_on_after(FINISH_S):
+        with anyio.move_on_after(FINISH_S), refusal_logged("receipts of earlier documents"):
             await self.reconstruct()
         with anyio.move_on_after(FINISH_S):
             await self.anchor()

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +138,10 @@ def _rounded(rate: float | None) -> float | None:
 
 def _mapping(app: Application, name: str) -> dict[str, Any]:
     state = app.reconciler.state(name)
+    problems = chain(state.subfolders.values(), app.reconciler.planner.refused.get(name, {}).values())
     unsettled = app.reconciler.debouncer.unsettled(name)
     return {
-        "problem": state.problem or next(iter(state.subfolders.values()), None) or app.after_upload.problem(name),
+        "problem": state.problem or next(problems, None) or app.after_upload.problem(name),
         "left_out": state.left_out,
         "watch": state.watch if name in app.uploads else "on a schedule",
         "last_scan": iso(state.last_scan),

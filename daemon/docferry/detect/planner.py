@@ -68,6 +68,7 @@ class Planner:
         # The database was lost or is old: the remote may already have files from before this wall time.
         self._adopt = adopt
         self.unchanged = 0  # files found to be known already: touched, renamed or copied
+        self.refused: dict[str, dict[bytes, str]] = {}  # why files are not queued, since the last scan of a mapping
         self._screening = Screening(clock)
         self._hashing = anyio.CapacityLimiter(2)  # first come, first served: top-level folders alternate
         self._hashing_large = anyio.CapacityLimiter(1)  # large files never occupy both threads
@@ -130,6 +131,8 @@ class Planner:
             for each in planned:
                 if each.state is State.HELD and each.target is not None:
                     self._log_held(upload.name, each.seen_file.path, each.reason, each.detail)
+        for seen_file, why in applied.refused:
+            self.refused.setdefault(upload.name, {})[seen_file.path] = f"{escaped(seen_file.path)} is not queued: {why}"
         for seen_file in applied.taken:
             self._log_held(upload.name, seen_file.path, Reason.NAME_TAKEN, NAME_TAKEN)
         log.debug("planned", mapping=upload.name, queued=applied.queued, held=applied.held, unchanged=applied.unchanged)

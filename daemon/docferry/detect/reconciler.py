@@ -19,7 +19,7 @@ from docferry.clock import Clock
 from docferry.detect.debounce import Debouncer
 from docferry.detect.left_out import LeftOut
 from docferry.detect.planner import Planner
-from docferry.errors import FolderError, SourceUnreadable
+from docferry.errors import FolderError, SourceUnreadable, StatementRefused
 from docferry.files import outbox, scan, sent_files
 from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.scan import Listing
@@ -123,15 +123,19 @@ class Reconciler:
     # -- scans ---------------------------------------------------------------------------------------------------
 
     async def scan(self, upload: Upload) -> None:
-        """Walk a mapping's folder and plan its changes. Raises FolderError if it cannot be read."""
+        """Walk a mapping's folder and plan its changes.
+
+        Raises FolderError if it cannot be read, and StatementRefused if its documents cannot be.
+        """
         state = self.state(upload.name)
+        self.planner.refused.pop(upload.name, None)
         if isinstance(upload, Outbox) and upload.replaces:
             with contextlib.suppress(OSError):  # the next scan tries again
                 await anyio.to_thread.run_sync(outbox.remove_replaced, upload.root)
         try:
             walked = await self._walk(upload, scan.WHOLE)
             await self._forget_folders(upload, walked)
-        except FolderError as error:
+        except (FolderError, StatementRefused) as error:
             if state.problem is None:
                 log.error("folder_unavailable", str(error), mapping=upload.name)
             state.problem = str(error)

@@ -15,7 +15,7 @@ from docferry.clock import Clock
 from docferry.detect.reconciler import FolderState, Reconciler
 from docferry.detect.shared_folders import SHARE_LOOK_S, SharedFolders
 from docferry.detect.work_queue import PathBatch, WorkQueue
-from docferry.errors import FolderError
+from docferry.errors import FolderError, StatementRefused
 from docferry.files.safe_open import Root
 from docferry.files.share import ShareLook
 from docferry.settings import Upload
@@ -24,6 +24,8 @@ from docferry.wakeups import Wakeups
 
 log = logs.get("scan_scheduler")
 
+#: Errors that were logged, and that `status` shows.
+_REPORTED: Final = (FolderError, StatementRefused)
 #: Folders that are scanned at once: a hanging share occupies one of these.
 SCANS_AT_ONCE: Final = 4
 #: Batches of hinted paths that are checked at once.
@@ -94,7 +96,7 @@ class ScanScheduler:
                     if upload.shared:
                         await self._look_at_share(upload)
                     await self._reconciler.scan(upload)
-                except FolderError as error:
+                except (FolderError, StatementRefused) as error:
                     problems.append(f"{upload.name}: {error}")
                 subfolders = self._reconciler.state(upload.name).subfolders
                 problems.extend(f"{upload.name}: {text}" for text in subfolders.values())
@@ -133,7 +135,7 @@ class ScanScheduler:
     async def _check(self, batch: PathBatch, *, large: bool = False) -> None:
         try:
             await self._reconciler.check_paths(self._uploads[batch.mapping], batch.paths, large=large)
-        except FolderError:
+        except (FolderError, StatementRefused):
             self._drop(batch)
             self.scan_soon(batch.mapping)  # the scan reports the problem of the folder
         finally:
@@ -208,10 +210,11 @@ class ScanScheduler:
         """
         while True:
             scanned, looked = self._shares.scans(upload.name), None
-            with contextlib.suppress(FolderError):  # already logged, and `status` shows it
+            with contextlib.suppress(*_REPORTED):
                 looked = await self._look_at_share(upload)
             if elects:
-                await self._shares.elect(upload, looked)
+                with contextlib.suppress(*_REPORTED):
+                    await self._shares.elect(upload, looked)
             self._elected[upload.name].set()
             if self._shares.scans(upload.name) and not scanned:
                 log.info("scans_share", "this host scans the shared folder from now on", mapping=upload.name)
@@ -270,7 +273,7 @@ class ScanScheduler:
                 continue
             began = self._clock.steady()
             async with self._scanning:
-                with contextlib.suppress(FolderError):  # the reconciler has logged it, and `status` shows it
+                with contextlib.suppress(*_REPORTED):  # the reconciler has logged it, and `status` shows it
                     if b"" in folders:
                         await self._reconciler.scan(upload)
                         last_whole = self._clock.steady()

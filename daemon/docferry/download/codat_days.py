@@ -18,15 +18,16 @@ from docferry.clock import Clock
 from docferry.download.publisher import Arrived, Publisher
 from docferry.download.retries import Gap, Gaps
 from docferry.download.spool import Spool, room_in
-from docferry.errors import ArchiveError
+from docferry.errors import ArchiveError, StatementRefused
 from docferry.files import publish, unzip
 from docferry.files.placement import Content
-from docferry.model import Target
+from docferry.model import Target, escaped
 from docferry.remotes.codat.client import Codat
 from docferry.remotes.codat.company_list import ListedFile
 from docferry.settings import Download
 from docferry.store.cursors import Cursors
 from docferry.store.downloads import DownloadedFile
+from docferry.store.refusals import refusal_logged
 from docferry.store.transfers import Transfers
 
 log = logs.get("download")
@@ -150,7 +151,8 @@ class CodatDays:
             if member.sha256 in ours:
                 if (origin, member.sha256) not in published:
                     own = DownloadedFile(download.name, origin, member.sha256, None, published=True, size=member.size)
-                    await self._publisher.downloads.record([own])
+                    with refusal_logged(origin):  # asked again with the next list
+                        await self._publisher.downloads.record([own])
                 if own_day:
                     day.account_own(name)
                 continue
@@ -164,7 +166,10 @@ class CodatDays:
                 download.layout, date=fetched_day, source=member.folder, name=member.name, company_id=company
             )
             arrived = Arrived(origin, member.spool, Content(member.sha256, member.size), relative)
-            await self._publisher.publish(download, download.folder_of(company), arrived)
+            try:
+                await self._publisher.publish(download, download.folder_of(company), arrived)
+            except StatementRefused as error:
+                day.refused.append(f"{escaped(member.name)}: {error}")
         if own_day:
             day.refused += [each.problem for each in extracted.refused]
             # A refused member does not count as missing: it has its own problem.

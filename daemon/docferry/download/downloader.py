@@ -10,7 +10,7 @@ from docferry import logs
 from docferry.download.codat_days import CodatDays
 from docferry.download.publisher import DownloadCounters, Publisher
 from docferry.download.wootiv_objects import WootivObjects
-from docferry.errors import ArchiveError, FolderError, RemoteError
+from docferry.errors import ArchiveError, FolderError, RemoteError, StatementRefused
 from docferry.settings import Download
 
 log = logs.get("download")
@@ -49,6 +49,6 @@ async def _shielded(round_: Awaitable[Sequence[str] | None], subject: str, named
     """Return the problems of one company or object, including its errors."""
     try:
         problems = list(await round_ or ())
-    except (RemoteError, FolderError, ArchiveError, OSError) as error:
+    except (RemoteError, FolderError, ArchiveError, StatementRefused, OSError) as error:
         problems = [str(error)]
     return [f"{subject}: {problem}" for problem in problems] if named else problems

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 from sqlalchemy import text
 
 from docferry.model import RemoteName, State, Target, Transfer
@@ -25,6 +25,7 @@ ASKED_S: Final = 5.0
 #: The interval at which a request for a company is repeated, seconds.
 ASK_AGAIN_S: Final = 1.0
 
+_REMOTES: Final = ("codat", "wootiv")
 COLUMNS: Final = (
     "id, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, lease, tries, key_version, "
     "created, due_since, first_sent, last_sent, reason, detail, fingerprint, md5"
@@ -48,6 +49,14 @@ class Pick(Struct, frozen=True):
     most: int
 
 
+class ClaimTerms(Struct, frozen=True):
+    """The claimant, the wall time, and the transfers that are not to be claimed."""
+
+    owner: str
+    now: float
+    set_aside: list[int] = field(default_factory=list)
+
+
 def company_of(lane: str) -> str:
     """Return `codat/COMPANY` for `codat/COMPANY/CONNECTION`, and `wootiv` for `wootiv`."""
     return "/".join(lane.split("/")[:2])
@@ -67,9 +76,10 @@ def lanes(transaction: Transaction, owner: str) -> list[Lane]:
 
 
 def claim(
-    transaction: Transaction, owner: str, now: float, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()
+    transaction: Transaction, terms: ClaimTerms, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()
 ) -> list[Transfer]:
     """Lease due transfers; see `Transfers.claim`."""
+    owner = terms.owner
     claimed: list[Transfer] = []
     for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
         if len(claimed) >= room:
@@ -78,7 +88,8 @@ def claim(
         companies = [company_of(lane.lane) if "/" in lane.lane else "" for lane in chosen]
         parameters = {
             "owner": owner,
-            "now": now,
+            "now": terms.now,
+            "set_aside": terms.set_aside,
             "picks": json.dumps([(lane.mapping, lane.lane) for lane in chosen]),
             "mappings": [lane.mapping for lane in chosen],
             "lanes": [lane.lane for lane in chosen],
@@ -93,9 +104,23 @@ def claim(
     return claimed
 
 
+def candidates(transaction: Transaction, terms: ClaimTerms, pick: Pick) -> list[int]:
+    """Return the ids of the transfers that a pick would claim, the first one first."""
+    lane = pick.lane
+    state = State.DOUBTFUL if lane.doubtful else State.WAITING
+    parameters = {"state": state, "mapping": lane.mapping, "lane": lane.lane, "now": terms.now, "most": pick.most}
+    rows = transaction.fetch_all(_CANDIDATES, {**parameters, "set_aside": terms.set_aside})
+    return [transfer_id for (transfer_id,) in rows]
+
+
 def transfer_of(*row: Any) -> Transfer:
-    """Return the transfer of a row of `COLUMNS`."""
+    """Return the transfer of a row of `COLUMNS`. Raises ValueError or TypeError for a damaged row."""
     number, uid, mapping, remote, company_id, connection_id, remote_name, sha256, size, state, *rest = row
+    lease, tries, key_version, created, due_since, first_sent, last_sent, *_ = rest
+    # SQLite stores anything in any column; a sum tells numbers from other values.
+    size + lease + tries + key_version + created + due_since + (first_sent or 0.0) + (last_sent or 0.0)
+    if remote not in _REMOTES:
+        raise ValueError(f"there is no remote {remote!r}")
     target = Target(RemoteName(remote), company_id, connection_id)
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)
 
@@ -133,7 +158,7 @@ UPDATE transfer SET state = '{leased}', lease = lease + 1, lease_owner = :owner,
 WHERE id IN (
   SELECT t.id FROM json_each(:picks) p, transfer t WHERE t.id IN (
     SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.value ->> 0 AND lane = p.value ->> 1
-    AND next_attempt <= :now ORDER BY next_attempt LIMIT :most)
+    AND next_attempt <= :now AND id <> ALL(:set_aside) ORDER BY next_attempt LIMIT :most)
   LIMIT :room)
 RETURNING {columns}
 """
@@ -162,6 +187,7 @@ WITH asked AS (
     AS p(mapping, lane, company)
   CROSS JOIN LATERAL (
     SELECT id FROM transfer WHERE state = '{due}' AND mapping = p.mapping AND lane = p.lane AND next_attempt <= :now
+      AND id <> ALL(:set_aside)
       AND (p.company = '' OR p.company IN (SELECT company FROM taken))
     ORDER BY next_attempt LIMIT :most FOR UPDATE SKIP LOCKED) AS t
   LIMIT :room)
@@ -177,6 +203,10 @@ _CLAIM_WAITING, _CLAIM_DOUBTFUL = (
     )
     for leased, due in (("leased", "waiting"), ("asking", "doubtful"))
 )
+_CANDIDATES = text("""
+SELECT id FROM transfer WHERE state = :state AND mapping = :mapping AND lane = :lane AND next_attempt <= :now
+  AND id <> ALL(:set_aside) ORDER BY next_attempt LIMIT :most
+""")
 _ASK = text(f"""
 UPDATE company_lease SET asked = {SERVER_NOW} WHERE company IN (
   SELECT company FROM company_lease WHERE company = ANY(:companies) AND owner <> :owner

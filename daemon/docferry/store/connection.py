@@ -54,6 +54,11 @@ def storable(value: object) -> object:
     return clamped(value) if isinstance(value, int) else value
 
 
+def as_bytes(value: object) -> bytes:
+    """Return a path of a row, also of a damaged one, for people to see."""
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, because libpq's errors have several."""
     return str(error).strip().partition("\n")[0]
@@ -180,6 +185,8 @@ class ThreadConnection:
         self._connection: PoolProxiedConnection | None = None
         self._transaction: Transaction | None = None
         self._errors: type[Exception] = engine.dialect.loaded_dbapi.Error
+        #: Errors that a statement or a damaged row causes.
+        self.row_errors = (self._errors, ValueError, TypeError)
 
     async def open(self) -> None:
         """Connect. Raises the driver's errors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +15,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 from msgspec import Struct, field
 
-from docferry.errors import DatabaseBusy, StateError
+from docferry import logs
+from docferry.errors import DatabaseBusy, StateError, StatementRefused
 from docferry.store import schema
 from docferry.store.connection import (
     NO_PARAMETERS,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from docferry.store.postgresql import PostgresServer
 
 T = TypeVar("T")
+Item = TypeVar("Item")
+
+log = logs.get("database")
 
 #: The first and the longest pause before work is repeated, seconds: after a full disk, a lock or an unreachable server.
 #: Each pause is longer than the previous one by `RETRY_FACTOR`.
@@ -42,6 +46,9 @@ LONGEST_RETRY_PAUSE_S = 5.0
 RETRY_FACTOR = 1.5
 #: A longer commit is reported, seconds. SQLite waits longer for the lock of another program.
 SILENT_S = 40.0
+#: A refused statement is an alarm for so long, and logged again after it, seconds. What was refused is tried again
+#: more often.
+REFUSAL_ALARM_S = 900.0
 #: The largest number of units of work in one commit, to limit its duration.
 MAX_GATHERED = 256
 #: Iterations of the event loop between two commits.
@@ -105,6 +112,7 @@ class Database:
         self._backend = backend
         self._patience_s = patience_s
         self._troubled_since: float | None = None  # seconds on the event loop's clock
+        self._refusals: dict[str, float] = {}  # seconds on the event loop's clock, by message
         self._commits = 0
         self._lost_commits = 0  # with an unknown result
         self._queue: deque[_Request] = deque()
@@ -133,7 +141,7 @@ class Database:
                         await anyio.sleep(next(pauses))
                         continue
                     raise self._backend.busy(error) from error
-                explained = self._backend.explain(error)
+                explained = self._explained(error)
                 if explained is error:
                     raise
                 raise explained from error
@@ -154,6 +162,24 @@ class Database:
         if request.error is not None:
             raise request.error
         return request.value  # type: ignore[no-any-return]  # the queue loses the result type of `work`
+
+    async def write_each(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Transaction, Sequence[Item]], T],
+        started: Callable[[], None] | None = None,
+    ) -> tuple[list[T], list[tuple[Item, StatementRefused]]]:
+        """Commit `work` for all items together. Where it is refused, commit it for halves of them, down to one item.
+
+        Returns the results of the commits, and the items that were refused alone.
+        """
+        return await by_halves(items, lambda some: self.write(lambda transaction: work(transaction, some), started))
+
+    async def read_each(
+        self, items: Sequence[Item], work: Callable[[Transaction, Sequence[Item]], T]
+    ) -> tuple[list[T], list[tuple[Item, StatementRefused]]]:
+        """Run `work` on a snapshot as `write_each` does: a damaged row hides no others."""
+        return await by_halves(items, lambda some: self.read(lambda transaction: work(transaction, some)))
 
     async def fetch_all(self, statement: Statement, parameters: Parameters = NO_PARAMETERS) -> list[Any]:
         """Return all rows of a reading statement as tuples."""
@@ -242,8 +268,33 @@ class Database:
 
     @property
     def alarm(self) -> str | None:
-        """Return the condition that an operator must know: the writer pauses, or the log grows without limit."""
-        return self.trouble or self._backend.alarm()
+        """Return the condition that an operator must know: the writer pauses, the log grows, rows are refused."""
+        return self.trouble or self._backend.alarm() or self._refusal
+
+    @property
+    def _refusal(self) -> str | None:
+        """Return the latest refusal, as long as it is an alarm."""
+        message, at = next(reversed(self._refusals.items()), ("", float("-inf")))
+        return message if anyio.current_time() - at < REFUSAL_ALARM_S else None
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return the error for a caller; a statement or row without a better explanation was refused."""
+        explained = self._backend.explain(error)
+        if explained is not error or not isinstance(error, self._writer.row_errors):
+            return explained
+        message = (
+            f"the database refuses some rows ({first_line(error)}); nothing is lost. Remove the cause, such as a "
+            "trigger, a CHECK or a damaged row"
+        )
+        now = anyio.current_time()
+        if now - self._refusals.pop(message, float("-inf")) >= REFUSAL_ALARM_S:
+            log.error("statement_refused", message)
+        self._refusals[message] = now
+        if len(self._refusals) > MAX_GATHERED:
+            del self._refusals[next(iter(self._refusals))]
+        refused = StatementRefused(message)
+        refused.__cause__ = error
+        return refused
 
     def stop_waiting(self) -> None:
         """Make the writer give up at the next full disk or lock, because docferry is stopping."""
@@ -325,11 +376,31 @@ class Database:
 
     async def _fail(self, gathered: list[_Request], error: Exception) -> None:
         if len(gathered) == 1:
-            gathered[0].error = self._backend.explain(error)
+            gathered[0].error = self._explained(error)
             gathered[0].done.set()
             return
         for request in gathered:
             await self._commit([request])
+
+
+async def by_halves(
+    items: Sequence[Item], run: Callable[[Sequence[Item]], Awaitable[T]]
+) -> tuple[list[T], list[tuple[Item, StatementRefused]]]:
+    """Run a function for all items, and where it is refused for halves of them; see `Database.write_each`."""
+    results: list[T] = []
+    refused: list[tuple[Item, StatementRefused]] = []
+    pending = [items]
+    while pending:
+        some = pending.pop()
+        try:
+            results.append(await run(some))
+        except StatementRefused as error:
+            middle = len(some) // 2
+            if len(some) > 1:
+                pending += [some[middle:], some[:middle]]
+            else:
+                refused += [(item, error) for item in some]
+    return results, refused
 
 
 def retry_pauses() -> Iterator[float]:

@@ -9,6 +9,7 @@ from msgspec import Struct, field
 from sqlalchemy import text
 
 from docferry.clock import Clock
+from docferry.errors import StatementRefused
 from docferry.model import SeenFile, Stamp, joined, parted
 from docferry.store import enqueue
 from docferry.store.connection import Transaction
@@ -85,7 +86,8 @@ class Documents:
 
     async def folders(self, mapping: str) -> set[bytes]:
         """Return the folders that contain present documents."""
-        return {folder for (folder,) in await self._database.fetch_all(_FOLDERS, {"mapping": mapping})}
+        rows = await self._database.fetch_all(_FOLDERS, {"mapping": mapping})
+        return {folder for (folder,) in rows if isinstance(folder, bytes)}  # another program may have damaged a row
 
     async def any_present(self, mapping: str) -> bool:
         """Return whether the mapping has a present document."""
@@ -104,18 +106,25 @@ class Documents:
         """Commit plans together.
 
         Changed content becomes a new document. The transfer of the old content is gone if no other document needs it
-        and it certainly was not sent.
+        and it certainly was not sent. A document whose rows the database refuses is held; if that is refused too, it is
+        returned as refused.
         """
         if not planned:
             return Applied(0, 0, 0)
         now, database = self._clock.now(), self._database
 
-        def work(transaction: Transaction) -> Applied:
+        def work(transaction: Transaction, plans: Sequence[Planned]) -> Applied:
             before = database.adopt_before
-            plans = [adopted(plan, before) for plan in planned] if before else planned
+            plans = [adopted(plan, before) for plan in plans] if before else plans
             return enqueue.apply(transaction, mapping, plans, now, database.receipts)
 
-        return await database.write(work)
+        applied, refused = await database.write_each(planned, work)
+        if refused:
+            held = [enqueue.held(plan, f"{error}, then run `docferry retry`") for plan, error in refused]
+            more, refused = await database.write_each(held, work)
+            applied += more
+        told = tuple((plan.seen_file, str(error)) for plan, error in refused)
+        return sum(applied, Applied(0, 0, 0, refused=told))
 
     async def mark_gone(self, mapping: str, paths: Iterable[bytes]) -> int:
         """Record that these paths are absent, and return the number of documents.
@@ -126,9 +135,11 @@ class Documents:
         if not absent:
             return 0
         receipts = self._database.receipts
-        return await self._database.write(
-            lambda transaction: enqueue.mark_gone(transaction, mapping, absent, now, receipts)
+        # Paths whose rows the database refuses to change stay as they are until the next scan.
+        numbers, _ = await self._database.write_each(
+            absent, lambda transaction, some: enqueue.mark_gone(transaction, mapping, some, now, receipts)
         )
+        return sum(numbers)
 
     async def set_target(self, mapping: str, target: str) -> None:
         """Store the target of a mapping. If it changed, the next scan plans every present path again."""
@@ -150,13 +161,15 @@ class Documents:
         return await self._cursors.get(key) not in (None, value)
 
     async def places(self, transfer_ids: Sequence[int]) -> dict[int, list[Place]]:
-        """Return the present files of each of these transfers."""
-        found: dict[int, list[Place]] = {}
-        rows = await self._database.fetch_all(_PLACES, {"ids": list(transfer_ids)})
-        for transfer_id, document_id, mapping, folder, name, *stamp in rows:
-            place = Place(document_id, mapping, joined(folder, name), Stamp(*stamp))
-            found.setdefault(transfer_id, []).append(place)
-        return found
+        """Return the present files of each of these transfers, as far as they can be read."""
+        return (await self.places_or_errors(transfer_ids))[0]
+
+    async def places_or_errors(
+        self, transfer_ids: Sequence[int]
+    ) -> tuple[dict[int, list[Place]], list[tuple[int, StatementRefused]]]:
+        """Return the present files of these transfers, and the transfers whose rows cannot be read."""
+        found, refused = await self._database.read_each(transfer_ids, _places)
+        return {transfer_id: places for some in found for transfer_id, places in some.items()}, refused
 
     async def delivered(
         self, mapping: str, *, after: int = 0, limit: int = 1000
@@ -177,7 +190,7 @@ class Documents:
         """Record that the after-upload action archived or deleted these files, so their names are free."""
         now, ids = self._clock.now(), list(document_ids)
         if ids:
-            await self._database.write(lambda transaction: enqueue.mark_removed(transaction, ids, now))
+            await self._database.write_each(ids, lambda transaction, some: enqueue.mark_removed(transaction, some, now))
 
     async def present(self, mappings: Iterable[str]) -> dict[str, int]:
         """Return the number of present documents of these mappings by state."""
@@ -220,6 +233,15 @@ WHERE d.mapping = ANY(:mappings) AND d.present GROUP BY 1
 """)
 
 
+def _places(transaction: Transaction, transfer_ids: Sequence[int]) -> dict[int, list[Place]]:
+    found: dict[int, list[Place]] = {}
+    rows = transaction.fetch_all(_PLACES, {"ids": list(transfer_ids)})
+    for transfer_id, document_id, mapping, folder, name, *stamp in rows:
+        place = Place(document_id, mapping, joined(folder, name), Stamp(*stamp))
+        found.setdefault(transfer_id, []).append(place)
+    return found
+
+
 def _compare(
     transaction: Transaction, mapping: str, folder: bytes, files: Sequence[FileEntry], found: Differences
 ) -> None:
@@ -236,5 +258,6 @@ def _compare(
         other += unmatched
         found.known += len(piece) - len(unmatched)
     names = {name for name, *_ in fresh}
-    found.gone += [joined(folder, name) for name, *_ in other if name not in names]
+    gone = [name for name, *_ in other if name not in names and isinstance(name, bytes)]
+    found.gone += [joined(folder, name) for name in gone]
     found.fresh += [SeenFile(folder, name, Stamp(*stamp)) for name, *stamp in fresh]

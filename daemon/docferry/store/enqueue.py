@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from docferry.model import Reason, SeenFile, State, Target, parted
@@ -53,6 +54,17 @@ class Applied(Struct, frozen=True):
     #: Plans that wait until an earlier version with the same name was sent; plan them again soon.
     deferred: tuple[SeenFile, ...] = ()
     taken: tuple[SeenFile, ...] = ()  # held, because their name is taken
+    refused: tuple[tuple[SeenFile, str], ...] = ()  # not even held, and why
+
+    def __add__(self, other: Applied) -> Applied:
+        return Applied(
+            self.queued + other.queued,
+            self.held + other.held,
+            self.unchanged + other.unchanged,
+            self.deferred + other.deferred,
+            self.taken + other.taken,
+            self.refused + other.refused,
+        )
 
 
 def apply(
@@ -167,16 +179,25 @@ def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
     is_plain = texts.isascii() and "\0" not in texts and all(map(is_storable, stamp))  # most are, and it is found soon
     if is_plain or all(map(is_storable, row.values())):
         return row
-    held = {
+    detail = "its times, size or name at the remote cannot be stored; correct them (`touch`, rename)"
+    return {name: storable(value) for name, value in (row | _held(plan, detail)).items()}
+
+
+def held(plan: Planned, detail: str) -> Planned:
+    """Return the plan that holds a file because its row cannot be stored."""
+    return replace(plan, **_held(plan, detail))
+
+
+def _held(plan: Planned, detail: str) -> dict[str, Any]:
+    return {
         "sha256": None,
         "fingerprint": None,
         "md5": None,
         "dedupe_key": f"held:{plan.uid}",
         "state": State.HELD,
         "reason": Reason.METADATA,
-        "detail": "its times, size or name at the remote cannot be stored; correct them (`touch`, rename)",
+        "detail": detail,
     }
-    return {name: storable(value) for name, value in (row | held).items()}
 
 
 #: The columns of the temporary table, with SQLite's types.

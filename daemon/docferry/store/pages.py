@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from sqlalchemy import TextClause, text
 
 from docferry.model import joined
-from docferry.store.connection import Transaction
+from docferry.store.connection import Transaction, as_bytes
 from docferry.store.database import Database
 
 #: Documents examined between two checks of the clock, and the time limit of one page, seconds.
@@ -186,7 +186,7 @@ def _statement(names: tuple[str, ...], state: str | None) -> TextClause:
 
 def _listed(row: Any) -> Listed:
     number, mapping, folder, name, size, state, reason, detail, due, *updated = row
-    path = joined(bytes(folder), bytes(name))
+    path = joined(as_bytes(folder), as_bytes(name))
     next_attempt = due if state in ("waiting", "doubtful") else None
     return Listed(number, mapping, path, size, state, reason, detail, next_attempt, max(updated))
 

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from docferry.errors import DatabaseBusy
 from docferry.model import Gate, joined
-from docferry.store.connection import Transaction
+from docferry.store.connection import Transaction, as_bytes
 from docferry.store.database import Database
 from docferry.store.owners import Process, processes, read_processes
 
@@ -161,7 +161,7 @@ def _oldest(transaction: Transaction, due: Iterable[Due]) -> dict[str, OldestDue
         query = {"mapping": each.mapping, "remote": remote, "since": each.since}
         row = transaction.fetch_one(_OLDEST, query)
         if row is not None:
-            found[remote] = OldestDue(row[0], each.mapping, joined(bytes(row[1]), bytes(row[2])), each.since)
+            found[remote] = OldestDue(row[0], each.mapping, joined(as_bytes(row[1]), as_bytes(row[2])), each.since)
     return found
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct
 from sqlalchemy import text
 
 from docferry.model import joined, parted
+from docferry.store.connection import as_bytes
 from docferry.store.database import Database
 
 
@@ -161,4 +162,4 @@ _NO_LIMIT = 2**62
 
 
 def _row(number: int, mapping: str, folder: bytes, name: bytes, *rest: Any) -> Row:
-    return Row(number, mapping, joined(folder, name), *rest)
+    return Row(number, mapping, joined(as_bytes(folder), as_bytes(name)), *rest)

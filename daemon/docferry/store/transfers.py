@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from msgspec.structs import replace
 from sqlalchemy import text
 
 from docferry.clock import Clock
+from docferry.errors import StatementRefused
 from docferry.model import TRANSITIONS, Outcome, Reason, State, Transfer
 from docferry.store import claims, clock_jumps
-from docferry.store.claims import Lane, Pick
+from docferry.store.claims import ClaimTerms, Lane, Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.lookup_counts import LookupCounts
 from docferry.store.receipts import unix_user
+from docferry.store.refusals import Refusals
 from docferry.store.transitions import TransitionWriter
 from docferry.wakeups import Wakeups
 
+_LEASED_BY = text("""
+SELECT id, state, lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
+""")
 _RECLAIM_ATTEMPTS = text("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
 SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
   'docferry stopped before this try ended'
-FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
+FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead) AND id = ANY(:ids)
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state, detail = excluded.detail
 """)
 # No process observed the end of the send, so `list_lag` counts from now.
@@ -32,7 +38,7 @@ UPDATE transfer SET
   detail = CASE state WHEN 'leased' THEN detail ELSE 'docferry stopped while this was being sent' END,
   last_sent = CASE state WHEN 'sending' THEN :now ELSE last_sent END,
   next_attempt = :now, lease_owner = NULL, updated = :now
-WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
+WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead) AND id = ANY(:ids)
 """)
 
 _RETRY_ALL = """
@@ -70,7 +76,8 @@ class Transfers(LookupCounts):
     def __init__(self, database: Database, clock: Clock, owner: str, wakeups: Wakeups | None = None) -> None:
         super().__init__(database, owner)
         self._clock = clock
-        self._transitions = TransitionWriter(database, wakeups or Wakeups())
+        self._refusals = Refusals(database, clock)
+        self._transitions = TransitionWriter(database, wakeups or Wakeups(), self._refusals)
 
     async def lanes(self) -> list[Lane]:
         """Return the lanes that have waiting or doubtful transfers, due or not yet."""
@@ -80,12 +87,47 @@ class Transfers(LookupCounts):
     async def claim(self, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()) -> list[Transfer]:
         """Lease due transfers of these lanes, at most `room`. WAITING becomes LEASED, DOUBTFUL becomes ASKING.
 
-        A process that has one of the companies `ask_for` soon releases it to this one.
+        A process that has one of the companies `ask_for` soon releases it to this one. A transfer is held if the
+        database refuses its claim.
         """
-        now, owner = self._clock.now(), self.owner
-        return await self._database.write(
-            lambda transaction: claims.claim(transaction, owner, now, picks, room, ask_for)
-        )
+        room = self._refusals.claimable(room)
+        try:
+            return await self._claim(picks, room, ask_for)
+        except StatementRefused:
+            claimed: list[Transfer] = []
+            for pick in picks:
+                claimed += await self._claim_singly(replace(pick, most=min(pick.most, room - len(claimed))))
+            return claimed
+
+    async def _claim(self, picks: Sequence[Pick], room: int, ask_for: Collection[str] = ()) -> list[Transfer]:
+        terms = self._terms()
+        return await self._database.write(lambda transaction: claims.claim(transaction, terms, picks, room, ask_for))
+
+    def _terms(self) -> ClaimTerms:
+        return ClaimTerms(self.owner, self._clock.now(), self._refusals.set_aside)
+
+    async def _claim_singly(self, pick: Pick) -> list[Transfer]:
+        """Claim the transfers of a lane one by one, and hold those whose claim is refused."""
+        terms, one = self._terms(), [replace(pick, most=1)]
+        chosen = await self._database.read(lambda transaction: claims.candidates(transaction, terms, pick))
+        claimed: list[Transfer] = []
+        for transfer_id in chosen:
+            others = replace(terms, set_aside=[*terms.set_aside, *(each for each in chosen if each != transfer_id)])
+            try:
+                claimed += await self._database.write(
+                    lambda transaction, others=others: claims.claim(transaction, others, one, 1)  # type: ignore[misc]
+                )
+            except StatementRefused as error:
+                await self.hold(transfer_id, State.DOUBTFUL if pick.lane.doubtful else State.WAITING, "", error)
+        return claimed
+
+    async def hold(self, transfer_id: int, state: State, owner: str, error: StatementRefused) -> None:
+        """Hold a transfer in this state, which `owner` leased ("": nobody): the database refuses a row of it."""
+        await self._refusals.hold(transfer_id, state, owner, error)
+
+    async def retry_refused(self) -> None:
+        """Return transfers to the queue that could not even be held a minute ago."""
+        await self._refusals.retry_due(self.owner)
 
     async def mark_sending(self, transfers: Sequence[Transfer]) -> None:
         """Commit SENDING before the first byte is sent. Raises LeaseLost if a lease was lost."""
@@ -105,15 +147,21 @@ class Transfers(LookupCounts):
 
         LEASED becomes WAITING. SENDING and ASKING become DOUBTFUL.
         """
+        parameters = {"dead": sorted(dead_owners), "now": self._clock.now()}
         if not dead_owners:
             return 0
-        parameters = {"dead": sorted(dead_owners), "now": self._clock.now()}
+        # Read by the writer: a reader's connection may lead to a standby.
+        leased = await self._database.write(lambda transaction: transaction.fetch_all(_LEASED_BY, parameters))
 
-        def work(transaction: Transaction) -> int:
-            transaction.execute(_RECLAIM_ATTEMPTS, parameters)
-            return transaction.execute(_RECLAIM, parameters)
+        def work(transaction: Transaction, some: Sequence[Any]) -> int:
+            chosen = {**parameters, "ids": [row[0] for row in some]}
+            transaction.execute(_RECLAIM_ATTEMPTS, chosen)
+            return transaction.execute(_RECLAIM, chosen)
 
-        return await self._database.write(work)
+        reclaimed, refused = await self._database.write_each(leased, work) if leased else ([], [])
+        for (transfer_id, state, owner), error in refused:
+            await self.hold(transfer_id, State(state), owner, error)
+        return sum(reclaimed)
 
     async def retry(
         self,

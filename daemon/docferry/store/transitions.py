@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.recordset import as_json, recordset
+from docferry.store.refusals import Refusals
 from docferry.wakeups import Wakeups
 
 # Every statement is guarded by lease, owner and state: no changed row means that the lease was lost. The mark before
@@ -100,25 +101,31 @@ UPDATE document SET present = false WHERE present AND transfer_id = ANY(:gone) R
 
 Rows = list[dict[str, Any]]
 Paths = list[tuple[str, bytes]]
+#: `(id, lease)` of the transitions that were made, and the paths that now have no transfer.
+Made = tuple[frozenset[tuple[int, int]], Paths]
 
 
 class TransitionWriter:
     """Commit transitions together with others that arrive while the writer is busy."""
 
-    def __init__(self, database: Database, wakeups: Wakeups) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, refusals: Refusals) -> None:
         self._database = database
         self._wakeups = wakeups  # called with every path whose transfer is gone
+        self._refusals = refusals
         self._batch: _Batch | None = None
 
     async def make(self, rows: Rows) -> None:
-        """Commit transitions. Raises LeaseLost if one of them was impossible; the others are made."""
+        """Commit transitions. Raises LeaseLost if one of them was impossible; the others are made.
+
+        A transition that the database refuses ends the lease too: its transfer is held.
+        """
         batch, leads = self._batch, False
         if batch is None or batch.sealed:
             batch = self._batch = _Batch()
             leads = True
         batch.rows += rows
         if leads:
-            await batch.commit(self._database)
+            await batch.commit(self._database, self._refusals)
             for mapping, path in batch.orphans:
                 self._wakeups.check_paths(mapping, [path])
         else:
@@ -138,13 +145,20 @@ class _Batch:
         self.rows: Rows = []
         self.sealed = False
         self.orphans: Paths = []
-        self.made: frozenset[tuple[int, int]] = frozenset()
+        self.made: set[tuple[int, int]] = set()
         self.error: Exception | None = None
         self.done = anyio.Event()
 
-    async def commit(self, database: Database) -> None:
+    async def commit(self, database: Database, refusals: Refusals) -> None:
         try:
-            await database.write(partial(self._work, database), self._seal)
+            results, refused = await database.write_each(self.rows, partial(self._work, database), self._seal)
+            for made, orphans in results:
+                self.made |= made
+                self.orphans += orphans
+            for row, error in refused:
+                await refusals.hold(row["id"], row["from"], row["lease_owner"], error)
+            if any(row["state"] is State.SENT and (row["id"], row["lease"]) in self.made for row in self.rows):
+                refusals.succeeded()
         except Exception as error:  # noqa: BLE001 - raised in every task with a transition in this commit
             self.error = error
         finally:
@@ -153,13 +167,14 @@ class _Batch:
     def _seal(self) -> None:
         self.sealed = True
 
-    def _work(self, database: Database, transaction: Transaction) -> None:
+    @staticmethod
+    def _work(database: Database, transaction: Transaction, rows: Sequence[dict[str, Any]]) -> Made:
         # After a commit with an unknown result, its leases are given up, and others may reclaim them.
-        rows = [row for row in self.rows if row["unknown_commits"] == database.unknown_commits]
-        self.made, self.orphans = apply(transaction, rows, database.receipts)
+        current = [row for row in rows if row["unknown_commits"] == database.unknown_commits]
+        return apply(transaction, current, database.receipts)
 
 
-def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> tuple[frozenset[tuple[int, int]], Paths]:
+def apply(transaction: Transaction, rows: Rows, receipts: ReceiptWriter) -> Made:
     """Make transitions. Return `(id, lease)` of the successful ones, and the paths without a transfer."""
     results = (_start_together if transaction.has_recordsets else _make_singly)(transaction, rows)
     started = receipts.start_ended(transaction, rows)

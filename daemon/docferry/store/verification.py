@@ -14,7 +14,7 @@ from sqlalchemy import text
 from docferry.clock import Clock
 from docferry.model import Transfer, joined
 from docferry.store.claims import COLUMNS, transfer_of
-from docferry.store.connection import Transaction
+from docferry.store.connection import Transaction, as_bytes
 from docferry.store.cursors import GET, SET
 from docferry.store.database import Database
 
@@ -140,7 +140,10 @@ class Verifications:
         """Return the documents that the newest round did not find present."""
         rows = await self._database.fetch_all(_FOUND)
         return [
-            Discrepancy(row[0], row[1], None if row[3] is None else joined(row[2], row[3]), *row[4:]) for row in rows
+            Discrepancy(
+                row[0], row[1], None if row[3] is None else joined(as_bytes(row[2]), as_bytes(row[3])), *row[4:]
+            )
+            for row in rows
         ]
 
     async def absent(self) -> dict[str, int]:

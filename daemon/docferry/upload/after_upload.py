@@ -16,6 +16,7 @@ from docferry.files.sent_files import Fate, Removal, SentFile, remove
 from docferry.settings import Upload
 from docferry.settings.outbox import Outbox
 from docferry.store.documents import Documents
+from docferry.store.refusals import refusal_logged
 from docferry.wakeups import Wakeups
 
 log = logs.get("after_upload")
@@ -64,7 +65,8 @@ class AfterUpload:
             self._scanned |= self._wakeups.take_scanned() & self._uploads.keys()
             while self._scanned:
                 mapping = next(iter(self._scanned))
-                await self._catch_up(self._uploads[mapping])
+                with refusal_logged(f"sent files of {mapping}"):  # tried again after the next scan
+                    await self._catch_up(self._uploads[mapping])
                 self._scanned.discard(mapping)  # the next call continues after a cancellation
 
     def problem(self, mapping: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import Literal
 from docferry.model import State, Transfer
 from docferry.remotes.wootiv.direct import BulkPolicy
 from docferry.store.cursors import Cursors
+from docferry.store.refusals import refusal_logged
 from docferry.store.transfers import Transfers
 
 Verdict = Literal["trial", "trusted", "singly"]
@@ -126,4 +127,5 @@ class BatchTrials:
 
     async def _set(self, lane: str, verdict: Verdict) -> None:
         self._verdicts[lane] = verdict
-        await self._cursors.set(f"{_PREFIX}{lane}", verdict)
+        with refusal_logged(f"batches of {lane}"):
+            await self._cursors.set(f"{_PREFIX}{lane}", verdict)

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 
 from docferry import logs, policy
 from docferry.clock import Clock
-from docferry.errors import RemoteError
+from docferry.errors import RemoteError, StatementRefused
 from docferry.model import Gate, Outcome, Reason, State, Transfer
 from docferry.store.gates import Gates
+from docferry.store.refusals import refusal_logged
 from docferry.upload.selection import blocking_gates, gates_of, is_of_lookups
 
 log = logs.get("gates")
@@ -53,10 +54,12 @@ class GateManager:
         self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
         self._changes = 0  # number of closings by this process, counted again at their commit
         self._closing: list[Gate] = []  # closed, but not committed yet
+        self._unstored: dict[str, Gate] = {}  # closed, and refused by the database
 
     async def prepare(self) -> None:
         """Shorten gates that are closed for longer than any quota lasts."""
-        await self._gates.limit(self._clock.now() + policy.MAX_QUOTA_RESET_S)
+        with refusal_logged("gates are limited"):
+            await self._gates.limit(self._clock.now() + policy.MAX_QUOTA_RESET_S)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -66,7 +69,7 @@ class GateManager:
         while changes != self._changes:  # a gate that was closed during the read must stay closed
             changes = self._changes
             gates = await self._gates.all()
-        gates |= {gate.key: gate for gate in self._closing}
+        gates |= {gate.key: gate for gate in (*self._unstored.values(), *self._closing)}
         for key in self._probe_at.keys() - gates.keys():
             del self._probe_at[key]
         self._closed_by_lookup &= gates.keys()
@@ -118,7 +121,9 @@ class GateManager:
             if gate.until <= now and self._may_open(gate, lane, activity)
         }
         if due:
-            await self._gates.open(due)
+            with refusal_logged("gates are open"):
+                await self._gates.open(due)
+            self._unstored = {key: gate for key, gate in self._unstored.items() if key not in due}
             self.closed = {key: gate for key, gate in self.closed.items() if key not in due}
 
     def _may_open(self, gate: Gate, lane: str, activity: Activity) -> bool:
@@ -156,13 +161,18 @@ class GateManager:
         self._closing.append(gate)
         try:
             await self._gates.close(gate)
+            self._unstored.pop(gate.key, None)
+        except StatementRefused:
+            self._unstored[gate.key] = gate
         finally:
             self._closing.remove(gate)
             self._changes += 1  # a concurrent read of the gates may have missed it
 
     async def open(self, key: str) -> None:
         """Open one gate whose cause has ended."""
-        await self._gates.open_one(key)
+        self._unstored.pop(key, None)
+        with refusal_logged(f"the gate {key} is open"):
+            await self._gates.open_one(key)
         self.closed = {other: gate for other, gate in self.closed.items() if other != key}
 
     def next_gate(self, key: str, reason: Reason, detail: str) -> Gate:

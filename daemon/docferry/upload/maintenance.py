@@ -6,6 +6,7 @@ from docferry import logs
 from docferry.clock import Clock
 from docferry.store.clock_jumps import JUMP_S
 from docferry.store.owners import Owners
+from docferry.store.refusals import refusal_logged
 from docferry.store.transfers import Transfers
 
 log = logs.get("maintenance")
@@ -26,9 +27,10 @@ class Maintenance:
 
     async def prepare(self) -> None:
         """Reclaim the leases of dead owners and correct times, before anything is claimed."""
-        if self._owners.is_local:
-            await self._transfers.shift_times(self._drift)
-        await self._transfers.reset_future_rows()
+        with refusal_logged("times are corrected"):
+            if self._owners.is_local:
+                await self._transfers.shift_times(self._drift)
+            await self._transfers.reset_future_rows()
         await self._reclaim()
 
     async def run_due(self) -> None:
@@ -37,6 +39,7 @@ class Maintenance:
         if steady - self._reclaimed_at >= RECLAIM_INTERVAL_S:
             self._reclaimed_at = steady
             await self._reclaim()
+            await self._transfers.retry_refused()
         drift = self._clock.now() - steady
         # In a shared queue the server's clock is used, which does not jump with this machine's.
         if self._owners.is_local and abs(drift - self._drift) > JUMP_S:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import filterfalse, islice
 
 import anyio
@@ -12,7 +12,8 @@ from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
 from docferry import logs
-from docferry.errors import LeaseLost
+from docferry.errors import LeaseLost, StatementRefused
+from docferry.model import Transfer
 from docferry.remotes.protocol import SendPermit
 from docferry.store.claims import Lane, company_of
 from docferry.upload.batch import Batch
@@ -124,7 +125,9 @@ class Scheduler:
 
     async def refresh(self) -> None:
         """Read the lanes and the gates."""
-        self._lanes = await self._context.queue.transfers.lanes()
+        lanes, remotes = await self._context.queue.transfers.lanes(), self._context.remotes
+        # After a change of the configuration the next scan plans what no remote takes any more.
+        self._lanes = [lane for lane in lanes if lane.lane.partition("/")[0] in remotes]
         await self._quota.refresh_gates()
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -146,10 +149,13 @@ class Scheduler:
                     self._context.wakeups.upload.clear()
                     self.beat = self._clock.steady()
                     self._context.queue.database.assert_unchanged()
-                    await self._maintenance.run_due()
-                    self._reject_blocked()
-                    if not self._stopping:
-                        await self._fill(group)
+                    try:
+                        await self._maintenance.run_due()
+                        self._reject_blocked()
+                        if not self._stopping:
+                            await self._fill(group)
+                    except StatementRefused:  # it was logged, and is an alarm
+                        await anyio.sleep(BUSY_POLL_S)
                     with anyio.move_on_after(self._nap()):
                         await self._context.wakeups.upload.wait()
         finally:
@@ -185,12 +191,14 @@ class Scheduler:
     async def _fill(self, group: TaskGroup) -> None:
         """Claim and start as many batches as the slots allow."""
         self._claiming = True
-        for remote in {batch.remote for batch in self._slots.ready}:
-            await self._quota.guard(remote)  # lookups and downloads also use the quota
-        await self.release_blocked()
-        await self.claim()
-        self._dispatch(group)
-        self._claiming = False
+        try:
+            for remote in {batch.remote for batch in self._slots.ready}:
+                await self._quota.guard(remote)  # lookups and downloads also use the quota
+            await self.release_blocked()
+            await self.claim()
+            self._dispatch(group)
+        finally:
+            self._claiming = False
 
     async def release_blocked(self) -> None:
         """Release claimed batches that a gate now blocks.
@@ -245,13 +253,24 @@ class Scheduler:
         claimed = await self._context.queue.transfers.claim(picks, inputs.room * batch_size, choice.ask_for)
         self._has_claimed = bool(claimed)
         try:
-            places = await self._context.queue.documents.places([transfer.id for transfer in claimed])
+            places, refused = await self._context.queue.documents.places_or_errors([each.id for each in claimed])
+            claimed = await self._hold_refused(claimed, dict(refused))
             batches = await self._batch_trials.make_batches(claimed)
         except BaseException:
             self._slots.add(Batch([transfer], {}) for transfer in claimed)  # waiting for release
             raise
         self._context.senders.claimed(sum(transfer.size for transfer in transfers) for transfers in batches)
         self._slots.add(Batch(transfers, places) for transfers in batches)
+
+    async def _hold_refused(
+        self, claimed: Sequence[Transfer], refused: Mapping[int, StatementRefused]
+    ) -> list[Transfer]:
+        """Hold claimed transfers whose documents cannot be read, and return the others."""
+        transfers = self._context.queue.transfers
+        for transfer in claimed:
+            if transfer.id in refused:
+                await transfers.hold(transfer.id, transfer.state, transfers.owner, refused[transfer.id])
+        return [transfer for transfer in claimed if transfer.id not in refused]
 
     async def _lookups_elsewhere(self) -> Collection[str]:
         """Return the lanes that another process looks up, except for companies leased to one process."""

@@ -11,11 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from docferry import logs, policy
-from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError
+from docferry.errors import LeaseLost, NotNow, RemoteError, SourceError, StatementRefused
 from docferry.files.source import FileSource
 from docferry.model import Outcome, Receipt, State, Transfer, UploadItem
 from docferry.remotes.protocol import ALWAYS_PERMITTED, SendPermit
 from docferry.store.owners import Owners
+from docferry.store.refusals import SET_ASIDE_S
 from docferry.telemetry import Delivery
 from docferry.upload.batch import Batch, Places, idempotency_key
 from docferry.upload.batch_trials import BATCH_DOUBT, BatchTrials
@@ -68,17 +69,23 @@ class Uploader:
             log.warning("lease_lost", str(lost), lane=batch.lane)
             await self.release(batch)
             await self._leave_in_doubt(batch)
+        except StatementRefused:  # of a row that concerns no document; it was logged
+            await self.release(batch, SET_ASIDE_S)
+            await self._leave_in_doubt(batch)
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 await self.release(batch)
             raise
 
-    async def release(self, batch: Batch) -> None:
-        """Return transfers unchanged since their claim: LEASED to WAITING, ASKING to DOUBTFUL."""
+    async def release(self, batch: Batch, delay: float = 0.0) -> None:
+        """Return transfers unchanged since their claim: LEASED to WAITING, ASKING to DOUBTFUL.
+
+        They are due again after `delay` seconds.
+        """
         back = State.DOUBTFUL if batch.is_lookup else State.WAITING
         for transfer in batch.transfers:
             with contextlib.suppress(LeaseLost):  # already has an outcome
-                await self._settle(transfer, _unchanged(transfer, back), transfer.state)
+                await self._settle(transfer, replace(_unchanged(transfer, back), delay=delay), transfer.state)
         if not batch.is_lookup:
             await self._batch_trials.record_unsent(batch.transfers)
 
