@@ -9,6 +9,10 @@ def main() -> int:
     """Run the installed command and return its exit code."""
     _open_standard_streams()
     _use_utf8_paths()
+    if sys.argv[1:] == ["lease-service"]:  # what docferry-lease.service runs; no command for people
+        from docferry.files.lease_service import main as serve
+
+        return serve()
     gc.disable()  # imported modules are permanent: skipping them in garbage collection saves a twelfth of the start
     # httpx would bring its own command line, with rich, click and pygments, wherever click happens to be installed.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None in sys.modules marks a module as missing

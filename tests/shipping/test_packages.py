@@ -193,7 +193,7 @@ def test_an_upgrade_keeps_queue_and_configuration(
         print(f"\n{suite}: upgrade {seconds:.1f} s")
         # Other packages of the root reload systemd, too.
         calls = [call for number, call in enumerate(calls) if calls[number - 1 : number] != [call]]
-        stop = "stop docferry.service docferry-sync.timer docferry-sync.service"
+        stop = "stop docferry.service docferry-sync.timer docferry-sync.service docferry-lease.service"
         assert calls == [stop, "daemon-reload", "start docferry.service"]
         assert configuration.read_text() == written
         _assert_whole(debian)
@@ -264,7 +264,10 @@ def _states(debian: Root) -> dict[str, str]:
 def _assert_whole(debian: Root) -> None:
     """Assert that all is in its place, verified, and nothing runs or is enabled."""
     assert debian.run("docferry", "--version").stdout == f"docferry {__version__}\n"
-    units = [f"/usr/lib/systemd/system/{name}" for name in ("docferry.service", "docferry-sync.service")]
+    units = [
+        f"/usr/lib/systemd/system/{name}"
+        for name in ("docferry.service", "docferry-sync.service", "docferry-lease.service")
+    ]
     verified = debian.run("systemd-analyze", "verify", "--man=no", *units)
     assert (verified.stdout, verified.stderr) == ("", "")
     state = debian.run("stat", "--format=%U %G %a", "/var/lib/docferry").stdout

@@ -45,7 +45,7 @@ def pack(root: Path, stage: Path, form: str) -> Path:
 
 def test_all_is_laid_out(root: Path, stage: Path) -> None:
     names = {str(path.relative_to(stage)) for path in stage.rglob("*") if not path.is_dir()}
-    units = {path.name for path in (root / "systemd").iterdir() if path.suffix in (".service", ".timer")}
+    units = {path.name for path in (root / "systemd").iterdir() if path.suffix in (".service", ".socket", ".timer")}
     assert {f"usr/lib/systemd/system/{unit}" for unit in units} <= names
     assert {f"usr/share/doc/docferry/docs/{path.name}" for path in (root / "docs").glob("*.md")} <= names
     for name in ("README.md", "CHANGELOG.md", "copyright", f"docferry-{__version__}.cdx.json"):

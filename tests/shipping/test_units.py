@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from docferry.files.lease_service import SOCKET
 from docferry.settings import Settings
 from docferry.settings.units import seconds
 
@@ -37,7 +38,7 @@ def _settings(root: Path, unit: str) -> dict[str, list[str]]:
 
 
 @systemd_only
-@pytest.mark.parametrize("unit", [*SERVICES, "docferry-sync.timer"])
+@pytest.mark.parametrize("unit", [*SERVICES, "docferry-sync.timer", "docferry-lease.socket", "docferry-lease.service"])
 def test_systemd_has_nothing_to_say_about(unit: str, units: Path) -> None:
     verify = ["systemd-analyze", "verify", "--man=no", str(units / unit)]
     done = subprocess.run(verify, capture_output=True, text=True, check=False)
@@ -53,25 +54,25 @@ def _exposure(unit: Path) -> float:
 
 
 @systemd_only
-@pytest.mark.parametrize("unit", SERVICES)
-def test_exposure_is_at_most_1_1_and_the_drop_in_adds_one_capability(unit: str, units: Path, root: Path) -> None:
-    assert _exposure(units / unit) <= 1.1
-    folder = units / f"{unit}.d"
-    folder.mkdir()
-    shutil.copy(root / "systemd" / "lease.conf", folder)
-    assert _exposure(units / unit) <= 1.3
-    verify = ["systemd-analyze", "verify", "--man=no", str(units / unit)]
-    done = subprocess.run(verify, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+def test_exposure_of_every_unit_is_at_most_1_1(units: Path) -> None:
+    found = {path.name: _exposure(path) for path in units.glob("*.service")}
+    assert found.keys() == {*SERVICES, "docferry-lease.service"}
+    assert max(found.values()) <= 1.1
+    assert found["docferry-lease.service"] <= 0.4
 
 
-def test_the_kernel_needs_the_capability_in_its_own_user_namespace(root: Path) -> None:
-    """The kernel grants a lease on another user's file only if CAP_LEASE is held outside all user namespaces."""
-    assert _settings(root, "lease.conf") == {
-        "CapabilityBoundingSet": ["CAP_LEASE"],
-        "AmbientCapabilities": ["CAP_LEASE"],
-        "PrivateUsers": ["no"],
-    }
+def test_one_unit_has_one_privilege(root: Path) -> None:
+    """A lease on the file of another user is granted for CAP_LEASE outside all user namespaces alone."""
+    lease = _settings(root, "docferry-lease.service")
+    assert lease["CapabilityBoundingSet"] == lease["AmbientCapabilities"] == ["CAP_LEASE"]
+    assert "PrivateUsers" not in lease
+    for name in SERVICES:
+        unit = _settings(root, name)
+        assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == [""]
+        assert "docferry-lease.socket" in unit["Wants"][0].split()
+    socket = _settings(root, "docferry-lease.socket")
+    assert socket["ListenSequentialPacket"] == [SOCKET]
+    assert (socket["SocketUser"], socket["SocketMode"]) == (["docferry"], ["0600"])
 
 
 def test_the_services_cannot_eat_the_machine_or_ask_its_cloud(root: Path) -> None:

@@ -311,7 +311,7 @@ def _lease(upload: Upload, root: Root, walked: FolderCounts) -> Iterator[Check]:
             "the kernel does not tell docferry which files are open for writing, so that only settle decides: "
             "an upload that pauses for longer is sent in parts"
         )
-        cure = "run docferry as the files' owner, or with CAP_LEASE as its unit does; else choose a generous settle"
+        cure = "start docferry-lease.socket, or run docferry as the files' owner; else choose a generous settle"
         yield Check("warn", upload.name, detail, cure)
 
 

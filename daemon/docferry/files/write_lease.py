@@ -9,6 +9,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from docferry.files import lease_service
+
 #: File systems on which the kernel also returns EAGAIN if the server grants no lease, which proves nothing.
 _REMOTE_TYPES = (
     "nfs",
@@ -49,7 +51,10 @@ def take(descriptor: int) -> bool | None:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
-        return False if error.errno == errno.EAGAIN and not _is_remote(descriptor) else None
+        free = False if error.errno == errno.EAGAIN else None
+        if error.errno == errno.EACCES:  # a file of another user
+            free = lease_service.take(descriptor)
+        return None if free is False and _is_remote(descriptor) else free
     return True
 
 
@@ -60,7 +65,10 @@ def is_held(descriptor: int) -> bool:
 
 def release(descriptor: int) -> None:
     """Release the lease, so that writers no longer wait."""
-    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except PermissionError:  # a file of another user: the service took it
+        lease_service.release(descriptor)
 
 
 def guard_signals() -> None:

@@ -1,0 +1,120 @@
+"""Take leases on files of other users in a process of its own, which alone has CAP_LEASE.
+
+A client sends a command and a descriptor of its file over a Unix socket. The lease belongs to the open file that both
+processes share, so that the client keeps it, and closing the client's descriptor ends it.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import selectors
+import socket
+import threading
+from contextlib import suppress
+from typing import Final
+
+#: The socket of `docferry-lease.socket`; the environment variable names another one.
+SOCKET: Final = "/run/docferry-lease.sock"
+VARIABLE: Final = "LEASE_SOCKET"
+#: A service that does not answer for so long is passed over, seconds.
+TIMEOUT_S: Final = 5.0
+#: Commands and answers.
+TAKE, RELEASE, TAKEN, WRITER, REFUSED = b"T", b"R", b"1", b"0", b"?"
+#: The first descriptor that systemd passes to an activated service.
+_LISTENER: Final = 3
+
+_connections = threading.local()
+
+
+def take(descriptor: int) -> bool | None:
+    """Take a read lease on an open file.
+
+    Returns False if a program has the file open for writing, None if there is no service or it may take no lease.
+    """
+    return {TAKEN: True, WRITER: False}.get(_ask(TAKE, descriptor))
+
+
+def release(descriptor: int) -> None:
+    """Give the lease back; without a service it ends when the descriptor is closed."""
+    _ask(RELEASE, descriptor)
+
+
+def _ask(command: bytes, descriptor: int) -> bytes:
+    """Return the answer of the service, b"" if there is none. Each thread has a connection of its own."""
+    for is_again in (False, True):
+        connection: socket.socket | None = getattr(_connections, "open", None)
+        try:
+            if connection is None:
+                connection = _connections.open = _connect()
+            socket.send_fds(connection, [command], [descriptor])
+            if answer := connection.recv(1):
+                return answer
+        except OSError:
+            if is_again or connection is None:
+                break
+        _connections.open = None  # the service was started again
+        if connection is not None:
+            connection.close()
+    return b""
+
+
+def _connect() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(TIMEOUT_S)
+    try:
+        connection.connect(os.environ.get(VARIABLE, SOCKET))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def main() -> int:
+    """Serve the socket that systemd opened, until the process is ended."""
+    with socket.socket(fileno=_LISTENER) as listener, selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                ready = key.fileobj
+                assert isinstance(ready, socket.socket)  # noqa: S101 - only sockets are registered
+                if ready is listener:
+                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                elif not _serve(ready):
+                    selector.unregister(ready)
+                    ready.close()
+
+
+def _serve(connection: socket.socket) -> bool:
+    """Answer one command; return whether the client goes on."""
+    try:
+        command, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        received = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                received.frombytes(content[: len(content) - len(content) % received.itemsize])
+        try:
+            answer = _obey(command, received[0]) if received else REFUSED
+        finally:
+            for descriptor in received:  # before the answer: the client's descriptor alone keeps the lease
+                os.close(descriptor)
+        if not command:
+            return False
+        connection.send(answer)
+    except OSError:
+        return False
+    return True
+
+
+def _obey(command: bytes, descriptor: int) -> bytes:
+    if command == RELEASE:
+        with suppress(OSError):  # it was broken, and ended after lease-break-time
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return TAKEN
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return WRITER if error.errno == errno.EAGAIN else REFUSED
+    return TAKEN
