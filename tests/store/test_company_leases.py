@@ -200,7 +200,7 @@ async def _assert_dead_entries_cost_nothing(database: Database, now: float) -> N
         return claims.lanes(transaction, "h1:1-a")
 
     def claim(transaction: Transaction) -> list[Transfer]:
-        return claims.claim(transaction, "h1:1-a", now, [Pick(lanes(transaction)[0], 1)], 1)
+        return claims.claim(transaction, ClaimTerms("h1:1-a", now), [Pick(lanes(transaction)[0], 1)], 1)
 
     await database.read(lanes)  # it marks the dead entries
     assert await database.read(blocks(lanes)) < 30

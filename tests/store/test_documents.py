@@ -346,3 +346,25 @@ async def test_the_cost_of_a_change_does_not_grow_with_the_documents_of_its_lane
         await env.documents.apply("m", [planned(f"{n}.pdf") for n in range(start, start + 1_000)])
     many = await seconds(200)
     assert many < 5 * few, f"{few:.3f} s beside 200 documents, {many:.3f} s beside 16,200"
+
+
+async def test_a_file_whose_name_is_taken_adds_no_rows_when_it_is_changed_in_a_loop(env: StoreEnv) -> None:
+    def plan(path: str, content: str, mtime: int) -> Planned:
+        return planned(path, content, mtime=mtime, dedupe_key="object:a", exclusion="object")
+
+    def named(each: Planned) -> Planned:
+        return replace(each, remote_name="a.pdf")
+
+    await env.documents.apply("m", [named(plan("first.pdf", "first", 1))])
+    taken = [await env.documents.apply("m", [named(plan("b.pdf", f"b{n}", n))]) for n in range(1, 30)]
+    assert [len(applied.taken) for applied in taken] == [1, *[0] * 28]  # it is logged once
+    assert await env.rows("SELECT state, reason FROM transfer ORDER BY id") == [
+        ("waiting", None),
+        ("held", "name_taken"),
+    ]
+    assert await env.column("SELECT count(*) FROM document") == [2]
+    assert await env.column("SELECT mtime_ns FROM document WHERE id = 2") == [29]
+    assert await env.column("SELECT count(*) FROM receipt") == [0]
+    await env.documents.mark_gone("m", [b"first.pdf"])
+    assert await env.column("SELECT ctime_ns FROM document WHERE id = 2") == [-1]  # the next scan plans it
+    assert (await env.documents.apply("m", [named(plan("b.pdf", "b29", 29))])).queued == 1

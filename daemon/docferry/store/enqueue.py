@@ -75,12 +75,12 @@ def apply(
     _fill(transaction, rows)
     transaction.start(_DROP_REPEATED)
     if any(row["sha256"] is None for row in rows):
-        transaction.start(_REFRESH_HELD_STAMPS, {"now": now})
-        transaction.start(_REFRESH_HELD_DETAILS, {"now": now})
-        transaction.start(_DROP_STILL_HELD)
+        _refresh_held(transaction, now)
     transaction.start(_REFRESH_STAMPS, {"now": now})
     is_exclusive = any(plan.exclusion != "content" for plan in planned)
     deferred = _defer(transaction, planned, now) if is_exclusive else ()
+    if is_exclusive and transaction.fetch_all(_HOLD_STILL_TAKEN):
+        _refresh_held(transaction, now)
     _retire(transaction, now, receipts)
     taken: list[int] = []
     if is_exclusive:
@@ -120,6 +120,13 @@ def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> Non
         transaction.start(_FILL_PLAN_TOGETHER, {"rows": as_json(rows)})
     else:
         transaction.execute_many(_FILL_PLAN, rows)
+
+
+def _refresh_held(transaction: Transaction, now: float) -> None:
+    """Give the stamps of held plans to documents that are held for the same reason, and drop these plans."""
+    transaction.start(_REFRESH_HELD_STAMPS, {"now": now})
+    transaction.start(_REFRESH_HELD_DETAILS, {"now": now})
+    transaction.start(_DROP_STILL_HELD)
 
 
 def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> tuple[SeenFile, ...]:
@@ -305,12 +312,12 @@ WHERE p.exclusion <> 'content' AND (t.state IN ('leased', 'sending', 'asking', '
 _DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
 # The name belongs to another present file, to an earlier plan of this commit, or to a sent version if names are sent
 # once.
-_HOLD_TAKEN = text(f"""
+_HOLD_NAMES = f"""
 UPDATE plan SET state = 'held', reason = 'name_taken', sha256 = NULL, fingerprint = NULL, md5 = NULL,
   dedupe_key = 'taken:' || dedupe_key || ':' || uid,
   detail = 'the name "' || remote_name || '" at the remote is taken by another file or version; rename the file, or '
     || 'let names differ (file_name, object_name, dedupe), then run `docferry retry`'
-WHERE exclusion <> 'content' AND sha256 IS NOT NULL AND (
+WHERE exclusion <> 'content' AND sha256 IS NOT NULL {{condition}} AND (
   EXISTS (SELECT 1 FROM transfer t WHERE t.lane = plan.lane AND t.dedupe_key = plan.dedupe_key
     AND {_DIFFERS.format(other="t", plan="plan")}
     AND (plan.exclusion = 'name' OR EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = t.id AND o.present
@@ -318,7 +325,17 @@ WHERE exclusion <> 'content' AND sha256 IS NOT NULL AND (
   OR EXISTS (SELECT 1 FROM plan q WHERE q.lane = plan.lane AND q.dedupe_key = plan.dedupe_key AND q.n < plan.n
     AND {_DIFFERS.format(other="q", plan="plan")}))
 RETURNING n
-""")
+"""
+_HOLD_TAKEN = text(_HOLD_NAMES.format(condition=""))
+# A held file that somebody changes in a loop keeps its document. The names that this commit frees count as taken still:
+# the next scan plans those who waited for them.
+_HOLD_STILL_TAKEN = text(
+    _HOLD_NAMES.format(
+        condition="""AND EXISTS (SELECT 1 FROM document h JOIN transfer u ON u.id = h.transfer_id
+  WHERE h.present AND h.mapping = plan.mapping AND sha256(h.folder) = sha256(plan.folder) AND h.name = plan.name
+    AND u.lane = plan.lane AND u.state = 'held' AND u.reason = 'name_taken')"""
+    )
+)
 # The object gets another version, so the earlier transfer no longer represents the object.
 _SUPERSEDE = text(f"""
 UPDATE transfer SET dedupe_key = 'superseded:' || transfer.id, updated = :now FROM plan p
