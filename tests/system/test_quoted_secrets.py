@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
+import httpx
+
 from app_env import AppEnv, until
 
 SECRETS = {
@@ -87,9 +89,22 @@ def _private(path: Path, text: str) -> str:
     return str(path)
 
 
+def _pages(root: Path) -> str:
+    """Return everything that the status page and the metrics say."""
+    said = ""
+    for socket, paths in {
+        "web.sock": ("/", "/documents", "/documents/1", "/documents/2", "/activity", "/status.json"),
+        "metrics.sock": ("/metrics", "/healthz", "/readyz"),
+    }.items():
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(root / socket)), base_url="http://localhost") as client:
+            said += "".join(client.get(path).text for path in paths)
+    return said
+
+
 def test_no_secret_that_is_quoted_back_is_kept_anywhere(app_env: AppEnv) -> None:
     """The remotes have plain addresses, so the proxy sees and quotes their keys, too."""
     root = app_env.root
+    alerted = root / "alerted"
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     (app_env.upload("scans", "wootiv") / "b.pdf").write_bytes(b"b")
     with (
@@ -107,6 +122,9 @@ def test_no_secret_that_is_quoted_back_is_kept_anywhere(app_env: AppEnv) -> None
             f'[[alerts.to]]\nname = "mail"\nkind = "email"\nsmtp = "smtp://user@127.0.0.1:{mail}"\n'
             'from = "a@example.com"\nto = ["b@example.com"]\n'
             f'password_file = "{_private(root / "password", SECRETS["mail"])}"\n'
+            '[[alerts.to]]\nname = "program"\nkind = "command"\n'
+            f'command = ["/bin/sh", "-c", "(cat; env) >> {alerted}"]\n'
+            f'[web]\nlisten = "unix:{root / "web.sock"}"\n[metrics]\nlisten = "unix:{root / "metrics.sock"}"\n'
         )
         config = app_env.write_config()
         simulated = f'base_url = "{app_env.simulator_thread.url}"'
@@ -119,8 +137,11 @@ def test_no_secret_that_is_quoted_back_is_kept_anywhere(app_env: AppEnv) -> None
         app_env.simulator.options.codat_key, app_env.simulator.options.wootiv_key = keys.values()
         with app_env.daemon() as daemon:
             until(lambda: "alert_failed" in daemon.text(), 60, "an alert that is refused")
-            said += app_env.run("status", "--json", **keys).stdout
+            until(lambda: "you sent" in _pages(root), 60, "what the remotes said on the page")
+            until(lambda: alerted.exists() and b"gate" in alerted.read_bytes(), 60, "an alert that a program got")
+            said += app_env.run("status", "--json", **keys).stdout + _pages(root)
             daemon.end()
+            said += alerted.read_text()
             said += daemon.text()
     assert "you sent" in said, "the rest of what they say is shown"
     assert "[hidden]" in said

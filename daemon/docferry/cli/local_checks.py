@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from docferry.cli.output import count
 from docferry.detect.left_out import LeftOut, unmatched
 from docferry.errors import ConfigError, FolderError, StateError
-from docferry.files import scan
+from docferry.files import lease_service, scan
 from docferry.files.safe_open import FILE, OpenRoot, Root, replaceable
 from docferry.files.write_lease import no_writer
 from docferry.model import Target, escaped, joined
@@ -297,7 +297,7 @@ def _count(upload: Upload, listings: Iterable[scan.Listing], walked: FolderCount
 
 def _lease(upload: Upload, root: Root, walked: FolderCounts) -> Iterator[Check]:
     """Report where the kernel cannot detect writers, so that only `settle` protects unfinished files."""
-    told = True if os.geteuid() == 0 or _has_cap_lease() else None
+    told = True if os.geteuid() == 0 or _has_cap_lease() or lease_service.is_reachable() else None
     if walked.sample is not None:
         try:
             with OpenRoot(root) as opened, opened.opened(walked.sample, FILE) as descriptor:

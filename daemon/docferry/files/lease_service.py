@@ -29,6 +29,11 @@ _LISTENER: Final = 3
 _connections = threading.local()
 
 
+def is_reachable() -> bool:
+    """Return whether this user may ask the service."""
+    return os.access(os.environ.get(VARIABLE, SOCKET), os.W_OK)
+
+
 def take(descriptor: int) -> bool | None:
     """Take a read lease on an open file.
 

@@ -51,6 +51,7 @@ class ResponseParser:
         self._incomplete = bytearray()  # bytes of an incomplete head
         self._searched = 0
         self._received = self._payload = 0
+        self._is_chunked = False
         self._error: str | None = None  # the error of the body
         self.interim_responses = 0  # number of 1xx responses so far
         self.head: ResponseHead | None = None  # the final head, once it is complete
@@ -111,6 +112,8 @@ class ResponseParser:
         self.ended = message.is_complete
         self._received += len(data)
         self._payload += sum(map(len, message.blocks[before:]))
+        if self.ended and not self._is_chunked and self._received > self._payload:
+            message.is_followed = True  # llhttp skips empty lines between messages
         if self._received - self._payload > _FREE_OVERHEAD_BYTES + 2 * self._payload:
             self._error = "the response body has more framing than content"
 
@@ -150,6 +153,7 @@ class ResponseParser:
         keep_alive = raw.startswith(b"HTTP/1.1") and not until_close and not _closes(message.headers)
         self.head = ResponseHead(status, message.headers, until_close, keep_alive)
         self.ended = bodiless or message.is_complete
+        self._is_chunked = b"transfer-encoding" in fields
         self._parser, self._message = parser, message
         if self._incomplete:
             rest, self._incomplete = bytes(self._incomplete), bytearray()
