@@ -289,6 +289,7 @@ class Database:
         now = anyio.current_time()
         if now - self._refusals.pop(message, float("-inf")) >= REFUSAL_ALARM_S:
             log.error("statement_refused", message)
+            log.debug("statement_refused", exc=error)
         self._refusals[message] = now
         if len(self._refusals) > MAX_GATHERED:
             del self._refusals[next(iter(self._refusals))]
