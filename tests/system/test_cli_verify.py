@@ -155,7 +155,7 @@ def test_a_stopped_round_goes_on_where_it_was(app_env: AppEnv) -> None:
     assert done.returncode == 75, done.stderr
     found = json.loads(done.stdout)
     assert (found["complete"], found["present"]) == (False, 1)
-    assert "it goes on" in app_env.run("verify").stderr
+    assert "it continues" in app_env.run("verify").stderr
     app_env.simulator.set_faults([])
     before = app_env.simulator.requests["codat.list"]
     assert counts(verify(app_env)) == (2, 0, 0, 0)
