@@ -17,7 +17,7 @@ ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # rare commands of a person
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 
 #: Statements for PostgreSQL alone, beside those for many rows together.
-OF_POSTGRESQL = {"_ASK", "_USE_INDEXES"}
+OF_POSTGRESQL = {"_ASK", "_USE_INDEXES", "_USE_BITMAPS"}
 
 
 def statements(module: ModuleType) -> dict[str, str]:

@@ -81,6 +81,8 @@ def claim(
     """Lease due transfers; see `Transfers.claim`."""
     owner = terms.owner
     claimed: list[Transfer] = []
+    if transaction.has_recordsets:
+        transaction.start(_USE_INDEXES)  # a writing transaction has the first one anyway
     for doubtful, most in sorted({(pick.lane.doubtful, pick.most) for pick in picks}, reverse=True):
         if len(claimed) >= room:
             break
@@ -99,6 +101,8 @@ def claim(
         }
         rows = transaction.fetch_all(_CLAIM_DOUBTFUL if doubtful else _CLAIM_WAITING, parameters)
         claimed += [transfer_of(*row) for row in sorted(rows)]
+    if transaction.has_recordsets:
+        transaction.start(_USE_BITMAPS)
     if ask_for:
         transaction.execute(_ASK, {"owner": owner, "companies": sorted(ask_for)})
     return claimed
@@ -125,8 +129,10 @@ def transfer_of(*row: Any) -> Transfer:
     return Transfer(number, uid, mapping, target, remote_name, sha256 or "", size, State(state), *rest)
 
 
-# A writer has these settings of PostgreSQL in every transaction, see `postgresql`.
+# A bitmap scan reads the rows of all index entries since the last vacuum each time; an index scan marks dead entries
+# once. Other statements keep bitmap scans: without them, a plan for small tables may read a whole index.
 _USE_INDEXES = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)")
+_USE_BITMAPS = text("SELECT set_config('enable_bitmapscan', 'on', true)")
 # Find the earliest due row of each (mapping, lane) by a loose index scan. Its cost depends on the lanes, not on the
 # rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would read row by row.
 _LANES = """

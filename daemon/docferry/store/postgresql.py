@@ -44,7 +44,6 @@ _WRITER_SETTINGS = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    "enable_bitmapscan": "off",
     "jit": "off",
 }
 _SET_LOCAL = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _WRITER_SETTINGS.items())

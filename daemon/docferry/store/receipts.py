@@ -249,13 +249,26 @@ WITH appended AS (
 UPDATE receipt_log SET size = :size, frontier = :frontier WHERE number = :number
 """)  # noqa: S608 - only the columns above
 _KINDS = {State.SENT: ReceiptKind.SENT, State.GONE: ReceiptKind.GONE}
-#: Transfers, each with a path of its bytes, present if possible. Each subquery reads its rows in the order of an index.
-#: Sorting them by `present` takes longer than all other steps.
-FACTS = text("""
+_FACTS = """
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name
-FROM transfer t LEFT JOIN document d ON d.id = coalesce(
-  (SELECT id FROM document WHERE transfer_id = t.id AND present ORDER BY id LIMIT 1),
-  (SELECT id FROM document WHERE transfer_id = t.id ORDER BY id LIMIT 1))
+FROM transfer t LEFT JOIN document d ON d.id = {document}
 WHERE t.id = ANY(:ids) ORDER BY t.id
-""")
+"""
+#: Transfers, each with a path of its bytes, present if possible. On SQLite each subquery reads its rows in the order of
+#: an index: sorting them by `present` takes longer than all other steps. For that, PostgreSQL would read all
+#: documents from the first one on.
+FACTS = ByDialect(
+    text(
+        _FACTS.format(
+            document="""coalesce(
+  (SELECT id FROM document WHERE transfer_id = t.id AND present ORDER BY id LIMIT 1),
+  (SELECT id FROM document WHERE transfer_id = t.id ORDER BY id LIMIT 1))"""
+        )
+    ),
+    text(
+        _FACTS.format(
+            document="(SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)",
+        )
+    ),
+)
