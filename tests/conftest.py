@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from app_env import AppEnv
 from crash.process_pool import ProcessPool
 from docferry.simulator import Simulator, SimulatorOptions, SimulatorThread
 from postgresql_server import PostgresqlServer, running_server
+
+# A busy machine needs longer for one example than the 200 ms that Hypothesis allows.
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture
