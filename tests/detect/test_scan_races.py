@@ -74,3 +74,17 @@ async def test_what_a_scan_misses_and_is_not_there_is_gone(env: UploadEnv, gone:
             (folder / gone).parent.rmdir()
         await app.scan_scheduler.round()
         assert (await env.states(app))[State.WAITING] == 1
+
+
+async def test_a_file_that_was_filled_after_the_scan_is_not_held_as_empty(env: UploadEnv) -> None:
+    folder = env.app_env.upload("bank")
+    async with env.app() as app:
+        (folder / "a.pdf").touch()
+        with OpenRoot(Root(folder)) as opened:
+            seen = scan.stat_file(opened, b"a.pdf")
+        assert seen is not None
+        env.write_documents(folder, "a.pdf")
+        assert await app.reconciler.planner.enqueue(app.uploads["bank"], [seen]) == [seen]
+        (folder / "a.pdf").unlink()
+        assert await app.reconciler.planner.enqueue(app.uploads["bank"], [seen]) == []
+        assert not await env.states(app)

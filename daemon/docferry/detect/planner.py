@@ -186,16 +186,22 @@ class Planner:
     async def _without_writer(
         self, upload: Upload, empty: Sequence[Planned], incomplete: list[SeenFile]
     ) -> list[Planned]:
-        """Return the plans without empty files that a program still has open for writing."""
+        """Return the plans of files that are still empty and that no program has open for writing."""
         planned = []
         for start in range(0, len(empty), HASHED_AT_ONCE):
             group = empty[start : start + HASHED_AT_ONCE]
             found = await self._hash(upload, [each.seen_file for each in group])
             for each, hashed in zip(group, found, strict=True):
-                if isinstance(hashed, HashedFile) and hashed.no_writer is False:
-                    incomplete.append(each.seen_file)
+                if isinstance(hashed, SourceVanished):
+                    continue
+                if isinstance(hashed, HashedFile):  # a writer may have filled and closed it since the scan
+                    is_empty = hashed.no_writer is not False and hashed.stamp == each.seen_file.stamp
                 else:
+                    is_empty = isinstance(hashed, SourceUnreadable)
+                if is_empty:
                     planned.append(each)
+                else:
+                    incomplete.append(each.seen_file)
         return planned
 
     def _may_recover(self, upload: Upload, seen_file: SeenFile, error: SourceUnreadable) -> bool:
