@@ -1,4 +1,4 @@
-"""Fixtures of all test packages."""
+"""Provide the fixtures of all test packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statements that let a trigger refuse rows, as another program's trigger or CHECK could."""
+"""Provide statements that let a trigger refuse rows, as another program's trigger or CHECK could."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def _methods() -> Iterator[Case]:
 
 
 def _numbers() -> Iterator[Case]:
-    """Wrong sizes, checksums and offsets."""
+    """Yield archives with wrong sizes, checksums and offsets."""
     for method in (STORED, DEFLATED):
         for wrong in (0, 1, len(PDF) - 1, len(PDF) + 1, 0x7FFF_FFFF, 0xFFFF_FFF0):
             row = Row(b"Bank/x.pdf", method=method)
@@ -169,7 +169,7 @@ def _bombs() -> Iterator[Case]:
 
 
 def _quoted(depth: int) -> bytes:
-    """Archives in which each member's body is the local header of the next."""
+    """Return an archive in which each member's body is the local header of the next."""
     bodies = [Row(b"%d" % number, body=bytes(900_000), method=DEFLATED) for number in range(depth)]
     raw = build(*bodies)
     # Every row says that its body goes on to the end of the last one.
@@ -212,7 +212,7 @@ def _odd_names() -> Iterator[Case]:
 
 
 def _damaged() -> Iterator[Case]:
-    """Archives that are cut, blanked or repeated."""
+    """Yield archives that are cut, blanked or repeated."""
     for what, raw in zips.broken():
         yield what, raw, "refused"
     whole = zips.plain({f"Bank/{number}.pdf": PDF for number in range(5)})

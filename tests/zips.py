@@ -109,7 +109,7 @@ ODD_NAMES = (
 
 
 def refused_members() -> Iterator[tuple[str, bytes]]:
-    """Archives of which one member must be refused, each with the name of its defect."""
+    """Yield archives of which one member must be refused, each with the name of its defect."""
     for number, name in enumerate(LEADING_OUT):
         yield f"slip {number}", odd(name)
     yield "link", odd("Bank/link.pdf", mode=0o120777, content=b"/etc/passwd")
@@ -126,12 +126,12 @@ def refused_members() -> Iterator[tuple[str, bytes]]:
 
 
 def hostile() -> Iterator[tuple[str, bytes]]:
-    """Archives that must be refused, each with the name of its defect."""
+    """Yield archives that must be refused, each with the name of its defect."""
     yield "shared body", sharing(50, PDF * 100)
 
 
 def broken() -> Iterator[tuple[str, bytes]]:
-    """Archives as a failed transfer leaves them."""
+    """Yield archives as a failed transfer leaves them."""
     whole = plain({f"Bank/{number}.pdf": random.Random(number).randbytes(700) for number in range(9)})  # noqa: S311 - the same bytes every time
     yield "nothing", b""
     yield "HTML", b"<html><body>502 Bad Gateway</body></html>" * 40

@@ -60,7 +60,7 @@ class DatabaseBusy(StateError):
 
 
 class StatementRefused(DatabaseBusy):
-    """The database refuses a statement about some rows; nothing of it was written, and waiting may not help."""
+    """Report that the database refuses a statement about some rows. Nothing was written; waiting may not help."""
 
 
 class SourceError(DocferryError):

@@ -21,7 +21,7 @@ class Backlog(Struct, frozen=True):
     quota_left: float | None = None  # requests for new documents, without the reserve
     quota_reset: float | None = None
     closed_until: float | None = None  # end time of a gate of the whole remote
-    needs_person: bool = False  # the gate of the whole remote needs more than time
+    needs_person: bool = False  # a gate of the whole remote does not open by itself
 
 
 def finish(backlog: Backlog, now: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Fixtures: servers that receive alerts."""
+"""Provide servers that receive alerts."""
 
 from __future__ import annotations
 

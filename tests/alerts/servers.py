@@ -52,7 +52,7 @@ class Mailbox:
 
 
 class _Controller(Controller):
-    """Listens on a port that the kernel chose."""
+    """Listen on a port that the kernel chose."""
 
     server: Any
 

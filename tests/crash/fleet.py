@@ -285,7 +285,7 @@ def _host(fleet: Fleet, index: int, namespace: str) -> Host:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the fleet of the command line."""
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--faults", type=int, default=2_000)
     asked.add_argument("--documents", type=int, default=20_000)

@@ -32,7 +32,7 @@ def missing() -> str | None:
 
 
 class Network:
-    """Namespaces that reach addresses of this machine, each over a link of its own."""
+    """Manage namespaces that connect to addresses of this machine, each over a link of its own."""
 
     def __init__(self, hosts: int) -> None:
         number = os.getpid() % 4000

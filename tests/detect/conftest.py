@@ -1,4 +1,4 @@
-"""Fixtures: the `env` of the upload tests."""
+"""Provide the `env` of the upload tests."""
 
 from upload.conftest import env
 

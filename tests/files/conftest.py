@@ -1,4 +1,4 @@
-"""Fixtures: real folders, and a way to act as another user."""
+"""Provide real folders, and a way to act as another user."""
 
 from __future__ import annotations
 

@@ -306,7 +306,7 @@ while True:
 
 @pytest.mark.parametrize("action", ["delete", "archive"])
 def test_an_attacker_who_swaps_folders_touches_nothing_of_others(inbox: Path, root: Path, action: str) -> None:
-    """Her folder is exchanged for a link to another customer's all the time, while hers are removed 10,000 times."""
+    """A folder is constantly exchanged for a link to another customer's folder, during 10,000 removals of its files."""
     if os.geteuid() != 0:
         pytest.skip("needs a second user")
     mine, other, archive = inbox / "mine", inbox / "other", root / "archive"

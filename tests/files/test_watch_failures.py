@@ -73,7 +73,7 @@ async def test_the_largest_folder_yields_when_watches_run_out_and_is_tried_again
 
 
 async def test_a_customer_whose_names_end_the_watch_ends_it_for_nobody_else(root: Path) -> None:
-    """After her first name that is not UTF-8 her folder has a watch of its own."""
+    """After the first name that is not UTF-8, the folder of this customer has a watch of its own."""
     for name in ("hers", "others"):
         (root / name).mkdir()
     async with watching(root) as [ear]:

@@ -1,4 +1,4 @@
-"""Fixtures: a queue with receipts in a real database, and functions that tamper with it."""
+"""Provide a queue with receipts in a real database, and functions that tamper with it."""
 
 from __future__ import annotations
 

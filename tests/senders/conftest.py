@@ -94,7 +94,7 @@ def is_alive(pid: int) -> bool:
 
 
 def said_by(pid: int, file: str) -> str:
-    """Return what the kernel says of a process in one of its files in /proc."""
+    """Return the content of a file of a process in /proc."""
     return Path(f"/proc/{pid}/{file}").read_bytes().decode("utf-8", "replace")
 
 

@@ -30,7 +30,7 @@ SMALL, LARGE = os.urandom(200_000), os.urandom(3_000_000)
 
 
 async def outcome(call: Awaitable[Any]) -> tuple[Any, ...]:
-    """Return what a call ends with, as the queue sees it."""
+    """Return the result of a call, as the queue gets it."""
     try:
         response = await call
     except RemoteError as error:

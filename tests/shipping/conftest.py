@@ -1,4 +1,4 @@
-"""Fixtures: the checkout, and the wheel and source archive built from it."""
+"""Provide the checkout, and the wheel and source archive built from it."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def debian(suite: str, bases: Callable[[str], Path], tmp_path: Path) -> Iterator
 
 
 def _remove(folder: Path) -> None:
-    """Delete what holds a whole Debian, as pytest keeps the folders of three runs."""
+    """Delete the folder with a whole Debian, because pytest keeps the folders of three runs."""
     subprocess.run(["rm", "--recursive", "--force", "--one-file-system", folder], check=True)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: a simulator in a thread."""
+"""Provide a simulator in a thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans: new, touched, changed, renamed, copied, held, restored and removed files."""
+"""Test plans of new, touched, changed, renamed, copied, held, restored and removed files."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ async def test_a_path_of_4096_bytes_is_a_document(env: StoreEnv) -> None:
 
 @pytest.mark.sqlite_only
 async def test_the_cost_of_a_change_does_not_grow_with_the_documents_of_its_lane(env: StoreEnv) -> None:
-    """Else a customer with many files who touches them keeps the only writer busy, and everybody waits."""
+    """Otherwise a customer could keep the only writer busy by touching many files."""
 
     def plans(mtime: int, content: str | None = None) -> list[Any]:
         return [planned(f"{n}.pdf", content and f"{content} {n}", mtime=mtime) for n in range(200)]

@@ -1,4 +1,4 @@
-"""Fixtures: run commands in this process."""
+"""Provide functions that run commands in this process."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def place() -> Iterator[Path]:
 def test_a_planted_file_in_the_working_folder_is_passed_over(
     place: Path, words: tuple[str, ...], owner: int, mode: int
 ) -> None:
-    """Her folder, a folder of the service that she may write, and one like /tmp."""
+    """A folder of a customer, a folder of the service that a customer may write, and one like /tmp."""
     key = place / "codat.key"
     key.write_text("the-service-key")
     key.chmod(0o600)

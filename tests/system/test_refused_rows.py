@@ -115,7 +115,7 @@ def test_a_refused_row_stays_with_its_document(app_env: AppEnv, change: Change, 
     indirect=["change"],
 )
 def test_rows_that_concern_no_document_end_no_daemon(app_env: AppEnv, change: Change, table: str) -> None:
-    """They are an alarm; what they stop goes on after the repair."""
+    """Refused rows are an alarm; the stopped work continues after the repair."""
     fill(app_env)
     on_server = is_postgresql(app_env)
     change(

@@ -122,7 +122,7 @@ def test_one_file_of_root_is_named_with_the_command(app_env: AppEnv, left: str) 
 @needs_root
 @pytest.mark.parametrize("options", ["ro", "size=4k,nr_inodes=1", "nr_inodes=3", "size=64k"])
 def test_a_read_only_or_full_disk_is_named(app_env: AppEnv, options: str) -> None:
-    """2 where somebody must change something, 75 where space may come back; never 70."""
+    """The exit code is 2 if a person must change something, 75 if space may return, and never 70."""
     (app_env.upload("bank") / "a.pdf").write_bytes(b"a")
     app_env.state.mkdir(mode=0o700)
     inside = f'mount -t tmpfs -o mode=700,{options} tmpfs "$0" || exit 99; exec "$@"'

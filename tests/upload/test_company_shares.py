@@ -67,7 +67,7 @@ def test_documents_that_only_this_host_has_are_not_divided() -> None:
 
 
 def test_companies_that_only_another_host_has_are_not_asked_for() -> None:
-    """Otherwise the other host would pause for a turn that nobody takes."""
+    """Otherwise the other host would pause for a turn that no host takes."""
     lanes = [lane("a", "own@h1"), lane("b", "own@h2", elsewhere=True)]
     assert taken(shares(1), lanes) == ("a", [])
 

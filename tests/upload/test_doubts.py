@@ -38,7 +38,7 @@ def only(counts: dict[str, int]) -> dict[str, int]:
 
 @pytest.fixture(params=["a connection", "a handshake", "a name", "a proxy"])
 def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """Yield settings with which no request reaches its first byte, for want of the parameter."""
+    """Yield settings with which no request reaches its first byte, because a parameter is missing."""
     with ExitStack() as stack:
         match request.param:
             case "a connection":

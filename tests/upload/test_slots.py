@@ -33,7 +33,7 @@ def slots(clock: TurnableClock, wary: set[str]) -> Slots:
 
 
 class Failing:
-    """Tells which lanes fail."""
+    """Report the lanes with failing requests."""
 
     def __init__(self, lanes: set[str]) -> None:
         self._lanes = lanes

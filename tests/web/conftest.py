@@ -1,4 +1,4 @@
-"""Fixtures: a client for loopback ports and Unix sockets."""
+"""Provide a client for loopback ports and Unix sockets."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def _condition(event: str, sentence: str, **labels: str) -> Condition:
 
 
 def clean(text: str, longest: int = 200) -> str:
-    """Return the text without secrets and cut to its length, redacted first: a cut secret cannot be recognised."""
+    """Return the text without secrets, at most `longest` characters; redacted first, as cut secrets are not found."""
     found = redacted(escaped(text))
     return found if len(found) <= longest else found[: longest - 1] + "…"
 

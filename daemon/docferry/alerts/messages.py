@@ -28,7 +28,7 @@ _SEVERITY: Final = {"queue": "critical", "key": "critical", "old_copy": "critica
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Hold the items of one message to one receiver. `host` is the name of this machine."""
+    """Format the items of one message to one receiver. `host` is the name of this machine."""
 
     receiver: str
     host: str

@@ -106,7 +106,7 @@ class ReceiptKeeper:
     async def anchor(self) -> StoredHead | None:
         """Copy the head of the log to every anchor and return it; None if the log is empty.
 
-        Record failures as notices.
+        A failure is recorded as a problem for `status`, not raised.
         """
         try:
             head = await self.log.take_head(self._signer)

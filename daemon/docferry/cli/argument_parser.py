@@ -13,7 +13,10 @@ from docferry.cli import streams
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-CONFIG_HELP: Final = "the configuration file; default: $DOCFERRY_CONFIG, ./docferry.toml, …"
+CONFIG_HELP: Final = (
+    "the configuration file; default: the first of $DOCFERRY_CONFIG, ./docferry.toml, "
+    "~/.config/docferry/docferry.toml and /etc/docferry/docferry.toml"
+)
 _CHOICE: Final = re.compile(r"argument (\S+): invalid choice: '(.*?)' ?\(choose from (.*)\)", re.DOTALL)
 
 

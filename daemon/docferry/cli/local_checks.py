@@ -167,7 +167,7 @@ def _open(upload: Upload) -> bool:
 
 
 def _by_folders(upload: Upload) -> Iterator[Target]:
-    """Yield the targets that folders name by placeholders."""
+    """Yield the targets of the existing folders at the levels of the placeholders."""
     ahead: list[tuple[bytes, int]] = [(b"", 0)]
     while ahead:
         folder, depth = ahead.pop()

@@ -23,6 +23,12 @@ to begin:
   docferry sync                            run one pass, with a progress bar
   docferry run                             run the daemon
 
+when something is wrong:
+  docferry status                          problems that need a person, each with its fix
+  docferry check                           keys, folders, network and limits, each with its fix
+  docferry list --state held               held documents with their reasons; `docferry show ID` explains one
+  docferry retry ID                        send a document after you removed the cause
+
 exit codes:
   0 all done   1 some documents are held   2 configuration or command line wrong
   75 something is still due, or a folder can't be read: nothing is lost, run it again

@@ -17,7 +17,7 @@ log = logs.get("download")
 
 
 class Downloader(Struct, frozen=True):
-    """Hold the sources of downloads."""
+    """Download from Codat and Wootiv, one round of a mapping at a time."""
 
     publisher: Publisher
     codat: CodatDays | None

@@ -19,9 +19,9 @@ from typing import Final
 #: The socket of `docferry-lease.socket`; the environment variable names another one.
 SOCKET: Final = "/run/docferry-lease.sock"
 VARIABLE: Final = "LEASE_SOCKET"
-#: A service that does not answer for so long is passed over, seconds.
+#: The time limit to connect and for each answer, seconds; later the service counts as absent.
 TIMEOUT_S: Final = 5.0
-#: Commands and answers.
+#: Two commands, and three answers. The answer to RELEASE is not used.
 TAKE, RELEASE, TAKEN, WRITER, REFUSED = b"T", b"R", b"1", b"0", b"?"
 #: The first descriptor that systemd passes to an activated service.
 _LISTENER: Final = 3
@@ -30,20 +30,20 @@ _connections = threading.local()
 
 
 def is_reachable() -> bool:
-    """Return whether this user may ask the service."""
+    """Return whether the socket exists and this user may connect to it."""
     return os.access(os.environ.get(VARIABLE, SOCKET), os.W_OK)
 
 
 def take(descriptor: int) -> bool | None:
     """Take a read lease on an open file.
 
-    Returns False if a program has the file open for writing, None if there is no service or it may take no lease.
+    Returns False if a program has the file open for writing, None without a service or if the kernel refuses it.
     """
     return {TAKEN: True, WRITER: False}.get(_ask(TAKE, descriptor))
 
 
 def release(descriptor: int) -> None:
-    """Give the lease back; without a service it ends when the descriptor is closed."""
+    """Release the lease; without a service it ends when the descriptor is closed."""
     _ask(RELEASE, descriptor)
 
 
@@ -60,7 +60,7 @@ def _ask(command: bytes, descriptor: int) -> bytes:
         except OSError:
             if is_again or connection is None:
                 break
-        _connections.open = None  # the service was started again
+        _connections.open = None  # the service was restarted: connect again
         if connection is not None:
             connection.close()
     return b""
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def _serve(connection: socket.socket) -> bool:
-    """Answer one command; return whether the client goes on."""
+    """Answer one command; return False if the client has disconnected."""
     try:
         command, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         received = array.array("i")

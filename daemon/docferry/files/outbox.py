@@ -24,7 +24,7 @@ from docferry.files.safe_open import BLOCK
 STAGING_PREFIX: Final = ".docferry-put-"
 #: The age below which a staging folder may not yet be locked by its process, seconds.
 STAGING_AGE_S: Final = 60.0
-#: The names of folders sort documents of one name by time.
+#: A folder is named by the digest of its document's name, in so many digits, and a number that grows with time.
 _KEY_DIGITS: Final = 12
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 2000

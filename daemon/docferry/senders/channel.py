@@ -27,7 +27,7 @@ _RECEIVE_CALLS: Final = 4
 MAX_DESCRIPTORS: Final = 253
 #: The largest number of parts in one system call; the kernel takes 1,024 (UIO_MAXIOV).
 _MAX_PARTS: Final = 512
-#: No frame is longer: more is a defect, or an attack.
+#: The largest frame; a larger one is a defect, or an attack.
 MAX_FRAME_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -53,7 +53,7 @@ class _Batch(Struct):
 
 
 class Channel:
-    """Hold one end of the socket pair. Frames leave in the order of `write`."""
+    """Send and receive frames at one end of the socket pair. Frames leave in the order of `write`."""
 
     def __init__(self, end: socket.socket, *, takes_descriptors: bool) -> None:
         end.setblocking(False)

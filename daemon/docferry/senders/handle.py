@@ -37,7 +37,7 @@ class _Pending(Struct):
 
 
 class SenderHandle:
-    """Hold a sender process: its channel, its shared page and its requests."""
+    """Control a sender process: start it, pass requests to it, and end it."""
 
     def __init__(self, clients: Sequence[HttpOptions]) -> None:
         """Start the process. Raises OSError.
@@ -125,7 +125,7 @@ class SenderHandle:
             slot.is_lost = not pending.done.is_set()
             if slot.is_lost:
                 with anyio.CancelScope(shield=True):
-                    await self._channel.flush()
+                    await self._channel.flush()  # the caller closes the files next
             raise
         finally:
             self._pending.pop(number, None)
@@ -133,7 +133,7 @@ class SenderHandle:
         return pending.reply
 
     async def serve(self, ready: Callable[[], None]) -> str | None:
-        """Take replies until the process ends or breaks the protocol; return what is wrong. Calls `ready` once."""
+        """Take replies until the process ends. Return a violation of the protocol, else None. Calls `ready` once."""
 
         def take(frame: Frame) -> None:
             if frame.kind == messages.READY:

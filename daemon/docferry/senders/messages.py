@@ -58,7 +58,7 @@ class SendRequest(Struct, frozen=True):
     parts: Sequence[bytes | OpenedFile]
 
     def send(self, number: int, channel: Channel) -> None:
-        """Send it with its open files."""
+        """Send the request with its open files."""
         files = [part for part in self.parts if not isinstance(part, bytes)]
         origin = _packed_origin(self.origin)
         meta = _REQUEST.pack(self.slot, self.client, self.expect_continue, len(origin), len(self.head))
@@ -109,7 +109,7 @@ class SendFailure(Struct, frozen=True):
 
     @classmethod
     def of(cls, error: Exception, *, maybe_complete: bool) -> SendFailure:
-        """Return the failure that tells of any exception."""
+        """Return the failure for an exception."""
         return cls(type(error).__name__, str(error), maybe_complete)
 
     def frame(self, number: int) -> Frame:
@@ -129,7 +129,7 @@ Reply = SendResponse | SendFailure
 
 
 def read_reply(frame: Frame) -> Reply:
-    """Return the reply of a frame. Raises ChannelError if it is none."""
+    """Return the reply of a frame. Raises ChannelError for an invalid frame."""
     try:
         if frame.kind == RESPONSE:
             status, *flags = _RESPONSE.unpack_from(frame.meta)

@@ -20,7 +20,7 @@ from docferry.senders.transport import SenderTransport
 
 log = logs.get("senders")
 
-#: Senders start if so many requests, or so many bytes of them, were claimed within `WINDOW_S` seconds.
+#: The requests, or the bytes of requests, that start the senders if they are claimed within `WINDOW_S` seconds.
 START_REQUESTS: Final = 500
 START_BYTES: Final = 64 * 1024 * 1024
 WINDOW_S: Final = 5.0

@@ -60,8 +60,8 @@ class _PartsBody:
         return join_parts(self.parts)
 
 
-class _SharedBody(TrackedBody):
-    """Record the progress of a body on the page, before its first byte is yielded."""
+class _ReportedBody(TrackedBody):
+    """Record on the page that the body begins, before its first byte is yielded, and its sent bytes."""
 
     def __init__(self, request: SendRequest, page: ProgressPage) -> None:
         super().__init__(_PartsBody(request.parts))
@@ -83,7 +83,7 @@ class _SharedBody(TrackedBody):
         self._page.write(self._slot, begun=True, given=0)
 
 
-class _OneBlock(_SharedBody):
+class _OneBlockBody(_ReportedBody):
     """Yield a small body as one block; its files are read at that moment."""
 
     def __init__(self, request: SendRequest, page: ProgressPage) -> None:
@@ -139,10 +139,10 @@ class _Sender:
         """Send one request and its reply; every error is the reply."""
         files = _files_of(request.parts)
         reply: Reply = SendFailure("", "", maybe_complete=False)  # when it is cancelled
-        is_small = sum(map(len_of, request.parts)) < ONE_BLOCK_BYTES
-        body = (_OneBlock if is_small else _SharedBody)(request, self._page)
+        is_one_block = sum(map(len_of, request.parts)) < ONE_BLOCK_BYTES
+        body = (_OneBlockBody if is_one_block else _ReportedBody)(request, self._page)
         try:
-            if is_small:
+            if is_one_block:
                 reply = await self._exchange(request, body)
             else:
                 reply = await self._send_large(request, body, files)
@@ -194,7 +194,7 @@ def _read_each(files: Sequence[OpenedFile]) -> None:
 
 
 async def _read(stream: httpx.AsyncByteStream) -> tuple[bytes, bool]:
-    """Return the raw content, slightly more than its limit at most, and whether it is incomplete."""
+    """Return the raw content, which exceeds its limit by at most one block, and whether it broke off."""
     content = bytearray()
     try:
         async for block in stream:

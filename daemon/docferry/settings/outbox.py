@@ -18,7 +18,7 @@ SUFFIX: Final = " (put)"
 
 
 class Outbox(Upload):
-    """Describe a mapping's second folder. Its files have the target and rules of the mapping, and are then deleted.
+    """Hold a mapping's second folder. Its files have the target and rules of the mapping, and are deleted once sent.
 
     Each document has its own folder, so that two of one name do not replace each other. The rest of its path is its
     path in the mapping.

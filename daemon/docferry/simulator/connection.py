@@ -29,7 +29,7 @@ class Reset(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """Hold a client's connection. Reads wait for bytes, and raise Disconnected if none can come."""
+    """Read from and write to a client's connection. Reads wait for bytes; Disconnected is raised if none can come."""
 
     def __init__(self, client: socket.socket, clock: Clock) -> None:
         self._client = client

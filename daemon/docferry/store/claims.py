@@ -50,7 +50,7 @@ class Pick(Struct, frozen=True):
 
 
 class ClaimTerms(Struct, frozen=True):
-    """The claimant, the wall time, and the transfers that are not to be claimed."""
+    """Hold the claiming process, the wall time, and the transfers that must not be claimed."""
 
     owner: str
     now: float

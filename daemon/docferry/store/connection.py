@@ -171,7 +171,7 @@ class Transaction:
 
 
 class ThreadConnection:
-    """Hold a connection that lives in its own thread.
+    """Run transactions on a connection in its own thread.
 
     Each unit of work is one transaction and one call in that thread.
     """

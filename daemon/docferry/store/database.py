@@ -46,8 +46,8 @@ LONGEST_RETRY_PAUSE_S = 5.0
 RETRY_FACTOR = 1.5
 #: A longer commit is reported, seconds. SQLite waits longer for the lock of another program.
 SILENT_S = 40.0
-#: A refused statement is an alarm for so long, and logged again after it, seconds. What was refused is tried again
-#: more often.
+#: The duration of the alarm about a refused statement, and the interval at which it is logged again, seconds. The
+#: statement itself is tried more often.
 REFUSAL_ALARM_S = 900.0
 #: The largest number of units of work in one commit, to limit its duration.
 MAX_GATHERED = 256

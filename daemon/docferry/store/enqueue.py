@@ -327,8 +327,8 @@ WHERE exclusion <> 'content' AND sha256 IS NOT NULL {{condition}} AND (
 RETURNING n
 """
 _HOLD_TAKEN = text(_HOLD_NAMES.format(condition=""))
-# A held file that somebody changes in a loop keeps its document. The names that this commit frees count as taken still:
-# the next scan plans those who waited for them.
+# A held file that changes in a loop keeps its document. Names that this commit frees still count as taken: the next
+# scan plans the documents that wait for them.
 _HOLD_STILL_TAKEN = text(
     _HOLD_NAMES.format(
         condition="""AND EXISTS (SELECT 1 FROM document h JOIN transfer u ON u.id = h.transfer_id

@@ -82,7 +82,7 @@ class Process(Struct, frozen=True):
 
 
 class Owners(Protocol):
-    """Define the processes that share a queue."""
+    """Tell running processes of a queue from dead ones. Implemented for one host and for several hosts."""
 
     is_local: bool  # whether all of them are on this host
     others: int  # other running hosts
@@ -183,7 +183,7 @@ class HeartbeatOwners:
         }
 
     async def remove(self, owners: Collection[str]) -> None:
-        """Keep the rows of dead owners: a stopped host counts as missing until it returns."""
+        """Do nothing: the row of a dead owner stays, so that its host counts as missing until it returns."""
 
 
 async def processes(database: Database) -> list[Process]:

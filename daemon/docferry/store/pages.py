@@ -85,7 +85,7 @@ class Pages:
         return await self._database.read(lambda transaction: documents(transaction, wanted, below, limit))
 
     async def all_ids(self, wanted: Filter, chunk: int = 5_000) -> list[int]:
-        """Return the ids of all retriable documents that match the filter, without a time limit."""
+        """Return the ids of all retriable documents that match the filter, reading as many pages as needed."""
         found: list[int] = []
         for state in ("held", "waiting", "doubtful"):
             if wanted.states and state not in wanted.states:

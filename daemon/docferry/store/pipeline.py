@@ -104,7 +104,7 @@ class _ServerChanged(Exception):
 
 
 class PipelinedConnection(ThreadConnection):
-    """Hold a connection whose transactions are pipelines. `begin` are the statements that begin one."""
+    """Run each transaction as a pipeline. `begin` are the statements that begin a transaction."""
 
     def __init__(self, engine: Engine, begin: Sequence[str], server: Server | None = None) -> None:
         super().__init__(engine, begin[0])

@@ -1,4 +1,4 @@
-"""Transfers whose change the database refuses: each is held, and hinders no other."""
+"""Hold transfers that the database refuses to change, so that the others continue."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from docferry.store.database import Database
 
 log = logs.get("database")
 
-#: A transfer that cannot be held either is claimed again after so long, seconds.
+#: The delay before a transfer that cannot even be held is claimed again, seconds.
 SET_ASIDE_S = 60.0
-#: After so many refusals without a success between them, the cause is not the document: none is held any more.
+#: Consecutive refusals after which the cause is not the document: no further transfer is held.
 IN_A_ROW = 5
 
-# Bytes may have been sent where the state or the first attempt says so: then the remote is asked before it is sent.
+# In other states bytes may have been sent. A retry looks up transfers with the reason "undecidable" or a first attempt.
 _HOLD = text("""
 UPDATE transfer SET state = 'held', detail = :detail, lease_owner = NULL, updated = :now,
   reason = CASE WHEN state IN ('waiting', 'leased') THEN 'metadata' ELSE 'undecidable' END
@@ -35,7 +35,7 @@ WHERE id = :id AND state IN ('leased', 'sending', 'asking') AND lease_owner = :o
 
 
 class Refusals:
-    """The transfers of one process that the database refused to change."""
+    """Hold refused transfers, and set aside those of this process that cannot be held."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
@@ -46,21 +46,21 @@ class Refusals:
 
     @property
     def set_aside(self) -> list[int]:
-        """Return the transfers that are not claimed for now."""
+        """Return the ids of the transfers that must not be claimed now."""
         return list(self._set_aside)
 
     def claimable(self, room: int) -> int:
-        """Return how many of `room` transfers may be claimed: while everything is refused, one in a minute."""
+        """Return the number of transfers to claim, at most `room`: one a minute while all changes are refused."""
         if self._in_a_row < IN_A_ROW:
             return room
         return min(room, 1) if self._clock.steady() >= self._probe_at else 0
 
     def succeeded(self) -> None:
-        """Note that a document was sent and recorded."""
+        """Record that a document was sent and its state stored."""
         self._in_a_row = 0
 
     async def hold(self, transfer_id: int, state: State, owner: str, error: StatementRefused) -> None:
-        """Hold a transfer in this state, whose change was refused. Where that is refused too, set it aside."""
+        """Hold a transfer in this state after its change was refused. Set it aside if that is refused, too."""
         self._in_a_row += 1
         self._probe_at = self._clock.steady() + SET_ASIDE_S
         detail = f"{error}, then run `docferry retry`"
@@ -76,7 +76,7 @@ class Refusals:
         self._set_aside[transfer_id] = self._probe_at
 
     async def retry_due(self, owner: str) -> None:
-        """Return transfers to the queue whose time has come; those that may have been sent are doubtful."""
+        """Return due set-aside transfers to the queue: as doubtful if they may have been sent, else as waiting."""
         steady = self._clock.steady()
         for transfer_id in [each for each, at in self._set_aside.items() if at <= steady]:
             parameters = {"id": transfer_id, "owner": owner, "now": self._clock.now()}
@@ -89,7 +89,7 @@ class Refusals:
 
 @contextlib.contextmanager
 def refusal_logged(subject: str) -> Iterator[None]:
-    """Go on where the database refuses something that the process also knows in memory, or does again later."""
+    """Log a refused statement and continue: the process also has its data in memory, or repeats it later."""
     try:
         yield
     except StatementRefused as error:

@@ -110,7 +110,7 @@ class TransitionWriter:
 
     def __init__(self, database: Database, wakeups: Wakeups, refusals: Refusals) -> None:
         self._database = database
-        self._wakeups = wakeups  # called with every path whose transfer is gone
+        self._wakeups = wakeups  # gets the paths whose transfer is gone, to check them again
         self._refusals = refusals
         self._batch: _Batch | None = None
 

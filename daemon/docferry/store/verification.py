@@ -1,4 +1,4 @@
-"""Store the results of verification, its progress, and resend missing documents."""
+"""Store the results and the progress of verification, and queue missing documents again."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Antivirus:
 
 
 def _blocked(transfer: Transfer, gate: Gate, wait: float) -> Outcome:
-    """Return the outcome of a document that waits for clamd; a doubt remains."""
+    """Return the outcome of a document that waits for clamd; a doubtful document stays doubtful."""
     if transfer.state is State.ASKING:
         return Outcome(State.DOUBTFUL, transfer.reason, gate.detail, delay=wait, costs_a_try=False)
     return Outcome(State.WAITING, gate.reason, gate.detail, costs_a_try=False)

@@ -114,7 +114,7 @@ class BatchTrials:
         """Return the batches of one lane with their positions among all lanes."""
         if lane == _BULK_LANE:
             return list(enumerate(self._bulk.divide(transfers), 1))
-        # A document that failed before is sent alone: it may be the cause of the failed request.
+        # A document that failed before is sent alone: if it is the cause, it would spoil the request of the others.
         single, rest = [t for t in transfers if t.tries], [t for t in transfers if not t.tries]
         size = self.batch_size(lane)
         ranked: list[tuple[int, list[Transfer]]] = []

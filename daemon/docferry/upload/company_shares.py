@@ -36,7 +36,7 @@ class CompanyShares:
         self._free_since: dict[str, float] = {}  # companies beyond the share, with their first steady second
 
     def choose(self, lanes: Sequence[Lane], in_hand: Collection[str]) -> Choice:
-        """Return the lanes to claim from. `in_hand` are the lanes with transfers of this process."""
+        """Return the lanes to claim from. `in_hand` are the lanes of batches that this process has claimed."""
         if self._owners.is_local:
             return Choice(lanes)
         now = self._clock.now()
@@ -46,16 +46,17 @@ class CompanyShares:
         ours = [lane for lane in due if lane.mapping in self._uploads]
         elsewhere = {company_of(lane.lane) for lane in due if lane.elsewhere}
         ask_for = {company_of(lane.lane) for lane in ours if lane.elsewhere and not self._is_shared(lane)}
-        served = {company_of(lane.lane) for lane in ours} - ask_for  # skip lanes that this host cannot send
+        served = {company_of(lane.lane) for lane in ours} - ask_for  # those that this host can claim
         divided = dict.fromkeys(
             company for lane in due if self._is_shared(lane) and (company := company_of(lane.lane)) in served
         )
         mine = {company_of(lane) for lane in in_hand} & divided.keys()
         free = [company for company in divided if company not in mine and company not in elsewhere]
+        # Take the share of this host, and the companies that no other host took in time.
         hosts = 1 + self._owners.others
         room = max(math.ceil(len(divided) / hosts) - len(mine), 0)
         taken = mine.union(free[:room], self._left_over(free[room:]))
-        if len(taken) < max(len(divided) // hosts, 1):
+        if len(taken) < max(len(divided) // hosts, 1):  # less than the share: others hold too many
             ask_for |= elsewhere & divided.keys()
         return Choice([lane for lane in lanes if self._may_claim(lane, divided, taken)], ask_for)
 

@@ -72,7 +72,7 @@ class Scheduler:
         self._serves_several = _serves_several(context)
         slot_limits = SlotLimits(limits.workers, batch_trials.size, limits.per_company, self._serves_several)
         self._slots = Slots(context.clock, slot_limits, gate_manager)
-        self._tasks: dict[Batch, TaskHandle[None]] = {}  # scopes of the batches in flight
+        self._tasks: dict[Batch, TaskHandle[None]] = {}  # of the started batches, to cancel them
         self._stopping = False
         self._claiming = False  # set if a claim may find transfers that `_slots` does not have yet
         self._has_claimed = False  # whether the last read of the queue led to a claim
@@ -126,7 +126,7 @@ class Scheduler:
     async def refresh(self) -> None:
         """Read the lanes and the gates."""
         lanes, remotes = await self._context.queue.transfers.lanes(), self._context.remotes
-        # After a change of the configuration the next scan plans what no remote takes any more.
+        # Skip remotes that are no longer configured: the next scan plans their documents again.
         self._lanes = [lane for lane in lanes if lane.lane.partition("/")[0] in remotes]
         await self._quota.refresh_gates()
 

@@ -34,7 +34,7 @@ HELD: Final = {
     "approval": ("waiting for approval", "Check them, then release those to be sent."),
     "metadata": ("with times or sizes that cannot be stored", "Copy the file again, then it is sent."),
 }
-#: Reasons for which a retry alone helps; a changed file is noticed without a retry.
+#: Reasons for which the retry is the main button. With other reasons a person changes the file, which is noticed.
 _RETRIED: Final = frozenset({"refused", "gave_up", "undecidable", "approval", "unreadable", "unscanned"})
 _GATES: Final = {
     "key": ("refuses the API key", "Put the right key in place, then open the gate."),

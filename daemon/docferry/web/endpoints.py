@@ -44,7 +44,7 @@ def application(daemon: RunningDaemon, events: EventMetrics, listen: str, hosts:
 
 
 def _wants_plain(accept: str) -> bool:
-    """Return whether the client requests the plain format. Prometheus requests a format; OpenMetrics is the default."""
+    """Return whether a client accepts only the plain format; without `Accept` it gets OpenMetrics."""
     return "text/plain" in accept and "openmetrics" not in accept
 
 

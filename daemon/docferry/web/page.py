@@ -158,7 +158,7 @@ class StatusPage:
         return request.cookies.get(self._cookie_name)
 
     def _actor(self, request: Request) -> str:
-        """Return the name of a browser for receipts: its session, or the socket, whose mode granted access."""
+        """Return the name of a browser for receipts: its session, or the Unix socket if the page needs no login."""
         session = self._sessions.name(self._cookie(request)) if self._needs_login else None
         return f"page session {session}" if session else f"status page at {self._settings.web.listen}"
 

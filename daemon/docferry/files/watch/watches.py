@@ -1,4 +1,4 @@
-"""Hold the running watches of one thread, with the folders that they watch."""
+"""Start, merge and stop the watches of one thread, and index their folders."""
 
 from __future__ import annotations
 

@@ -116,12 +116,12 @@ class Codat:
         listed = await self.listing(company)
         offset = self._http.clock_offset or 0.0
 
-        def judge() -> tuple[Reconciliation, dict[int, Finding]]:
+        def reconcile() -> tuple[Reconciliation, dict[int, Finding]]:
             rows = [ListedUpload.read(each.file_name, each.uploaded, offset) for each in listed]
             reconciliation = Reconciliation(doubts, accounted, unsettled, rows, self._clock.now())
             return reconciliation, reconciliation.by_list()
 
-        reconciliation, found = await run_sync(judge)
+        reconciliation, found = await run_sync(reconcile)
         if len(found) == len(doubts):
             return found
         days = [None] if reconciliation.needs_everything else [day.isoformat() for day in sorted(reconciliation.days)]

@@ -95,7 +95,7 @@ def lookback(doubts: Sequence[Transfer]) -> Lookback:
 
 
 class Reconciliation:
-    """Run one lookup: the doubts of one company, its list, and the uploads of other transfers."""
+    """Decide the doubts of one company by its list, the ZIPs, and the known uploads of other transfers."""
 
     def __init__(
         self,

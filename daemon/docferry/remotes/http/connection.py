@@ -1,4 +1,4 @@
-"""Exchange one request and its response over a connection at a time.
+"""Exchange requests and responses over a connection, one at a time.
 
 The class uses the socket itself instead of a buffered stream, because three facts must be exact. These are the moment
 when the kernel took the last byte of a body, the close of an idle connection, and a response before a hang-up.

@@ -13,7 +13,7 @@ from docferry.remotes.http.request_body import ClosingBlocks
 
 #: Small blocks are joined up to this size, so that few calls send them.
 _BLOCK_BYTES: Final = 128 * 1024
-#: The `mimetypes` module differs between machines, but a retry must have the same body.
+#: Not from the `mimetypes` module, which differs between machines: a retry must have the same body.
 _CONTENT_TYPES: Final = {
     "csv": "text/csv",
     "doc": "application/msword",

@@ -26,7 +26,7 @@ _KEEP_ALIVE: Final = re.compile(rb"timeout=([0-9]{1,6})")
 
 
 class DirectTransport(httpx.AsyncBaseTransport):
-    """Hold one connection for each concurrent request, to any number of origins; no request waits for another.
+    """Use a separate connection for each concurrent request, to any number of origins; no request waits for another.
 
     A cancelled or failed request closes its connection. A TrackedBody as request body is told the bytes that the kernel
     took. Of the `timeout` extension, `connect` covers all addresses and TLS; `write` and `read` limit the time without

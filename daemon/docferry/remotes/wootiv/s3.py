@@ -100,7 +100,7 @@ def is_absent(response: Response) -> bool:
 def is_md5(response: Response, etag: str) -> bool:
     """Return whether an ETag is the MD5 of the bytes.
 
-    It is not after multipart uploads, nor with KMS or customer keys.
+    The ETag has another value after a multipart upload, and with keys of KMS or of the customer.
     """
     encryption = response.headers.get("x-amz-server-side-encryption", "")
     own_key = "x-amz-server-side-encryption-customer-algorithm" in response.headers
