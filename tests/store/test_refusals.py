@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from docferry.errors import LeaseLost, StatementRefused
-from docferry.model import Outcome, Receipt, State
+from docferry.model import Outcome, Receipt, State, Target
 from docferry.store.claims import Pick
 from docferry.store.downloads import DownloadedFile, Downloads
 from refusing_trigger import allowing, refusing
@@ -128,6 +128,38 @@ async def test_what_refuses_every_document_holds_few(env: StoreEnv) -> None:
     env.clock.turn(61.0)
     await env.transfers.retry_refused()
     assert len(await env.claimed()) == 1  # a probe
+
+
+async def test_a_company_whose_documents_are_all_refused_delays_no_other(env: StoreEnv) -> None:
+    """Another company's documents go on at once, however many of hers were refused before."""
+    await env.enqueue(*(f"bad-{number}.pdf" for number in range(40)), target=Target("codat", "mallory", "bank"))
+    await refuse(env, "UPDATE ON transfer", "NEW.remote_name LIKE 'bad-%' AND NEW.state IN ('sending', 'held')")
+    for number in range(6):
+        await settle(env, 8)
+        await env.enqueue(f"{number}.pdf")
+        await settle(env, 8)
+        assert (await states(env))[f"{number}.pdf"] == ("sent", None)
+        env.clock.turn(61.0)
+        await env.transfers.retry_refused()
+
+
+async def test_while_all_companies_are_refused_each_gets_its_turn_to_probe(env: StoreEnv) -> None:
+    companies = [Target("codat", f"company-{number}", "bank") for number in range(8)]
+    for number, target in enumerate(companies):
+        await env.enqueue(*(f"{number}-{each}.pdf" for each in range(8)), target=target)
+    await refuse(env, "UPDATE ON transfer", "NEW.state = 'sending' AND NEW.remote_name NOT LIKE '7-%'")
+    for target in companies[:5]:
+        picks = [Pick(lane, 1) for lane in await env.transfers.lanes() if target.company_id in lane.lane]
+        for transfer in await env.transfers.claim(picks, 1):
+            with pytest.raises(LeaseLost):
+                await env.transfers.mark_sending([transfer])
+    assert await env.claimed() == []
+    for _ in range(3):  # the three companies that were not refused yet probe first
+        assert ("sent", None) not in (await states(env)).values()
+        env.clock.turn(61.0)
+        await env.transfers.retry_refused()
+        await settle(env, 8)
+    assert ("sent", None) in (await states(env)).values()
 
 
 async def test_leases_of_a_dead_process_are_reclaimed_around_a_refused_one(env: StoreEnv) -> None:

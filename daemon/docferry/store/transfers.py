@@ -90,7 +90,7 @@ class Transfers(LookupCounts):
         A process that has one of the companies `ask_for` soon releases it to this one. A transfer is held if the
         database refuses its claim.
         """
-        room = self._refusals.claimable(room)
+        picks = self._refusals.claimable(picks)
         try:
             return await self._claim(picks, room, ask_for)
         except StatementRefused:
@@ -252,6 +252,8 @@ class Transfers(LookupCounts):
             raise AssertionError(f"no such transition: {before} to {state}")
         return {
             "id": transfer.id,
+            "mapping": transfer.mapping,
+            "lane": transfer.target.lane,
             "lease": transfer.lease,
             "lease_owner": self.owner,
             "unknown_commits": self._database.unknown_commits,

@@ -157,8 +157,9 @@ class _Batch:
                 self.orphans += orphans
             for row, error in refused:
                 await refusals.hold(row["id"], row["from"], row["lease_owner"], error)
-            if any(row["state"] is State.SENT and (row["id"], row["lease"]) in self.made for row in self.rows):
-                refusals.succeeded()
+            if refusals.has_any:
+                sent = [row for row in self.rows if row["state"] is State.SENT and (row["id"], row["lease"]) in self.made]
+                refusals.succeeded({(row["mapping"], row["lane"]) for row in sent})
         except Exception as error:  # noqa: BLE001 - raised in every task with a transition in this commit
             self.error = error
         finally:
