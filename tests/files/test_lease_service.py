@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ _WORDS = ["-m", "docferry", "lease-service"]
 def listener(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     path = root / "lease.sock"
     monkeypatch.setenv(lease_service.VARIABLE, str(path))
+    monkeypatch.setattr(lease_service, "TIMEOUT_S", 60.0)  # a busy machine starts the service slowly
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen()
@@ -110,6 +112,69 @@ def test_without_the_service_the_kernel_tells_nothing(
     listener.close()
     with path.open("rb") as reader, unprivileged():
         assert no_writer(reader.fileno()) is None
+
+
+def test_a_service_that_does_not_answer_delays_one_file(
+    root: Path, listener: socket.socket, unprivileged: Unprivileged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are hashed in few threads, which serve all customers and cannot be stopped."""
+    monkeypatch.setattr(lease_service, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(lease_service, "PASSED_OVER_S", 3.0)
+    path = root / "a.pdf"
+    path.write_bytes(b"content")
+    path.chmod(0o644)
+    with path.open("rb") as reader:
+        with unprivileged():
+            assert [no_writer(reader.fileno()) for _ in range(100)] == [None] * 100
+        waiting = 0
+        listener.setblocking(False)
+        while _is_accepted(listener):
+            waiting += 1
+        assert waiting == 1
+        listener.setblocking(True)
+        with running(listener), unprivileged():
+            until(lambda: no_writer(reader.fileno()), what="the service, asked again")
+
+
+def _is_accepted(listener: socket.socket) -> bool:
+    with suppress(BlockingIOError):
+        listener.accept()[0].close()
+        return True
+    return False
+
+
+def test_a_false_service_proves_nothing(root: Path, listener: socket.socket, unprivileged: Unprivileged) -> None:
+    path = root / "a.pdf"
+    path.write_bytes(b"content")
+    path.chmod(0o644)
+    code = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])).accept()[0]\nwhile s.recv(1): s.send(b'1')"
+    words = [sys.executable, "-c", code, str(listener.fileno())]
+    with path.open("ab"), path.open("rb") as reader, subprocess.Popen(words, pass_fds=[listener.fileno()]) as service:
+        with unprivileged():
+            assert no_writer(reader.fileno()) is False
+        service.kill()
+
+
+def test_clients_that_never_read_or_never_ask_delay_no_other(root: Path, listener: socket.socket) -> None:
+    path = root / "a.pdf"
+    path.write_bytes(b"content")
+    address = str(root / "lease.sock")
+    with running(listener) as service, path.open("rb") as reader, ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        deaf.connect(address)
+        deaf.settimeout(10)
+        with suppress(OSError):  # the service closed the connection
+            for _ in range(5_000):  # its receive buffer holds some hundred answers
+                deaf.send(b"T")
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (lease_service.MOST_CONNECTIONS + 20,) * 2)
+        for _ in range(lease_service.MOST_CONNECTIONS + 50):
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)).connect(address)
+        client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        client.settimeout(60)
+        client.connect(address)
+        socket.send_fds(client, [b"T"], [reader.fileno()])
+        assert client.recv(1) == lease_service.TAKEN
+        assert service.poll() is None
 
 
 def test_a_client_that_sends_nonsense_ends_nothing(root: Path, listener: socket.socket) -> None:

@@ -13,20 +13,25 @@ import os
 import selectors
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Final
 
 #: The socket of `docferry-lease.socket`; the environment variable names another one.
 SOCKET: Final = "/run/docferry-lease.sock"
 VARIABLE: Final = "LEASE_SOCKET"
-#: The time limit to connect and for each answer, seconds; later the service counts as absent.
+#: The time limit to connect and for each answer, and the time for which a silent service counts as absent, seconds.
 TIMEOUT_S: Final = 5.0
+PASSED_OVER_S: Final = 60.0
+#: Connections of the service; a further one closes the oldest, whose client connects again.
+MOST_CONNECTIONS: Final = 256
 #: Two commands, and three answers. The answer to RELEASE is not used.
 TAKE, RELEASE, TAKEN, WRITER, REFUSED = b"T", b"R", b"1", b"0", b"?"
 #: The first descriptor that systemd passes to an activated service.
 _LISTENER: Final = 3
 
 _connections = threading.local()
+_passed_over_until = float("-inf")  # monotonic seconds, for all threads
 
 
 def is_reachable() -> bool:
@@ -48,22 +53,36 @@ def release(descriptor: int) -> None:
 
 
 def _ask(command: bytes, descriptor: int) -> bytes:
-    """Return the answer of the service, b"" if there is none. Each thread has a connection of its own."""
-    for is_again in (False, True):
-        connection: socket.socket | None = getattr(_connections, "open", None)
-        try:
-            if connection is None:
-                connection = _connections.open = _connect()
-            socket.send_fds(connection, [command], [descriptor])
-            if answer := connection.recv(1):
+    """Return the answer of the service, b"" if there is none."""
+    global _passed_over_until
+    if time.monotonic() < _passed_over_until:
+        return b""
+    try:
+        for _ in range(2):  # the service may have been restarted
+            if answer := _exchange(command, descriptor):
                 return answer
-        except OSError:
-            if is_again or connection is None:
-                break
-        _connections.open = None  # the service was restarted: connect again
-        if connection is not None:
-            connection.close()
+    except TimeoutError:  # otherwise every file would wait, and with it all customers and a stop
+        _passed_over_until = time.monotonic() + PASSED_OVER_S
+    except OSError:
+        pass
     return b""
+
+
+def _exchange(command: bytes, descriptor: int) -> bytes:
+    """Return the answer over the connection of this thread, b"" if the service closed it. Raises OSError."""
+    connection: socket.socket = getattr(_connections, "open", None) or _connect()
+    _connections.open, answer = None, b""
+    try:
+        socket.send_fds(connection, [command], [descriptor])
+        answer = connection.recv(1)
+    except ConnectionError:
+        pass
+    finally:
+        if answer:
+            _connections.open = connection
+        else:
+            connection.close()
+    return answer
 
 
 def _connect() -> socket.socket:
@@ -81,15 +100,22 @@ def main() -> int:
     """Serve the socket that systemd opened, until the process is ended."""
     with socket.socket(fileno=_LISTENER) as listener, selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
+        connections: list[socket.socket] = []
         while True:
             for key, _ in selector.select():
                 ready = key.fileobj
                 assert isinstance(ready, socket.socket)  # noqa: S101 - only sockets are registered
+                ended = None
                 if ready is listener:
-                    selector.register(listener.accept()[0], selectors.EVENT_READ)
-                elif not _serve(ready):
-                    selector.unregister(ready)
-                    ready.close()
+                    connections.append(listener.accept()[0])
+                    selector.register(connections[-1], selectors.EVENT_READ)
+                    ended = connections[0] if len(connections) > MOST_CONNECTIONS else None
+                elif ready in connections and not _serve(ready):
+                    ended = ready
+                if ended is not None:
+                    selector.unregister(ended)
+                    connections.remove(ended)
+                    ended.close()
 
 
 def _serve(connection: socket.socket) -> bool:
@@ -107,7 +133,7 @@ def _serve(connection: socket.socket) -> bool:
                 os.close(descriptor)
         if not command:
             return False
-        connection.send(answer)
+        connection.send(answer, socket.MSG_DONTWAIT)  # others do not wait for a client that reads nothing
     except OSError:
         return False
     return True

@@ -54,6 +54,7 @@ def take(descriptor: int) -> bool | None:
         free = False if error.errno == errno.EAGAIN else None
         if error.errno == errno.EACCES:  # a file of another user
             free = lease_service.take(descriptor)
+            free = is_held(descriptor) if free else free  # whoever answered: the kernel knows
         return None if free is False and _is_remote(descriptor) else free
     return True
 

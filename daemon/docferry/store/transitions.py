@@ -158,8 +158,9 @@ class _Batch:
             for row, error in refused:
                 await refusals.hold(row["id"], row["from"], row["lease_owner"], error)
             if refusals.has_any:
-                sent = [row for row in self.rows if row["state"] is State.SENT and (row["id"], row["lease"]) in self.made]
-                refusals.succeeded({(row["mapping"], row["lane"]) for row in sent})
+                sent = [row for row in self.rows if row["state"] is State.SENT]
+                recorded = [row for row in sent if (row["id"], row["lease"]) in self.made]
+                refusals.succeeded({(row["mapping"], row["lane"]) for row in recorded})
         except Exception as error:  # noqa: BLE001 - raised in every task with a transition in this commit
             self.error = error
         finally:
