@@ -128,6 +128,34 @@ def test_what_is_no_export_is_said_plainly(export: Path) -> None:
     assert verify(export).returncode == 2
 
 
+def test_a_hostile_export_is_said_plainly(export: Path, tmp_path: Path) -> None:
+    """Its maker would like a traceback, a full memory, or a terminal that shows something else."""
+    texts = {path.name: path.read_text() for path in export.glob("*.*")}
+    deep = "[" * 100_000 + "]" * 100_000 + "\n"
+    index = "\x1b[2J\u202eright"
+    named = json.dumps({"index": index}, ensure_ascii=False) + "\n"
+    for name, content, code, said in [
+        ("receipts.jsonl", deep, 2, "cannot be read"),
+        ("consistency.jsonl", deep, 2, "cannot be read"),
+        ("receipts.jsonl", "[]\n", 2, "cannot be read"),
+        ("receipts.csv", '"' + "x" * 200_000, 2, "cannot be read"),
+        ("receipts.jsonl", " " * 50_000_000, 2, "grow without limit"),
+        ("receipts.jsonl", named, 1, "it was changed"),
+        ("receipts.jsonl", texts["receipts.jsonl"] + '{"index": 1}', 1, "last line without an end"),
+    ]:
+        with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for each, text in {**texts, name: content}.items():
+                archive.writestr(each, text)
+        done = verify(export, str(tmp_path / "y.zip"))
+        assert (done.returncode, said in done.stdout + done.stderr) == (code, True), (name, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "\x1b" not in done.stdout
+        assert "\u202e" not in done.stdout
+    with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("receipts.jsonl", "other bytes")
+    assert verify(export, str(tmp_path / "x.zip")).returncode == 2
+
+
 def test_no_cell_is_a_formula_and_no_text_is_markup(export: Path) -> None:
     rows = list(csv.DictReader(io.StringIO((export / "receipts.csv").read_text())))
     assert [row["path"] for row in rows[:2]] == ['<script>alert("x")</script>', "x.pdf"]

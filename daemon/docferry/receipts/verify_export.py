@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     Point = tuple[int, int, int, int]
     Read = Callable[[str], bytes]
 
+#: Receipts become 5 to 20 times smaller in a ZIP.
+MAX_RATIO = 300
+
 # -- the Merkle tree of RFC 6962 ---------------------------------------------------------------------------------------
 
 
@@ -203,8 +206,10 @@ def verify(
 def verify_receipts(read: Read, head: Head) -> Iterator[str]:
     """Yield the problems of receipts and their proofs."""
     _, size, root, _, _ = head
-    bodies = read("receipts.jsonl").split(b"\n")[:-1]
+    *bodies, rest = read("receipts.jsonl").split(b"\n")
     proofs = read("proofs.jsonl").split(b"\n")[:-1]
+    if rest:
+        yield "receipts.jsonl has a last line without an end, which belongs to no proof"
     if len(bodies) != len(proofs):
         yield f"receipts.jsonl has {len(bodies)} receipts, proofs.jsonl {len(proofs)} proofs"
     for number, (body, proof) in enumerate(zip(bodies, proofs), 1):  # noqa: B905 - `strict` is new in Python 3.10
@@ -212,7 +217,7 @@ def verify_receipts(read: Read, head: Head) -> Iterator[str]:
             index, stated = json.loads(body)["index"], json.loads(proof)
             path = [base64.b64decode(each) for each in stated["proof"]]
             is_right = index == stated["index"] and root_from_inclusion(leaf_hash(body), index, size, path) == root
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             is_right, index = False, "?"
         if not is_right:
             yield f"receipts.jsonl, line {number} (receipt {index}): it is not in the log of head.txt; it was changed"
@@ -268,6 +273,11 @@ def open_exports(path: str | None) -> list[Read]:
         folders = [top] if (top / "head.txt").exists() else sorted(found.parent for found in top.glob("*/head.txt"))
         return [_reader_of_folder(folder) for folder in folders or [top]]
     archive = zipfile.ZipFile(path)
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("a name occurs twice")  # other programs may show the other one
+    if any(member.file_size > MAX_RATIO * max(member.compress_size, 1) for member in members):
+        raise ValueError("it would grow without limit when it is unpacked")
     heads = sorted(name for name in archive.namelist() if name == "head.txt" or name.endswith("/head.txt"))
     return [_reader_of_zip(archive, name[: -len("head.txt")]) for name in heads or ["head.txt"]]
 
@@ -293,8 +303,8 @@ def main(argv: Sequence[str]) -> int:
         anchors = [(name, Path(name).read_text(encoding="utf-8")) for name in asked.anchor]
         origins = [head[0] for read in logs for head in read_heads(read("head.txt").decode())[-1:]]
         return max([verify_log(read, asked.key, anchors, origins) for read in logs])
-    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
-        print(f"the export cannot be read: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the export may come from anybody, and hold anything
+        print(printable(f"the export cannot be read: {str(error) or type(error).__name__}"), file=sys.stderr)
         return 2
 
 
@@ -305,14 +315,19 @@ def verify_log(read: Read, key_text: str | None, anchors: Sequence[tuple[str, st
     others = [origin for origin in origins if not heads or origin != heads[-1][0]]
     problems = list(verify(read, key, anchors, others))
     for problem in problems:
-        print(problem)
+        print(printable(problem))
     if problems:
         print(f"{len(problems)} problems")
         return 1
     signed = f"signed by {base64.b64encode(key).decode()}" if key else "without a signature"
     origin, size = heads[-1][:2]
-    print(f"{receipts} receipts are in the log {origin}, whose head has {size} receipts, {signed}")
+    print(printable(f"{receipts} receipts are in the log {origin}, whose head has {size} receipts, {signed}"))
     return 0
+
+
+def printable(text: str) -> str:
+    """Return text without control characters: foreign ones could make a terminal hide a problem."""
+    return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text])
 
 
 if __name__ == "__main__":
