@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
+from docferry.files import outbox
 from docferry.settings import Upload
 from docferry.settings.outbox import Outbox, outboxes
 
@@ -46,3 +47,16 @@ def test_a_later_document_replaces_an_earlier_one_where_they_are_one_object(
     tmp_path: Path, template: str, replaces: bool
 ) -> None:
     assert Outbox.of(mapping(object_name=template), tmp_path, "here").replaces == replaces
+
+
+def test_a_name_with_a_similar_digest_replaces_no_other_document(tmp_path: Path) -> None:
+    """The SHA-256 of both names begins with the same 48 bits; such a name is found within a minute."""
+    first, second = PurePosixPath("10635334.pdf"), PurePosixPath("27607913.pdf")
+    outbox.store(tmp_path, first, [b"1"])
+    made = outbox.store(tmp_path, second, [b"2"])
+    assert outbox.replace_older(tmp_path, made) == []
+    outbox.remove_replaced(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*.pdf")) == [str(first), str(second)]
+    later = outbox.store(tmp_path, first, [b"3"])
+    assert len(outbox.replace_older(tmp_path, later)) == 1
+    assert [path.read_bytes() for path in sorted(tmp_path.rglob("*.pdf"), key=lambda path: path.name)] == [b"3", b"2"]

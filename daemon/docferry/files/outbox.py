@@ -24,8 +24,9 @@ from docferry.files.safe_open import BLOCK
 STAGING_PREFIX: Final = ".docferry-put-"
 #: The age below which a staging folder may not yet be locked by its process, seconds.
 STAGING_AGE_S: Final = 60.0
-#: A folder is named by the digest of its document's name, in so many digits, and a number that grows with time.
-_KEY_DIGITS: Final = 12
+#: The digits of a name's digest in the names of folders, which sort documents of one name by time. With few digits,
+#: somebody finds a name that replaces the document of another one.
+_KEY_DIGITS: Final = 32
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 2000
 
