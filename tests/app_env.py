@@ -33,6 +33,11 @@ def until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "it")
     return found
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Return the files below a folder. Unlike `rglob`, skips folders that another process removes meanwhile."""
+    return [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
+
+
 @dataclass
 class AppEnv:
     """Provide the files and programs of one test."""

@@ -177,7 +177,7 @@ def test_status_tells_which_gate_is_closed_and_retry_opens_it(
 
 def test_status_of_a_folder_that_is_away(app_env: AppEnv, say: Say) -> None:
     app_env.upload("bank").rmdir()
-    assert "is not there" in say("status")[1]
+    assert "bank does not exist; create it" in say("status")[1]
 
 
 def test_status_beside_a_daemon_tells_its_pid_and_the_remotes_quota(app_env: AppEnv, say: Say) -> None:

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from app_env import AppEnv, digest, until
+from app_env import AppEnv, digest, files_below, until
 from docferry.client import Queue
 from docferry.errors import ConfigError
 from docferry.files import outbox
@@ -43,8 +43,7 @@ async def running(app_env: AppEnv) -> AsyncIterator[Queue]:
 
 def files(app_env: AppEnv) -> list[Path]:
     """Return the documents in all outboxes, but the half stored ones of killed processes, which are swept later."""
-    found = [path for path in (app_env.state / "outbox").rglob("*") if path.is_file()]
-    return [path for path in found if outbox.STAGING_PREFIX not in str(path)]
+    return [path for path in files_below(app_env.state / "outbox") if outbox.STAGING_PREFIX not in str(path)]
 
 
 async def removed(app_env: AppEnv) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from app_env import AppEnv, digest
+from app_env import AppEnv, digest, files_below
 from docferry.files import outbox
 
 pytestmark = pytest.mark.anyio
@@ -20,8 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 def files(app_env: AppEnv) -> list[Path]:
     """Return the documents in all outboxes, but the half stored ones of killed processes, which are swept later."""
-    found = [path for path in (app_env.state / "outbox").rglob("*") if path.is_file()]
-    return [path for path in found if outbox.STAGING_PREFIX not in str(path)]
+    return [path for path in files_below(app_env.state / "outbox") if outbox.STAGING_PREFIX not in str(path)]
 
 
 #: Put two versions of a document, in a process of its own for each step at which it is killed.

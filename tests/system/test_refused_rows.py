@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app_env import COMPANY, AppEnv, until
+from app_env import COMPANY, AppEnv, files_below, until
 from postgresql_server import PostgresqlServer
 from refusing_trigger import allowing, refusing
 
@@ -69,7 +69,7 @@ def sent(app_env: AppEnv) -> list[str]:
 
 
 def arrived(app_env: AppEnv) -> list[str]:
-    return sorted(path.name for path in (app_env.root / "inbox").rglob("*.pdf"))
+    return sorted(path.name for path in files_below(app_env.root / "inbox") if path.suffix == ".pdf")
 
 
 BAD = "NEW.remote_name = 'bad.pdf'"
