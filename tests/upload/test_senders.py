@@ -15,6 +15,7 @@ import pytest
 
 from app_env import COMPANY, AppEnv, digest, until
 from crash.process_pool import KILLED, ChildProcess, ProcessPool
+from docferry.senders.handle import CANCEL_S, END_S
 from senders.conftest import is_alive
 
 SIZES = (10, 40_000, 700_000)
@@ -140,6 +141,27 @@ def test_a_stop_waits_for_requests_of_senders(env: AppEnv, process_pool: Process
     assert daemon.wait(30) == 0
     assert not states(env)["sending"]
     assert "sender_died" not in daemon.text()
+    assert not senders_of(daemon)
+    env.simulator.options.latency = 0.0
+    process_pool.drained(env)
+    assert env.stored() == made
+
+
+def test_a_sender_that_stands_still_delays_no_stop(env: AppEnv, process_pool: ProcessPool) -> None:
+    env.settings |= {"stop_grace": '"200ms"', "senders": "1"}
+    env.codat["timeout"] = '"30s"'
+    env.simulator.options.latency = 20.0
+    folder = env.upload("bank")
+    daemon = process_pool.spawn(env, "run", senders=True).ready()
+    until(lambda: senders_of(daemon), 60, "a sender")
+    made = drop(folder, 6, [40_000])
+    until(lambda: in_flight(env), 60, "requests in flight")
+    for pid in senders_of(daemon):
+        os.kill(pid, signal.SIGSTOP)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.wait(60) == 0
+    assert CANCEL_S + 2 * END_S < 5  # it ends within `stop_grace` + 5 s
+    assert not states(env)["sending"]
     assert not senders_of(daemon)
     env.simulator.options.latency = 0.0
     process_pool.drained(env)

@@ -21,9 +21,10 @@ from docferry.senders.progress import SLOTS, ProgressPage, Slot
 
 #: The module that a sender runs.
 PROGRAM: Final = "docferry.senders"
-#: The time limits of a sender to end a cancelled request, and to end after its channel is closed, seconds.
-CANCEL_S: Final = 5.0
-END_S: Final = 2.0
+#: The time limits of a sender to end a cancelled request, and to end after its channel is closed, and after it is
+#: killed, seconds. A stop waits for all three, and ends within `stop_grace` + 5 s.
+CANCEL_S: Final = 2.0
+END_S: Final = 1.0
 #: The environment of a sender: no key, and no access to systemd.
 _ENVIRONMENT: Final = (
     "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE",
