@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import anyio
@@ -11,6 +12,7 @@ import pytest
 from app_env import digest
 from docferry.model import State
 from docferry.simulator import Fault
+from postgresql_server import PostgresqlServer
 from upload.conftest import UploadEnv, names_of
 
 pytestmark = pytest.mark.anyio
@@ -262,4 +264,21 @@ async def test_a_direct_upload_survives_every_answer(env: UploadEnv, kind: str, 
     env.inject(Fault(kind, route, first=3, params={"status": 500} if kind == "status" else {}))
     env.write_documents(folder, *names_of(12))
     assert await carry(env) == {State.SENT: 12}
+    assert objects(env) == files(folder)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_a_name_too_long_for_an_index_is_planned_like_any_other(
+    env: UploadEnv, request: pytest.FixtureRequest, database: str
+) -> None:
+    """The remote decides on it, and no customer raises an alarm of the database."""
+    if database == "postgresql":
+        server: PostgresqlServer = request.getfixturevalue("postgresql_server")
+        env.app_env.settings["database_url"] = f'"{server.new_database()}"'
+    folder = env.app_env.upload("scans", "wootiv", object_name='"{path}"')
+    long = "/".join(secrets.token_urlsafe(180) for _ in range(14))
+    env.write_documents(folder, "a.pdf", f"{long}/b.pdf", f"{long}/c.pdf")
+    async with env.app() as app:
+        assert await env.run_uploads(app) == {State.SENT: 3}
+        assert app.database.alarm is None
     assert objects(env) == files(folder)

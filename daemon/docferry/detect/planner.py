@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 from collections import Counter
@@ -41,6 +42,8 @@ READ_TRIES: Final = 4
 PLANNED_AT_ONCE: Final = 1024
 #: Bytes of one commit: large documents are sent while the next ones are read.
 PLANNED_BYTES: Final = 64 * 1024 * 1024
+#: The longest dedupe key, bytes: an entry of PostgreSQL's index has at most 2,704.
+LONGEST_KEY: Final = 2_000
 #: The log message of a document whose remote name is taken by another document.
 NAME_TAKEN: Final = "its name at the remote is taken by another file or version; rename it, or let names differ"
 #: The number of held documents of one mapping and reason that are logged singly; the others are only counted.
@@ -263,7 +266,7 @@ def plan(upload: Upload, seen_file: SeenFile, target: Target, digests: Digests, 
         uid,
         name,
         digests.sha256,
-        key,
+        _shortened(key),
         fingerprint=digests.fingerprint,
         md5=digests.md5,
         exclusion=exclusion,
@@ -283,6 +286,13 @@ def _dedupe(upload: Upload, seen_file: SeenFile, remote_name: str, sha256: str) 
         return sha256, "content"
     name = upload.remote_name(seen_file.path, token="", sha256="", now=0.0)
     return (f"name:{name}", "name") if upload.dedupe == "name" else (f"file:{name}:{sha256}", "content")
+
+
+def _shortened(key: str) -> str:
+    """Return a dedupe key that fits into an index: a long name becomes its digest, after a slash as in no name."""
+    if len(key) <= LONGEST_KEY // 4 or len(written := key.encode("utf-8", "surrogateescape")) <= LONGEST_KEY:
+        return key
+    return f"{key.partition(':')[0]}:/{hashlib.sha256(written).hexdigest()}"
 
 
 def validate(upload: Upload, seen_file: SeenFile, rules: Mapping[str, Rules]) -> Planned | Target:
