@@ -139,7 +139,7 @@ class ReceiverAnchor:
 
 
 def open_anchors(settings: Settings, clock: Clock) -> list[Anchor]:
-    """Return the anchors of `[receipts] anchor`; ConfigError where one needs a package that is not installed."""
+    """Return the anchors of `[receipts] anchor`. Raises ConfigError if one needs a package that is not installed."""
     found: list[Anchor] = []
     for written in dict.fromkeys(settings.receipts.anchor):
         kind, _, place = written.partition(":")

@@ -12,7 +12,7 @@ from docferry.upload.selection import antivirus_gate
 
 
 def open_clamd(settings: Settings) -> Clamd | None:
-    """Return a client of clamd, None where none is configured."""
+    """Return a client of clamd; None if no clamd is configured."""
     written = settings.antivirus.clamd
     return None if written is None else Clamd(*clamd_address(written))
 

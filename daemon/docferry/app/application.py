@@ -290,7 +290,7 @@ async def accept_share(settings: Settings, mapping: str) -> None:
 
 
 async def forget_emptied(documents: Documents, upload: Upload) -> int:
-    """Mark the documents of an emptied folder absent and return their number; FolderError when it is not empty."""
+    """Mark the documents of an emptied folder absent; return their number. Raises FolderError if it is not empty."""
     if not await anyio.to_thread.run_sync(scan.is_empty, Root.of(upload)):
         raise FolderError(f"{upload.root} is not empty")
     total = 0

@@ -33,7 +33,7 @@ class ConfiguredMonitoring(Monitoring):
         return self._events or self._telemetry
 
     def services(self, settings: Settings) -> Sequence[Service]:
-        """Return the services that the configuration asks for."""
+        """Return the configured services."""
         services: list[Service] = []
         if self._events is not None and (settings.metrics.listen or settings.metrics.textfile):
             from docferry.web.metrics_service import MetricsService

@@ -35,7 +35,7 @@ class Spool:
         return max(0, min(self._limit - used, on_disk))
 
     def require(self) -> int:
-        """Return the available bytes. Without any, remove the parts of earlier downloads, or raise FolderError."""
+        """Return the free bytes, if necessary after removing parts of earlier downloads. Raises FolderError if none."""
         free = self.free()
         if free <= 0:
             self.remove_parts()

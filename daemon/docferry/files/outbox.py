@@ -24,8 +24,8 @@ from docferry.files.safe_open import BLOCK
 STAGING_PREFIX: Final = ".docferry-put-"
 #: The age below which a staging folder may not yet be locked by its process, seconds.
 STAGING_AGE_S: Final = 60.0
-#: The digits of a name's digest in the names of folders, which sort documents of one name by time. With few digits,
-#: somebody finds a name that replaces the document of another one.
+#: The digits of the digest of a document's name that begin the name of its folder; a number that grows with time follows.
+#: With few digits, a program could find a name that replaces the document of another name.
 _KEY_DIGITS: Final = 32
 _LONGEST_NAME: Final = 255
 _LONGEST_PATH: Final = 2000

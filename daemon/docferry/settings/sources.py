@@ -117,8 +117,8 @@ def default_state_dirs(environ: Mapping[str, str], base: Path) -> list[Path]:
 def _default_state_dir(environ: Mapping[str, str], base: Path) -> Path:
     """Return the state folder without `state_dir`.
 
-    A queue of an earlier version or run in a later place stays in use. With a new, empty queue its documents would be
-    sent again.
+    If only a later one of the default folders has a queue, that folder stays in use: with a new, empty queue its
+    documents would be sent again.
     """
     first, *others = default_state_dirs(environ, base)
     if environ.get("STATE_DIRECTORY") or _exists(first / "docferry.db"):

@@ -78,7 +78,7 @@ class Verifier:
         with_bytes: bool = False,
         view: VerifyView | None = None,
     ) -> RoundReport:
-        """Continue the round with these options, or begin one. `view` is told the documents of each step."""
+        """Continue the round with these options, or begin one. `view` gets the documents of each step."""
         progress = await self._rows.open_round(mapping, since, with_bytes=with_bytes)
         try:
             self._view = view

@@ -34,7 +34,8 @@ from docferry.model import joined
 
 ROOT_CHECK_S = 2.0  # between two checks that the roots are still the same folders
 GATHER_ROOTS_S: Final = 0.02  # to gather roots that are added together
-QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5  # watches that end so often within this time leave their folder to the scans
+# A watch that ends before this time ends quickly. After more such ends in a row, its folder is left to the scans.
+QUICK_DEATH_S, QUICK_DEATHS = 10.0, 5
 TRIES: Final = 5  # to arm folders while some disappear
 
 MODIFIED: Final = 2  # watchfiles.Change.modified
