@@ -238,7 +238,7 @@ def test_naming_a_mapping_whose_folder_is_empty_accepts_that(app_env: AppEnv, sa
     assert say("sync")[0] == 0
     (folder / "a.pdf").unlink()
     assert say("sync")[0] == 75  # suddenly empty
-    assert "accepted as emptied: 1 document left it" in say("retry", "--mapping", "bank")[1]
+    assert "accepted as emptied: 1 document marked as absent" in say("retry", "--mapping", "bank")[1]
     assert say("sync")[0] == 0
 
 

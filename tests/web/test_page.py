@@ -244,7 +244,7 @@ def test_an_emptied_folder_is_accepted(app_env: AppEnv) -> None:
         until(lambda: "suddenly empty" in ask(address, "/").text, what="the empty folder")
         reply = post(address, "/actions/emptied", mapping="bank", back="/")
         assert reply.headers["location"] == "/?done=emptied&n=1"
-        assert "1 document removed from the queue" in ask(address, "/?done=emptied&n=1").text
+        assert "1 document marked as absent" in ask(address, "/?done=emptied&n=1").text
         until(lambda: not held(app_env), what="it being gone")
         until(lambda: "suddenly empty" not in ask(address, "/").text, what="all being well")
 

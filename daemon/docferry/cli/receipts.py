@@ -241,7 +241,7 @@ class _OfPeriod(Struct, frozen=True):
     until: str | None
 
     def wants(self, body: str) -> bool:
-        # The receipt of a download names the company as Codat does.
+        # The receipt of a download has no company_id: its remote_name begins with the company.
         theirs = self.company is None or has(body, "company_id", self.company)
         if not theirs and f'"remote_name":"{self.company}/' not in body:
             return False

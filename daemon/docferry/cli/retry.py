@@ -125,4 +125,5 @@ async def _accept_folder(settings: Settings, mapping: str, *, is_right: bool) ->
     except FolderError:
         return  # a file has just arrived: the folder is not empty
     if number:
-        Screen().show(line(f"the folder of {mapping} is accepted as emptied: {count(number, 'document')} left it"))
+        marked = f"{count(number, 'document')} marked as absent"
+        Screen().show(line(f"the folder of {mapping} is accepted as emptied: {marked}"))

@@ -50,7 +50,7 @@ class Signable:
     """Hold the parts of a request that a signature covers."""
 
     method: str
-    path: str  # unchanged
+    path: str  # as in the request, with its percent-encoding
     parameters: Sequence[tuple[str, str]]
     headers: Mapping[str, str]  # names in lower case
 

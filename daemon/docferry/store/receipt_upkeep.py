@@ -13,7 +13,7 @@ from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import LOG_CAPACITY, about_transfer, downloaded, read_edge
 
-#: The proof in the receipt of a document that a lookup found.
+#: The proofs of attempts that were lookups: their documents get receipts of kind `adopted`.
 _ASKED: Final = frozenset({"list", "zip", "adopted"})
 
 

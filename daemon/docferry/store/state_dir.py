@@ -30,7 +30,7 @@ _FILES: Final = frozenset(
         *("status.json", "status.json.new", "last_sync.json", "last_sync.json.new"),
     }
 )
-#: Entries that file systems create, which do not show that the folder is shared.
+#: Entries of the file system itself: beside these alone, a folder counts as used only by docferry.
 _OF_THE_FILESYSTEM: Final = frozenset({"lost+found", ".snapshot"})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 

@@ -48,9 +48,8 @@ class GateManager:
         self._unreachable: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._strangers: dict[Activity, Counter[str]] = {each: Counter() for each in Activity}  # by remote
         self._closed_by_lookup: set[str] = set()
-        self._probe_at: dict[
-            str, float
-        ] = {}  # steady seconds of the next hourly probe, by gate: the wall clock may jump
+        # steady seconds of the next hourly probe, by gate: the wall clock may jump
+        self._probe_at: dict[str, float] = {}
         self._stored_until: dict[str, float] = {}  # `until` in the database, by gate
         self._changes = 0  # number of closings by this process, counted again at their commit
         self._closing: list[Gate] = []  # closed, but not committed yet

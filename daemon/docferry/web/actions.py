@@ -24,7 +24,7 @@ _TOGETHER: Final = 1_000
 _NOTICES: Final = {
     "retried": "{n} made due now.",
     "gate": "The gate is open; the next document tries it.",
-    "emptied": "The folder is accepted as emptied; {n} removed from the queue.",
+    "emptied": "The folder is accepted as emptied; {n} marked as absent.",
     "nothing": "Nothing to do: the documents or the gate have changed in the meantime.",
 }
 

@@ -50,6 +50,7 @@ async def keep_written(path: Path, daemon: RunningDaemon, events: EventMetrics) 
             trouble = False
         except OSError as error:
             if not trouble:
-                log.error("textfile_unwritable", f"{path} cannot be written: {error.strerror}; set metrics.textfile")
+                advice = f"{path} cannot be written: {error.strerror}; correct metrics.textfile"
+                log.error("textfile_unwritable", advice)
             trouble = True
         await anyio.sleep(EVERY_S)
