@@ -24,7 +24,7 @@ from docferry.files.safe_open import BLOCK
 STAGING_PREFIX: Final = ".docferry-put-"
 #: The age below which a staging folder may not yet be locked by its process, seconds.
 STAGING_AGE_S: Final = 60.0
-#: The digits of the digest of a document's name that begin the name of its folder; a number that grows with time follows.
+#: The digits of the digest of a document's name that begin the name of its folder; a growing number follows them.
 #: With few digits, a program could find a name that replaces the document of another name.
 _KEY_DIGITS: Final = 32
 _LONGEST_NAME: Final = 255
