@@ -166,8 +166,8 @@ def test_clients_that_never_read_or_never_ask_delay_no_other(root: Path, listene
         with suppress(OSError):  # the service closed the connection
             for _ in range(5_000):  # its receive buffer holds some hundred answers
                 deaf.send(b"T")
-        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (lease_service.MOST_CONNECTIONS + 20,) * 2)
-        for _ in range(lease_service.MOST_CONNECTIONS + 50):
+        resource.prlimit(service.pid, resource.RLIMIT_NOFILE, (lease_service.MOST_CLIENTS + 20,) * 2)
+        for _ in range(lease_service.MOST_CLIENTS + 50):
             stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)).connect(address)
         client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         client.settimeout(60)

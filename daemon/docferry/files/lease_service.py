@@ -23,8 +23,8 @@ VARIABLE: Final = "LEASE_SOCKET"
 #: The time limit to connect and for each answer, and the time for which a silent service counts as absent, seconds.
 TIMEOUT_S: Final = 5.0
 PASSED_OVER_S: Final = 60.0
-#: Connections of the service; a further one closes the oldest, whose client connects again.
-MOST_CONNECTIONS: Final = 256
+#: The largest number of connections; a further one closes the oldest, whose client connects again.
+MOST_CLIENTS: Final = 256
 #: Two commands, and three answers. The answer to RELEASE is not used.
 TAKE, RELEASE, TAKEN, WRITER, REFUSED = b"T", b"R", b"1", b"0", b"?"
 #: The first descriptor that systemd passes to an activated service.
@@ -109,7 +109,7 @@ def main() -> int:
                 if ready is listener:
                     connections.append(listener.accept()[0])
                     selector.register(connections[-1], selectors.EVENT_READ)
-                    ended = connections[0] if len(connections) > MOST_CONNECTIONS else None
+                    ended = connections[0] if len(connections) > MOST_CLIENTS else None
                 elif ready in connections and not _serve(ready):
                     ended = ready
                 if ended is not None:
