@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,20 +54,6 @@ async def test_waiting_work_is_committed_together(env: StoreEnv, tmp_path: Path)
     observer.close()
     assert await marks(env.database) == {f"m{number}" for number in range(200)}
     assert len(commits) <= 3
-
-
-async def test_the_threads_follow_the_event_loop_to_another_core(env: StoreEnv) -> None:
-    before = os.sched_getaffinity(0)
-    try:
-        for core in sorted(before):
-            os.sched_setaffinity(0, {core})  # of this thread alone, which runs the event loop
-            assert await env.database.write(noting(f"core {core}")) in await marks(env.database)
-            names = {each.native_id: each.name for each in threading.enumerate() if each.native_id is not None}
-            threads = [number for number, name in names.items() if name.startswith("docferry-database")]
-            assert threads
-            assert all(os.sched_getaffinity(thread) == {core} for thread in threads)
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 async def test_a_write_is_visible_to_others_when_it_returns(env: StoreEnv, tmp_path: Path) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
-import os
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -34,10 +31,6 @@ _ANY = re.compile(r"= ANY\(:(\w+)\)")
 _ALL = re.compile(r"<> ALL\(:(\w+)\)")
 _SHA256 = re.compile(r"sha256\(([\w.:]+)\)")
 _POSITION = re.compile(r"position\(:(\w+) IN ([\w.]+)\)")
-
-
-#: PyDLL keeps the interpreter's lock: to release it and take it again would cost more than the call.
-_current_core: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
 
 
 def is_storable(value: object) -> bool:
@@ -179,9 +172,7 @@ class ThreadConnection:
     def __init__(self, engine: Engine, begin: str) -> None:
         self._engine = engine
         self._begin = begin
-        self._thread = ThreadPoolExecutor(1, "docferry-database", self._note_thread)
-        self._thread_id: int | None = None  # the kernel's, once the thread runs
-        self._core = -1  # the only one that the thread may use
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="docferry-database")
         self._connection: PoolProxiedConnection | None = None
         self._transaction: Transaction | None = None
         self._errors: type[Exception] = engine.dialect.loaded_dbapi.Error
@@ -202,24 +193,7 @@ class ThreadConnection:
         self._thread.shutdown()
 
     async def _visit(self, function: Callable[[], T]) -> T:
-        self._follow_event_loop()
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
-
-    def _note_thread(self) -> None:
-        self._thread_id = threading.get_native_id()
-
-    def _follow_event_loop(self) -> None:
-        """Keep the thread on the processor core of the event loop.
-
-        Both need the interpreter's lock, and pass it on several times for each document. On one core this wakes no
-        other core. It saves 6 % of the processor time of small documents, and a third of the time beside busy
-        processes. The kernel may move the event loop, and the thread follows.
-        """
-        core = _current_core()
-        if core != self._core and self._thread_id is not None:
-            self._core = core
-            with contextlib.suppress(OSError):  # a sandbox may forbid it
-                os.sched_setaffinity(self._thread_id, {core})
 
     def _connect(self) -> Transaction:
         self._connection = self._engine.raw_connection()
