@@ -4,6 +4,9 @@ import gc
 import os
 import sys
 
+#: The time limit of a thread to end after everything else has ended, seconds.
+LEFT_BEHIND_S = 1.0
+
 
 def main() -> int:
     """Run the installed command and return its exit code."""
@@ -20,7 +23,23 @@ def main() -> int:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     from docferry.cli.main import main as speak  # imported here to keep `--version` fast
 
-    return speak(sys.argv[1:])
+    return _left_behind(speak(sys.argv[1:]))
+
+
+def _left_behind(code: int) -> int:
+    """Return the exit code, or end at once if a thread still hangs in a network share: Python would wait for it."""
+    import threading  # imported here to keep `--version` fast
+    from contextlib import suppress
+
+    others = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    for thread in others:
+        thread.join(LEFT_BEHIND_S)
+        if thread.is_alive():
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(code)
+    return code
 
 
 def _open_standard_streams() -> None:

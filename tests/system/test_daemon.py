@@ -243,3 +243,15 @@ def test_sync_beside_the_daemon_is_safe(app_env: AppEnv, settle: str) -> None:
             each.join()
         until(lambda: len(app_env.stored()) == 60)
     assert app_env.stored() == dict.fromkeys(made.items(), 1)
+
+
+def test_an_anchor_that_hangs_delays_no_stop(app_env: AppEnv) -> None:
+    """A FIFO that nobody reads hangs like a share whose server is gone, and Python waits for its threads."""
+    app_env.settings["stop_grace"] = '"1s"'
+    folder = app_env.upload("bank")
+    app_env.sections.append(f'[receipts]\nanchor = ["file:{app_env.root}/heads"]')
+    with app_env.daemon() as daemon:
+        os.mkfifo(app_env.root / "heads")
+        (folder / "a.pdf").write_bytes(b"%PDF-1.4\n%%EOF\n")
+        until(lambda: [row["state"] for row in app_env.rows()] == ["sent"], what="the document")
+        assert daemon.end() == 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -21,6 +21,7 @@ from docferry.settings import Settings
 from docferry.store.receipt_log import StoredHead
 
 log = logs.get("receipts")
+T = TypeVar("T")
 
 #: The time limit of one anchor, seconds: a share that hangs must not delay the shutdown.
 ANCHOR_TIMEOUT_S: Final = 30.0
@@ -64,12 +65,13 @@ class FileAnchor:
     def __init__(self, path: Path) -> None:
         self.name = f"file:{path}"
         self.path = path
+        self._threads = anyio.CapacityLimiter(1)  # threads that hang in the share must not become more and more
 
     async def put(self, head: StoredHead) -> None:
         """Append the head unless it is already the last one."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
-                await anyio.to_thread.run_sync(partial(_append, self.path, head), abandon_on_cancel=True)
+                await self._in_thread(partial(_append, self.path, head))
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be written: {error.strerror}") from error
         except TimeoutError:
@@ -79,11 +81,14 @@ class FileAnchor:
         """Return the last heads of the file, the newest last; none if there is no file. Raises AnchorError."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
-                return await anyio.to_thread.run_sync(_tail, self.path, abandon_on_cancel=True)
+                return await self._in_thread(partial(_tail, self.path))
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be read: {error.strerror}") from error
         except TimeoutError:
             raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share mounted?") from None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
 
 class TsaAnchor:
@@ -174,7 +179,7 @@ def _tail(path: Path) -> list[SignedHead]:
     try:
         with path.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-            text = file.read().decode("utf-8", "replace")
+            text = file.read(_TAIL_BYTES).decode("utf-8", "replace")
     except FileNotFoundError:
         return []
     return list(parse_notes(text, strict=False))

@@ -14,6 +14,7 @@ import anyio.to_thread
 from docferry import logs, systemd
 from docferry.app import status_file, verify
 from docferry.app.application import Application, open_application
+from docferry.app.receipts import FINISH_DAEMON_S
 from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
 from docferry.errors import ConfigError, DatabaseBusy, StateError
@@ -105,7 +106,7 @@ async def _serve(settings: Settings, config: Path | None, signals: object, monit
                         app.database.stop_waiting()
                     tasks.cancel_scope.cancel()
                 await drain(app, outer)
-            await app.receipts.finish()
+            await app.receipts.finish(FINISH_DAEMON_S)
     status_file.forget(settings.state_dir)
     return following
 

@@ -26,8 +26,10 @@ log = logs.get("receipts")
 #: The interval between two anchored heads, seconds; shorter after a failure.
 ANCHOR_EVERY_S: Final = 3600.0
 ANCHOR_AGAIN_S: Final = 300.0
-#: The longest wait for anchors at the end of a pass or of the daemon, seconds.
+#: The time limits of each of the two steps of `finish`, for a one-shot pass and for the daemon, seconds. A stop ends
+#: within `stop_grace` + 5 s.
 FINISH_S: Final = 20.0
+FINISH_DAEMON_S: Final = 2.0
 #: Receipts in one step of reconstruction or erasure: a few tens of milliseconds in the writer's thread.
 RECEIPTS_AT_ONCE: Final = 500
 
@@ -91,11 +93,11 @@ class ReceiptKeeper:
             is_well = not self._problems and self._copy_problem is None
             await anyio.sleep(ANCHOR_EVERY_S if is_well else ANCHOR_AGAIN_S)
 
-    async def finish(self) -> None:
-        """End a one-shot pass or the daemon in limited time: reconstruct the rest, and anchor the head."""
-        with anyio.move_on_after(FINISH_S), refusal_logged("receipts of earlier documents"):
+    async def finish(self, step_s: float = FINISH_S) -> None:
+        """End a one-shot pass or the daemon: reconstruct the rest, and anchor the head, each in limited time."""
+        with anyio.move_on_after(step_s), refusal_logged("receipts of earlier documents"):
             await self.reconstruct()
-        with anyio.move_on_after(FINISH_S):
+        with anyio.move_on_after(step_s):
             await self.anchor()
 
     async def reconstruct(self) -> None:
