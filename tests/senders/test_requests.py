@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from contract.raw_server import OK, head_of, serving
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.http import Form, PlainBody
+from docferry.remotes.http.response import MAX_RECEIPT_BYTES
 from docferry.senders import handle
 from senders.conftest import Documents, is_alive, running_pool, sender_pids, wait_for
 
@@ -117,6 +118,26 @@ async def test_every_end_of_a_request_is_the_same_as_in_process(documents: Docum
                 found.append((await outcome(http.call("PUT", url, body=PlainBody(items[0]))))[::2])
             ends.append(found)
     assert ends[0] == ends[1]
+
+
+async def test_a_long_receipt_is_not_read_to_its_end(documents: Documents) -> None:
+    """The status counts. A hostile server fills neither the daemon's memory nor that of a sender."""
+
+    async def answer_at_length(client: SocketStream) -> None:
+        await taking_all(client)
+        await client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n")
+        while True:
+            await client.send(b"x" * 65_536)
+
+    for count in (0, 1):
+        async with (
+            running_pool(count) as (_, http),
+            documents.opened(SMALL) as (item,),
+            serving(answer_at_length) as server,
+        ):
+            found = await http.call("PUT", server.url, body=PlainBody(item))
+        assert (found.status, found.body_error, found.body_complete) == (200, "large", True)
+        assert len(found.content) <= MAX_RECEIPT_BYTES < found.length
 
 
 async def test_a_sender_limits_the_time_without_progress(documents: Documents) -> None:

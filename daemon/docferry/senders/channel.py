@@ -47,7 +47,7 @@ class Frame(NamedTuple):
 class _Batch(Struct):
     """Hold the frames of one system call; `has_left` is set once the kernel has the descriptors."""
 
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes | memoryview] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
     has_left: anyio.Event | None = None
 
@@ -226,7 +226,10 @@ def _left(batch: _Batch, sent: int) -> None:
     batch.descriptors.clear()
     if batch.has_left is not None:
         batch.has_left.set()
-    if sent < sum(map(len, batch.parts)):
-        batch.parts[:] = [b"".join(batch.parts)[sent:]]
-    else:
-        batch.parts.clear()
+    parts, whole = batch.parts, 0
+    while whole < len(parts) and len(parts[whole]) <= sent:
+        sent -= len(parts[whole])
+        whole += 1
+    del parts[:whole]
+    if sent:
+        parts[0] = memoryview(parts[0])[sent:]  # a copy for each system call would take long

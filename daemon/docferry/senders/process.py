@@ -21,7 +21,7 @@ from docferry.remotes.http.exchange import OutgoingRequest, Transport
 from docferry.remotes.http.multipart import join_parts
 from docferry.remotes.http.options import HttpOptions
 from docferry.remotes.http.request_body import TrackedBody
-from docferry.remotes.http.response import MAX_CONTENT_BYTES
+from docferry.remotes.http.response import MAX_RECEIPT_BYTES
 from docferry.remotes.http.transports import open_transport
 from docferry.senders import messages, sandbox
 from docferry.senders.channel import Channel, ChannelError, Frame
@@ -199,7 +199,7 @@ async def _read(stream: httpx.AsyncByteStream) -> tuple[bytes, bool]:
     try:
         async for block in stream:
             content += block
-            if len(content) > MAX_CONTENT_BYTES:
+            if len(content) > MAX_RECEIPT_BYTES:
                 break
     except Exception:  # noqa: BLE001 - the status counts, whatever happens to the content
         return bytes(content), True

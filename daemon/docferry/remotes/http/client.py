@@ -19,6 +19,7 @@ from docferry.remotes.http.public_addresses import PrivateAddressError
 from docferry.remotes.http.request_body import Body, TrackedBody
 from docferry.remotes.http.response import (
     MEMORY,
+    RECEIPT,
     BodyError,
     Destination,
     Response,
@@ -86,6 +87,7 @@ class HttpClient:
         """
         await checkpoint_if_cancelled()  # a request that was cancelled while it waited has sent nothing yet
         tracked = None if body is None or isinstance(body, bytes) else TrackedBody(body)
+        to = RECEIPT if to is MEMORY and tracked is not None else to
         request = self._request(method, url, headers, body if isinstance(body, bytes) else tracked)
         self.requests += 1
         try:

@@ -36,6 +36,8 @@ Sink = Callable[[bytes], Awaitable[None]]
 OpenSink = Callable[[int, Mapping[str, str]], AbstractAsyncContextManager[Sink]]
 #: The longest response that is read into memory, unpacked.
 MAX_CONTENT_BYTES: Final = 16 * 1024 * 1024
+#: The same for the response to a document, a receipt: sender processes and the daemon hold many of them at once.
+MAX_RECEIPT_BYTES: Final = 1024 * 1024
 
 
 class Destination(Struct, frozen=True):
@@ -52,6 +54,7 @@ class Destination(Struct, frozen=True):
 
 
 MEMORY: Final = Destination()
+RECEIPT: Final = Destination(limit=MAX_RECEIPT_BYTES)
 
 
 class Response(Struct, frozen=True):
