@@ -14,6 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from docferry.senders.channel import MAX_DESCRIPTORS, Channel, ChannelError, Frame, encoded
+from docferry.senders.messages import MAX_REPLY_META_BYTES, SendResponse, read_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +89,13 @@ async def test_an_invalid_frame_and_missing_descriptors_are_errors() -> None:
         channel.take_descriptors(1)
     channel.close()
     ours.close()
+
+
+async def test_the_headers_of_a_reply_fill_no_memory() -> None:
+    """A sender may be in the hands of the server that it talks to; millions of empty lines would be 8 GB."""
+    head = SendResponse(200, [], b"", complete=True, maybe_complete=True, is_cut=False).frame(1)
+    with pytest.raises(ChannelError, match="too long"):
+        read_reply(head._replace(meta=head.meta + b"\n" * MAX_REPLY_META_BYTES))
 
 
 async def test_nothing_waits_for_a_process_that_has_ended() -> None:

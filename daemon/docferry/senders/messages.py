@@ -33,6 +33,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 _REQUEST: Final = struct.Struct("!HH?HI")
 #: Status, `complete`, `maybe_complete`, `is_cut`. The headers follow, a line each.
 _RESPONSE: Final = struct.Struct("!H???")
+#: The longest first string of a reply, bytes: a head has at most 64 KiB.
+MAX_REPLY_META_BYTES: Final = 256 * 1024
 _PATHS: Final = ("ca_file", "cert_file", "key_file")
 _HTTP_ERRORS: Final[dict[str, type[httpx.TransportError]]] = {
     each.__name__: each
@@ -130,6 +132,8 @@ Reply = SendResponse | SendFailure
 
 def read_reply(frame: Frame) -> Reply:
     """Return the reply of a frame. Raises ChannelError for an invalid frame."""
+    if len(frame.meta) > MAX_REPLY_META_BYTES:
+        raise ChannelError("a message is too long")
     try:
         if frame.kind == RESPONSE:
             status, *flags = _RESPONSE.unpack_from(frame.meta)
