@@ -26,10 +26,9 @@ log = logs.get("receipts")
 #: The interval between two anchored heads, seconds; shorter after a failure.
 ANCHOR_EVERY_S: Final = 3600.0
 ANCHOR_AGAIN_S: Final = 300.0
-#: The time limits of each of the two steps of `finish`, for a one-shot pass and for the daemon, seconds. A stop ends
-#: within `stop_grace` + 5 s.
-FINISH_S: Final = 20.0
-FINISH_DAEMON_S: Final = 2.0
+#: The time limit of `finish`, for a one-shot pass and for the daemon, seconds. A stop ends within `stop_grace` + 5 s.
+FINISH_S: Final = 40.0
+FINISH_DAEMON_S: Final = 4.0
 #: Receipts in one step of reconstruction or erasure: a few tens of milliseconds in the writer's thread.
 RECEIPTS_AT_ONCE: Final = 500
 
@@ -93,11 +92,11 @@ class ReceiptKeeper:
             is_well = not self._problems and self._copy_problem is None
             await anyio.sleep(ANCHOR_EVERY_S if is_well else ANCHOR_AGAIN_S)
 
-    async def finish(self, step_s: float = FINISH_S) -> None:
-        """End a one-shot pass or the daemon: reconstruct the rest, and anchor the head, each in limited time."""
-        with anyio.move_on_after(step_s), refusal_logged("receipts of earlier documents"):
-            await self.reconstruct()
-        with anyio.move_on_after(step_s):
+    async def finish(self, within: float = FINISH_S) -> None:
+        """End a one-shot pass or the daemon in limited time: reconstruct the rest, and anchor the head."""
+        with anyio.move_on_after(within):
+            with anyio.move_on_after(within / 2), refusal_logged("receipts of earlier documents"):
+                await self.reconstruct()
             await self.anchor()
 
     async def reconstruct(self) -> None:
