@@ -96,7 +96,7 @@ class Fleet:
                 time.sleep(0.05)  # polling interval
 
     def _write(self, number: int, jitter: random.Random) -> None:
-        large = (200_000, 800_000) if self.plan.senders else ()  # smaller ones are not sent by senders
+        large = (200_000, 800_000) if self.plan.senders else ()  # which a kill meets while they are sent
         content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 3_000, 3_000, 40_000, *large)))
         company = jitter.choice(COMPANIES)
         own = self.root / self.hosts[number % len(self.hosts)].name
