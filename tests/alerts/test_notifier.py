@@ -23,7 +23,8 @@ from docferry.alerts.tracker import Kind
 from docferry.clock import TurnableClock
 from docferry.settings.alerts import AlertsSettings as Settings
 from docferry.store.alerts import Alerts, Observed
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
+from docferry.store.opening import open_database
 
 pytestmark = pytest.mark.anyio
 

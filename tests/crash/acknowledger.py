@@ -10,7 +10,7 @@ import anyio
 
 from docferry.clock import SystemClock
 from docferry.store.cursors import Cursors
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 
 
 async def main(path: Path, count: int) -> None:

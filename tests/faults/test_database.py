@@ -22,8 +22,8 @@ from docferry.errors import StateError
 from docferry.model import Gate, Reason
 from docferry.store import state_dir
 from docferry.store.connection import Transaction
-from docferry.store.database import open_database
 from docferry.store.gates import Gates
+from docferry.store.opening import open_database
 from faults.conftest import FULL
 
 

@@ -29,8 +29,8 @@ from docferry.errors import LeaseLost
 from docferry.model import FINAL, IN_FLIGHT, TRANSITIONS, Outcome, State, Transfer
 from docferry.store import schema
 from docferry.store.claims import Pick
-from docferry.store.database import open_database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.transfers import Transfers
 from store.conftest import planned
 

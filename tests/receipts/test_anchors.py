@@ -23,7 +23,7 @@ from docferry.app.receipts import ReceiptKeeper
 from docferry.clock import TurnableClock
 from docferry.errors import ConfigError
 from docferry.receipts.heads import parse_notes, read_notes
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 from docferry.store.receipt_log import StoredHead
 from receipts.conftest import Store
 

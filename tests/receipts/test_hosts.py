@@ -19,8 +19,9 @@ from docferry.receipts.audit import NamedHead
 from docferry.receipts.heads import Head, SignedHead
 from docferry.store import move
 from docferry.store.claims import Pick
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipt_upkeep import ReceiptUpkeep
 from docferry.store.transfers import Transfers

@@ -13,8 +13,8 @@ from docferry.clock import iso
 from docferry.model import Outcome, Receipt, State
 from docferry.receipts.merkle import Tree
 from docferry.store.claims import Pick
-from docferry.store.database import open_database
 from docferry.store.downloads import DownloadedFile, Downloads
+from docferry.store.opening import open_database
 from docferry.store.receipt_upkeep import ReceiptUpkeep
 from docferry.store.receipts import unix_user
 from receipts.conftest import TARGET, Queue, Store

@@ -19,12 +19,19 @@ from docferry.senders.messages import MAX_REPLY_META_BYTES, SendResponse, read_r
 pytestmark = pytest.mark.anyio
 
 
+class Receiver:
+    """Give the frames of a channel to a function, or to nobody."""
+
+    def __init__(self, take: Callable[[Frame], None] = lambda _: None) -> None:
+        self.take = take
+
+
 @asynccontextmanager
 async def serving(end: socket.socket, take: Callable[[Frame], None]) -> AsyncIterator[Channel]:
     """Yield a channel of this end; it ends with the other one."""
     channel = Channel(end, takes_descriptors=True)
     async with anyio.create_task_group() as group:
-        group.start_soon(channel.serve, take)
+        group.start_soon(channel.serve, Receiver(take))
         try:
             yield channel
         finally:
@@ -84,7 +91,7 @@ async def test_an_invalid_frame_and_missing_descriptors_are_errors() -> None:
     channel = Channel(theirs, takes_descriptors=True)
     ours.send(b"\xff" * 100)
     with anyio.fail_after(30), pytest.raises(ChannelError, match="too long"):
-        await channel.serve(lambda _: None)
+        await channel.serve(Receiver())
     with pytest.raises(ChannelError, match="missing"):
         channel.take_descriptors(1)
     channel.close()
@@ -108,7 +115,7 @@ async def test_nothing_waits_for_a_process_that_has_ended() -> None:
         await anyio.wait_all_tasks_blocked()
         theirs.close()
         with anyio.fail_after(30):
-            await channel.serve(lambda _: None)
+            await channel.serve(Receiver())
             await channel.flush()
     channel.write(Frame(1, 2))
     with anyio.fail_after(30):

@@ -15,9 +15,10 @@ from sqlalchemy import text
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
 from docferry.store.claims import Lane, Pick
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.store.opening import open_database
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 

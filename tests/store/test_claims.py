@@ -90,7 +90,7 @@ CLAIMANT = """
 import sys, anyio
 from pathlib import Path
 from docferry.clock import TurnableClock
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 from docferry.store.claims import Pick
 from docferry.store.transfers import Transfers
 

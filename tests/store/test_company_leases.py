@@ -18,8 +18,9 @@ from docferry.model import Outcome, State, Target, Transfer
 from docferry.store import claims, postgresql
 from docferry.store.claims import ClaimTerms, Lane, Pick
 from docferry.store.connection import Transaction
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 from store.conftest import StoreEnv, planned

@@ -15,7 +15,8 @@ from sqlalchemy import text
 
 from docferry.errors import DatabaseLost, StateError, StatementRefused
 from docferry.store.connection import Transaction
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
+from docferry.store.opening import open_database
 from store.conftest import StoreEnv
 
 pytestmark = [pytest.mark.anyio, pytest.mark.sqlite_only]

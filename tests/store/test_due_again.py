@@ -9,7 +9,7 @@ import pytest
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
 from docferry.model import Outcome, State, Target
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 from docferry.store.transfers import Transfers
 from store.conftest import ACME, StoreEnv
 

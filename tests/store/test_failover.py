@@ -18,9 +18,10 @@ from docferry.model import Gate, Outcome, Stamp, State
 from docferry.store import database as database_module
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.gates import Gates
+from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.server_clock import read_server_clock
 from docferry.store.transfers import Transfers

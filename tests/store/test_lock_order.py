@@ -14,8 +14,8 @@ from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
 from docferry.model import Outcome, State
 from docferry.store.claims import Pick
-from docferry.store.database import open_database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server

@@ -16,8 +16,8 @@ from docferry.errors import StateError
 from docferry.model import Outcome, State
 from docferry.store import move, schema
 from docferry.store.claims import Pick
-from docferry.store.database import open_database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.reports import Reports
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer

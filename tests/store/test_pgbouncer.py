@@ -12,8 +12,9 @@ from docferry.clock import SystemClock
 from docferry.model import Outcome, State, Target
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
+from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.reports import Reports
 from docferry.store.server_clock import read_server_clock

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from docferry.errors import LeaseLost
 from docferry.model import TRANSITIONS, Outcome, Receipt, State, Transfer
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.reports import AttemptRow, Reports
 from store.conftest import StoreEnv

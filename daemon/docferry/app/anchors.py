@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -71,7 +70,7 @@ class FileAnchor:
         """Append the head unless it is already the last one."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
-                await self._in_thread(partial(_append, self.path, head))
+                await anyio.to_thread.run_sync(_append, self.path, head, abandon_on_cancel=True, limiter=self._threads)
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be written: {error.strerror}") from error
         except TimeoutError:
@@ -81,14 +80,11 @@ class FileAnchor:
         """Return the last heads of the file, the newest last; none if there is no file. Raises AnchorError."""
         try:
             with anyio.fail_after(ANCHOR_TIMEOUT_S):
-                return await self._in_thread(partial(_tail, self.path))
+                return await anyio.to_thread.run_sync(_tail, self.path, abandon_on_cancel=True, limiter=self._threads)
         except OSError as error:
             raise AnchorError(f"{escaped(str(self.path))} cannot be read: {error.strerror}") from error
         except TimeoutError:
             raise AnchorError(f"{escaped(str(self.path))} does not answer; is the share mounted?") from None
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
 
 class TsaAnchor:

@@ -38,10 +38,11 @@ from docferry.settings import Download, Settings, Upload
 from docferry.settings.outbox import outboxes
 from docferry.store import locks, schema
 from docferry.store.cursors import Cursors
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.downloads import Downloads
 from docferry.store.gates import Gates
+from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, LocalOwners, Owners
 from docferry.store.refusals import refusal_logged
 from docferry.store.reports import Reports

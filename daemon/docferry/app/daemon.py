@@ -21,7 +21,7 @@ from docferry.errors import ConfigError, DatabaseBusy, StateError
 from docferry.files.write_lease import guard_signals
 from docferry.settings import Download, Settings, load, missing_keys
 from docferry.store import locks
-from docferry.store.database import prepare_server
+from docferry.store.opening import prepare_server
 from docferry.store.second_queue import second_queues
 from docferry.store.state_dir import prepare_state_dir
 

@@ -24,9 +24,10 @@ from docferry.files.hashing import hash_file
 from docferry.files.safe_open import Root
 from docferry.model import Reason, SeenFile, State
 from docferry.settings import Settings, Upload
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
+from docferry.store.opening import open_database
 from docferry.store.reports import Reports, Row
 
 #: The states of documents that a pass processes, with the action for each.

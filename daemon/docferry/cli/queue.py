@@ -11,7 +11,8 @@ from docferry.errors import StateError
 from docferry.model import escaped
 from docferry.settings import Settings
 from docferry.store import schema
-from docferry.store.database import Database, open_database
+from docferry.store.database import Database
+from docferry.store.opening import open_database
 
 #: How long a command waits for an unreachable PostgreSQL server, seconds.
 SERVER_TIMEOUT_S = 10.0

@@ -12,8 +12,8 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
 import anyio
 from msgspec import Struct, field
@@ -42,6 +42,13 @@ class Frame(NamedTuple):
     number: int = 0
     meta: bytes = b""
     tail: bytes = b""
+
+
+class FrameReceiver(Protocol):
+    """Process the frames of a channel."""
+
+    def take(self, frame: Frame) -> None:
+        """Process one frame, without waiting."""
 
 
 class _Batch(Struct):
@@ -83,17 +90,17 @@ class Channel:
             last.has_left = last.has_left or anyio.Event()
             await last.has_left.wait()
 
-    async def serve(self, take: Callable[[Frame], None]) -> None:
-        """Call `take` with each frame until the other process ends.
+    async def serve(self, receiver: FrameReceiver) -> None:
+        """Give each frame to a receiver until the other process ends.
 
-        Raises ChannelError for an invalid frame, and the exceptions of `take`.
+        Raises ChannelError for an invalid frame, and the exceptions of the receiver.
         """
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         failures: list[Exception] = []
 
         def readable() -> None:
             try:
-                if self._read(take):
+                if self._read(receiver):
                     return
             except Exception as error:  # noqa: BLE001 - it is raised where the channel is served
                 failures.append(error)
@@ -170,7 +177,7 @@ class Channel:
 
     # receiving
 
-    def _read(self, take: Callable[[Frame], None]) -> bool:
+    def _read(self, receiver: FrameReceiver) -> bool:
         """Receive without waiting; False at the end of the channel."""
         for _ in range(_RECEIVE_CALLS):
             try:
@@ -182,7 +189,7 @@ class Channel:
             if not size:
                 return False
             self._received += self._space[:size]
-            self._take_complete(take)
+            self._take_complete(receiver)
             if size < _RECEIVE_BYTES:
                 return True
         return True
@@ -198,7 +205,7 @@ class Channel:
                 self._descriptors += memoryview(data[: len(data) - len(data) % 4]).cast("i")
         return size
 
-    def _take_complete(self, take: Callable[[Frame], None]) -> None:
+    def _take_complete(self, receiver: FrameReceiver) -> None:
         """Pass on the complete frames at the front of the received bytes."""
         start, received = 0, self._received
         while len(received) - start >= _HEAD.size:
@@ -211,7 +218,7 @@ class Channel:
                 break
             frame = Frame(kind, number, bytes(received[begin:middle]), bytes(received[middle:end]))
             start = end
-            take(frame)
+            receiver.take(frame)
         del received[:start]
 
 

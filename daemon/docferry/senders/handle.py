@@ -7,17 +7,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import anyio
 from msgspec import Struct, field
 
+from docferry import logs
 from docferry.remotes.http.options import HttpOptions
 from docferry.senders import messages
 from docferry.senders.channel import Channel, ChannelError, Frame
 from docferry.senders.messages import Reply, SendRequest
 from docferry.senders.progress import SLOTS, ProgressPage, Slot
+
+log = logs.get("senders")
 
 #: The module that a sender runs.
 PROGRAM: Final = "docferry.senders"
@@ -133,26 +136,26 @@ class SenderHandle:
             self.last_used = time.monotonic()
         return pending.reply
 
-    async def serve(self, ready: Callable[[], None]) -> str | None:
-        """Take replies until the process ends. Return a violation of the protocol, else None. Calls `ready` once."""
-
-        def take(frame: Frame) -> None:
-            if frame.kind == messages.READY:
-                self.is_ready, self.last_used = True, time.monotonic()
-                ready()
-                return
-            reply = messages.read_reply(frame)
-            pending = self._pending.pop(frame.number, None)
-            if pending is not None:
-                pending.reply = reply
-                pending.done.set()
-
+    async def serve(self) -> str | None:
+        """Take replies until the process ends. Return a violation of the protocol, else None."""
         try:
             self._channel.write(self._hello)
-            await self._channel.serve(take)
+            await self._channel.serve(self)
         except (ChannelError, OSError) as error:
             return str(error)
         return None
+
+    def take(self, frame: Frame) -> None:
+        """Give a reply to its request; the first frame says that the process is ready."""
+        if frame.kind == messages.READY:
+            self.is_ready, self.last_used = True, time.monotonic()
+            log.info("sender_started", pid=self.pid)
+            return
+        reply = messages.read_reply(frame)
+        pending = self._pending.pop(frame.number, None)
+        if pending is not None:
+            pending.reply = reply
+            pending.done.set()
 
     def close(self) -> None:
         """Ask the process to end, by closing its channel."""

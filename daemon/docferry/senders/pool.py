@@ -153,7 +153,7 @@ class SenderPool:
         """Supervise one sender from its start to its end."""
         trouble: str | None = None
         try:
-            trouble = await sender.serve(partial(log.info, "sender_started", pid=sender.pid))
+            trouble = await sender.serve()
         except anyio.get_cancelled_exc_class():
             sender.close()
             raise

@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Final
 
 import anyio
@@ -103,6 +102,8 @@ class _OneBlockBody(_ReportedBody):
 class _Sender:
     """Serve the requests of one process; connections are reused."""
 
+    _group: anyio.abc.TaskGroup  # of the requests
+
     def __init__(self, channel: Channel, page: ProgressPage) -> None:
         self._channel = channel
         self._page = page
@@ -112,20 +113,22 @@ class _Sender:
 
     async def serve(self) -> None:
         async with anyio.create_task_group() as group:
-            await self._channel.serve(partial(self._take, group))
+            self._group = group
+            await self._channel.serve(self)
             group.cancel_scope.cancel()
 
-    def _take(self, group: anyio.abc.TaskGroup, frame: Frame) -> None:
+    def take(self, frame: Frame) -> None:
+        """Start a request, cancel one, or read the first message; see `messages`."""
         if frame.kind == messages.REQUEST:
             request = SendRequest.read(frame, self._channel)
-            self._tasks[frame.number] = group.start_soon(self._answer, frame.number, request)
+            self._tasks[frame.number] = self._group.start_soon(self._answer, frame.number, request)
         elif frame.kind == messages.CANCEL:
             if frame.number in self._tasks:
                 self._tasks[frame.number].cancel()
         elif frame.kind == messages.HELLO:
             self._clients = messages.read_hello(frame)
             sandbox.restrict_files(path.parent for options in self._clients for path in messages.paths_of(options))
-            group.start_soon(self._beat)
+            self._group.start_soon(self._beat)
             self._channel.write(Frame(messages.READY))
         else:
             raise ChannelError(f"there is no message {frame.kind}")

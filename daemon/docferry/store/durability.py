@@ -9,7 +9,7 @@ from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
 from docferry.errors import StateError
-from docferry.store.database import open_server
+from docferry.store.opening import open_server
 
 _SETTINGS: Final = (
     "SELECT name, setting FROM pg_settings WHERE name IN "

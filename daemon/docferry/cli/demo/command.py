@@ -19,7 +19,7 @@ from docferry.cli.demo.stage import Stage, daemon, perform, set_up
 from docferry.cli.output import BAD, FAINT, GOOD, STRONG, WARN, Cell, Content, Screen, cell, complain, line
 from docferry.cli.ui import link
 from docferry.simulator import Event
-from docferry.store.database import open_database
+from docferry.store.opening import open_database
 from docferry.store.reports import AttemptRow, Reports, Row
 
 #: The longest duration of the demo, seconds.
