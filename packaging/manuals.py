@@ -100,7 +100,7 @@ def _describe_values(parser: argparse.ArgumentParser) -> None:
         if action.dest == "mapping":
             action.complete = MAPPING_NAMES  # type: ignore[attr-defined]  # shtab's documented interface
         elif action.type is Path or action.dest == "files":
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's documented interface
     for command in _subcommands(parser).values():
         _describe_values(command)
 

@@ -115,6 +115,7 @@ class Transfers(LookupCounts):
             others = replace(terms, set_aside=[*terms.set_aside, *(each for each in chosen if each != transfer_id)])
             try:
                 claimed += await self._database.write(
+                    # mypy infers no type for a lambda with a default, which keeps the value of this round.
                     lambda transaction, others=others: claims.claim(transaction, others, one, 1)  # type: ignore[misc]
                 )
             except StatementRefused as error:
