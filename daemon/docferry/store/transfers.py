@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -114,10 +115,7 @@ class Transfers(LookupCounts):
         for transfer_id in chosen:
             others = replace(terms, set_aside=[*terms.set_aside, *(each for each in chosen if each != transfer_id)])
             try:
-                claimed += await self._database.write(
-                    # mypy infers no type for a lambda with a default, which keeps the value of this round.
-                    lambda transaction, others=others: claims.claim(transaction, others, one, 1)  # type: ignore[misc]
-                )
+                claimed += await self._database.write(partial(claims.claim, terms=others, picks=one, room=1))
             except StatementRefused as error:
                 await self.hold(transfer_id, State.DOUBTFUL if pick.lane.doubtful else State.WAITING, "", error)
         return claimed
