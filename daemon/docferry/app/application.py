@@ -27,7 +27,7 @@ from docferry.download.wootiv_objects import WootivObjects
 from docferry.errors import ConfigError, FolderError, StateError
 from docferry.files import scan
 from docferry.files.safe_open import Root
-from docferry.memory import share_arena
+from docferry.memory import configure_malloc
 from docferry.model import joined
 from docferry.remotes.codat.client import Codat
 from docferry.remotes.protocol import Remote
@@ -124,7 +124,7 @@ async def open_application(
         ConfigError: A name in `mappings` does not exist.
         StateError: The state folder or the database cannot be used.
     """
-    share_arena()
+    configure_malloc()
     uploads, wanted_downloads = select_mappings(settings, mappings)
     await anyio.to_thread.run_sync(prepare_state_dir, settings.state_dir)
     boxes = outboxes(uploads.values(), settings.state_dir, settings.host_name)

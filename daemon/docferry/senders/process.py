@@ -14,7 +14,7 @@ import httpx
 from anyio import to_thread
 
 from docferry.files.source import OpenedFile
-from docferry.memory import share_arena
+from docferry.memory import configure_malloc
 from docferry.model import Source
 from docferry.remotes.http.exchange import OutgoingRequest, Transport
 from docferry.remotes.http.multipart import join_parts
@@ -37,7 +37,7 @@ ONE_BLOCK_BYTES: Final = 128 * 1024
 
 def run(end: socket.socket, page: int) -> None:
     """Serve requests until the daemon closes the other end of the channel."""
-    share_arena()
+    configure_malloc()
     shared = ProgressPage(page)
     os.close(page)
     anyio.run(_Sender(Channel(end, takes_descriptors=True), shared).serve)
