@@ -16,6 +16,13 @@ def fill(path: Path, size: int) -> bytes:
     return content
 
 
+def drop_from_cache(path: Path) -> None:
+    """Make the next read of a file wait for the disk; a file in memory alone stays there."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def digests_of(root: Path, name: str = "a.pdf", *, md5: bool = False) -> tuple[Stamp, Digests]:
     known = hash_file(Root(root), name.encode(), md5=md5)
     assert known.digests is not None

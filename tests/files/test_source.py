@@ -17,7 +17,7 @@ from docferry.errors import SourceChanged
 from docferry.files.safe_open import BLOCK, Root
 from docferry.files.source import FileSource, OpenedFile, Opener
 from docferry.model import Digests
-from files.reading import descriptors, digests_of, fill
+from files.reading import descriptors, digests_of, drop_from_cache, fill
 
 pytestmark = pytest.mark.anyio
 
@@ -38,14 +38,17 @@ class TestSource:
     @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5])
     @pytest.mark.parametrize("md5", [False, True])
     @pytest.mark.parametrize("read_small", [False, True])
+    @pytest.mark.parametrize("cached", [False, True])
     async def test_all_bytes_in_order_as_often_as_asked(
-        self, root: Path, size: int, md5: bool, read_small: bool
+        self, root: Path, size: int, md5: bool, read_small: bool, cached: bool
     ) -> None:
         content = fill(root / "a.pdf", size)
         before = descriptors()
         async with planned(root, md5=md5, read_small=read_small) as source:
             assert source.size == size
             for _ in range(2):
+                if not cached:
+                    drop_from_cache(root / "a.pdf")
                 assert b"".join([block async for block in source.blocks()]) == content
             assert source.md5 == (hashlib.md5(content, usedforsecurity=False).hexdigest() if md5 else None)
         assert descriptors() == before
@@ -83,7 +86,10 @@ class TestSource:
             await drain(Opener(Root(root)).source(b"a.pdf", stamp, Digests("0" * 64)), lambda _: pytest.fail("a byte"))
 
     @pytest.mark.parametrize("change", ["rewrite", "grow", "shrink", "touch", "unlink"])
-    async def test_a_change_while_it_is_sent_withholds_the_last_block(self, root: Path, change: str) -> None:
+    @pytest.mark.parametrize("cached", [False, True])
+    async def test_a_change_while_it_is_sent_withholds_the_last_block(
+        self, root: Path, change: str, cached: bool
+    ) -> None:
         """C5, C6, C7: the body is never completed, not even where mtime is put back."""
         path = root / "a.pdf"
         fill(path, 4 * BLOCK)
@@ -94,15 +100,16 @@ class TestSource:
             given.append(block)
             if len(given) > 1:
                 return
-            if change == "unlink":
-                path.unlink()
-                return
             with path.open("r+b") as file:
                 if change == "rewrite":
                     os.pwrite(file.fileno(), b"other", 3 * BLOCK)
-                elif change != "touch":
+                elif change in ("grow", "shrink"):
                     file.truncate((5 if change == "grow" else 2) * BLOCK)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            if not cached:
+                drop_from_cache(path)
+            if change == "unlink":
+                path.unlink()
 
         with pytest.raises(SourceChanged):
             await drain(planned(root), meddle)

@@ -10,8 +10,6 @@ from typing import Self
 
 import anyio
 from anyio import to_thread
-from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError
@@ -82,14 +80,12 @@ async def open_together(sources: Iterable[FileSource]) -> None:
 class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
     """Read an open file, and prove its bytes before the last block: the XXH3 of all, and the stamp.
 
-    Of a large file, two blocks are in memory: the next is read while one is sent. `read_small` reads a small file in
-    advance. `blocks` may be called again.
+    `read_small` reads a small file in advance. `blocks` may be called again.
     """
 
     def __init__(self, descriptor: int, path: bytes, stamp: Stamp, fingerprint: str) -> None:
         self.descriptor, self.path, self.stamp, self.fingerprint = descriptor, path, stamp, fingerprint
         self.whole: bytes | None = None  # of a small file after `read_small`
-        self._readers: TaskGroup | None = None
 
     @property
     def size(self) -> int:
@@ -106,43 +102,34 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         """Return None: an open file never needs its MD5."""
         return None
 
-    async def __aenter__(self) -> Self:
-        if not self.is_small:
-            self._readers = await anyio.create_task_group().__aenter__()
-        return self
-
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        readers, self._readers = self._readers, None
-        try:
-            if readers is None:
-                return None
-            readers.cancel_scope.cancel()
-            if isinstance(error, anyio.get_cancelled_exc_class()):
-                return await readers.__aexit__(kind, error, trace)
-            await readers.__aexit__(None, None, None)  # an error passed here would become an ExceptionGroup
-            return None
-        finally:
-            self.close()
+    ) -> None:
+        self.close()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes in order. Raises SourceChanged instead of the last block unless they are the planned ones."""
+        """Yield the bytes in order. Raises SourceChanged instead of the last block unless they are the planned ones.
+
+        Blocks of a large file come from the page cache at once, which costs less than a change of thread. A block that
+        is not there is read in a thread.
+        """
         if self.is_small:
             if self.whole is None:
                 await to_thread.run_sync(self.read_small)
             if self.whole:
                 yield self.whole
             return
-        if self._readers is None:
-            raise RuntimeError("a source gives out blocks only inside its `async with`")
-        send, receive = anyio.create_memory_object_stream[bytes | Exception](0)
-        self._readers.start_soon(self._read_ahead, send)
-        with receive:
-            async for block in receive:
-                if isinstance(block, Exception):
-                    raise block
-                yield block
+        fingerprint, space = xxh3_128(), memoryview(bytearray(BLOCK))
+        for offset in range(0, self.size, BLOCK):
+            wanted = space[: self.size - offset]
+            cached = self._read_cached(wanted, offset)
+            block = bytes(wanted) if cached else await to_thread.run_sync(self._read_block, len(wanted), offset)
+            fingerprint.update(block)
+            if offset + len(block) == self.size:
+                self._prove(fingerprint.hexdigest())
+                if cached:  # such a file system is local: its stamp comes from memory too
+                    self._prove_stamp()
+            yield block
 
     def read_small(self) -> None:
         """Read and prove a small file in the calling thread. Raises SourceError."""
@@ -156,10 +143,7 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
     def read_cached(self) -> bool:
         """Read and prove a small file from the page cache; False if it is not there. Raises SourceError."""
         content = bytearray(self.size)
-        try:
-            if os.preadv(self.descriptor, [content], 0, os.RWF_NOWAIT) != self.size:
-                return False
-        except OSError:  # EAGAIN: it is not there; EOPNOTSUPP: the file system does not say
+        if not self._read_cached(content, 0):
             return False
         self._take_small(bytes(content))
         return True
@@ -175,37 +159,36 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         self._prove_stamp()
         self.whole = content
 
-    async def _read_ahead(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Send the blocks. Errors go through the stream: raised here they would cancel the caller's task."""
-        with send:
-            try:
-                await self._read_blocks(send)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # the consumer has stopped
-                return
-            except Exception as error:  # noqa: BLE001 - the reader of the file raises it
-                await _tell(send, error if isinstance(error, SourceError) else source_error(self.path, error))
-
-    async def _read_blocks(self, send: MemoryObjectSendStream[bytes | Exception]) -> None:
-        """Read each block while the previous one is sent; prove all bytes before yielding the last block."""
-        fingerprint = xxh3_128()
-
-        def read(offset: int) -> bytes:
-            block = read_exactly(self.descriptor, min(BLOCK, self.size - offset), offset)
-            fingerprint.update(block)
-            if offset + len(block) == self.size:
-                self._prove(fingerprint.hexdigest())
+    def _read_block(self, length: int, offset: int) -> bytes:
+        """Read a block in the calling thread, while the kernel reads the next one; prove the stamp after the last."""
+        try:
+            os.posix_fadvise(self.descriptor, offset + length, BLOCK, os.POSIX_FADV_WILLNEED)
+            block = read_exactly(self.descriptor, length, offset)
+            if offset + length == self.size:
                 self._prove_stamp()
-            return block
+        except SourceError:
+            raise
+        except Exception as error:
+            raise source_error(self.path, error) from error
+        return block
 
-        for offset in range(0, self.size, BLOCK):
-            await send.send(await to_thread.run_sync(read, offset))
+    def _read_cached(self, space: memoryview | bytearray, offset: int) -> bool:
+        """Fill `space` from the page cache without waiting; return False unless all bytes are there."""
+        try:
+            return os.preadv(self.descriptor, [space], offset, os.RWF_NOWAIT) == len(space)
+        except OSError:  # EAGAIN: they are not there; EOPNOTSUPP: the file system does not say
+            return False
 
     def _prove(self, fingerprint: str) -> None:
         if fingerprint != self.fingerprint:
             raise _mismatch(self.path)
 
     def _prove_stamp(self) -> None:
-        if stamp_of(self.descriptor, self.path) != self.stamp:
+        try:
+            found = stamp_of(self.descriptor, self.path)
+        except OSError as error:
+            raise source_error(self.path, error) from error
+        if found != self.stamp:
             raise _changed(self.path)
 
 
@@ -242,14 +225,12 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
             await self.opener.open(self)
         if self.trouble is not None:
             raise self.trouble
-        if self._file is not None:
-            await self._file.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return None if self._file is None else await self._file.__aexit__(kind, error, trace)
+    ) -> None:
+        self.close()
 
     async def blocks(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes in order. Raises SourceChanged instead of the last block unless they are the planned ones."""
@@ -326,10 +307,3 @@ def _open_one(source: FileSource, opened: OpenRoot) -> None:
     except Exception as error:  # noqa: BLE001 - concerns only this source, and is raised on entering it
         source.trouble = error
     source.is_open = True
-
-
-async def _tell(send: MemoryObjectSendStream[bytes | Exception], error: Exception) -> None:
-    try:
-        await send.send(error)
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        return
