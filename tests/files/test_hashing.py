@@ -187,7 +187,7 @@ class TestRest:
 
 
 class TestDigest:
-    @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+    @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 32 * BLOCK + 5])
     def test_one_pass_gives_all_digests(self, root: Path, size: int) -> None:
         content = fill(root / "a.pdf", size)
         digests = Digests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -20,6 +21,12 @@ from docferry.model import ContentFault, Digests, Stamp, escaped
 
 #: Bytes at the end of a file that show whether it is complete. The last record of a ZIP has the longest comment.
 TAIL: Final = 22 + 65_535
+
+#: The MD5 of a file of this size, in bytes, is computed in a thread of its own: it takes twice as long as the rest.
+#: Smaller files are hashed two at a time, and so occupy two cores without it.
+_MD5_BESIDE: Final = 16 * 1024 * 1024
+#: Blocks that wait for that thread; with one, it would wait for the next after each.
+_BLOCKS_BESIDE: Final = 3
 
 #: Returns the evident fault of a file from its path, size, first bytes and last bytes (TAIL if available).
 Inspect = Callable[[bytes, int, bytes, bytes], ContentFault | None]
@@ -79,17 +86,16 @@ def hash_file(root: Root, path: bytes, *, md5: bool = False, inspect: Inspect | 
 def digests_of(descriptor: int, size: int, *, md5: bool, ends: Ends | None = None) -> Digests:
     """Return the digests of an open file's first `size` bytes. Raises OSError, and SourceChanged for a shorter file."""
     sha256, fingerprint, other = hashlib.sha256(), xxh3_128(), hashlib.md5(usedforsecurity=False)
-    pending: Future[None] | None = None
-    # MD5 takes twice as long as the rest, and releases the GIL. For a large file it runs on its own core.
-    with ThreadPoolExecutor(1, "md5") if md5 and size > BLOCK else nullcontext() as beside:
+    pending = deque[Future[None]]()
+    with ThreadPoolExecutor(1, "md5") if md5 and size >= _MD5_BESIDE else nullcontext() as beside:
         for offset in range(0, size, BLOCK):
             if offset:  # a small file is read in one step
                 raise_if_cancelled()
             block = read_exactly(descriptor, min(BLOCK, size - offset), offset)
-            if pending is not None:
-                pending.result()
             if beside is not None:
-                pending = beside.submit(other.update, block)
+                if len(pending) == _BLOCKS_BESIDE:
+                    pending.popleft().result()
+                pending.append(beside.submit(other.update, block))
             elif md5:
                 other.update(block)
             if ends is not None:
