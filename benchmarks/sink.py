@@ -16,13 +16,16 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-_BLOCK = 512 * 1024
+#: All connections read into this memory, one after the other.
+_SPACE = memoryview(bytearray(256 * 1024))
 _NAME = re.compile(rb'filename="([^"]*)"')
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _XML = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _NAMESPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 #: The number of first requests whose names are recorded: the list is read only while a batch is proved.
 _PROVING = 64
+#: The largest body whose names are recorded, bytes: a batch of small documents is smaller, one of W2 larger.
+_PROVED_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -61,11 +64,10 @@ class ServerState:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Serve one connection. Bodies are counted in a reused buffer."""
+    """Serve one connection. Bodies are counted, and not kept."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        self._space = memoryview(bytearray(_BLOCK))
         self._head = b""
         self._began = 0.0
         self._left = 0
@@ -78,10 +80,11 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         opened = transport.get_extra_info("socket")
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if opened.family == socket.AF_INET:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's word; the buffer is always the same
-        return self._space
+        return _SPACE
 
     def buffer_updated(self, nbytes: int) -> None:
         start = 0
@@ -91,9 +94,9 @@ class Connection(asyncio.BufferedProtocol):
                 continue
             taken = min(self._left, nbytes - start)
             if self._keeps:
-                self._body += self._space[start : start + taken]
+                self._body += _SPACE[start : start + taken]
             if self._digest is not None:
-                self._digest.update(self._space[start : start + taken])
+                self._digest.update(_SPACE[start : start + taken])
             self._left -= taken
             start += taken
             if not self._left:
@@ -104,7 +107,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._head:
             self._began = time.monotonic()
         before = len(self._head)
-        self._head += bytes(self._space[start : min(end, start + 16 * 1024)])
+        self._head += bytes(_SPACE[start : min(end, start + 16 * 1024)])
         found = self._head.find(b"\r\n\r\n")
         if found < 0:
             return end
@@ -115,8 +118,9 @@ class Connection(asyncio.BufferedProtocol):
         body = start + found + 4 - before
         brings = self._method in (b"POST", b"PUT") and b"get-signed" not in self._target and self._left > 0
         if brings:
-            self._note(bytes(self._space[body : min(end, body + 1024)]))
-        self._keeps = brings and self._target.endswith(b"/files") and self._state.requests <= _PROVING
+            self._note(bytes(_SPACE[body : min(end, body + 1024)]))
+        proves = self._state.requests <= _PROVING and self._left <= _PROVED_BYTES
+        self._keeps = brings and proves and self._target.endswith(b"/files")
         self._digest = hashlib.md5(usedforsecurity=False) if self._state.md5 and self._method == b"PUT" else None
         if b"100-continue" in head:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -199,8 +203,11 @@ def _part(name: str, says: str) -> str:
     return f"{_XML}<{name} {_NAMESPACE}><Bucket>bench</Bucket><Key>k</Key>{says}</{name}>"
 
 
-async def _serve(state: ServerState) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(state), "127.0.0.1", 0, backlog=512)
+async def _serve(state: ServerState, path: str | None) -> None:
+    loop = asyncio.get_running_loop()
+    if path is not None:
+        await loop.create_unix_server(lambda: Connection(state), path, backlog=512)
+    server = await loop.create_server(lambda: Connection(state), "127.0.0.1", 0, backlog=512)
     port = server.sockets[0].getsockname()[1]
     state.base = state.base or f"http://127.0.0.1:{port}"
     print(port, flush=True)
@@ -213,8 +220,9 @@ def main() -> None:
     parser.add_argument("--md5", action="store_true", help="ETags that are the MD5 of the bytes, as S3 gives them")
     parser.add_argument("--log", action="store_true", help="remember when each document's request began")
     parser.add_argument("--base", default="", help="where signed URLs lead, when something stands in front")
+    parser.add_argument("--unix", help="a Unix socket to listen on too, for a proxy")
     asked = parser.parse_args()
-    asyncio.run(_serve(ServerState(asked.delay, asked.md5, asked.log, asked.base)))
+    asyncio.run(_serve(ServerState(asked.delay, asked.md5, asked.log, asked.base), asked.unix))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import socket
@@ -21,17 +22,18 @@ _START_S = 10.0
 #: How the peers, which are Go programs and httpx, learn of the certificate.
 _TRUST = ("SSL_CERT_FILE", "RCLONE_CA_CERT", "AWS_CA_BUNDLE")
 _CONFIG = """
-daemon off; pid {place}/nginx.pid; error_log {place}/error.log; worker_processes 1;
+user {user}; daemon off; pid {place}/nginx.pid; error_log {place}/error.log; worker_processes 1;
 events {{ worker_connections 256; }}
 http {{
   access_log off; client_max_body_size 0; client_body_temp_path {place}; proxy_temp_path {place};
   fastcgi_temp_path {place}; uwsgi_temp_path {place}; scgi_temp_path {place};
-  upstream sink {{ server 127.0.0.1:{sink}; keepalive 64; }}
+  upstream sink {{ server unix:{place}/sink; keepalive 64; }}
   server {{
     listen 127.0.0.1:{port} ssl backlog=512; keepalive_requests 1000000; keepalive_timeout 60;
     ssl_certificate {place}/certificate.pem; ssl_certificate_key {place}/key.pem;
     location / {{
       proxy_pass http://sink; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_request_buffering off;
+      client_body_buffer_size 128k;
     }}
   }}
 }}
@@ -51,9 +53,9 @@ def tls_sink() -> Iterator[Sink]:
         place, port = Path(folder), _free_port()
         _certify(place)
         base, ca_file = f"https://127.0.0.1:{port}", place / "certificate.pem"
-        with sink("--base", base) as server:
+        with sink("--base", base, "--unix", str(place / "sink")) as server:
             config = place / "nginx.conf"
-            config.write_text(_CONFIG.format(place=place, sink=server.port, port=port), encoding="utf-8")
+            config.write_text(_CONFIG.format(user=getpass.getuser(), place=place, port=port), encoding="utf-8")
             with subprocess.Popen(["nginx", "-c", str(config)], stderr=subprocess.DEVNULL) as nginx:
                 os.environ.update(dict.fromkeys(_TRUST, str(ca_file)))
                 try:
