@@ -143,6 +143,7 @@ async def open_application(
             clock = shared_clock = await read_server_clock(database, clock)
             owner = f"{host}:{owner}"
             owners = await stack.enter_async_context(_join_queue(database, shared_clock, owner, host))
+        owners.unreadable |= settings.unanswered.keys() & uploads.keys()
         receipts = ReceiptKeeper(settings, database, clock)
         await receipts.check_copy(adopt=adopt)
         senders = SenderPool(sender_count(settings.senders))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -19,7 +20,7 @@ from docferry.app.running import Monitoring, RunningDaemon, Service
 from docferry.app.shutdown import drain, first, plain_errors
 from docferry.errors import ConfigError, DatabaseBusy, StateError
 from docferry.files.write_lease import guard_signals
-from docferry.settings import Download, Settings, load, missing_keys
+from docferry.settings import Download, Settings, load, missing_keys, resolve_again
 from docferry.store import locks
 from docferry.store.opening import prepare_server
 from docferry.store.second_queue import second_queues
@@ -31,6 +32,8 @@ log = logs.get("app")
 READY_AFTER = 60.0
 #: The pause before a failed or ended service is restarted, seconds.
 SERVICE_RETRY_S = 30.0
+#: The interval between two checks whether a folder has answered that did not at the start, seconds.
+ANSWER_POLL_S = 2.0
 
 
 async def run_daemon(settings: Settings, config: Path | None, monitoring: Monitoring) -> None:
@@ -101,7 +104,7 @@ async def _serve(settings: Settings, config: Path | None, signals: object, monit
                     tasks.start_soon(_keep_running, _refresh_view, daemon, name="queue view")
                     for service in monitoring.services(settings):
                         tasks.start_soon(_keep_running, service, daemon, name="monitoring")
-                    following = await _wait_for_signal(daemon, config, signals)
+                    following = await _next_settings(daemon, config, signals)
                     if following is None:
                         app.database.stop_waiting()
                     tasks.cancel_scope.cancel()
@@ -135,6 +138,38 @@ def _stop_without_writes(app: Application) -> Iterator[None]:
         if not app.database.has_stopped_waiting:
             raise
         log.warning("stopped_in_trouble", f"{first(postpone)}; the next start resumes the documents in flight")
+
+
+async def _next_settings(daemon: RunningDaemon, config: Path | None, signals: object) -> Settings | None:
+    """Return the settings to run next, after a signal or the answer of a folder; None to stop."""
+    following: Settings | None = None
+    async with anyio.create_task_group() as group:
+
+        async def first_of(wait: Callable[[], Awaitable[Settings | None]]) -> None:
+            nonlocal following
+            found = await wait()
+            if not group.cancel_scope.cancel_called:
+                following = found
+            group.cancel_scope.cancel()
+
+        if daemon.app.settings.unanswered:
+            group.start_soon(first_of, partial(_wait_for_folder, daemon.app.settings), name="wait for folders")
+        await first_of(partial(_wait_for_signal, daemon, config, signals))
+    return following
+
+
+async def _wait_for_folder(settings: Settings) -> Settings:
+    """Wait until a folder answers that did not, and return the settings with its links resolved."""
+    while not settings.real_paths.has_late_answer:  # noqa: ASYNC110 - a thread that hangs in a share sets no event
+        await anyio.sleep(ANSWER_POLL_S)
+    try:
+        fresh = await anyio.to_thread.run_sync(resolve_again, settings)
+    except ConfigError as error:
+        for problem in error.problems:
+            log.error("folder_refused", f"{problem}; its mapping waits until the configuration is read again")
+        await anyio.sleep_forever()
+    log.info("folder_answers", "a folder answers again; docferry restarts its work with all folders that answer")
+    return fresh
 
 
 async def _wait_for_signal(daemon: RunningDaemon, config: Path | None, signals: object) -> Settings | None:

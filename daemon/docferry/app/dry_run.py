@@ -18,7 +18,7 @@ from docferry.detect.debounce import Debouncer
 from docferry.detect.left_out import LeftOut, unwanted
 from docferry.detect.planner import plan, validate
 from docferry.detect.screening import Screening, inspector
-from docferry.errors import SourceError, SourceUnreadable, SourceVanished
+from docferry.errors import FolderError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.hashing import hash_file
 from docferry.files.safe_open import Root
@@ -77,6 +77,8 @@ class _DryRun:
     async def rows(self) -> list[DryRunRow]:
         """Return a row for each document in the folder."""
         upload = self._upload
+        if upload.unanswered is not None:
+            raise FolderError(upload.unanswered)
         listings = await anyio.to_thread.run_sync(
             lambda: [listing for chunk in scan.walk(Root.of(upload), upload) for listing in chunk]
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from docferry import projection
 from docferry.clock import iso
 from docferry.model import Gate, Reason, State, escaped
 from docferry.projection import Backlog
-from docferry.settings import Settings
+from docferry.settings import Settings, Upload
 from docferry.settings.outbox import outboxes
 from docferry.store.owners import Process
 from docferry.store.queue_view import QueueSnapshot
@@ -82,7 +81,7 @@ def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]
                 "folder": None if upload is None else escaped(upload.folder),
                 "documents": {state.value: queue.documents.get(name, {}).get(state, 0) for state in State},
                 "oldest_due": iso(oldest.get(name)),
-                "problem": said.get("problem") if daemon or upload is None else _missing(upload.root),
+                "problem": said.get("problem") if daemon or upload is None else _missing(upload),
                 "watch": said.get("watch"),
                 "last_scan": said.get("last_scan"),
                 "scan_seconds": said.get("scan_seconds"),
@@ -94,8 +93,11 @@ def _uploads(settings: Settings, queue: QueueSnapshot, daemon: Mapping[str, Any]
     return rows
 
 
-def _missing(root: Path) -> str | None:
+def _missing(upload: Upload) -> str | None:
     """Return the problem of a missing folder. Without a daemon no watcher reports it, so check the disk here."""
+    if upload.unanswered is not None:
+        return upload.unanswered
+    root = upload.root
     try:
         return None if root.is_dir() else f"{escaped(str(root))} does not exist; create it, or mount it"
     except OSError as error:

@@ -16,9 +16,10 @@ from docferry.settings.outbox import outboxes
 
 
 def load(path: Path | None) -> Settings:
-    """Return the settings of the given or default configuration file; list ignored settings on stderr."""
+    """Return the settings of the given or default file; print ignored files and waiting mappings on stderr."""
     found = settings.load(path)
     complain(*(f"warning: {sentence}" for sentence in found.passed_over))
+    complain(*(f'warning: mapping "{escaped(name)}": {why}' for name, why in found.unanswered.items()))
     return found
 
 

@@ -18,6 +18,7 @@ from docferry.clock import iso
 from docferry.errors import ConfigError
 from docferry.model import escaped
 from docferry.settings import Settings
+from docferry.settings.real_paths import RealPaths
 from docferry.store.reports import AttemptRow, Reports, Row
 
 #: The largest number of rows of one query.
@@ -36,7 +37,9 @@ def show_command(asked: Namespace) -> int:
     """Print one document with every attempt, and return the exit code."""
     # As typed, and with links resolved.
     given = os.fsencode(Path(asked.document).absolute())
-    anyio.run(_show, args.load(asked.config), asked, [os.path.normpath(given), os.path.realpath(given)])
+    path = Path(os.fsdecode(given))
+    real = os.fsencode(RealPaths([path])[path].path)
+    anyio.run(_show, args.load(asked.config), asked, [os.path.normpath(given), real])
     return 0
 
 

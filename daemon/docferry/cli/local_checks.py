@@ -23,6 +23,7 @@ from docferry.receipts.heads import open_signer
 from docferry.settings import Download, Settings, Upload, missing_keys
 from docferry.settings.outbox import outboxes
 from docferry.settings.patterns import EVERYTHING
+from docferry.settings.real_paths import RealPaths
 from docferry.store import state_dir
 from docferry.store.second_queue import second_queues
 
@@ -113,7 +114,12 @@ def _receipts(settings: Settings) -> Iterator[Check]:
             yield Check("ok", "receipts", f"heads are signed with {escaped(str(settings.receipts.key_file))}")
     except ConfigError as error:
         yield from (Check("fail", "receipts", problem) for problem in error.problems)
+    real = RealPaths(settings.receipts.files)
     for file in settings.receipts.files:
+        if not real[file].answers:
+            detail = f"{escaped(str(file))} does not answer"
+            yield Check("fail", "receipts", detail, "is its server there?", away=True)
+            continue
         where = file if file.exists() else file.parent
         if not os.access(where, os.W_OK):
             advice = "mount it, or let this user write there"
@@ -156,7 +162,7 @@ def targets(settings: Settings) -> tuple[list[Target], int]:
     found += [Target("codat", company) for download in settings.downloads for company in download.companies]
     by_folder: dict[Target, None] = {}
     for upload in settings.uploads:
-        if _open(upload):
+        if _open(upload) and upload.unanswered is None:
             by_folder.update(dict.fromkeys(_by_folders(upload)))
     named = [target for target in dict.fromkeys(found) if target.remote == "codat"]
     return [*named, *list(by_folder)[:MOST_ASKED]], max(0, len(by_folder) - MOST_ASKED)
@@ -243,6 +249,9 @@ def _sqlite() -> Iterator[Check]:
 
 def _upload(upload: Upload, walked: FolderCounts) -> Iterator[Check]:
     root = Root.of(upload)
+    if upload.unanswered is not None:
+        yield Check("fail", upload.name, upload.unanswered, away=True)
+        return
     try:
         for listings in scan.walk(root, upload):
             _count(upload, listings, walked)
@@ -324,7 +333,10 @@ def _has_cap_lease() -> bool:
 
 
 def _download(download: Download, state_dir: Path) -> Iterator[Check]:
-    for folder in dict.fromkeys(download.folder_of(company) for company in download.companies or (None,)):
+    if download.unanswered is not None:
+        yield Check("fail", download.name, download.unanswered, away=True)
+        return
+    for folder in dict.fromkeys(download.folders):
         shown, place = escaped(str(folder)), _nearest(folder)
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             cure = f"create {shown} and let docferry's user write there"

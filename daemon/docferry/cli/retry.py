@@ -111,7 +111,9 @@ async def _accept_folder(settings: Settings, mapping: str, *, is_right: bool) ->
     A shared folder may be empty because it is not mounted on this host. Only `is_right` confirms the mount.
     """
     upload = next((upload for upload in settings.uploads if upload.name == mapping), None)
-    if upload is None or not upload.root.is_dir() or (upload.shared and not is_right):
+    if upload is None or upload.unanswered is not None:
+        return
+    if not upload.root.is_dir() or (upload.shared and not is_right):
         return
     from docferry.app.application import accept_empty, accept_share
 

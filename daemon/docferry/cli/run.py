@@ -20,5 +20,7 @@ def command(asked: Namespace) -> int:
     logs.configure(wanted.log_level, wanted.log_format)
     for sentence in wanted.passed_over:
         log.warning("configuration_passed_over", sentence)
+    for mapping, sentence in wanted.unanswered.items():
+        log.warning("folder_unanswered", sentence, mapping=mapping)
     anyio.run(run_daemon, wanted, asked.config, ConfiguredMonitoring(SystemClock()))
     return 0

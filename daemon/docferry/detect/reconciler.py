@@ -133,6 +133,7 @@ class Reconciler:
             with contextlib.suppress(OSError):  # the next scan tries again
                 await anyio.to_thread.run_sync(outbox.remove_replaced, upload.root)
         try:
+            _assert_answering(upload)
             walked = await self._walk(upload, scan.WHOLE)
             await self._forget_folders(upload, walked)
         except (FolderError, StatementRefused) as error:
@@ -240,6 +241,7 @@ class Reconciler:
 
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
+        _assert_answering(upload)
         examined = await anyio.to_thread.run_sync(_examine, upload, list(paths), self.state(upload.name).root)
         known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
         await self._documents.mark_gone(upload.name, [path for path in examined.absent if path in known])
@@ -289,6 +291,12 @@ class Reconciler:
             self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
         if incomplete or is_any_unsettled:
             self._wakeups.debounce_changed()
+
+
+def _assert_answering(upload: Upload) -> None:
+    """Raise FolderError for a mapping that waits for the answer of a folder."""
+    if upload.unanswered is not None:
+        raise FolderError(upload.unanswered)
 
 
 def _small_groups_last(seen_files: list[SeenFile]) -> None:

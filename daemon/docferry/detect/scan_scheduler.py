@@ -187,6 +187,8 @@ class ScanScheduler:
         from docferry.files.watch.watcher import Armed, Degraded, Hint, Lost, watch
 
         state = self._reconciler.state(upload.name)
+        if upload.unanswered is not None:
+            return  # the mapping is watched after the folder has answered and the application was built again
         if upload.poll:  # the kernel reports no changes of a share, and polling by watchfiles would duplicate the scan
             state.watch = f"scanning every {self._pace:g} s, as `poll` asks"
             return

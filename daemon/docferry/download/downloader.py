@@ -34,7 +34,9 @@ class Downloader(Struct, frozen=True):
         A problem of one company or object does not stop the others.
         """
         problems: list[str] = []
-        if download.source == "codat" and self.codat is not None:
+        if download.unanswered is not None:
+            problems.append(download.unanswered)
+        elif download.source == "codat" and self.codat is not None:
             for company in download.companies:
                 problems += await _shielded(self.codat.round(download, company), company, len(download.companies) > 1)
         elif self.wootiv is not None:

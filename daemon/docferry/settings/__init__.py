@@ -6,9 +6,10 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,11 +20,9 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from docferry import endpoints
 from docferry.errors import ConfigError
 from docferry.model import RemoteName
 from docferry.settings import cross_checks, keys, problems, sources, trust
@@ -31,25 +30,16 @@ from docferry.settings.alerts import AlertsSettings, HeartbeatSettings
 from docferry.settings.antivirus import AntivirusSettings
 from docferry.settings.keys import Secrets
 from docferry.settings.listeners import Metrics, Web
-from docferry.settings.mappings import (
-    CaFile,
-    Count,
-    Download,
-    Octets,
-    PlainPath,
-    Proxy,
-    Route,
-    Seconds,
-    Share,
-    SomeSeconds,
-    Upload,
-)
+from docferry.settings.mappings import Download, Route, Upload
 from docferry.settings.own_files import output_files
+from docferry.settings.real_paths import RealPaths
 from docferry.settings.receipts import Receipts, Verify
+from docferry.settings.remotes import CodatSettings, WootivSettings
 from docferry.settings.section import SECTION
+from docferry.settings.values import Count, Octets, PlainPath, Seconds, SomeSeconds
 
 __all__ = [
-    "Codat",
+    "CodatSettings",
     "Download",
     "Metrics",
     "Retry",
@@ -58,7 +48,7 @@ __all__ = [
     "Settings",
     "Upload",
     "Web",
-    "Wootiv",
+    "WootivSettings",
     "load",
     "missing_keys",
 ]
@@ -80,8 +70,23 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
     settings._path = written.path
     settings._passed_over = tuple(written.warnings)
     settings._warnings = cross_checks.warnings(settings)
-    settings.protect_own_files()
+    settings.place_mappings()
     return settings
+
+
+def resolve_again(settings: Settings) -> Settings:
+    """Return the same settings with the folders of the mappings resolved again.
+
+    Raises ConfigError if a folder that did not answer before contradicts another mapping.
+    """
+    uploads = tuple(upload.model_copy() for upload in settings.uploads)
+    downloads = tuple(download.model_copy() for download in settings.downloads)
+    fresh = settings.model_copy(update={"uploads": uploads, "downloads": downloads})
+    fresh.__dict__.pop("real_paths", None)
+    if found := problems.contradictions(fresh):
+        raise ConfigError(found)
+    fresh.place_mappings()
+    return fresh
 
 
 def _with_own_names(settings: Settings) -> Settings:
@@ -109,19 +114,6 @@ def missing_keys(settings: Settings, secrets: Secrets) -> list[str]:
     return sentences
 
 
-def _url(written: str) -> str:
-    try:
-        parts = urlsplit(written.strip())
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https") or not written.isprintable() or " " in written.strip():
-        raise ValueError('is not an address; write it like "https://api.example.com"')
-    if parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("must be an address without a user, a query and a fragment")
-    return endpoints.validate_url(written.strip().rstrip("/"))
-
-
 def _senders(written: object) -> object:
     if written == "auto" or (isinstance(written, int) and not isinstance(written, bool) and 0 <= written <= 32):
         return written
@@ -132,11 +124,6 @@ def _senders(written: object) -> object:
 
 def _lowered(written: object) -> object:
     return written.strip().lower() if isinstance(written, str) else written
-
-
-Url = Annotated[str, AfterValidator(_url)]
-Headers = Annotated[dict[str, str], AfterValidator(endpoints.validate_headers)]
-LocalAddress = Annotated[str, AfterValidator(endpoints.validate_local_address)]
 
 
 def validate_database_url(written: SecretStr) -> SecretStr:
@@ -169,66 +156,6 @@ class Retry(BaseModel):
     give_up_after: SomeSeconds = Field(
         default=604_800.0, description="then a document is held until someone retries it"
     )
-
-
-class _Remote(BaseModel):
-    model_config = SECTION
-
-    timeout: SomeSeconds = Field(default=60.0, description="the longest time without progress of a request")
-    connect_timeout: SomeSeconds = Field(default=10.0, description="over all addresses of a name")
-    read_timeout: SomeSeconds | None = Field(default=None, description="timeout of responses; default: timeout")
-    write_timeout: SomeSeconds | None = Field(default=None, description="timeout of requests; default: timeout")
-    proxy: Proxy | None = Field(default=None, repr=False, description="the environment's proxies are not used")
-    ca_file: CaFile | None = Field(default=None, description="certificates to trust, as PEM")
-    cert_file: PlainPath | None = Field(default=None, description="a client certificate, as PEM")
-    key_file: PlainPath | None = Field(default=None, description="its private key, where cert_file does not hold it")
-    headers: Headers = Field(default_factory=dict, repr=False, description="sent with every request")
-    local_address: LocalAddress | None = Field(default=None, description="the address to connect from")
-    api_key: SecretStr | None = Field(
-        default=None, repr=False, description="only in a file that no other user can read"
-    )
-    api_key_file: PlainPath | None = Field(default=None, description="a file that holds the key alone")
-
-    @model_validator(mode="after")
-    def _check_client_certificate(self) -> Self:
-        if self.key_file is not None and self.cert_file is None:
-            raise ValueError("key_file is set without cert_file; set both, or none")
-        if self.cert_file is not None:
-            endpoints.load_trust(self.ca_file, self.cert_file, self.key_file)
-        return self
-
-
-class CodatSettings(_Remote):
-    """Hold the section `[codat]`: address, limits and key of the Codat API."""
-
-    base_url: Url = Field(default="https://api.codat.io", description="the server")
-    requests_per_minute: Count = Field(default=1000, ge=1, description="over all companies")
-    concurrent_per_company: Count = Field(default=10, ge=1, le=1000, description="requests at once for one company")
-    batch: Count = Field(default=1, ge=1, le=20, description="files in one request")
-    list_lag: Seconds = Field(default=30.0, description="how long Codat's list may lag behind an upload")
-    quota_reserve: Share = Field(default=0.05, description="of the daily quota, kept for resolving doubtful documents")
-
-
-class WootivSettings(_Remote):
-    """Hold the section `[wootiv]`: address and key of Wootiv."""
-
-    base_url: Url | None = Field(default=None, description="the server; it or environment is required")
-    environment: Literal["production", "environment_1"] | None = Field(
-        default=None, description="the server by its name in Wootiv's SDK; base_url overrides it"
-    )
-    batch: Count = Field(default=1, ge=1, le=20, description='files in one request of mappings with via = "direct"')
-    storage_hosts: tuple[str, ...] = Field(
-        default=(), description="patterns of hosts where signed URLs may point; default: any public host"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_server(cls, written: object) -> object:
-        if isinstance(written, dict) and written.get("base_url") is None:
-            environment = written.get("environment")
-            if isinstance(environment, str) and environment in endpoints.WOOTIV_SERVERS:
-                return {**written, "base_url": endpoints.WOOTIV_SERVERS[environment]}
-        return written
 
 
 class Settings(BaseSettings):
@@ -334,12 +261,32 @@ class Settings(BaseSettings):
                 found.append((key, problem))
         return found
 
-    def protect_own_files(self) -> None:
-        """Exclude the state folder, the configuration file, every key file and docferry's output from every mapping."""
+    @cached_property
+    def real_paths(self) -> RealPaths:
+        """Return the targets of the state folder and of the folders of all mappings, read at the first use."""
+        return RealPaths([self.state_dir, *chain.from_iterable(entry.folders for entry in self._entries)])
+
+    @property
+    def unanswered(self) -> dict[str, str]:
+        """Return a sentence for each mapping, by its name, that waits for a folder that does not answer."""
+        return {entry.name: entry.unanswered for entry in self._entries if entry.unanswered is not None}
+
+    def place_mappings(self) -> None:
+        """Exclude docferry's own files from the mappings, and let mappings wait whose folders do not answer.
+
+        The own files are the state folder, the configuration file, all key files and docferry's output.
+        """
         own = [self.state_dir, *(path for _, path in _files_of(self)), *self.receipts.files, *output_files()]
         own += [path for path in (self._path, self.metrics.textfile) if path is not None]
+        real = RealPaths(own)
         for upload in self.uploads:
-            upload.protect(own)
+            upload.protect(self.real_paths[upload.root].path, [real[path].path for path in own])
+        for entry in self._entries:
+            entry.wait_for(self.real_paths.unanswered(entry.folders))
+
+    @property
+    def _entries(self) -> tuple[Upload | Download, ...]:
+        return (*self.uploads, *self.downloads)
 
     def secrets(self, environ: Mapping[str, str] = os.environ) -> Secrets:
         """Return the keys, read again. A missing or unreadable key is None, see `missing_keys`."""

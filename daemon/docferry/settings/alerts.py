@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJson
 
 from docferry.settings import keys
 from docferry.settings.keys import Key
-from docferry.settings.mappings import CaFile, Octets, PlainPath, Proxy, Seconds, SomeSeconds
 from docferry.settings.section import SECTION
+from docferry.settings.values import CaFile, Octets, PlainPath, Proxy, Seconds, SomeSeconds
 
 #: All events that docferry can report. Receivers select events by patterns of these names.
 EVENTS: Final = (

@@ -6,9 +6,9 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from docferry.settings.mappings import Octets
 from docferry.settings.section import SECTION
 from docferry.settings.templates import fit
+from docferry.settings.values import Octets
 
 _UNIX: Final = "unix:"
 #: The longest path of a Unix socket in the kernel, bytes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
@@ -15,6 +14,7 @@ from docferry.model import escaped
 from docferry.settings import overlaps
 from docferry.settings.mappings import Download, Upload
 from docferry.settings.outbox import SUFFIX
+from docferry.settings.real_paths import RealPath
 from docferry.settings.sources import Loc
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
     """Yield each contradiction: the key to change, and the fix. `places` are the numbers of the mappings."""
     uploads = list(zip(upload_places, settings.uploads, strict=True))
     downloads = list(zip(download_places, settings.downloads, strict=True))
+    real = settings.real_paths
     if settings.retry.max < settings.retry.initial:
         yield ("retry", "max"), "must not be shorter than retry.initial"
     if "wootiv" in settings.remotes and settings.wootiv.base_url is None:
@@ -38,11 +39,11 @@ def found(settings: Settings, upload_places: Sequence[int], download_places: Seq
     yield from _names_twice(named + [("download", at, download.name) for at, download in downloads])
     yield from _of_outboxes(uploads)
     yield from _duplicates(uploads)
-    yield from overlaps.find(uploads, downloads)
+    yield from overlaps.find(uploads, downloads, real)
     for at, upload in uploads:
         if upload.shared and settings.database_url is None:
             yield ("upload", at, "shared"), "is for a queue of several hosts; set database_url, or remove it"
-        if _lies_in(upload.root, settings.state_dir):
+        if _lies_in(real[upload.root], real[settings.state_dir]):
             yield ("upload", at, "folder"), "lies in the state folder, whose files are never sent; name another folder"
         if upload.antivirus and settings.antivirus.clamd is None:
             fix = 'is true without a scanner; write clamd = "unix:/run/clamav/clamd.ctl" under [antivirus]'
@@ -141,9 +142,8 @@ def _of_wootiv_download(download: Download) -> Iterator[tuple[str, str]]:
         yield "folder", "has a placeholder, which is for Codat; name the folder"
 
 
-def _lies_in(folder: Path, other: Path) -> bool:
-    inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(other))
-    return inner == outer or outer in inner.parents
+def _lies_in(inner: RealPath, outer: RealPath) -> bool:
+    return inner.is_same(outer) or outer.path in inner.path.parents
 
 
 def _scans(upload: Upload, folder: Path) -> bool:

@@ -8,9 +8,9 @@ from typing import Annotated, Final, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
 
-from docferry.settings.mappings import PlainPath
 from docferry.settings.section import SECTION
 from docferry.settings.templates import fit
+from docferry.settings.values import PlainPath
 
 _EXAMPLE: Final = 'write "127.0.0.1:{port}" or "unix:/run/docferry/{name}.sock"'
 _UNIX: Final = "unix:"

@@ -4,140 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from msgspec import Struct
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, WithJsonSchema
+from pydantic import BaseModel, Field, PrivateAttr
 
-from docferry import endpoints
 from docferry.model import Target, escaped
-from docferry.settings import patterns, templates, units
+from docferry.settings import patterns, templates
 from docferry.settings.section import SECTION
-
-
-def _positive(number: float) -> float:
-    if number <= 0:
-        raise ValueError("must be more than 0")
-    return number
-
-
-def _no_bool(written: object) -> object:
-    if written is True or written is False:
-        raise ValueError("must be a whole number")
-    return written
-
-
-def _plain_text(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError("must be printable text, and not empty")
-    return text
-
-
-def _folder(folder: str, allowed: tuple[str, ...] = templates.IDS) -> str:
-    if not folder.strip() or not templates.fit(folder):
-        raise ValueError("must be a path, and not empty")
-    words = [word for level in templates.divided(folder, allowed)[1] if (word := templates.word_of(level))]
-    if len(set(words)) < len(words):
-        raise ValueError("has a placeholder twice")
-    return folder
-
-
-def _path(path: Path) -> Path:
-    if not path.is_absolute() or not templates.fit(str(path)):
-        raise ValueError("must be a path, and not empty")
-    return path
-
-
-def _ca_file(path: Path) -> Path:
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise ValueError(f"names {escaped(str(path))}, which is not a readable file")
-    return endpoints.validate_ca_file(path)
-
-
-def _remote_name(template: str) -> str:
-    words = templates.words_of(template, templates.NAME_WORDS)
-    if not templates.fit(template) or template.startswith("/") or ".." in template.split("/"):
-        raise ValueError('must be a plain name, without control characters, a leading "/" or ".."')
-    if not {"name", "stem", "path", "sha256", "token"} & set(words):
-        raise ValueError("gives every document the same name; use {name}, {path} or {token} in it")
-    return template
-
-
-def _layout(template: str) -> str:
-    words = templates.words_of(template, templates.LAYOUT_WORDS)
-    if not templates.fit(template) or template.startswith("/") or ".." in template.split("/"):
-        raise ValueError('must be a path below the folder, without a leading "/" or ".."')
-    if "name" not in words:
-        raise ValueError("gives every document the same name; use {name} in it")
-    return template
-
-
-def _object(name: str) -> str:
-    if not name or not templates.fit(name) or name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
-        raise ValueError(f'has "{escaped(name)}", which is not an object name; write it like "reports/latest.pdf"')
-    return name
-
-
-def _uuid(written: str) -> str:
-    found = templates.uuid(written)
-    if found is None:
-        raise ValueError('is not a UUID; write it like "8a210b68-6988-11ed-a1eb-0242ac120002"')
-    return found
-
-
-def _patterns(written: tuple[str, ...]) -> tuple[str, ...]:
-    if written != patterns.EVERYTHING:
-        patterns.compiled(written)
-    return written
-
-
-def _listed(written: object) -> object:
-    return (written,) if isinstance(written, str) else written
-
-
-def _day(written: object) -> object:
-    if isinstance(written, datetime):
-        return written.date()
-    if isinstance(written, date):
-        return written
-    try:
-        return date.fromisoformat(str(written))
-    except ValueError:
-        raise ValueError('is not a date; write it like "2026-01-01"') from None
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(units.seconds),
-    WithJsonSchema({"type": ["string", "number"], "pattern": units.DURATION_PATTERN, "minimum": 0}),
-]
-SomeSeconds = Annotated[Seconds, AfterValidator(_positive)]
-Octets = Annotated[
-    int,
-    BeforeValidator(units.octets),
-    AfterValidator(_positive),
-    WithJsonSchema({"type": ["string", "integer"], "pattern": units.SIZE_PATTERN, "minimum": 1}),
-]
-Share = Annotated[
-    float,
-    BeforeValidator(units.share),
-    WithJsonSchema({"type": ["string", "number"], "pattern": units.SHARE_PATTERN, "minimum": 0, "maximum": 1}),
-]
-Count = Annotated[int, BeforeValidator(_no_bool)]
-PlainPath = Annotated[Path, AfterValidator(_path)]  # made absolute by `sources`, unless empty
-CaFile = Annotated[PlainPath, AfterValidator(_ca_file)]
-Proxy = Annotated[str, AfterValidator(lambda written: endpoints.validate_proxy(written.strip()))]
-Name = Annotated[str, AfterValidator(_plain_text)]
-Uuid = Annotated[str, AfterValidator(_uuid)]
-Companies = Annotated[
-    tuple[Uuid, ...],
-    BeforeValidator(_listed),
-    WithJsonSchema({"type": ["string", "array"], "items": {"type": "string"}}),
-]
-PatternList = Annotated[tuple[str, ...], AfterValidator(_patterns)]
+from docferry.settings.values import (
+    Companies,
+    Day,
+    DownloadFolder,
+    Layout,
+    Name,
+    NameTemplate,
+    ObjectName,
+    Octets,
+    PatternList,
+    PlainPath,
+    SomeSeconds,
+    UploadFolder,
+    Uuid,
+)
 
 
 class Route(Struct, frozen=True):
@@ -159,6 +50,7 @@ class _Entry(BaseModel):
     model_config = SECTION
 
     _configured_name: str | None = PrivateAttr(None)
+    _unanswered: Path | None = PrivateAttr(None)
 
     name: Name = Field(description="unique over uploads and downloads")
 
@@ -166,6 +58,20 @@ class _Entry(BaseModel):
     def configured_name(self) -> str:
         """Return the name in the configuration."""
         return self._configured_name or self.name
+
+    @property
+    def unanswered(self) -> str | None:
+        """Return a sentence if a folder of the mapping did not answer when the configuration was read.
+
+        Its links are unknown, so that it could be the folder of another mapping: nothing may be read or written.
+        """
+        if self._unanswered is None:
+            return None
+        return f"{escaped(str(self._unanswered))} does not answer: is its server there? The mapping waits until it does"
+
+    def wait_for(self, folder: Path | None) -> None:
+        """Record the folder that does not answer, None if all folders of the mapping do."""
+        self._unanswered = folder
 
     def of_host(self, host: str) -> Self:
         """Return this mapping with its name in a shared queue."""
@@ -177,7 +83,7 @@ class _Entry(BaseModel):
 class Upload(_Entry):
     """Hold one `[[upload]]`: a folder whose documents go to a remote. All path arguments are relative to `root`."""
 
-    folder: Annotated[str, AfterValidator(_folder)] = Field(
+    folder: UploadFolder = Field(
         description="may have the placeholders {company_id} and {connection_id}, each a whole path segment"
     )
     to: Literal["codat", "wootiv"] = Field(description="the remote")
@@ -223,19 +129,15 @@ class Upload(_Entry):
     follow_root_links: bool = Field(
         default=False, description="the folder may be reached through links that other users can replace"
     )
-    file_name: Annotated[str, AfterValidator(_remote_name)] = Field(default="{name}", description="the name at Codat")
-    object_name: Annotated[str, AfterValidator(_remote_name)] = Field(
-        default="{path}", description="the name at Wootiv"
-    )
+    file_name: NameTemplate = Field(default="{name}", description="the name at Codat")
+    object_name: NameTemplate = Field(default="{path}", description="the name at Wootiv")
 
     _common_settle: float = PrivateAttr(5.0)
     _protected: frozenset[bytes] = PrivateAttr(frozenset())  # docferry's own files and folders, relative to `root`
 
-    def protect(self, own: Iterable[Path]) -> None:
-        """Exclude these files and folders of docferry wherever they appear below `root`, also through links."""
-        root = Path(os.path.realpath(self.root))
-        real = [Path(os.path.realpath(path)) for path in own]
-        self._protected = frozenset(os.fsencode(path.relative_to(root)) for path in real if root in path.parents)
+    def protect(self, root: Path, own: Iterable[Path]) -> None:
+        """Exclude these files and folders of docferry below `root`. All links of the paths are resolved."""
+        self._protected = frozenset(os.fsencode(path.relative_to(root)) for path in own if root in path.parents)
         self.__dict__.pop("_never_read", None)
 
     @property
@@ -256,6 +158,11 @@ class Upload(_Entry):
     def root(self) -> Path:
         """Return the fixed part of the folder, before the first placeholder."""
         return self._split[0]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Return `root`, and the folder for sent files if there is one."""
+        return [self.root] if self.archive_folder is None else [self.root, self.archive_folder]
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -367,19 +274,18 @@ class Download(_Entry):
     companies: Companies = Field(
         default=(), alias="company_id", description="Codat's company, or a list with {company_id} in the folder"
     )
-    objects: tuple[Annotated[str, AfterValidator(_object)], ...] = Field(
-        default=(), description="Wootiv's objects by name"
-    )
-    folder: Annotated[str, AfterValidator(lambda folder: _folder(folder, ("company_id",)))] = Field(
-        description="may have {company_id} as a whole path segment"
-    )
+    objects: tuple[ObjectName, ...] = Field(default=(), description="Wootiv's objects by name")
+    folder: DownloadFolder = Field(description="may have {company_id} as a whole path segment")
     every: SomeSeconds = Field(default=900.0, description="how often to look for new documents")
-    since: Annotated[date | None, BeforeValidator(_day)] = Field(default=None, description="default: everything")
-    layout: Annotated[str, AfterValidator(_layout)] = Field(
-        default="{date}/{source}/{name}", description="the path of a document below the folder"
-    )
+    since: Day | None = Field(default=None, description="default: everything")
+    layout: Layout = Field(default="{date}/{source}/{name}", description="the path of a document below the folder")
     max_size: Octets | None = Field(default=None, description="larger documents are not downloaded")
     include_own: bool = Field(default=False, description="whether documents that docferry uploaded are downloaded too")
+
+    @property
+    def folders(self) -> list[Path]:
+        """Return the folder of each company, or the only folder."""
+        return [self.folder_of(company) for company in self.companies or (None,)]
 
     def folder_of(self, company_id: str | None) -> Path:
         """Return the folder with its placeholder replaced."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from docferry.model import Target, escaped
 from docferry.settings.mappings import Download, Upload
+from docferry.settings.real_paths import RealPath, RealPaths
 from docferry.settings.sources import Loc
 
 #: A placeholder for the name of any future folder.
@@ -23,10 +24,13 @@ Numbered = Sequence[tuple[int, Upload]]
 Found = Iterator[tuple[Loc, str]]
 
 
-def find(uploads: Numbered, downloads: Sequence[tuple[int, Download]]) -> Found:
-    """Yield each overlap: the key to change, and a sentence that names both mappings and the fix."""
+def find(uploads: Numbered, downloads: Sequence[tuple[int, Download]], real: RealPaths) -> Found:
+    """Yield each overlap: the key to change, and a sentence that names both mappings and the fix.
+
+    A folder without an answer overlaps none: its mapping waits, and is compared again once the folder answers.
+    """
     for (_, one), (at, other) in combinations(uploads, 2):
-        if _differ_in_target(one, other) or _differ_in_target(other, one):
+        if _differ_in_target(one, other, real) or _differ_in_target(other, one, real):
             yield (
                 ("upload", at, "folder"),
                 f'"{escaped(other.name)}" and "{escaped(one.name)}" read the same folder '
@@ -34,15 +38,15 @@ def find(uploads: Numbered, downloads: Sequence[tuple[int, Download]]) -> Found:
                 "both; give each mapping a folder of its own, or exclude the inner folder from the outer mapping",
             )
     for (at, archiving), (_, other) in permutations(uploads, 2):
-        if archiving.archive_folder is not None and _comes_back(archiving, other, archiving.archive_folder):
+        if _comes_back(archiving, other, real):
             yield (
                 ("upload", at, "archive_folder"),
-                f'"{escaped(archiving.name)}" archives into {_shown(archiving.archive_folder)}, which '
+                f'"{escaped(archiving.name)}" archives into {escaped(str(archiving.archive_folder))}, which '
                 f'"{escaped(other.name)}" uploads to another target; put the archive elsewhere, or exclude it there',
             )
     for at, download in downloads:
         for _, upload in uploads:
-            if any(_brings_into(download, company, upload) for company in download.companies or (None,)):
+            if any(_brings_into(download, company, upload, real) for company in download.companies or (None,)):
                 yield (
                     ("download", at, "folder"),
                     f'"{escaped(download.name)}" downloads into a folder that "{escaped(upload.name)}" uploads to '
@@ -50,9 +54,9 @@ def find(uploads: Numbered, downloads: Sequence[tuple[int, Download]]) -> Found:
                 )
 
 
-def _differ_in_target(outer: Upload, inner: Upload) -> bool:
+def _differ_in_target(outer: Upload, inner: Upload, real: RealPaths) -> bool:
     """Return whether `outer` reads the folder of `inner` and sends a document of it to another target."""
-    within = _relative(inner.root, outer.root)
+    within = _relative(real[inner.root], real[outer.root])
     if within is None or not _reads(outer, within):
         return False
     if not inner.levels and not outer.levels:
@@ -72,8 +76,9 @@ def _prefixed(outer: Upload, within: bytes) -> tuple[str, ...]:
     return outer.levels[depth:]
 
 
-def _comes_back(archiving: Upload, other: Upload, archive: Path) -> bool:
-    within = _relative(archive, other.root)
+def _comes_back(archiving: Upload, other: Upload, real: RealPaths) -> bool:
+    archive = archiving.archive_folder
+    within = None if archive is None else _relative(real[archive], real[other.root])
     if within is None or not _reads(other, within):
         return False
     if other.to == "wootiv":
@@ -82,8 +87,8 @@ def _comes_back(archiving: Upload, other: Upload, archive: Path) -> bool:
     return target is None or archiving.levels != () or target != _target_at(archiving, b"")
 
 
-def _brings_into(download: Download, company_id: str | None, upload: Upload) -> bool:
-    within = _relative(download.folder_of(company_id), upload.root)
+def _brings_into(download: Download, company_id: str | None, upload: Upload, real: RealPaths) -> bool:
+    within = _relative(real[download.folder_of(company_id)], real[upload.root])
     if within is None or not _reads(upload, within):
         return False
     if upload.to != download.source:
@@ -108,21 +113,13 @@ def _reads(upload: Upload, folder: bytes) -> bool:
     return all(upload.enters(b"/".join(segments[:depth])) for depth in range(1, len(segments) + 1))
 
 
-def _relative(inner: Path, outer: Path) -> bytes | None:
-    """Return `inner` relative to `outer`, both with links resolved; None if it is not inside."""
-    inside, around = Path(os.path.realpath(inner)), Path(os.path.realpath(outer))
-    if inside != around and around not in inside.parents:
-        return b"" if _same_folder(inside, around) else None
-    relative = os.fsencode(inside.relative_to(around))
-    return b"" if relative == b"." else relative
-
-
-def _same_folder(one: Path, other: Path) -> bool:
-    """Return whether two paths are one folder, for instance through a bind mount."""
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
+def _relative(inner: RealPath, outer: RealPath) -> bytes | None:
+    """Return `inner` relative to `outer`; None if it is not inside, or one of them did not answer."""
+    if not (inner.answers and outer.answers):
+        return None
+    if inner.is_same(outer):
+        return b""
+    return os.fsencode(inner.path.relative_to(outer.path)) if outer.path in inner.path.parents else None
 
 
 def _shown(path: Path) -> str:

@@ -74,6 +74,12 @@ def validate(model: type[Settings], written: Written) -> tuple[Settings | None, 
     return settings, problems
 
 
+def contradictions(settings: Settings) -> list[str]:
+    """Return the contradictions between valid settings as sentences."""
+    uploads, downloads = range(len(settings.uploads)), range(len(settings.downloads))
+    return [f"{_key(loc)}: {predicate}" for loc, predicate in cross_checks.found(settings, uploads, downloads)]
+
+
 def _try(model: type[Settings], values: dict[str, Any]) -> tuple[Settings | None, list[ErrorDetails]]:
     try:
         return model(**values), []

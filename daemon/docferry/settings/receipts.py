@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from docferry.settings.alerts import web_address
-from docferry.settings.mappings import PlainPath, SomeSeconds
 from docferry.settings.section import SECTION
+from docferry.settings.values import PlainPath, SomeSeconds
 
 #: Anchors without a path or URL; the other kinds are `file:PATH` and `tsa:URL`.
 _PLAIN: Final = ("log", "email", "webhook")

@@ -34,7 +34,11 @@ class AfterUpload:
     """
 
     def __init__(self, uploads: Mapping[str, Upload], documents: Documents, wakeups: Wakeups) -> None:
-        self._uploads = {name: upload for name, upload in uploads.items() if upload.after_upload != "keep"}
+        self._uploads = {
+            name: upload
+            for name, upload in uploads.items()
+            if upload.after_upload != "keep" and upload.unanswered is None
+        }
         self._documents = documents
         self._wakeups = wakeups
         wakeups.needs_sent = bool(self._uploads)

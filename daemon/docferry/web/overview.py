@@ -104,7 +104,7 @@ def _emptied(app: Application, figures: dict[str, Any]) -> frozenset[str]:
 
 def _is_empty(upload: Upload) -> bool:
     try:
-        return scan.is_empty(Root.of(upload))
+        return upload.unanswered is None and scan.is_empty(Root.of(upload))
     except Exception:  # noqa: BLE001 - the problem of the folder reports every cause
         return False
 
