@@ -240,9 +240,9 @@ async def test_a_database_that_cannot_be_written_is_told_of(office: Office, monk
 
 
 async def test_rows_that_nobody_wrote_end_nothing(office: Office) -> None:
-    from sqlalchemy import text
+    from docferry.store.statement import Sql
 
-    statement = text("INSERT INTO alert VALUES ('', :key, 1, :labels, 's', 'a', :observed, 1, 1, NULL)")
+    statement = Sql("INSERT INTO alert VALUES ('', :key, 1, :labels, 's', 'a', :observed, 1, 1, NULL)")
     rows = (("disk", "[]", "exploded"), ("queue", "no json", "firing"), ("key/a", "5", "firing"))
     values = [{"key": key, "labels": labels, "observed": observed} for key, labels, observed in rows]
     await office.database.execute_many(statement, values)

@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import alembic.command
 import alembic.config  # noqa: F401 - loaded before the fork
 import anyio
-from sqlalchemy import TextClause, event
+from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from docferry import clock
@@ -32,8 +33,9 @@ from docferry.remotes.codat.client import Codat
 from docferry.senders import pool
 from docferry.senders.pool import SenderPool
 from docferry.store import transitions
-from docferry.store.connection import Statement, Transaction
+from docferry.store.connection import Transaction
 from docferry.store.documents import Documents
+from docferry.store.statement import Sql, Statement
 from docferry.store.transfers import Transfers
 from docferry.store.transitions import TransitionWriter
 
@@ -172,15 +174,31 @@ def _wrap_transitions(kill_point: KillPoint) -> None:
     for verb in ("start", "execute", "execute_many", "fetch_all", "fetch_one"):
         _replace(Transaction, **{verb: _after_statement(getattr(Transaction, verb), kill_point)})
     event.listen(Engine, "after_cursor_execute", lambda *_: kill_point.reach("statement"))
+    _replace(sqlite3, connect=_traced(sqlite3.connect, kill_point))
+
+
+def _traced(connect: Callable[..., sqlite3.Connection], kill_point: KillPoint) -> Callable[..., sqlite3.Connection]:
+    """Pass the point before each statement that creates a SQLite queue."""
+
+    def trace(statement: str) -> None:
+        if statement.startswith(("CREATE TABLE", "CREATE INDEX", "CREATE UNIQUE INDEX")):
+            kill_point.reach("statement")
+
+    def wrapped(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.set_trace_callback(trace)
+        return connection
+
+    return wrapped
 
 
 def _after_statement(verb: Callable[..., Any], kill_point: KillPoint) -> Callable[..., Any]:
-    """Pass the point after each statement of the store; SQLAlchemy's event covers the migrations."""
+    """Pass the point after each statement of the store; the hooks above cover its creation and its migrations."""
 
     @functools.wraps(verb)
     def wrapped(self: Transaction, statement: Statement, *more: Any) -> Any:
         found = verb(self, statement, *more)
-        plans = isinstance(statement, TextClause) and statement.text.lstrip().startswith("INSERT INTO document")
+        plans = isinstance(statement, Sql) and statement.lstrip().startswith("INSERT INTO document")
         kill_point.reach("statement", *(["new>waiting:inside"] if plans else []))
         return found
 

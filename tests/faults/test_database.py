@@ -13,7 +13,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from app_env import AppEnv, digest, until
 from crash.kill_harness import verify_remote
@@ -24,6 +23,7 @@ from docferry.store import state_dir
 from docferry.store.connection import Transaction
 from docferry.store.gates import Gates
 from docferry.store.opening import open_database
+from docferry.store.statement import Sql
 from faults.conftest import FULL
 
 
@@ -210,6 +210,6 @@ def test_d16_a_database_on_a_share(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def _insert(transaction: Transaction, number: int, size: int = 0) -> None:
     transaction.execute(
-        text("INSERT INTO cursor (key, value, updated) VALUES (:key, :value, 0)"),
+        Sql("INSERT INTO cursor (key, value, updated) VALUES (:key, :value, 0)"),
         {"key": f"test/{number}", "value": str(number).ljust(size)},
     )

@@ -6,18 +6,17 @@ import random
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
-from sqlalchemy import StaticPool, create_engine
 
 from docferry.store import postgresql
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.pipeline import PipelinedTransaction
 from docferry.store.receipts import ReceiptWriter
-from docferry.store.tables import metadata
+from docferry.store.tables import TABLES
 
 T = TypeVar("T")
 HOST = "simulated"
@@ -41,16 +40,10 @@ class Server:
     """Access a PostgreSQL database. Each unit of work is a transaction."""
 
     def __init__(self, url: str) -> None:
-        engine = postgresql.prepare(url, HOST).engine
-        self._connection = engine.raw_connection()
-        driver = self._connection.dbapi_connection
-        assert driver is not None
-        self._driver: Any = driver
+        self._driver = postgresql.prepare(url, HOST).connect()
         self._driver.execute("SET enable_seqscan = off; SET jit = off")
-        self._transaction = PipelinedTransaction(driver, engine.dialect)
-        tables = [
-            table.name for table in metadata.sorted_tables if table.name not in ("alembic_version", "receipt_log")
-        ]
+        self._transaction = PipelinedTransaction(self._driver)
+        tables = [name for name in TABLES if name not in ("alembic_version", "receipt_log")]
         self._clear = f"TRUNCATE {', '.join(tables)} RESTART IDENTITY"
 
     def clear(self) -> None:
@@ -73,11 +66,7 @@ class SqliteMemory:
         with sqlite3.connect(template) as made:
             made.backup(self._template)
         self._raw = sqlite3.connect(":memory:", isolation_level=None, cached_statements=256)
-        engine = create_engine("sqlite://", creator=lambda: self._raw, poolclass=StaticPool, paramstyle="named")
-        self._connection = engine.raw_connection()
-        driver = self._connection.dbapi_connection
-        assert driver is not None
-        self._transaction = Transaction(driver, engine.dialect)  # SQLite commits each statement by itself
+        self._transaction = Transaction(self._raw)  # SQLite commits each statement by itself
 
     def clear(self) -> None:
         self._template.backup(self._raw)

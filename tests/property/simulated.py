@@ -23,7 +23,6 @@ from typing import NoReturn
 
 import anyio
 from anyio.lowlevel import checkpoint
-from sqlalchemy import text
 
 from docferry import settings
 from docferry.clock import TurnableClock
@@ -52,6 +51,7 @@ from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.owners import LocalOwners
 from docferry.store.receipt_log import ReceiptLog
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from docferry.telemetry import Telemetry
 from docferry.upload.batch import Batch
@@ -301,7 +301,7 @@ class World:
 
 
 def _states(transaction: Transaction) -> list[tuple[str, str, str, str | None]]:
-    rows = transaction.fetch_all(text("SELECT lane, sha256, state, reason FROM transfer"))
+    rows = transaction.fetch_all(Sql("SELECT lane, sha256, state, reason FROM transfer"))
     return [(lane, digest, state, reason) for lane, digest, state, reason in rows]
 
 

@@ -22,7 +22,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
@@ -31,6 +30,7 @@ from docferry.store import schema
 from docferry.store.claims import Pick
 from docferry.store.documents import Documents
 from docferry.store.opening import open_database
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from store.conftest import planned
 
@@ -86,7 +86,7 @@ class Queue(RuleBasedStateMachine):
         return self.portal.call(run)
 
     def rows(self, statement: str) -> list[Any]:
-        return self.do(self.database.fetch_all, text(statement))
+        return self.do(self.database.fetch_all, Sql(statement))
 
     @rule(count=st.integers(1, 4))
     def enqueue(self, count: int) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from sqlalchemy import text
 
 from app_env import AppEnv
 from docferry.clock import TurnableClock
@@ -24,6 +23,7 @@ from docferry.store.documents import Documents
 from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.receipt_upkeep import ReceiptUpkeep
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 from store.conftest import planned
@@ -89,7 +89,7 @@ async def test_what_is_changed_in_any_log_is_found(url: str, change: str, expect
     async with open_database(url, host="h1") as one, open_database(url, host="h2") as two:
         await send(one, "a.pdf", "b.pdf", "e.pdf")
         await send(two, "c.pdf")
-        await one.execute(text(change))
+        await one.execute(Sql(change))
         found = await problems(ReceiptLog(one, CLOCK))
         assert any(problem.startswith(expected) for problem in found), found
 
@@ -98,7 +98,7 @@ async def test_one_host_may_end_what_another_one_sent(url: str) -> None:
     """`retry --missing` on a host whose log is read before that of the sender."""
     async with open_database(url, host="h1") as one, open_database(url, host="h2") as two:
         await send(two, "a.pdf")
-        await one.execute(text("UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id"))
+        await one.execute(Sql("UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id"))
         assert len(await problems(ReceiptLog(one, CLOCK))) == 1
 
         def end(transaction: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
@@ -19,6 +18,7 @@ from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 
@@ -81,13 +81,13 @@ class StoreEnv:
         return transfer
 
     async def rows(self, statement: str, **values: Any) -> list[tuple[Any, ...]]:
-        return await self.database.fetch_all(text(statement), values)
+        return await self.database.fetch_all(Sql(statement), values)
 
     async def column(self, statement: str, **values: Any) -> list[Any]:
         return [row[0] for row in await self.rows(statement, **values)]
 
     async def change(self, statement: str, **values: Any) -> None:
-        await self.database.execute(text(statement), values)
+        await self.database.execute(Sql(statement), values)
 
     async def everything(self) -> list[list[tuple[Any, ...]]]:
         """Return all rows, to prove that nothing changed."""

@@ -11,16 +11,17 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.model import Outcome, State, Target, Transfer
-from docferry.store import claims, postgresql
+from docferry.store import claims
 from docferry.store.claims import ClaimTerms, Lane, Pick
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.opening import open_database
+from docferry.store.pipeline import PipelinedTransaction
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 from store.conftest import StoreEnv, planned
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.anyio
 ACME, BEST = (Target("codat", company, "bank") for company in ("acme", "best"))
 SENT = Outcome(State.SENT)
 #: Blocks of the table that this session has read lately.
-FETCHED = text("SELECT pg_stat_get_xact_blocks_fetched('transfer'::regclass)")
+FETCHED = Sql("SELECT pg_stat_get_xact_blocks_fetched('transfer'::regclass)")
 
 
 @pytest.fixture
@@ -125,11 +126,13 @@ async def test_a_claim_that_waited_for_another_one_takes_nothing(env: StoreEnv, 
     if has_row:
         await send(env.transfers, *await claimed(env.transfers))
     picks = [Pick(lane, 1) for lane in await env.transfers.lanes()]
-    dialect, now = postgresql.engine(url).dialect, env.clock.now()
+    now = env.clock.now()
     second: list[Transfer] = []
 
     def claim(connection: Any, owner: str) -> list[Transfer]:
-        return claims.claim(Transaction(connection, dialect), ClaimTerms(owner, now), picks, 1)
+        transaction = PipelinedTransaction(connection)
+        with transaction.pipeline():
+            return claims.claim(transaction, ClaimTerms(owner, now), picks, 1)
 
     async def claim_second() -> None:
         second.extend(await anyio.to_thread.run_sync(claim, two, "h2:2-b"))
@@ -149,7 +152,7 @@ async def test_many_claims_never_share_a_company(env: StoreEnv, url: str) -> Non
     for company in range(4):
         names = [f"{company}-{number}.pdf" for number in range(25)]
         await env.documents.apply("m", [planned(name, target=Target("codat", f"c{company}", "k")) for name in names])
-    shared = text("""
+    shared = Sql("""
         SELECT company_id FROM transfer WHERE state IN ('leased', 'sending', 'asking')
         GROUP BY 1 HAVING count(DISTINCT lease_owner) > 1
     """)

@@ -11,12 +11,12 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from docferry.errors import DatabaseLost, StateError, StatementRefused
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.opening import open_database
+from docferry.store.statement import Sql
 from store.conftest import StoreEnv
 
 pytestmark = [pytest.mark.anyio, pytest.mark.sqlite_only]
@@ -24,14 +24,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.sqlite_only]
 
 def noting(mark: str) -> Callable[[Transaction], str]:
     def work(transaction: Transaction) -> str:
-        transaction.execute(text("INSERT INTO cursor VALUES (:mark, :mark, 0)"), {"mark": mark})
+        transaction.execute(Sql("INSERT INTO cursor VALUES (:mark, :mark, 0)"), {"mark": mark})
         return mark
 
     return work
 
 
 async def marks(database: Database) -> set[str]:
-    return {key for (key,) in await database.fetch_all(text("SELECT key FROM cursor"))}
+    return {key for (key,) in await database.fetch_all(Sql("SELECT key FROM cursor"))}
 
 
 async def trouble(database: Database) -> str:
@@ -66,7 +66,7 @@ async def test_a_write_is_visible_to_others_when_it_returns(env: StoreEnv, tmp_p
 
 async def test_commits_are_synced(env: StoreEnv) -> None:
     def work(transaction: Transaction) -> list[tuple[Any]]:
-        return [transaction.fetch_one(text(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")]
+        return [transaction.fetch_one(Sql(f"PRAGMA {name}")) for name in ("synchronous", "journal_mode")]
 
     assert await env.database.write(work) == [(2,), ("wal",)]
 
@@ -199,13 +199,13 @@ async def test_a_full_disk_is_waited_for(env: StoreEnv, monkeypatch: pytest.Monk
     await env.change(f"PRAGMA max_page_count = {pages}")
 
     def large(transaction: Transaction) -> None:
-        transaction.execute(text("INSERT INTO cursor VALUES ('large', hex(zeroblob(200000)), 0)"))
+        transaction.execute(Sql("INSERT INTO cursor VALUES ('large', hex(zeroblob(200000)), 0)"))
 
     lifted: list[bool] = []
 
     def twice(transaction: Transaction) -> None:
         if lifted:  # the disk has room again; the limit belongs to this connection
-            transaction.execute(text("PRAGMA max_page_count = 1000000"))
+            transaction.execute(Sql("PRAGMA max_page_count = 1000000"))
         large(transaction)
 
     async with anyio.create_task_group() as group:
@@ -218,9 +218,9 @@ async def test_a_full_disk_is_waited_for(env: StoreEnv, monkeypatch: pytest.Monk
 
 async def test_a_commit_that_fails_leaves_no_transaction_open(env: StoreEnv) -> None:
     def broken(transaction: Transaction) -> None:
-        transaction.execute(text("PRAGMA defer_foreign_keys = ON"))
+        transaction.execute(Sql("PRAGMA defer_foreign_keys = ON"))
         noting("gone")(transaction)
-        transaction.execute(text("SELECT nonsense"))
+        transaction.execute(Sql("SELECT nonsense"))
 
     with pytest.raises(Exception, match="nonsense"):
         await env.database.write(broken)
@@ -265,14 +265,16 @@ async def test_a_refused_commit_is_rolled_back(env: StoreEnv) -> None:
 
     def refused(transaction: Transaction) -> None:
         noting("refused")(transaction)
-        transaction.driver.set_authorizer(
+        driver: Any = transaction.driver
+        driver.set_authorizer(
             lambda action, name, *_: (
                 sqlite3.SQLITE_DENY if (action, name) == (sqlite3.SQLITE_TRANSACTION, "COMMIT") else sqlite3.SQLITE_OK
             )
         )
 
     def lifted(transaction: Transaction) -> None:
-        transaction.driver.set_authorizer(None)
+        driver: Any = transaction.driver
+        driver.set_authorizer(None)
         noting("next")(transaction)
 
     with pytest.raises(StatementRefused, match="not authorized"):

@@ -10,7 +10,6 @@ import anyio
 import psycopg
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.clock import SystemClock, TurnableClock
 from docferry.errors import LeaseLost
@@ -24,13 +23,14 @@ from docferry.store.gates import Gates
 from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.server_clock import read_server_clock
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server, running_standby
 from store.conftest import planned
 
 pytestmark = pytest.mark.anyio
-SET = text("INSERT INTO cursor (key, value, updated) VALUES (:key, 'x', 0)")
-STATES = text("SELECT remote_name, state, reason, lease_owner FROM transfer ORDER BY 1")
+SET = Sql("INSERT INTO cursor (key, value, updated) VALUES (:key, 'x', 0)")
+STATES = Sql("SELECT remote_name, state, reason, lease_owner FROM transfer ORDER BY 1")
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def _writing_in_trouble(database: Database, said: str) -> AsyncIterator[No
         await _in_trouble(database, said)
         yield
     assert database.alarm is None
-    assert await database.fetch_one(text("SELECT value FROM cursor WHERE key = 'meanwhile'")) == ("x",)
+    assert await database.fetch_one(Sql("SELECT value FROM cursor WHERE key = 'meanwhile'")) == ("x",)
 
 
 @pytest.mark.parametrize("code", ["53100", "57P01", "25006", "58030", "XX001"])
@@ -242,7 +242,7 @@ async def test_a_read_is_repeated_whose_connection_is_lost_at_its_end(postgresql
         cut: list[int] = []
 
         def work(transaction: Transaction) -> int:
-            (pid,) = transaction.fetch_one(text("SELECT pg_backend_pid()"))
+            (pid,) = transaction.fetch_one(Sql("SELECT pg_backend_pid()"))
             if not cut:
                 cut.append(pid)
                 run_sql(url, f"SELECT pg_terminate_backend({pid}, 10000)")  # and wait for its end
@@ -255,14 +255,14 @@ async def test_a_commit_that_ends_with_a_shutdown_is_unknown(postgresql_server: 
     """The server may have committed already, so leases of that time are given up."""
     async with open_database(postgresql_server.new_database()) as database:
         await database.execute(
-            text(
+            Sql(
                 "CREATE FUNCTION cut() RETURNS trigger AS $$ BEGIN IF nextval('cuts') = 1 THEN "
                 "RAISE 'shutting down' USING ERRCODE = '57P01'; END IF; RETURN NULL; END $$ LANGUAGE plpgsql"
             )
         )
-        await database.execute(text("CREATE SEQUENCE cuts"))
+        await database.execute(Sql("CREATE SEQUENCE cuts"))
         await database.execute(
-            text(
+            Sql(
                 "CREATE CONSTRAINT TRIGGER cut AFTER INSERT ON cursor DEFERRABLE INITIALLY DEFERRED "
                 "FOR EACH ROW EXECUTE FUNCTION cut()"
             )
@@ -278,7 +278,7 @@ async def test_a_transaction_waits_for_the_disk_whatever_the_server_has(
     url = postgresql_server.new_database()
     name = url.partition("@/")[2].partition("?")[0]
     run_sql(url, f"ALTER DATABASE {name} SET synchronous_commit = {server_has}")
-    query = text("SELECT current_setting('synchronous_commit')")
+    query = Sql("SELECT current_setting('synchronous_commit')")
     async with open_database(url) as database:
         assert await database.fetch_one(query) == (server_has,)
         assert await database.write(lambda transaction: transaction.fetch_one(query)) == (transaction_has,)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.errors import LeaseLost
@@ -17,6 +16,7 @@ from docferry.store.claims import Pick
 from docferry.store.documents import Documents
 from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server
 from store.conftest import planned
@@ -101,4 +101,4 @@ async def test_a_transaction_that_the_server_sacrificed_is_repeated(
             applied = await Documents(database, clock).apply("m", [planned("a.pdf")])
         assert applied.queued == 1
         assert database.trouble is None
-        assert await database.fetch_all(text("SELECT last_value FROM attempts")) != [(1,)]
+        assert await database.fetch_all(Sql("SELECT last_value FROM attempts")) != [(1,)]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from docferry.clock import TurnableClock
 from docferry.errors import StateError
@@ -19,12 +18,13 @@ from docferry.store.claims import Pick
 from docferry.store.documents import Documents
 from docferry.store.opening import open_database
 from docferry.store.reports import Reports
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer
 from store.conftest import planned
 
 pytestmark = pytest.mark.anyio
-KEYS = text("SELECT key FROM cursor WHERE key NOT LIKE 'server/%' ORDER BY key")
+KEYS = Sql("SELECT key FROM cursor WHERE key NOT LIKE 'server/%' ORDER BY key")
 
 
 async def test_a_queue_is_moved_completely(tmp_path: Path, postgresql_server: PostgresqlServer) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from docferry.clock import SystemClock
 from docferry.model import Outcome, State, Target
@@ -18,6 +17,7 @@ from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, processes
 from docferry.store.reports import Reports
 from docferry.store.server_clock import read_server_clock
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from pgbouncer import running_pgbouncer
 from postgresql_server import PostgresqlServer
@@ -25,7 +25,7 @@ from store.conftest import planned
 
 pytestmark = pytest.mark.anyio
 HOSTS, DOCUMENTS = 4, 40
-ADVISORY_LOCKS = text("""
+ADVISORY_LOCKS = Sql("""
 SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """)
@@ -65,10 +65,10 @@ async def test_hosts_behind_pgbouncer_send_each_document_once(postgresql_server:
             assert await database.read(_pieces) == HOSTS * DOCUMENTS
             # Nothing stays in the sessions.
             for setting in ("lock_timeout", "idle_in_transaction_session_timeout"):
-                assert await database.fetch_one(text(f"SELECT current_setting('{setting}')")) == ("0",)
-            assert await database.fetch_all(text("SELECT name FROM pg_prepared_statements")) == []
+                assert await database.fetch_one(Sql(f"SELECT current_setting('{setting}')")) == ("0",)
+            assert await database.fetch_all(Sql("SELECT name FROM pg_prepared_statements")) == []
             assert await database.fetch_one(ADVISORY_LOCKS) == (0,)
-            assert await database.fetch_one(text("SELECT to_regclass('pg_temp.plan')")) == (None,)
+            assert await database.fetch_one(Sql("SELECT to_regclass('pg_temp.plan')")) == (None,)
 
 
 async def _on_a_host(url: str, host: str, work: Callable[[Database, str], Awaitable[None]]) -> None:
@@ -77,7 +77,7 @@ async def _on_a_host(url: str, host: str, work: Callable[[Database, str], Awaita
 
 
 def _pieces(transaction: Transaction) -> int:
-    return sum(len(rows) for rows in transaction.fetch_pieces(text("SELECT id FROM transfer")))
+    return sum(len(rows) for rows in transaction.fetch_pieces(Sql("SELECT id FROM transfer")))
 
 
 async def test_a_restart_of_pgbouncer_is_waited_for(postgresql_server: PostgresqlServer) -> None:

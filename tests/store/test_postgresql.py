@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import select
-import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import anyio
 import psycopg
 import pytest
-from sqlalchemy import text
 
 from docferry.clock import ServerClock, TurnableClock
 from docferry.errors import DatabaseBusy, LeaseLost, StateError
@@ -26,15 +20,15 @@ from docferry.store.database import Database
 from docferry.store.documents import Documents
 from docferry.store.opening import open_database
 from docferry.store.owners import HeartbeatOwners, processes
-from docferry.store.pipeline import PipelinedConnection
 from docferry.store.server_clock import read_server_clock
+from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer, running_server
 from store.conftest import planned
 
 pytestmark = pytest.mark.anyio
-SET = text("INSERT INTO cursor (key, value, updated) VALUES (:key, 'x', 0)")
-KEYS = text("SELECT key FROM cursor WHERE key NOT LIKE 'server/%' ORDER BY key")
+SET = Sql("INSERT INTO cursor (key, value, updated) VALUES (:key, 'x', 0)")
+KEYS = Sql("SELECT key FROM cursor WHERE key NOT LIKE 'server/%' ORDER BY key")
 
 
 @pytest.fixture
@@ -71,42 +65,6 @@ async def test_reads_and_writes_wait_for_a_server_that_restarts(own_server: Post
         assert "before" in found
         assert await keys(database) == ["before", "meanwhile"]
         assert database.alarm is None
-
-
-def forward_two(listener: socket.socket, server: PostgresqlServer) -> None:
-    """Forward a connection to a server, and a second one that is closed at its first statement."""
-    for is_cut in (False, True):
-        client, _ = listener.accept()
-        with client, socket.socket(socket.AF_UNIX) as upstream:
-            upstream.connect(str(server.folder / ".s.PGSQL.5432"))
-            is_open = False
-            while found := select.select([client, upstream], [], [], 60)[0]:
-                source, sink = (client, upstream) if client in found else (upstream, client)
-                if source is client and is_open and is_cut:
-                    break
-                data = source.recv(65536)
-                if not data:
-                    break
-                sink.sendall(data)
-                is_open = is_open or data.endswith(b"Z\0\0\0\5I")  # ready for the first statement
-
-
-def test_a_connection_that_is_lost_at_once_leaves_nothing_behind(
-    own_server: PostgresqlServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The pool logged a traceback when such a connection was collected."""
-    own_server.new_database()
-    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
-        listener.settimeout(60)
-        forwarded = thread.submit(forward_two, listener, own_server)
-        port = listener.getsockname()[1]
-        engine = postgresql.engine(f"postgresql://docferry@127.0.0.1:{port}/test1?sslmode=disable&gssencmode=disable")
-        engine.raw_connection().invalidate()  # the first one tells the dialect the version of the server
-        with contextlib.suppress(psycopg.OperationalError):
-            anyio.run(PipelinedConnection(engine, ["BEGIN"]).open)
-        gc.collect()
-        forwarded.result()
-    assert [record.getMessage() for record in caplog.records if record.name.startswith("sqlalchemy")] == []
 
 
 async def test_a_command_does_not_wait_for_ever(own_server: PostgresqlServer) -> None:
@@ -158,7 +116,7 @@ async def test_several_folders_are_compared_in_one_transaction(postgresql_server
         await Documents(database, TurnableClock()).apply("m", [planned(f"{n}/a.pdf") for n in range(3)])
         found = await Documents(database, TurnableClock()).differences("m", [(b"%d" % n, []) for n in range(3)])
         assert found.gone == [b"0/a.pdf", b"1/a.pdf", b"2/a.pdf"]
-        query = text("SELECT id FROM transfer ORDER BY 1")
+        query = Sql("SELECT id FROM transfer ORDER BY 1")
 
         def work(transaction: Transaction) -> int:
             return sum(len(inner) for _ in transaction.fetch_pieces(query) for inner in transaction.fetch_pieces(query))
@@ -173,9 +131,9 @@ async def test_a_session_that_does_not_know_what_was_prepared_is_noticed(postgre
             await database.execute(SET, {"key": key})
 
         def forget(transaction: Transaction) -> None:
-            transaction.start(text("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))  # unnoticed by psycopg
+            transaction.start(Sql("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"))  # unnoticed by psycopg
 
-        prepared = text("SELECT name FROM pg_prepared_statements")
+        prepared = Sql("SELECT name FROM pg_prepared_statements")
         assert await database.write(lambda transaction: transaction.fetch_all(prepared))
         await database.write(forget)
         with anyio.fail_after(30):
@@ -208,7 +166,7 @@ async def test_leases_of_a_process_without_heartbeat_are_taken_over(postgresql_s
             ("h1", True, {"sending": 1}),
             ("h2", True, {}),
         ]
-        await two.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
+        await two.execute(Sql("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
         heir = Transfers(two, skewed, "h2:2-b")
         dead = await second.dead(await heir.lease_owners())
         assert dead == {"h1:1-a"}

@@ -182,20 +182,25 @@ def test_transfers_to_wootiv_get_the_key_of_their_object(tmp_path: Path) -> None
 
 
 KILLED = """
-import os, shutil, signal, sys
+import os, shutil, signal, sqlite3, sys
 from pathlib import Path
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 from docferry.store import schema, tables
 import alembic.command, alembic.config
 
 step = limit = 0
-@event.listens_for(Engine, "before_cursor_execute")
-def before(*_):
+def before(statement):
     global step
     step += 1
     if step == limit:
         os.kill(os.getpid(), signal.SIGKILL)
+
+def connect(*args, **options):
+    connection = open_database(*args, **options)
+    connection.set_trace_callback(before)
+    return connection
+
+open_database = sqlite3.dbapi2.connect
+sqlite3.connect = sqlite3.dbapi2.connect = connect
 
 older = Path(sys.argv[1]) / "older.db"
 if sys.argv[2]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from sqlalchemy import TextClause, create_engine
 
 from docferry.store import claims, documents, enqueue, lookup_counts, schema, transfers, transitions
-from docferry.store.connection import ByDialect, Translation
+from docferry.store.statement import ByDialect, Sql, for_sqlite
 
 ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # rare commands of a person
 SENTENCES = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
@@ -22,13 +21,12 @@ OF_POSTGRESQL = {"_ASK", "_USE_INDEXES", "_USE_BITMAPS"}
 
 def statements(module: ModuleType) -> dict[str, str]:
     """Return the statements of a module by name, in SQLite's dialect."""
-    dialect = create_engine("sqlite://", paramstyle="named").dialect
     texts = {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, TextClause | ByDialect) and not name.endswith("_TOGETHER") and name not in OF_POSTGRESQL
+        if isinstance(value, Sql | ByDialect) and not name.endswith("_TOGETHER") and name not in OF_POSTGRESQL
     }
-    found = {name: Translation(value, dialect).sql for name, value in texts.items()}
+    found = {name: for_sqlite(value).sql for name, value in texts.items()}
     return {name: text for name, text in found.items() if SENTENCES.match(text) and name not in ASKED_BY_A_PERSON}
 
 
@@ -38,7 +36,7 @@ def statements(module: ModuleType) -> dict[str, str]:
 def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) -> None:
     schema.prepare(tmp_path / "docferry.db")
     database = sqlite3.connect(tmp_path / "docferry.db")
-    database.execute(enqueue._CREATE_PLAN.sqlite.text)
+    database.execute(enqueue._CREATE_PLAN.sqlite)
     found = statements(module)
     assert found
     for name, text in found.items():

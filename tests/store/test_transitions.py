@@ -8,13 +8,13 @@ from pathlib import Path
 import anyio
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.errors import LeaseLost
 from docferry.model import TRANSITIONS, Outcome, Receipt, State, Transfer
 from docferry.store.opening import open_database
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.reports import AttemptRow, Reports
+from docferry.store.statement import Sql
 from store.conftest import StoreEnv
 
 pytestmark = pytest.mark.anyio
@@ -125,7 +125,7 @@ async def test_a_stale_lease_is_lost_beside_the_present_one(env: StoreEnv) -> No
 async def test_sending_is_committed_with_its_time(env: StoreEnv, location: Path | str) -> None:
     await env.sending("a.pdf")
     async with open_database(location) as other:
-        rows = await other.fetch_all(text("SELECT state, first_sent, last_sent FROM transfer"))
+        rows = await other.fetch_all(Sql("SELECT state, first_sent, last_sent FROM transfer"))
     assert rows == [("sending", env.clock.now(), env.clock.now())]
 
 

@@ -14,14 +14,12 @@ import sys
 from contextlib import suppress
 
 import anyio._backends._asyncio  # anyio imports it by name
-import sqlalchemy.dialects.sqlite  # so does SQLAlchemy
 
 import docferry
 from docferry.cli.main import main
 
 LEFT_OUT = ("docferry.__main__", "docferry.simulator", "docferry._migrations")
 assert anyio._backends._asyncio
-assert sqlalchemy.dialects.sqlite
 for encoding in pkgutil.iter_modules(encodings.__path__, "encodings."):
     with suppress(ImportError):  # those of Windows
         importlib.import_module(encoding.name)

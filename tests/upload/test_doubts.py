@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from app_env import COMPANY, CONNECTION
 from docferry.app.application import Application
@@ -18,6 +17,7 @@ from docferry.remotes.protocol import SendPermit
 from docferry.simulator import Fault
 from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
+from docferry.store.statement import Sql
 from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
 from unreachable_hosts import full_backlog, silent_host, slow_lookup_host
@@ -205,10 +205,10 @@ async def due(app: Application, order: Iterable[float]) -> None:
     now = app.clock.now()
 
     def work(transaction: Transaction) -> None:
-        rows = transaction.fetch_all(text("SELECT id FROM transfer WHERE state = 'doubtful' ORDER BY id"))
+        rows = transaction.fetch_all(Sql("SELECT id FROM transfer WHERE state = 'doubtful' ORDER BY id"))
         for (number,), wait in zip(rows, waits, strict=True):
             transaction.execute(
-                text("UPDATE transfer SET next_attempt = :due, last_sent = :sent WHERE id = :id"),
+                Sql("UPDATE transfer SET next_attempt = :due, last_sent = :sent WHERE id = :id"),
                 {"due": now + wait, "sent": now - 60, "id": number},
             )
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from app_env import COMPANY, CONNECTION
 from docferry.model import State
 from docferry.simulator import Fault
+from docferry.store.statement import Sql
 from upload.conftest import UploadEnv, names_of, once
 
 pytestmark = pytest.mark.anyio
@@ -230,6 +230,6 @@ async def test_a_lost_lease_leaves_nobody_of_its_request_behind(env: UploadEnv, 
     )
     async with env.app() as app:
         await app.batch_trials.record(f"codat/{COMPANY}/{CONNECTION}", True)
-        await app.database.execute(text(thief.format(when=when)))
+        await app.database.execute(Sql(thief.format(when=when)))
         await env.run_uploads(app, lambda counts: counts.get(State.SENT) == 2 and counts.get(when) == 1)
     assert sorted(env.at_codat().values()) == [1, 1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from sqlalchemy import text
 
 from docferry.model import Outcome, State
 from docferry.store.claims import Pick
 from docferry.store.owners import HeartbeatOwners, processes
+from docferry.store.statement import Sql
 from postgresql_server import PostgresqlServer
 from upload.conftest import UploadEnv, names_of, once
 
@@ -53,7 +53,7 @@ async def test_a_host_takes_over_from_one_that_was_cut_off(env: UploadEnv, postg
         await first.transfers.mark_sending(claimed)
         become(env, "h2", url)
         async with env.app() as second:
-            await second.database.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
+            await second.database.execute(Sql("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
             await env.run_uploads(second)
             assert await second.reports.counts() == {"bank": {State.SENT: 4}}
     assert env.at_codat() == once(*names_of(4))
@@ -69,7 +69,7 @@ async def test_a_host_sends_again_only_while_its_heartbeat_is_confirmed(
         claimed = await app.transfers.claim([Pick(lane, 1) for lane in await app.transfers.lanes()], 1)
         await app.transfers.mark_sending(claimed)
         await app.transfers.settle_all(claimed, Outcome(State.DOUBTFUL), was=State.SENDING)
-        await app.database.execute(text("UPDATE transfer SET last_sent = last_sent - 60"))  # the list decides at once
+        await app.database.execute(Sql("UPDATE transfer SET last_sent = last_sent - 60"))  # the list decides at once
         with monkeypatch.context() as stopped:
             is_confirmed = property(lambda _: env.requests("codat.list") == 0)
             stopped.setattr(HeartbeatOwners, "is_confirmed", is_confirmed)

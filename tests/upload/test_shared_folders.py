@@ -9,13 +9,13 @@ from pathlib import Path
 
 import anyio.lowlevel
 import pytest
-from sqlalchemy import text
 
 from docferry.app.application import Application
 from docferry.errors import FolderError
 from docferry.model import State
 from docferry.store.claims import Pick
 from docferry.store.owners import processes
+from docferry.store.statement import Sql
 from docferry.upload.batch import Batch
 from postgresql_server import PostgresqlServer
 from upload.conftest import UploadEnv, names_of, once
@@ -54,7 +54,7 @@ def hosts(env: UploadEnv, postgresql_server: PostgresqlServer) -> Hosts:
 
 
 async def present(app: Application) -> int:
-    rows = await app.database.fetch_all(text("SELECT count(*) FROM document WHERE present"))
+    rows = await app.database.fetch_all(Sql("SELECT count(*) FROM document WHERE present"))
     return int(rows[0][0])
 
 
@@ -170,10 +170,10 @@ async def test_one_host_scans_and_another_one_takes_over(hosts: Hosts) -> None:
             assert await elect() == ["h1"]
             del apps["h1"]
             assert await elect() == []
-            await second.database.execute(text("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
+            await second.database.execute(Sql("UPDATE process SET heartbeat = heartbeat - 31 WHERE host = 'h1'"))
             assert await elect() == ["h2"]
             apps["h1"] = first
-            await first.database.execute(text("UPDATE process SET heartbeat = heartbeat + 31 WHERE host = 'h1'"))
+            await first.database.execute(Sql("UPDATE process SET heartbeat = heartbeat + 31 WHERE host = 'h1'"))
             assert await elect() == ["h2"]
 
 

@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct, field
-from sqlalchemy import text
 
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 
 class Observed(StrEnum):
@@ -157,21 +157,21 @@ def _alert(*row: Any) -> Alert | None:
 
 
 _KNOWN = frozenset(Observed)
-_ALERTS = text(
+_ALERTS = Sql(
     "SELECT key, since, labels, summary, advice, observed, last_seen, changed, ended FROM alert WHERE host = :host "
     "ORDER BY since, key"
 )
-_DELIVERIES = text("SELECT key, since, receiver, delivered, delivered_at, tries FROM alert_delivery WHERE host = :host")
-_CLEAR = (text("DELETE FROM alert WHERE host = :host"), text("DELETE FROM alert_delivery WHERE host = :host"))
-_INSERT_ALERT = text(
+_DELIVERIES = Sql("SELECT key, since, receiver, delivered, delivered_at, tries FROM alert_delivery WHERE host = :host")
+_CLEAR = (Sql("DELETE FROM alert WHERE host = :host"), Sql("DELETE FROM alert_delivery WHERE host = :host"))
+_INSERT_ALERT = Sql(
     "INSERT INTO alert (host, key, since, labels, summary, advice, observed, last_seen, changed, ended) VALUES "
     "(:host, :key, :since, :labels, :summary, :advice, :observed, :last_seen, :changed, :ended)"
 )
-_INSERT_DELIVERY = text(
+_INSERT_DELIVERY = Sql(
     "INSERT INTO alert_delivery (host, key, since, receiver, delivered, delivered_at, tries) VALUES "
     "(:host, :key, :since, :receiver, :delivered, :delivered_at, :tries)"
 )
-_UPLOADED = text("SELECT count(*) FROM transfer WHERE state = 'sent' AND last_sent > :moment")
-_SILENCES = text("SELECT key, until FROM alert_silence WHERE until > :now")
-_FORGET_SILENCES = text("DELETE FROM alert_silence WHERE until <= :now OR key = :key")
-_SILENCE = text("INSERT INTO alert_silence (key, until) VALUES (:key, :until)")
+_UPLOADED = Sql("SELECT count(*) FROM transfer WHERE state = 'sent' AND last_sent > :moment")
+_SILENCES = Sql("SELECT key, until FROM alert_silence WHERE until > :now")
+_FORGET_SILENCES = Sql("DELETE FROM alert_silence WHERE until <= :now OR key = :key")
+_SILENCE = Sql("INSERT INTO alert_silence (key, until) VALUES (:key, :until)")

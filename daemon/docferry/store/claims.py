@@ -12,11 +12,11 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from msgspec import Struct, field
-from sqlalchemy import text
 
 from docferry.model import RemoteName, State, Target, Transfer
-from docferry.store.connection import ByDialect, Transaction
+from docferry.store.connection import Transaction
 from docferry.store.server_clock import SERVER_NOW
+from docferry.store.statement import ByDialect, Sql
 
 #: The time that a process keeps a company while another one asks for it, seconds.
 TURN_S: Final = 5.0
@@ -131,8 +131,8 @@ def transfer_of(*row: Any) -> Transfer:
 
 # A bitmap scan reads the rows of all index entries since the last vacuum each time; an index scan marks dead entries
 # once. Other statements keep bitmap scans: without them, a plan for small tables may read a whole index.
-_USE_INDEXES = text("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)")
-_USE_BITMAPS = text("SELECT set_config('enable_bitmapscan', 'on', true)")
+_USE_INDEXES = Sql("SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)")
+_USE_BITMAPS = Sql("SELECT set_config('enable_bitmapscan', 'on', true)")
 # Find the earliest due row of each (mapping, lane) by a loose index scan. Its cost depends on the lanes, not on the
 # rows. Each step seeks the next lane, else the next mapping: with `(mapping, lane) > (…)` SQLite would read row by row.
 _LANES = """
@@ -155,7 +155,7 @@ SELECT remote || '/' || company_id FROM transfer WHERE state IN ('leased', 'send
 """
 _ELSEWHERE = f"split_part(lane, '/', 1) || '/' || split_part(lane, '/', 2) IN ({_BUSY})"
 _DOUBTFUL_LANES, _WAITING_LANES = (
-    ByDialect(text(_LANES.format(state=state, elsewhere="0")), text(_LANES.format(state=state, elsewhere=_ELSEWHERE)))
+    ByDialect(Sql(_LANES.format(state=state, elsewhere="0")), Sql(_LANES.format(state=state, elsewhere=_ELSEWHERE)))
     for state in ("doubtful", "waiting")
 )
 
@@ -204,16 +204,16 @@ RETURNING {columns}
 _TERMS = {"now": SERVER_NOW, "busy": _BUSY, "asked": ASKED_S, "turn": TURN_S}
 _CLAIM_WAITING, _CLAIM_DOUBTFUL = (
     ByDialect(
-        text(_CLAIM.format(leased=leased, due=due, columns=COLUMNS)),
-        text(_CLAIM_COMPANIES.format(leased=leased, due=due, columns=COLUMNS, **_TERMS)),
+        Sql(_CLAIM.format(leased=leased, due=due, columns=COLUMNS)),
+        Sql(_CLAIM_COMPANIES.format(leased=leased, due=due, columns=COLUMNS, **_TERMS)),
     )
     for leased, due in (("leased", "waiting"), ("asking", "doubtful"))
 )
-_CANDIDATES = text("""
+_CANDIDATES = Sql("""
 SELECT id FROM transfer WHERE state = :state AND mapping = :mapping AND lane = :lane AND next_attempt <= :now
   AND id <> ALL(:set_aside) ORDER BY next_attempt LIMIT :most
 """)
-_ASK = text(f"""
+_ASK = Sql(f"""
 UPDATE company_lease SET asked = {SERVER_NOW} WHERE company IN (
   SELECT company FROM company_lease WHERE company = ANY(:companies) AND owner <> :owner
     AND (asked IS NULL OR asked < {SERVER_NOW} - {ASK_AGAIN_S})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from docferry.clock import boot_id
 from docferry.store import cursors
 from docferry.store.connection import Transaction
+from docferry.store.statement import Sql
 
 #: The smallest change of the wall clock that counts as a jump, not as drift, seconds.
 JUMP_S = 30.0
@@ -50,13 +49,13 @@ def reset_future_rows(transaction: Transaction, now: float) -> int:
 
 
 # All hosts of a PostgreSQL queue use the server's time, and each notices the same jump.
-_SHIFT_OTHERS = text("""
+_SHIFT_OTHERS = Sql("""
 UPDATE cursor SET value = CAST(CAST(value AS DOUBLE PRECISION) + :jump AS TEXT)
 WHERE key >= 'clock/' AND key < 'clock0' AND key <> :key
 """)
 # Each state is read through its own partial index, to skip a million sent rows. Leases of dead owners and undecidable
 # transfers are included, because they can become doubtful.
-_RESET_FUTURE = text("""
+_RESET_FUTURE = Sql("""
 UPDATE transfer SET next_attempt = :now, updated = :now,
   first_sent = CASE WHEN first_sent > :any_time THEN :any_time ELSE first_sent END,
   last_sent = CASE WHEN last_sent > :now THEN :now ELSE last_sent END
@@ -65,22 +64,22 @@ WHERE updated > :limit AND id IN (
   UNION ALL SELECT id FROM transfer WHERE state IN ('leased', 'sending', 'asking')
   UNION ALL SELECT id FROM transfer WHERE state = 'held' AND reason = 'undecidable')
 """)
-_RESET_FUTURE_GATES = text("DELETE FROM gate WHERE since > :limit")
+_RESET_FUTURE_GATES = Sql("DELETE FROM gate WHERE since > :limit")
 _SHIFT = (
-    text("""
+    Sql("""
     UPDATE transfer SET next_attempt = next_attempt + :jump, due_since = due_since + :jump,
       updated = updated + :jump, first_sent = first_sent + :jump, last_sent = last_sent + :jump
     WHERE state NOT IN ('sent', 'gone') AND abs(updated - :now) > :noticed
     """),
     # Exclude rows written after the jump by an attempt that began before it.
-    text("""
+    Sql("""
     UPDATE transfer SET first_sent = CASE WHEN first_sent > :now THEN :now ELSE first_sent END,
       due_since = CASE WHEN due_since > :now THEN :now ELSE due_since END
     WHERE state NOT IN ('sent', 'gone') AND (first_sent > :now OR due_since > :now)
     """),
-    text("""
+    Sql("""
     UPDATE transfer SET last_sent = last_sent + :jump
     WHERE state = 'sent' AND last_sent > :recent AND abs(last_sent - :now) > :noticed
     """),
-    text("UPDATE gate SET until = until + :jump, since = since + :jump WHERE abs(since - :now) > :noticed"),
+    Sql("UPDATE gate SET until = until + :jump, since = since + :jump WHERE abs(since - :now) > :noticed"),
 )

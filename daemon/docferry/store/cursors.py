@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from docferry.clock import Clock
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
-GET = text("SELECT value FROM cursor WHERE key = :key")
-_GET_ALL = text("SELECT key, value FROM cursor WHERE key >= :first AND key < :last")
-SET = text("""
+GET = Sql("SELECT value FROM cursor WHERE key = :key")
+_GET_ALL = Sql("SELECT key, value FROM cursor WHERE key >= :first AND key < :last")
+SET = Sql("""
 INSERT INTO cursor (key, value, updated) VALUES (:key, :value, :now)
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated = excluded.updated
 """)

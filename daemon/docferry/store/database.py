@@ -17,13 +17,13 @@ from docferry.store.connection import (
     NO_PARAMETERS,
     CommitUnknown,
     Parameters,
-    Statement,
     ThreadConnection,
     Transaction,
     Work,
     first_line,
 )
 from docferry.store.receipts import ReceiptWriter
+from docferry.store.statement import Statement
 
 T = TypeVar("T")
 Item = TypeVar("Item")

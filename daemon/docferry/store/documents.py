@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, field
-from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.errors import StatementRefused
@@ -17,6 +16,7 @@ from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.enqueue import Applied, Planned
 from docferry.store.old_copy import adopted
+from docferry.store.statement import Sql
 
 #: name, size, mtime_ns and ctime_ns of a file, from `files.scan`.
 FileEntry = tuple[bytes, int, int, int]
@@ -197,37 +197,37 @@ class Documents:
         return dict(await self._database.fetch_all(_STATES, {"mappings": list(mappings)}))
 
 
-_KNOWN = text("""
+_KNOWN = Sql("""
 SELECT name, size, mtime_ns, ctime_ns FROM document
 WHERE mapping = :mapping AND sha256(folder) = sha256(:folder) AND present
 """)
-_STAMP = text("""
+_STAMP = Sql("""
 SELECT size, mtime_ns, ctime_ns FROM document
 WHERE mapping = :mapping AND sha256(folder) = sha256(:folder) AND name = :name AND present
 """)
-_FOLDERS = text("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
-_ANY_PRESENT = text("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1")
+_FOLDERS = Sql("SELECT DISTINCT folder FROM document WHERE mapping = :mapping AND present")
+_ANY_PRESENT = Sql("SELECT 1 FROM document WHERE mapping = :mapping AND present LIMIT 1")
 _ENDS = tuple(
-    text(
+    Sql(
         "SELECT folder, name, size, mtime_ns, ctime_ns FROM document WHERE mapping = :mapping AND present "  # noqa: S608 - our own order
         f"ORDER BY folder {order}, name {order} LIMIT 8"
     )
     for order in ("ASC", "DESC")
 )
-_FORGET_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present")
-_FORGET_HELD_STAMPS = text("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present AND sha256 IS NULL")
-_PLACES = text("""
+_FORGET_STAMPS = Sql("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present")
+_FORGET_HELD_STAMPS = Sql("UPDATE document SET ctime_ns = -1 WHERE mapping = :mapping AND present AND sha256 IS NULL")
+_PLACES = Sql("""
 SELECT transfer_id, id, mapping, folder, name, size, mtime_ns, ctime_ns FROM document
 WHERE transfer_id = ANY(:ids) AND present ORDER BY id
 """)
-_DELIVERED = text("""
+_DELIVERED = Sql("""
 SELECT d.id, d.folder, d.name, d.size, d.mtime_ns, d.ctime_ns, d.sha256
 FROM document d JOIN transfer t ON t.id = d.transfer_id
 WHERE d.mapping = :mapping AND d.present AND d.id > :after AND t.state = 'sent' AND t.sha256 = d.sha256
 ORDER BY d.id LIMIT :limit
 """)
-_IS_QUEUED = text("SELECT 1 FROM transfer WHERE lane = :lane AND dedupe_key = :key AND sha256 = :sha256")
-_STATES = text("""
+_IS_QUEUED = Sql("SELECT 1 FROM transfer WHERE lane = :lane AND dedupe_key = :key AND sha256 = :sha256")
+_STATES = Sql("""
 SELECT t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id
 WHERE d.mapping = ANY(:mappings) AND d.present GROUP BY 1
 """)

@@ -7,30 +7,30 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
-_KNOWN = text("""
+_KNOWN = Sql("""
 SELECT mapping, origin, sha256, path, published, size FROM download WHERE mapping = :mapping AND origin = ANY(:origins)
 """)
-_RECORD = text("""
+_RECORD = Sql("""
 INSERT INTO download (mapping, origin, sha256, path, published, size, updated)
 VALUES (:mapping, :origin, :sha256, :path, :published, :size, :now)
 ON CONFLICT (mapping, origin, sha256) DO UPDATE SET path = excluded.path, published = excluded.published,
   updated = excluded.updated
 """)
-_BY_DIGEST = text("""
+_BY_DIGEST = Sql("""
 SELECT mapping, origin, sha256, path, published, size FROM download WHERE sha256 = ANY(:digests) AND path IS NOT NULL
 """)
-_INDEX_DOWNLOADS = text("CREATE INDEX IF NOT EXISTS download_digest ON download (sha256)")
-_ANY_ROW = text("SELECT 1 FROM download LIMIT 1")
+_INDEX_DOWNLOADS = Sql("CREATE INDEX IF NOT EXISTS download_digest ON download (sha256)")
+_ANY_ROW = Sql("SELECT 1 FROM download LIMIT 1")
 # Created only for downloads from Codat. Digests are spread over the whole index, so each upload to a database of
 # millions would write one more page.
-_INDEX_DIGESTS = text("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
-_OWN_DIGESTS = text("""
+_INDEX_DIGESTS = Sql("CREATE INDEX IF NOT EXISTS transfer_digest ON transfer (sha256)")
+_OWN_DIGESTS = Sql("""
 SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id = :company
   AND (state = 'sent' OR first_sent IS NOT NULL)
 """)

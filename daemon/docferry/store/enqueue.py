@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.model import Reason, SeenFile, State, Target, parted
-from docferry.store.connection import ByDialect, Transaction, is_storable, storable
+from docferry.store.connection import Transaction, is_storable, storable
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.recordset import BYTES, as_json, recordset, selected
+from docferry.store.statement import ByDialect, Sql
 
 #: The scope of a dedupe key. "content": equal bytes are sent once. "name": a name is sent once, and another version is
 #: held. "object": a name has one content at a time, and versions follow each other. "volatile": like "object", but each
@@ -246,29 +246,29 @@ def _columns(types: Mapping[str, str]) -> str:
 
 
 _CREATE_PLAN = ByDialect(
-    text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns({})})"),
+    Sql(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns({})})"),
     # Dropped at the end of the transaction, because pgbouncer may pass the session to another process.
-    text(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
+    Sql(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
 )
-_CLEAR_PLAN = text("DELETE FROM plan")
-_FILL_PLAN = text(
+_CLEAR_PLAN = Sql("DELETE FROM plan")
+_FILL_PLAN = Sql(
     f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _PLAN_COLUMNS)})"
 )
-_FILL_PLAN_TOGETHER = text(
+_FILL_PLAN_TOGETHER = Sql(
     f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) SELECT {selected(_RECORD_TYPES)} FROM {recordset(_RECORD_TYPES)}"
 )
 # The later plan of a path counts.
-_DROP_REPEATED = text("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
+_DROP_REPEATED = Sql("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
 # Keep the document if a rule holds another version of the file for the same reason. A file changed in a loop would
 # otherwise add rows without end.
-_REFRESH_HELD_STAMPS = text("""
+_REFRESH_HELD_STAMPS = Sql("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p, transfer t WHERE document.present AND document.mapping = p.mapping
   AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name AND document.sha256 IS NULL
   AND p.sha256 IS NULL AND t.id = document.transfer_id
   AND t.state = 'held' AND (t.lane, t.reason, t.remote_name) = (p.lane, p.reason, p.remote_name)
 """)
-_REFRESH_HELD_DETAILS = text("""
+_REFRESH_HELD_DETAILS = Sql("""
 UPDATE transfer SET size = p.size, detail = p.detail, updated = :now
 FROM plan p, document d WHERE d.transfer_id = transfer.id AND d.present AND d.mapping = p.mapping
   AND sha256(d.folder) = sha256(p.folder) AND d.name = p.name AND d.sha256 IS NULL AND p.sha256 IS NULL
@@ -276,13 +276,13 @@ FROM plan p, document d WHERE d.transfer_id = transfer.id AND d.present AND d.ma
   AND (transfer.size, transfer.detail) IS DISTINCT FROM (p.size, p.detail)
 """)
 # Include files that another process held at this moment.
-_DROP_STILL_HELD = text("""
+_DROP_STILL_HELD = Sql("""
 DELETE FROM plan WHERE sha256 IS NULL AND EXISTS (SELECT 1 FROM document d WHERE d.present
     AND d.mapping = plan.mapping AND sha256(d.folder) = sha256(plan.folder) AND d.name = plan.name AND d.sha256 IS NULL
     AND (d.size, d.mtime_ns, d.ctime_ns) = (plan.size, plan.mtime_ns, plan.ctime_ns))
 """)
 # The same bytes for the same target with another stamp: the file was touched.
-_REFRESH_STAMPS = text("""
+_REFRESH_STAMPS = Sql("""
 UPDATE document SET size = p.size, mtime_ns = p.mtime_ns, ctime_ns = p.ctime_ns, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping
   AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name AND document.sha256 = p.sha256
@@ -290,9 +290,9 @@ FROM plan p WHERE document.present AND document.mapping = p.mapping
     SELECT 1 FROM transfer t WHERE t.id = document.transfer_id AND t.lane = p.lane
     AND (t.dedupe_key = p.dedupe_key OR p.exclusion = 'volatile' AND substr(t.dedupe_key, 1, 7) = 'object:')))
 """)
-_INDEX_PLAN = text("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
+_INDEX_PLAN = Sql("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
 # A refreshed document keeps its transfer: the next plan of a volatile name would have another name.
-_DROP_REFRESHED = text("""
+_DROP_REFRESHED = Sql("""
 DELETE FROM plan WHERE exclusion = 'volatile' AND EXISTS (SELECT 1 FROM document d WHERE d.present
   AND d.mapping = plan.mapping AND sha256(d.folder) = sha256(plan.folder) AND d.name = plan.name
   AND d.sha256 = plan.sha256
@@ -303,13 +303,13 @@ _DIFFERS = """
 ({other}.sha256 IS DISTINCT FROM {plan}.sha256
   OR {plan}.exclusion = 'object' AND {other}.remote_name <> {plan}.remote_name)
 """
-_DEFERRED = text(f"""
+_DEFERRED = Sql(f"""
 SELECT p.n FROM plan p JOIN transfer t ON t.lane = p.lane AND t.dedupe_key = p.dedupe_key
 WHERE p.exclusion <> 'content' AND (t.state IN ('leased', 'sending', 'asking', 'doubtful')
     OR t.state = 'sent' AND t.tries > 1 AND t.last_sent > :settled AND p.exclusion <> 'name')
   AND {_DIFFERS.format(other="t", plan="p")}
 """)
-_DROP_DEFERRED = text("DELETE FROM plan WHERE n = ANY(:numbers)")
+_DROP_DEFERRED = Sql("DELETE FROM plan WHERE n = ANY(:numbers)")
 # The name belongs to another present file, to an earlier plan of this commit, or to a sent version if names are sent
 # once.
 _HOLD_NAMES = f"""
@@ -326,10 +326,10 @@ WHERE exclusion <> 'content' AND sha256 IS NOT NULL {{condition}} AND (
     AND {_DIFFERS.format(other="q", plan="plan")}))
 RETURNING n
 """
-_HOLD_TAKEN = text(_HOLD_NAMES.format(condition=""))
+_HOLD_TAKEN = Sql(_HOLD_NAMES.format(condition=""))
 # A held file that changes in a loop keeps its document. Names that this commit frees still count as taken: the next
 # scan plans the documents that wait for them.
-_HOLD_STILL_TAKEN = text(
+_HOLD_STILL_TAKEN = Sql(
     _HOLD_NAMES.format(
         condition="""AND EXISTS (SELECT 1 FROM document h JOIN transfer u ON u.id = h.transfer_id
   WHERE h.present AND h.mapping = plan.mapping AND sha256(h.folder) = sha256(plan.folder) AND h.name = plan.name
@@ -337,20 +337,20 @@ _HOLD_STILL_TAKEN = text(
     )
 )
 # The object gets another version, so the earlier transfer no longer represents the object.
-_SUPERSEDE = text(f"""
+_SUPERSEDE = Sql(f"""
 UPDATE transfer SET dedupe_key = 'superseded:' || transfer.id, updated = :now FROM plan p
 WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND p.exclusion IN ('object', 'volatile')
   AND p.sha256 IS NOT NULL AND transfer.state IN ('sent', 'held')
   AND {_DIFFERS.format(other="transfer", plan="p")}
 """)
 # A file released its name: the next scan plans the documents again that were held for it.
-_FREE_TAKEN = text("""
+_FREE_TAKEN = Sql("""
 UPDATE document SET ctime_ns = -1 WHERE present AND transfer_id IN (
   SELECT h.id FROM transfer r CROSS JOIN transfer h
   WHERE r.id = ANY(:retired) AND h.lane = r.lane AND h.state = 'held' AND h.reason = 'name_taken'
     AND h.dedupe_key >= 'taken:' || r.dedupe_key || ':' AND h.dedupe_key < 'taken:' || r.dedupe_key || ';')
 """)
-_RETIRE_DOCUMENTS = text("""
+_RETIRE_DOCUMENTS = Sql("""
 UPDATE document SET present = false, updated = :now
 FROM plan p WHERE document.present AND document.mapping = p.mapping
   AND sha256(document.folder) = sha256(p.folder) AND document.name = p.name
@@ -358,10 +358,10 @@ FROM plan p WHERE document.present AND document.mapping = p.mapping
     IS DISTINCT FROM (p.size, p.mtime_ns, p.ctime_ns, p.sha256)
 RETURNING document.transfer_id
 """)
-_REMOVE_DOCUMENTS = text("""
+_REMOVE_DOCUMENTS = Sql("""
 UPDATE document SET present = false, updated = :now WHERE id = ANY(:ids) RETURNING transfer_id
 """)
-_RETIRE_TRANSFERS = text("""
+_RETIRE_TRANSFERS = Sql("""
 UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id, updated = :now,
   detail = :detail
 WHERE (state = 'waiting' OR state = 'held' AND reason IS DISTINCT FROM 'undecidable')
@@ -369,7 +369,7 @@ WHERE (state = 'waiting' OR state = 'held' AND reason IS DISTINCT FROM 'undecida
   AND NOT EXISTS (SELECT 1 FROM document o WHERE o.transfer_id = transfer.id AND o.present)
 RETURNING id
 """)
-_INSERT_TRANSFERS = text("""
+_INSERT_TRANSFERS = Sql("""
 INSERT INTO transfer (uid, mapping, lane, remote, company_id, connection_id, remote_name, sha256, fingerprint, md5,
   dedupe_key, size, state, lease, tries, key_version, created, due_since, next_attempt, reason, detail, first_sent,
   last_sent, updated)
@@ -381,7 +381,7 @@ ON CONFLICT (lane, dedupe_key) DO NOTHING
 RETURNING state
 """)
 # The same bytes were held by a check that does not apply here: of another mapping, or for another name.
-_UNHOLD = text("""
+_UNHOLD = Sql("""
 UPDATE transfer SET state = CASE WHEN transfer.first_sent IS NULL THEN 'waiting' ELSE 'doubtful' END,
   remote_name = CASE WHEN transfer.first_sent IS NULL THEN p.remote_name ELSE transfer.remote_name END,
   reason = NULL, detail = NULL, next_attempt = :now, due_since = :now, updated = :now
@@ -389,12 +389,12 @@ FROM plan p WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key 
   AND p.state = 'waiting' AND transfer.state = 'held' AND transfer.reason IN ('approval', 'content', 'incomplete')
 """)
 # A transfer belongs to the mapping that had its bytes last: a renamed or removed mapping claims nothing.
-_FOLLOW_MAPPING = text("""
+_FOLLOW_MAPPING = Sql("""
 UPDATE transfer SET mapping = p.mapping FROM plan p
 WHERE transfer.lane = p.lane AND transfer.dedupe_key = p.dedupe_key AND transfer.mapping <> p.mapping
   AND transfer.state IN ('waiting', 'doubtful', 'held')
 """)
-_INSERT_DOCUMENTS = text("""
+_INSERT_DOCUMENTS = Sql("""
 INSERT INTO document (mapping, folder, name, size, mtime_ns, ctime_ns, sha256, transfer_id, present, first_seen,
   updated)
 SELECT p.mapping, p.folder, p.name, p.size, p.mtime_ns, p.ctime_ns, p.sha256,

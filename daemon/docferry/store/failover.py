@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import text
-
 from docferry.store import cursors, old_copy
 from docferry.store.connection import Transaction
+from docferry.store.statement import Sql
 
 #: The largest lead of a host's clock over the server's clock, seconds.
 REPLACED_CLOCK_S: Final = 300.0
@@ -74,18 +73,18 @@ def _doubt(transaction: Transaction, now: float) -> int:
 
 
 #: The time until which a lost queue may have sent a file.
-ADOPT_BEFORE = text(f"SELECT (SELECT value FROM cursor WHERE key = '{old_copy.KEY}')")  # noqa: S608 - a constant
-_NOW = text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)")
-_LOCKED = text("SELECT value FROM cursor WHERE key = :key FOR UPDATE")
+ADOPT_BEFORE = Sql(f"SELECT (SELECT value FROM cursor WHERE key = '{old_copy.KEY}')")  # noqa: S608 - a constant
+_NOW = Sql("SELECT CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)")
+_LOCKED = Sql("SELECT value FROM cursor WHERE key = :key FOR UPDATE")
 # All leases are void, because the commits that gave or ended them may be lost. An earlier doubt may have been sent
 # again meanwhile, so its `list_lag` also starts again.
-_DOUBT = text("""
+_DOUBT = Sql("""
 UPDATE transfer SET state = 'doubtful', lease_owner = NULL, lease = lease + 1,
   reason = CASE WHEN state IN ('waiting', 'leased', 'sending') THEN :reason ELSE reason END, detail = :detail,
   first_sent = coalesce(first_sent, created), last_sent = :cut, next_attempt = :now, updated = :now
 WHERE state IN ('waiting', 'leased', 'sending', 'asking', 'doubtful')
 """)
 # A remote that still refuses requests closes its gate again.
-_OPEN_GATES = text("DELETE FROM gate")
+_OPEN_GATES = Sql("DELETE FROM gate")
 # Heartbeats by the earlier server's clock are meaningless here; each process gets the time to send one.
-_KEEP_ALIVE = text("UPDATE process SET heartbeat = :now")
+_KEEP_ALIVE = Sql("UPDATE process SET heartbeat = :now")

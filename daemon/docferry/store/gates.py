@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from msgspec.structs import asdict
-from sqlalchemy import text
 
 from docferry.model import Gate
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
-_ALL = text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate")
-_CLOSE = text("""
+_ALL = Sql("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate")
+_CLOSE = Sql("""
 INSERT INTO gate (key, reason, detail, until, tries, since, lets_doubts_pass)
 VALUES (:key, :reason, :detail, :until, :tries, :since, :lets_doubts_pass)
 ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
@@ -19,11 +19,11 @@ ON CONFLICT (key) DO UPDATE SET reason = excluded.reason, detail = excluded.deta
   since = CASE WHEN gate.reason = excluded.reason THEN gate.since ELSE excluded.since END,
   lets_doubts_pass = excluded.lets_doubts_pass
 """)
-_OPEN = text("DELETE FROM gate WHERE key = :key AND until <= :until")
-_LIMIT = text("UPDATE gate SET until = :latest WHERE until > :latest")
-_LET_PROBE = text("UPDATE gate SET until = :now WHERE reason = ANY(:reasons)")
-_OPEN_ONE = text("DELETE FROM gate WHERE key = :key")
-_OPEN_ALL = text("DELETE FROM gate")
+_OPEN = Sql("DELETE FROM gate WHERE key = :key AND until <= :until")
+_LIMIT = Sql("UPDATE gate SET until = :latest WHERE until > :latest")
+_LET_PROBE = Sql("UPDATE gate SET until = :now WHERE reason = ANY(:reasons)")
+_OPEN_ONE = Sql("DELETE FROM gate WHERE key = :key")
+_OPEN_ALL = Sql("DELETE FROM gate")
 
 
 class Gates:

@@ -5,34 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
-from sqlalchemy import text
-
 from docferry.model import KnownUploads, Target
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 # The condition on IN_FLIGHT states repeats the condition of the partial index `transfer_in_flight`; otherwise SQLite
 # would read every transfer.
-_LEASE_OWNERS = text("SELECT DISTINCT lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
-_ASKING_ELSEWHERE = text("""
+_LEASE_OWNERS = Sql("SELECT DISTINCT lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking')")
+_ASKING_ELSEWHERE = Sql("""
 SELECT DISTINCT lane FROM transfer WHERE state IN ('leased', 'sending', 'asking')
   AND state = 'asking' AND lease_owner <> :owner
 """)
-_ANY_DOUBT = text("""
+_ANY_DOUBT = Sql("""
 SELECT 1 FROM transfer WHERE state = 'doubtful' AND lane = :lane AND reason = :reason
 UNION ALL
 SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking')
   AND state = 'asking' AND lane = :lane AND reason = :reason LIMIT 1
 """)
-_SENT_NAMES = text("""
+_SENT_NAMES = Sql("""
 SELECT remote_name, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote
   AND company_id = :company AND last_sent >= :since AND last_sent < :until GROUP BY 1
 """)
-_SENT_DIGESTS = text("""
+_SENT_DIGESTS = Sql("""
 SELECT sha256, count(*) FROM transfer WHERE state = 'sent' AND remote = :remote
   AND company_id = :company AND last_sent >= :since AND last_sent < :until GROUP BY 1
 """)
-_UNSETTLED = text("""
+_UNSETTLED = Sql("""
 SELECT remote_name, sha256 FROM transfer WHERE state = 'sent' AND company_id = :company AND last_sent >= :since
 UNION ALL
 SELECT remote_name, sha256 FROM transfer WHERE state = 'doubtful' AND company_id = :company AND id <> ALL(:apart)

@@ -13,15 +13,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, NullPool, Table, create_engine, func, insert, select, text
+from sqlalchemy import URL, Connection, MetaData, NullPool, Table, create_engine, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from docferry.errors import StateError
 from docferry.store import postgresql, schema
-from docferry.store.tables import alembic_version, company_lease, metadata, process, scan_lease
+from docferry.store.tables import TABLES
 
 #: The number of rows in one copy.
 _CHUNK = 2_000
+#: Tables of the schema's revision, and of the processes that share a server.
+_NOT_MOVED = ("alembic_version", "process", "company_lease", "scan_lease")
 #: Kinds of cursors whose second part is the name of a mapping.
 _BY_MAPPING = ("mapping", "rules", "day", "object")
 
@@ -44,7 +46,7 @@ def move(path: Path, url: str, host: str, shared: Collection[str]) -> int:
             target.exec_driver_sql("BEGIN")
             postgresql.lock_writers(target)
             _assert_empty(target, server.name)
-            total = sum(_copy(source, target, table, host, shared) for table in _tables())
+            total = sum(_copy(source, target, table, host, shared) for table in _tables(target))
             _rename(path, schema.moving(path))
             target.exec_driver_sql("COMMIT")
         except DBAPIError as error:
@@ -76,7 +78,9 @@ def _complete(path: Path, server: postgresql.PostgresServer) -> int | None:
     with _transaction(schema.moving(path)) as source, server.engine.connect() as target:
         origin = source.execute(_ORIGIN).scalar_one()
         if target.execute(_IS_THERE, {"origin": origin}).first() is not None:
-            total = sum(source.execute(select(func.count()).select_from(table)).scalar_one() for table in _tables())
+            total = sum(
+                source.execute(select(func.count()).select_from(table)).scalar_one() for table in _tables(target)
+            )
             _rename(schema.moving(path), schema.moved(path))
             return total
         _rename(schema.moving(path), path)
@@ -119,15 +123,17 @@ def _rename(path: Path, other: Path) -> None:
         os.close(folder)
 
 
-def _tables() -> list[Table]:
-    not_moved = (alembic_version, process, company_lease, scan_lease)
-    return [table for table in metadata.sorted_tables if table not in not_moved]
+def _tables(target: Connection) -> list[Table]:
+    """Return the tables with rows to move, with the types of the server."""
+    found = MetaData()
+    found.reflect(target, only=[name for name in TABLES if name not in _NOT_MOVED])
+    return found.sorted_tables
 
 
 def _assert_empty(target: Connection, name: str) -> None:
     target.execute(text("DELETE FROM receipt_log WHERE size = 0"))  # a new log, which the moved one replaces
     target.execute(text("DELETE FROM cursor WHERE key LIKE 'server/%'"))  # an earlier command recorded the server
-    for table in _tables():
+    for table in _tables(target):
         if target.execute(select(func.count()).select_from(table)).scalar_one():
             raise StateError(f"{name} has a queue already (table {table.name} has rows); move to an empty database")
 
@@ -140,9 +146,9 @@ def _copy(source: Connection, target: Connection, table: Table, host: str, share
     found = target.execute(select(func.count()).select_from(table)).scalar_one()
     if found != copied:
         raise StateError(f"table {table.name} has {found} rows instead of {copied}; nothing was moved")
-    if table.autoincrement_column is not None:  # the next row gets an id after the copied ones
-        sequence = func.pg_get_serial_sequence(table.name, table.autoincrement_column.name)
-        following = func.coalesce(func.max(table.autoincrement_column), 0) + 1
+    if "id" in table.columns:  # the next row gets an id after the copied ones
+        sequence = func.pg_get_serial_sequence(table.name, "id")
+        following = func.coalesce(func.max(table.columns["id"]), 0) + 1
         target.execute(select(func.setval(sequence, following, False)))
     return copied
 

@@ -6,7 +6,6 @@ import json
 from typing import Final
 
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.model import Reason, State
@@ -14,6 +13,7 @@ from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
 from docferry.store.enqueue import Planned
+from docferry.store.statement import Sql
 
 #: The reason of a doubt about documents that a lost queue may have sent.
 REASON: Final = "old_copy"
@@ -70,17 +70,17 @@ class OldCopy:
         return await self._database.fetch_one(_LEFT, {"reason": REASON}) is not None
 
 
-_DOUBT = text("""
+_DOUBT = Sql("""
 UPDATE transfer SET state = 'doubtful', reason = :reason, detail = :detail, lease_owner = NULL, lease = lease + 1,
   first_sent = coalesce(first_sent, created), last_sent = :now, next_attempt = :now, updated = :now
 WHERE state IN ('waiting', 'leased')
 """)
 #: Held documents become doubtful after a retry by a person.
-DOUBT_HELD = text("""
+DOUBT_HELD = Sql("""
 UPDATE transfer SET first_sent = coalesce(first_sent, created), last_sent = :now
 WHERE state = 'held' AND sha256 IS NOT NULL
 """)
-_LEFT = text("""
+_LEFT = Sql("""
 SELECT 1 FROM transfer WHERE state = 'doubtful' AND reason = :reason
 UNION ALL SELECT 1 FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND reason = :reason LIMIT 1
 """)

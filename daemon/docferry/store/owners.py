@@ -15,7 +15,6 @@ from typing import Final, Protocol
 
 import anyio
 from msgspec import Struct
-from sqlalchemy import text
 
 from docferry import __version__
 from docferry.clock import ServerClock
@@ -24,6 +23,7 @@ from docferry.store import locks
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.server_clock import SERVER_NOW
+from docferry.store.statement import Sql
 
 #: The interval between two heartbeats of a process, seconds.
 HEARTBEAT_INTERVAL_S: Final = 5.0
@@ -36,11 +36,11 @@ DEAD_AFTER_S: Final = 30.0
 FORGOTTEN_AFTER_S: Final = 30 * 86_400.0
 
 # A restarted host is no longer missing: remove the rows of its dead processes.
-_JOIN = text(f"""
+_JOIN = Sql(f"""
 DELETE FROM process WHERE host = :host AND heartbeat <= {SERVER_NOW} - {DEAD_AFTER_S}
   OR heartbeat <= {SERVER_NOW} - {FORGOTTEN_AFTER_S}
 """)
-_BEAT = text(f"""
+_BEAT = Sql(f"""
 INSERT INTO process (owner, host, pid, version, started, heartbeat, clock_offset, unreadable)
 VALUES (:owner, :host, :pid, :version, {SERVER_NOW}, {SERVER_NOW}, :clock_offset, :unreadable)
 ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat, clock_offset = excluded.clock_offset,
@@ -48,16 +48,16 @@ ON CONFLICT (owner) DO UPDATE SET heartbeat = excluded.heartbeat, clock_offset =
 RETURNING heartbeat, (SELECT count(DISTINCT host) FROM process other WHERE other.host <> process.host
   AND other.heartbeat > {SERVER_NOW} - {DEAD_AFTER_S})
 """)
-_LEAVE = text("DELETE FROM process WHERE owner = :owner")
-_ALIVE = text(f"SELECT owner FROM process WHERE heartbeat > {SERVER_NOW} - {DEAD_AFTER_S}")
-_PROCESSES = text(f"""
+_LEAVE = Sql("DELETE FROM process WHERE owner = :owner")
+_ALIVE = Sql(f"SELECT owner FROM process WHERE heartbeat > {SERVER_NOW} - {DEAD_AFTER_S}")
+_PROCESSES = Sql(f"""
 SELECT owner, host, pid, version, started, heartbeat, {SERVER_NOW} - heartbeat, clock_offset, unreadable FROM process
 ORDER BY 2, 5
 """)
-_HELD = text("""
+_HELD = Sql("""
 SELECT lease_owner, state, count(*) FROM transfer WHERE state IN ('leased', 'sending', 'asking') GROUP BY 1, 2
 """)
-_SCANS = text("SELECT owner, mapping FROM scan_lease ORDER BY mapping")
+_SCANS = Sql("SELECT owner, mapping FROM scan_lease ORDER BY mapping")
 
 
 class Process(Struct, frozen=True):

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import TextClause, text
 
 from docferry.model import joined
 from docferry.store.connection import Transaction, as_bytes
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 #: Documents examined between two checks of the clock, and the time limit of one page, seconds.
 WINDOW: Final = 50_000
@@ -173,7 +173,7 @@ def _read(
 
 
 @cache
-def _statement(names: tuple[str, ...], state: str | None) -> TextClause:
+def _statement(names: tuple[str, ...], state: str | None) -> Sql:
     """Return the statement for a combination of conditions, of which there are few: transactions cache them."""
     where = ["t.id = d.transfer_id", "d.id >= :floor", "d.id < :below", *(_CONDITIONS[name] for name in names)]
     source = "document d CROSS JOIN transfer t"
@@ -181,7 +181,7 @@ def _statement(names: tuple[str, ...], state: str | None) -> TextClause:
         # CROSS makes SQLite begin with the few rows.
         source = f"(SELECT id FROM transfer WHERE {_OPEN[state]}) f CROSS JOIN transfer t CROSS JOIN document d"
         where.append("t.id = f.id")
-    return text(f"SELECT {_COLUMNS} FROM {source} WHERE {' AND '.join(where)} ORDER BY d.id DESC LIMIT :limit")
+    return Sql(f"SELECT {_COLUMNS} FROM {source} WHERE {' AND '.join(where)} ORDER BY d.id DESC LIMIT :limit")
 
 
 def _listed(row: Any) -> Listed:
@@ -203,13 +203,13 @@ _CONDITIONS: Final = {
     "OR position(:raw IN d.folder) > 0 OR d.sha256 LIKE :digest)",
 }
 # Two queries: with a condition on both ends, SQLite reads the whole table.
-_ENDS = text("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
+_ENDS = Sql("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
 _FEW: Final = {
-    state: text(f"SELECT count(*) FROM (SELECT id FROM transfer WHERE {condition} LIMIT :limit) f")
+    state: Sql(f"SELECT count(*) FROM (SELECT id FROM transfer WHERE {condition} LIMIT :limit) f")
     for state, condition in _OPEN.items()
 }
 # Find the companies by steps through their index, then the documents sent to each in each hour.
-_HOURS = text("""
+_HOURS = Sql("""
 WITH RECURSIVE company(id) AS (
   SELECT min(company_id) FROM transfer WHERE state = 'sent'
   UNION ALL

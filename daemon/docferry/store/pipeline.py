@@ -7,28 +7,28 @@ transitions: for the transitions with the inputs of their receipts, and for COMM
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg import DataError
 from psycopg.types.numeric import Int8Dumper
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import Dialect, Engine
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import make_url, text
 
 from docferry.model import clamped
 from docferry.store.connection import (
     NO_PARAMETERS,
     PIECE_ROWS,
     CommitUnknown,
+    DriverConnection,
     Parameters,
-    Statement,
     ThreadConnection,
     Transaction,
     Work,
     storable,
 )
+from docferry.store.statement import ByDialect, Statement, Translation
 
 T = TypeVar("T")
 
@@ -36,6 +36,7 @@ T = TypeVar("T")
 PREPARE_THRESHOLD = 2
 #: Error codes of a session other than the one where statements were prepared.
 UNPREPARED = ("26000", "42P05")
+_DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 
 
 class PipelinedTransaction(Transaction):
@@ -43,10 +44,11 @@ class PipelinedTransaction(Transaction):
 
     __slots__ = ("_pieces", "_pipeline")
 
+    driver: psycopg.Connection[Any]
     has_recordsets = True
 
-    def __init__(self, driver: DBAPIConnection, dialect: Dialect) -> None:
-        super().__init__(driver, dialect)
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
+        super().__init__(driver)
         self._pieces = 0
 
     @contextlib.contextmanager
@@ -77,6 +79,10 @@ class PipelinedTransaction(Transaction):
         cursor.execute(self._translated(statement).sql, parameters)
         return cursor
 
+    def _translate(self, statement: Statement) -> Translation:
+        sql = statement.postgresql if isinstance(statement, ByDialect) else statement
+        return Translation(str(text(sql).compile(dialect=_DIALECT)))
+
     def _command(self, command: str, parameters: Parameters = NO_PARAMETERS) -> Any:
         driver: Any = self.driver
         return driver.cursor().execute(command, parameters, prepare=False)
@@ -106,19 +112,21 @@ class _ServerChanged(Exception):
 class PipelinedConnection(ThreadConnection):
     """Run each transaction as a pipeline. `begin` are the statements that begin a transaction."""
 
-    def __init__(self, engine: Engine, begin: Sequence[str], server: Server | None = None) -> None:
-        super().__init__(engine, begin[0])
+    def __init__(
+        self, connect: Callable[[], psycopg.Connection[Any]], begin: Sequence[str], server: Server | None = None
+    ) -> None:
+        super().__init__(connect, begin[0], psycopg.Error)
         self._first = begin
         self._server = server
         self._is_fresh = True  # no transaction has run on this connection yet
 
-    def _transaction_on(self, driver: DBAPIConnection) -> Transaction:
+    def _transaction_on(self, driver: DriverConnection) -> Transaction:
         self._is_fresh = True
         connection: Any = driver
         # Behind a pooler, sessions do not share prepared statements; a pooler reports its own process id.
         (process,) = connection.execute("SELECT pg_backend_pid()").fetchone()
         connection.prepare_threshold = PREPARE_THRESHOLD if process == connection.info.backend_pid else None
-        return PipelinedTransaction(driver, self._engine.dialect)
+        return PipelinedTransaction(connection)
 
     def _run_in(self, transaction: Transaction, work: Work[T]) -> T:
         assert isinstance(transaction, PipelinedTransaction)  # noqa: S101 - set by `_transaction_on`
@@ -152,6 +160,10 @@ class PipelinedConnection(ThreadConnection):
                 transaction.driver.rollback()
             raise
         return value
+
+    def _is_closed(self) -> bool:
+        driver: Any = self._transaction and self._transaction.driver
+        return driver is not None and (driver.closed or driver.broken)
 
     def _assert_same(self, begun: Any) -> None:
         if self._server is not None and not self._server.is_same(begun.fetchone()):

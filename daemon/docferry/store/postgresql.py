@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import conninfo
-from sqlalchemy import Connection, Engine, NullPool, create_engine
+from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from docferry import logs
@@ -17,6 +17,7 @@ from docferry.errors import DatabaseBusy, StateError
 from docferry.store import failover, schema
 from docferry.store.connection import ThreadConnection, Transaction, first_line
 from docferry.store.pipeline import UNPREPARED, PipelinedConnection, adapt
+from docferry.store.tables import create_postgresql
 
 log = logs.get("database")
 # The error already reports a lost connection; psycopg also warns about the open pipeline.
@@ -82,7 +83,7 @@ def prepare(url: str, host: str) -> PostgresServer:
         with server.engine.connect() as connection:
             for statement in _BEGIN_WRITE:  # of several processes that start together, one does this
                 connection.exec_driver_sql(statement)
-            schema.prepare_connection(connection, server.name, host)
+            _prepare_schema(connection, server.name, host)
             connection.exec_driver_sql("COMMIT")
             server.choose_identity(connection)
     except DBAPIError as error:
@@ -96,6 +97,21 @@ def prepare(url: str, host: str) -> PostgresServer:
     return server
 
 
+def _prepare_schema(connection: Connection, name: str, host: str) -> None:
+    """Create or upgrade the schema of the database `name`, and give `host` its own log of receipts."""
+    if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
+        for statement in (*create_postgresql(), schema.SET_REVISION):
+            connection.exec_driver_sql(statement)
+    else:
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
+        schema.assert_known(found, name)
+        if found != schema.HEAD:
+            schema.upgrade(connection)
+    if connection.execute(text("SELECT 1 FROM receipt_log WHERE host = :host"), {"host": host}).first() is None:
+        log_of_host = {"origin": schema.new_origin(host), "host": host, "frontier": b""}
+        connection.execute(text(schema.ADD_LOG), log_of_host)
+
+
 def lock_writers(connection: Connection) -> None:
     """Block writes of all hosts until the transaction of `connection` ends."""
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITER_LOCK})")
@@ -107,6 +123,7 @@ class PostgresServer:
     def __init__(self, url: str) -> None:
         self.name = describe(url)
         self.engine = engine(url)
+        self.connect = connector(url)
         self.replacements = 0
         self.adopt_before = 0.0
         self._identity_key, self._identity_query = "", ""
@@ -115,8 +132,8 @@ class PostgresServer:
     def connection(self, *, writer: bool) -> ThreadConnection:
         """Return an unopened connection."""
         if writer:
-            return PipelinedConnection(self.engine, (*_BEGIN_WRITE, self._identity_query), self)
-        return PipelinedConnection(self.engine, _BEGIN_READ)
+            return PipelinedConnection(self.connect, (*_BEGIN_WRITE, self._identity_query), self)
+        return PipelinedConnection(self.connect, _BEGIN_READ)
 
     def choose_identity(self, connection: Connection) -> None:
         """Find an expression for the server's identity that the role may execute."""
@@ -193,6 +210,15 @@ class PostgresServer:
 def engine(url: str) -> Engine:
     """Return an engine for a URL in libpq's format. The engine keeps no connections.
 
+    Raises StateError if the URL is malformed.
+    """
+    connect = connector(url)
+    return create_engine("postgresql+psycopg://", creator=connect, use_native_hstore=False, poolclass=NullPool)
+
+
+def connector(url: str) -> Callable[[], psycopg.Connection[Any]]:
+    """Return a function that connects to a URL in libpq's format.
+
     pgbouncer may share connections by transaction: session settings are not used, nor prepared statements behind a
     pooler (see `pipeline`). Of several servers in the URL, the one that accepts writes is used. Raises StateError if
     the URL is malformed.
@@ -203,12 +229,7 @@ def engine(url: str) -> Engine:
         raise StateError(f"database_url is malformed ({first_line(error)}); see docs/scale.md for examples") from error
     several = {"target_session_attrs": "read-write"} if "," in str(given.get("host", "")) else {}
     parameters: dict[str, Any] = {**_DEFAULTS, **several, **given}
-    return create_engine(
-        "postgresql+psycopg://",
-        creator=lambda: adapt(psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)),
-        use_native_hstore=False,
-        poolclass=NullPool,
-    )
+    return lambda: adapt(psycopg.connect(**parameters, autocommit=True, prepare_threshold=None))
 
 
 def is_transient(error: BaseException | None) -> bool:

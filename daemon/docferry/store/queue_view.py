@@ -9,13 +9,13 @@ from typing import Final
 import anyio
 from msgspec import Struct, field
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.errors import DatabaseBusy
 from docferry.model import Gate, joined
 from docferry.store.connection import Transaction, as_bytes
 from docferry.store.database import Database
 from docferry.store.owners import Process, processes, read_processes
+from docferry.store.statement import Sql
 
 #: The smallest age of a snapshot as a multiple of its duration: a large queue is not read constantly.
 COST_FACTOR: Final = 20.0
@@ -166,19 +166,19 @@ def _oldest(transaction: Transaction, due: Iterable[Due]) -> dict[str, OldestDue
 
 
 # Two queries: with a condition on both ends, SQLite reads the whole table.
-_ENDS = text("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
-_COUNTS = text(
+_ENDS = Sql("SELECT (SELECT min(id) FROM document), (SELECT max(id) FROM document)")
+_COUNTS = Sql(
     "SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id "
     "WHERE d.id >= :start AND d.id < :end GROUP BY 1, 2"
 )
-_HELD = text(
+_HELD = Sql(
     "SELECT d.mapping, t.reason, count(*) FROM transfer t "
     "CROSS JOIN document d "  # CROSS makes SQLite begin with the few held transfers
     "WHERE t.state = 'held' AND d.transfer_id = t.id AND d.present GROUP BY 1, 2 ORDER BY 1, 2"
 )
-_ARRIVALS = text("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")
-_GATES = text("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate ORDER BY key")
-_DUE = text(
+_ARRIVALS = Sql("SELECT mapping, count(*) FROM download WHERE published AND path IS NOT NULL GROUP BY 1")
+_GATES = Sql("SELECT key, reason, detail, until, tries, since, lets_doubts_pass FROM gate ORDER BY key")
+_DUE = Sql(
     " UNION ALL ".join(
         f"SELECT mapping, remote, count(*), min(due_since) FROM transfer WHERE {states} GROUP BY 1, 2"
         for states in _OPEN_STATES
@@ -188,7 +188,7 @@ _CANDIDATES = " UNION ALL ".join(
     f"SELECT id FROM transfer WHERE {states} AND mapping = :mapping AND remote = :remote AND due_since = :since"
     for states in _OPEN_STATES
 )
-_OLDEST = text(
+_OLDEST = Sql(
     f"SELECT d.id, d.folder, d.name FROM ({_CANDIDATES}) t JOIN document d ON d.transfer_id = t.id "
     "ORDER BY d.present DESC, d.id LIMIT 1"
 )

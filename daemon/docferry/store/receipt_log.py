@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import TextClause, text
 
 from docferry.clock import Clock, iso
 from docferry.errors import StateError
@@ -17,6 +16,7 @@ from docferry.receipts.merkle import Frontier
 from docferry.store.connection import NO_PARAMETERS, Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import LOG_CAPACITY, read_edge
+from docferry.store.statement import Sql
 
 
 class StoredReceipt(Struct, frozen=True):
@@ -273,12 +273,12 @@ def _stored(row: Sequence[Any]) -> StoredReceipt:
     return StoredReceipt(index, transfer_id, kind, body, leaf, log)
 
 
-def _receipts(transaction: Transaction, statement: TextClause, parameters: Mapping[str, object]) -> list[StoredReceipt]:
+def _receipts(transaction: Transaction, statement: Sql, parameters: Mapping[str, object]) -> list[StoredReceipt]:
     return [_stored(row) for row in transaction.fetch_all(statement, parameters)]
 
 
 def _heads(
-    transaction: Transaction, statement: TextClause, parameters: Mapping[str, object] = NO_PARAMETERS
+    transaction: Transaction, statement: Sql, parameters: Mapping[str, object] = NO_PARAMETERS
 ) -> list[StoredHead]:
     rows = transaction.fetch_all(statement, parameters)
     try:
@@ -287,26 +287,26 @@ def _heads(
         raise StateError(f"a row of receipt_head was changed: {error}; restore the database from a copy") from error
 
 
-_LOGS = text("""
+_LOGS = Sql("""
 SELECT number, origin, host, size, frontier, transfers_done, transfers_old FROM receipt_log ORDER BY number
 """)
-_NEXT = text("SELECT min(idx) FROM receipt WHERE idx >= :idx")
-_OF_DOCUMENT = text("""
+_NEXT = Sql("SELECT min(idx) FROM receipt WHERE idx >= :idx")
+_OF_DOCUMENT = Sql("""
 SELECT r.idx, r.transfer_id, r.kind, r.body, r.leaf FROM document d JOIN receipt r ON r.transfer_id = d.transfer_id
 WHERE d.id = :id ORDER BY r.idx
 """)
-_AT_INDEX = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt WHERE idx = :idx")
-_ALL = text("SELECT idx, transfer_id, kind, body, leaf FROM receipt ORDER BY idx")
-_LEAVES = text("SELECT leaf FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx")
-_HEADS = text("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id")
-_NEWEST_HEAD = text("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id DESC LIMIT 1")
-_HEADS_OF_SIZE = text("SELECT id, time, note, timestamp FROM receipt_head WHERE size = :size ORDER BY id")
-_ADD_HEAD = text("INSERT INTO receipt_head (time, size, note, log) VALUES (:time, :size, :note, :log)")
-_STAMP_HEAD = text("UPDATE receipt_head SET timestamp = :timestamp WHERE id = :id")
-_AUDITED = text("""
+_AT_INDEX = Sql("SELECT idx, transfer_id, kind, body, leaf FROM receipt WHERE idx = :idx")
+_ALL = Sql("SELECT idx, transfer_id, kind, body, leaf FROM receipt ORDER BY idx")
+_LEAVES = Sql("SELECT leaf FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx")
+_HEADS = Sql("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id")
+_NEWEST_HEAD = Sql("SELECT id, time, note, timestamp FROM receipt_head WHERE log = :log ORDER BY id DESC LIMIT 1")
+_HEADS_OF_SIZE = Sql("SELECT id, time, note, timestamp FROM receipt_head WHERE size = :size ORDER BY id")
+_ADD_HEAD = Sql("INSERT INTO receipt_head (time, size, note, log) VALUES (:time, :size, :note, :log)")
+_STAMP_HEAD = Sql("UPDATE receipt_head SET timestamp = :timestamp WHERE id = :id")
+_AUDITED = Sql("""
 SELECT r.idx - CAST(:first AS BIGINT), r.transfer_id, r.kind, r.body, r.leaf, t.uid, t.state, t.remote, t.company_id,
   t.connection_id, t.remote_name, t.sha256, t.size
 FROM receipt r LEFT JOIN transfer t ON t.id = r.transfer_id WHERE r.idx >= :first AND r.idx < :end ORDER BY r.idx
 """)
 # Transfers from before the log that wait for reconstruction do not lack a receipt.
-_SENT = text("SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)")
+_SENT = Sql("SELECT id FROM transfer WHERE state = 'sent' AND NOT (id > :done AND id <= :old)")

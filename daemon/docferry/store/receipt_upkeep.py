@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import text
-
 from docferry.clock import iso
 from docferry.receipts.record import ReceiptKind
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
 from docferry.store.receipts import LOG_CAPACITY, about_transfer, downloaded, read_edge
+from docferry.store.statement import Sql
 
 #: The proofs of attempts that were lookups: their documents get receipts of kind `adopted`.
 _ASKED: Final = frozenset({"list", "zip", "adopted"})
@@ -128,10 +127,10 @@ def _time_of(body: str) -> str:
         return "9999"
 
 
-_LOGS = text("""
+_LOGS = Sql("""
 SELECT number, transfers_done, transfers_old, downloads_done, downloads_old, erased FROM receipt_log ORDER BY number
 """)
-_OLD_TRANSFERS = text("""
+_OLD_TRANSFERS = Sql("""
 SELECT t.id, t.uid, t.mapping, t.remote, t.company_id, t.connection_id, t.remote_name, t.sha256, t.size,
   d.folder, d.name, t.state, coalesce(a.ended, t.updated), a.status, a.correlation_id, a.etag, a.proof, t.detail
 FROM transfer t
@@ -142,12 +141,12 @@ WHERE t.id > :done AND t.id <= :old AND t.state IN ('sent', 'gone')
   AND NOT EXISTS (SELECT 1 FROM receipt r WHERE r.transfer_id = t.id AND r.kind IN ('sent', 'adopted', 'gone'))
 ORDER BY t.id LIMIT :most
 """)
-_OLD_DOWNLOADS = text("""
+_OLD_DOWNLOADS = Sql("""
 SELECT id, mapping, origin, sha256, path, size, updated FROM download
 WHERE id > :done AND id <= :old AND published AND path IS NOT NULL ORDER BY id LIMIT :most
 """)
-_SET_TRANSFERS_DONE = text("UPDATE receipt_log SET transfers_done = :done WHERE number = :log")
-_SET_DOWNLOADS_DONE = text("UPDATE receipt_log SET downloads_done = :done WHERE number = :log")
-_SET_ERASED = text("UPDATE receipt_log SET erased = :until WHERE number = :log")
-_NEXT_BODIES = text("SELECT idx, body FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx LIMIT :most")
-_ERASE = text("UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until")
+_SET_TRANSFERS_DONE = Sql("UPDATE receipt_log SET transfers_done = :done WHERE number = :log")
+_SET_DOWNLOADS_DONE = Sql("UPDATE receipt_log SET downloads_done = :done WHERE number = :log")
+_SET_ERASED = Sql("UPDATE receipt_log SET erased = :until WHERE number = :log")
+_NEXT_BODIES = Sql("SELECT idx, body FROM receipt WHERE idx >= :first AND idx < :end ORDER BY idx LIMIT :most")
+_ERASE = Sql("UPDATE receipt SET body = NULL WHERE idx >= :start AND idx < :until")

@@ -8,16 +8,15 @@ import pwd
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from sqlalchemy import text
-
 from docferry import __version__
 from docferry.clock import iso
 from docferry.errors import StateError
 from docferry.model import State, escaped, joined
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.receipts.record import LoggedReceipt, ReceiptKind, quoted
-from docferry.store.connection import ByDialect, Parameters, Transaction
+from docferry.store.connection import Parameters, Transaction
 from docferry.store.recordset import BYTES, as_json, recordset, selected
+from docferry.store.statement import ByDialect, Sql
 
 
 def unix_user() -> str:
@@ -233,16 +232,16 @@ def downloaded(file: Mapping[str, Any], now: float, host: str, *, reconstructed:
 
 
 _LOG = ByDialect(
-    text("SELECT number, size, frontier FROM receipt_log"),
-    text("SELECT number, size, frontier FROM receipt_log WHERE host = :host"),
+    Sql("SELECT number, size, frontier FROM receipt_log"),
+    Sql("SELECT number, size, frontier FROM receipt_log WHERE host = :host"),
 )
-_GROWN = text("UPDATE receipt_log SET size = :size, frontier = :frontier")
-_INSERT = text(
+_GROWN = Sql("UPDATE receipt_log SET size = :size, frontier = :frontier")
+_INSERT = Sql(
     "INSERT INTO receipt (idx, transfer_id, kind, body, leaf) VALUES (:idx, :transfer_id, :kind, :body, :leaf)"
 )
 _COLUMNS = {"idx": "bigint", "transfer_id": "bigint", "kind": "text", "body": "text", "leaf": BYTES}
 # Both at once, because to a server each statement is a message.
-_APPEND = text(f"""
+_APPEND = Sql(f"""
 WITH appended AS (
   INSERT INTO receipt (idx, transfer_id, kind, body, leaf) SELECT {selected(_COLUMNS)} FROM {recordset(_COLUMNS)}
 )
@@ -259,14 +258,14 @@ WHERE t.id = ANY(:ids) ORDER BY t.id
 #: an index: sorting them by `present` takes longer than all other steps. For that, PostgreSQL would read all
 #: documents from the first one on.
 FACTS = ByDialect(
-    text(
+    Sql(
         _FACTS.format(
             document="""coalesce(
   (SELECT id FROM document WHERE transfer_id = t.id AND present ORDER BY id LIMIT 1),
   (SELECT id FROM document WHERE transfer_id = t.id ORDER BY id LIMIT 1))"""
         )
     ),
-    text(
+    Sql(
         _FACTS.format(
             document="(SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id LIMIT 1)",
         )

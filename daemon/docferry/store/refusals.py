@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Collection, Iterator, Sequence
 
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry import logs
 from docferry.clock import Clock
@@ -14,6 +13,7 @@ from docferry.errors import StatementRefused
 from docferry.model import State
 from docferry.store.claims import Pick
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 log = logs.get("database")
 
@@ -27,14 +27,14 @@ IN_A_ROW = 5
 LaneKey = tuple[str, str]
 
 # In other states bytes may have been sent. A retry looks up transfers with the reason "undecidable" or a first attempt.
-_HOLD = text("""
+_HOLD = Sql("""
 UPDATE transfer SET state = 'held', detail = :detail, lease_owner = NULL, updated = :now,
   reason = CASE WHEN state IN ('waiting', 'leased') THEN 'metadata' ELSE 'undecidable' END
 WHERE id = :id AND state = :state AND coalesce(lease_owner, '') = :owner
 RETURNING mapping, remote_name
 """)
-_LANE = text("SELECT mapping, lane FROM transfer WHERE id = :id")
-_RETURN = text("""
+_LANE = Sql("SELECT mapping, lane FROM transfer WHERE id = :id")
+_RETURN = Sql("""
 UPDATE transfer SET state = CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END, lease_owner = NULL,
   last_sent = CASE state WHEN 'sending' THEN :now ELSE last_sent END, next_attempt = :now, updated = :now
 WHERE id = :id AND state IN ('leased', 'sending', 'asking') AND lease_owner = :owner

@@ -7,11 +7,11 @@ from itertools import combinations
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import text
 
 from docferry.model import joined, parted
 from docferry.store.connection import as_bytes
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 
 class Row(Struct, frozen=True):
@@ -57,8 +57,8 @@ SELECT d.id, d.mapping, d.folder, d.name, d.size, d.sha256, t.state, t.reason, t
   d.first_seen, CASE WHEN d.updated > t.updated THEN d.updated ELSE t.updated END
 FROM document d JOIN transfer t ON t.id = d.transfer_id
 """
-_BY_ID = text(f"{_ROW} WHERE d.id = :id")
-_BY_PATH = text(f"""{_ROW}
+_BY_ID = Sql(f"{_ROW} WHERE d.id = :id")
+_BY_PATH = Sql(f"""{_ROW}
 WHERE d.mapping = :mapping AND sha256(d.folder) = sha256(:folder) AND d.name = :name ORDER BY d.id DESC
 """)
 # Conditions of `rows`: each combination is a statement, so that an absent condition costs nothing.
@@ -68,23 +68,23 @@ _CONDITIONS = {
     "reason": "t.reason = :reason",
 }
 _ROWS = {
-    names: text(
+    names: Sql(
         f"{_ROW} WHERE {' AND '.join(['d.id > :after', *(_CONDITIONS[name] for name in names)])} "
         "ORDER BY d.id LIMIT :limit"
     )
     for count in range(len(_CONDITIONS) + 1)
     for names in combinations(_CONDITIONS, count)
 }
-_COUNTS = text("""
+_COUNTS = Sql("""
 SELECT d.mapping, t.state, count(*) FROM document d JOIN transfer t ON t.id = d.transfer_id GROUP BY 1, 2
 """)
 # CROSS JOIN makes SQLite begin with the few held transfers.
-_HELD_REASONS = text("""
+_HELD_REASONS = Sql("""
 SELECT d.mapping, t.reason, count(*) FROM transfer t CROSS JOIN document d
 WHERE d.transfer_id = t.id AND t.state = 'held' AND d.present GROUP BY 1, 2 ORDER BY 1, 2
 """)
 # The second part is the unfinished attempt, which has no row of its own yet.
-_ATTEMPTS = text("""
+_ATTEMPTS = Sql("""
 SELECT a.lease, a.began, a.ended, a.state, a.detail, a.status, a.correlation_id, a.etag, a.proof
 FROM document d JOIN attempt a ON a.transfer_id = d.transfer_id WHERE d.id = :id
 UNION ALL
@@ -93,7 +93,7 @@ FROM document d JOIN transfer t ON t.id = d.transfer_id WHERE d.id = :id AND t.s
 ORDER BY 1
 """)
 # Each part repeats the condition of a partial index; otherwise SQLite would read every transfer.
-_OPEN_COUNTS = text("""
+_OPEN_COUNTS = Sql("""
 SELECT state, count(*) FROM transfer WHERE state = 'waiting' AND mapping = ANY(:mappings) GROUP BY state
 UNION ALL
 SELECT state, count(*) FROM transfer WHERE state = 'doubtful' AND mapping = ANY(:mappings) GROUP BY state

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from docferry.store.database import Database
 from docferry.store.owners import DEAD_AFTER_S
 from docferry.store.server_clock import SERVER_NOW
+from docferry.store.statement import Sql
 
 
 class ScanLeases:
@@ -26,7 +25,7 @@ class ScanLeases:
         await self._database.execute(_GIVE_UP, {"mapping": mapping, "owner": self._owner})
 
 
-_TAKE = text(f"""
+_TAKE = Sql(f"""
 INSERT INTO scan_lease AS l (mapping, owner, since) VALUES (:mapping, :owner, {SERVER_NOW})
 ON CONFLICT (mapping) DO UPDATE SET owner = excluded.owner,
   since = CASE WHEN l.owner = excluded.owner THEN l.since ELSE excluded.since END
@@ -34,4 +33,4 @@ WHERE l.owner = excluded.owner
   OR l.owner NOT IN (SELECT owner FROM process WHERE heartbeat > {SERVER_NOW} - {DEAD_AFTER_S})
 RETURNING owner
 """)  # noqa: S608 - constant terms
-_GIVE_UP = text("DELETE FROM scan_lease WHERE mapping = :mapping AND owner = :owner")
+_GIVE_UP = Sql("DELETE FROM scan_lease WHERE mapping = :mapping AND owner = :owner")

@@ -8,33 +8,33 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
-
-from sqlalchemy import URL, Connection, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from typing import TYPE_CHECKING, Final
 
 from docferry.errors import StateError
 from docferry.store.sqlite import BUSY_TIMEOUT_S, broken, explain
 from docferry.store.state_dir import create_file, usable
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 #: The newest revision in migrations/, and all that this program can upgrade. A test compares both with the folder.
 HEAD: Final = "0010"
 KNOWN: Final = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", HEAD})
+#: Record the revision of a new database.
+SET_REVISION: Final = f"INSERT INTO alembic_version VALUES ('{HEAD}')"  # noqa: S608 - a constant
 #: The largest database that is read completely at a start, bytes.
 MAX_CHECKED_BYTES: Final = 64 * 1024 * 1024
 #: The largest database whose indexes are compared with its rows, bytes.
 MAX_COMPARED_BYTES: Final = 16 * 1024 * 1024
 _HAS_REVISION: Final = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-
-
-_HAS_LOG = text("SELECT 1 FROM receipt_log WHERE host = :host")
-_ADD_LOG = text("""
+#: Add a log of receipts: `new_origin`, the right edge of an empty tree, and its host or None.
+ADD_LOG: Final = """
 INSERT INTO receipt_log (origin, size, frontier, transfers_done, transfers_old, downloads_done, downloads_old, erased,
   number, host)
 SELECT :origin, 0, :frontier, 0, 0, 0, 0, 0, coalesce(max(number), -1) + 1, :host FROM receipt_log
-""")
+"""
 
 
 def prepare(database: Path) -> None:
@@ -46,7 +46,7 @@ def prepare(database: Path) -> None:
     found = _revision(database)
     if found == HEAD:
         return
-    _assert_known(found, str(database))
+    assert_known(found, str(database))
     if found is None:
         _create(database)
     else:
@@ -76,23 +76,8 @@ def assert_not_moved(database: Path) -> None:
         )
 
 
-def prepare_connection(connection: Connection, name: str, host: str) -> None:
-    """Create or upgrade a PostgreSQL database in the transaction of `connection`. `name` is its name in errors.
-
-    `host` gets its own log of receipts.
-    """
-    if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is None:
-        _create_tables(connection)
-    else:
-        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-        _assert_known(found, name)
-        if found != HEAD:
-            upgrade(connection)
-    if connection.execute(_HAS_LOG, {"host": host}).first() is None:
-        connection.execute(_ADD_LOG, {"origin": new_origin(host), "host": host, "frontier": b""})
-
-
-def _assert_known(revision: str | None, name: str) -> None:
+def assert_known(revision: str | None, name: str) -> None:
+    """Raise StateError if the database `name` has a schema of a newer docferry."""
     if revision is not None and revision not in KNOWN:
         raise StateError(
             f"{name} was written by a newer docferry (schema {revision}, this one knows {HEAD}); "
@@ -119,19 +104,20 @@ def upgrade(connection: Connection, revision: str = HEAD) -> None:
 
 
 def _create(database: Path) -> None:
-    with _transaction(database) as connection:
-        if connection.exec_driver_sql(_HAS_REVISION).first() is None:  # otherwise another program did it first
-            _create_tables(connection)
-
-
-def _create_tables(connection: Connection) -> None:
     """Create the newest schema directly; a test compares the result with that of all migrations."""
-    from docferry.store.tables import create_tables  # only the first start needs the tables
+    from docferry.store.tables import create_sqlite  # only the first start needs the tables
 
-    create_tables(connection)
-    connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": HEAD})
-    if connection.dialect.name == "sqlite":
-        connection.execute(_ADD_LOG, {"origin": new_origin(), "host": None, "frontier": b""})
+    try:
+        with closing(sqlite3.connect(database, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute(_HAS_REVISION).fetchone() is None:  # otherwise another program did it first
+                for statement in create_sqlite():
+                    connection.execute(statement)
+                connection.execute(SET_REVISION)
+                connection.execute(ADD_LOG, {"origin": new_origin(), "host": None, "frontier": b""})
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise StateError(f"{database} could not be created: {error}") from error
 
 
 def new_origin(host: str = "") -> str:
@@ -193,6 +179,10 @@ def _enable_write_ahead_log(connection: sqlite3.Connection) -> None:
 @contextmanager
 def _transaction(database: Path) -> Iterator[Connection]:
     """Yield a connection in one transaction, so that a killed upgrade leaves the old schema."""
+    # Imported here, because only an upgrade needs it.
+    from sqlalchemy import URL, create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
     engine = create_engine(
         # A hand-made URL would misread a path with a percent sign.
         URL.create("sqlite", database=str(database)),
@@ -204,7 +194,7 @@ def _transaction(database: Path) -> Iterator[Connection]:
             yield connection
             connection.exec_driver_sql("COMMIT")
     except SQLAlchemyError as error:
-        raise StateError(f"{database} could not be created or upgraded: {error}") from error
+        raise StateError(f"{database} could not be upgraded: {error}") from error
     finally:
         engine.dispose()
 

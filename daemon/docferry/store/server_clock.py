@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
-
 from docferry.clock import Clock, ServerClock, SystemClock
 from docferry.store.connection import Transaction
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 #: SQL expression for the server's time, wall seconds.
 SERVER_NOW = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
-_NOW = text(f"SELECT {SERVER_NOW}")
+_NOW = Sql(f"SELECT {SERVER_NOW}")
 
 
 async def read_server_clock(database: Database, local: Clock) -> ServerClock:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import URL, Engine, NullPool, create_engine, event
 
 from docferry.errors import DatabaseBusy, DatabaseLost, StateError
 from docferry.store.connection import ThreadConnection
@@ -37,11 +35,11 @@ class SqliteFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._identity = _identity(path)
-        self._engines = {writer: _engine(path, cache) for writer, cache in _CACHES.items()}
 
     def connection(self, *, writer: bool) -> ThreadConnection:
         """Return an unopened connection. A writer takes the write lock when its transaction begins."""
-        return ThreadConnection(self._engines[writer], "BEGIN IMMEDIATE" if writer else "BEGIN")
+        connect = partial(_connect, self.path, WRITER_CACHE_KIB if writer else READER_CACHE_KIB)
+        return ThreadConnection(connect, "BEGIN IMMEDIATE" if writer else "BEGIN", sqlite3.Error)
 
     def assert_unchanged(self) -> None:
         """Raise DatabaseLost if the path no longer leads to the opened file, which SQLite does not notice."""
@@ -97,24 +95,15 @@ class SqliteFile:
         return self.path.with_name(f"{self.path.name}-wal")
 
 
-_CACHES = {True: WRITER_CACHE_KIB, False: READER_CACHE_KIB}
-
-
-def _engine(path: Path, cache_kib: int) -> Engine:
-    engine = create_engine(
-        # A hand-made URL would misread a path with a percent sign.
-        URL.create("sqlite", database=str(path)),
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_S, "cached_statements": 128},
-        paramstyle="named",
-        poolclass=NullPool,
-    )
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: object) -> None:
+def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, cached_statements=128)
+    try:
         for pragma in (*_PRAGMAS, f"cache_size=-{cache_kib}"):
             connection.execute(f"PRAGMA {pragma}")
-
-    return engine
+    except Exception:
+        connection.close()
+        raise
+    return connection
 
 
 def is_transient(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.errors import StatementRefused
@@ -19,13 +18,14 @@ from docferry.store.database import Database
 from docferry.store.lookup_counts import LookupCounts
 from docferry.store.receipts import unix_user
 from docferry.store.refusals import Refusals
+from docferry.store.statement import Sql
 from docferry.store.transitions import TransitionWriter
 from docferry.wakeups import Wakeups
 
-_LEASED_BY = text("""
+_LEASED_BY = Sql("""
 SELECT id, state, lease_owner FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = ANY(:dead)
 """)
-_RECLAIM_ATTEMPTS = text("""
+_RECLAIM_ATTEMPTS = Sql("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail)
 SELECT id, lease, updated, :now, CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
   'docferry stopped before this try ended'
@@ -33,7 +33,7 @@ FROM transfer WHERE state IN ('leased', 'sending', 'asking') AND lease_owner = A
 ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = excluded.state, detail = excluded.detail
 """)
 # No process observed the end of the send, so `list_lag` counts from now.
-_RECLAIM = text("""
+_RECLAIM = Sql("""
 UPDATE transfer SET
   state = CASE state WHEN 'leased' THEN 'waiting' ELSE 'doubtful' END,
   detail = CASE state WHEN 'leased' THEN detail ELSE 'docferry stopped while this was being sent' END,
@@ -58,14 +58,14 @@ _NO_APPROVAL = " AND (state <> 'held' OR reason IS DISTINCT FROM 'approval')"
 _TO_RELEASE = "SELECT id FROM transfer WHERE state = 'held' AND reason = 'approval' AND {condition}"
 _RETRY_STATEMENTS = {
     condition: (
-        text(_TO_RELEASE.format(condition=condition)),
-        text(_RETRY_ALL.format(condition=condition)),
-        text(_RETRY_ALL.format(condition=condition + _NO_APPROVAL)),
+        Sql(_TO_RELEASE.format(condition=condition)),
+        Sql(_RETRY_ALL.format(condition=condition)),
+        Sql(_RETRY_ALL.format(condition=condition + _NO_APPROVAL)),
     )
     for condition in (_BY_ID, _BY_MAPPING)
 }
 # The receipt of a release is the approval, and remains when the text of receipts is erased.
-_APPROVED = text("SELECT transfer_id FROM receipt WHERE kind = 'released' AND transfer_id = ANY(:ids)")
+_APPROVED = Sql("SELECT transfer_id FROM receipt WHERE kind = 'released' AND transfer_id = ANY(:ids)")
 
 #: States after which the remote may have the document.
 _MAY_BE_THERE = frozenset({State.SENT, State.DOUBTFUL})

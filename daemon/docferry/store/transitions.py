@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import anyio
-from sqlalchemy import text
 
 from docferry.errors import LeaseLost
 from docferry.model import State, joined
@@ -17,16 +16,17 @@ from docferry.store.database import Database
 from docferry.store.receipts import ReceiptWriter
 from docferry.store.recordset import as_json, recordset
 from docferry.store.refusals import Refusals
+from docferry.store.statement import Sql
 from docferry.wakeups import Wakeups
 
 # Every statement is guarded by lease, owner and state: no changed row means that the lease was lost. The mark before
 # the first byte has its own statement, because every document needs it and it writes no attempt.
-_MARK_SENDING = text("""
+_MARK_SENDING = Sql("""
 UPDATE transfer SET state = :state, reason = NULL, detail = NULL, next_attempt = :at,
   first_sent = coalesce(first_sent, :at), last_sent = :at, updated = :at
 WHERE id = :id AND lease = :lease AND lease_owner = :lease_owner AND state = :from
 """)
-_INSERT_ATTEMPT = text("""
+_INSERT_ATTEMPT = Sql("""
 INSERT INTO attempt (transfer_id, lease, began, ended, state, detail, status, correlation_id, etag, proof)
 SELECT id, lease, CASE state WHEN 'sending' THEN last_sent ELSE :at END, :at, :state, :detail,
   CAST(:status AS INTEGER), :correlation_id, :etag, :proof
@@ -35,7 +35,7 @@ ON CONFLICT (transfer_id, lease) DO UPDATE SET ended = excluded.ended, state = e
   detail = excluded.detail, status = excluded.status, correlation_id = excluded.correlation_id, etag = excluded.etag,
   proof = excluded.proof
 """)
-_SETTLE = text("""
+_SETTLE = Sql("""
 UPDATE transfer SET state = :state, reason = :reason, detail = :detail, next_attempt = :next_attempt,
   tries = tries + :tried, key_version = key_version + :fresh_key,
   first_sent = CASE WHEN :not_taken THEN :first_sent ELSE first_sent END,
@@ -66,13 +66,13 @@ _COLUMNS = {
 }
 _MARK_COLUMNS = dict(islice(_COLUMNS.items(), 6))
 _GUARD = "t.id = r.id AND t.lease = r.lease AND t.lease_owner = r.lease_owner AND t.state = r.from"
-_MARK_SENDING_TOGETHER = text(f"""
+_MARK_SENDING_TOGETHER = Sql(f"""
 UPDATE transfer AS t SET state = r.state, reason = NULL, detail = NULL, next_attempt = r.at,
   first_sent = coalesce(t.first_sent, r.at), last_sent = r.at, updated = r.at
 FROM {recordset(_MARK_COLUMNS)} WHERE {_GUARD} RETURNING r.id, r.lease
 """)
 # The rows are selected first, because settling them changes columns of the guard.
-_SETTLE_TOGETHER = text(f"""
+_SETTLE_TOGETHER = Sql(f"""
 WITH ended AS MATERIALIZED (
   SELECT t.state AS was, t.last_sent AS was_sent, r.*
   FROM {recordset(_COLUMNS)} JOIN transfer AS t ON {_GUARD}
@@ -93,9 +93,9 @@ UPDATE transfer AS t SET state = r.state, reason = r.reason, detail = r.detail, 
 FROM ended AS r WHERE t.id = r.id RETURNING r.id, r.lease
 """)
 # Free the dedupe keys of gone transfers.
-_FREE_KEYS = text("UPDATE transfer SET dedupe_key = 'gone:' || id WHERE id = ANY(:gone)")
+_FREE_KEYS = Sql("UPDATE transfer SET dedupe_key = 'gone:' || id WHERE id = ANY(:gone)")
 # A path whose transfer is gone becomes unknown, and the next scan plans the file that exists there.
-_MARK_ABSENT = text("""
+_MARK_ABSENT = Sql("""
 UPDATE document SET present = false WHERE present AND transfer_id = ANY(:gone) RETURNING mapping, folder, name
 """)
 

@@ -9,7 +9,6 @@ from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import text
 
 from docferry.clock import Clock
 from docferry.model import Transfer, joined
@@ -17,6 +16,7 @@ from docferry.store.claims import COLUMNS, transfer_of
 from docferry.store.connection import Transaction, as_bytes
 from docferry.store.cursors import GET, SET
 from docferry.store.database import Database
+from docferry.store.statement import Sql
 
 _KEY: Final = "verify/round"
 _WENT: Final = "the remote was asked and does not have it any more: its file is sent again as a new transfer"
@@ -181,14 +181,14 @@ def _round_of(value: str) -> Round | None:
         return None
 
 
-_CLEAR = text("DELETE FROM verification")
-_COMPANIES = text("""
+_CLEAR = Sql("DELETE FROM verification")
+_COMPANIES = Sql("""
 SELECT DISTINCT company_id FROM transfer WHERE state = 'sent' AND company_id > :after AND last_sent >= :since
   AND (CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping) ORDER BY company_id
 """)
-_SENT = text(f"SELECT {COLUMNS} FROM transfer WHERE state = 'sent' AND company_id = :company ORDER BY id")
+_SENT = Sql(f"SELECT {COLUMNS} FROM transfer WHERE state = 'sent' AND company_id = :company ORDER BY id")
 # Of the versions of an object, only the last sent one exists.
-_OBJECT_IDS = text("""
+_OBJECT_IDS = Sql("""
 SELECT id FROM (
   SELECT id, mapping, coalesce(last_sent, created) AS sent,
     row_number() OVER (PARTITION BY lane, remote_name ORDER BY last_sent DESC, id DESC) AS version
@@ -196,34 +196,34 @@ SELECT id FROM (
 WHERE version = 1 AND id > :after AND sent >= :since AND (CAST(:mapping AS TEXT) IS NULL OR mapping = :mapping)
 ORDER BY id
 """)
-_OBJECTS = text(f"""
+_OBJECTS = Sql(f"""
 SELECT {COLUMNS}, (SELECT a.etag FROM attempt a WHERE a.transfer_id = transfer.id AND a.state = 'sent')
 FROM transfer WHERE id = ANY(:ids) ORDER BY id
 """)
-_REPLACING = text("""
+_REPLACING = Sql("""
 SELECT 1 FROM transfer WHERE lane = :lane AND remote_name = :name
   AND state IN ('waiting', 'leased', 'sending', 'doubtful', 'asking') LIMIT 1
 """)
-_ADD = text("""
+_ADD = Sql("""
 INSERT INTO verification (transfer_id, time, verdict, detail) VALUES (:id, :now, :verdict, :detail)
 ON CONFLICT (transfer_id) DO UPDATE SET time = excluded.time, verdict = excluded.verdict, detail = excluded.detail
 """)
-_FOUND = text("""
+_FOUND = Sql("""
 SELECT d.id, t.mapping, d.folder, d.name, t.remote_name, v.verdict, v.detail
 FROM verification v JOIN transfer t ON t.id = v.transfer_id
 LEFT JOIN document d ON d.id = (
   SELECT id FROM document WHERE transfer_id = t.id ORDER BY present DESC, id DESC LIMIT 1)
 ORDER BY t.id
 """)
-_COUNTS = text("""
+_COUNTS = Sql("""
 SELECT t.mapping, count(*) FROM verification v JOIN transfer t ON t.id = v.transfer_id
 WHERE v.verdict IN ('missing', 'changed') GROUP BY t.mapping
 """)
-_RESEND = text("""
+_RESEND = Sql("""
 UPDATE transfer SET state = 'gone', dedupe_key = 'gone:' || id, reason = NULL, detail = :why, updated = :now
 WHERE state = 'sent' AND id IN (SELECT transfer_id FROM verification WHERE verdict = 'missing')
   AND EXISTS (SELECT 1 FROM document d WHERE d.transfer_id = transfer.id AND d.present)
 RETURNING id
 """)
-_ABSENT = text("UPDATE document SET present = FALSE WHERE present AND transfer_id = ANY(:gone)")
-_RESENT = text("DELETE FROM verification WHERE transfer_id = ANY(:gone)")
+_ABSENT = Sql("UPDATE document SET present = FALSE WHERE present AND transfer_id = ANY(:gone)")
+_RESENT = Sql("DELETE FROM verification WHERE transfer_id = ANY(:gone)")
