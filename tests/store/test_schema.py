@@ -123,6 +123,19 @@ def test_a_database_from_the_future_is_refused(tmp_path: Path) -> None:
         schema.prepare(path)
 
 
+def test_a_damaged_name_in_the_schema_is_reported_as_damage(tmp_path: Path) -> None:
+    """SQLite quotes the name in its error, which is no UTF-8 then."""
+    path = tmp_path / "docferry.db"
+    schema.prepare(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    path.write_bytes(path.read_bytes().replace(b"CREATE INDEX transfer_held", b"CREATE INDEX\xc1transfer_held"))
+    with pytest.raises(StateError, match="sync --adopt"):
+        schema.check_integrity(path)
+    with pytest.raises(StateError, match="sync --adopt"):
+        schema.prepare(path)
+
+
 def test_a_database_of_the_first_schema_keeps_its_rows(tmp_path: Path) -> None:
     """A gone transfer gives up its key, which another transfer may have taken already."""
     path = tmp_path / "docferry.db"

@@ -139,7 +139,7 @@ def check_integrity(database: Path) -> None:
             (found,) = connection.execute(f"PRAGMA {check}(1)").fetchone()
         finally:
             connection.close()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the text of an error quotes a damaged name
         raise explain(database, error) from error
     if found != "ok":
         raise StateError(broken(database, found))
@@ -154,7 +154,7 @@ def _revision(database: Path) -> str | None:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone() if row else None
         finally:
             connection.close()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the text of an error quotes a damaged name
         raise explain(database, error) from error
     return row[0] if row else None
 

@@ -112,7 +112,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, sqlite3.OperationalError) and any(sign in text for sign in _TRANSIENT)
 
 
-def explain(database: Path, error: sqlite3.DatabaseError) -> StateError:
+def explain(database: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) -> StateError:
     """Return the error that asks the operator to wait or to recover."""
     if is_transient(error):
         return DatabaseBusy(unwritable(database, error))
