@@ -59,9 +59,9 @@ fleet: $(STAMP) ## 2,000 faults of four hosts on one PostgreSQL queue, 20,000 do
 seeds: $(STAMP) ## 100,000 simulated runs of a queue, each decided by its seed; ARGS=17:18 repeats one, ARGS="0:1000 postgresql"
 	@PYTHONPATH=tests $(BIN)/python tests/property/simulated.py $(or $(ARGS),0:100000)
 
-# Each test starts a process: two minutes. The suite compares both ways in tests/senders.
-test-senders: $(STAMP) ## the contract tests of HTTP once more, with every document sent by a sender process
-	@THROUGH_SENDERS=1 $(BIN)/python -m pytest -n 2 $(patsubst %,tests/contract/test_http_%.py,client connect hostile progress proxy tls) $(ARGS)
+# Each test starts a process: five minutes. The suite compares both ways in tests/senders.
+test-senders: $(STAMP) ## the tests of HTTP and of uploads once more, with every document sent by a sender process
+	@THROUGH_SENDERS=1 $(BIN)/python -m pytest -n 2 $(patsubst %,tests/contract/test_http_%.py,client connect hostile progress proxy tls) tests/upload $(ARGS)
 
 # -s shows the progress of long runs, and the figures.
 catalogue: $(STAMP) ## fault rows W, C, Z and S in full size, with figures; ARGS="-k w2" for some of them

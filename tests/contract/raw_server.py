@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,18 +9,16 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import pytest
 from anyio.abc import SocketListener, SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from docferry.clock import SystemClock
 from docferry.errors import RemoteError
 from docferry.remotes.http import HttpClient, HttpOptions, Response
-from docferry.senders.pool import START_BYTES, SenderPool
+from docferry.senders.pool import SenderPool
+from ready_senders import THROUGH_SENDERS, ready_first
 
 Speak = Callable[[SocketStream], Awaitable[None]]
-THROUGH_SENDERS = "THROUGH_SENDERS" in os.environ
-in_process = pytest.mark.skipif(THROUGH_SENDERS, reason="it replaces functions of this process")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -72,10 +69,7 @@ async def http_client(**more: Any) -> AsyncIterator[HttpClient]:
     """Return a client; with THROUGH_SENDERS in the environment, all its documents go through a sender process."""
     pool = SenderPool(int(THROUGH_SENDERS))
     http = pool.http_client("Test", SystemClock(), HttpOptions(**({"timeout": 2.0} | more)))
-    async with pool.run():
-        pool.claimed([START_BYTES])
-        while THROUGH_SENDERS and not pool.is_running:  # noqa: ASYNC110 - the pool announces it in its log alone
-            await anyio.sleep(0.005)  # polling interval
+    async with (ready_first(SenderPool.run) if THROUGH_SENDERS else SenderPool.run)(pool):
         try:
             yield http
         finally:

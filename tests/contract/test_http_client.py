@@ -13,13 +13,14 @@ from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from contract.conftest import Certificates
-from contract.raw_server import OK, head_of, http_client, in_process, saying, serving
+from contract.raw_server import OK, head_of, http_client, saying, serving
 from contract.upload_items import item
 from docferry.errors import RemoteError
 from docferry.remotes.http import PlainBody
 from docferry.remotes.http.connection import Connection, Timeouts
 from docferry.remotes.http.request_body import TrackedBody
 from docferry.simulator import SimulatorOptions
+from ready_senders import in_process
 from unreachable_hosts import slow_lookup_host
 
 pytestmark = pytest.mark.anyio

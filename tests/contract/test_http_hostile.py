@@ -17,13 +17,14 @@ import pytest
 from anyio.abc import SocketStream
 
 from contract.conftest import Certificates, Make
-from contract.raw_server import OK, asked, head_of, http_client, in_process, saying, serving
+from contract.raw_server import OK, asked, head_of, http_client, saying, serving
 from contract.upload_items import item
 from docferry.errors import RemoteError, SourceChanged
 from docferry.remotes.http import Destination, PlainBody, Sink
 from docferry.remotes.http.response import parse_time
 from docferry.remotes.http.tls import Trust
 from docferry.remotes.http.transport import DirectTransport
+from ready_senders import in_process
 
 pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\n"

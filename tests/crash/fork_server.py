@@ -14,14 +14,14 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import alembic.command
 import alembic.config  # noqa: F401 - loaded before the fork
-import anyio
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -30,7 +30,7 @@ from docferry.app import one_pass
 from docferry.cli import main as cli
 from docferry.cli import run, sync  # noqa: F401 - loaded before the fork
 from docferry.remotes.codat.client import Codat
-from docferry.senders import pool
+from docferry.senders import handle, pool
 from docferry.senders.pool import SenderPool
 from docferry.store import transitions
 from docferry.store.connection import Transaction
@@ -38,6 +38,7 @@ from docferry.store.documents import Documents
 from docferry.store.statement import Sql, Statement
 from docferry.store.transfers import Transfers
 from docferry.store.transitions import TransitionWriter
+from ready_senders import ready_first
 
 #: The moments of each transition at which a process can be killed.
 MOMENTS = ("before", "inside", "after")
@@ -112,23 +113,22 @@ def _run(order: Mapping[str, Any]) -> int:
     if order.get("patience"):
         _replace(one_pass, WRITE_PATIENCE=order["patience"])
     if order.get("senders"):
-        _start_senders_first()
+        _replace(SenderPool, run=ready_first(SenderPool.run))
+    if isinstance(order.get("senders"), list):
+        _kill_senders_at(*order["senders"])
     return cli.main(order["spawn"])
 
 
-def _start_senders_first() -> None:
-    """Let senders be ready before anything is claimed, however little is due, and get every document."""
-    run_pool = SenderPool.run
+def _kill_senders_at(point: str, pause: float) -> None:
+    """Let each sender kill itself at a point of `crash.killed_sender`; another starts after `pause` seconds."""
+    popen = subprocess.Popen
 
-    @contextlib.asynccontextmanager
-    async def started(self: SenderPool) -> AsyncIterator[None]:
-        async with run_pool(self):
-            self.claimed([pool.START_BYTES])
-            while not self.is_running:  # noqa: ASYNC110 - the pool announces it in its log alone
-                await anyio.sleep(0.005)  # polling interval
-            yield
+    def start(words: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return popen([*words, point], **options)
 
-    _replace(SenderPool, run=started)
+    _replace(handle, PROGRAM="crash.killed_sender")
+    _replace(pool, PAUSE_S=pause, LONGEST_PAUSE_S=pause)
+    _replace(subprocess, Popen=start)
 
 
 def _offset_clock(offset_file: Path) -> None:

@@ -93,14 +93,14 @@ class Dropper:
 class KillHarness:
     """Kill processes at random moments while requests fail."""
 
-    def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int, *, senders: bool = False) -> None:
+    def __init__(self, app_env: AppEnv, process_pool: ProcessPool, seed: int, *, senders: int = 0) -> None:
         self.app_env = app_env
-        self.senders = senders  # whether each process has two, ready before anything is claimed
+        self.senders = senders  # of each process, ready before anything is claimed
         self.process_pool = process_pool
         self.kills: Counter[str] = Counter()
         self._random = random.Random(seed)  # noqa: S311 - repeatable by its seed
         app_env.settings |= {"settle": '"100ms"', "rescan": '"1s"', "log_level": '"warning"'}
-        app_env.settings["senders"] = "2" if senders else "0"
+        app_env.settings["senders"] = str(senders)
         app_env.codat |= {"list_lag": '"200ms"', "timeout": '"2s"'}
         options = app_env.simulator.options
         options.list_lag, options.latency = 0.1, 0.01
@@ -127,7 +127,7 @@ class KillHarness:
                     self.kills[name] += child.code == KILLED
 
     def _spawn(self, *words: str) -> ChildProcess:
-        return self.process_pool.spawn(self.app_env, *words, senders=self.senders)
+        return self.process_pool.spawn(self.app_env, *words, senders=bool(self.senders))
 
     def _kill_a_sender(self, daemon: ChildProcess) -> None:
         pids = child_pids(daemon.pid)
@@ -152,10 +152,10 @@ def child_pids(pid: int) -> list[int]:
 
 
 def kill_at_transition(
-    app_env: AppEnv, process_pool: ProcessPool, transition: str, in_a_row: int, *, senders: bool = False
+    app_env: AppEnv, process_pool: ProcessPool, transition: str, in_a_row: int, *, senders: int = 0
 ) -> tuple[int, Counter[tuple[str, str]]]:
     """Kill passes at a transition, then let passes end. Return the kills and the written documents."""
-    app_env.settings["senders"] = "2" if senders else "0"
+    app_env.settings["senders"] = str(senders)
     app_env.settings |= {"settle": '"10ms"', "log_level": '"warning"'}
     app_env.codat |= {"list_lag": '"60ms"', "timeout": '"2s"'}
     app_env.simulator.options.idempotency = False
@@ -174,7 +174,7 @@ def kill_at_transition(
             assert process_pool.spawn(app_env, "sync", kill_at=("send:before", 1)).wait() == KILLED
         for death in range(in_a_row):
             kill_at = (f"{transition}:{moment}", 1)
-            ended = process_pool.spawn(app_env, "sync", kill_at=kill_at, senders=senders).wait()
+            ended = process_pool.spawn(app_env, "sync", kill_at=kill_at, senders=bool(senders)).wait()
             assert ended == KILLED or death, f"{transition}:{moment} was not passed"
             kills += ended == KILLED
         process_pool.drained(app_env)

@@ -108,11 +108,14 @@ class ProcessPool:
         kill_at: tuple[str, int] | None = None,
         clock: Path | None = None,
         patience: float | None = None,
-        senders: bool = False,
+        senders: bool | tuple[str, float] = False,
         env: Mapping[str, str] | None = None,
         **extra: str,
     ) -> ChildProcess:
-        """Start a docferry command in this environment; with `senders`, its sender processes are ready first."""
+        """Start a docferry command in this environment; with `senders`, its sender processes are ready first.
+
+        Each sender kills itself if `senders` is a point of `crash.killed_sender` and the seconds until another starts.
+        """
         self._started += 1
         out, err = self.folder / f"{self._started}.out", self.folder / f"{self._started}.err"
         out.touch()

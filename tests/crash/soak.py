@@ -36,7 +36,7 @@ def main() -> int:
     while kills.total() < wanted.kills:
         with tempfile.TemporaryDirectory(prefix="docferry-soak-") as folder:
             left = wanted.kills - kills.total()
-            senders = jitter.random() < 0.5
+            senders = jitter.choice((0, 0, 1, 2))
             if kills["transition"] < kills.total() / 4:
                 found = _kill_at_one(Path(folder), jitter.choice(list(KILL_POINTS)), senders=senders)
             else:
@@ -52,7 +52,7 @@ def main() -> int:
     return 0
 
 
-def _kill_at_random(folder: Path, seed: int, kills: int, *, senders: bool) -> tuple[dict[str, int], int]:
+def _kill_at_random(folder: Path, seed: int, kills: int, *, senders: int) -> tuple[dict[str, int], int]:
     (folder / "processes").mkdir()
     process_pool = ProcessPool(folder / "processes")
     try:
@@ -72,7 +72,7 @@ def _kill_at_random(folder: Path, seed: int, kills: int, *, senders: bool) -> tu
         process_pool.close()
 
 
-def _kill_at_one(folder: Path, transition: str, *, senders: bool) -> tuple[dict[str, int], int]:
+def _kill_at_one(folder: Path, transition: str, *, senders: int) -> tuple[dict[str, int], int]:
     (folder / "processes").mkdir()
     process_pool = ProcessPool(folder / "processes")
     try:

@@ -1,5 +1,7 @@
 """Fail half of all requests in every way that the simulator supports; half of the documents use TLS.
 
+With `--senders`, sender processes send the documents, and are killed and stopped at random, as are the daemons.
+
 `python tests/crash/storm.py --documents 10000` prints the result. The exit code is 1 if a document was lost, doubled or
 torn, or if more than one in a thousand is held.
 """
@@ -27,84 +29,28 @@ import trustme
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a program finds only its own folder
 
 from app_env import AppEnv, Daemon, digest
-from docferry.simulator import KINDS, Event, Fault, Simulator, SimulatorOptions, SimulatorThread
+from crash.process_faults import ProcessFaults, sender_counts
+from crash.storm_faults import AppliedFaults, fault_rules
+from crash.storm_outcome import Outcome
+from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
 
-#: The share of requests with a fault.
-SHARE = 0.5
 #: The configured lag of the list, seconds. Late documents are stored and listed before 2.5 times that.
 LAG = 0.8
-#: A share of the documents that the remote may refuse for good: these are held, and nobody can do otherwise.
-REFUSED = 0.0005
-
-#: The requests with documents, and the lookups.
-DOCUMENTS = ("codat.upload", "s3.put", "s3.post")
-QUESTIONS = ("codat.list", "codat.download", "codat.connection", "wootiv.sign")
-
-
-def fault_variants(lag: float) -> dict[str, list[dict[str, Any]]]:
-    """Return the parameters of each kind of fault. Sizes and times fit the shortened lag."""
-    late = lag / 2
-    return {
-        **{kind: [{}] for kind in KINDS},
-        "refuse": [{"seconds": 0.05}, {"seconds": 0.05, "mode": "reset"}, {"seconds": 0.05, "all": False}],
-        "reset_inside": [{}, {"after": 1}, {"after": 20_000}],
-        "lost_answer": [{}, {"how": "close"}, {"late": late}],
-        "stall": [{"stored": True}, {"stored": False}, {"stored": True, "seconds": 0.3, "late": late}],
-        "slow_read": [{"rate": 400_000}],
-        "slow_answer": [{"rate": 1}, {"rate": 3_000}],
-        "truncated_answer": [{}, {"at": 0}, {"at": 5}],
-        "html_200": [{"stored": True}, {"stored": False}],
-        "html_502": [{"stored": True}, {"stored": False}, {"stored": True, "late": late}],
-        "gzip_bomb": [{"size": 1 << 25, "stored": True}, {"size": 1 << 25, "stored": False}],
-        "endless_json": [{"stored": True}, {"stored": False}],
-        "redirect": [{}, {"status": 302}],
-        "status": [
-            *({"status": status, "stored": stored} for status in (500, 502, 503, 504) for stored in (True, False)),
-            *({"status": status} for status in (402, 403, 404, 408, 409, 422)),
-            {"status": 503, "headers": {"Retry-After": "0"}},
-        ],
-        "too_many": [{"retry_after": form, "seconds": 0} for form in ("seconds", "date", "past", "garbage")],
-        "late": [{"late": late}],
-    }
-
-
-def fault_rules(documents: int, lag: float) -> list[Fault]:
-    """Return rules that apply to `SHARE` of all requests, each kind equally often."""
-    no = round(documents * REFUSED)
-    rules = [Fault("early_413", "codat.upload", rate=0.01, first=no)] if no else []
-    every = fault_variants(lag)
-    for route in (*DOCUMENTS, *QUESTIONS):
-        left = 1.0
-        ways = {kind: [params for params in every[kind] if _leaves_hope(route, kind, params)] for kind in KINDS}
-        ways = {kind: found for kind, found in ways.items() if found}
-        for kind, found in ways.items():
-            for params in found:
-                part = SHARE / len(ways) / len(found)
-                rules.append(Fault(kind, route, rate=part / left, params=params))
-                left -= part
-    return rules
-
-
-def _leaves_hope(route: str, kind: str, params: Mapping[str, Any]) -> bool:
-    """Exclude a refusal, which holds a document, and a receipt for a document that is not stored."""
-    if route == "wootiv.sign" and params.get("status") == 422:
-        return False
-    return route not in DOCUMENTS or kind not in {"early_413", "swallow"}
-
-
-class AppliedFaults(Counter[tuple[str, str]]):
-    """Count the applied faults of a simulator, by route and kind."""
-
-    def append(self, event: Event) -> None:
-        if event.kind == "fault":
-            self[event.route, event.detail] += 1
+#: Sizes of documents in bytes, and one that a kill meets while it is sent by a sender.
+SIZES, LARGE = (10, 500, 3_000, 3_000, 20_000, 90_000), 300_000
 
 
 @dataclass
 class Weathered(AppEnv):
-    """Provide an environment with additional settings in variables."""
+    """Provide an environment with additional settings in variables, and senders that start at once."""
 
     extra: dict[str, str] = field(default_factory=dict)
+    senders: int = 0
+
+    def command(self, *words: str) -> list[str]:
+        python, _, _, *more = super().command(*words)
+        eager = [str(Path(__file__).with_name("skewed.py")), "0", "senders"]
+        return [python, *eager, *more] if self.senders else super().command(*words)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -116,18 +62,36 @@ class Half:
     """Run one daemon and its simulator, with TLS or without."""
 
     name: str
-    app_env: AppEnv
+    app_env: Weathered
     faults_applied: Counter[tuple[str, str]]
     folders: dict[str, Path]
+    process_faults: ProcessFaults
     laid: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # place, name, digest
     daemon: Daemon | None = None
+
+    def use_senders(self, count: int) -> None:
+        self.app_env.senders = count
+        self.app_env.settings["senders"] = str(count)
+
+    def end(self) -> int:
+        """Stop the daemon and return its exit code."""
+        self.process_faults.end_stops()
+        return 0 if self.daemon is None else self.daemon.end()
+
+    def step(self) -> None:
+        """Check that the daemon runs; with senders, apply faults of processes."""
+        assert self.daemon is not None
+        assert self.daemon.running.poll() is None, self.daemon.text()[-3000:]
+        if self.app_env.senders:
+            self.daemon = self.process_faults.step(self.daemon)
 
     def write_documents(self, jitter: random.Random, numbers: Sequence[int]) -> None:
         """Documents of many sizes in many connections; several share a name."""
         companies = [str(uuid.UUID(int=jitter.getrandbits(128), version=4)) for _ in range(2 + len(numbers) // 150)]
         places = [f"{company}/{uuid.uuid5(uuid.UUID(company), str(k))}" for company in companies for k in range(2)]
+        sizes = (*SIZES, LARGE) if self.app_env.senders else SIZES
         for number in numbers:
-            content = b"%d:" % number + jitter.randbytes(jitter.choice((10, 500, 3_000, 3_000, 20_000, 90_000)))
+            content = b"%d:" % number + jitter.randbytes(jitter.choice(sizes))
             mapping, place, name = jitter.choice(list(self.folders)), "wootiv", f"{number}.pdf"
             folder = self.folders[mapping]
             if mapping != "scans":
@@ -174,86 +138,38 @@ class Half:
         return int(found[1]) // 1024 if found else 0
 
 
-@dataclass
-class Outcome:
-    """Hold the result of a storm."""
+@dataclass(frozen=True)
+class Plan:
+    """Define a storm."""
 
     documents: int
-    requests: Counter[str]
-    faults_applied: Counter[tuple[str, str]]
-    held: Counter[str]
-    lost: Counter[tuple[str, str, str]]
-    doubled: Counter[tuple[str, str, str]]
-    torn: Counter[tuple[str, str, str]]
-    sound: bool
-    seconds: float
-    peaks: Mapping[str, int]
-
-    @property
-    def share(self) -> float:
-        return self.faults_applied.total() / max(1, self.requests.total())
-
-    @property
-    def is_well(self) -> bool:
-        few = self.held.total() <= self.documents / 1000
-        return not (self.lost or self.doubled or self.torn) and self.sound and few
-
-    def table(self) -> str:
-        """Return the figures, aligned."""
-        refused = f"{self.held.total()} ({100 * self.held.total() / self.documents:.2f} %)"
-        rows: list[tuple[str, object]] = [
-            ("documents", self.documents),
-            ("lost", self.lost.total()),
-            ("doubled", self.doubled.total()),
-            ("torn or misrouted", self.torn.total()),
-            ("held", refused),
-            *((f"  {why}", count) for why, count in self.held.most_common()),
-            ("integrity_check", "ok" if self.sound else "FAILED"),
-            ("requests", self.requests.total()),
-            *((f"  {route}", count) for route, count in sorted(self.requests.items())),
-            ("with a fault", f"{self.faults_applied.total()} ({100 * self.share:.1f} %)"),
-            *((f"  {kind}", count) for kind, count in sorted(self.kinds.items())),
-            ("seconds", round(self.seconds)),
-            *((f"peak memory, {name}", f"{peak} MB") for name, peak in self.peaks.items()),
-        ]
-        return "\n".join(f"  {name:<22}{value:>14}" for name, value in rows)
-
-    @property
-    def kinds(self) -> Counter[str]:
-        found: Counter[str] = Counter()
-        for (_, kind), count in self.faults_applied.items():
-            found[kind] += count
-        return found
+    seed: int
+    senders: int = 0  # of each daemon
+    lag: float = LAG
+    patience: float = 3_600.0  # seconds after which it fails
 
 
-def storm(
-    root: Path,
-    documents: int,
-    seed: int,
-    *,
-    lag: float = LAG,
-    patience: float = 3_600.0,
-    tell: Callable[[str], object] = lambda _: None,
-) -> Outcome:
+def storm(root: Path, plan: Plan, tell: Callable[[str], object] = lambda _: None) -> Outcome:
     """Two daemons through it, side by side, until every document is final."""
-    began = time.monotonic()
-    jitter = random.Random(seed)  # noqa: S311 - the same storm for the same seed
+    began, documents, lag = time.monotonic(), plan.documents, plan.lag
+    jitter = random.Random(plan.seed)  # noqa: S311 - the same storm for the same seed
     with ExitStack() as stack:
         halves = [
             _half(stack, root / name, fault_rules(documents // 2, lag), jitter.randrange(1 << 30), lag)
             for name in ("plain", "tls")
         ]
         for half, numbers in zip(halves, (range(documents // 2), range(documents // 2, documents)), strict=True):
+            half.use_senders(plan.senders)
             half.write_documents(jitter, numbers)
         for half in halves:
-            half.daemon = stack.enter_context(half.app_env.daemon(wait=False))
+            stack.callback(half.end)
+            half.daemon = Daemon(half.app_env)
         told = began
         while not all(half.is_over() for half in halves):
             now = time.monotonic()
-            assert now - began < patience, "\n".join(f"{half.name}: {half.standing()}" for half in halves)
+            assert now - began < plan.patience, "\n".join(f"{half.name}: {half.standing()}" for half in halves)
             for half in halves:
-                assert half.daemon is not None
-                assert half.daemon.running.poll() is None, half.daemon.text()[-3000:]
+                half.step()
             if now - told > 5:
                 told = now
                 tell(_progress(halves, now - began))
@@ -261,7 +177,7 @@ def storm(
         peaks = {half.name: half.peak() for half in halves}
         for half in halves:
             assert half.daemon is not None
-            assert half.daemon.end() == 0, half.daemon.text()[-3000:]
+            assert half.end() == 0, half.daemon.text()[-3000:]
         time.sleep(lag)  # late documents must be there to be counted
         return _outcome(halves, time.monotonic() - began, peaks)
 
@@ -292,7 +208,8 @@ def _half(stack: ExitStack, root: Path, faults: Sequence[Fault], seed: int, lag:
     app_env.upload("vault", folder=f"vault/{placed}", file_name='"{stem}~{token}{suffix}"')
     folders = {"bank": root / "bank", "vault": root / "vault"}
     folders["scans"] = app_env.upload("scans", "wootiv", object_name='"{name}"')
-    return Half(root.name, app_env, faults_applied, folders)
+    process_faults = ProcessFaults(random.Random(seed))  # noqa: S311 - the same faults for the same seed
+    return Half(root.name, app_env, faults_applied, folders, process_faults)
 
 
 def _progress(halves: Sequence[Half], seconds: float) -> str:
@@ -320,7 +237,28 @@ def _outcome(halves: Sequence[Half], seconds: float, peaks: Mapping[str, int]) -
     requests: Counter[str] = sum((half.app_env.simulator.requests for half in halves), Counter())
     faults_applied: Counter[tuple[str, str]] = sum((half.faults_applied for half in halves), Counter())
     documents = sum(half.laid.total() for half in halves)
-    return Outcome(documents, requests, faults_applied, held, lost, doubled, torn, sound, seconds, peaks)
+    return Outcome(
+        documents,
+        requests,
+        faults_applied,
+        held,
+        lost,
+        doubled,
+        torn,
+        sound,
+        seconds,
+        peaks,
+        process_faults=sum((half.process_faults.applied for half in halves), Counter()),
+        senders=_sender_counts(halves),
+    )
+
+
+def _sender_counts(halves: Sequence[Half]) -> tuple[int, int] | None:
+    """Return the number of started senders, and of their requests; None in a storm without senders."""
+    if not halves[0].app_env.senders:
+        return None
+    started, requests = zip(*(sender_counts(half.app_env) for half in halves), strict=True)
+    return sum(started), sum(requests)
 
 
 def main() -> int:
@@ -328,13 +266,15 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--documents", type=int, default=10_000)
     asked.add_argument("--seed", type=int, default=1)
+    asked.add_argument("--senders", type=int, default=0, help="sender processes of each daemon, and kills")
     asked.add_argument("--keep", type=Path, help="a folder for what is left: logs, databases, documents")
     wanted = asked.parse_args()
     print(f"seed {wanted.seed}", flush=True)
     with ExitStack() as stack:
         root = wanted.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="docferry-storm-")))
         root.mkdir(exist_ok=True)
-        outcome = storm(root, wanted.documents, wanted.seed, tell=lambda line: print(line, flush=True))
+        plan = Plan(wanted.documents, wanted.seed, wanted.senders)
+        outcome = storm(root, plan, lambda line: print(line, flush=True))
         print(outcome.table())
         for what in ("lost", "doubled", "torn"):
             for key in getattr(outcome, what):

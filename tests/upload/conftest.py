@@ -18,7 +18,9 @@ from app_env import COMPANY, AppEnv
 from docferry import settings
 from docferry.app.application import Application, open_application
 from docferry.model import State
+from docferry.senders.pool import SenderPool
 from docferry.simulator import Fault, Simulator, SimulatorOptions, SimulatorThread
+from ready_senders import THROUGH_SENDERS, ready_first
 
 OPEN = {State.WAITING, State.LEASED, State.SENDING, State.DOUBTFUL, State.ASKING}
 #: A company that no mapping names.
@@ -115,10 +117,14 @@ def once(*names: str) -> Counter[tuple[str, str]]:
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadEnv]:
     for key in ("CODAT_API_KEY", "WOOTIV_API_KEY"):
         monkeypatch.setenv(key, "to be set")  # so that monkeypatch removes it at the end
+    if THROUGH_SENDERS:
+        monkeypatch.setattr(SenderPool, "run", ready_first(SenderPool.run))
     with SimulatorThread(Simulator(SimulatorOptions(requests_per_minute=0))) as simulator:
         app_env = AppEnv(tmp_path, simulator)
         app_env.settings |= {"settle": '"10ms"', "log_level": '"error"'}
         app_env.codat |= {"list_lag": '"150ms"', "timeout": '"10s"'}
+        if THROUGH_SENDERS:
+            app_env.settings["senders"] = "1"
         yield UploadEnv(app_env)
 
 

@@ -20,6 +20,7 @@ from docferry.store.connection import Transaction
 from docferry.store.statement import Sql
 from docferry.upload import batch_trials, resolver
 from docferry.upload.batch import Batch
+from ready_senders import in_process
 from unreachable_hosts import full_backlog, silent_host, slow_lookup_host
 from upload.conftest import UploadEnv, names_of, once, until_queued
 
@@ -36,7 +37,7 @@ def only(counts: dict[str, int]) -> dict[str, int]:
 # -- a stop --
 
 
-@pytest.fixture(params=["a connection", "a handshake", "a name", "a proxy"])
+@pytest.fixture(params=["a connection", "a handshake", pytest.param("a name", marks=in_process), "a proxy"])
 def nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """Yield settings with which no request reaches its first byte, because a parameter is missing."""
     with ExitStack() as stack:

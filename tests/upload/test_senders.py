@@ -48,12 +48,13 @@ def have_ended(pids: Sequence[int]) -> bool:
 
 
 def requests_of(daemon: ChildProcess) -> int:
+    """Return the requests of senders that have stopped."""
     stopped = [line for line in daemon.text().splitlines() if "sender_stopped" in line]
     return sum(int(line.partition("requests=")[2].split()[0]) for line in stopped)
 
 
-def in_flight(env: AppEnv) -> int:
-    return env.simulator.codat.limits.in_flight(COMPANY)
+def in_flight(env: AppEnv, company: str = COMPANY) -> int:
+    return env.simulator.codat.limits.in_flight(company)
 
 
 def states(env: AppEnv) -> Counter[str]:

@@ -173,7 +173,8 @@ class SenderPool:
         if time.monotonic() - sender.started > LONGEST_PAUSE_S:
             self._pause = PAUSE_S
         why = f"{trouble or 'it ended'} (exit code {code})"
-        log.error("sender_died", f"{why}; its requests are doubtful, others are sent without it", pid=sender.pid)
+        what = f"{why}; its requests are doubtful, others are sent without it"
+        log.error("sender_died", what, pid=sender.pid, requests=sender.requests)
         self._postpone()
 
     def _postpone(self) -> None:
