@@ -296,6 +296,23 @@ async def test_a_request_that_a_killed_sender_had_not_begun_is_sent_by_another_w
         assert server.connections == 1
 
 
+async def test_a_request_whose_head_was_sent_is_not_repeated_past_the_limits(documents: Documents) -> None:
+    """The server has counted it, although no byte of the body was sent: the queue repeats it, within the limits."""
+    heads: list[bytes] = []
+
+    async def speak(client: SocketStream) -> None:
+        heads.append(await head_of(client))
+        if len(heads) == 2:
+            os.kill(sender_pids()[0], signal.SIGKILL)
+            await anyio.sleep_forever()
+
+    async with running_pool(1) as (_, http), documents.opened(LARGE) as (item,), serving(speak) as server:
+        ends = [await outcome(http.call("PUT", server.url, body=PlainBody(item))) for _ in range(2)]
+    assert b"100-continue" in heads[1]  # after the first connection broke
+    assert [end[0] for end in ends] == ["cut", "cut"]
+    assert len(heads) == 2
+
+
 async def test_a_sender_that_breaks_the_protocol_is_replaced(
     documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:

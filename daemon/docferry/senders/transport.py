@@ -29,7 +29,7 @@ class SenderTransport:
     """Choose between senders and a transport of this process.
 
     A request goes to a running sender if its body holds open files. Its errors are those of the sender's transport. If
-    the sender dies, the request is sent again only if no byte of its body can have been sent.
+    the sender dies, the request is sent again only if no byte of it can have been sent.
     """
 
     def __init__(self, pool: SenderPool, options: HttpOptions) -> None:
@@ -65,15 +65,16 @@ async def _through(
     body: TrackedBody,
     parts: Sequence[bytes | OpenedFile],
 ) -> Reply | None:
-    """Return a sender's reply; None if the sender died before a byte of the body can have been sent."""
+    """Return a sender's reply; None if the sender died before a byte of the request can have been sent."""
     slot = sender.take_slot()
     sources = [part for part in body.parts or () if not isinstance(part, bytes)]
     _follow(sources, slot)
     try:
         message = SendRequest(slot.number, client, request.origin, request.head, request.expect_continue, parts)
         reply = await sender.exchange(slot, message)
-        if reply is None and slot.has_begun:
-            body.sent_elsewhere(complete=False, maybe_complete=True)
+        # A head that asks for permission precedes the body, and the server counts it; the limits must count the next.
+        if reply is None and (slot.has_begun or request.expect_continue):
+            body.sent_elsewhere(complete=False, maybe_complete=slot.has_begun)
             raise httpx.ReadError("the process that sent the document ended")
     except anyio.get_cancelled_exc_class():
         if slot.has_begun:
