@@ -19,6 +19,10 @@ from docferry.senders.handle import CANCEL_S, END_S
 from senders.conftest import is_alive
 
 SIZES = (10, 40_000, 700_000)
+#: The delay of a response while senders are killed, seconds. A request that was cut is stored after it, so `list_lag`
+#: is longer.
+LATENCY_S = 2.0
+LIST_LAG = '"6s"'
 
 
 @pytest.fixture
@@ -94,12 +98,12 @@ def test_without_senders_everything_is_sent_in_process(env: AppEnv, process_pool
 
 
 def test_killed_senders_lose_and_double_nothing(env: AppEnv, process_pool: ProcessPool) -> None:
-    env.codat["timeout"] = '"30s"'
+    env.codat |= {"timeout": '"30s"', "list_lag": LIST_LAG}
     folder, made = env.upload("bank"), Counter[tuple[str, str]]()
     with process_pool.daemon(env, senders=True) as daemon:
         for batch in ("a", "b"):
             until(lambda: len(senders_of(daemon)) == 2, 60, "two senders")
-            env.simulator.options.latency = 20.0
+            env.simulator.options.latency = LATENCY_S
             made += drop(folder, 10, batch=batch)
             until(lambda: in_flight(env), 60, "requests of senders")
             killed = senders_of(daemon)
@@ -113,8 +117,8 @@ def test_killed_senders_lose_and_double_nothing(env: AppEnv, process_pool: Proce
 
 
 def test_a_killed_daemon_takes_its_senders_along(env: AppEnv, process_pool: ProcessPool) -> None:
-    env.codat["timeout"] = '"30s"'
-    env.simulator.options.latency = 20.0
+    env.codat |= {"timeout": '"30s"', "list_lag": LIST_LAG}
+    env.simulator.options.latency = LATENCY_S
     folder = env.upload("bank")
     daemon = process_pool.spawn(env, "run", senders=True).ready()
     until(lambda: len(senders_of(daemon)) == 2, 60, "two senders")
@@ -132,8 +136,8 @@ def test_a_killed_daemon_takes_its_senders_along(env: AppEnv, process_pool: Proc
 def test_a_stop_waits_for_requests_of_senders(env: AppEnv, process_pool: ProcessPool) -> None:
     """Requests in flight after `stop_grace` are cut, doubtful, and resolved by the next pass."""
     env.settings["stop_grace"] = '"200ms"'
-    env.codat["timeout"] = '"30s"'
-    env.simulator.options.latency = 20.0
+    env.codat |= {"timeout": '"30s"', "list_lag": LIST_LAG}
+    env.simulator.options.latency = LATENCY_S
     folder = env.upload("bank")
     daemon = process_pool.spawn(env, "run", senders=True).ready()
     made = drop(folder, 12, [40_000])
@@ -150,8 +154,8 @@ def test_a_stop_waits_for_requests_of_senders(env: AppEnv, process_pool: Process
 
 def test_a_sender_that_stands_still_delays_no_stop(env: AppEnv, process_pool: ProcessPool) -> None:
     env.settings |= {"stop_grace": '"200ms"', "senders": "1"}
-    env.codat["timeout"] = '"30s"'
-    env.simulator.options.latency = 20.0
+    env.codat |= {"timeout": '"30s"', "list_lag": LIST_LAG}
+    env.simulator.options.latency = LATENCY_S
     folder = env.upload("bank")
     daemon = process_pool.spawn(env, "run", senders=True).ready()
     until(lambda: senders_of(daemon), 60, "a sender")
