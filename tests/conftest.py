@@ -19,8 +19,9 @@ settings.load_profile("busy machine")
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """The event loop of `run` and `sync`."""
+    return "asyncio", {"use_uvloop": True}
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import anyio
-
-from docferry import logs, settings
+from docferry import event_loop, logs, settings
 from docferry.app.daemon import run_daemon
 from docferry.cli.monitoring import ConfiguredMonitoring
 from docferry.clock import SystemClock
@@ -22,5 +20,5 @@ def command(asked: Namespace) -> int:
         log.warning("configuration_passed_over", sentence)
     for mapping, sentence in wanted.unanswered.items():
         log.warning("folder_unanswered", sentence, mapping=mapping)
-    anyio.run(run_daemon, wanted, asked.config, ConfiguredMonitoring(SystemClock()))
+    event_loop.run(run_daemon, wanted, asked.config, ConfiguredMonitoring(SystemClock()))
     return 0

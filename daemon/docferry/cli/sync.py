@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import anyio
 from msgspec import Struct
 
-from docferry import logs
+from docferry import event_loop, logs
 from docferry.app import last_sync
 from docferry.app.one_pass import PassOptions, sync
 from docferry.cli.args import load, mappings, roots
@@ -47,7 +47,7 @@ def command(asked: Namespace) -> int:
         return _dry_run(rows, roots(settings), screen, as_json=asked.json)
     complain(*(f"warning: {sentence}" for sentence in second_queues(settings)))
     with _recorded(settings) as ended:
-        report = anyio.run(_one_pass, settings, asked, chosen, screen)
+        report = event_loop.run(_one_pass, settings, asked, chosen, screen)
         ended.code = report.exit_code
     complain(*report.problems)
     _show(report, screen, as_json=asked.json)

@@ -13,6 +13,7 @@ import anyio.abc
 import httpx
 from anyio import to_thread
 
+from docferry import event_loop
 from docferry.files.source import OpenedFile
 from docferry.memory import configure_malloc
 from docferry.model import Source
@@ -40,7 +41,7 @@ def run(end: socket.socket, page: int) -> None:
     configure_malloc()
     shared = ProgressPage(page)
     os.close(page)
-    anyio.run(_Sender(Channel(end, takes_descriptors=True), shared).serve)
+    event_loop.run(_Sender(Channel(end, takes_descriptors=True), shared).serve)
 
 
 def len_of(part: bytes | Source) -> int:
