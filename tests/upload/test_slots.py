@@ -103,7 +103,7 @@ def test_nothing_is_ahead_before_anything_was_taken(slots: Slots) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("batch_size", "ahead"), [(1, PREFETCH * WORKERS), (3, 2), (100, 1)])
+@pytest.mark.parametrize(("batch_size", "ahead"), [(1, PREFETCH * WORKERS), (3, PREFETCH * WORKERS // 3), (100, 1)])
 async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, batch_size: int, ahead: int) -> None:
     slots = made(clock, set(), several=False, batch_size=batch_size)
     await brought(slots, 30)
@@ -131,7 +131,7 @@ async def test_no_more_are_ahead_than_were_taken_lately(clock: TurnableClock, ba
 @pytest.mark.anyio
 async def test_a_folder_that_hangs_keeps_no_worker_from_another_company(slots: Slots, clock: TurnableClock) -> None:
     """After many accepted batches, no started batch of one company is opened."""
-    await brought(slots, 30)
+    await brought(slots, 2 * WORKERS)
     ready(slots, 50)
     assert len(started(slots)) > WORKERS
     others = ready(slots, 3, "other")

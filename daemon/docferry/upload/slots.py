@@ -14,7 +14,7 @@ from docferry.upload.batch import Batch
 
 #: Prefetched batches for each worker. While the worker sends, the next files are opened and their intent is committed,
 #: in few large steps.
-PREFETCH = 2
+PREFETCH = 4
 #: The period whose accepted batches limit prefetching, seconds. So opened files are sent soon, and slow remotes get no
 #: prefetch.
 PREFETCH_WINDOW_S = 0.2
