@@ -10,6 +10,7 @@ from typing import Self
 
 import anyio
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError
@@ -46,6 +47,7 @@ class Opener:
         self._waiting += sources
         try:
             async with self._one_call:
+                await checkpoint()  # tasks that were started together open their sources in one call
                 if not all(source.is_open for source in sources):
                     # cancelled before the call: all continue to wait
                     await to_thread.run_sync(self._open, tuple(self._waiting))
