@@ -67,6 +67,19 @@ async def test_many_frames_at_once_arrive_in_order_with_their_files(tmp_path: Pa
     assert found == [(number, b"%d" % number, 5_000, inode) for number, inode in enumerate(inodes)]
 
 
+async def test_a_channel_that_loses_frames_ends() -> None:
+    """The kernel can refuse descriptors or memory. Otherwise a request would wait for its reply for ever."""
+    ours, theirs = socket.socketpair()
+    closed = os.open(os.devnull, os.O_RDONLY)
+    os.close(closed)
+    async with serving(theirs, lambda _: None):
+        channel = Channel(ours, takes_descriptors=False)
+        channel.write(Frame(1), [closed])
+        with anyio.fail_after(30):
+            await channel.serve(Receiver())
+    channel.close()
+
+
 async def test_a_frame_may_come_byte_by_byte() -> None:
     ours, theirs = socket.socketpair()
     came, frame = anyio.Event(), Frame(7, 1 << 40, b"meta", b"tail")

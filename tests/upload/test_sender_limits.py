@@ -11,7 +11,7 @@ from crash.process_pool import ProcessPool
 from docferry.simulator import Fault
 from faults.network import UPLOAD, gates, lay, quick
 from upload.conftest import OTHER, names_of
-from upload.test_senders import in_flight, requests_of, states
+from upload.test_senders import have_ended, in_flight, requests_of, senders_of, states
 
 with_and_without = pytest.mark.parametrize("senders", [0, 1, 2])
 
@@ -105,3 +105,23 @@ def test_a_stop_leaves_the_requests_of_senders_their_time(env: AppEnv, process_p
     found = states(env)
     assert found.keys() <= {"sent", "waiting"}
     assert found["sent"] == env.simulator.requests[UPLOAD] == requests_of(daemon) < 20
+
+
+@pytest.mark.parametrize("senders", [1])
+def test_a_reload_replaces_the_senders_and_sends_nothing_twice(env: AppEnv, process_pool: ProcessPool) -> None:
+    env.settings |= {"workers": "4", "stop_grace": '"60s"'}
+    env.simulator.options.latency = 2.0
+    folder = env.upload("bank")
+    with process_pool.daemon(env, senders=True) as daemon:
+        first = senders_of(daemon)
+        made = lay(folder, *names_of(20))
+        until(lambda: in_flight(env) == 4, what="requests in flight")
+        env.settings["workers"] = "6"
+        env.write_config()
+        daemon.signal(signal.SIGHUP)
+        until(lambda: in_flight(env) == 6, what="requests of the new configuration")
+        assert have_ended(first)
+        env.simulator.options.latency = 0.0
+        until(lambda: states(env) == {"sent": 20}, what="every receipt")
+    assert env.stored() == made
+    assert env.simulator.requests[UPLOAD] == requests_of(daemon) == 20

@@ -162,7 +162,8 @@ class Channel:
                 # Later frames get another batch: the rest of this one would be copied with each of them.
                 self._batches.append(_Batch())
                 return
-            except OSError:  # the reader notices the end too
+            except OSError:  # the other process ended, or the kernel refuses descriptors or memory
+                self.shut_down()  # frames are lost, so their requests get no reply
                 self._give_up()
                 return
             _left(batch, sent)
