@@ -14,7 +14,8 @@ import anyio.to_thread
 
 from docferry.errors import StateError
 from docferry.store import schema
-from docferry.store.database import Backend, Database
+from docferry.store.backend import Backend
+from docferry.store.database import Database
 from docferry.store.sqlite import SqliteFile
 
 if TYPE_CHECKING:
