@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final
 
 from msgspec import Struct
-from sqlalchemy.exc import DBAPIError
 
 from docferry.errors import StateError
 from docferry.store.opening import open_server
@@ -31,6 +30,8 @@ def read_durability(url: str) -> Durability:
 
     Raises StateError if it cannot be used.
     """
+    from sqlalchemy.exc import DBAPIError  # imported here: a SQLite queue needs no SQLAlchemy
+
     server = open_server(url)
     try:
         with server.engine.connect() as connection:
