@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 
-#: The time limit of a thread to end after everything else has ended, seconds.
+#: The time limit of all threads to end after everything else has ended, seconds.
 LEFT_BEHIND_S = 1.0
 
 
@@ -29,17 +29,24 @@ def main() -> int:
 def _left_behind(code: int) -> int:
     """Return the exit code, or end at once if a thread still hangs in a network share: Python would wait for it."""
     import threading  # imported here to keep `--version` fast
+    import time
     from contextlib import suppress
 
     others = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    end = time.monotonic() + LEFT_BEHIND_S
     for thread in others:
-        thread.join(LEFT_BEHIND_S)
-        if thread.is_alive():
-            for stream in filter(None, (sys.stdout, sys.stderr)):
-                with suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(code)
-    return code
+        thread.join(max(0.0, end - time.monotonic()))
+    hanging = sorted({thread.name for thread in others if thread.is_alive()})
+    if not hanging:
+        return code
+    from docferry import logs
+
+    for name in hanging:
+        logs.get("app").warning("thread_left", f"{name} does not answer: docferry ends without waiting for it")
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _open_standard_streams() -> None:

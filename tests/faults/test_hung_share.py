@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
-from app_env import AppEnv, until
+from app_env import AppEnv, Daemon, until
+from docferry.simulator import Fault
 from hung_share import hung_share
 
 COMMANDS = (("status",), ("list",), ("check", "--offline"), ("config", "show"), ("retry", "--all"), ("sync", "--json"))
@@ -71,6 +73,61 @@ def test_a_share_that_turns_out_to_be_another_mapping_sends_nothing(app_env: App
             (bank / "2.pdf").write_bytes(b"%PDF-1.4 another document\n%%EOF")
             until(lambda: len(app_env.stored()) == 2, what="the second document of the first mapping")
     assert set(app_env.stored().values()) == {1}
+
+
+def test_a_scan_that_hangs_does_not_delay_the_stop(app_env: AppEnv) -> None:
+    """SIGTERM ends the daemon with 0 although a thread scans a hung share, and the log names the share."""
+    share, bank = app_env.upload("share"), app_env.upload("bank")
+    app_env.settings["rescan"] = '"1s"'
+    with app_env.daemon() as daemon, ExitStack() as mounted:
+        (share / "1.pdf").write_bytes(b"%PDF-1.4 before\n%%EOF")
+        until(lambda: len(app_env.stored()) == 1, what="the upload before the share hangs")
+        mounted.enter_context(hung_share(share))
+        until(lambda: _threads_in(daemon, "fuse") >= 1, what="the scan in the hung share")
+        (bank / "2.pdf").write_bytes(b"%PDF-1.4 after\n%%EOF")
+        until(lambda: len(app_env.stored()) == 2, what="the upload of the other mapping")
+        assert daemon.end(60) == 0
+        assert f"{share} does not answer" in daemon.text()
+    assert {row["state"] for row in app_env.rows()} == {"sent"}
+
+
+def test_a_file_that_hangs_does_not_delay_the_stop(app_env: AppEnv) -> None:
+    """SIGTERM ends the daemon although a document of a hung share is being opened, and the document stays queued."""
+    share, bank = app_env.upload("share"), app_env.upload("bank", "wootiv")
+    app_env.settings |= {"rescan": '"1h"', "stop_grace": '"1s"'}
+    pause = {"retry_after": "seconds", "seconds": 3}
+    app_env.simulator.set_faults([Fault("too_many", "codat.upload", first=1, params=pause)])
+    (share / "1.pdf").write_bytes(b"%PDF-1.4 before\n%%EOF")
+    with app_env.daemon() as daemon, ExitStack() as mounted:
+        until(lambda: "becomes=waiting" in daemon.text(), what="the refusal of the first attempt")
+        until(lambda: '"watch": "watching"' in _status_text(app_env), what="the watch")
+        mounted.enter_context(hung_share(share))
+        until(lambda: "leased" in _states(app_env), what="the document that is opened in the hung share")
+        (bank / "2.pdf").write_bytes(b"%PDF-1.4 after\n%%EOF")
+        until(lambda: len(app_env.stored()) == 1, what="the upload of the other mapping")
+        assert daemon.end(60) == 0
+        assert f"{share} does not answer" in daemon.text()
+    assert {row["mapping"]: row["state"] for row in app_env.rows()} == {"share": "waiting", "bank": "sent"}
+    assert app_env.sync()["uploaded"] == 1
+
+
+def _states(app_env: AppEnv) -> set[str]:
+    with closing(sqlite3.connect(f"file:{app_env.state}/docferry.db?mode=ro", uri=True)) as queue:
+        return {state for (state,) in queue.execute("SELECT state FROM transfer")}
+
+
+def _status_text(app_env: AppEnv) -> str:
+    path = app_env.state / "status.json"
+    return path.read_text() if path.exists() else ""
+
+
+def _threads_in(daemon: Daemon, function: str) -> int:
+    """Return the number of the daemon's threads that wait in a function of the kernel with this prefix."""
+    found = 0
+    for thread in Path(f"/proc/{daemon.running.pid}/task").iterdir():
+        with suppress(OSError):  # it has ended
+            found += (thread / "wchan").read_text().startswith(function)
+    return found
 
 
 def test_real_paths_are_known_behind_a_hung_one(tmp_path: Path) -> None:

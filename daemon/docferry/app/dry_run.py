@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
-import anyio.to_thread
 from msgspec import Struct
 
 from docferry.app.application import database_location, select_mappings
@@ -20,6 +19,7 @@ from docferry.detect.planner import plan, validate
 from docferry.detect.screening import Screening, inspector
 from docferry.errors import FolderError, SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.hashing import hash_file
 from docferry.files.safe_open import Root
 from docferry.model import Reason, SeenFile, State
@@ -79,8 +79,8 @@ class _DryRun:
         upload = self._upload
         if upload.unanswered is not None:
             raise FolderError(upload.unanswered)
-        listings = await anyio.to_thread.run_sync(
-            lambda: [listing for chunk in scan.walk(Root.of(upload), upload) for listing in chunk]
+        listings = await run_in_folder(
+            Root.of(upload), lambda: [listing for chunk in scan.walk(Root.of(upload), upload) for listing in chunk]
         )
         open_rows = await self._open_rows()
         rows: list[DryRunRow] = []
@@ -134,7 +134,7 @@ class _DryRun:
             return [self._row(seen_file, "held", reason=verdict.detail)]
         try:
             read = partial(hash_file, Root.of(self._upload), seen_file.path, inspect=inspector(self._upload))
-            found = await anyio.to_thread.run_sync(read)
+            found = await run_in_folder(Root.of(self._upload), read)
         except SourceVanished:
             return []
         except SourceUnreadable as error:

@@ -20,6 +20,7 @@ from docferry import logs
 from docferry.clock import Clock
 from docferry.detect.screening import Screening, inspector
 from docferry.errors import SourceError, SourceUnreadable, SourceVanished
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.hashing import HashedFile, hash_files
 from docferry.files.safe_open import Root
 from docferry.model import Digests, Reason, SeenFile, State, Target, escaped
@@ -182,9 +183,9 @@ class Planner:
         needs_md5 = self._rules[upload.to].needs_md5
         work = partial(hash_files, Root.of(upload), paths, md5=needs_md5, inspect=inspector(upload))
         if seen_files[0].stamp.size <= BYTES_AT_ONCE:
-            return await anyio.to_thread.run_sync(work, limiter=self._hashing)
+            return await run_in_folder(Root.of(upload), work, limiter=self._hashing)
         async with self._hashing_large:
-            return await anyio.to_thread.run_sync(work, limiter=self._hashing)
+            return await run_in_folder(Root.of(upload), work, limiter=self._hashing)
 
     async def _without_writer(
         self, upload: Upload, empty: Sequence[Planned], incomplete: list[SeenFile]
@@ -232,7 +233,7 @@ class Planner:
             files.setdefault(file.sha256, []).append(file)
         if not files:
             return list(planned)
-        return await anyio.to_thread.run_sync(_without_targets, upload, planned, files)
+        return await run_in_folder(Root.of(upload), _without_targets, upload, planned, files)
 
 
 def _without_targets(

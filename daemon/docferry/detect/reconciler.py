@@ -21,6 +21,7 @@ from docferry.detect.left_out import LeftOut
 from docferry.detect.planner import Planner
 from docferry.errors import FolderError, SourceUnreadable, StatementRefused
 from docferry.files import outbox, scan, sent_files
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.safe_open import OpenRoot, Root
 from docferry.files.scan import Listing
 from docferry.model import SeenFile, joined, parted
@@ -162,7 +163,7 @@ class Reconciler:
         root, walked = Root.of(upload), WalkResult()
         steps = scan.walk(root, upload, starts=starts, chunk=COMPARED_AT_ONCE)
         began = self._clock.steady()
-        while chunk := await anyio.to_thread.run_sync(next, steps, None):
+        while chunk := await run_in_folder(root, next, steps, None):
             if starts is scan.WHOLE and not (walked.folders or walked.broken):
                 await self._assert_not_emptied(upload, chunk[0])
             self._report_problems(upload, chunk)
@@ -175,7 +176,7 @@ class Reconciler:
             found = await self._documents.differences(upload.name, whole)
             walked.known += found.known
             if found.gone:
-                gone = await anyio.to_thread.run_sync(_still_absent, root, found.gone, self.state(upload.name).root)
+                gone = await run_in_folder(root, _still_absent, root, found.gone, self.state(upload.name).root)
                 await self._documents.mark_gone(upload.name, gone)
             walked.seconds += self._clock.steady() - began
             whole.clear()
@@ -216,10 +217,11 @@ class Reconciler:
 
     async def _restore_set_aside(self, upload: Upload, chunk: Sequence[Listing]) -> None:
         """Restore files that a killed process had set aside to remove after their upload."""
+        root = Root.of(upload)
         for listing in chunk:
             for name in listing.hidden:
                 if name.startswith(sent_files.ASIDE_PREFIX):
-                    restored = await anyio.to_thread.run_sync(sent_files.restore, Root.of(upload), listing.folder, name)
+                    restored = await run_in_folder(root, sent_files.restore, root, listing.folder, name)
                     if restored:
                         self._wakeups.check_paths(upload.name, restored)
                         log.info("files_restored", mapping=upload.name, folder=listing.folder, files=len(restored))
@@ -229,7 +231,7 @@ class Reconciler:
         for folder in await self._documents.folders(upload.name) - walked.folders:
             if any(folder == b or folder.startswith(b + b"/") or b == b"" for b in walked.broken):
                 continue
-            if await anyio.to_thread.run_sync(_is_walked, upload, folder, self.state(upload.name).root):
+            if await run_in_folder(Root.of(upload), _is_walked, upload, folder, self.state(upload.name).root):
                 continue  # created after the walk had read its parent
             known = (await self._documents.known(upload.name, [folder])).get(folder, set())
             await self._documents.mark_gone(upload.name, [joined(folder, entry[0]) for entry in known])
@@ -242,7 +244,8 @@ class Reconciler:
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
         _assert_answering(upload)
-        examined = await anyio.to_thread.run_sync(_examine, upload, list(paths), self.state(upload.name).root)
+        root = self.state(upload.name).root
+        examined = await run_in_folder(Root.of(upload), _examine, upload, list(paths), root)
         known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
         await self._documents.mark_gone(upload.name, [path for path in examined.absent if path in known])
         changed = [s for s in examined.seen if known.get(s.path) != s.stamp]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-import anyio.to_thread
 from msgspec import Struct
 
 from docferry import logs
 from docferry.files import publish
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.placement import Content
 from docferry.settings import Download
 from docferry.store.downloads import DownloadedFile, Downloads
@@ -47,10 +47,10 @@ class Publisher:
         The path is recorded before the file appears, so that an upload mapping recognises the file.
         """
         content = arrived.content
-        target = await anyio.to_thread.run_sync(publish.choose, root, arrived.relative, content)
+        target = await run_in_folder(root, publish.choose, root, arrived.relative, content)
         await self._record(download, arrived, target, published=False)
         # The path differs if another process took the name in the meantime.
-        place = await anyio.to_thread.run_sync(publish.put, arrived.spool, target, root, content)
+        place = await run_in_folder(root, publish.put, arrived.spool, target, root, content)
         await self._record(download, arrived, place, published=True)
         self.counters.files += 1
         self.counters.bytes += content.size

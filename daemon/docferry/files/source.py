@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar, TypeVarTuple, Unpack
 
 import anyio
-from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from xxhash import xxh3_128
 
 from docferry.errors import FolderError, SourceChanged, SourceError
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.hashing import digests_of
 from docferry.files.safe_open import BLOCK, OpenRoot, Root, read_exactly, source_error, stamp_of
 from docferry.model import Digests, Source, Stamp, escaped
+
+_Arguments = TypeVarTuple("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class Opener:
@@ -42,7 +45,7 @@ class Opener:
     async def open(self, *sources: FileSource) -> None:
         """Open these sources together with all other waiting ones. Errors are raised when a source is entered.
 
-        After a cancellation, none of these sources stays open.
+        After a cancellation, none of these sources stays open. A thread that hangs closes them once it continues.
         """
         self._waiting += sources
         try:
@@ -50,14 +53,12 @@ class Opener:
                 await checkpoint()  # tasks that were started together open their sources in one call
                 if not all(source.is_open for source in sources):
                     # cancelled before the call: all continue to wait
-                    await to_thread.run_sync(self._open, tuple(self._waiting))
+                    await run_in_folder(self._root, self._open, tuple(self._waiting))
                     self._waiting = [source for source in self._waiting if not source.is_open]
         except BaseException:
             self._waiting = [source for source in self._waiting if source not in sources]
-            with anyio.CancelScope(shield=True):
-                async with self._one_call:  # another caller may be opening them at this moment
-                    for source in sources:
-                        source.close()
+            for source in sources:
+                source.close()
             raise
 
     def _open(self, together: Sequence[FileSource]) -> None:
@@ -88,6 +89,8 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
     def __init__(self, descriptor: int, path: bytes, stamp: Stamp, fingerprint: str) -> None:
         self.descriptor, self.path, self.stamp, self.fingerprint = descriptor, path, stamp, fingerprint
         self.whole: bytes | None = None  # of a small file after `read_small`
+        self._is_closed = False
+        self._is_read = False  # a thread reads at this moment, and closes the file if it was closed meanwhile
 
     @property
     def size(self) -> int:
@@ -117,7 +120,7 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         """
         if self.is_small:
             if self.whole is None:
-                await to_thread.run_sync(self.read_small)
+                await self._in_thread(self.read_small)
             if self.whole:
                 yield self.whole
             return
@@ -125,7 +128,7 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         for offset in range(0, self.size, BLOCK):
             wanted = space[: self.size - offset]
             cached = self._read_cached(wanted, offset)
-            block = bytes(wanted) if cached else await to_thread.run_sync(self._read_block, len(wanted), offset)
+            block = bytes(wanted) if cached else await self._in_thread(self._read_block, len(wanted), offset)
             fingerprint.update(block)
             if offset + len(block) == self.size:
                 self._prove(fingerprint.hexdigest())
@@ -151,10 +154,29 @@ class OpenedFile(Source, AbstractAsyncContextManager["OpenedFile"]):
         return True
 
     def close(self) -> None:
-        """Close the file, unless it is closed."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        """Close the file, unless it is closed. A thread that reads it closes it at its end."""
+        self._is_closed = True
+        if not self._is_read:
+            self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1  # at once, because two threads may call this
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    async def _in_thread(self, read: Callable[[Unpack[_Arguments]], _Result], *arguments: *_Arguments) -> _Result:
+        """Return the result of a function that reads the file. A cancellation does not wait for a hanging share."""
+
+        def marked() -> _Result:
+            self._is_read = True
+            try:
+                return read(*arguments)
+            finally:
+                self._is_read = False
+                if self._is_closed:
+                    self._close_descriptor()
+
+        return await run_in_folder(self.path, marked)
 
     def _take_small(self, content: bytes) -> None:
         self._prove(xxh3_128(content).hexdigest())
@@ -204,6 +226,7 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._file: OpenedFile | None = None
         self.stays_open = False  # also for a small file, because another process reads it
         self.is_open = False
+        self._is_closed = False
         self.is_wanted = False  # blocks were requested: before that, none can have been sent
         self.trouble: Exception | None = None  # the error of opening
 
@@ -249,19 +272,19 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
 
     def open(self, opened: OpenRoot) -> None:
         """Open the file in the calling thread; read and prove it if it is small. Raises SourceError."""
-        descriptor = opened.open_file(self._path)
+        descriptor, is_kept = opened.open_file(self._path), False
         try:
-            self._take(descriptor)
+            is_kept = self._take(descriptor)
         except SourceError:
             raise
         except Exception as error:
             raise source_error(self._path, error) from error
         finally:
-            if self._file is None:
+            if not is_kept:
                 os.close(descriptor)
 
-    def _take(self, descriptor: int) -> None:
-        """Read a small file completely, or keep the descriptor."""
+    def _take(self, descriptor: int) -> bool:
+        """Read a small file completely, or keep the descriptor; return whether it is kept."""
         if stamp_of(descriptor, self._path) != self._stamp:
             raise _changed(self._path)
         fingerprint = self._digests.fingerprint
@@ -271,8 +294,13 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         if file.is_small and not self.stays_open:
             file.read_small()
             self._whole = file.whole
-        else:
-            self._file = file
+            return False
+        if self._file is not None:  # a thread that hung has continued after another one
+            return False
+        self._file = file
+        if self._is_closed:  # `close` saw no file yet
+            file.close()
+        return True
 
     def _read_through(self, descriptor: int) -> str:
         """Compute digests that are missing because an older docferry planned the document.
@@ -290,7 +318,8 @@ class FileSource(Source, AbstractAsyncContextManager["FileSource"]):
         self._whole = None
 
     def close(self) -> None:
-        """Close the file, unless it is closed."""
+        """Close the file, unless it is closed. A thread that is opening it closes it at once."""
+        self._is_closed = True
         if self._file is not None:
             self._file.close()
 

@@ -11,6 +11,7 @@ import anyio.to_thread
 from docferry import logs
 from docferry.errors import FolderError
 from docferry.files import outbox
+from docferry.files.folder_thread import run_in_folder
 from docferry.files.safe_open import Root
 from docferry.files.sent_files import Fate, Removal, SentFile, remove
 from docferry.settings import Upload
@@ -107,7 +108,7 @@ class AfterUpload:
         archive = upload.archive_folder if upload.after_upload == "archive" else None
         into = None if archive is None else Root(archive, upload.follow_root_links)
         try:
-            removals = await anyio.to_thread.run_sync(remove, Root.of(upload), files, into)
+            removals = await run_in_folder(Root.of(upload), remove, Root.of(upload), files, into)
         except FolderError:
             return  # the scan reports the problem of the folder
         await self._documents.mark_removed([each.file.document_id for each in removals if each.fate is Fate.DONE])
