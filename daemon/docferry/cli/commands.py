@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from docferry.cli import argument_types
 from docferry.cli.argument_parser import Parser
@@ -13,11 +13,19 @@ from docferry.cli.receipts_parser import add_receipts, add_verify
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 
 
+class Command(NamedTuple):
+    """Name the function of a command, which is imported only when the command runs."""
+
+    add: Callable[[Parser], None]  # adds the command to the parser
+    module: str  # below docferry.cli
+    function: str = "command"
+
+
 def add_commands(parser: Parser, names: Collection[str]) -> None:
     """Add these commands in the order of the help."""
-    for name, add in COMMANDS.items():
+    for name, command in COMMANDS.items():
         if name in names:
-            add(parser)
+            command.add(parser)
 
 
 def _run(parser: Parser) -> None:
@@ -288,25 +296,25 @@ def _demo(parser: Parser) -> None:
 
 
 #: The commands in the order of the help, by name.
-COMMANDS: Final[dict[str, Callable[[Parser], None]]] = {
-    "run": _run,
-    "sync": _sync,
-    "status": _status,
-    "list": _list,
-    "show": _show,
-    "retry": _retry,
-    "put": _put,
-    "remote": _remote,
-    "check": _check,
-    "health": _health,
-    "metrics": _metrics,
-    "ui": _ui,
-    "config": _config,
-    "alerts": _alerts,
-    "hosts": _hosts,
-    "queue": _queue,
-    "verify": add_verify,
-    "receipts": add_receipts,
-    "simulate": _simulate,
-    "demo": _demo,
+COMMANDS: Final[dict[str, Command]] = {
+    "run": Command(_run, "run"),
+    "sync": Command(_sync, "sync"),
+    "status": Command(_status, "status"),
+    "list": Command(_list, "documents", "list_command"),
+    "show": Command(_show, "documents", "show_command"),
+    "retry": Command(_retry, "retry"),
+    "put": Command(_put, "put"),
+    "remote": Command(_remote, "remote"),
+    "check": Command(_check, "check"),
+    "health": Command(_health, "health"),
+    "metrics": Command(_metrics, "metrics"),
+    "ui": Command(_ui, "ui"),
+    "config": Command(_config, "config"),
+    "alerts": Command(_alerts, "alerts"),
+    "hosts": Command(_hosts, "hosts"),
+    "queue": Command(_queue, "move"),
+    "verify": Command(add_verify, "verify"),
+    "receipts": Command(add_receipts, "receipts"),
+    "simulate": Command(_simulate, "simulate"),
+    "demo": Command(_demo, "demo.command"),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
@@ -11,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
+from docferry.cli.args import load
+from docferry.cli.output import Screen
 from docferry.model import escaped
 from docferry.settings import Download, Settings, Upload, sources, units
 from docferry.settings.alerts import AlertsSettings, ReceiverSettings
@@ -41,6 +45,21 @@ _UNUSED: Final[Mapping[tuple[str, str] | None, tuple[str, ...]]] = {
     ("download", "codat"): ("objects",),
     ("download", "wootiv"): ("company_id",),
 }
+
+
+def command(asked: Namespace) -> int:
+    """Print the text that was asked for, and return the exit code."""
+    match asked.what:
+        case "init":
+            text = init_text()
+        case "show":
+            text = show(load(asked.config))
+        case "names":
+            text = mapping_names(asked.config)
+        case _:
+            text = json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+    Screen().write(text)
+    return 0
 
 
 def init_text() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Final
 
 from docferry.cli import streams
 from docferry.cli.argument_parser import Misused
+from docferry.cli.commands import COMMANDS
 from docferry.cli.parser import parse
 
 WRONG = 2  # the configuration or the command line
@@ -51,173 +52,12 @@ def _output_code() -> int:
 
 def _command(asked: Namespace) -> int:
     """Import the command only when needed, so that `--version` and `list` start fast, and run it."""
-    command = _COMMANDS[asked.command]()
+    entry = COMMANDS[asked.command]
+    command: Command = getattr(import_module(f"docferry.cli.{entry.module}"), entry.function)
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
     gc.enable()
     return command(asked)
-
-
-def _run() -> Command:
-    from docferry.cli.run import command
-
-    return command
-
-
-def _sync() -> Command:
-    from docferry.cli.sync import command
-
-    return command
-
-
-def _status() -> Command:
-    from docferry.cli.status import command
-
-    return command
-
-
-def _list() -> Command:
-    from docferry.cli.documents import list_command
-
-    return list_command
-
-
-def _show() -> Command:
-    from docferry.cli.documents import show_command
-
-    return show_command
-
-
-def _retry() -> Command:
-    from docferry.cli.retry import command
-
-    return command
-
-
-def _put() -> Command:
-    from docferry.cli.put import command
-
-    return command
-
-
-def _remote() -> Command:
-    from docferry.cli.remote import command
-
-    return command
-
-
-def _check() -> Command:
-    from docferry.cli.check import command
-
-    return command
-
-
-def _alerts() -> Command:
-    from docferry.cli.alerts import command
-
-    return command
-
-
-def _hosts() -> Command:
-    from docferry.cli.hosts import command
-
-    return command
-
-
-def _queue() -> Command:
-    from docferry.cli.move import command
-
-    return command
-
-
-def _verify() -> Command:
-    from docferry.cli.verify import command
-
-    return command
-
-
-def _receipts() -> Command:
-    from docferry.cli.receipts import command
-
-    return command
-
-
-def _simulate() -> Command:
-    from docferry.cli.simulate import command
-
-    return command
-
-
-def _demo() -> Command:
-    from docferry.cli.demo.command import command
-
-    return command
-
-
-def _config() -> Command:
-    return _print_config
-
-
-def _health() -> Command:
-    from docferry.cli.health import command
-
-    return command
-
-
-def _metrics() -> Command:
-    from docferry.cli.metrics import command
-
-    return command
-
-
-def _ui() -> Command:
-    from docferry.cli.ui import command
-
-    return command
-
-
-_COMMANDS: Final[dict[str, Callable[[], Command]]] = {
-    "run": _run,
-    "sync": _sync,
-    "status": _status,
-    "list": _list,
-    "show": _show,
-    "retry": _retry,
-    "put": _put,
-    "remote": _remote,
-    "check": _check,
-    "verify": _verify,
-    "receipts": _receipts,
-    "config": _config,
-    "health": _health,
-    "metrics": _metrics,
-    "alerts": _alerts,
-    "hosts": _hosts,
-    "queue": _queue,
-    "ui": _ui,
-    "simulate": _simulate,
-    "demo": _demo,
-}
-
-
-def _print_config(asked: Namespace) -> int:
-    from docferry.cli import config
-
-    match asked.what:
-        case "init":
-            text = config.init_text()
-        case "show":
-            from docferry.cli.args import load
-
-            text = config.show(load(asked.config))
-        case "names":
-            text = config.mapping_names(asked.config)
-        case _:
-            text = json.dumps(config.schema(), indent=2, ensure_ascii=False) + "\n"
-    from docferry.cli.output import Screen
-
-    Screen().write(text)
-    return 0
 
 
 def _failed(error: Exception) -> int:
