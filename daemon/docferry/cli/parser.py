@@ -32,6 +32,12 @@ when something is wrong:
 exit codes:
   0 all done   1 some documents are held   2 configuration or command line wrong
   75 something is still due, or a folder can't be read: nothing is lost, run it again
+
+exit code 1 of other commands:
+  health                  the daemon is not alive, or not ready
+  verify, remote ls       a sent document is missing (verify: or changed) at the remote
+  receipts verify         the record of what was sent has a problem
+  retry --missing         a missing document has no file any more
 """
 
 

@@ -22,7 +22,9 @@ def add_receipts(parser: Parser) -> None:
         "prove 17 > proof.json",
         "export --company 8a210b68-6988-11ed-a1eb-0242ac120002 --since 2026-01-01 -o receipts.zip",
     )
-    verify = receipts.subcommand("verify", "rebuild the log and compare it with the queue and every head")
+    verify = receipts.subcommand(
+        "verify", "rebuild the log and compare it with the queue and every head: exit 0 if all agree, 1 if not"
+    )
     verify.add_argument(
         "--anchor",
         action="append",
@@ -58,7 +60,8 @@ def add_verify(parser: Parser) -> None:
         "",
         "--mapping acme-bank --since 2026-01-01",
         "--bytes --json",
-        more="A stopped verification continues later. `docferry retry --missing` sends missing documents again.",
+        more="Exits with 1 if documents are missing or changed, with 75 if some are unknown. A stopped verification\n"
+        "continues later. `docferry retry --missing` sends missing documents again.",
     )
     verify.add_argument("--mapping", metavar="NAME", help="only documents of this mapping")
     verify.add_argument(
