@@ -19,8 +19,8 @@ from docferry.files.safe_open import Root
 from docferry.files.scan import walk
 from docferry.model import State
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.plan_table import Planned
 from docferry.store.state_dir import prepare_state_dir
 
 _TOGETHER = 20_000

@@ -22,8 +22,8 @@ from docferry.clock import SystemClock
 from docferry.model import Outcome, Receipt, SeenFile, Stamp, State, Target, Transfer
 from docferry.store.claims import Pick
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.plan_table import Planned
 from docferry.store.transfers import Transfers
 
 TASKS = 16

@@ -47,9 +47,9 @@ from docferry.store.claims import Pick
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
 from docferry.store.owners import LocalOwners
+from docferry.store.plan_table import Planned
 from docferry.store.receipt_log import ReceiptLog
 from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers

@@ -19,8 +19,8 @@ from docferry.receipts.heads import SignedHead
 from docferry.receipts.merkle import Frontier, leaf_hash
 from docferry.store.claims import Pick
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.plan_table import Planned
 from docferry.store.receipt_log import AuditReport, ReceiptLog
 from docferry.store.transfers import Transfers
 

@@ -16,8 +16,8 @@ from docferry.model import Outcome, SeenFile, Stamp, State, Target, Transfer
 from docferry.store.claims import Lane, Pick
 from docferry.store.database import Database
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.plan_table import Planned
 from docferry.store.statement import Sql
 from docferry.store.transfers import Transfers
 from postgresql_server import PostgresqlServer

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from docferry.model import Gate, Outcome, SeenFile, Stamp, State, Target
 from docferry.store.cursors import Cursors
 from docferry.store.downloads import DownloadedFile, Downloads
-from docferry.store.enqueue import Planned
 from docferry.store.gates import Gates
+from docferry.store.plan_table import Planned
 from docferry.store.reports import Reports
 from store.conftest import ACME, StoreEnv, planned
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from docferry.store import claims, documents, enqueue, lookup_counts, schema, transfers, transitions
+from docferry.store import claims, documents, enqueue, lookup_counts, plan_table, schema, transfers, transitions
 from docferry.store.statement import ByDialect, Sql, for_sqlite
 
 ASKED_BY_A_PERSON = {"_RETRY", "_TO_RELEASE"}  # rare commands of a person
@@ -36,7 +36,7 @@ def statements(module: ModuleType) -> dict[str, str]:
 def test_no_statement_reads_a_whole_table(tmp_path: Path, module: ModuleType) -> None:
     schema.prepare(tmp_path / "docferry.db")
     database = sqlite3.connect(tmp_path / "docferry.db")
-    database.execute(enqueue._CREATE_PLAN.sqlite)
+    database.execute(plan_table.CREATE.sqlite)
     found = statements(module)
     assert found
     for name, text in found.items():

@@ -26,8 +26,8 @@ from docferry.model import Reason, SeenFile, State
 from docferry.settings import Settings, Upload
 from docferry.store.database import Database
 from docferry.store.documents import Documents
-from docferry.store.enqueue import Planned
 from docferry.store.opening import open_database
+from docferry.store.plan_table import Planned
 from docferry.store.reports import Reports, Row
 
 #: The states of documents that a pass processes, with the action for each.

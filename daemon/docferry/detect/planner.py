@@ -28,8 +28,9 @@ from docferry.remotes.protocol import Rules
 from docferry.settings import Upload
 from docferry.store.documents import Documents
 from docferry.store.downloads import DownloadedFile, Downloads
-from docferry.store.enqueue import OBJECT_KEY, Exclusion, Planned
+from docferry.store.enqueue import OBJECT_KEY
 from docferry.store.old_copy import adopted
+from docferry.store.plan_table import Exclusion, Planned
 from docferry.wakeups import Wakeups
 
 log = logs.get("planner")

@@ -12,7 +12,8 @@ from docferry.detect import content
 from docferry.files.hashing import Inspect
 from docferry.model import ContentFault, Reason, SeenFile, Stamp, State
 from docferry.settings import Upload
-from docferry.store.enqueue import APPROVAL, Planned
+from docferry.store.enqueue import APPROVAL
+from docferry.store.plan_table import Planned
 
 #: A file that is cut short is held after this time without changes, seconds. Its own times count, so that a restart
 #: resets nothing. A file further than this in the future is held at once.

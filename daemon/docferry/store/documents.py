@@ -10,12 +10,13 @@ from msgspec import Struct, field
 from docferry.clock import Clock
 from docferry.errors import StatementRefused
 from docferry.model import SeenFile, Stamp, joined, parted
-from docferry.store import enqueue
+from docferry.store import enqueue, plan_table
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
-from docferry.store.enqueue import Applied, Planned
+from docferry.store.enqueue import Applied
 from docferry.store.old_copy import adopted
+from docferry.store.plan_table import Planned
 from docferry.store.statement import Sql
 
 #: name, size, mtime_ns and ctime_ns of a file, from `files.scan`.
@@ -120,7 +121,7 @@ class Documents:
 
         applied, refused = await database.write_each(planned, work)
         if refused:
-            held = [enqueue.held(plan, f"{error}, then run `docferry retry`") for plan, error in refused]
+            held = [plan_table.held(plan, f"{error}, then run `docferry retry`") for plan, error in refused]
             more, refused = await database.write_each(held, work)
             applied += more
         told = tuple((plan.seen_file, str(error)) for plan, error in refused)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from docferry.model import Reason, SeenFile, State, Target, parted
-from docferry.store.connection import Transaction, is_storable, storable
+from docferry.model import SeenFile, State, parted
+from docferry.store import plan_table
+from docferry.store.connection import Transaction
+from docferry.store.plan_table import Planned
 from docferry.store.receipts import ReceiptWriter
-from docferry.store.recordset import BYTES, as_json, recordset, selected
-from docferry.store.statement import ByDialect, Sql
+from docferry.store.statement import Sql
 
-#: The scope of a dedupe key. "content": equal bytes are sent once. "name": a name is sent once, and another version is
-#: held. "object": a name has one content at a time, and versions follow each other. "volatile": like "object", but each
-#: version gets its own name.
-Exclusion = Literal["content", "name", "object", "volatile"]
 OBJECT_KEY: Final = "object:"
 #: The longest delay after which an attempt with a lost response may take effect, seconds.
 LATE_PUT_S: Final = 5.0
@@ -25,24 +21,6 @@ LATE_PUT_S: Final = 5.0
 APPROVAL: Final = "this mapping sends only what a person released: `docferry retry ID`, or Release on the status page"
 #: Detail of a transfer that is gone before it was sent.
 WENT_AWAY: Final = "the file vanished or changed before it was sent"
-
-
-class Planned(Struct, frozen=True):
-    """Hold the planner's decision about a seen file: its target, or the rule that holds it."""
-
-    seen_file: SeenFile
-    target: Target | None  # None: a download wrote the file, and it is not uploaded
-    uid: str
-    remote_name: str
-    sha256: str | None  # None: a rule holds the file unread
-    dedupe_key: str
-    state: State = State.WAITING
-    reason: str | None = None
-    detail: str | None = None
-    sent_since: float | None = None  # for DOUBTFUL: the earliest time at which it may have been sent
-    fingerprint: str | None = None  # of the same bytes as sha256; None: not computed
-    md5: str | None = None
-    exclusion: Exclusion = "content"
 
 
 class Applied(Struct, frozen=True):
@@ -71,8 +49,8 @@ def apply(
     transaction: Transaction, mapping: str, planned: Sequence[Planned], now: float, receipts: ReceiptWriter
 ) -> Applied:
     """Commit plans; see `Documents.apply`."""
-    rows = [_row(number, mapping, plan) for number, plan in enumerate(planned)]
-    _fill(transaction, rows)
+    rows = [plan_table.row_of(number, mapping, plan) for number, plan in enumerate(planned)]
+    plan_table.fill(transaction, rows)
     transaction.start(_DROP_REPEATED)
     if any(row["sha256"] is None for row in rows):
         _refresh_held(transaction, now)
@@ -100,9 +78,11 @@ def mark_gone(
     transaction: Transaction, mapping: str, paths: Sequence[bytes], now: float, receipts: ReceiptWriter
 ) -> int:
     """Record that paths are absent; see `Documents.mark_gone`."""
-    empty = dict.fromkeys(_PLAN_COLUMNS)
+    empty = dict.fromkeys(plan_table.COLUMNS)
     rows = [(number, *parted(path)) for number, path in enumerate(paths)]
-    _fill(transaction, [empty | {"n": n, "mapping": mapping, "folder": f, "name": name} for n, f, name in rows])
+    plan_table.fill(
+        transaction, [empty | {"n": n, "mapping": mapping, "folder": f, "name": name} for n, f, name in rows]
+    )
     return _retire(transaction, now, receipts)
 
 
@@ -110,16 +90,6 @@ def mark_removed(transaction: Transaction, document_ids: Sequence[int], now: flo
     """Record that the files of sent documents were removed; see `Documents.mark_removed`."""
     removed = transaction.fetch_all(_REMOVE_DOCUMENTS, {"ids": document_ids, "now": now})
     transaction.start(_FREE_TAKEN, {"retired": [transfer_id for (transfer_id,) in removed if transfer_id is not None]})
-
-
-def _fill(transaction: Transaction, rows: Sequence[Mapping[str, object]]) -> None:
-    transaction.start(_CREATE_PLAN)
-    transaction.start(_CLEAR_PLAN)
-    if transaction.has_recordsets:
-        transaction.start(_INDEX_PLAN)
-        transaction.start(_FILL_PLAN_TOGETHER, {"rows": as_json(rows)})
-    else:
-        transaction.execute_many(_FILL_PLAN, rows)
 
 
 def _refresh_held(transaction: Transaction, now: float) -> None:
@@ -135,7 +105,7 @@ def _defer(transaction: Transaction, planned: Sequence[Planned], now: float) -> 
     A version with several attempts counts as doubtful for a time: a lost attempt may still take effect.
     """
     if not transaction.has_recordsets:
-        transaction.start(_INDEX_PLAN)
+        plan_table.index(transaction)
     transaction.start(_DROP_REFRESHED)
     numbers = [number for (number,) in transaction.fetch_all(_DEFERRED, {"settled": now - LATE_PUT_S})]
     if numbers:
@@ -155,108 +125,6 @@ def _retire(transaction: Transaction, now: float, receipts: ReceiptWriter) -> in
     return len(retired)
 
 
-def _row(number: int, mapping: str, plan: Planned) -> dict[str, object]:
-    """Return the row of a plan. An unstorable number or text makes the plan held, without failing other plans."""
-    seen_file, stamp, target = plan.seen_file, plan.seen_file.stamp, plan.target
-    row = {
-        "n": number,
-        "mapping": mapping,
-        "folder": seen_file.folder,
-        "name": seen_file.name,
-        "size": stamp.size,
-        "mtime_ns": stamp.mtime_ns,
-        "ctime_ns": stamp.ctime_ns,
-        "sha256": plan.sha256,
-        "fingerprint": plan.fingerprint,
-        "md5": plan.md5,
-        "uid": plan.uid,
-        "lane": target and target.lane,
-        "remote": target and target.remote,
-        "company_id": target and target.company_id,
-        "connection_id": target and target.connection_id,
-        "remote_name": plan.remote_name,
-        "dedupe_key": plan.dedupe_key,
-        "state": plan.state,
-        "reason": plan.reason,
-        "detail": plan.detail,
-        "sent_since": plan.sent_since,
-        "exclusion": plan.exclusion,
-    }
-    texts = "".join([value for value in row.values() if isinstance(value, str)])
-    is_plain = texts.isascii() and "\0" not in texts and all(map(is_storable, stamp))  # most are, and it is found soon
-    if is_plain or all(map(is_storable, row.values())):
-        return row
-    detail = "its times, size or name at the remote cannot be stored; correct them (`touch`, rename)"
-    return {name: storable(value) for name, value in (row | _held(plan, detail)).items()}
-
-
-def held(plan: Planned, detail: str) -> Planned:
-    """Return the plan that holds a file because its row cannot be stored."""
-    return replace(plan, **_held(plan, detail))
-
-
-def _held(plan: Planned, detail: str) -> dict[str, Any]:
-    return {
-        "sha256": None,
-        "fingerprint": None,
-        "md5": None,
-        "dedupe_key": f"held:{plan.uid}",
-        "state": State.HELD,
-        "reason": Reason.METADATA,
-        "detail": detail,
-    }
-
-
-#: The columns of the temporary table, with SQLite's types.
-_PLAN_COLUMNS = {
-    "n": "INTEGER PRIMARY KEY",
-    "mapping": "TEXT",
-    "folder": "BLOB",
-    "name": "BLOB",
-    "size": "INTEGER",
-    "mtime_ns": "INTEGER",
-    "ctime_ns": "INTEGER",
-    "sha256": "TEXT",
-    "fingerprint": "TEXT",
-    "md5": "TEXT",
-    "uid": "TEXT",
-    "lane": "TEXT",
-    "remote": "TEXT",
-    "company_id": "TEXT",
-    "connection_id": "TEXT",
-    "remote_name": "TEXT",
-    "dedupe_key": "TEXT",
-    "state": "TEXT",
-    "reason": "TEXT",
-    "detail": "TEXT",
-    "sent_since": "REAL",
-    "exclusion": "TEXT",
-}
-_POSTGRESQL_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "BLOB": "BYTEA", "REAL": "DOUBLE PRECISION"}
-
-_RECORD_TYPES = {
-    name: {"TEXT": "text", "BLOB": BYTES, "REAL": "double precision"}.get(kind, "bigint")
-    for name, kind in _PLAN_COLUMNS.items()
-}
-
-
-def _columns(types: Mapping[str, str]) -> str:
-    """Return the definition of the columns, with types replaced by `types`."""
-    return ", ".join(f"{name} {types.get(kind, kind)}" for name, kind in _PLAN_COLUMNS.items())
-
-
-_CREATE_PLAN = ByDialect(
-    Sql(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns({})})"),
-    # Dropped at the end of the transaction, because pgbouncer may pass the session to another process.
-    Sql(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
-)
-_CLEAR_PLAN = Sql("DELETE FROM plan")
-_FILL_PLAN = Sql(
-    f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in _PLAN_COLUMNS)})"
-)
-_FILL_PLAN_TOGETHER = Sql(
-    f"INSERT INTO plan ({', '.join(_PLAN_COLUMNS)}) SELECT {selected(_RECORD_TYPES)} FROM {recordset(_RECORD_TYPES)}"
-)
 # The later plan of a path counts.
 _DROP_REPEATED = Sql("DELETE FROM plan WHERE n NOT IN (SELECT max(n) FROM plan GROUP BY mapping, folder, name)")
 # Keep the document if a rule holds another version of the file for the same reason. A file changed in a loop would
@@ -290,7 +158,6 @@ FROM plan p WHERE document.present AND document.mapping = p.mapping
     SELECT 1 FROM transfer t WHERE t.id = document.transfer_id AND t.lane = p.lane
     AND (t.dedupe_key = p.dedupe_key OR p.exclusion = 'volatile' AND substr(t.dedupe_key, 1, 7) = 'object:')))
 """)
-_INDEX_PLAN = Sql("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
 # A refreshed document keeps its transfer: the next plan of a volatile name would have another name.
 _DROP_REFRESHED = Sql("""
 DELETE FROM plan WHERE exclusion = 'volatile' AND EXISTS (SELECT 1 FROM document d WHERE d.present

@@ -12,7 +12,7 @@ from docferry.model import Reason, State
 from docferry.store.connection import Transaction
 from docferry.store.cursors import Cursors
 from docferry.store.database import Database
-from docferry.store.enqueue import Planned
+from docferry.store.plan_table import Planned
 from docferry.store.statement import Sql
 
 #: The reason of a doubt about documents that a lost queue may have sent.
