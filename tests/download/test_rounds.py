@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import string
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import IO
 
 import pytest
 
 import zip_corpus
 import zips
-from app_env import COMPANY, AppEnv
+from app_env import COMPANY, AppEnv, files_below
 from docferry.simulator import Fault, company_files
+from postgresql_server import PostgresqlServer
 
 DAY = "2026-03-04T10:00:00Z"
 OTHER = "11111111-6988-11ed-a1eb-0242ac120002"
@@ -205,3 +208,21 @@ def test_an_own_upload_that_is_doubtful_is_no_missing_document(app_env: AppEnv) 
     done = app_env.run("sync", "--json", "--no-upload")
     assert "archive" not in done.stderr
     assert [path.read_bytes() for path in folder.rglob("*.pdf")] == [b"theirs"]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_name_longer_than_a_row_of_an_index_comes_down_once(
+    app_env: AppEnv, request: pytest.FixtureRequest, database: str
+) -> None:
+    """A row of an index of PostgreSQL has at most 2,704 bytes, and a ZIP allows names of 65,535."""
+    if database == "postgresql":
+        server: PostgresqlServer = request.getfixturevalue("postgresql_server")
+        app_env.settings["database_url"] = f'"{server.new_database()}"'
+    letters = Random(5)  # noqa: S311 - incompressible, and the same each time
+    long = ["".join(letters.choices(string.ascii_letters, k=4000)) + end for end in ("a.pdf", "b.pdf")]
+    for name in long:
+        listed(app_env, name, name[-5:].encode())
+    folder = inbox(app_env)
+    assert app_env.sync()["downloaded"] == 2
+    assert sorted(path.read_bytes() for path in files_below(folder)) == [b"a.pdf", b"b.pdf"]
+    assert app_env.sync()["downloaded"] == 0

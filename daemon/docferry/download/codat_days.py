@@ -26,7 +26,7 @@ from docferry.remotes.codat.client import Codat
 from docferry.remotes.codat.company_list import ListedFile
 from docferry.settings import Download
 from docferry.store.cursors import Cursors
-from docferry.store.downloads import DownloadedFile
+from docferry.store.downloads import DownloadedFile, indexable
 from docferry.store.refusals import refusal_logged
 from docferry.store.transfers import Transfers
 
@@ -141,9 +141,12 @@ class CodatDays:
         self, download: Download, company: str, day: _DayRound, fetched_day: str, extracted: unzip.Extracted
     ) -> None:
         own_day = fetched_day == day.day
-        origins = {m.spool: f"{company}/{fetched_day}/{m.folder}/{m.name}" for m in extracted.members}
-        known = await self._publisher.downloads.known(download.name, sorted(set(origins.values())))
-        published = {(file.origin, file.sha256) for file in known if file.published}
+        whole = {m.spool: f"{company}/{fetched_day}/{m.folder}/{m.name}" for m in extracted.members}
+        origins = {spool: indexable(origin) for spool, origin in whole.items()}
+        # An older docferry stored long origins whole.
+        wanted = sorted({*whole.values(), *origins.values()})
+        known = await self._publisher.downloads.known(download.name, wanted)
+        published = {(indexable(file.origin), file.sha256) for file in known if file.published}
         ours = await self._ours(download, company, extracted.members)
         missing = day.missing()
         for member in extracted.members:

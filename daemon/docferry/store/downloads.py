@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -34,6 +35,18 @@ _OWN_DIGESTS = Sql("""
 SELECT DISTINCT sha256 FROM transfer WHERE sha256 = ANY(:digests) AND company_id = :company
   AND (state = 'sent' OR first_sent IS NOT NULL)
 """)
+
+
+#: The longest origin that is stored whole, bytes. A row of an index of PostgreSQL has at most 2,704.
+LONGEST_ORIGIN: Final = 1500
+
+
+def indexable(origin: str) -> str:
+    """Return an origin that fits into an index: the end of a long one is replaced by its SHA-256."""
+    raw = origin.encode("utf-8", "backslashreplace")
+    if len(raw) <= LONGEST_ORIGIN:
+        return origin
+    return f"{raw[:LONGEST_ORIGIN].decode('utf-8', 'ignore')}…{hashlib.sha256(raw).hexdigest()}"
 
 
 class DownloadedFile(Struct, frozen=True):
