@@ -40,8 +40,9 @@ HASHED_AT_ONCE: Final = 64
 BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 #: Failed reads of a file before it is held; missing permission holds it at once.
 READ_TRIES: Final = 4
-#: Documents of one commit: each commit writes most pages of the indexes by digest.
-PLANNED_AT_ONCE: Final = 1024
+#: Documents of one commit. With a million rows it writes almost two pages of the index by digest for each of them; more
+#: documents exceed the page cache, and transitions wait longer for the writer than the prefetched documents last.
+PLANNED_AT_ONCE: Final = 256
 #: Bytes of one commit: large documents are sent while the next ones are read.
 PLANNED_BYTES: Final = 64 * 1024 * 1024
 #: The longest dedupe key, bytes: an entry of PostgreSQL's index has at most 2,704.

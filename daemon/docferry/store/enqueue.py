@@ -65,9 +65,9 @@ def apply(
         taken = [number for (number,) in transaction.fetch_all(_HOLD_TAKEN)]
         transaction.start(_SUPERSEDE, {"now": now})
     states = [state for (state,) in transaction.fetch_all(_INSERT_TRANSFERS, {"now": now})]
-    if len(states) < len(planned):
+    if len(states) < len(planned):  # otherwise no plan found an earlier transfer
         transaction.start(_UNHOLD, {"now": now})
-    transaction.start(_FOLLOW_MAPPING)
+        transaction.start(_FOLLOW_MAPPING)
     transaction.start(_INSERT_DOCUMENTS, {"now": now})
     held = sum(state == State.HELD for state in states)
     unchanged = len(planned) - len(states) - len(deferred)

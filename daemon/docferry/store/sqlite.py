@@ -18,7 +18,15 @@ LOG_ALARM_BYTES = 64 * 1024 * 1024
 FILE_TIME_TICK_S = 0.1
 #: Page cache of the writer and of each reader, KiB. Digests are spread over an index of millions of rows.
 WRITER_CACHE_KIB, READER_CACHE_KIB = 8_000, 2_000
-_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "temp_store=MEMORY")
+#: Pages in the write-ahead log, 16 MiB, after which a commit copies them into the database. A page that changes with
+#: most commits is copied once. No other thread may do it: SQLite before 3.51.3 loses commits then (WAL reset).
+CHECKPOINT_PAGES = 4_000
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "temp_store=MEMORY",
+    f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+)
 #: Error texts that may not occur again: a full disk, a lock, an I/O error.
 _TRANSIENT = ("full", "locked", "busy", "disk i/o", "unable to open")
 #: Error texts of a damaged file.
