@@ -13,7 +13,7 @@ from docferry.cli.receipts_parser import add_receipts, add_verify
 _STATES: Final = ("waiting", "leased", "sending", "doubtful", "asking", "sent", "held", "gone")
 
 
-class Command(NamedTuple):
+class CommandEntry(NamedTuple):
     """Name the function of a command, which is imported only when the command runs."""
 
     add: Callable[[Parser], None]  # adds the command to the parser
@@ -296,25 +296,25 @@ def _demo(parser: Parser) -> None:
 
 
 #: The commands in the order of the help, by name.
-COMMANDS: Final[dict[str, Command]] = {
-    "run": Command(_run, "run"),
-    "sync": Command(_sync, "sync"),
-    "status": Command(_status, "status"),
-    "list": Command(_list, "documents", "list_command"),
-    "show": Command(_show, "documents", "show_command"),
-    "retry": Command(_retry, "retry"),
-    "put": Command(_put, "put"),
-    "remote": Command(_remote, "remote"),
-    "check": Command(_check, "check"),
-    "health": Command(_health, "health"),
-    "metrics": Command(_metrics, "metrics"),
-    "ui": Command(_ui, "ui"),
-    "config": Command(_config, "config"),
-    "alerts": Command(_alerts, "alerts"),
-    "hosts": Command(_hosts, "hosts"),
-    "queue": Command(_queue, "move"),
-    "verify": Command(add_verify, "verify"),
-    "receipts": Command(add_receipts, "receipts"),
-    "simulate": Command(_simulate, "simulate"),
-    "demo": Command(_demo, "demo.command"),
+COMMANDS: Final[dict[str, CommandEntry]] = {
+    "run": CommandEntry(_run, "run"),
+    "sync": CommandEntry(_sync, "sync"),
+    "status": CommandEntry(_status, "status"),
+    "list": CommandEntry(_list, "documents", "list_command"),
+    "show": CommandEntry(_show, "documents", "show_command"),
+    "retry": CommandEntry(_retry, "retry"),
+    "put": CommandEntry(_put, "put"),
+    "remote": CommandEntry(_remote, "remote"),
+    "check": CommandEntry(_check, "check"),
+    "health": CommandEntry(_health, "health"),
+    "metrics": CommandEntry(_metrics, "metrics"),
+    "ui": CommandEntry(_ui, "ui"),
+    "config": CommandEntry(_config, "config"),
+    "alerts": CommandEntry(_alerts, "alerts"),
+    "hosts": CommandEntry(_hosts, "hosts"),
+    "queue": CommandEntry(_queue, "move"),
+    "verify": CommandEntry(add_verify, "verify"),
+    "receipts": CommandEntry(add_receipts, "receipts"),
+    "simulate": CommandEntry(_simulate, "simulate"),
+    "demo": CommandEntry(_demo, "demo.command"),
 }

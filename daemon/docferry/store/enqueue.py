@@ -78,7 +78,7 @@ def mark_gone(
     transaction: Transaction, mapping: str, paths: Sequence[bytes], now: float, receipts: ReceiptWriter
 ) -> int:
     """Record that paths are absent; see `Documents.mark_gone`."""
-    empty = dict.fromkeys(plan_table.COLUMNS)
+    empty = dict.fromkeys(plan_table.PLAN_COLUMNS)
     rows = [(number, *parted(path)) for number, path in enumerate(paths)]
     plan_table.fill(
         transaction, [empty | {"n": n, "mapping": mapping, "folder": f, "name": name} for n, f, name in rows]

@@ -106,7 +106,7 @@ def _held(plan: Planned, detail: str) -> dict[str, Any]:
 
 
 #: The columns of the temporary table, with SQLite's types.
-COLUMNS = {
+PLAN_COLUMNS = {
     "n": "INTEGER PRIMARY KEY",
     "mapping": "TEXT",
     "folder": "BLOB",
@@ -134,13 +134,13 @@ _POSTGRESQL_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT", "BLOB": "B
 
 _RECORD_TYPES = {
     name: {"TEXT": "text", "BLOB": BYTES, "REAL": "double precision"}.get(kind, "bigint")
-    for name, kind in COLUMNS.items()
+    for name, kind in PLAN_COLUMNS.items()
 }
 
 
 def _columns(types: Mapping[str, str]) -> str:
     """Return the definition of the columns, with types replaced by `types`."""
-    return ", ".join(f"{name} {types.get(kind, kind)}" for name, kind in COLUMNS.items())
+    return ", ".join(f"{name} {types.get(kind, kind)}" for name, kind in PLAN_COLUMNS.items())
 
 
 CREATE = ByDialect(
@@ -149,8 +149,8 @@ CREATE = ByDialect(
     Sql(f"CREATE TEMP TABLE IF NOT EXISTS plan ({_columns(_POSTGRESQL_TYPES)}) ON COMMIT DROP"),
 )
 _CLEAR = Sql("DELETE FROM plan")
-_FILL = Sql(f"INSERT INTO plan ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)})")
+_FILL = Sql(f"INSERT INTO plan ({', '.join(PLAN_COLUMNS)}) VALUES ({', '.join(f':{name}' for name in PLAN_COLUMNS)})")
 _FILL_TOGETHER = Sql(
-    f"INSERT INTO plan ({', '.join(COLUMNS)}) SELECT {selected(_RECORD_TYPES)} FROM {recordset(_RECORD_TYPES)}"
+    f"INSERT INTO plan ({', '.join(PLAN_COLUMNS)}) SELECT {selected(_RECORD_TYPES)} FROM {recordset(_RECORD_TYPES)}"
 )
 _INDEX = Sql("CREATE INDEX IF NOT EXISTS plan_key ON plan (dedupe_key)")
