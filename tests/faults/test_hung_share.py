@@ -45,8 +45,8 @@ def test_the_daemon_serves_the_others_and_takes_the_share_up_again(app_env: AppE
         mounted.enter_context(hung_share(share))
         with app_env.daemon() as daemon:
             until(lambda: len(app_env.stored()) == 1, what="the upload of the other mapping")
-            status = json.loads(app_env.run("status", "--json").stdout)
-            problems = {row["mapping"]: row["problem"] for row in status["uploads"]}
+            until(lambda: f"{share} does not answer" in _status_text(app_env), what="the problem in the status file")
+            problems = {name: row["problem"] for name, row in json.loads(_status_text(app_env))["mappings"].items()}
             assert problems["bank"] is None
             assert f"{share} does not answer" in problems["share"]
             mounted.close()
