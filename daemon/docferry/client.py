@@ -100,14 +100,17 @@ class Queue:
         blocks = outbox.blocks_of(content) if isinstance(content, bytes) else _read(content)
         folder = await anyio.to_thread.run_sync(outbox.store, box.root, path, blocks)
         stored = f"{folder}/{path}"
-        changed = [os.fsencode(stored)]
-        if box.replaces:
-            changed += await anyio.to_thread.run_sync(outbox.replace_older, box.root, folder)
         try:
-            await self._app.reconciler.check_paths(box, changed)
+            if box.replaces:
+                # While an older document is being removed, the database says that the name still belongs to it.
+                async with self._app.after_upload.serving:
+                    older = await anyio.to_thread.run_sync(outbox.replace_older, box.root, folder)
+                    await self._app.reconciler.check_paths(box, [os.fsencode(stored), *older])
+            else:
+                await self._app.reconciler.check_paths(box, [os.fsencode(stored)])
         except (DatabaseBusy, FolderError) as error:
             # The document is on the disk, so every scan finds it.
-            log.warning("planned_later", str(error), mapping=mapping, path=changed[0])
+            log.warning("planned_later", str(error), mapping=mapping, path=os.fsencode(stored))
         return stored
 
     async def get(self, document: str) -> Document | None:

@@ -22,6 +22,7 @@ from docferry.errors import ConfigError
 from docferry.files import outbox
 from docferry.model import State
 from docferry.simulator import Fault
+from docferry.upload.after_upload import GATHER_S
 from postgresql_server import PostgresqlServer
 
 pytestmark = pytest.mark.anyio
@@ -152,6 +153,25 @@ async def test_a_queue_in_postgresql_takes_documents(
     if remote == "wootiv":
         del expected["a.pdf", digest(b"one")]
     assert app_env.stored() == expected
+
+
+@pytest.mark.usefixtures("keys")
+async def test_a_later_version_is_not_held_while_the_earlier_is_removed(app_env: AppEnv) -> None:
+    """Later versions come at many moments of the removal, which begins 0.2 s after the receipt."""
+    app_env.upload("acme", "wootiv")
+    found: list[State] = []
+
+    async def both(queue: Queue, number: int) -> None:
+        await queue.wait(await queue.put("acme", f"{number}.pdf", b"one"))
+        await anyio.sleep(GATHER_S - 0.1 + number * 0.005)  # the moment is what the test varies
+        found.append((await queue.wait(await queue.put("acme", f"{number}.pdf", b"two"))).state)
+
+    with anyio.fail_after(60):
+        async with running(app_env) as queue, anyio.create_task_group() as group:
+            for number in range(60):
+                group.start_soon(both, queue, number)
+    assert found == [State.SENT] * 60
+    assert app_env.stored() == {(f"{number}.pdf", digest(b"two")): 1 for number in range(60)}
 
 
 @pytest.mark.usefixtures("keys")

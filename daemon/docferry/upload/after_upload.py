@@ -47,7 +47,7 @@ class AfterUpload:
         self._scanned: set[str] = set()  # mappings to process again
         self._failed: dict[str, dict[int, str]] = {}  # by mapping: document and reason of the remaining files
         self._logged: set[tuple[str, str]] = set()  # mapping and reason
-        self._serving = anyio.Lock()
+        self.serving = anyio.Lock()  # held while files are removed and until the database knows it
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -59,7 +59,7 @@ class AfterUpload:
 
     async def serve(self) -> None:
         """Remove the files sent since the last call, and remaining ones in mappings scanned since."""
-        async with self._serving:
+        async with self.serving:
             await self._take_sent()
             while self._sent:  # mappings take turns
                 for mapping, files in list(self._sent.items()):
