@@ -7,6 +7,7 @@ import socket
 import ssl
 import struct
 from collections import deque
+from typing import cast
 
 import anyio
 
@@ -53,8 +54,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (called by asyncio)."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's annotation is wider than its value
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport has the same methods, no base class
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]) if peer else ""
         if self._reset_pending:
