@@ -42,7 +42,7 @@ BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 READ_TRIES: Final = 4
 #: Documents of one commit. With a million rows it writes almost two pages of the index by digest for each of them; more
 #: documents exceed the page cache, and transitions wait longer for the writer than the prefetched documents last.
-PLANNED_AT_ONCE: Final = 256
+PLANNED_AT_ONCE: Final = 512
 #: Bytes of one commit: large documents are sent while the next ones are read.
 PLANNED_BYTES: Final = 64 * 1024 * 1024
 #: The longest dedupe key, bytes: an entry of PostgreSQL's index has at most 2,704.
