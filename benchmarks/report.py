@@ -167,7 +167,7 @@ def _aligned(rows: list[tuple[str, ...]], *, left: int) -> str:
 
 # -- the chart ---------------------------------------------------------------------------------------------------------
 
-_WIDTH, _LABEL, _BAR, _GAP = 760, 250, 18, 6
+_WIDTH, _LABEL, _BAR, _GAP = 810, 300, 18, 6
 _TITLES = {
     "W1 TLS": "W1 over TLS · small files, files a second",
     "W2 TLS": "W2 over TLS · 5 MB files, MB a second",
