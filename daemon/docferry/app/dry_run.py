@@ -17,7 +17,7 @@ from docferry.detect.debounce import Debouncer
 from docferry.detect.left_out import LeftOut, unwanted
 from docferry.detect.planner import plan, validate
 from docferry.detect.screening import Screening, inspector
-from docferry.errors import FolderError, SourceError, SourceUnreadable, SourceVanished
+from docferry.errors import SourceError, SourceUnreadable, SourceVanished
 from docferry.files import scan
 from docferry.files.folder_thread import run_in_folder
 from docferry.files.hashing import hash_file
@@ -77,8 +77,7 @@ class _DryRun:
     async def rows(self) -> list[DryRunRow]:
         """Return a row for each document in the folder."""
         upload = self._upload
-        if upload.unanswered is not None:
-            raise FolderError(upload.unanswered)
+        upload.assert_answering()
         listings = await run_in_folder(
             Root.of(upload), lambda: [listing for chunk in scan.walk(Root.of(upload), upload) for listing in chunk]
         )

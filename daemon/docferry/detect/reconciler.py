@@ -134,7 +134,7 @@ class Reconciler:
             with contextlib.suppress(OSError):  # the next scan tries again
                 await anyio.to_thread.run_sync(outbox.remove_replaced, upload.root)
         try:
-            _assert_answering(upload)
+            upload.assert_answering()
             walked = await self._walk(upload, scan.WHOLE)
             await self._forget_folders(upload, walked)
         except (FolderError, StatementRefused) as error:
@@ -243,7 +243,7 @@ class Reconciler:
 
         Absent paths are handled first, so that a renamed file keeps its transfer.
         """
-        _assert_answering(upload)
+        upload.assert_answering()
         root = self.state(upload.name).root
         examined = await run_in_folder(Root.of(upload), _examine, upload, list(paths), root)
         known = await self._documents.stamps(upload.name, [*(s.path for s in examined.seen), *examined.absent])
@@ -294,12 +294,6 @@ class Reconciler:
             self.debouncer.postpone(upload.name, seen_file, upload.settle, by_watching=upload.poll)
         if incomplete or is_any_unsettled:
             self._wakeups.debounce_changed()
-
-
-def _assert_answering(upload: Upload) -> None:
-    """Raise FolderError for a mapping that waits for the answer of a folder."""
-    if upload.unanswered is not None:
-        raise FolderError(upload.unanswered)
 
 
 def _small_groups_last(seen_files: list[SeenFile]) -> None:

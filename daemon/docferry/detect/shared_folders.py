@@ -84,8 +84,7 @@ class SharedFolders:
         await self._remember(upload, await self._mounts(upload), found)
 
     async def _look(self, upload: Upload) -> ShareLook:
-        if upload.unanswered is not None:
-            raise FolderError(upload.unanswered)
+        upload.assert_answering()
         documents, mounts = await self._documents.sample(upload.name), await self._mounts(upload)
         with anyio.move_on_after(SHARE_TIMEOUT_S):
             found = await anyio.to_thread.run_sync(

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from msgspec import Struct
 from pydantic import BaseModel, Field, PrivateAttr
 
+from docferry.errors import FolderError
 from docferry.model import Target, escaped
 from docferry.settings import patterns, templates
 from docferry.settings.section import SECTION
@@ -68,6 +69,11 @@ class _Entry(BaseModel):
         if self._unanswered is None:
             return None
         return f"{escaped(str(self._unanswered))} does not answer: is its server there? The mapping waits until it does"
+
+    def assert_answering(self) -> None:
+        """Raise FolderError while the mapping waits for the answer of a folder."""
+        if self.unanswered is not None:
+            raise FolderError(self.unanswered)
 
     def wait_for(self, folder: Path | None) -> None:
         """Record the folder that does not answer, None if all folders of the mapping do."""

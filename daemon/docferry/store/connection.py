@@ -172,7 +172,7 @@ class ThreadConnection:
         driver = self._open_driver()
         try:
             self._transaction = self._transaction_on(driver)
-        except Exception:
+        except Exception:  # of any kind: an unusable connection stays open otherwise
             self._close(driver)
             raise
         return self._transaction
@@ -200,7 +200,7 @@ class ThreadConnection:
         try:
             driver.cursor().execute(self._begin)
             value = work(transaction)
-        except Exception:
+        except Exception:  # of any kind, as `work` is the caller's
             with contextlib.suppress(self._errors):  # the first error has the cause
                 driver.rollback()
             raise

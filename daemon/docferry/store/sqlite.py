@@ -108,7 +108,7 @@ def _connect(path: Path, cache_kib: int) -> sqlite3.Connection:
     try:
         for pragma in (*_PRAGMAS, f"cache_size=-{cache_kib}"):
             connection.execute(f"PRAGMA {pragma}")
-    except Exception:
+    except Exception:  # of any kind: the file stays open otherwise
         connection.close()
         raise
     return connection
